@@ -1,0 +1,91 @@
+"""The nouns: what any checkpoint is, whatever its format.
+
+A checkpoint is a tree of plain data whose leaves may be tensors. Files, folders and live models all
+present themselves as one, so that nothing downstream knows where bytes come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ptsave.core.nodes import GlobalUse, TensorEntry
+from ptsave.core.record import Record
+from ptsave.core.tree import leaves
+
+ROOT_NAME = "value"
+"""The name of a root that is itself a leaf: `torch.save(tensor, path)`."""
+
+
+@dataclass(eq=False)
+class Checkpoint:
+    """A checkpoint that is open for reading."""
+
+    format: str
+    path: Path
+    """Where it came from; for messages only, never opened again."""
+    root: Any
+    """The tree: dict, list, tuple and plain values, with TensorEntry, Opaque and Global as leaves."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """Text that the container carries beside the tensors (safetensors' `__metadata__`)."""
+    globals: Mapping[str, GlobalUse] = field(default_factory=dict)
+    """What the file names outside the known shapes, by dotted name."""
+    record: Record | None = None
+    notes: list[str] = field(default_factory=list)
+    """What a reader wants a user to know: a TorchScript archive's code, an index's extra shard."""
+    checks: list[Callable[[], Iterator[Any]]] = field(default_factory=list)
+    """The container's own integrity checks (CRCs, …); each yields `core.verdict.Finding`s."""
+    files: ExitStack = field(default_factory=ExitStack)
+    """Closes what is open."""
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorEntry]:
+        """Every tensor by its name, in the file's order. The names are unique."""
+        return self._leaves[0]
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """Every leaf that is not a tensor, by its path: plain values, Opaque, Global, empty containers."""
+        return self._leaves[1]
+
+    @cached_property
+    def _leaves(self) -> tuple[dict[str, TensorEntry], dict[str, Any]]:
+        tensors: dict[str, TensorEntry] = {}
+        data: dict[str, Any] = {}
+        for path, leaf in leaves(self.root):
+            name = ".".join(map(str, path)) or ROOT_NAME
+            if isinstance(leaf, TensorEntry):
+                name = _unused(name, tensors)
+                tensors[name] = leaf.named(name)
+            else:
+                data[_unused(name, data)] = leaf
+        return tensors, data
+
+    def close(self) -> None:
+        self.files.close()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _unused(name: str, taken: Mapping[str, Any]) -> str:
+    """`name`, or `name~2`, … where two paths ({"a.b": …} and {"a": {"b": …}}) spell the same name."""
+    if name not in taken:
+        return name
+    n = 2
+    while f"{name}~{n}" in taken:
+        n += 1
+    return f"{name}~{n}"

@@ -1,0 +1,141 @@
+"""The nodes of a checkpoint's tree: tensors, inert names and inert objects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from ptsave.core.dtypes import DType
+from ptsave.core.storage import Storage
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TensorEntry:
+    """One tensor: a strided view of a storage.
+
+    A file's bounds are checked before its TensorEntry exists, so every element lies in the storage.
+    """
+
+    name: str
+    """The path inside the checkpoint, joined with dots; empty while it is only a node of a tree."""
+    dtype: DType
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    """In elements."""
+    storage: Storage
+    offset: int
+    """Of the first element in the storage, in elements."""
+    kind: str = "tensor"
+    """`tensor` or `parameter`; else what it is in the file's own words (`sparse_coo`, `quantized`, a
+    subclass's dotted name): then converting it needs care."""
+    requires_grad: bool = False
+
+    @property
+    def num_elements(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tensor when laid out contiguously."""
+        return prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether the elements lie in row-major order without gaps."""
+        expected = 1
+        for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            if size == 0:
+                return True
+            if size != 1:
+                if stride != expected:
+                    return False
+                expected *= size
+        return True
+
+    @property
+    def view(self) -> tuple[int, int, tuple[int, ...], tuple[int, ...], str]:
+        """A key that is equal for two entries that are the same elements of the same storage."""
+        return (id(self.storage), self.offset, self.shape, self.strides, self.dtype.name)
+
+    def named(self, name: str) -> TensorEntry:
+        """The same tensor under another name."""
+        return TensorEntry(
+            name,
+            self.dtype,
+            self.shape,
+            self.strides,
+            self.storage,
+            self.offset,
+            self.kind,
+            self.requires_grad,
+        )
+
+
+def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Row-major strides (elements) of `shape`, as torch gives them (a size of 0 counts as 1)."""
+    strides = []
+    step = 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+@dataclass(frozen=True, slots=True)
+class Global:
+    """A dotted name that a file mentions. It is never imported."""
+
+    name: str
+
+
+@dataclass(eq=False)
+class Opaque:
+    """An object of a class that ptsave does not rebuild: its name and its contents, inert."""
+
+    name: str
+    """Dotted, as the file spells it: `argparse.Namespace`."""
+    args: tuple[Any, ...] = ()
+    """What the file would have called it with."""
+    state: Any = None
+    """What the file would have set on it (BUILD): most often a dict of attributes."""
+    items: list[Any] | dict[Any, Any] | None = None
+    """What the file would have appended to or set in it."""
+
+    shared = False
+    """Whether a walk enters it each time that it is reached (a module, whose state dict repeats a
+    shared submodule's names) or only the first time (all else)."""
+
+    @property
+    def is_call_of_scalars(self) -> bool:
+        """Whether it is fully said by `name(arg, …)`: `pathlib.PosixPath('a', 'b')`."""
+        plain = (str, int, float, bool, bytes, type(None))
+        return self.state is None and not self.items and all(isinstance(a, plain) for a in self.args)
+
+    def children(self) -> Iterator[tuple[Any, Any]]:
+        """The contents as (key, value): attributes and items by name, arguments by position."""
+        yield from enumerate(self.args)
+        if isinstance(self.state, dict):
+            yield from self.state.items()
+        elif isinstance(self.state, tuple) and len(self.state) == 2 and isinstance(self.state[1], dict):
+            # copyreg protocol 2: (instance dict or None, slots dict)
+            if isinstance(self.state[0], dict):
+                yield from self.state[0].items()
+            yield from self.state[1].items()
+        elif self.state is not None:
+            yield "state", self.state
+        if isinstance(self.items, dict):
+            yield from self.items.items()
+        elif self.items is not None:
+            yield from enumerate(self.items)
+
+
+@dataclass(slots=True)
+class GlobalUse:
+    """How a file uses a name outside the known shapes."""
+
+    name: str
+    count: int = 0
+    used_for: str = "named"
+    """`called`, `built` or `named`: what a real unpickler would have done with it."""

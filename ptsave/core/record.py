@@ -1,0 +1,111 @@
+"""The record: what ptsave writes beside the tensors, and reads back.
+
+One JSON object. It lives where other readers ignore it: `__metadata__["ptsave"]` (safetensors), the
+zip entry `<top>/ptsave.json` (pt), the index's `metadata` (sharded), `ptsave.json` (dcp).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from ptsave.errors import CorruptError
+
+SCHEMA_VERSION = 1
+KEY = "ptsave"
+"""Under which a container's metadata holds the record."""
+FILE_NAME = "ptsave.json"
+MAX_BYTES = 64 * 1024 * 1024
+"""Cap on the record's JSON text."""
+
+
+@dataclass(frozen=True)
+class Digests:
+    """One digest a tensor, over its contiguous little-endian bytes, its dtype and its shape."""
+
+    algorithm: str
+    """`xxh3_128`, `blake3` or `sha256`."""
+    tensors: Mapping[str, str] = field(default_factory=dict)
+    """Tensor name → lower-case hex, of the algorithm's fixed width. A tied tensor has its own entry."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a checkpoint besides its tensors."""
+
+    model: Mapping[str, Any] | None = None
+    """`class` (dotted path), `args` (hyperparameters as the TOML has them), `source_digest`."""
+    digests: Digests | None = None
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Name of a tied tensor → the name that its bytes are stored under."""
+    environment: Mapping[str, str] | None = None
+    """Versions and platform at the time of saving: `torch`, `python`, `platform`, `device`, …"""
+    behaviour: Mapping[str, Any] | None = None
+    inputs: Mapping[str, Any] | None = None
+    """The TOML's `[inputs]`, so that a model can be run again."""
+    extras: Any = None
+    """Plain data that the container itself has no place for (`convert --extras keep`)."""
+    unknown: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of a newer ptsave, kept as they are."""
+
+    def to_json(self) -> str:
+        """Compact JSON text; the same record gives the same text."""
+        document: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name == "unknown" or value is None or value == {}:
+                continue
+            if isinstance(value, Digests):
+                value = {"algorithm": value.algorithm, "tensors": dict(value.tensors)}
+            document[f.name] = value
+        document.update(self.unknown)
+        return json.dumps(document, separators=(",", ":"), ensure_ascii=True)
+
+    @classmethod
+    def from_json(cls, text: str | bytes, where: str = "") -> Record:
+        """Parse what `to_json` wrote.
+
+        Raises: CorruptError when the text is not a record, or of a newer, incompatible schema.
+        """
+        try:
+            document = json.loads(text)
+            version = document.pop("schema_version")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise CorruptError("the ptsave record is not valid JSON", where, _HINT) from None
+        if version != SCHEMA_VERSION:
+            raise CorruptError(f"the ptsave record has schema_version {version!r}", where, _HINT)
+        known = {f.name for f in fields(cls)} - {"unknown"}
+        values = {key: document[key] for key in known if key in document}
+        for name, kind in _SHAPES.items():
+            if name in values and not isinstance(values[name], kind):
+                raise CorruptError(f"the ptsave record's {name!r} is malformed", where, _HINT)
+        if (digests := values.get("digests")) is not None:
+            values["digests"] = _digests(digests, where)
+        if not all(isinstance(target, str) for target in values.get("aliases", {}).values()):
+            raise CorruptError("the ptsave record's 'aliases' is malformed", where, _HINT)
+        unknown = {key: value for key, value in document.items() if key not in known}
+        return cls(**values, unknown=unknown)
+
+
+_HINT = "convert the file with --no-record to leave the record out"
+_SHAPES = {
+    "model": dict,
+    "aliases": dict,
+    "digests": dict,
+    "environment": dict,
+    "behaviour": dict,
+    "inputs": dict,
+}
+
+
+def _digests(value: dict[str, Any], where: str) -> Digests:
+    algorithm, tensors = value.get("algorithm"), value.get("tensors")
+    if (
+        not isinstance(algorithm, str)
+        or not isinstance(tensors, dict)
+        or not all(isinstance(digest, str) for digest in tensors.values())
+    ):
+        raise CorruptError("the ptsave record's 'digests' is malformed", where, _HINT)
+    return Digests(algorithm, tensors)

@@ -1,0 +1,99 @@
+"""Every error that ptsave raises on purpose, and the exit code of each.
+
+PtsaveError                     what, where, hint
+├── UsageError              2   the command line or the TOML asks for something that is not there
+├── UnreadableError         3   the input cannot be read
+│   ├── MissingFileError        there is no such file, or no permission to read it
+│   ├── UnknownFormatError      not a checkpoint, or one of a kind that ptsave names but does not read
+│   ├── CorruptError            a checkpoint whose content contradicts itself
+│   └── LimitError              a cap was exceeded; the message names it
+├── RefusedError            4   it could be done, but something would be lost
+│   ├── ExistsError             it would overwrite
+│   ├── UnsafeError             it would run or import what a file names
+│   ├── LossyError              it would drop or change data
+│   └── WriteError              the destination cannot be written (full disk, no permission)
+└── RankError               5   a rank failed
+
+A bug in ptsave is any other exception: exit 70. An interrupt is exit 130.
+"""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+EXIT_NO = 1
+EXIT_BUG = 70
+EXIT_INTERRUPTED = 130
+
+
+class PtsaveError(Exception):
+    """A failure that a user can understand and act on."""
+
+    exit_code = EXIT_BUG
+
+    def __init__(self, what: str, where: str = "", hint: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.what} ({self.where})" if self.where else self.what
+
+
+class UsageError(PtsaveError):
+    exit_code = 2
+
+
+class UnreadableError(PtsaveError):
+    exit_code = 3
+
+
+class MissingFileError(UnreadableError):
+    pass
+
+
+class UnknownFormatError(UnreadableError):
+    pass
+
+
+class CorruptError(UnreadableError):
+    pass
+
+
+class LimitError(UnreadableError):
+    """A cap on what a file may claim was exceeded.
+
+    The cap's name goes into the message so that a user can tell a limit of ptsave from damage.
+    """
+
+    def __init__(self, cap: str, limit: int, found: int | str, where: str = "") -> None:
+        super().__init__(
+            f"exceeds the cap {cap} = {limit} (found {found})",
+            where,
+            "a real checkpoint stays far below this; the file is damaged or hostile",
+        )
+        self.cap = cap
+
+
+class RefusedError(PtsaveError):
+    exit_code = 4
+
+
+class ExistsError(RefusedError):
+    pass
+
+
+class UnsafeError(RefusedError):
+    pass
+
+
+class LossyError(RefusedError):
+    pass
+
+
+class WriteError(RefusedError):
+    pass
+
+
+class RankError(PtsaveError):
+    exit_code = 5

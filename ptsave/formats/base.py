@@ -1,0 +1,57 @@
+"""What a format is: how it is recognised, read and written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.files import InputFile, InputFolder
+
+HEAD_BYTES = 4096
+"""How much of a file's beginning `sniff` is given."""
+
+DigestAlgorithm = Literal["xxh3_128", "blake3", "sha256"]
+
+
+@dataclass(frozen=True)
+class WriteOptions:
+    """How to write, for every format alike."""
+
+    overwrite: bool = False
+    record: bool = True
+    """Whether the record, digests included, is written along."""
+    digest: DigestAlgorithm = "xxh3_128"
+    check: bool = True
+    """Whether the destination is read back and compared before it takes its name."""
+    shard_bytes: int = 5 * 1000**3
+    """Most bytes of tensors in one file of a sharded format."""
+    progress: Callable[[int], None] | None = None
+    """Called with the bytes moved since the last call, from any thread."""
+
+
+@dataclass(frozen=True)
+class FileFormat:
+    """A format that is one file."""
+
+    name: str
+    """As `--format` and the JSON field `format` spell it."""
+    sniff: Callable[[InputFile, bytes], bool]
+    """Whether the file is of this format, from its first HEAD_BYTES bytes (and, if need be, more)."""
+    read: Callable[[InputFile], Checkpoint]
+    """Takes ownership of the file: closes it with the checkpoint, and on failure."""
+    write: Callable[[Checkpoint, Path, WriteOptions], None] | None = None
+    suffixes: tuple[str, ...] = ()
+    """Which names of a destination choose it."""
+
+
+@dataclass(frozen=True)
+class FolderFormat:
+    """A format that is a folder of files."""
+
+    name: str
+    sniff: Callable[[InputFolder], bool]
+    read: Callable[[InputFolder], Checkpoint]
+    write: Callable[[Checkpoint, Path, WriteOptions], None] | None = None
