@@ -1,4 +1,49 @@
 """The registry of formats, and the two questions asked of it: what is this, and how is that written.
 
-To add a format: one file beside this one, one line in FORMATS.
+To add a format: one file beside this one, one line in FILE_FORMATS or FOLDER_FORMATS.
 """
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.files import InputFile, InputFolder
+from ptsave.errors import MissingFileError, UnknownFormatError, UsageError
+from ptsave.formats import dcp, named, npz, pt2, safetensors, sharded, torch_legacy, torch_tar, torch_zip
+from ptsave.formats import torchscript as torchscript
+from ptsave.formats.base import HEAD_BYTES, FileFormat, FolderFormat
+
+FILE_FORMATS: tuple[FileFormat, ...] = (
+    safetensors.FORMAT,
+    torchscript.FORMAT,
+    pt2.FORMAT,
+    torch_zip.FORMAT,
+    torch_legacy.FORMAT,
+    torch_tar.FORMAT,
+    *npz.FORMATS,
+)
+FOLDER_FORMATS: tuple[FolderFormat, ...] = (*sharded.FORMATS, dcp.FORMAT)
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Open whatever checkpoint `path` is, recognised by content; nothing in it runs.
+
+    Raises: MissingFileError, UnknownFormatError, CorruptError, LimitError.
+    """
+    target = Path(path)
+    if "\0" in str(target):
+        raise MissingFileError("no such file", repr(str(target)), "check the path")
+    if target.is_dir():
+        return _open_folder(InputFolder(target))
+    file = InputFile(target)
+    try:
+        head = file.read_at(0, min(HEAD_BYTES, file.size_bytes))
+        for known in FILE_FORMATS:
+            if known.sniff(file, head):
+                return known.read(file)
+        raise named.refusal(file, head)
+    except BaseException:
+        file.close()
+        raise

@@ -1,0 +1,234 @@
+"""Finding the model's state dict inside a checkpoint, and the names that wrappers put in front of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.names import nearest
+from ptsave.core.nodes import Opaque, TensorEntry
+from ptsave.core.tree import leaves
+from ptsave.errors import UsageError
+
+MODEL_KEYS = (
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "module",
+    "net",
+    "network",
+    "params",
+    "params_ema",
+    "weights",
+    "generator",
+    "ema",
+    "ema_state_dict",
+    "model_ema",
+    "state",
+)
+"""Keys that training code keeps a model's state dict under, the likeliest first."""
+OPTIMIZER_KEYS = ("optimizer_state_dict", "optimizer", "optimizer_states", "optim", "last_optimizer_state")
+
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""What torch.compile, FSDP and activation checkpointing put into names, at any depth."""
+PARALLEL_WRAPPER = "module"
+"""What DataParallel and DDP put in front of all names."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A state dict inside a checkpoint."""
+
+    where: str
+    """The path of its key; empty for the whole checkpoint."""
+    tensors: Mapping[str, TensorEntry]
+    """By the names inside the state dict, wrapper prefixes removed."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Its leaves that are not tensors (`_extra_state`, quantization parameters), by name."""
+    original: Mapping[str, str] = field(default_factory=dict)
+    """Name here → the tensor's name in the checkpoint."""
+    stripped: tuple[str, ...] = ()
+    """The wrapper prefixes that were removed."""
+    others: tuple[str, ...] = ()
+    """Other keys that hold a state dict too, and were not taken."""
+
+    def sentence(self) -> str:
+        """What was taken, for a person; empty when there was nothing to choose."""
+        parts = []
+        if self.where:
+            parts.append(f"took the state dict under {self.where!r}")
+            if self.others:
+                parts[-1] += f" (not {', '.join(map(repr, self.others))})"
+        if self.stripped:
+            parts.append("removed the wrapper prefix " + ", ".join(f"{p!r}" for p in self.stripped))
+        return "; ".join(parts)
+
+
+def select_model(checkpoint: Checkpoint, key: str | None = None) -> Selection:
+    """The model's state dict: under `key` where one is named, else where it is found.
+
+    Raises: UsageError when there is none, or when `key` leads nowhere.
+    """
+    others: tuple[str, ...] = ()
+    if key is not None:
+        where, node = _lookup(checkpoint, key)
+    else:
+        found = _candidates(checkpoint.root)
+        if not found:
+            raise UsageError(
+                "holds no state dict that can be recognised",
+                str(checkpoint.path),
+                "name its key with --select KEY.PATH; `ptsave inspect` lists what is there",
+            )
+        where, node = found[0]
+        others = tuple(path for path, _ in found[1:])
+    selection = _named(where, node, others)
+    if not selection.tensors:
+        raise UsageError("holds no tensors", _place(checkpoint, where), "choose another key with --select")
+    return strip_wrappers(selection)
+
+
+def strip_wrappers(selection: Selection) -> Selection:
+    """The same tensors without what DDP, torch.compile, FSDP and checkpointing put into their names.
+
+    Left as it is where two names would become one.
+    """
+    names = [*selection.tensors, *selection.extra]
+    renamed, stripped = strip_wrapper_names(names)
+    if not stripped:
+        return selection
+    return Selection(
+        selection.where,
+        {renamed[name]: entry for name, entry in selection.tensors.items()},
+        {renamed[name]: value for name, value in selection.extra.items()},
+        {renamed[name]: selection.original[name] for name in selection.tensors},
+        stripped,
+        selection.others,
+    )
+
+
+def strip_wrapper_names(names: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Old name → new name without wrappers, and the prefixes (with their dot) that were removed."""
+    names = list(names)
+    renamed = {name: ".".join(p for p in name.split(".") if p not in WRAPPERS) for name in names}
+    stripped = [f"{w}." for w in WRAPPERS if any(w in name.split(".") for name in names)]
+    prefix = f"{PARALLEL_WRAPPER}."
+    while renamed and all(new.startswith(prefix) for new in renamed.values()):
+        renamed = {old: new.removeprefix(prefix) for old, new in renamed.items()}
+        if prefix not in stripped:
+            stripped.insert(0, prefix)
+    if len(set(renamed.values())) != len(names) or "" in renamed.values():
+        return {name: name for name in names}, ()
+    return renamed, tuple(stripped)
+
+
+def lookup_path(checkpoint: Checkpoint, key: str) -> Any:
+    """The node under the dotted `key`.
+
+    Raises: UsageError with the nearest key when it leads nowhere.
+    """
+    return _lookup(checkpoint, key)[1]
+
+
+def is_state_dict(node: Any) -> bool:
+    """Whether `node` maps names to tensors and to little else (`_extra_state`, scalars)."""
+    if isinstance(node, Opaque):
+        return node.shared
+    if not isinstance(node, dict) or not node or not all(isinstance(key, str) for key in node):
+        return False
+    tensors = sum(isinstance(value, TensorEntry) for value in node.values())
+    nested = any(_holds_tensors(value) for value in node.values() if not isinstance(value, TensorEntry))
+    return tensors > 0 and not nested
+
+
+def _holds_tensors(node: Any) -> bool:
+    """Whether a container has a tensor among its own values or one level below."""
+    if isinstance(node, Opaque):
+        return node.shared
+    if not isinstance(node, (dict, list, tuple)):
+        return False
+    children = node.values() if isinstance(node, dict) else node
+    for child in children:
+        if isinstance(child, TensorEntry) or (isinstance(child, Opaque) and child.shared):
+            return True
+        if isinstance(child, dict) and any(isinstance(v, TensorEntry) for v in child.values()):
+            return True
+    return False
+
+
+def _candidates(root: Any) -> list[tuple[str, Any]]:
+    """Every state dict at the root, under a well-known key, or (failing these) under any key."""
+    if is_state_dict(root) or isinstance(root, TensorEntry):
+        return [("", root)]
+    if not isinstance(root, dict):
+        return []
+    found = [(key, root[key]) for key in MODEL_KEYS if key in root and is_state_dict(root[key])]
+    for outer in MODEL_KEYS:
+        inner = root.get(outer)
+        if isinstance(inner, dict) and not is_state_dict(inner):
+            found += [
+                (f"{outer}.{key}", inner[key])
+                for key in MODEL_KEYS
+                if key in inner and is_state_dict(inner[key])
+            ]
+    if found:
+        return found
+    unknown = [(str(key), node) for key, node in root.items() if is_state_dict(node)]
+    if len(unknown) == 1:
+        return unknown
+    return []
+
+
+def _lookup(checkpoint: Checkpoint, key: str) -> tuple[str, Any]:
+    node = checkpoint.root
+    rest = key
+    taken: list[str] = []
+    while rest:
+        children = _children(node)
+        # Keys may hold dots themselves, so the longest key that fits is taken.
+        match = max((k for k in children if rest == k or rest.startswith(f"{k}.")), key=len, default=None)
+        if match is None:
+            flat = {k: v for k, v in children.items() if k.startswith(f"{rest}.")}
+            if flat:
+                return key, {k.removeprefix(f"{rest}."): v for k, v in flat.items()}
+            raise UsageError(
+                f"has no key {rest!r}",
+                _place(checkpoint, ".".join(taken)),
+                nearest(rest, children) or "`ptsave inspect` lists the keys",
+            )
+        node = children[match]
+        taken.append(match)
+        rest = rest[len(match) + 1 :]
+    return key, node
+
+
+def _children(node: Any) -> dict[str, Any]:
+    if isinstance(node, dict):
+        return {str(key): value for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return {str(i): value for i, value in enumerate(node)}
+    if isinstance(node, Opaque):
+        return {str(key): value for key, value in node.children()}
+    return {}
+
+
+def _named(where: str, node: Any, others: tuple[str, ...]) -> Selection:
+    tensors: dict[str, TensorEntry] = {}
+    extra: dict[str, Any] = {}
+    original: dict[str, str] = {}
+    for path, leaf in leaves(node):
+        name = ".".join(map(str, path))
+        if isinstance(leaf, TensorEntry):
+            full = ".".join(part for part in (where, name) if part)
+            tensors[name] = leaf.named(name)
+            original[name] = full
+        elif name and not isinstance(node, Opaque):
+            extra[name] = leaf
+    return Selection(where, tensors, extra, original, (), others)
+
+
+def _place(checkpoint: Checkpoint, where: str) -> str:
+    return f"{checkpoint.path}: {where}" if where else str(checkpoint.path)

@@ -1,0 +1,156 @@
+"""inspect: what is in a checkpoint, is it safe, is it whole. Nothing in it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.names import matches
+from ptsave.core.nodes import GlobalUse, TensorEntry
+from ptsave.core.record import Record
+from ptsave.verbs.training import Training, describe_training
+
+SortKey = Literal["file", "name", "size", "dtype"]
+
+
+@dataclass(frozen=True)
+class TensorRow:
+    """One line of the table."""
+
+    entry: TensorEntry
+    alias_of: str | None
+    """The first tensor that is the same elements of the same storage."""
+    view_of: str | None
+    """The first tensor on the same storage that is not the same view."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """How much of a checkpoint one dtype, or one module, takes; tied tensors count once."""
+
+    name: str
+    num_tensors: int
+    num_elements: int
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Everything that `inspect` says of one checkpoint."""
+
+    path: Path
+    format: str
+    file_bytes: int | None
+    rows: Sequence[TensorRow]
+    """What `--filter`, `--sort` and `--limit` leave."""
+    num_hidden: int
+    """Tensors that they leave out."""
+    num_tensors: int
+    num_elements: int
+    num_bytes: int
+    dtypes: Sequence[Share]
+    data: Mapping[str, Any]
+    metadata: Mapping[str, str]
+    globals: Mapping[str, GlobalUse]
+    record: Record | None
+    training: Training | None
+    notes: Sequence[str] = field(default_factory=list)
+
+
+def inspect(
+    checkpoint: Checkpoint,
+    *,
+    globs: Sequence[str] = (),
+    sort: SortKey = "file",
+    limit: int | None = None,
+) -> Inspection:
+    """Describe an open checkpoint.
+
+    `num_tensors` counts names; `num_elements` and `num_bytes` count tied tensors once. All three are of
+    the whole checkpoint, whatever is filtered.
+    """
+    rows = _rows(checkpoint)
+    unique = [row.entry for row in rows if row.alias_of is None]
+    shown = [row for row in rows if not globs or matches(row.entry.name, globs)]
+    if sort == "name":
+        shown.sort(key=lambda row: row.entry.name)
+    elif sort == "size":
+        shown.sort(key=lambda row: -row.entry.num_bytes)
+    elif sort == "dtype":
+        shown.sort(key=lambda row: (row.entry.dtype.name, row.entry.name))
+    if limit is not None:
+        shown = shown[:limit]
+    return Inspection(
+        path=checkpoint.path,
+        format=checkpoint.format,
+        file_bytes=checkpoint.path.stat().st_size if checkpoint.path.is_file() else None,
+        rows=shown,
+        num_hidden=len(rows) - len(shown),
+        num_tensors=len(rows),
+        num_elements=sum(entry.num_elements for entry in unique),
+        num_bytes=sum(entry.num_bytes for entry in unique),
+        dtypes=_by_dtype(unique),
+        data=checkpoint.data,
+        metadata=checkpoint.metadata,
+        globals=checkpoint.globals,
+        record=checkpoint.record,
+        training=describe_training(checkpoint),
+        notes=checkpoint.notes,
+    )
+
+
+def _rows(checkpoint: Checkpoint) -> list[TensorRow]:
+    first_view: dict[Any, str] = {}
+    first_storage: dict[int, str] = {}
+    rows = []
+    for name, entry in checkpoint.tensors.items():
+        alias = view = None
+        if entry.storage.num_bytes:
+            alias = first_view.setdefault(entry.view, name)
+            view = first_storage.setdefault(id(entry.storage), name)
+        alias = None if alias == name else alias
+        rows.append(TensorRow(entry, alias, None if alias or view == name else view))
+    return rows
+
+
+def _by_dtype(entries: Sequence[TensorEntry]) -> list[Share]:
+    totals: dict[str, list[int]] = {}
+    for entry in entries:
+        total = totals.setdefault(entry.dtype.name, [0, 0, 0])
+        total[0] += 1
+        total[1] += entry.num_elements
+        total[2] += entry.num_bytes
+    shares = [Share(name, *total) for name, total in totals.items()]
+    return sorted(shares, key=lambda share: -share.num_bytes)
+
+
+@dataclass
+class ModuleNode:
+    """One module of `--tree`: its own tensors and its submodules."""
+
+    name: str
+    rows: list[TensorRow] = field(default_factory=list)
+    children: dict[str, ModuleNode] = field(default_factory=dict)
+    num_elements: int = 0
+    num_bytes: int = 0
+    """Of all the tensors below it, tied ones once."""
+
+
+def module_tree(rows: Sequence[TensorRow]) -> ModuleNode:
+    """The tensors of `rows` by module, as the dots of their names nest."""
+    root = ModuleNode("")
+    for row in rows:
+        node = root
+        nodes = [root]
+        for part in row.entry.name.split(".")[:-1]:
+            node = node.children.setdefault(part, ModuleNode(part))
+            nodes.append(node)
+        node.rows.append(row)
+        if row.alias_of is None:
+            for above in nodes:
+                above.num_elements += row.entry.num_elements
+                above.num_bytes += row.entry.num_bytes
+    return root
