@@ -30,11 +30,13 @@ class PtsaveError(Exception):
 
     exit_code = EXIT_BUG
 
-    def __init__(self, what: str, where: str = "", hint: str = "") -> None:
+    def __init__(self, what: str, where: str = "", hint: str = "", **details: object) -> None:
+        """What is wrong, where, and what to do next; `details` go into the JSON (`missing`, …)."""
         super().__init__(what)
         self.what = what
         self.where = where
         self.hint = hint
+        self.details = details
 
     def __str__(self) -> str:
         return f"{self.what} ({self.where})" if self.where else self.what

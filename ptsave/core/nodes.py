@@ -55,6 +55,15 @@ class TensorEntry:
         return True
 
     @property
+    def byte_range(self) -> tuple[int, int]:
+        """The bytes of the storage from the first element to the end of the last; empty when there are none."""
+        first = self.offset * self.dtype.itemsize
+        if 0 in self.shape:
+            return first, first
+        last = self.offset + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
+        return first, (last + 1) * self.dtype.itemsize
+
+    @property
     def view(self) -> tuple[int, int, tuple[int, ...], tuple[int, ...], str]:
         """A key that is equal for two entries that are the same elements of the same storage."""
         return (id(self.storage), self.offset, self.shape, self.strides, self.dtype.name)

@@ -14,6 +14,8 @@ from ptsave.core.record import Record
 from ptsave.verbs.training import Training, describe_training
 
 SortKey = Literal["file", "name", "size", "dtype"]
+MAX_TREE_DEPTH = 40
+"""How deep `--tree` nests; a name with more dots stays in one piece below that."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def module_tree(rows: Sequence[TensorRow]) -> ModuleNode:
     for row in rows:
         node = root
         nodes = [root]
-        for part in row.entry.name.split(".")[:-1]:
+        for part in row.entry.name.split(".", MAX_TREE_DEPTH)[:-1]:
             node = node.children.setdefault(part, ModuleNode(part))
             nodes.append(node)
         node.rows.append(row)

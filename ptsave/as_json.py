@@ -1,0 +1,111 @@
+"""Results as JSON-able data: the fields that `--json` promises."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ptsave.core.dtypes import DType
+from ptsave.core.nodes import Global, GlobalUse, Opaque, TensorEntry
+from ptsave.core.record import Digests, Record
+
+if TYPE_CHECKING:
+    from ptsave.errors import PtsaveError
+    from ptsave.verbs.inspect import Inspection, TensorRow
+
+SCHEMA_VERSION = 1
+MAX_BYTES_SHOWN = 256
+"""How many bytes of a bytes value are spelled out."""
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it: inert objects by name, bytes as hex, NaN and infinities as words."""
+    if value is None or isinstance(value, (bool, str, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, complex):
+        return [plain(value.real), plain(value.imag)]
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return {"bytes": bytes(value[:MAX_BYTES_SHOWN]).hex(), "num_bytes": len(value)}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted((plain(item) for item in value), key=repr)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, Opaque):
+        shown: dict[str, Any] = {"opaque": value.name}
+        if value.is_call_of_scalars and value.args:
+            shown["args"] = plain(value.args)
+        return shown
+    if isinstance(value, Global):
+        return {"global": value.name}
+    if isinstance(value, DType):
+        return f"torch.{value.name}"
+    if isinstance(value, TensorEntry):
+        return {"tensor": value.name, "dtype": value.dtype.name, "shape": list(value.shape)}
+    if isinstance(value, Record):
+        return json.loads(value.to_json())
+    if isinstance(value, (GlobalUse, Digests)) or dataclasses.is_dataclass(value):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Path):
+        return str(value)
+    return repr(value)
+
+
+def inspection(result: Inspection) -> dict[str, Any]:
+    """The object of `inspect --json` for one path."""
+    return {
+        "path": str(result.path),
+        "format": result.format,
+        "file_bytes": result.file_bytes,
+        "num_tensors": result.num_tensors,
+        "num_elements": result.num_elements,
+        "num_bytes": result.num_bytes,
+        "tensors": [_tensor(row) for row in result.rows],
+        "dtypes": [plain(share) for share in result.dtypes],
+        "data": {name: plain(value) for name, value in result.data.items()},
+        "metadata": plain({k: v for k, v in result.metadata.items() if k != "ptsave"}),
+        "globals": {
+            use.name: {"count": use.count, "used_for": use.used_for} for use in result.globals.values()
+        },
+        "record": plain(result.record),
+        "training": plain(result.training),
+        "notes": list(result.notes),
+    }
+
+
+def _tensor(row: TensorRow) -> dict[str, Any]:
+    entry = row.entry
+    return {
+        "name": entry.name,
+        "dtype": entry.dtype.name,
+        "shape": list(entry.shape),
+        "strides": list(entry.strides),
+        "num_bytes": entry.num_bytes,
+        "alias_of": row.alias_of,
+        "view_of": row.view_of,
+        "kind": entry.kind,
+        "requires_grad": entry.requires_grad,
+    }
+
+
+def error(failure: PtsaveError) -> dict[str, Any]:
+    """The object of any command's `--json` when it fails."""
+    return {
+        "code": failure.exit_code,
+        "what": failure.what,
+        "where": failure.where,
+        "hint": failure.hint,
+        **{key: plain(value) for key, value in failure.details.items()},
+    }
+
+
+def text(document: dict[str, Any]) -> str:
+    """One line of pure ASCII JSON, with the schema version in front."""
+    return json.dumps({"schema_version": SCHEMA_VERSION, **document}, ensure_ascii=True, allow_nan=False)

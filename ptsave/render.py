@@ -1,0 +1,317 @@
+"""The only file that prints: results to stdout, everything else to stderr.
+
+Every text that came from a file passes `escape` on its way out, so that a terminal never obeys it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TextIO
+
+from ptsave import as_json
+from ptsave.core.dtypes import DType
+from ptsave.core.names import escape
+from ptsave.core.nodes import Global, Opaque
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from ptsave.errors import PtsaveError
+    from ptsave.verbs.inspect import Inspection, ModuleNode, TensorRow
+
+MAX_VALUE_CHARS = 80
+"""How much of one plain value the table shows."""
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How a command talks."""
+
+    json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+
+# --- the two streams ------------------------------------------------------------------------------
+
+
+def out(line: str = "") -> None:
+    """One line of data, on stdout."""
+    print(line)
+
+
+def document(fields: dict[str, Any]) -> None:
+    """The one JSON object of a command, on stdout."""
+    print(as_json.text(fields))
+
+
+def note(mode: Mode, line: str) -> None:
+    """Something worth knowing, on stderr; not with `--quiet`."""
+    if not mode.quiet:
+        print(escape(line), file=sys.stderr)
+
+
+def detail(mode: Mode, line: str) -> None:
+    """Something for the curious, on stderr; only with `--verbose`."""
+    if mode.verbose:
+        print(escape(line), file=sys.stderr)
+
+
+def warn(line: str) -> None:
+    """Something that may be wrong, on stderr, whatever the mode."""
+    print(f"{_styled('warning:', '33', sys.stderr)} {escape(line)}", file=sys.stderr)
+
+
+def failure(problem: PtsaveError, *, json: bool) -> None:
+    """A failure: `error:` and `hint:` on stderr, or the error object on stdout."""
+    if json:
+        document({"error": as_json.error(problem)})
+    print(f"{_styled('error:', '1;31', sys.stderr)} {escape(str(problem))}", file=sys.stderr)
+    if problem.hint:
+        print(f"{_styled('hint:', '36', sys.stderr)} {escape(problem.hint)}", file=sys.stderr)
+
+
+def _styled(text: str, code: str, stream: TextIO = sys.stdout) -> str:
+    if os.environ.get("NO_COLOR") or not stream.isatty() or os.environ.get("TERM") == "dumb":
+        return text
+    return f"\x1b[{code}m{text}\x1b[0m"
+
+
+@contextmanager
+def progress(mode: Mode, label: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
+    """A bar with bytes, rate and time left on a terminal's stderr, once the work has taken a second.
+
+    Yields the function to call with the bytes done since the last call, from any thread.
+    """
+    if mode.quiet or not sys.stderr.isatty():
+        yield lambda num_bytes: None
+        return
+    started = time.monotonic()
+    bar: Progress | None = None
+    task: Any = None
+    done = 0
+
+    def advance(num_bytes: int) -> None:
+        nonlocal bar, task, done
+        done += num_bytes
+        if bar is None:
+            if time.monotonic() - started < 1:
+                return
+            bar = _bar()
+            task = bar.add_task(label, total=total_bytes)
+            bar.start()
+        bar.update(task, completed=done)
+
+    try:
+        yield advance
+    finally:
+        if bar is not None:
+            bar.stop()
+
+
+def _bar() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import TransferSpeedColumn as Speed
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        Speed(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+# --- words ------------------------------------------------------------------------------------------
+
+
+def size(num_bytes: int) -> str:
+    """`num_bytes` for a person: `268 B`, `1.5 MiB`."""
+    value = float(num_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if value < 1024 or unit == "TiB":
+            return f"{num_bytes} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    raise AssertionError
+
+
+def count(number: int, noun: str) -> str:
+    """`1 tensor`, `1,024 tensors`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def shape(sizes: Sequence[int]) -> str:
+    return f"[{', '.join(map(str, sizes))}]"
+
+
+def value(item: Any) -> str:
+    """A plain value in one short, escaped line."""
+    text = escape(_spelled(item, 3))
+    return text if len(text) <= MAX_VALUE_CHARS else text[: MAX_VALUE_CHARS - 1] + "…"
+
+
+def _spelled(item: Any, depth: int) -> str:
+    if isinstance(item, Opaque):
+        args = ", ".join(_spelled(arg, 1) for arg in item.args[:8]) if item.is_call_of_scalars else "…"
+        return f"<{item.name}({args})>" if args else f"<{item.name}>"
+    if isinstance(item, Global):
+        return f"<name {item.name}>"
+    if isinstance(item, DType):
+        return f"torch.{item.name}"
+    if isinstance(item, (list, tuple)):
+        if depth == 0:
+            return "…"
+        inner = ", ".join(_spelled(part, depth - 1) for part in item[:16])
+        more = f", … {len(item) - 16} more" if len(item) > 16 else ""
+        return f"({inner}{more})" if isinstance(item, tuple) else f"[{inner}{more}]"
+    if isinstance(item, str):
+        return repr(item[: 2 * MAX_VALUE_CHARS])
+    if isinstance(item, (bytes, bytearray)):
+        return f"{len(item)} bytes" if len(item) > 16 else repr(bytes(item))
+    return str(item) if isinstance(item, (bool, int, float, complex, type(None))) else type(item).__name__
+
+
+def table(rows: Sequence[Sequence[str]], header: Sequence[str] = (), right: Sequence[int] = ()) -> None:
+    """Aligned columns on stdout; the columns numbered in `right` align right."""
+    every = [header, *rows] if header else rows
+    if not every:
+        return
+    widths = [max(map(len, column)) for column in zip(*every, strict=True)]
+    for i, row in enumerate(every):
+        cells = [
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        line = "  ".join(cells).rstrip()
+        out(_styled(line, "1") if header and i == 0 else line)
+
+
+# --- inspect ------------------------------------------------------------------------------------------
+
+
+def inspection(result: Inspection, *, tree: bool, module_tree: ModuleNode | None = None) -> None:
+    """What `inspect` prints for one path."""
+    out(
+        f"{escape(str(result.path))}: {result.format}, {count(result.num_tensors, 'tensor')}, "
+        f"{count(result.num_elements, 'element')}, {size(result.num_bytes)}"
+    )
+    if tree and module_tree is not None:
+        _tree(module_tree, result.num_bytes)
+    elif result.rows:
+        out()
+        table([_row(r) for r in result.rows], ("name", "dtype", "shape", "size", ""), right=(3,))
+    if result.num_hidden:
+        out(f"… {count(result.num_hidden, 'tensor')} not shown")
+    if len(result.dtypes) > 1:
+        _section("by dtype")
+        table(
+            [
+                (s.name, count(s.num_tensors, "tensor"), count(s.num_elements, "element"), size(s.num_bytes))
+                for s in result.dtypes
+            ],
+            right=(1, 2, 3),
+        )
+    if result.training is not None:
+        _section("training state")
+        for sentence in result.training.sentences:
+            out(escape(sentence))
+    _pairs("data", {escape(name): value(item) for name, item in result.data.items()})
+    _pairs(
+        "metadata",
+        {escape(key): value(text) for key, text in result.metadata.items() if key != "ptsave"},
+    )
+    _record(result)
+    if result.globals:
+        _section("names outside the known shapes (nothing here was imported or run)")
+        table([(escape(u.name), u.used_for, f"{u.count}×") for u in result.globals.values()])
+    if result.notes:
+        _section("notes")
+        for line in result.notes:
+            out(escape(line))
+
+
+def _row(row: TensorRow) -> tuple[str, ...]:
+    entry = row.entry
+    remarks = []
+    if entry.kind not in ("tensor", "parameter"):
+        remarks.append(entry.kind)
+    if row.alias_of is not None:
+        remarks.append(f"tied to {row.alias_of}")
+    elif row.view_of is not None:
+        remarks.append(f"shares storage with {row.view_of}")
+    if not entry.is_contiguous:
+        remarks.append(f"strides {shape(entry.strides)}")
+    return (
+        escape(entry.name),
+        entry.dtype.name,
+        shape(entry.shape),
+        size(entry.num_bytes),
+        escape(", ".join(remarks)),
+    )
+
+
+def _tree(root: ModuleNode, total_bytes: int) -> None:
+    rows: list[tuple[str, str, str, str]] = []
+
+    def share(num_bytes: int) -> str:
+        return f"{100 * num_bytes / total_bytes:.1f}%" if total_bytes else ""
+
+    def walk(node: ModuleNode, indent: str) -> None:
+        lines: list[tuple[str, Any]] = [(row.entry.name.rsplit(".", 1)[-1], row) for row in node.rows]
+        lines += list(node.children.items())
+        for i, (label, item) in enumerate(lines):
+            last = i == len(lines) - 1
+            branch = f"{indent}{'└─ ' if last else '├─ '}{escape(label)}"
+            if hasattr(item, "entry"):
+                rows.append(
+                    (
+                        branch,
+                        f"{item.entry.dtype.name} {shape(item.entry.shape)}",
+                        size(item.entry.num_bytes),
+                        "tied" if item.alias_of else share(item.entry.num_bytes),
+                    )
+                )
+            else:
+                rows.append((branch, "", size(item.num_bytes), share(item.num_bytes)))
+                walk(item, indent + ("   " if last else "│  "))
+
+    walk(root, "")
+    out()
+    table(rows, right=(2, 3))
+
+
+def _record(result: Inspection) -> None:
+    record = result.record
+    if record is None:
+        return
+    pairs = {}
+    if record.model is not None:
+        pairs["class"] = value(record.model.get("class"))
+        for key, item in (record.model.get("args") or {}).items():
+            pairs[f"  {escape(str(key))}"] = value(item)
+    if record.digests is not None:
+        pairs["digests"] = f"{record.digests.algorithm}, {count(len(record.digests.tensors), 'tensor')}"
+    for key, item in (record.environment or {}).items():
+        pairs[escape(key)] = value(item)
+    if record.behaviour is not None:
+        pairs["behaviour"] = "recorded"
+    _pairs("record", pairs)
+
+
+def _pairs(title: str, pairs: dict[str, str]) -> None:
+    if pairs:
+        _section(title)
+        table(list(pairs.items()))
+
+
+def _section(title: str) -> None:
+    out()
+    out(_styled(title, "1"))

@@ -1,0 +1,110 @@
+"""A live model presents itself as a Checkpoint: its storages' own memory, never copied."""
+
+from __future__ import annotations
+
+import ctypes
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.dtypes import BY_NAME
+from ptsave.core.nodes import TensorEntry
+from ptsave.core.storage import MemoryStorage
+from ptsave.errors import LossyError
+
+Storages = dict[int, MemoryStorage]
+
+
+def checkpoint_of(tree: Any, path: Path) -> Checkpoint:
+    """`tree` (a state dict, or nested data that holds some) as a Checkpoint, for a writer.
+
+    CPU tensors are windowed where they lie; others are copied to the CPU one at a time and kept.
+    Tensors on one storage stay on one storage.
+
+    Raises: LossyError naming a tensor or a value that no format of ptsave holds.
+    """
+    return Checkpoint("live", path, present(tree, {}, ""))
+
+
+def present(value: Any, storages: Storages, name: str) -> Any:
+    """`value` with each torch tensor as a TensorEntry and each torch value as plain data."""
+    if isinstance(value, torch.Tensor):
+        return entry_of(value, storages, name)
+    if isinstance(value, Mapping):
+        copy: Any = OrderedDict() if isinstance(value, OrderedDict) else {}
+        for key, item in value.items():
+            copy[key] = present(item, storages, f"{name}.{key}" if name else str(key))
+        if hasattr(value, "_metadata"):
+            copy._metadata = value._metadata
+        return copy
+    if isinstance(value, torch.Size):
+        return tuple(value)
+    if isinstance(value, (list, tuple)):
+        items = [present(item, storages, f"{name}.{i}") for i, item in enumerate(value)]
+        return items if isinstance(value, list) else tuple(items)
+    if isinstance(value, torch.dtype):
+        return BY_NAME[str(value).removeprefix("torch.")]
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, bytearray)):
+        return value
+    raise LossyError(
+        f"{name!r} is a {type(value).__module__}.{type(value).__qualname__}, which is neither a tensor nor plain data",
+        "",
+        "keep plain data and tensors in the state dict (get_extra_state may return a dict of them)",
+    )
+
+
+def entry_of(tensor: torch.Tensor, storages: Storages, name: str) -> TensorEntry:
+    """`tensor` as a view of its storage's memory.
+
+    Raises: LossyError when it is not a plain strided tensor (sparse, quantized, nested, meta, a subclass).
+    """
+    kind = _refused_kind(tensor)
+    if kind is not None:
+        raise LossyError(
+            f"{name!r} is {kind}, which cannot be kept as plain bytes",
+            "",
+            "convert it to a dense tensor first",
+        )
+    is_parameter = isinstance(tensor, torch.nn.Parameter)
+    requires_grad = tensor.requires_grad
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
+    return TensorEntry(
+        name,
+        BY_NAME[str(tensor.dtype).removeprefix("torch.")],
+        tuple(tensor.shape),
+        tuple(tensor.stride()),
+        _storage_of(tensor, storages),
+        tensor.storage_offset(),
+        "parameter" if is_parameter else "tensor",
+        requires_grad,
+    )
+
+
+def _refused_kind(tensor: torch.Tensor) -> str | None:
+    if tensor.layout is not torch.strided:
+        return f"a {str(tensor.layout).removeprefix('torch.')} tensor"
+    if tensor.is_nested:
+        return "a nested tensor"
+    if tensor.is_quantized:
+        return "a quantized tensor"
+    if tensor.is_meta:
+        return "on the meta device (it has no values)"
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
+        return f"a {type(tensor).__module__}.{type(tensor).__qualname__}"
+    return None
+
+
+def _storage_of(tensor: torch.Tensor, storages: Storages) -> MemoryStorage:
+    storage = tensor.untyped_storage()
+    address, num_bytes = storage.data_ptr(), storage.nbytes()
+    if num_bytes == 0:
+        return MemoryStorage(memoryview(b""))
+    if address not in storages:
+        array = (ctypes.c_ubyte * num_bytes).from_address(address)
+        # The storage is kept as the owner: the address stays valid, and is not given out again.
+        storages[address] = MemoryStorage(memoryview(array).cast("B"), owner=storage)
+    return storages[address]
