@@ -45,6 +45,14 @@ class InputFile:
         """
         if offset_bytes < 0 or num_bytes < 0 or offset_bytes + num_bytes > self.size_bytes:
             raise self.too_short(offset_bytes, num_bytes)
+        if HAS_PREAD:
+            # small reads by the thousand: half the time of the loop below
+            try:
+                data = os.pread(self.fd, num_bytes, offset_bytes)
+            except OSError as error:
+                raise unreadable(self.path, error) from None
+            if len(data) == num_bytes:
+                return data
         buffer = bytearray(num_bytes)
         self.read_into(offset_bytes, memoryview(buffer))
         return bytes(buffer)
