@@ -108,12 +108,15 @@ def save(
     """Build the model of CONFIG, fill it, and write its state dict with a record of what it is."""
     from ptsave.config import load_config
     from ptsave.formats import destination_format
+    from ptsave.formats.base import WriteOptions, digest_algorithm
     from ptsave.torch_layer.save import save as run
 
     mode = render.Mode(json, quiet, verbose)
     writer = destination_format(destination, format)
     loaded = load_config(config, set or [])
-    options = _write_options(overwrite=overwrite, record=not no_record, digest=digest, check=not no_check)
+    options = WriteOptions(
+        overwrite=overwrite, record=not no_record, digest=digest_algorithm(digest), check=not no_check
+    )
     result = run(
         loaded,
         destination,
@@ -227,12 +230,6 @@ def inspect(
                 with render.progress(mode, "reading", total) as advance:
                     measured = list(measure(checkpoint, names, progress=advance))
                 show(result, tree=tree, stats=measured)
-
-
-def _write_options(**options: object) -> WriteOptions:
-    from ptsave.formats.base import write_options
-
-    return write_options(**options)
 
 
 # --- leaving ----------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.names import nearest
+from ptsave.core.nearest import hint_for
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.tree import leaves
 from ptsave.errors import UsageError
@@ -197,7 +197,7 @@ def _lookup(checkpoint: Checkpoint, key: str) -> tuple[str, Any]:
             raise UsageError(
                 f"has no key {rest!r}",
                 _place(checkpoint, ".".join(taken)),
-                nearest(rest, children) or "`ptsave inspect` lists the keys",
+                hint_for(rest, children, "keys"),
             )
         node = children[match]
         taken.append(match)

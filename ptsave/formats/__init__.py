@@ -10,9 +10,20 @@ from pathlib import Path
 
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.files import InputFile, InputFolder
+from ptsave.core.nearest import hint_for
 from ptsave.errors import MissingFileError, UnknownFormatError, UsageError
-from ptsave.formats import dcp, named, npz, pt2, safetensors, sharded, torch_legacy, torch_tar, torch_zip
-from ptsave.formats import torchscript as torchscript
+from ptsave.formats import (
+    dcp,
+    named,
+    npz,
+    pt2,
+    safetensors,
+    sharded,
+    torch_legacy,
+    torch_tar,
+    torch_zip,
+    torchscript,
+)
 from ptsave.formats.base import HEAD_BYTES, FileFormat, FolderFormat
 
 FILE_FORMATS: tuple[FileFormat, ...] = (
@@ -47,3 +58,32 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     except BaseException:
         file.close()
         raise
+
+
+def destination_format(path: Path, name: str | None) -> FileFormat | FolderFormat:
+    """The format to write at `path`: the one called `name`, else the one that the suffix chooses.
+
+    Raises: UsageError when there is no such format, or it cannot be written.
+    """
+    writable = {known.name: known for known in (*FILE_FORMATS, *FOLDER_FORMATS) if known.write is not None}
+    if name is not None:
+        if name not in writable:
+            raise UsageError(
+                f"cannot write the format {name!r}", "--format", hint_for(name, writable, "formats")
+            )
+        return writable[name]
+    for known in writable.values():
+        if isinstance(known, FileFormat) and path.suffix.lower() in known.suffixes:
+            return known
+    raise UsageError(
+        f"the suffix {path.suffix!r} does not say which format to write",
+        str(path),
+        f"name it with --format: {', '.join(writable)}",
+    )
+
+
+def _open_folder(folder: InputFolder) -> Checkpoint:
+    for known in FOLDER_FORMATS:
+        if known.sniff(folder):
+            return known.read(folder)
+    raise named.folder_refusal(folder)

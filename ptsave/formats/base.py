@@ -9,11 +9,18 @@ from typing import Literal
 
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.files import InputFile, InputFolder
+from ptsave.core.nearest import hint_for
+from ptsave.errors import UsageError
 
 HEAD_BYTES = 4096
 """How much of a file's beginning `sniff` is given."""
 
 DigestAlgorithm = Literal["xxh3_128", "blake3", "sha256"]
+DIGEST_ALGORITHMS: dict[str, DigestAlgorithm] = {
+    "xxh3_128": "xxh3_128",
+    "blake3": "blake3",
+    "sha256": "sha256",
+}
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,8 @@ class FileFormat:
     write: Callable[[Checkpoint, Path, WriteOptions], None] | None = None
     suffixes: tuple[str, ...] = ()
     """Which names of a destination choose it."""
+    holds_data: bool = False
+    """Whether it holds nested plain data beside the tensors, or a flat table of tensors only."""
 
 
 @dataclass(frozen=True)
@@ -55,3 +64,16 @@ class FolderFormat:
     sniff: Callable[[InputFolder], bool]
     read: Callable[[InputFolder], Checkpoint]
     write: Callable[[Checkpoint, Path, WriteOptions], None] | None = None
+    holds_data: bool = False
+
+
+def digest_algorithm(text: str) -> DigestAlgorithm:
+    """The algorithm that `--digest` names.
+
+    Raises: UsageError with the nearest one.
+    """
+    if text not in DIGEST_ALGORITHMS:
+        raise UsageError(
+            f"no digest algorithm {text!r}", "--digest", hint_for(text, DIGEST_ALGORITHMS, "algorithms")
+        )
+    return DIGEST_ALGORITHMS[text]

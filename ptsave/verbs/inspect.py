@@ -9,13 +9,26 @@ from typing import Any, Literal
 
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.names import matches
+from ptsave.core.nearest import hint_for
 from ptsave.core.nodes import GlobalUse, TensorEntry
 from ptsave.core.record import Record
+from ptsave.errors import UsageError
 from ptsave.verbs.training import Training, describe_training
 
 SortKey = Literal["file", "name", "size", "dtype"]
+SORT_KEYS: dict[str, SortKey] = {"file": "file", "name": "name", "size": "size", "dtype": "dtype"}
 MAX_TREE_DEPTH = 40
 """How deep `--tree` nests; a name with more dots stays in one piece below that."""
+
+
+def sort_key(text: str) -> SortKey:
+    """The key that `--sort` names.
+
+    Raises: UsageError with the nearest key.
+    """
+    if text not in SORT_KEYS:
+        raise UsageError(f"cannot sort by {text!r}", "--sort", hint_for(text, SORT_KEYS, "keys"))
+    return SORT_KEYS[text]
 
 
 @dataclass(frozen=True)

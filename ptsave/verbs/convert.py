@@ -1,0 +1,217 @@
+"""convert: the same tensors in another format, another selection, another dtype."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ptsave import as_json
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.nodes import Global, Opaque, TensorEntry
+from ptsave.core.record import Digests, Record
+from ptsave.core.select import OPTIMIZER_KEYS, lookup_path, select_model
+from ptsave.errors import LossyError, RefusedError, UsageError
+from ptsave.formats.base import FileFormat, FolderFormat, WriteOptions
+from ptsave.verbs.edit import Edits, edit, state_dict_of
+
+Extras = Literal["fail", "drop", "keep"]
+MAX_LISTED = 12
+"""How many names an error lists."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion did, or (`--dry-run`) would do."""
+
+    sources: Sequence[Path]
+    destination: Path
+    source_formats: Sequence[str]
+    format: str
+    num_tensors: int
+    num_bytes: int
+    """Of the tensors as they are written; tied ones count once."""
+    free_bytes: int
+    """On the destination's file system before the first byte."""
+    dropped: Sequence[str] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    is_plan: bool = False
+
+
+def convert(
+    sources: Sequence[Checkpoint],
+    destination: Path,
+    target: FileFormat | FolderFormat,
+    options: WriteOptions,
+    edits: Edits,
+    *,
+    select: str | None = None,
+    extras: Extras = "fail",
+    dry_run: bool = False,
+) -> Conversion:
+    """Write the tensors of `sources` to `destination`; nothing is there when it fails.
+
+    Raises: LossyError when the target cannot hold something, RefusedError when names collide or the
+    destination is in the way, and what reading and writing raise.
+    """
+    notes: list[str] = []
+    roots = [_selected(source, select, notes) for source in sources]
+    edited = edit(_merged(roots, sources), edits)
+    dropped = list(edited.dropped)
+    source = sources[0]
+    plan = Checkpoint(
+        source.format,
+        source.path,
+        edited.root,
+        metadata=_merged_metadata(sources),
+        record=_carried_record(sources, edits, edited.renamed, select),
+    )
+    plan = _fit_extras(plan, target, extras, dropped, notes)
+    if not plan.tensors:
+        raise RefusedError("nothing is left to write", str(source.path), "loosen --select, --only or --drop")
+    num_bytes = sum({entry.view: entry.num_bytes for entry in plan.tensors.values()}.values())
+    result = Conversion(
+        sources=[s.path for s in sources],
+        destination=destination,
+        source_formats=[s.format for s in sources],
+        format=target.name,
+        num_tensors=len(plan.tensors),
+        num_bytes=num_bytes,
+        free_bytes=_free_bytes(destination),
+        dropped=dropped,
+        renamed=edited.renamed,
+        notes=notes,
+        is_plan=dry_run,
+    )
+    if not dry_run:
+        assert target.write is not None
+        target.write(plan, destination, options)
+    return result
+
+
+# --- what is taken ------------------------------------------------------------------------------------
+
+
+def _selected(source: Checkpoint, select: str | None, notes: list[str]) -> Any:
+    """The part of the tree that `--select` names; a whole pickled module is its state dict."""
+    if select == "model":
+        selection = select_model(source)
+        if sentence := selection.sentence():
+            notes.append(sentence)
+        return {**selection.tensors, **selection.extra}
+    if select == "optimizer":
+        for key in OPTIMIZER_KEYS:
+            if isinstance(source.root, dict) and key in source.root:
+                return source.root[key]
+        raise UsageError(
+            "holds no optimizer state under a well-known key", str(source.path), "--select KEY.PATH"
+        )
+    root = source.root if select is None else lookup_path(source, select)
+    if isinstance(root, Opaque) and root.shared:
+        notes.append(f"took the state dict of a pickled {root.name}; its other attributes stay behind")
+        return state_dict_of(root)
+    if isinstance(root, TensorEntry):
+        return {root.name or "value": root}
+    return root
+
+
+def _merged(roots: Sequence[Any], sources: Sequence[Checkpoint]) -> Any:
+    if len(roots) == 1:
+        return roots[0]
+    merged: dict[Any, Any] = {}
+    for root, source in zip(roots, sources, strict=True):
+        if not isinstance(root, dict):
+            raise UsageError("cannot be merged: it is not a dictionary", str(source.path), "use --select")
+        for key, value in root.items():
+            if key in merged:
+                raise RefusedError(
+                    f"two sources have the key {key!r}", str(source.path), "use --select, --drop or --rename"
+                )
+            merged[key] = value
+    return merged
+
+
+def _merged_metadata(sources: Sequence[Checkpoint]) -> dict[str, str]:
+    merged: dict[str, str] = {}
+    for source in sources:
+        merged.update({key: text for key, text in source.metadata.items() if key not in merged})
+    return merged
+
+
+def _carried_record(
+    sources: Sequence[Checkpoint], edits: Edits, renamed: Mapping[str, str], select: str | None
+) -> Record | None:
+    """The record of a lone source, its digests under the new names; a cast makes digests void."""
+    record = sources[0].record
+    if len(sources) > 1 or record is None:
+        return None
+    if edits.change is not None or select is not None:
+        return replace(record, digests=None, aliases={})
+    digests = record.digests
+    if digests is not None:
+        digests = Digests(
+            digests.algorithm, {renamed.get(name, name): text for name, text in digests.tensors.items()}
+        )
+    return replace(record, digests=digests, aliases={})
+
+
+# --- what a target cannot hold --------------------------------------------------------------------------
+
+
+def _fit_extras(
+    plan: Checkpoint,
+    target: FileFormat | FolderFormat,
+    extras: Extras,
+    dropped: list[str],
+    notes: list[str],
+) -> Checkpoint:
+    """`plan` with only what the target holds, as `--extras` has it."""
+    if target.holds_data:
+        misfits = {name: leaf for name, leaf in plan.data.items() if isinstance(leaf, (Opaque, Global))}
+    else:
+        misfits = dict(plan.data)
+        if extras != "fail" or not misfits:
+            plan = replace(plan, root=dict(plan.tensors))
+    if not misfits:
+        return plan
+    if extras == "fail":
+        names = list(misfits)
+        more = f", … {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+        raise LossyError(
+            f"{target.name} cannot hold {len(names)} of its values: {', '.join(names[:MAX_LISTED])}{more}",
+            str(plan.path),
+            "take the weights alone with --select model, or choose --extras drop or --extras keep",
+            extras=names,
+        )
+    if extras == "keep":
+        record = plan.record or Record()
+        kept = {name: as_json.plain(leaf) for name, leaf in misfits.items()}
+        notes.append(f"kept {len(misfits)} values that are not tensors as JSON in the record")
+        plan = replace(plan, record=replace(record, extras=kept))
+    else:
+        dropped.extend(misfits)
+    return replace(plan, root=_without_inert(plan.root)) if target.holds_data else plan
+
+
+def _without_inert(node: Any) -> Any:
+    if isinstance(node, dict):
+        copy: Any = type(node)()
+        for key, child in node.items():
+            if not isinstance(child, (Opaque, Global)):
+                copy[key] = _without_inert(child)
+        if hasattr(node, "_metadata"):
+            copy._metadata = node._metadata
+        return copy
+    if isinstance(node, (list, tuple)):
+        items = [_without_inert(child) for child in node if not isinstance(child, (Opaque, Global))]
+        return items if isinstance(node, list) else tuple(items)
+    return node
+
+
+def _free_bytes(destination: Path) -> int:
+    folder = Path(os.path.realpath(destination)).parent
+    return shutil.disk_usage(folder).free if folder.is_dir() else 0

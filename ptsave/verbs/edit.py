@@ -1,0 +1,147 @@
+"""Editing the tree of a checkpoint on its way from one file to another: select, rename, cast."""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ptsave.core.names import matches
+from ptsave.core.nodes import Opaque, TensorEntry
+from ptsave.core.select import is_state_dict, strip_wrapper_names
+from ptsave.core.tree import MAX_DEPTH, leaves
+from ptsave.errors import LimitError, RefusedError, UsageError
+
+AUTO = "auto"
+"""`--strip-prefix auto`: whatever wrappers put there."""
+
+
+@dataclass(frozen=True)
+class Edits:
+    """What to change. Globs see whole dotted names; prefixes and renames, names inside a state dict."""
+
+    only: Sequence[str] = ()
+    drop: Sequence[str] = ()
+    strip_prefix: str | None = None
+    rename: Sequence[tuple[re.Pattern[str], str]] = ()
+    change: Callable[[TensorEntry], TensorEntry] | None = None
+    """What becomes of each tensor that stays: a cast, a contiguous layout."""
+
+    @property
+    def changes_names(self) -> bool:
+        return self.strip_prefix is not None or bool(self.rename)
+
+
+@dataclass
+class Edited:
+    """An edited tree, and what the edits did."""
+
+    root: Any
+    dropped: list[str] = field(default_factory=list)
+    renamed: dict[str, str] = field(default_factory=dict)
+
+
+def parse_rename(text: str) -> tuple[re.Pattern[str], str]:
+    """`REGEX=REPLACEMENT`, split at the last `=` that leaves a valid pattern.
+
+    Raises: UsageError when there is no `=`, or the pattern or its replacement is not valid.
+    """
+    pattern, equals, replacement = text.rpartition("=")
+    if not equals:
+        raise UsageError(f"{text!r} has no '='", "--rename", "write --rename 'REGEX=REPLACEMENT'")
+    try:
+        compiled = re.compile(pattern)
+        compiled.sub(replacement, "")
+    except (re.error, IndexError) as error:
+        raise UsageError(
+            f"{text!r} is not a valid rename: {error}", "--rename", "write 'REGEX=REPLACEMENT'"
+        ) from None
+    return compiled, replacement
+
+
+def edit(root: Any, edits: Edits) -> Edited:
+    """A new tree with `edits` applied. Pickled modules become their state dicts.
+
+    Raises: RefusedError when two tensors would get one name; UsageError when a prefix is nowhere.
+    """
+    result = Edited(None)
+    result.root = _visit(root, "", edits, result, 0)
+    if edits.strip_prefix not in (None, AUTO) and not result.renamed:
+        raise UsageError(
+            f"no name starts with {edits.strip_prefix!r}",
+            "--strip-prefix",
+            "`ptsave inspect` lists the names",
+        )
+    return result
+
+
+_GONE = object()
+
+
+def _visit(node: Any, path: str, edits: Edits, result: Edited, depth: int) -> Any:
+    if isinstance(node, TensorEntry):
+        if _is_dropped(path, edits):
+            result.dropped.append(path)
+            return _GONE
+        return edits.change(node) if edits.change else node
+    if depth > MAX_DEPTH:
+        raise LimitError("depth", MAX_DEPTH, "more")
+    if isinstance(node, Opaque) and node.shared:
+        node = state_dict_of(node)
+    if isinstance(node, dict):
+        names = _new_names(node, path, edits, result) if edits.changes_names and is_state_dict(node) else {}
+        copy: Any = OrderedDict() if isinstance(node, OrderedDict) else {}
+        for key, child in node.items():
+            value = _visit(child, _join(path, key), edits, result, depth + 1)
+            if value is not _GONE:
+                copy[names.get(key, key)] = value
+        if hasattr(node, "_metadata"):
+            copy._metadata = node._metadata
+        return copy
+    if isinstance(node, (list, tuple)):
+        items = [_visit(child, _join(path, i), edits, result, depth + 1) for i, child in enumerate(node)]
+        kept = [item for item in items if item is not _GONE]
+        return kept if isinstance(node, list) else tuple(kept)
+    return node
+
+
+def state_dict_of(module: Opaque) -> OrderedDict[str, TensorEntry]:
+    """The state dict of a pickled module: its tensors by the names that `state_dict()` gives them."""
+    return OrderedDict(
+        (".".join(map(str, path)), leaf) for path, leaf in leaves(module) if isinstance(leaf, TensorEntry)
+    )
+
+
+def _is_dropped(path: str, edits: Edits) -> bool:
+    return (bool(edits.only) and not matches(path, edits.only)) or matches(path, edits.drop)
+
+
+def _new_names(node: dict[str, Any], path: str, edits: Edits, result: Edited) -> dict[str, str]:
+    """Old key → new key, of the keys of one state dict that stay."""
+    staying = [
+        key
+        for key, child in node.items()
+        if not (isinstance(child, TensorEntry) and _is_dropped(_join(path, key), edits))
+    ]
+    names = {key: key for key in staying}
+    if edits.strip_prefix == AUTO:
+        names, _ = strip_wrapper_names(staying)
+    elif edits.strip_prefix is not None:
+        names = {key: key.removeprefix(edits.strip_prefix) for key in staying}
+    for pattern, replacement in edits.rename:
+        names = {key: pattern.sub(replacement, name) for key, name in names.items()}
+    taken: dict[str, str] = {}
+    for key, name in names.items():
+        if not name:
+            raise RefusedError(f"{key!r} would get an empty name", path, "change the rename")
+        if (other := taken.setdefault(name, key)) != key:
+            raise RefusedError(f"{other!r} and {key!r} would both become {name!r}", path, "change the rename")
+        if name != key:
+            result.renamed[_join(path, key)] = _join(path, name)
+    return names
+
+
+def _join(path: str, key: Any) -> str:
+    return f"{path}.{key}" if path else str(key)
