@@ -1,0 +1,188 @@
+"""ModelSpec → nn.Module."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ptsave.core.nearest import nearest
+from ptsave.errors import UsageError
+from ptsave.specs import ModelSpec, Place
+from ptsave.torch_layer.imports import import_object, users_code
+from ptsave.torch_layer.skeleton import build_skeleton
+
+MAX_SIGNATURE_CHARS = 300
+
+
+def build_model(
+    spec: ModelSpec, *, device: str = "cpu", app_dir: Path | None = None, seed: int | None = None
+) -> nn.Module:
+    """Import what `spec` names and call it.
+
+    On `meta`, parameters have no memory; what is not in the state dict is real, on the CPU. A model that
+    cannot be built so (it computes with its weights, or is a factory's) is real altogether: its tensors
+    are not on the meta device, and are to be written over in place. On any other device the model is
+    built on the CPU, so that `seed` gives the same weights everywhere, and moved.
+
+    Raises: UsageError when the target is not there, rejects its arguments, raises, or is no module.
+    """
+    target = resolve_device(device)
+    key = spec.place / ("factory" if spec.is_factory else "class")
+    build = import_object(spec.target, key, app_dir)
+    if isinstance(build, nn.Module):
+        raise key.error(
+            f"{spec.target!r} is a module that was built at import",
+            f"name its class, {type(build).__module__}.{type(build).__qualname__}, or a function",
+        )
+    if isinstance(build, ModuleType) or not callable(build):
+        kind = "a module" if isinstance(build, ModuleType) else f"a {type(build).__name__}"
+        raise key.error(f"{spec.target!r} is {kind}, not a class or a function", "name what to call")
+
+    def construct() -> Any:
+        with seeded(seed):
+            args, kwargs = _arguments(spec.args, spec.place / "args", app_dir)
+            return _call(build, spec.target, args, kwargs, spec.place / "args", app_dir)
+
+    if target.type == "meta" and not spec.is_factory and (skeleton := build_skeleton(construct)) is not None:
+        return skeleton
+    model = construct()
+    if not isinstance(model, nn.Module):
+        raise key.error(
+            f"{spec.target!r} gave a {type(model).__module__}.{type(model).__qualname__}, not a module",
+            "name a class derived from torch.nn.Module, or a function that returns one",
+        )
+    return model if target.type == "meta" else model.to(target)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of that name, once it is known to be there.
+
+    Raises: UsageError.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"cannot use this device: {reason}", f"--device {name}", "--device cpu") from error
+    return device
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Random numbers of torch, NumPy and Python from `seed`; the states are put back afterwards."""
+    devices = range(torch.cuda.device_count())
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=list(devices)):
+        if seed is not None:
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)
+            random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def _arguments(
+    table: Mapping[str, Any], place: Place, app_dir: Path | None
+) -> tuple[list[Any], dict[str, Any]]:
+    """The positional and the keyword arguments that a table of a spec stands for."""
+    args = [_value(item, place / "_args_" / i, app_dir) for i, item in enumerate(table.get("_args_", ()))]
+    kwargs = {
+        key: _value(value, place / key, app_dir)
+        for key, value in table.items()
+        if key not in ("_target_", "_args_", "_partial_")
+    }
+    return args, kwargs
+
+
+def _value(value: Any, place: Place, app_dir: Path | None) -> Any:
+    """One value of a spec, with the objects that it names imported and built."""
+    if isinstance(value, list):
+        return [_value(item, place / i, app_dir) for i, item in enumerate(value)]
+    if not isinstance(value, Mapping):
+        return value
+    if "_dtype_" in value:
+        return _dtype(value["_dtype_"], place / "_dtype_")
+    if "_float_" in value:
+        return float(value["_float_"])
+    if "_import_" in value:
+        return import_object(value["_import_"], place / "_import_", app_dir)
+    if "_target_" not in value:
+        return {key: _value(item, place / key, app_dir) for key, item in value.items()}
+    path = value["_target_"]
+    target = import_object(path, place / "_target_", app_dir)
+    if not callable(target):
+        raise (place / "_target_").error(
+            f"{path!r} is a {type(target).__name__}, not a class or a function",
+            f'the thing itself, not called, is {{_import_ = "{path}"}}',
+        )
+    args, kwargs = _arguments(value, place, app_dir)
+    if value.get("_partial_", False):
+        return functools.partial(target, *args, **kwargs)
+    return _call(target, path, args, kwargs, place, app_dir)
+
+
+def _dtype(name: str, place: Place) -> torch.dtype:
+    dtype = getattr(torch, name.removeprefix("torch."), None)
+    if not isinstance(dtype, torch.dtype):
+        raise place.error(f"torch {torch.__version__} has no dtype {name!r}", "use another, or a newer torch")
+    return dtype
+
+
+def _call(
+    target: Callable[..., Any],
+    path: str,
+    args: list[Any],
+    kwargs: dict[str, Any],
+    place: Place,
+    app_dir: Path | None,
+) -> Any:
+    """`target(*args, **kwargs)`.
+
+    Raises: UsageError when the signature does not take the arguments, or the call raises.
+    """
+    _check_signature(target, path, args, kwargs, place)
+    with users_code(app_dir, path, place):
+        return target(*args, **kwargs)
+
+
+def _check_signature(
+    target: Callable[..., Any], path: str, args: list[Any], kwargs: dict[str, Any], place: Place
+) -> None:
+    try:
+        signature = inspect.signature(target)
+    except (TypeError, ValueError):
+        return  # written in C without a signature: the call itself will tell
+    parameters = signature.parameters.values()
+    takes = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    name = path.replace(":", ".").rpartition(".")[2]
+    shown = f"{name}{signature.replace(return_annotation=signature.empty)}"
+    if len(shown) > MAX_SIGNATURE_CHARS:
+        shown = f"{name}({', '.join(takes)})"
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        for key in kwargs:
+            if key not in takes:
+                near = nearest(key, [other for other in takes if other not in kwargs])
+                raise (place / key).error(
+                    f"{name} got an unexpected keyword argument {key!r}",
+                    f"did you mean {near!r}? The signature is {shown}"
+                    if near
+                    else f"the signature is {shown}",
+                )
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise place.error(f"{name} rejects its arguments: {error}", f"the signature is {shown}") from error

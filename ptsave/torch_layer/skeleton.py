@@ -1,0 +1,143 @@
+"""Models without weights: built with their parameters on the meta device, all else real.
+
+Building a model only to overwrite its weights would hold them twice and spend time on random
+numbers. Building it wholly on the meta device would lose what is not in the state dict: buffers
+registered with `persistent=False`, tensors in plain attributes. So only parameters go to the meta
+device, each as it is born; a layer's uninitialised memory is given back before the next layer asks
+for its own. Buffers and all other tensors are computed by the model's own code, on the CPU.
+
+Where that cannot be told from a real model, the model is built for real: see `defects`.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FunctionType, MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+
+SCALARS = (str, bytes, int, float, bool, complex, type(None), type)
+
+
+def build_skeleton(construct: Callable[[], Any]) -> nn.Module | None:
+    """What `construct` returns, with its parameters on the meta device, or None where it has to be real.
+
+    A tensor of the state dict that is on the meta device is to be replaced by one with values, by
+    assignment (`load_state_dict(assign=True)`); tied parameters are one object, as in a real model.
+    """
+    with parameters_on_meta() as births:
+        try:
+            model = construct()
+        except Exception:
+            # Computing with weights fails on the meta device. What fails for real too is reported then.
+            return None
+    if not isinstance(model, nn.Module) or births.is_shared() or any(defects(model)):
+        return None
+    return model
+
+
+class Births:
+    """The storages whose parameters were put on the meta device."""
+
+    def __init__(self) -> None:
+        self.moved: dict[int, StorageWeakRef] = {}
+        self.had_twins = False
+
+    def move(self, data: Tensor) -> Tensor:
+        storage = data.untyped_storage()
+        known = self.moved.get(storage._cdata)
+        if known is not None and not known.expired():  # type: ignore[no-untyped-call]
+            self.had_twins = True
+        self.moved[storage._cdata] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+        return data.detach().to("meta")
+
+    def is_shared(self) -> bool:
+        """Whether a parameter shared its memory with another one, or with a tensor that still lives.
+
+        Writing to the parameter of a real model would change the other too.
+        """
+        return self.had_twins or not all(
+            reference.expired()  # type: ignore[no-untyped-call]
+            for reference in self.moved.values()
+        )
+
+
+@contextmanager
+def parameters_on_meta() -> Iterator[Births]:
+    """While open, each `nn.Parameter` that this thread makes is on the meta device."""
+    original = nn.Parameter.__dict__["__new__"]
+    make = nn.Parameter.__new__
+    thread = threading.get_ident()
+    births = Births()
+
+    def born_on_meta(cls: type[nn.Parameter], data: Any = None, requires_grad: bool = True) -> Any:
+        is_plain = type(data) is Tensor or type(data) is nn.Parameter
+        if is_plain and not data.is_meta and threading.get_ident() == thread:
+            data = births.move(data)
+        return make(cls, data, requires_grad)
+
+    nn.Parameter.__new__ = born_on_meta  # type: ignore[method-assign, assignment]
+    try:
+        yield births
+    finally:
+        nn.Parameter.__new__ = original  # type: ignore[method-assign]
+
+
+def defects(model: nn.Module) -> Iterator[str]:
+    """Why a skeleton cannot be made whole by loading its state dict, each with the name concerned."""
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        yield "compiled: TorchScript holds its own references to parameters"
+    state = {name: value for name, value in model.state_dict(keep_vars=True).items() if is_on_meta(value)}
+    owners: dict[int, int] = {}
+    for name, tensor in state.items():
+        storage = tensor.untyped_storage()._cdata
+        if owners.setdefault(storage, id(tensor)) != id(tensor):
+            yield f"{name}: shares its memory with another parameter"
+    in_state = {id(tensor) for tensor in state.values()}
+    for where, tensor in reachable_tensors(model):
+        if tensor.is_meta and id(tensor) not in in_state:
+            yield f"{where}: has no values, and is not in the state dict"
+
+
+def is_on_meta(value: Any) -> bool:
+    """Whether `value` is a tensor without values."""
+    return isinstance(value, Tensor) and value.is_meta
+
+
+def reachable_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor that the model's modules hold, in whatever attribute, container, closure or object."""
+    seen: set[int] = set()
+    stack: list[tuple[str, Any]] = [("", model)]
+    while stack:
+        where, value = stack.pop()
+        if isinstance(value, SCALARS) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            yield where, value
+        stack.extend((f"{where}.{key}" if where else str(key), child) for key, child in _children(value))
+
+
+def _children(value: Any) -> Iterator[tuple[Any, Any]]:
+    if isinstance(value, dict):
+        yield from value.items()
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        yield from enumerate(value)
+    elif isinstance(value, functools.partial):
+        yield from enumerate((value.func, value.args, value.keywords))
+    elif isinstance(value, MethodType):
+        yield "__self__", value.__self__
+    elif isinstance(value, FunctionType):
+        for cell in value.__closure__ or ():
+            try:
+                yield "closure", cell.cell_contents
+            except ValueError:
+                continue  # a variable that was never set
+    elif not isinstance(value, type(torch)):
+        yield from getattr(value, "__dict__", {}).items()
