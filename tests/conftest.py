@@ -1,0 +1,51 @@
+"""What the tests of every folder may use."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import Command
+
+ROOT = Path(__file__).parents[1]
+
+AMBIENT = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "TERM", "GITHUB_ACTIONS", "PTSAVE_DEBUG", "PYTHONWARNINGS")
+"""Variables of whoever runs the tests that would change what a command prints."""
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The folder of the checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def clean_env() -> dict[str, str]:
+    """The environment less what would change a command's output."""
+    return {key: value for key, value in os.environ.items() if key not in AMBIENT}
+
+
+@pytest.fixture
+def ptsave(tmp_path: Path, clean_env: dict[str, str]) -> Command:
+    """Run `ptsave ARGUMENTS` in `tmp_path` and insist on its exit code; no traceback ever shows."""
+
+    def run(
+        *arguments: object, code: int = 0, cwd: Path | None = None, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "ptsave", *map(str, arguments)],
+            cwd=cwd or tmp_path,
+            env=clean_env | (env or {}),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        assert done.returncode == code, (done.args, done.returncode, done.stdout, done.stderr)
+        return done
+
+    return run

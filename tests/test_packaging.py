@@ -1,0 +1,86 @@
+"""What is built and installed: the wheel, the console script, the shell completion."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import subprocess
+import sys
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+from ptsave import __version__
+from tests.support import Command
+
+
+@pytest.fixture(scope="module")
+def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """A wheel of the checkout, built by the real backend."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(command, cwd=root, check=True, capture_output=True)
+    (built,) = folder.glob("ptsave-*.whl")
+    return zipfile.ZipFile(built)
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile, root: Path) -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files", "ptsave"], cwd=root, check=True, capture_output=True, text=True
+    ).stdout.split()
+    held = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert held >= set(tracked)
+    assert "ptsave/py.typed" in held
+    assert {name.partition("/")[0] for name in held} == {"ptsave"}
+    assert not [name for name in held if name.endswith((".pt", ".safetensors", ".pyc"))]
+
+
+def test_the_wheel_says_what_it_is(wheel: zipfile.ZipFile) -> None:
+    (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    metadata = Parser().parsestr(wheel.read(name).decode())
+    assert metadata["Name"] == "ptsave"
+    assert metadata["Version"] == __version__
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["Requires-Python"] == ">=3.10"
+    assert any(entry.endswith("licenses/LICENSE") for entry in wheel.namelist())
+    scripts = configparser.ConfigParser()
+    scripts.read_string(wheel.read(name.replace("METADATA", "entry_points.txt")).decode())
+    assert dict(scripts["console_scripts"]) == {"ptsave": "ptsave.cli:main"}
+
+
+def test_the_console_script_and_the_module_are_the_same_program(
+    ptsave: Command, clean_env: dict[str, str]
+) -> None:
+    script = Path(sys.executable).with_name("ptsave")
+    for arguments in (["--version"], ["--help"], ["inspect", "--help"]):
+        done = subprocess.run([script, *arguments], env=clean_env, capture_output=True, text=True, check=True)
+        assert done.stdout == ptsave(*arguments).stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shell_completion_is_offered(shell: str, ptsave: Command) -> None:
+    script = ptsave("--show-completion", shell).stdout
+    assert "_PTSAVE_COMPLETE" in script
+
+
+def test_bash_completes_the_commands(ptsave: Command) -> None:
+    done = ptsave(env={"_PTSAVE_COMPLETE": "complete_bash", "COMP_WORDS": "ptsave in", "COMP_CWORD": "1"})
+    assert done.stdout.split() == ["inspect"]
+
+
+def test_every_direct_dependency_has_a_tested_version(root: Path) -> None:
+    """constraints.txt pins what pyproject.toml names."""
+    pinned = {
+        line.partition("==")[0].lower().replace("_", "-")
+        for line in (root / "constraints.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    }
+    text = (root / "pyproject.toml").read_text()
+    lists = re.findall(r"^(?:dependencies|test|check) = \[(.*?)\]", text, re.MULTILINE | re.DOTALL)
+    wanted = set(re.findall(r'"([A-Za-z0-9-]+)', "".join(lists)))
+    models = (root / "requirements-models.txt").read_text().splitlines()
+    wanted |= {line for line in models if line and not line.startswith("#")}
+    assert len(lists) == 3
+    assert wanted - {"tomli"} <= pinned  # tomli: only below Python 3.11

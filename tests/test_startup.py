@@ -1,0 +1,114 @@
+"""What a command does not import: torch takes 1.5 s, numpy 0.2 s."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+
+HEAVY = ("torch", "numpy", "transformers")
+
+DRIVER = f"""
+import json, sys
+from ptsave.cli import main
+
+for arguments in json.loads(sys.argv[1]):
+    sys.argv[1:] = arguments
+    try:
+        main()
+    except SystemExit as done:
+        if done.code:
+            sys.exit(f"{{arguments}} exited with {{done.code}}")
+sys.stdout.flush()
+print(json.dumps([name for name in {HEAVY} if name in sys.modules]), file=sys.stderr)
+"""
+
+
+def loaded(env: dict[str, str], *commands: list[str]) -> list[str]:
+    """Which heavy modules stand in sys.modules after the commands ran in one fresh process."""
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, json.dumps(commands)], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found: list[str] = json.loads(done.stderr.splitlines()[-1])
+    return found
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same few tensors in every format that torch, safetensors and numpy write."""
+    import numpy as np
+    import torch
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("formats")
+    state = OrderedDict(weight=torch.arange(6.0).reshape(2, 3), bias=torch.ones(2, dtype=torch.bfloat16))
+    paths = {kind: folder / name for kind, name in NAMES.items()}
+    torch.save(state, paths["pt"])
+    torch.save(state, paths["legacy"], _use_new_zipfile_serialization=False)
+    torch.save({"epoch": 3, "model_state_dict": state}, paths["training"])
+    torch.save(torch.nn.Linear(3, 2), paths["module"])
+    save_file(state, paths["safetensors"])
+    np.savez(paths["npz"], weight=np.arange(6.0))
+    for shard, name in enumerate(state, 1):
+        save_file({name: state[name]}, folder / f"model-{shard:05}-of-00002.safetensors")
+    weight_map = {name: f"model-{shard:05}-of-00002.safetensors" for shard, name in enumerate(state, 1)}
+    index = json.dumps({"metadata": {"total_size": 28}, "weight_map": weight_map})
+    paths["sharded"].write_text(index)
+    return paths | {"sharded": folder}
+
+
+NAMES = {
+    "pt": "weights.pt",
+    "legacy": "legacy.pt",
+    "training": "training.pt",
+    "module": "module.pt",
+    "safetensors": "weights.safetensors",
+    "npz": "arrays.npz",
+    "sharded": "model.safetensors.index.json",
+}
+
+
+def test_importing_ptsave_imports_nothing_heavy(clean_env: dict[str, str]) -> None:
+    code = f"import sys, ptsave; print([name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], env=clean_env, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["save"], ["load"], ["inspect"], ["convert"], ["verify"]], ids=" ".join
+)
+def test_help_imports_nothing_heavy(command: list[str], clean_env: dict[str, str]) -> None:
+    assert loaded(clean_env, [*command, "--help"]) == []
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_inspect_imports_nothing_heavy(
+    kind: str, checkpoints: dict[str, Path], clean_env: dict[str, str]
+) -> None:
+    path = str(checkpoints[kind])
+    assert (
+        loaded(clean_env, ["inspect", path], ["inspect", "--json", path], ["inspect", "--tree", path]) == []
+    )
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_convert_imports_nothing_heavy(
+    kind: str, checkpoints: dict[str, Path], clean_env: dict[str, str], tmp_path: Path
+) -> None:
+    path, extras = str(checkpoints[kind]), ["--extras", "drop"]
+    targets = [str(tmp_path / "out.safetensors"), str(tmp_path / "out.pt")]
+    assert loaded(clean_env, *(["convert", path, target, *extras] for target in targets)) == []
+
+
+def test_verifying_bytes_imports_nothing_heavy(
+    checkpoints: dict[str, Path], clean_env: dict[str, str]
+) -> None:
+    commands = (
+        ["verify", str(checkpoints[kind]), "--checks", "bytes,safe"] for kind in ("pt", "safetensors")
+    )
+    assert loaded(clean_env, *commands) == []
