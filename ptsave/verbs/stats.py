@@ -89,16 +89,13 @@ def non_finite(
     """
     done: dict[Any, tuple[int, int]] = {}
     for entry in _chosen(checkpoint, names):
-        if not entry.dtype.is_float:
-            if progress:
-                progress(entry.num_bytes)
-            continue
-        if entry.view in done:
-            if progress:
-                progress(entry.num_bytes)
-        else:
+        is_new = entry.dtype.is_float and entry.view not in done
+        if is_new:
             done[entry.view] = _count_non_finite(entry, progress)
-        yield entry.name, *done[entry.view]
+        elif progress:
+            progress(entry.num_bytes)
+        if entry.dtype.is_float:
+            yield entry.name, *done[entry.view]
 
 
 def _chosen(checkpoint: Checkpoint, names: Iterable[str] | None) -> list[TensorEntry]:
@@ -165,7 +162,8 @@ def _moments(values: Array, low: float, high: float) -> tuple[float, float]:
     mean = float(values.sum()) / len(values)
     centred = values - mean
     deviation = math.sqrt(float(np.einsum("i,i->", centred, centred)) / len(values))
-    return math.ldexp(mean, exponent), math.ldexp(deviation, exponent)
+    # math.ldexp would raise where the deviation of the largest numbers rounds up to infinity.
+    return float(np.ldexp(mean, exponent)), float(np.ldexp(deviation, exponent))
 
 
 def _merged(a: _Sums, b: _Sums) -> _Sums:
