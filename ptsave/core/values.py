@@ -144,15 +144,13 @@ def decode(buffer: memoryview, dtype: DType) -> numpy.ndarray[Any, Any]:
     import numpy as np
 
     name = dtype.name
+    words: numpy.ndarray[Any, Any] = np.frombuffer(buffer, dtype.numpy or _RAW.get(name, "|u1"))
     if name in SMALL_FLOATS:
-        table = _table(name)
-        found: numpy.ndarray[Any, Any] = table.take(np.frombuffer(buffer, "|u1"), axis=0).reshape(-1)
-        return found
-    if name == "bool":
+        words = _table(name).take(words, axis=0).reshape(-1)
+    elif name == "bool":
         # torch takes any byte but 0 for True; a NumPy bool that is neither 0 nor 1 misbehaves.
-        return np.frombuffer(buffer, "|u1") != 0
-    words = np.frombuffer(buffer, dtype.numpy or _RAW.get(name, "|u1"))
-    if name == "bfloat16":
+        words = words.view(np.uint8) != 0
+    elif name == "bfloat16":
         words = (words.astype("<u4") << np.uint32(16)).view("<f4")
     elif name == "complex32":
         words = words.astype("<f4").view("<c8")
