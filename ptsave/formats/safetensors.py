@@ -1,0 +1,277 @@
+"""safetensors: one JSON header, then the tensors' bytes without gaps.
+
+Source: https://huggingface.co/docs/safetensors, "Format"; checked against the library's release 0.8.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from math import prod
+from typing import Any, NamedTuple
+
+from ptsave.core import record as records
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.dtypes import BY_SAFETENSORS, DType
+from ptsave.core.files import InputFile
+from ptsave.core.nodes import TensorEntry, contiguous_strides
+from ptsave.core.record import Record
+from ptsave.core.storage import FileStorage
+from ptsave.errors import CorruptError, LimitError, UnknownFormatError
+from ptsave.formats.base import FileFormat
+
+NAME = "safetensors"
+MAX_HEADER_BYTES = 100_000_000
+"""Cap on the JSON header, as the library has it."""
+MAX_WIDE_HEADER_BYTES = 25_000_000
+"""Cap on a header with characters beyond ASCII, which Python holds in up to four times the memory."""
+MAX_TENSORS = 250_000
+"""Cap on the tensors of one file."""
+MAX_RANK = 64
+"""Cap on the dimensions of one tensor; torch's own."""
+MAX_HEADER_VALUES = 20 * MAX_TENSORS
+"""Cap on the values (numbers, texts, lists, objects) in the header."""
+
+_METADATA = "__metadata__"
+_F4 = BY_SAFETENSORS["F4"]
+_WHITESPACE = b" \t\r\n"
+_INT64_MAX = 2**63 - 1
+_TRUNCATED = "copy or download the file again"
+_DAMAGED = "the file is damaged or was written by a faulty program; get it again from its source"
+
+
+def sniff(file: InputFile, head: bytes) -> bool:
+    """Eight bytes of a length that leave room for zeros, then the beginning of a JSON object."""
+    return b"\0" in head[:8] and head[8:].lstrip(_WHITESPACE)[:1] == b"{"
+
+
+def read(file: InputFile) -> Checkpoint:
+    """Open a safetensors file as a flat dict of tensors, in the header's order.
+
+    Where ptsave's record lists tied tensors, each comes back as another name of the same storage; where
+    it holds digests for exactly these tensors, they come back in the order that the digests have.
+
+    Raises: CorruptError, LimitError, UnknownFormatError.
+    """
+    try:
+        tensors, metadata, record = read_header(file)
+        notes = _notes(metadata, tensors)
+        root = with_aliases(tensors, record, str(file.path))
+    except BaseException:
+        file.close()
+        raise
+    checkpoint = Checkpoint(NAME, file.path, root, metadata, record=record, notes=notes)
+    checkpoint.files.callback(file.close)
+    return checkpoint
+
+
+FORMAT = FileFormat(NAME, sniff, read, suffixes=(".safetensors",))
+
+
+def read_header(file: InputFile) -> tuple[dict[str, TensorEntry], dict[str, str], Record | None]:
+    """The tensors in the header's order, the metadata without the record, and the record.
+
+    Every tensor lies in the file, and together they cover all of it after the header, once.
+
+    Raises: CorruptError, LimitError, UnknownFormatError.
+    """
+    where = str(file.path)
+    if file.size_bytes < 8:
+        raise CorruptError("truncated: a safetensors file has at least 8 bytes", where, _TRUNCATED)
+    header_bytes = int.from_bytes(file.read_at(0, 8), "little")
+    if header_bytes > MAX_HEADER_BYTES:
+        raise LimitError("header_bytes", MAX_HEADER_BYTES, header_bytes, where)
+    start = 8 + header_bytes
+    if start > file.size_bytes:
+        raise CorruptError(
+            f"truncated: the header has {header_bytes} bytes, the file {file.size_bytes}", where, _TRUNCATED
+        )
+    header = _parse(file.read_at(8, header_bytes), where)
+    metadata = _metadata(header.pop(_METADATA, None), where)
+    if len(header) > MAX_TENSORS:
+        raise LimitError("tensors", MAX_TENSORS, len(header), where)
+    tensors: dict[str, TensorEntry] = {}
+    spans: list[tuple[int, int, str]] = []
+    known: dict[tuple[str, tuple[int, ...]], _Layout] = {}  # most tensors of a large file look alike
+    for name, info in header.items():
+        tag, sizes, begin, end = _fields(name, info, where)
+        layout = known.get((tag, sizes))
+        if layout is None:
+            layout = known[tag, sizes] = _layout(name, tag, sizes, where)
+        if end - begin != layout.num_bytes:
+            raise CorruptError(
+                f"tensor {name!r} of shape {list(layout.shape)} and dtype {layout.dtype} needs "
+                f"{layout.num_bytes} bytes, and has {end - begin}",
+                where,
+                _DAMAGED,
+            )
+        storage = FileStorage(file, start + begin, end - begin)
+        tensors[name] = TensorEntry(name, layout.dtype, layout.shape, layout.strides, storage, 0)
+        spans.append((begin, end, name))
+    _check_cover(spans, file.size_bytes - start, where)
+    text = metadata.pop(records.KEY, None)
+    if text is None:
+        return tensors, metadata, None
+    if len(text) > records.MAX_BYTES:
+        raise LimitError("record_bytes", records.MAX_BYTES, len(text), where)
+    return tensors, metadata, Record.from_json(text, where)
+
+
+def with_aliases(
+    tensors: dict[str, TensorEntry], record: Record | None, where: str
+) -> dict[str, TensorEntry]:
+    """`tensors` with the record's tied names, in the order of the record's digests if it names the same.
+
+    Raises: CorruptError when an alias names a tensor that is stored, or leads to one that is not.
+    """
+    if record is None:
+        return tensors
+    tied = dict(tensors)
+    for alias, target in record.aliases.items():
+        if alias in tensors:
+            raise CorruptError(f"the record calls {alias!r} an alias, yet it is stored", where, _DAMAGED)
+        if target not in tensors:
+            raise CorruptError(f"the record ties {alias!r} to {target!r}, which is missing", where, _DAMAGED)
+        tied[alias] = tensors[target].named(alias)
+    order = record.digests.tensors if record.digests else {}
+    if order.keys() == tied.keys():
+        return {name: tied[name] for name in order}
+    return tied
+
+
+def left_out_ties(metadata: Mapping[str, str], tensors: Mapping[str, Any]) -> dict[str, str]:
+    """Names that `safetensors.torch.save_model` left out → the stored name that shares their memory.
+
+    The file does not say which part of that memory, nor the shape, so it takes the model to restore them.
+
+    Source: `safetensors.torch.save_model`, "This information will not be enough to recover the entire
+    shared structure".
+    """
+    return {
+        name: kept
+        for name, kept in metadata.items()
+        if kept in tensors and name not in tensors and name != "format"
+    }
+
+
+def _notes(metadata: Mapping[str, str], tensors: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name} was left out by save_model because it shares memory with {kept}"
+        for name, kept in left_out_ties(metadata, tensors).items()
+    ]
+
+
+def _parse(header: bytes, where: str) -> dict[str, Any]:
+    """The header's JSON object; a key that repeats anywhere is refused."""
+    values = header.count(b",") + header.count(b"[") + header.count(b"{")
+    if values > MAX_HEADER_VALUES:
+        raise LimitError("header_values", MAX_HEADER_VALUES, values, where)
+    if not header.isascii() and len(header) > MAX_WIDE_HEADER_BYTES:
+        raise LimitError("wide_header_bytes", MAX_WIDE_HEADER_BYTES, len(header), where)
+    try:
+        text = header.decode()
+        del header
+        parsed = json.loads(text, object_pairs_hook=_without_repeats)
+    except _RepeatedKeyError as error:
+        raise CorruptError(f"the header has two keys {error.key!r}", where, _DAMAGED) from None
+    except RecursionError:
+        raise CorruptError("the header nests too deeply", where, _DAMAGED) from None
+    except ValueError as error:
+        reason = getattr(error, "msg", None) or getattr(error, "reason", "a number is too long")
+        raise CorruptError(f"the header is not JSON ({reason})", where, _DAMAGED) from None
+    if not isinstance(parsed, dict):
+        raise CorruptError("the header is not a JSON object", where, _DAMAGED)
+    if "\\u" in text and any("\ud800" <= c <= "\udfff" for name in parsed for c in name):
+        raise CorruptError("a tensor's name is not Unicode text", where, _DAMAGED)
+    return parsed
+
+
+class _RepeatedKeyError(Exception):
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise _RepeatedKeyError(key)
+            seen.add(key)
+    return found
+
+
+def _metadata(value: Any, where: str) -> dict[str, str]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise CorruptError("the header's __metadata__ is not a table of texts", where, _DAMAGED)
+    return value
+
+
+class _Layout(NamedTuple):
+    dtype: DType
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    num_bytes: int
+
+
+def _fields(name: str, info: Any, where: str) -> tuple[str, tuple[int, ...], int, int]:
+    """(dtype's tag, sizes, first byte, byte after the last): of the right types, and no more checked."""
+    try:
+        tag, sizes, offsets = info["dtype"], info["shape"], info["data_offsets"]
+        begin, end = offsets
+        shape = tuple(sizes)
+    except (TypeError, KeyError, ValueError):
+        raise _malformed(name, where) from None
+    if not (type(tag) is str and type(sizes) is list and type(offsets) is list):
+        raise _malformed(name, where)
+    if {int, *map(type, shape), type(begin), type(end)} != {int}:
+        raise _malformed(name, where)
+    return tag, shape, begin, end
+
+
+def _malformed(name: str, where: str) -> CorruptError:
+    return CorruptError(f"tensor {name!r} has a malformed dtype, shape or place", where, _DAMAGED)
+
+
+def _layout(name: str, tag: str, sizes: tuple[int, ...], where: str) -> _Layout:
+    """What the dtype's tag and the sizes mean, when they mean anything."""
+    if tag not in BY_SAFETENSORS:
+        raise UnknownFormatError(
+            f"tensor {name!r} has the dtype {tag!r}, which ptsave does not know",
+            where,
+            "update ptsave if the file was written by a newer program",
+        )
+    dtype = BY_SAFETENSORS[tag]
+    if len(sizes) > MAX_RANK:
+        raise LimitError("rank", MAX_RANK, len(sizes), f"{where}, tensor {name!r}")
+    if dtype is _F4:
+        # the header counts values, torch counts bytes of two values
+        if not sizes or sizes[-1] % 2:
+            raise CorruptError(f"tensor {name!r} has an odd number of 4-bit values in a row", where, _DAMAGED)
+        sizes = (*sizes[:-1], sizes[-1] // 2)
+    if min(sizes, default=0) < 0 or prod(filter(None, sizes)) > _INT64_MAX:
+        raise CorruptError(f"tensor {name!r} has a shape that no tensor can have", where, _DAMAGED)
+    return _Layout(dtype, sizes, contiguous_strides(sizes), prod(sizes) * dtype.itemsize)
+
+
+def _check_cover(spans: list[tuple[int, int, str]], num_bytes: int, where: str) -> None:
+    """The spans, in any order, lie end to end and fill `num_bytes`."""
+    spans.sort()
+    at = 0
+    for begin, end, name in spans:
+        if begin != at:
+            what = (
+                "overlaps the tensor before it"
+                if begin < at
+                else f"begins after a hole of {begin - at} bytes"
+            )
+            raise CorruptError(f"tensor {name!r} {what}", where, _DAMAGED)
+        at = end
+    if at > num_bytes:
+        raise CorruptError(f"truncated: {at - num_bytes} bytes of tensors are missing", where, _TRUNCATED)
+    if at < num_bytes:
+        raise CorruptError(f"{num_bytes - at} bytes follow the last tensor", where, _DAMAGED)
