@@ -1,0 +1,80 @@
+"""Run the rows that were asked for and write what came out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks import converting, inspecting, startup
+from benchmarks.files import Files
+from benchmarks.machine import describe
+from benchmarks.measure import compare
+from benchmarks.report import is_met, merge, number, results
+from benchmarks.rows import Row
+
+RESULTS = Path(__file__).with_name("results.json")
+ROWS: dict[str, Callable[[Files], Row]] = {
+    make.__name__.replace("_", "-"): make
+    for module in (startup, inspecting, converting)
+    for make in module.ROWS
+}
+GIB = 2**30
+QUICK_BYTES = 64 * 2**20
+
+
+def main() -> int:
+    """Exit code 1 when a budget is missed."""
+    arguments = _arguments()
+    names = [name for name in ROWS if any(name.startswith(only) for only in arguments.only or [""])]
+    if not names:
+        print(f"error: no row starts so; the rows are {', '.join(ROWS)}", file=sys.stderr)
+        return 2
+    runs = arguments.runs or (3 if arguments.quick else 7)
+    fresh = []
+    with tempfile.TemporaryDirectory(prefix="ptsave-bench-", dir=arguments.folder) as temp:
+        folder, scratch = Path(temp) / "inputs", Path(temp) / "scratch"
+        folder.mkdir()
+        scratch.mkdir()
+        machine = describe(folder)
+        files = Files(folder, QUICK_BYTES if arguments.quick else GIB)
+        for name in names:
+            row = ROWS[name](files)
+            os.sync()  # what making the inputs left dirty is written before the clock runs
+            samples = compare(row.sides, min(runs, row.max_runs), row.touch_bytes, scratch)
+            found = results(name, row, samples)
+            fresh += found
+            for result in found:
+                budget, met = result["budget"], is_met(result)
+                limit = f"(budget {number(budget, result['unit'])})" if budget is not None else ""
+                word = {None: "", True: "ok", False: "MISSED"}[met]
+                against = f" against {result['against']}" if result["against"] else ""
+                measured = number(result["measured"], result["unit"])
+                print(f"{result['work']}{against}: {measured} {limit} {word}".rstrip(), flush=True)
+            if "peak" in name or "10x" in name:
+                files.drop()
+    out = arguments.out or (None if arguments.quick else RESULTS)
+    if out is not None:
+        out.write_text(json.dumps(merge(out, machine, fresh), indent=1) + "\n", encoding="utf-8")
+    return int(any(is_met(result) is False for result in fresh))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench",
+        description="Measure ptsave side by side with cp, torch and safetensors, as whole processes.",
+    )
+    parser.add_argument(
+        "--only", action="append", metavar="PREFIX", help=f"rows whose names start so: {', '.join(ROWS)}"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="64 MiB in place of 1 GiB, 3 runs; results are not kept"
+    )
+    parser.add_argument("--runs", type=int, help="runs a side (7)")
+    parser.add_argument("--folder", type=Path, help="where the big files go for a while (15 GiB)")
+    parser.add_argument("--out", type=Path, help=f"results file ({RESULTS.name} beside the code)")
+    return parser.parse_args()

@@ -1,0 +1,111 @@
+"""Times whole processes side by side: interleaved in random order, medians, peak memory from the system.
+
+This process stays small on purpose: on Linux the peak memory of a child counts from what its parent held
+when it was started (`exec` keeps the high-water mark), so nothing heavy may be imported here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+Argv = Callable[[Path], list[str]]
+"""From an empty scratch folder, where outputs go, to the command."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One side of a comparison: a process."""
+
+    argv: Argv
+    reports_itself: bool = False
+    """Whether its last line on stdout is JSON with `wall_s` (and `peak_bytes`), measured inside."""
+
+
+@dataclass
+class Samples:
+    """What one side took, run by run."""
+
+    wall_s: list[float] = field(default_factory=list)
+    peak_bytes: list[int] = field(default_factory=list)
+
+    @property
+    def wall(self) -> float:
+        """Median seconds."""
+        return statistics.median(self.wall_s)
+
+    @property
+    def peak(self) -> int:
+        """Median peak resident memory, bytes."""
+        return int(statistics.median(self.peak_bytes))
+
+
+def compare(
+    sides: Mapping[str, Command], runs: int, touch_bytes: int, scratch: Path, seed: int = 0
+) -> dict[str, Samples]:
+    """Run every side `runs` times, and once before that to warm the caches, in random order.
+
+    Raises: SystemExit with what a command printed when it fails.
+    """
+    order = random.Random(seed)
+    samples = {name: Samples() for name in sides}
+    for turn in range(runs + 1):
+        for name in order.sample(list(sides), len(sides)):
+            touch_memory(touch_bytes)
+            wall_s, peak_bytes = run(sides[name], scratch)
+            if turn:
+                samples[name].wall_s.append(wall_s)
+                samples[name].peak_bytes.append(peak_bytes)
+    return samples
+
+
+def run(command: Command, scratch: Path) -> tuple[float, int]:
+    """Seconds and peak bytes of one process; what it wrote into its scratch folder is removed."""
+    folder = scratch / "run"
+    folder.mkdir()
+    argv = command.argv(folder)
+    with open(scratch / "stdout", "w+b") as output, open(scratch / "stderr", "w+b") as errors:
+        begin = time.perf_counter()
+        child = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, env=environment()
+        )
+        _, status, usage = os.wait4(child.pid, 0)
+        wall_s = time.perf_counter() - begin
+        child.returncode = os.waitstatus_to_exitcode(status)
+        if child.returncode != 0:
+            errors.seek(0)
+            text = errors.read().decode(errors="replace")
+            sys.exit(f"error: {' '.join(argv)} exited with {child.returncode}:\n{text}")
+        peak_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        if command.reports_itself:
+            output.seek(0)
+            told = json.loads(output.read().splitlines()[-1])
+            wall_s, peak_bytes = told["wall_s"], told.get("peak_bytes", peak_bytes)
+    shutil.rmtree(folder)
+    return wall_s, peak_bytes
+
+
+def touch_memory(num_bytes: int) -> None:
+    """Touch and free `num_bytes` of memory, in a process of its own.
+
+    Memory that was freed a moment ago can take 1 s/GiB to be touched again in a virtual machine; without
+    this, whoever runs first after a large free pays for it, and comparisons swing two to four times.
+    """
+    if num_bytes:
+        code = f"import mmap\nm = mmap.mmap(-1, {num_bytes})\nfor i in range(0, len(m), 4096): m[i] = 1"
+        subprocess.run([sys.executable, "-S", "-c", code], check=True)
+
+
+def environment() -> dict[str, str]:
+    """The environment of what is measured. An editable install must find its compiled files."""
+    dropped = ("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED", "PYTHONPATH", "PTSAVE_DEBUG")
+    return {key: value for key, value in os.environ.items() if key not in dropped}
