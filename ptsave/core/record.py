@@ -47,6 +47,10 @@ class Record:
     """The TOML's `[inputs]`, so that a model can be run again."""
     extras: Any = None
     """Plain data that the container itself has no place for (`convert --extras keep`)."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """A safetensors file's `__metadata__`, in containers that have no place of their own for it."""
+    module_versions: Mapping[str, Any] | None = None
+    """A state dict's `_metadata`, which torch reads module versions from, in containers without it."""
     unknown: Mapping[str, Any] = field(default_factory=dict)
     """Fields of a newer ptsave, kept as they are."""
 
@@ -83,8 +87,9 @@ class Record:
                 raise CorruptError(f"the ptsave record's {name!r} is malformed", where, _HINT)
         if (digests := values.get("digests")) is not None:
             values["digests"] = _digests(digests, where)
-        if not all(isinstance(target, str) for target in values.get("aliases", {}).values()):
-            raise CorruptError("the ptsave record's 'aliases' is malformed", where, _HINT)
+        for name in ("aliases", "metadata"):
+            if not all(isinstance(text, str) for text in values.get(name, {}).values()):
+                raise CorruptError(f"the ptsave record's {name!r} is malformed", where, _HINT)
         unknown = {key: value for key, value in document.items() if key not in known}
         return cls(**values, unknown=unknown)
 
@@ -97,6 +102,8 @@ _SHAPES = {
     "environment": dict,
     "behaviour": dict,
     "inputs": dict,
+    "metadata": dict,
+    "module_versions": dict,
 }
 
 

@@ -36,7 +36,18 @@ class WriteOptions:
     shard_bytes: int = 5 * 1000**3
     """Most bytes of tensors in one file of a sharded format."""
     progress: Callable[[int], None] | None = None
-    """Called with the bytes moved since the last call, from any thread."""
+    """Called with the bytes done since the last call, from any thread. Each byte of a tensor counts once
+    when it is written and, with `check`, once when it is read back."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a writer did."""
+
+    num_bytes: int
+    """Of the destination: all its files."""
+    notes: tuple[str, ...] = ()
+    """What a user wants to know: overlapping views that became separate tensors, …"""
 
 
 @dataclass(frozen=True)
@@ -49,7 +60,7 @@ class FileFormat:
     """Whether the file is of this format, from its first HEAD_BYTES bytes (and, if need be, more)."""
     read: Callable[[InputFile], Checkpoint]
     """Takes ownership of the file: closes it with the checkpoint, and on failure."""
-    write: Callable[[Checkpoint, Path, WriteOptions], None] | None = None
+    write: Callable[[Checkpoint, Path, WriteOptions], Written] | None = None
     suffixes: tuple[str, ...] = ()
     """Which names of a destination choose it."""
     holds_data: bool = False
@@ -63,7 +74,7 @@ class FolderFormat:
     name: str
     sniff: Callable[[InputFolder], bool]
     read: Callable[[InputFolder], Checkpoint]
-    write: Callable[[Checkpoint, Path, WriteOptions], None] | None = None
+    write: Callable[[Checkpoint, Path, WriteOptions], Written] | None = None
     holds_data: bool = False
 
 

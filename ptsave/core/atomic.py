@@ -1,0 +1,348 @@
+"""Old or new, never half: how every file that ptsave writes takes its name.
+
+A new file is written beside its destination under a temporary name, made durable, and renamed. Nothing
+that happens before the rename is visible at the destination; nothing after it can undo it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import stat
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ptsave.core import system
+from ptsave.errors import ExistsError, PtsaveError, WriteError
+
+SUFFIX = ".ptsave-tmp"
+"""How the names of temporary files end: `.NAME.PID-RANDOM.ptsave-tmp`."""
+MAX_NAME_BYTES = 255
+"""Of one name, where the file system does not say."""
+
+
+class OutputFile:
+    """A file being written; every read and write names its position, so threads can share it."""
+
+    def __init__(self, fd: int, path: Path, destination: Path) -> None:
+        self.fd = fd
+        self.path = path
+        """Where the bytes are now."""
+        self.destination = destination
+        """What the file will be called; for messages."""
+        self._lock = threading.Lock()
+
+    def reserve(self, num_bytes: int) -> None:
+        """Make the file `num_bytes` long, and have the disk set the room aside where it can.
+
+        Raises: WriteError when there is no room.
+        """
+        with _errors(self.destination, num_bytes):
+            system.reserve(self.fd, num_bytes)
+
+    def write_at(self, offset_bytes: int, data: bytes | bytearray | memoryview) -> None:
+        """Write all of `data`, in as many calls as the system takes.
+
+        Raises: WriteError.
+        """
+        view = memoryview(data)
+        try:
+            while view:
+                done = self._write_some(view, offset_bytes)
+                if done == 0:
+                    raise OSError(errno.EIO, "the system wrote nothing")
+                offset_bytes += done
+                view = view[done:]
+        except OSError as error:
+            raise write_error(self.destination, error) from None
+
+    def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
+        """Fill `buffer` with what the file now holds.
+
+        Raises: WriteError when it holds less, or the system reports an error.
+        """
+        try:
+            while buffer:
+                done = self._read_some(buffer, offset_bytes)
+                if done == 0:
+                    raise OSError(errno.EIO, "the file is shorter than what was written")
+                offset_bytes += done
+                buffer = buffer[done:]
+        except OSError as error:
+            raise write_error(self.destination, error) from None
+
+    def _write_some(self, view: memoryview, offset_bytes: int) -> int:
+        if system.HAS_PWRITE:
+            return os.pwrite(self.fd, view, offset_bytes)
+        with self._lock:
+            os.lseek(self.fd, offset_bytes, os.SEEK_SET)
+            return os.write(self.fd, view)
+
+    def _read_some(self, buffer: memoryview, offset_bytes: int) -> int:
+        if system.HAS_PWRITE:
+            return os.preadv(self.fd, [buffer], offset_bytes)
+        with self._lock:
+            os.lseek(self.fd, offset_bytes, os.SEEK_SET)
+            data = os.read(self.fd, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+@contextmanager
+def replacing_file(
+    destination: str | os.PathLike[str], num_bytes: int, *, overwrite: bool = False
+) -> Iterator[OutputFile]:
+    """A new file of `num_bytes` bytes that becomes `destination` when the block ends without an error.
+
+    On any error, an interrupt included, the temporary file is removed and the destination is untouched.
+
+    Raises: ExistsError; WriteError when the destination cannot be written, or could not be made durable.
+    """
+    target, old = check_file_destination(destination, overwrite=overwrite)
+    remove_litter(target)
+    old = _refuse_hard_links(target) if old else None
+    check_room(target, num_bytes)
+    path = temporary_name(target)
+    fd = -1
+    renamed = False
+    try:
+        with _errors(target, num_bytes):
+            fd = _create(path, 0o666 if old is None else stat.S_IMODE(old.st_mode) & 0o777)
+            if old is not None:
+                _keep_owner_and_mode(fd, old)
+        output = OutputFile(fd, path, target)
+        output.reserve(num_bytes)
+        yield output
+        with _errors(target, num_bytes):
+            os.fsync(fd)  # never tried twice: after a failure the system forgets which pages were lost
+            if system.IS_WINDOWS:  # an open file cannot be renamed there
+                os.close(fd)
+                fd = -1
+            if overwrite:
+                os.replace(path, target)
+            else:
+                system.rename_new(path, target)
+            renamed = True
+        sync_names(target)
+    finally:
+        if not renamed:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        if fd >= 0:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+
+def sync_names(target: Path) -> None:
+    """Make the new name `target` durable.
+
+    Raises: WriteError, which says that the new file is in place all the same.
+    """
+    try:
+        system.sync_folder(target.parent)
+    except OSError as error:
+        raise WriteError(
+            f"the new file is in place, but its folder could not be made durable: {error.strerror}",
+            str(target),
+            "check the disk, then write again with --overwrite",
+        ) from None
+
+
+def check_file_destination(
+    destination: str | os.PathLike[str], *, overwrite: bool = False
+) -> tuple[Path, os.stat_result | None]:
+    """The file that writing `destination` would replace (symbolic links followed), and its status if any.
+
+    Raises: ExistsError; WriteError when the destination or its folder cannot be written.
+    """
+    target = _resolved(destination)
+    where = str(destination)
+    check_parent(target, where)
+    with _errors(target):
+        try:
+            old = os.lstat(target)
+        except FileNotFoundError:
+            return target, None
+    if stat.S_ISDIR(old.st_mode):
+        raise WriteError("the destination is a directory", where, "name a file in it")
+    if not stat.S_ISREG(old.st_mode):
+        raise WriteError("the destination is not a regular file", where, "name a regular file")
+    if not overwrite:
+        raise ExistsError("the destination exists", where, "--overwrite replaces it")
+    _refuse_foreign_in_sticky(target, old)
+    return target, old
+
+
+def _resolved(destination: str | os.PathLike[str]) -> Path:
+    """Where `destination` really lies."""
+    if "\0" in os.fspath(destination):
+        raise WriteError("the destination's name has a NUL character", repr(destination), "name a file")
+    target = Path(os.path.realpath(destination))
+    if target.is_symlink():
+        raise WriteError("the destination is a loop of symbolic links", str(destination), "remove the link")
+    return target
+
+
+def check_parent(target: Path, where: str) -> None:
+    """Raise WriteError unless a new name can be made in `target`'s folder."""
+    folder = target.parent
+    if not folder.is_dir():
+        kind = "is not a directory" if os.path.lexists(folder) else "does not exist"
+        raise WriteError(f"the folder {kind}", str(folder), "make it first: mkdir -p")
+    name_bytes = len(os.fsencode(target.name))
+    limit = _max_name_bytes(folder)
+    if not name_bytes or name_bytes > limit:
+        raise WriteError(
+            f"the name has {name_bytes} bytes, the file system takes {limit}", where, "shorten it"
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise WriteError("no permission to write in the folder", str(folder), "check its owner and mode")
+
+
+def _refuse_foreign_in_sticky(target: Path, old: os.stat_result) -> None:
+    """In a sticky folder (/tmp) only a file's or the folder's owner may replace it."""
+    if system.IS_WINDOWS or os.geteuid() == 0:
+        return
+    folder = os.stat(target.parent)
+    if folder.st_mode & stat.S_ISVTX and os.geteuid() not in (old.st_uid, folder.st_uid):
+        raise WriteError("another user's file, in a sticky folder", str(target), "name another destination")
+
+
+def _refuse_hard_links(target: Path) -> os.stat_result | None:
+    """The status of `target` now that litter is gone; a second name of it would keep the old bytes."""
+    with _errors(target):
+        try:
+            old = os.lstat(target)
+        except FileNotFoundError:
+            return None
+    if old.st_nlink > 1:
+        raise WriteError(
+            f"the destination has {old.st_nlink} hard links, and the others would keep the old bytes",
+            str(target),
+            "remove it first, or name another destination",
+        )
+    return old
+
+
+def check_room(target: Path, num_bytes: int) -> None:
+    """Raise WriteError when `num_bytes` more do not fit beside `target`."""
+    with _errors(target, num_bytes):
+        free = system.free_bytes(target.parent)
+    if free is not None and free < num_bytes:
+        raise WriteError(
+            f"no room: needs {num_bytes} bytes, {free} are free",
+            str(target),
+            "free some space, or write elsewhere",
+        )
+
+
+def _max_name_bytes(folder: Path) -> int:
+    try:
+        return os.pathconf(folder, "PC_NAME_MAX")
+    except (AttributeError, OSError, ValueError):
+        return MAX_NAME_BYTES
+
+
+def _stem(target: Path) -> str:
+    """What the temporary names of `target` begin with; a long name is cut and told apart by a checksum."""
+    name = target.name
+    room = _max_name_bytes(target.parent) - len(f"..{2**32}-12345678{SUFFIX}")
+    if len(os.fsencode(name)) > room:
+        tag = f"{zlib.crc32(os.fsencode(name)):08x}"
+        name = f"{os.fsencode(name)[: room - 9].decode('utf-8', 'ignore')}~{tag}"
+    return f".{name}."
+
+
+def temporary_name(target: Path) -> Path:
+    """A fresh name beside `target` that says whose it is."""
+    return target.parent / f"{_stem(target)}{os.getpid()}-{os.urandom(4).hex()}{SUFFIX}"
+
+
+_REST = re.compile(r"(\d+)-[0-9a-f]{8}" + re.escape(SUFFIX))
+
+
+def remove_litter(target: Path) -> None:
+    """Remove what killed writers of `target` left beside it. A living writer's file is left alone."""
+    stem = _stem(target)
+    with _errors(target):
+        names = os.listdir(target.parent)
+    for name in names:
+        if name.startswith(stem) and (rest := _REST.fullmatch(name, len(stem))):
+            with contextlib.suppress(OSError):  # someone else's, or already gone: not in our way
+                _remove_if_orphan(target.parent / name, int(rest[1]))
+
+
+def _remove_if_orphan(path: Path, pid: int) -> None:
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    try:
+        is_free = system.lock(fd)
+        if is_free is None:
+            is_free = system.is_orphan(pid, os.fstat(fd).st_mtime)
+        if is_free and not system.IS_WINDOWS:
+            os.unlink(path)
+    finally:
+        os.close(fd)
+    if is_free and system.IS_WINDOWS:
+        os.unlink(path)
+
+
+def _create(path: Path, mode: int) -> int:
+    """A new, empty, locked file. Its lock tells the next writer that this one lives."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+    for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_BINARY"):
+        flags |= getattr(os, name, 0)
+    while True:
+        fd = os.open(path, flags, mode)
+        system.lock(fd, wait=True)
+        if os.fstat(fd).st_nlink or system.IS_WINDOWS:
+            return fd
+        os.close(fd)  # another writer took it for litter between the open and the lock
+
+
+def _keep_owner_and_mode(fd: int, old: os.stat_result) -> None:
+    if system.IS_WINDOWS:
+        return
+    new = os.fstat(fd)
+    if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
+        with contextlib.suppress(PermissionError):  # only root may give files away
+            os.fchown(fd, old.st_uid, old.st_gid)
+    os.fchmod(fd, stat.S_IMODE(old.st_mode))
+
+
+@contextmanager
+def _errors(target: Path, num_bytes: int = 0) -> Iterator[None]:
+    try:
+        yield
+    except FileExistsError:
+        raise ExistsError("the destination exists", str(target), "--overwrite replaces it") from None
+    except OSError as error:
+        raise write_error(target, error, num_bytes) from None
+
+
+def write_error(target: Path, error: OSError, num_bytes: int = 0) -> PtsaveError:
+    """The error of ours that says what the system said about writing `target`."""
+    where = str(target)
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        free = None
+        with contextlib.suppress(OSError):
+            free = system.free_bytes(target.parent)
+        need = f": needs {num_bytes} bytes" if num_bytes else ""
+        have = f", {free} are free" if free is not None else ""
+        kind = "the disk is full" if error.errno == errno.ENOSPC else "the quota is used up"
+        return WriteError(f"{kind}{need}{have}", where, "free some space, or write elsewhere")
+    if error.errno == errno.EFBIG:
+        return WriteError(
+            "larger than a file may be here", where, "see `ulimit -f` and the file system's limit"
+        )
+    if error.errno == errno.EROFS:
+        return WriteError("the file system is read-only", where, "write elsewhere")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return WriteError("no permission to write", where, "check the folder's owner and mode")
+    if error.errno == errno.ENOENT:
+        return WriteError("the folder is gone", where, "make it first: mkdir -p")
+    return WriteError(f"cannot write: {error.strerror or error}", where, "check the disk and the path")

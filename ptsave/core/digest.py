@@ -1,0 +1,64 @@
+"""Digests of tensors: what a tensor's bytes are, whatever the file that holds them.
+
+A digest is taken over `DTYPE[SIZE,SIZE,…]\\n` in ASCII (`float32[10,5]\\n`; `float32[]\\n` for a tensor
+without dimensions) and then the tensor's elements, contiguous, row-major, little-endian.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ptsave.core.dtypes import DType
+from ptsave.core.gather import contiguous
+from ptsave.core.nodes import TensorEntry
+from ptsave.core.storage import BLOCK_BYTES
+
+DEFAULT = "xxh3_128"
+HEX_DIGITS = {"xxh3_128": 32, "blake3": 64, "sha256": 64}
+"""Algorithm → width of its digest in hexadecimal digits: fixed, so that a header can be laid out first."""
+
+
+class Hasher(Protocol):
+    """A digest in the making."""
+
+    def update(self, data: bytes | bytearray | memoryview, /) -> object: ...
+    def hexdigest(self) -> str: ...
+
+
+def prefix(dtype: DType, shape: tuple[int, ...]) -> bytes:
+    """What is digested before the elements, so that the same bytes under another shape differ."""
+    return f"{dtype.name}[{','.join(map(str, shape))}]\n".encode("ascii")
+
+
+def hasher(algorithm: str, start: bytes = b"") -> Hasher:
+    """A new digest that has already seen `start`.
+
+    Raises: KeyError for an algorithm that is not in HEX_DIGITS.
+    """
+    # Imported only when used: each of them costs milliseconds at start-up.
+    if algorithm == "xxh3_128":
+        import xxhash
+
+        return xxhash.xxh3_128(start)
+    if algorithm == "blake3":
+        import blake3
+
+        digest: Hasher = blake3.blake3(start)
+        return digest
+    if algorithm == "sha256":
+        import hashlib
+
+        return hashlib.sha256(start)
+    raise KeyError(algorithm)
+
+
+def tensor_digest(entry: TensorEntry, algorithm: str = DEFAULT) -> str:
+    """The digest of one tensor, read in blocks."""
+    digest = hasher(algorithm, prefix(entry.dtype, entry.shape))
+    storage, offset_bytes = contiguous(entry)
+    buffer = memoryview(bytearray(min(BLOCK_BYTES, entry.num_bytes)))
+    for start in range(0, entry.num_bytes, BLOCK_BYTES):
+        block = buffer[: min(BLOCK_BYTES, entry.num_bytes - start)]
+        storage.read_into(offset_bytes + start, block)
+        digest.update(block)
+    return digest.hexdigest()

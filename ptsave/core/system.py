@@ -1,0 +1,163 @@
+"""What not every platform has: one named function each, with its plain fallback beside it.
+
+The flags are read when a function is called, so that a test can force each fallback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+import time
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+IS_WINDOWS = os.name == "nt"
+HAS_PWRITE = hasattr(os, "pwrite")
+HAS_FALLOCATE = hasattr(os, "posix_fallocate")
+HAS_FLOCK = fcntl is not None
+HAS_FOLDER_SYNC = not IS_WINDOWS
+HAS_LINK = hasattr(os, "link") and not IS_WINDOWS
+HAS_CLONE = sys.platform == "linux" and fcntl is not None
+
+FICLONERANGE = 0x4020940D
+"""Source: linux/fs.h, _IOW(0x94, 13, struct file_clone_range)."""
+CLONE_BYTES = 4096
+"""The unit of a reflink: offsets and lengths are multiples of the file system's block."""
+ORPHAN_SECONDS = 3600
+"""Without flock: how long a dead process's temporary file must have been left alone to be litter."""
+
+_UNSUPPORTED = {
+    getattr(errno, name)
+    for name in ("EINVAL", "ENOSYS", "ENOTTY", "EOPNOTSUPP", "ENOTSUP", "EXDEV", "ENOLCK")
+    if hasattr(errno, name)
+}
+
+
+def is_unsupported(error: OSError) -> bool:
+    """Whether the system says that it lacks the call, as opposed to that the call failed."""
+    return error.errno in _UNSUPPORTED
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable. Windows has no such call, and some file systems refuse it.
+
+    Raises: OSError when the system tried and failed.
+    """
+    if not HAS_FOLDER_SYNC:
+        return
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if not is_unsupported(error):
+            raise
+    finally:
+        os.close(fd)
+
+
+def reserve(fd: int, num_bytes: int) -> None:
+    """Make `num_bytes` of the file real, so that a full disk shows before the first byte.
+
+    Raises: OSError when there is no room.
+    """
+    if num_bytes and HAS_FALLOCATE:
+        try:
+            os.posix_fallocate(fd, 0, num_bytes)
+        except OSError as error:
+            if not is_unsupported(error):
+                raise
+        else:
+            return
+    os.ftruncate(fd, num_bytes)
+
+
+def lock(fd: int, *, wait: bool = False) -> bool | None:
+    """Take the lock that says "its writer lives"; None where the platform or file system has none."""
+    if not HAS_FLOCK:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if is_unsupported(error):
+            return None
+        raise
+    return True
+
+
+def is_orphan(pid: int, modified_seconds: float) -> bool:
+    """Without a lock: whether the writer `pid` is gone and its file long untouched.
+
+    The age guards against a writer on another machine, or in another container, that shares the folder.
+    """
+    if time.time() - modified_seconds < ORPHAN_SECONDS:
+        return False
+    if IS_WINDOWS:
+        return True  # a file that is open there cannot be removed, which is the stronger guard
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def rename_new(source: Path, target: Path) -> None:
+    """Give `source` the name `target`, which must be free. Where links exist, nothing can come between.
+
+    Raises: FileExistsError when the name is taken; OSError.
+    """
+    if HAS_LINK:
+        try:
+            os.link(source, target, follow_symlinks=False)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            if not is_unsupported(error) and error.errno not in (errno.EPERM, errno.EMLINK):
+                raise
+        else:
+            with contextlib.suppress(OSError):  # left over, it is litter that the next write removes
+                os.unlink(source)
+            return
+    if not IS_WINDOWS and os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+    os.rename(source, target)  # on Windows this refuses by itself to replace a file
+
+
+def clone_range(source_fd: int, source_offset: int, num_bytes: int, fd: int, offset: int) -> bool:
+    """Share `num_bytes` of blocks between two files; False where the file system cannot.
+
+    Raises: OSError when the system tried and failed.
+    """
+    if not HAS_CLONE:
+        return False
+    import struct
+
+    try:
+        fcntl.ioctl(fd, FICLONERANGE, struct.pack("=qQQQ", source_fd, source_offset, num_bytes, offset))
+    except OSError as error:
+        if is_unsupported(error):
+            return False
+        raise
+    return True
+
+
+def free_bytes(folder: Path) -> int | None:
+    """Bytes that this user can still write on `folder`'s file system; None where it does not say."""
+    if not hasattr(os, "statvfs"):
+        import shutil
+
+        return shutil.disk_usage(folder).free
+    status = os.statvfs(folder)
+    if not status.f_blocks:
+        return None
+    blocks = status.f_bfree if os.geteuid() == 0 else status.f_bavail
+    return blocks * status.f_frsize

@@ -1,0 +1,203 @@
+"""What a writer stores of a checkpoint: each tensor once, with what its bytes must turn out to be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ptsave.core.atomic import OutputFile
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.digest import HEX_DIGITS
+from ptsave.core.move import Move, damaged, lost_bytes
+from ptsave.core.nodes import TensorEntry
+from ptsave.core.record import KEY, Digests, Record
+from ptsave.core.storage import Storage
+from ptsave.errors import LossyError
+from ptsave.formats.base import WriteOptions
+
+PLAIN_KINDS = ("tensor", "parameter")
+
+
+@dataclass(frozen=True)
+class Distinct:
+    """The tensors of a checkpoint, identical views of one storage counted once."""
+
+    kept: Mapping[str, TensorEntry]
+    """The first name of each."""
+    aliases: Mapping[str, str]
+    """Every further name → the kept one."""
+    overlapping: Sequence[tuple[str, str]]
+    """Pairs of kept names that share some bytes and are not the same view."""
+
+
+def distinct(tensors: Mapping[str, TensorEntry]) -> Distinct:
+    """Tell tied tensors, which are stored once, from views that only overlap."""
+    first: dict[Any, str] = {}
+    aliases: dict[str, str] = {}
+    for name, entry in tensors.items():
+        kept = first.setdefault(entry.view, name)
+        if kept != name:
+            aliases[name] = kept
+    kept_entries = {name: tensors[name] for name in first.values()}
+    return Distinct(kept_entries, aliases, _overlaps(kept_entries.values()))
+
+
+def byte_range(entry: TensorEntry) -> tuple[int, int]:
+    """The first byte of the storage that `entry` uses, and the first after it; equal when it has none."""
+    item = entry.dtype.itemsize
+    start = entry.offset * item
+    if not entry.num_elements:
+        return start, start
+    last = sum((size - 1) * stride for size, stride in zip(entry.shape, entry.strides, strict=True))
+    return start, start + (last + 1) * item
+
+
+def _overlaps(entries: Iterable[TensorEntry]) -> list[tuple[str, str]]:
+    by_storage: dict[int, list[tuple[int, int, str]]] = {}
+    for entry in entries:
+        start, end = byte_range(entry)
+        if start < end:
+            by_storage.setdefault(id(entry.storage), []).append((start, end, entry.name))
+    found = []
+    for ranges in by_storage.values():
+        ranges.sort()
+        reach, widest = ranges[0][1], ranges[0][2]
+        for start, end, name in ranges[1:]:
+            if start < reach:
+                found.append((widest, name))
+            if end > reach:
+                reach, widest = end, name
+    return found
+
+
+def refuse_special_kinds(tensors: Mapping[str, TensorEntry], format_name: str) -> None:
+    """Raise LossyError when a tensor is more than its elements (sparse, quantized, a subclass)."""
+    for name, entry in tensors.items():
+        if entry.kind not in PLAIN_KINDS:
+            raise LossyError(
+                f"{format_name} cannot hold tensor {name!r}: it is {entry.kind}",
+                "",
+                "leave it out with --drop",
+            )
+
+
+def source_path(checkpoint: Checkpoint) -> str:
+    """Where the bytes come from, for messages."""
+    return str(checkpoint.path)
+
+
+def expected_digests(
+    checkpoint: Checkpoint, names: Iterable[str], options: WriteOptions
+) -> dict[str, str | None]:
+    """Algorithm → what the digest of the tensor called `names` must be, or None where it is only wanted.
+
+    Raises: CorruptError when the source's record says two things of tied tensors.
+    """
+    wanted: dict[str, str | None] = {options.digest: None} if options.record else {}
+    recorded = checkpoint.record.digests if checkpoint.record is not None else None
+    if recorded is None or recorded.algorithm not in HEX_DIGITS:
+        return wanted
+    for name in names:
+        digest = recorded.tensors.get(name)
+        if digest is not None and wanted.setdefault(recorded.algorithm, digest) != digest:
+            if wanted[recorded.algorithm] is not None:
+                raise damaged(source_path(checkpoint), name, f"recorded {recorded.algorithm} digest")
+            wanted[recorded.algorithm] = digest
+    return wanted
+
+
+def with_source_checks(moves: list[Move]) -> list[Move]:
+    """`moves`, with the CRC-32 of every source storage checked on the way.
+
+    A storage that no single move covers is read once more, whole, for its CRC-32 alone.
+    """
+    covered: set[int] = set()
+    partly: dict[int, tuple[str, Storage, int]] = {}
+    for item in moves:
+        storage, crc = _with_crc32(item.source)
+        if crc is None or not storage.num_bytes:
+            continue
+        whole = item.source is storage and item.source_offset == 0 and item.num_bytes == storage.num_bytes
+        if whole and item.expected_crc32 is None:
+            item.expected_crc32 = crc
+            covered.add(id(storage))
+        else:
+            partly.setdefault(id(storage), (item.name, storage, crc))
+    checks = [
+        Move(name, storage, 0, storage.num_bytes, None, expected_crc32=crc)
+        for key, (name, storage, crc) in partly.items()
+        if key not in covered
+    ]
+    return [*moves, *checks]
+
+
+def _with_crc32(storage: Storage) -> tuple[Storage, int | None]:
+    """The storage behind `storage` that its container gives a CRC-32 for, and that number."""
+    while True:
+        crc = getattr(storage, "crc32", None)
+        inner = getattr(storage, "inner", None)
+        if crc is not None or inner is None:
+            return storage, crc
+        storage = inner
+
+
+def placeholder_digests(names: Iterable[str], options: WriteOptions) -> dict[str, str]:
+    """Digests of the right width, to lay a header out with before the bytes have passed."""
+    return dict.fromkeys(names, "0" * HEX_DIGITS[options.digest])
+
+
+def record_text(
+    checkpoint: Checkpoint,
+    digests: Mapping[str, str],
+    aliases: Mapping[str, str],
+    options: WriteOptions,
+    *,
+    keeps_metadata: bool = False,
+) -> str | None:
+    """The JSON of the source's record, extended; None when none is wanted.
+
+    `keeps_metadata`: the container has a place of its own for `checkpoint.metadata`.
+    """
+    if not options.record:
+        return None
+    record = checkpoint.record or Record()
+    return replace(
+        record,
+        digests=Digests(options.digest, digests),
+        aliases=aliases,
+        metadata={} if keeps_metadata else carried_metadata(checkpoint),
+        module_versions=_module_versions(checkpoint.root) or record.module_versions,
+    ).to_json()
+
+
+def carried_metadata(checkpoint: Checkpoint) -> dict[str, str]:
+    """The text beside the source's tensors, without what every writer makes anew."""
+    recorded = checkpoint.record.metadata if checkpoint.record is not None else {}
+    return {
+        key: text
+        for key, text in {**recorded, **checkpoint.metadata}.items()
+        if key not in (KEY, "format") and key not in checkpoint.tensors
+    }
+
+
+def _module_versions(root: Any) -> dict[str, Any] | None:
+    """A state dict's `_metadata` where it is what torch writes: module name → {"version": 1, …}."""
+    found = getattr(root, "_metadata", None)
+    plain = (str, int, float, bool, type(None))
+    if not isinstance(found, dict) or not all(
+        isinstance(name, str)
+        and isinstance(entry, dict)
+        and all(isinstance(key, str) and isinstance(value, plain) for key, value in entry.items())
+        for name, entry in found.items()
+    ):
+        return None
+    return {name: dict(entry) for name, entry in found.items()}
+
+
+def check_bytes_back(output: OutputFile, offset_bytes: int, expected: bytes, what: str) -> None:
+    """Raise WriteError unless the file holds `expected` at `offset_bytes`."""
+    buffer = bytearray(len(expected))
+    output.read_into(offset_bytes, memoryview(buffer))
+    if buffer != expected:
+        raise lost_bytes(output, what)
