@@ -11,15 +11,8 @@ from typing import Any
 from ptsave.core.files import InputFile
 from ptsave.core.nearest import hint_for
 from ptsave.errors import LimitError, UsageError
-from ptsave.specs import (
-    InputsSpec,
-    ModelSpec,
-    Place,
-    check_keys,
-    expect,
-    parse_inputs,
-    parse_model,
-)
+from ptsave.input_specs import InputsSpec, parse_inputs
+from ptsave.specs import ModelSpec, Place, check_keys, expect, parse_model
 
 if sys.version_info >= (3, 11):
     import tomllib

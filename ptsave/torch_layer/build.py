@@ -81,7 +81,8 @@ def resolve_device(name: str) -> torch.device:
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
     """Random numbers of torch, NumPy and Python from `seed`; the states are put back afterwards."""
-    devices = range(torch.cuda.device_count())
+    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = range(torch.cuda.device_count()) if in_use else ()
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=list(devices)):
         if seed is not None:
@@ -99,19 +100,24 @@ def _arguments(
     table: Mapping[str, Any], place: Place, app_dir: Path | None
 ) -> tuple[list[Any], dict[str, Any]]:
     """The positional and the keyword arguments that a table of a spec stands for."""
-    args = [_value(item, place / "_args_" / i, app_dir) for i, item in enumerate(table.get("_args_", ()))]
+    args = [
+        build_value(item, place / "_args_" / i, app_dir) for i, item in enumerate(table.get("_args_", ()))
+    ]
     kwargs = {
-        key: _value(value, place / key, app_dir)
+        key: build_value(value, place / key, app_dir)
         for key, value in table.items()
         if key not in ("_target_", "_args_", "_partial_")
     }
     return args, kwargs
 
 
-def _value(value: Any, place: Place, app_dir: Path | None) -> Any:
-    """One value of a spec, with the objects that it names imported and built."""
+def build_value(value: Any, place: Place, app_dir: Path | None = None) -> Any:
+    """One value of a spec, with the objects that it names imported and built.
+
+    Raises: UsageError.
+    """
     if isinstance(value, list):
-        return [_value(item, place / i, app_dir) for i, item in enumerate(value)]
+        return [build_value(item, place / i, app_dir) for i, item in enumerate(value)]
     if not isinstance(value, Mapping):
         return value
     if "_dtype_" in value:
@@ -121,7 +127,7 @@ def _value(value: Any, place: Place, app_dir: Path | None) -> Any:
     if "_import_" in value:
         return import_object(value["_import_"], place / "_import_", app_dir)
     if "_target_" not in value:
-        return {key: _value(item, place / key, app_dir) for key, item in value.items()}
+        return {key: build_value(item, place / key, app_dir) for key, item in value.items()}
     path = value["_target_"]
     target = import_object(path, place / "_target_", app_dir)
     if not callable(target):
