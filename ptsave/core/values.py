@@ -86,6 +86,11 @@ def values_per_element(dtype: DType) -> int:
     return 2 if dtype.name == "float4_e2m1fn_x2" else 1
 
 
+def has_values(entry: TensorEntry) -> bool:
+    """Whether there are bytes behind `entry`: a tensor on the meta device has a shape alone."""
+    return not entry.num_bytes or entry.storage.num_bytes > 0
+
+
 def raw_blocks(entry: TensorEntry, max_bytes: int = BLOCK_BYTES) -> Iterator[memoryview]:
     """The bytes of `entry` in row-major order, in whole elements, `max_bytes` (or one element) at a time.
 

@@ -1,0 +1,159 @@
+"""Comparing the values of two tensors, whatever their dtypes, block by block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ptsave.core.nodes import TensorEntry
+from ptsave.core.storage import BLOCK_BYTES
+from ptsave.core.values import decode, raw_blocks, values_per_element
+
+if TYPE_CHECKING:
+    import numpy
+
+    Array = numpy.ndarray[Any, Any]
+
+Progress = Callable[[int], None]
+"""Called with the bytes of tensors done since the last call; the calls add up to both sides' `num_bytes`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ValueDiff:
+    """How the values of two tensors of one shape differ.
+
+    NaN equals NaN at the same place. A NaN or an infinity against anything else differs by infinity.
+    Integers and bool are compared exactly; a float with any other dtype in float64, complex numbers in
+    complex128. Quantized and bits dtypes are compared as their stored integers.
+    """
+
+    num_different: int = 0
+    """float4_e2m1fn_x2 counts two values for each element of the shape."""
+    max_abs: int | float = 0
+    """The greatest |a - b|."""
+    max_rel: float = 0.0
+    """The greatest |a - b| / |b|; infinite where b is 0 and a is not."""
+    worst: tuple[int, ...] | None = None
+    """The first place of the greatest |a - b|; None where nothing differs."""
+    worst_a: Any = None
+    worst_b: Any = None
+    """The values there."""
+    num_both_nan: int = 0
+
+
+def compare(a: TensorEntry, b: TensorEntry, advance: Progress) -> ValueDiff | None:
+    """How the values of two tensors of one shape differ; None when they are bitwise equal.
+
+    Raises: CorruptError, UnreadableError or LimitError when one cannot be read.
+    """
+    num_same = _count_same_blocks(a, b, advance) if a.dtype is b.dtype else 0
+    return None if num_same is None else _compare_values(a, b, num_same, advance)
+
+
+def _paired_blocks(a: TensorEntry, b: TensorEntry) -> Iterator[tuple[memoryview, memoryview]]:
+    """The bytes of both, the same number of elements at a time."""
+    step = BLOCK_BYTES // max(a.dtype.itemsize, b.dtype.itemsize)
+    return zip(raw_blocks(a, step * a.dtype.itemsize), raw_blocks(b, step * b.dtype.itemsize), strict=True)
+
+
+def _count_same_blocks(a: TensorEntry, b: TensorEntry, advance: Progress) -> int | None:
+    """How many blocks, from the first on, are bitwise equal; None when all are."""
+    for i, (block_a, block_b) in enumerate(_paired_blocks(a, b)):
+        # bytes compare with memcmp, memoryviews element by element: the copies pay.
+        if bytes(block_a) != bytes(block_b):
+            return i
+        advance(len(block_a) + len(block_b))
+    return None
+
+
+def _compare_values(a: TensorEntry, b: TensorEntry, num_reported: int, advance: Progress) -> ValueDiff:
+    """Compare all values; the progress of the first `num_reported` blocks was reported before."""
+    num_different = num_both_nan = index = 0
+    worst_index = -1
+    max_abs: int | float = 0
+    max_rel = 0.0
+    worst_a = worst_b = None
+    for i, (block_a, block_b) in enumerate(_paired_blocks(a, b)):
+        values_a, values_b = decode(block_a, a.dtype), decode(block_b, b.dtype)
+        places, gaps, relative, num_nan = _gaps(values_a, values_b)
+        num_both_nan += num_nan
+        num_different += len(places)
+        if len(places):
+            top = int(gaps.argmax())
+            gap = gaps[top : top + 1].tolist()[0]
+            max_rel = max(max_rel, float(relative.max()))
+            if worst_index < 0 or gap > max_abs:
+                max_abs, worst_index = gap, index + int(places[top])
+                worst_a, worst_b = values_a[places[top]].item(), values_b[places[top]].item()
+        index += len(values_a)
+        if i >= num_reported:
+            advance(len(block_a) + len(block_b))
+    worst = None
+    if worst_index >= 0:
+        worst = _unravel(worst_index // values_per_element(a.dtype), a.shape)
+    return ValueDiff(num_different, max_abs, max_rel, worst, worst_a, worst_b, num_both_nan)
+
+
+def _unravel(index: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The row-major `index` as one index for each dimension."""
+    place = []
+    for size in reversed(shape):
+        index, i = divmod(index, size)
+        place.append(i)
+    return tuple(reversed(place))
+
+
+def _gaps(a: Array, b: Array) -> tuple[Array, Array, Array, int]:
+    """Where a and b differ, |a - b| and |a - b| / |b| there, and the number of places where both are NaN."""
+    import numpy as np
+
+    with np.errstate(all="ignore"):
+        a, b = _common(a, b)
+        places = np.flatnonzero(a != b)
+        a, b = a[places], b[places]
+        if a.dtype.kind not in "fc":
+            gaps = _integer_gaps(a, b)
+            relative = gaps.astype(np.float64) / np.abs(b.astype(np.float64))
+            return places, gaps, relative, 0
+        a, b = (x.astype(np.complex128 if x.dtype.kind == "c" else np.float64) for x in (a, b))
+        both_nan = np.isnan(a) & np.isnan(b)
+        places, a, b = places[~both_nan], a[~both_nan], b[~both_nan]
+        gaps = np.abs(a - b)
+        gaps[np.isnan(gaps)] = math.inf
+        relative = gaps / np.abs(b)
+        relative[np.isnan(relative)] = math.inf
+        return places, gaps, relative, int(np.count_nonzero(both_nan))
+
+
+def _common(a: Array, b: Array) -> tuple[Array, Array]:
+    """Both in one dtype that holds what either can hold (but for 64-bit integers beside floats)."""
+    import numpy as np
+
+    a, b = (x.view(np.uint8) if x.dtype.kind == "b" else x for x in (a, b))
+    if a.dtype == b.dtype:
+        return a, b
+    kinds = {a.dtype.kind, b.dtype.kind}
+    if "c" in kinds:
+        wide: Any = np.complex128
+    elif "f" in kinds:
+        wide = np.float64
+    elif np.dtype(np.uint64) in (a.dtype, b.dtype):
+        # Python's integers: no NumPy type holds both uint64 and negative numbers.
+        wide = np.uint64 if kinds == {"u"} else object
+    else:
+        wide = np.int64
+    return a.astype(wide), b.astype(wide)
+
+
+def _integer_gaps(a: Array, b: Array) -> Array:
+    """|a - b| exactly, as uint64 (or Python integers)."""
+    import numpy as np
+
+    if a.dtype != object:
+        wide = np.uint64 if a.dtype.kind == "u" else np.int64
+        a, b = a.astype(wide), b.astype(wide)
+    gaps: Array = np.where(a > b, a - b, b - a)
+    # The difference of two int64 may need 64 bits; it wraps to the right ones.
+    return gaps if gaps.dtype == object else gaps.view(np.uint64)

@@ -1,0 +1,181 @@
+"""What differs between two checkpoints, whatever their formats: names, shapes, dtypes, values, ties, data."""
+
+from __future__ import annotations
+
+import cmath
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.compare import ValueDiff, compare
+from ptsave.core.nodes import Global, Opaque, TensorEntry
+from ptsave.core.sharing import sharing_groups
+from ptsave.core.values import has_values, values_per_element
+
+Progress = Callable[[int], None]
+"""Called with the bytes of tensors done since the last call; the calls add up to both sides' `num_bytes`."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorDiff:
+    """A tensor that is in both checkpoints."""
+
+    name: str
+    dtype_a: str
+    dtype_b: str
+    shape_a: tuple[int, ...]
+    shape_b: tuple[int, ...]
+    is_bitwise_equal: bool
+    """Whether dtype, shape and all bytes are the same."""
+    values: ValueDiff | None
+    """None where they are bitwise equal, and where they cannot be compared: `why_not` says why."""
+    why_not: str = ""
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether the values are equal: bitwise, or but for dtype, signs of zeros and payloads of NaNs."""
+        return self.is_bitwise_equal or (self.values is not None and not self.values.num_different)
+
+
+@dataclass(frozen=True, slots=True)
+class DataDiff:
+    """A leaf that is no tensor, is in both checkpoints, and is not the same."""
+
+    path: str
+    a: Any
+    b: Any
+
+
+@dataclass(frozen=True)
+class Diff:
+    """All that differs between checkpoints a and b."""
+
+    only_in_a: tuple[str, ...]
+    only_in_b: tuple[str, ...]
+    tensors: tuple[TensorDiff, ...]
+    """Every tensor that is in both, in a's order, equal or not."""
+    ties_broken: tuple[tuple[str, ...], ...]
+    """Names that share memory in a and not, or not all, in b; of those that are in both."""
+    ties_new: tuple[tuple[str, ...], ...]
+    """The other way round."""
+    data_only_in_a: tuple[str, ...] = ()
+    data_only_in_b: tuple[str, ...] = ()
+    data_changed: tuple[DataDiff, ...] = ()
+
+    @property
+    def different(self) -> tuple[TensorDiff, ...]:
+        """The tensors in both that are not bitwise equal."""
+        return tuple(t for t in self.tensors if not t.is_bitwise_equal)
+
+    @property
+    def has_same_values(self) -> bool:
+        """Whether both hold the same names, shapes and equal values, whatever the dtypes, ties and data."""
+        return not self.only_in_a and not self.only_in_b and all(t.is_equal for t in self.tensors)
+
+    @property
+    def has_same_tensors(self) -> bool:
+        """Whether both hold the same tensors, bit by bit, tied in the same way."""
+        names = self.only_in_a or self.only_in_b
+        return not (names or self.different or self.ties_broken or self.ties_new)
+
+    @property
+    def is_same(self) -> bool:
+        """Whether nothing differs, the data that is no tensor included."""
+        data = self.data_only_in_a or self.data_only_in_b or self.data_changed
+        return self.has_same_tensors and not data
+
+
+def diff(a: Checkpoint, b: Checkpoint, *, progress: Progress | None = None) -> Diff:
+    """Compare all that two open checkpoints hold, by name; values block by block.
+
+    Raises: CorruptError, UnreadableError or LimitError when a tensor cannot be read.
+    """
+    tensors = diff_tensors(a.tensors, b.tensors, progress=progress)
+    both = [path for path in a.data if path in b.data]
+    return Diff(
+        tensors.only_in_a,
+        tensors.only_in_b,
+        tensors.tensors,
+        tensors.ties_broken,
+        tensors.ties_new,
+        tuple(path for path in a.data if path not in b.data),
+        tuple(path for path in b.data if path not in a.data),
+        tuple(DataDiff(p, a.data[p], b.data[p]) for p in both if not _same_leaf(a.data[p], b.data[p])),
+    )
+
+
+def diff_tensors(
+    a: Mapping[str, TensorEntry], b: Mapping[str, TensorEntry], *, progress: Progress | None = None
+) -> Diff:
+    """Compare two sets of tensors by name, such as the state dicts that were found in two checkpoints.
+
+    Raises: as `diff`.
+    """
+    advance = progress or _no_progress
+    for alone, other in ((a, b), (b, a)):
+        advance(sum(entry.num_bytes for name, entry in alone.items() if name not in other))
+    both = [name for name in a if name in b]
+    found = tuple(_diff_tensor(name, a[name], b[name], advance) for name in both)
+    groups_a = sharing_groups({name: a[name] for name in both})
+    groups_b = sharing_groups({name: b[name] for name in both})
+    return Diff(
+        tuple(name for name in a if name not in b),
+        tuple(name for name in b if name not in a),
+        found,
+        _not_inside(groups_a, groups_b),
+        _not_inside(groups_b, groups_a),
+    )
+
+
+def _no_progress(num_bytes: int) -> None:
+    """Nobody asked."""
+
+
+def _not_inside(groups: list[tuple[str, ...]], others: list[tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
+    """The groups whose members are not all in one group of `others`."""
+    where = {name: i for i, group in enumerate(others) for name in group}
+    return tuple(g for g in groups if any(where.get(name, -1) != where.get(g[0], -2) for name in g))
+
+
+def _diff_tensor(name: str, a: TensorEntry, b: TensorEntry, advance: Progress) -> TensorDiff:
+    why_not = _why_not(a, b)
+    values = None
+    if why_not:
+        advance(a.num_bytes + b.num_bytes)
+    else:
+        values = compare(a, b, advance)
+    is_bitwise_equal = not why_not and values is None
+    return TensorDiff(name, a.dtype.name, b.dtype.name, a.shape, b.shape, is_bitwise_equal, values, why_not)
+
+
+def _why_not(a: TensorEntry, b: TensorEntry) -> str:
+    if a.shape != b.shape:
+        return "the shapes differ"
+    if not has_values(a) and not has_values(b):
+        return "neither has values"
+    if not has_values(a) or not has_values(b):
+        return f"{'a' if has_values(b) else 'b'} has no values"
+    if a.dtype is not b.dtype and values_per_element(a.dtype) != values_per_element(b.dtype):
+        return "float4_e2m1fn_x2 packs two values into an element"
+    return ""
+
+
+def _same_leaf(a: Any, b: Any) -> bool:
+    """Whether two leaves say the same: NaN is NaN, 1 is not 1.0 and not True, a list may be a tuple."""
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(_same_leaf, a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        # Only empty ones, and ones that hold themselves, are leaves.
+        return bool(a) == bool(b)
+    if isinstance(a, Opaque) and isinstance(b, Opaque):
+        if a.name != b.name:
+            return False
+        # The contents of all others are leaves of their own.
+        return not (a.is_call_of_scalars and b.is_call_of_scalars) or _same_leaf(a.args, b.args)
+    if isinstance(a, Global) and isinstance(b, Global):
+        return a.name == b.name
+    if type(a) is not type(b):
+        return False
+    is_nan = isinstance(a, (float, complex)) and cmath.isnan(a) and cmath.isnan(b)
+    return is_nan or bool(a == b)
