@@ -5,7 +5,6 @@ Source: https://huggingface.co/docs/safetensors, "Format"; checked against the l
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from math import prod
 from typing import Any, NamedTuple
@@ -19,18 +18,16 @@ from ptsave.core.record import Record
 from ptsave.core.storage import FileStorage
 from ptsave.errors import CorruptError, LimitError, UnknownFormatError
 from ptsave.formats.base import FileFormat
+from ptsave.formats.safetensors_write import write
+from ptsave.formats.strict_json import parse_object
 
 NAME = "safetensors"
 MAX_HEADER_BYTES = 100_000_000
 """Cap on the JSON header, as the library has it."""
-MAX_WIDE_HEADER_BYTES = 25_000_000
-"""Cap on a header with characters beyond ASCII, which Python holds in up to four times the memory."""
 MAX_TENSORS = 250_000
 """Cap on the tensors of one file."""
 MAX_RANK = 64
 """Cap on the dimensions of one tensor; torch's own."""
-MAX_HEADER_VALUES = 20 * MAX_TENSORS
-"""Cap on the values (numbers, texts, lists, objects) in the header."""
 
 _METADATA = "__metadata__"
 _F4 = BY_SAFETENSORS["F4"]
@@ -55,8 +52,10 @@ def read(file: InputFile) -> Checkpoint:
     """
     try:
         tensors, metadata, record = read_header(file)
-        notes = _notes(metadata, tensors)
         root = with_aliases(tensors, record, str(file.path))
+        # the library's spelling of the ties that the record has restored
+        metadata = {key: text for key, text in metadata.items() if key not in root or text not in tensors}
+        notes = _notes(metadata, tensors)
     except BaseException:
         file.close()
         raise
@@ -65,7 +64,7 @@ def read(file: InputFile) -> Checkpoint:
     return checkpoint
 
 
-FORMAT = FileFormat(NAME, sniff, read, suffixes=(".safetensors",))
+FORMAT = FileFormat(NAME, sniff, read, write, suffixes=(".safetensors",))
 
 
 def read_header(file: InputFile) -> tuple[dict[str, TensorEntry], dict[str, str], Record | None]:
@@ -86,7 +85,7 @@ def read_header(file: InputFile) -> tuple[dict[str, TensorEntry], dict[str, str]
         raise CorruptError(
             f"truncated: the header has {header_bytes} bytes, the file {file.size_bytes}", where, _TRUNCATED
         )
-    header = _parse(file.read_at(8, header_bytes), where)
+    header = parse_object(file.read_at(8, header_bytes), "the header", where)
     metadata = _metadata(header.pop(_METADATA, None), where)
     if len(header) > MAX_TENSORS:
         raise LimitError("tensors", MAX_TENSORS, len(header), where)
@@ -159,48 +158,6 @@ def _notes(metadata: Mapping[str, str], tensors: Mapping[str, Any]) -> list[str]
         f"{name} was left out by save_model because it shares memory with {kept}"
         for name, kept in left_out_ties(metadata, tensors).items()
     ]
-
-
-def _parse(header: bytes, where: str) -> dict[str, Any]:
-    """The header's JSON object; a key that repeats anywhere is refused."""
-    values = header.count(b",") + header.count(b"[") + header.count(b"{")
-    if values > MAX_HEADER_VALUES:
-        raise LimitError("header_values", MAX_HEADER_VALUES, values, where)
-    if not header.isascii() and len(header) > MAX_WIDE_HEADER_BYTES:
-        raise LimitError("wide_header_bytes", MAX_WIDE_HEADER_BYTES, len(header), where)
-    try:
-        text = header.decode()
-        del header
-        parsed = json.loads(text, object_pairs_hook=_without_repeats)
-    except _RepeatedKeyError as error:
-        raise CorruptError(f"the header has two keys {error.key!r}", where, _DAMAGED) from None
-    except RecursionError:
-        raise CorruptError("the header nests too deeply", where, _DAMAGED) from None
-    except ValueError as error:
-        reason = getattr(error, "msg", None) or getattr(error, "reason", "a number is too long")
-        raise CorruptError(f"the header is not JSON ({reason})", where, _DAMAGED) from None
-    if not isinstance(parsed, dict):
-        raise CorruptError("the header is not a JSON object", where, _DAMAGED)
-    if "\\u" in text and any("\ud800" <= c <= "\udfff" for name in parsed for c in name):
-        raise CorruptError("a tensor's name is not Unicode text", where, _DAMAGED)
-    return parsed
-
-
-class _RepeatedKeyError(Exception):
-    def __init__(self, key: str) -> None:
-        super().__init__(key)
-        self.key = key
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise _RepeatedKeyError(key)
-            seen.add(key)
-    return found
 
 
 def _metadata(value: Any, where: str) -> dict[str, str]:

@@ -1,0 +1,284 @@
+"""Folders with the tensors of one model in several files, and the index that says which is where.
+
+Source: huggingface_hub `serialization/_base.py` and `_torch.py` (the index's fields), transformers
+`modeling_utils.py` (which file of a folder is taken first).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from ptsave.core import record as records
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.files import InputFile, InputFolder
+from ptsave.core.nodes import TensorEntry
+from ptsave.core.record import Record
+from ptsave.core.verdict import Finding
+from ptsave.errors import CorruptError, LimitError, MissingFileError, UnreadableError
+from ptsave.formats import named, safetensors, torch_legacy, torch_zip
+from ptsave.formats.base import HEAD_BYTES, FileFormat, FolderFormat
+from ptsave.formats.strict_json import parse_object
+
+SAFETENSORS = "safetensors-sharded"
+TORCH = "pt-sharded"
+MAX_INDEX_BYTES = 100_000_000
+"""Cap on the index's JSON text."""
+MAX_SHARDS = 20_000
+"""Cap on the files of one checkpoint."""
+
+_PREFERRED = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "diffusion_pytorch_model.bin",
+)
+_INDEX_SUFFIX = ".index.json"
+_SHARD = re.compile(
+    r"(?P<stem>.+)-(?P<number>\d{4,6})-of-(?P<count>\d{4,6})\.(?P<suffix>safetensors|bin|pt|pth)"
+)
+_SHARD_FORMATS = (safetensors.FORMAT, torch_zip.FORMAT, torch_legacy.FORMAT)
+_DAMAGED = "the folder is incomplete or mixes two checkpoints; copy or download it again"
+_WEIGHT_MAP = b'"weight_map"'
+
+
+def read(folder: InputFolder) -> Checkpoint:
+    """Open the folder's one file, or its shards as one flat dict of tensors in the index's order.
+
+    The index and the shards must agree: every tensor lies in the shard that the index names, and in no
+    other. Tensors and shards that the index does not name are left out, and noted.
+
+    Raises: CorruptError, MissingFileError, LimitError, UnreadableError.
+    """
+    name = _main_file(folder)
+    if name is None:
+        raise _half_written(folder)
+    file = folder.open(name)
+    if not name.endswith(_INDEX_SUFFIX):
+        checkpoint = _open_shard(file)
+        others = [other for other in _PREFERRED if other in folder.names and other != name]
+        checkpoint.notes += [f"the folder also holds {other}, which was not read" for other in others]
+        return checkpoint
+    with file:
+        return _read_shards(file, folder)
+
+
+def read_index(file: InputFile) -> Checkpoint:
+    """The same from the path of the index file itself."""
+    with file:
+        return _read_shards(file, InputFolder(file.path.parent))
+
+
+def sniff_index(file: InputFile, head: bytes) -> bool:
+    """A JSON object that somewhere has a `weight_map`."""
+    if head.lstrip(b" \t\r\n")[:1] != b"{" or file.size_bytes > MAX_INDEX_BYTES:
+        return False
+    return _WEIGHT_MAP in head or _WEIGHT_MAP in file.read_at(0, file.size_bytes)
+
+
+def _is_safetensors(folder: InputFolder) -> bool:
+    name = _main_file(folder)
+    if name is not None:
+        return ".safetensors" in name
+    return any(match["suffix"] == "safetensors" for match in _shards(folder))
+
+
+def _is_torch(folder: InputFolder) -> bool:
+    return not _is_safetensors(folder) and (_main_file(folder) is not None or any(_shards(folder)))
+
+
+FORMATS = (
+    FolderFormat(SAFETENSORS, _is_safetensors, read),
+    FolderFormat(TORCH, _is_torch, read),
+)
+INDEX_FORMAT = FileFormat("sharded-index", sniff_index, read_index)
+
+
+def _main_file(folder: InputFolder) -> str | None:
+    """The file to begin with: the one that transformers would take, else the only index."""
+    for name in _PREFERRED:
+        if name in folder.names:
+            return name
+    indexes = [
+        n for n in folder.names if n.endswith((f".safetensors{_INDEX_SUFFIX}", f".bin{_INDEX_SUFFIX}"))
+    ]
+    return indexes[0] if len(indexes) == 1 else None
+
+
+def _shards(folder: InputFolder) -> Iterator[re.Match[str]]:
+    return (match for name in folder.names if (match := _SHARD.fullmatch(name)))
+
+
+def _half_written(folder: InputFolder) -> UnreadableError:
+    """The error for a folder that has shards, and not exactly one index."""
+    where = str(folder.path)
+    indexes = [name for name in folder.names if name.endswith(_INDEX_SUFFIX)]
+    if len(indexes) > 1:
+        return UnreadableError("holds several checkpoints", where, f"name one: {', '.join(indexes[:5])}")
+    first = next(_shards(folder))
+    there = sum(
+        match["stem"] == first["stem"] and match["count"] == first["count"] for match in _shards(folder)
+    )
+    return UnreadableError(
+        f"is half written: {there} of {int(first['count'])} shards are there, and no index",
+        where,
+        f"save or download it again; to read one shard alone, name it: {first[0]}",
+    )
+
+
+def _read_shards(file: InputFile, folder: InputFolder) -> Checkpoint:
+    where = str(file.path)
+    weight_map, about = _parse_index(file)
+    record = _record(about.pop(records.KEY, None), where)
+    checkpoint = Checkpoint(SAFETENSORS, folder.path, {}, record=record)
+    try:
+        shards = _open_shards(folder, list(dict.fromkeys(weight_map.values())), checkpoint)
+        tensors = _reconcile(weight_map, shards, where)
+        checkpoint.root = safetensors.with_aliases(tensors, record, where)
+    except BaseException:
+        checkpoint.close()
+        raise
+    if any(shard.format != safetensors.NAME for shard in shards.values()):
+        checkpoint.format = TORCH
+    checkpoint.metadata = _metadata(about, shards)
+    checkpoint.globals = {name: use for shard in shards.values() for name, use in shard.globals.items()}
+    checkpoint.notes = _notes(weight_map, about, shards, folder, tensors)
+    checkpoint.checks = [check for shard in shards.values() for check in shard.checks]
+    checkpoint.checks.append(lambda: _findings(checkpoint.notes, where))
+    return checkpoint
+
+
+def _parse_index(file: InputFile) -> tuple[dict[str, str], dict[str, Any]]:
+    """The index's `weight_map` (tensor name to file name) and its `metadata`."""
+    where = str(file.path)
+    if file.size_bytes > MAX_INDEX_BYTES:
+        raise LimitError("index_bytes", MAX_INDEX_BYTES, file.size_bytes, where)
+    index = parse_object(file.read_at(0, file.size_bytes), "the index", where)
+    weight_map, about = index.get("weight_map"), index.get("metadata") or {}
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CorruptError("the index has no weight_map from tensors to files", where, _DAMAGED)
+    if not isinstance(about, dict):
+        raise CorruptError("the index's metadata is not a table", where, _DAMAGED)
+    return weight_map, about
+
+
+def _record(value: Any, where: str) -> Record | None:
+    """ptsave's record: an object in the index, or its text."""
+    if value is None:
+        return None
+    return Record.from_json(value if isinstance(value, str) else json.dumps(value), where)
+
+
+def _open_shards(folder: InputFolder, names: list[str], owner: Checkpoint) -> dict[str, Checkpoint]:
+    """The shards by file name, to be closed with `owner`."""
+    if len(names) > MAX_SHARDS:
+        raise LimitError("shards", MAX_SHARDS, len(names), str(folder.path))
+    shards: dict[str, Checkpoint] = {}
+    missing = []
+    for name in names:
+        try:
+            file = folder.open(name)
+        except MissingFileError:
+            if name in folder.names:
+                raise
+            missing.append(name)
+            continue
+        shards[name] = _open_shard(file)
+        owner.files.callback(shards[name].close)
+    if missing:
+        listed = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        raise MissingFileError(
+            f"{len(missing)} of {len(names)} shards are missing: {listed}",
+            str(folder.path),
+            "the save or the download did not finish; do it again",
+        )
+    return shards
+
+
+def _open_shard(file: InputFile) -> Checkpoint:
+    """Any one file of tensors; takes ownership of `file`."""
+    try:
+        head = file.read_at(0, min(HEAD_BYTES, file.size_bytes))
+        for known in _SHARD_FORMATS:
+            if known.sniff(file, head):
+                return known.read(file)
+        raise named.refusal(file, head)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _reconcile(
+    weight_map: dict[str, str], shards: dict[str, Checkpoint], where: str
+) -> dict[str, TensorEntry]:
+    """Every tensor that the index names, from the shard that it names."""
+    holder: dict[str, str] = {}
+    for file_name, shard in shards.items():
+        for name in shard.tensors:
+            if name in holder:
+                raise CorruptError(
+                    f"tensor {name!r} is in two shards: {holder[name]} and {file_name}", where, _DAMAGED
+                )
+            holder[name] = file_name
+    for name, file_name in weight_map.items():
+        if name not in holder:
+            raise CorruptError(f"tensor {name!r} is not in its shard {file_name}", where, _DAMAGED)
+        if holder[name] != file_name:
+            raise CorruptError(
+                f"tensor {name!r} is in {holder[name]}, and the index says {file_name}", where, _DAMAGED
+            )
+    return {name: shards[file_name].tensors[name] for name, file_name in weight_map.items()}
+
+
+def _metadata(about: dict[str, Any], shards: dict[str, Checkpoint]) -> dict[str, str]:
+    """The index's metadata and the shards', as text."""
+    found: dict[str, str] = {}
+    for shard in shards.values():
+        for key, text in shard.metadata.items():
+            found.setdefault(key, text)
+    for key, value in about.items():
+        if key != "total_size":
+            found[key] = value if isinstance(value, str) else json.dumps(value)
+    return found
+
+
+def _notes(
+    weight_map: dict[str, str],
+    about: dict[str, Any],
+    shards: dict[str, Checkpoint],
+    folder: InputFolder,
+    tensors: dict[str, TensorEntry],
+) -> list[str]:
+    """What does not agree, and yet leaves no doubt about what the tensors are."""
+    notes = []
+    for file_name, shard in shards.items():
+        extra = [name for name in shard.tensors if name not in weight_map]
+        if extra:
+            notes.append(
+                f"{len(extra)} tensors of {file_name} are not in the index, and left out (first: {extra[0]})"
+            )
+        if shard.data:
+            notes.append(f"{len(shard.data)} values of {file_name} that are no tensors are left out")
+    stems = {(match["stem"], match["suffix"]) for name in shards if (match := _SHARD.fullmatch(name))}
+    for match in _shards(folder):
+        if match[0] not in shards and (match["stem"], match["suffix"]) in stems:
+            notes.append(f"the folder also holds {match[0]}, which the index does not name")
+    total = about.get("total_size")
+    num_bytes = sum({entry.view: entry.num_bytes for entry in tensors.values()}.values())  # ties count once
+    if type(total) in (int, float) and total != num_bytes:
+        notes.append(f"the index says that the tensors have {total} bytes, they have {num_bytes}")
+    return notes
+
+
+def _findings(notes: list[str], where: str) -> Iterator[Finding]:
+    for note in notes:
+        yield Finding("bytes", "warn", where, note)
+    if not notes:
+        yield Finding("bytes", "ok", where, "the index and the shards agree")

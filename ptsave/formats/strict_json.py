@@ -1,0 +1,61 @@
+"""JSON out of a file that nobody vouches for: one meaning, bounded memory."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ptsave.errors import CorruptError, LimitError
+
+MAX_VALUES = 5_000_000
+"""Cap on the values (numbers, texts, lists, objects) of one document."""
+MAX_WIDE_BYTES = 25_000_000
+"""Cap on a document with characters beyond ASCII, which Python holds in up to four times the memory."""
+_HINT = "the file is damaged or was written by a faulty program; get it again from its source"
+
+
+def parse_object(data: bytes, what: str, where: str) -> dict[str, Any]:
+    """The JSON object that `data` spells in UTF-8; a key that repeats in any object is refused.
+
+    Keys at the top are Unicode text. `what` names the document in messages.
+
+    Raises: CorruptError, LimitError.
+    """
+    values = data.count(b",") + data.count(b"[") + data.count(b"{")
+    if values > MAX_VALUES:
+        raise LimitError("json_values", MAX_VALUES, values, where)
+    if not data.isascii() and len(data) > MAX_WIDE_BYTES:
+        raise LimitError("wide_json_bytes", MAX_WIDE_BYTES, len(data), where)
+    try:
+        text = data.decode()
+        del data
+        parsed = json.loads(text, object_pairs_hook=_without_repeats)
+    except _RepeatedKeyError as error:
+        raise CorruptError(f"{what} has two keys {error.key!r}", where, _HINT) from None
+    except RecursionError:
+        raise CorruptError(f"{what} nests too deeply", where, _HINT) from None
+    except ValueError as error:
+        reason = getattr(error, "msg", None) or getattr(error, "reason", "a number is too long")
+        raise CorruptError(f"{what} is not JSON ({reason})", where, _HINT) from None
+    if not isinstance(parsed, dict):
+        raise CorruptError(f"{what} is not a JSON object", where, _HINT)
+    if "\\u" in text and any("\ud800" <= c <= "\udfff" for key in parsed for c in key):
+        raise CorruptError(f"{what} has a key that is not Unicode text", where, _HINT)
+    return parsed
+
+
+class _RepeatedKeyError(Exception):
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise _RepeatedKeyError(key)
+            seen.add(key)
+    return found
