@@ -1,4 +1,4 @@
-"""The inputs: made once, in processes of their own (they need torch, and this one stays small)."""
+"""The inputs: made once, in processes of their own, whose memory is gone when the measuring begins."""
 
 from __future__ import annotations
 

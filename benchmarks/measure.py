@@ -1,8 +1,4 @@
-"""Times whole processes side by side: interleaved in random order, medians, peak memory from the system.
-
-This process stays small on purpose: on Linux the peak memory of a child counts from what its parent held
-when it was started (`exec` keeps the high-water mark), so nothing heavy may be imported here.
-"""
+"""Times whole processes side by side: interleaved in random order, medians, peak memory from the system."""
 
 from __future__ import annotations
 
@@ -13,10 +9,11 @@ import shutil
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+LAUNCH = Path(__file__).with_name("launch.py")
 
 Argv = Callable[[Path], list[str]]
 """From an empty scratch folder, where outputs go, to the command."""
@@ -73,23 +70,18 @@ def run(command: Command, scratch: Path) -> tuple[float, int]:
     folder = scratch / "run"
     folder.mkdir()
     argv = command.argv(folder)
-    with open(scratch / "stdout", "w+b") as output, open(scratch / "stderr", "w+b") as errors:
-        begin = time.perf_counter()
-        child = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, env=environment()
-        )
-        _, status, usage = os.wait4(child.pid, 0)
-        wall_s = time.perf_counter() - begin
-        child.returncode = os.waitstatus_to_exitcode(status)
-        if child.returncode != 0:
-            errors.seek(0)
-            text = errors.read().decode(errors="replace")
-            sys.exit(f"error: {' '.join(argv)} exited with {child.returncode}:\n{text}")
-        peak_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        if command.reports_itself:
-            output.seek(0)
-            told = json.loads(output.read().splitlines()[-1])
-            wall_s, peak_bytes = told["wall_s"], told.get("peak_bytes", peak_bytes)
+    result = scratch / "result"
+    launch = [sys.executable, "-S", "-E", str(LAUNCH), str(result), *argv]
+    done = subprocess.run(
+        launch, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment(), check=True
+    )
+    code, wall, peak = result.read_text(encoding="ascii").split()
+    if code != "0":
+        sys.exit(f"error: {' '.join(argv)} exited with {code}:\n{done.stderr}")
+    wall_s, peak_bytes = float(wall), int(peak)
+    if command.reports_itself:
+        told = json.loads(done.stdout.splitlines()[-1])
+        wall_s, peak_bytes = told["wall_s"], told.get("peak_bytes", peak_bytes)
     shutil.rmtree(folder)
     return wall_s, peak_bytes
 

@@ -67,6 +67,9 @@ class Session:
             "TERM": "dumb",
         }
 
+        self.run(f"'{sys.executable}' '{ROOT}/scripts/readme_files.py'")
+        self.expect_success("readme_files.py")
+
     def run(self, command: str) -> str:
         """What `command` prints, on both streams, as on a terminal."""
         done = subprocess.run(
