@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,14 @@ from ptsave.core.nodes import Global, GlobalUse, Opaque, TensorEntry
 from ptsave.core.record import Digests, Record
 
 if TYPE_CHECKING:
+    from ptsave.core.verdict import Verdict
     from ptsave.errors import PtsaveError
+    from ptsave.torch_layer.load import Loaded
+    from ptsave.torch_layer.save import Saved
+    from ptsave.verbs.convert import Conversion
+    from ptsave.verbs.diff import Diff
     from ptsave.verbs.inspect import Inspection, TensorRow
+    from ptsave.verbs.stats import TensorStats
 
 SCHEMA_VERSION = 1
 MAX_BYTES_SHOWN = 256
@@ -58,8 +64,9 @@ def plain(value: Any) -> Any:
     return repr(value)
 
 
-def inspection(result: Inspection) -> dict[str, Any]:
+def inspection(result: Inspection, stats: Sequence[TensorStats] | None = None) -> dict[str, Any]:
     """The object of `inspect --json` for one path."""
+    measured = {} if stats is None else {"stats": [plain(one) for one in stats]}
     return {
         "path": str(result.path),
         "format": result.format,
@@ -77,6 +84,72 @@ def inspection(result: Inspection) -> dict[str, Any]:
         "record": plain(result.record),
         "training": plain(result.training),
         "notes": list(result.notes),
+        **measured,
+    }
+
+
+def differences(result: Diff, a: Path, b: Path) -> dict[str, Any]:
+    """The object of `inspect --diff --json`."""
+    fields = plain(result)
+    fields["tensors"] = [plain(tensor) for tensor in result.different]
+    return {"a": str(a), "b": str(b), "same": result.is_same, "num_compared": len(result.tensors), **fields}
+
+
+def saved(result: Saved) -> dict[str, Any]:
+    """The object of `save --json`; a save that did not fit is an error object."""
+    return {**plain(result), "missing": [], "unexpected": [], "mismatched": []}
+
+
+def loaded(result: Loaded) -> dict[str, Any]:
+    """The object of `load --json`; a load that did not fit is an error object."""
+    outputs = None
+    if result.outputs is not None:
+        outputs = {
+            name: {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
+            for name, tensor in result.outputs.items()
+        }
+    return {
+        "path": str(result.path),
+        "format": result.format,
+        "model": result.model,
+        "device": result.device,
+        "num_tensors": result.num_tensors,
+        "num_elements": result.num_elements,
+        "num_bytes": result.num_bytes,
+        "took": result.took,
+        "missing": list(result.report.missing),
+        "unexpected": list(result.report.unexpected),
+        "mismatched": [plain(mismatch) for mismatch in result.report.mismatched],
+        "cast": [plain(cast) for cast in result.report.recast],
+        "outputs": outputs,
+        "outputs_path": plain(result.outputs_path),
+    }
+
+
+def converted(result: Conversion) -> dict[str, Any]:
+    """The object of `convert --json`."""
+    source: Any = [str(path) for path in result.sources]
+    return {
+        "source": source[0] if len(source) == 1 else source,
+        "destination": str(result.destination),
+        "source_formats": list(result.source_formats),
+        "format": result.format,
+        "num_tensors": result.num_tensors,
+        "num_bytes": result.num_bytes,
+        "free_bytes": result.free_bytes,
+        "dropped": list(result.dropped),
+        "renamed": dict(result.renamed),
+        "notes": list(result.notes),
+        "dry_run": result.is_plan,
+    }
+
+
+def verdict(result: Verdict, path: Path) -> dict[str, Any]:
+    """The object of `verify --json`."""
+    return {
+        "path": str(path),
+        "verdict": "yes" if result.is_yes else "no",
+        "findings": [plain(finding) for finding in result.findings],
     }
 
 

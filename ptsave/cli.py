@@ -9,14 +9,17 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn, Optional
+from typing import Annotated, NoReturn
 
 import typer
 
 from ptsave import __version__, render
-from ptsave.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_NO, EXIT_OK, PtsaveError, UsageError
+from ptsave.errors import EXIT_INTERRUPTED, EXIT_NO, EXIT_OK, PtsaveError, UsageError
 
 EXIT_TERMINATED = 128 + 15
 
@@ -34,11 +37,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors and results only.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print what is being done.")]
 ConfigPath = Annotated[
-    Optional[Path],
+    Path | None,
     typer.Option("-c", "--config", metavar="CONFIG", help="TOML that names the model's class."),
 ]
 Set = Annotated[
-    Optional[list[str]],
+    list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override one value of the TOML; repeatable."),
 ]
 AppDir = Annotated[
@@ -46,12 +49,12 @@ AppDir = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps, …")]
 Select = Annotated[
-    Optional[str],
+    str | None,
     typer.Option("--select", metavar="KEY.PATH", help="Key of the state dict inside the checkpoint."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the destination if it exists.")]
 FormatName = Annotated[
-    Optional[str],
+    str | None,
     typer.Option("--format", metavar="FORMAT", help="Format to write; default: as the suffix says."),
 ]
 NoRecord = Annotated[bool, typer.Option("--no-record", help="Leave ptsave's record out.")]
@@ -78,6 +81,7 @@ def ptsave(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
+    """Keep PyTorch models: save, load, inspect, convert and verify checkpoints."""
     if context.invoked_subcommand is None:
         render.out(context.get_help())
         raise typer.Exit(UsageError.exit_code)
@@ -88,7 +92,7 @@ def save(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML that names the model's class.")],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="File or folder to write.")],
     weights: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option("--weights", metavar="SRC", help="Checkpoint to fill the model from."),
     ] = None,
     select: Select = None,
@@ -140,11 +144,11 @@ def load(
     select: Select = None,
     device: Device = "cpu",
     inputs: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(metavar="FILE", help="Tensors to run the model on: .safetensors, .npz or .npy."),
     ] = None,
     outputs: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(metavar="FILE", help="Where to write what the model returns."),
     ] = None,
     overwrite: Overwrite = False,
@@ -182,13 +186,13 @@ def inspect(
         bool, typer.Option("--stats", help="Read every tensor: min, max, mean, std, norm, zeros, NaN.")
     ] = False,
     filter: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option("--filter", metavar="GLOB", help="Show the tensors whose names match; repeatable."),
     ] = None,
     sort: Annotated[str, typer.Option(metavar="KEY", help="file, name, size or dtype.")] = "file",
-    limit: Annotated[Optional[int], typer.Option(min=0, help="Show at most this many tensors.")] = None,
+    limit: Annotated[int | None, typer.Option(min=0, help="Show at most this many tensors.")] = None,
     diff: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option("--diff", metavar="OTHER", help="Compare with OTHER; exit 1 when they differ."),
     ] = None,
     json: Json = False,
@@ -232,6 +236,174 @@ def inspect(
                 show(result, tree=tree, stats=measured)
 
 
+@app.command()
+def convert(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="SRC... DST", help="Checkpoints to read, and where to write.")
+    ],
+    format: FormatName = None,
+    select: Annotated[
+        str | None,
+        typer.Option(metavar="KEY.PATH", help="model, optimizer, or the key of what to convert."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Keep the tensors whose names match; repeatable."),
+    ] = None,
+    drop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Leave out the tensors whose names match; repeatable."),
+    ] = None,
+    strip_prefix: Annotated[
+        str | None,
+        typer.Option(metavar="PREFIX", help="Remove it from names; auto: what DDP, compile, FSDP put there."),
+    ] = None,
+    rename: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REGEX=TO", help="Replace in names, as re.sub does; repeatable."),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(metavar="DTYPE", help="Cast floating-point tensors, e.g. bfloat16.")
+    ] = None,
+    contiguous: Annotated[
+        bool, typer.Option("--contiguous", help="Lay strided views out row by row.")
+    ] = False,
+    extras: Annotated[
+        str,
+        typer.Option(metavar="HOW", help="What the target cannot hold: fail, drop or keep (as JSON)."),
+    ] = "fail",
+    shard_size: Annotated[
+        str, typer.Option(metavar="SIZE", help="Most bytes in one file of a sharded format, e.g. 5GB.")
+    ] = "5GB",
+    digest: Digest = "xxh3_128",
+    no_record: NoRecord = False,
+    no_check: NoCheck = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    overwrite: Overwrite = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write the same tensors in another format: renamed, selected, cast, merged or sharded if asked."""
+    from ptsave.formats import check_destination, destination_format, open_checkpoint
+    from ptsave.formats.base import WriteOptions, digest_algorithm
+    from ptsave.verbs.convert import convert as run
+    from ptsave.verbs.convert import num_bytes_of, parse_extras, parse_size
+    from ptsave.verbs.edit import parse_edits
+
+    mode = render.Mode(json, quiet, verbose)
+    if len(paths) < 2:
+        raise UsageError("needs a source and a destination", "", "ptsave convert SRC DST")
+    *sources, destination = paths
+    target = destination_format(destination, format)
+    edits = parse_edits(only, drop, strip_prefix, rename, dtype, contiguous)
+    options = WriteOptions(
+        overwrite=overwrite,
+        record=not no_record,
+        digest=digest_algorithm(digest),
+        check=not no_check,
+        shard_bytes=parse_size(shard_size),
+    )
+    how = parse_extras(extras)
+    with ExitStack() as opened:
+        checkpoints = [opened.enter_context(open_checkpoint(path)) for path in sources]
+        if not dry_run:
+            check_destination(destination, target, options)
+        with render.progress(mode, "converting", num_bytes_of(checkpoints)) as advance:
+            result = run(
+                checkpoints,
+                destination,
+                target,
+                replace(options, progress=advance),
+                edits,
+                select=select,
+                extras=how,
+                dry_run=dry_run,
+            )
+    render.converted(mode, result)
+
+
+@app.command()
+def verify(
+    checkpoint: Annotated[
+        Path | None, typer.Argument(metavar="CHECKPOINT", help="Checkpoint to verify.", show_default=False)
+    ] = None,
+    config: ConfigPath = None,
+    trust_recorded: TrustRecorded = False,
+    against: Annotated[
+        Path | None, typer.Option(metavar="OTHER", help="Checkpoint that must hold the same tensors.")
+    ] = None,
+    checks: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Run these checks only; see --list-checks.")
+    ] = None,
+    list_checks: Annotated[bool, typer.Option("--list-checks", help="Say what each check proves.")] = False,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Names that the check `safe` accepts; repeatable."),
+    ] = None,
+    through: Annotated[
+        str, typer.Option(metavar="A,B", help="Formats that `roundtrip` goes through.")
+    ] = "pt,safetensors",
+    select: Select = None,
+    device: Device = "cpu",
+    set: Set = None,
+    app_dir: AppDir = Path(),
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Give a verdict: same bytes, same keys, same behaviour. Exit 0 is yes, 1 is no."""
+    from ptsave.formats import open_checkpoint
+    from ptsave.verbs.verify import (
+        FILE_CHECKS,
+        MODEL_CHECKS,
+        Subject,
+        choose_checks,
+        choose_formats,
+        skipped,
+        total_bytes,
+    )
+    from ptsave.verbs.verify import verify as run
+
+    mode = render.Mode(json, quiet, verbose)
+    if list_checks:
+        from ptsave.torch_layer import checks as model
+
+        render.checks(mode, {**FILE_CHECKS, **model.MODEL_CHECKS})
+        return
+    if checkpoint is None:
+        raise UsageError("needs a checkpoint", "", "ptsave verify CHECKPOINT")
+    names = choose_checks(checks, with_other=against is not None)
+    formats = choose_formats(through)
+    with ExitStack() as opened:
+        source = opened.enter_context(open_checkpoint(checkpoint))
+        other = opened.enter_context(open_checkpoint(against)) if against is not None else None
+        advance = opened.enter_context(render.progress(mode, "reading", total_bytes(names, source, other)))
+        subject = Subject(source, other, allow or (), advance)
+        table = {name: partial(check, subject) for name, check in FILE_CHECKS.items() if name in names}
+        wanted = [name for name in MODEL_CHECKS if name in names]
+        if wanted and (config is not None or trust_recorded):
+            from ptsave.torch_layer import checks as model
+            from ptsave.torch_layer.load import config_for
+
+            on = model.ModelSubject(
+                source,
+                config_for(source, config, set or [], trust_recorded),
+                device,
+                select,
+                app_dir,
+                formats,
+                render.warn,
+            )
+            table.update((name, partial(model.MODEL_CHECKS[name], on)) for name in wanted)
+        else:
+            table.update((name, partial(skipped, name, "needs a config: -c CONFIG")) for name in wanted)
+        verdict = run({name: table[name] for name in names})
+    render.verdict(mode, verdict, checkpoint)
+    if not verdict.is_yes:
+        raise typer.Exit(EXIT_NO)
+
+
 # --- leaving ----------------------------------------------------------------------------------------
 
 
@@ -259,11 +431,11 @@ def main() -> NoReturn:
 
 
 def _run(arguments: list[str]) -> int:
-    usage_error = typer.BadParameter.__bases__[0]  # the root of Typer's own usage errors
+    usage_error: type[Exception] = typer.BadParameter.__bases__[0]  # the root of Typer's own usage errors
     try:
         return app(arguments, prog_name="ptsave", standalone_mode=False) or EXIT_OK
     except usage_error as error:
-        problem: PtsaveError = UsageError(error.format_message(), "", _usage_hint(error))
+        problem: PtsaveError = UsageError(str(getattr(error, "message", error)), "", _usage_hint(error))
     except PtsaveError as error:
         problem = error
     except (KeyboardInterrupt, typer.Abort):

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ptsave import as_json
@@ -21,8 +22,14 @@ from ptsave.core.nodes import Global, Opaque
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from ptsave.core.verdict import Verdict
     from ptsave.errors import PtsaveError
+    from ptsave.torch_layer.load import Loaded
+    from ptsave.torch_layer.save import Saved
+    from ptsave.verbs.convert import Conversion
+    from ptsave.verbs.diff import Diff
     from ptsave.verbs.inspect import Inspection, ModuleNode, TensorRow
+    from ptsave.verbs.stats import TensorStats
 
 MAX_VALUE_CHARS = 80
 """How much of one plain value the table shows."""
@@ -149,6 +156,7 @@ def count(number: int, noun: str) -> str:
 
 
 def shape(sizes: Sequence[int]) -> str:
+    """`[4, 10]`."""
     return f"[{', '.join(map(str, sizes))}]"
 
 
@@ -179,7 +187,7 @@ def _spelled(item: Any, depth: int) -> str:
     return str(item) if isinstance(item, (bool, int, float, complex, type(None))) else type(item).__name__
 
 
-def table(rows: Sequence[Sequence[str]], header: Sequence[str] = (), right: Sequence[int] = ()) -> None:
+def table(rows: Sequence[Sequence[str]], header: Sequence[str] = (), right: Collection[int] = ()) -> None:
     """Aligned columns on stdout; the columns numbered in `right` align right."""
     every = [header, *rows] if header else rows
     if not every:
@@ -194,17 +202,158 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str] = (), right: Sequ
         out(_styled(line, "1") if header and i == 0 else line)
 
 
+# --- save, load, convert --------------------------------------------------------------------------
+
+
+def saved(mode: Mode, result: Saved) -> None:
+    """What `save` prints."""
+    if mode.json:
+        document(as_json.saved(result))
+        return
+    note(
+        mode,
+        f"saved {result.model} to {result.destination} ({result.format}): "
+        f"{_totals(result)}, from {result.weights}",
+    )
+
+
+def loaded(mode: Mode, result: Loaded) -> None:
+    """What `load` prints."""
+    outputs = {name: _tensor_value(tensor) for name, tensor in (result.outputs or {}).items()}
+    if mode.json:
+        document(as_json.loaded(result))
+        return
+    if result.took:
+        note(mode, result.took)
+    note(
+        mode,
+        f"loaded {result.model} from {result.path} ({result.format}) on {result.device}: "
+        f"{_totals(result)}, every key matched",
+    )
+    if result.outputs_path is not None:
+        note(mode, f"wrote {count(len(outputs), 'output')} to {result.outputs_path}")
+    elif outputs and not mode.quiet:
+        table([(escape(name), text) for name, text in outputs.items()])
+
+
+def _tensor_value(tensor: Any) -> str:
+    """A small tensor's values, a larger one's dtype and shape."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return f"{dtype} {shape(tensor.shape)}"
+
+
+def _totals(result: Saved | Loaded) -> str:
+    return (
+        f"{count(result.num_tensors, 'tensor')}, {count(result.num_elements, 'element')}, "
+        f"{size(result.num_bytes)}"
+    )
+
+
+def converted(mode: Mode, result: Conversion) -> None:
+    """What `convert` prints: a line that it is done, or the plan."""
+    if mode.json:
+        document(as_json.converted(result))
+        return
+    for line in result.notes:
+        note(mode, line)
+    sources = ", ".join(map(str, result.sources))
+    what = f"{count(result.num_tensors, 'tensor')}, {size(result.num_bytes)}"
+    if not result.is_plan:
+        note(mode, f"converted {sources} to {result.destination} ({result.format}): {what}")
+        for name in result.dropped if mode.verbose else ():
+            note(mode, f"dropped {name}")
+        return
+    out(escape(f"would convert {sources} ({', '.join(result.source_formats)})"))
+    out(escape(f"to {result.destination} ({result.format}): {what}; {size(result.free_bytes)} free"))
+    _pairs("renamed", {escape(old): escape(new) for old, new in result.renamed.items()})
+    if result.dropped:
+        _section("dropped")
+        for name in result.dropped:
+            out(escape(name))
+
+
+# --- verify -----------------------------------------------------------------------------------------
+
+
+LEVELS = {"ok": ("ok", "32"), "warn": ("warn", "33"), "fail": ("FAIL", "1;31"), "skipped": ("skipped", "2")}
+MAX_ALIKE = 8
+"""How many findings of one check and level are printed without --verbose."""
+
+
+def checks(mode: Mode, functions: Mapping[str, Any]) -> None:
+    """What `--list-checks` prints: each check with the first line of its docstring."""
+    lines = {name: (function.__doc__ or "").strip().splitlines()[0] for name, function in functions.items()}
+    if mode.json:
+        document({"checks": lines})
+    else:
+        table(list(lines.items()))
+
+
+def verdict(mode: Mode, result: Verdict, path: Path) -> None:
+    """What `verify` prints: the findings, and the verdict on the last line."""
+    if mode.json:
+        document(as_json.verdict(result, path))
+        return
+    if not mode.quiet:
+        _findings(result, mode)
+    failed = sorted({finding.check for finding in result.findings if finding.level == "fail"})
+    if result.is_yes:
+        passed = {finding.check for finding in result.findings if finding.level in ("ok", "warn")}
+        left_out = {finding.check for finding in result.findings if finding.level == "skipped"} - passed
+        skipped = f"; skipped: {', '.join(sorted(left_out))}" if left_out else ""
+        out(f"{_styled('yes', '1;32')}: {escape(str(path))} passed {', '.join(sorted(passed))}{skipped}")
+    elif failed:
+        out(f"{_styled('no', '1;31')}: {escape(str(path))} failed {', '.join(failed)}")
+    else:
+        out(f"{_styled('no', '1;31')}: nothing could be checked of {escape(str(path))}")
+
+
+def _findings(result: Verdict, mode: Mode) -> None:
+    shown: dict[tuple[str, str], int] = {}
+    for finding in result.findings:
+        alike = (finding.check, finding.level)
+        shown[alike] = shown.get(alike, 0) + 1
+        if shown[alike] > MAX_ALIKE and not mode.verbose:
+            continue
+        word, code = LEVELS[finding.level]
+        where = f"{finding.where}: " if finding.where else ""
+        out(f"{finding.check:<10} {_styled(f'{word:<8}', code)} {escape(where + finding.message)}")
+    for (check, level), number in shown.items():
+        if number > MAX_ALIKE and not mode.verbose:
+            out(f"{check:<10} {LEVELS[level][0]:<8} … {number - MAX_ALIKE:,} more (--verbose lists them)")
+
+
 # --- inspect ------------------------------------------------------------------------------------------
 
 
-def inspection(result: Inspection, *, tree: bool, module_tree: ModuleNode | None = None) -> None:
+@contextmanager
+def inspections(mode: Mode, *, many: bool) -> Iterator[Callable[..., None]]:
+    """The function that shows one inspection after the other: as text, or all in one JSON object."""
+    files: list[dict[str, Any]] = []
+
+    def show(result: Inspection, *, tree: bool, stats: Sequence[TensorStats] | None = None) -> None:
+        if mode.json:
+            files.append(as_json.inspection(result, stats))
+        else:
+            inspection(result, tree=tree, stats=stats)
+            if many:
+                out()
+
+    yield show
+    if mode.json:
+        document({"files": files} if many else files[0])
+
+
+def inspection(result: Inspection, *, tree: bool, stats: Sequence[TensorStats] | None = None) -> None:
     """What `inspect` prints for one path."""
     out(
         f"{escape(str(result.path))}: {result.format}, {count(result.num_tensors, 'tensor')}, "
         f"{count(result.num_elements, 'element')}, {size(result.num_bytes)}"
     )
-    if tree and module_tree is not None:
-        _tree(module_tree, result.num_bytes)
+    if stats is not None:
+        _stats(stats)
+    elif tree:
+        _tree(result.tree, result.num_bytes)
     elif result.rows:
         out()
         table([_row(r) for r in result.rows], ("name", "dtype", "shape", "size", ""), right=(3,))
@@ -256,6 +405,49 @@ def _row(row: TensorRow) -> tuple[str, ...]:
         size(entry.num_bytes),
         escape(", ".join(remarks)),
     )
+
+
+def _stats(measured: Sequence[TensorStats]) -> None:
+    def number(x: float | None) -> str:
+        return "-" if x is None else f"{x:.6g}"
+
+    header = ("name", "min", "max", "mean", "std", "norm", "zeros", "NaN", "inf")
+    rows = [
+        (
+            escape(s.name),
+            *map(number, (s.min, s.max, s.mean, s.std, s.norm)),
+            *map(str, (s.zeros, s.nans, s.infs)),
+        )
+        for s in measured
+    ]
+    out()
+    table(rows, header, right=range(1, len(header)))
+
+
+def differences(mode: Mode, result: Diff, a: Path, b: Path) -> None:
+    """What `inspect --diff` prints."""
+    from ptsave.verbs.diff import describe
+
+    if mode.json:
+        document(as_json.differences(result, a, b))
+        return
+    rows = [("-", escape(name), f"only in {escape(str(a))}") for name in result.only_in_a]
+    rows += [("+", escape(name), f"only in {escape(str(b))}") for name in result.only_in_b]
+    rows += [("~", escape(t.name), escape(describe(t))) for t in result.different]
+    rows += [
+        ("~", escape(", ".join(names)), "share memory in the first only") for names in result.ties_broken
+    ]
+    rows += [("~", escape(", ".join(names)), "share memory in the second only") for names in result.ties_new]
+    rows += [("-", escape(path), f"data only in {escape(str(a))}") for path in result.data_only_in_a]
+    rows += [("+", escape(path), f"data only in {escape(str(b))}") for path in result.data_only_in_b]
+    rows += [("~", escape(d.path), f"{value(d.a)} against {value(d.b)}") for d in result.data_changed]
+    if not mode.quiet:
+        table(rows)
+    same = len(result.tensors) - len(result.different)
+    if result.is_same:
+        out(f"same: {count(same, 'tensor')} bitwise equal")
+    else:
+        out(f"different: {count(len(rows), 'difference')}, {count(same, 'tensor')} bitwise equal")
 
 
 def _tree(root: ModuleNode, total_bytes: int) -> None:

@@ -6,7 +6,7 @@ import threading
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from ptsave.core.nodes import TensorEntry
+from ptsave.core.nodes import TensorEntry, contiguous_strides
 from ptsave.core.storage import MemoryStorage, Storage
 
 if TYPE_CHECKING:
@@ -23,6 +23,21 @@ def contiguous(entry: TensorEntry) -> tuple[Storage, int]:
     if entry.is_contiguous:
         return entry.storage, entry.offset * entry.dtype.itemsize
     return GatheredStorage(entry), 0
+
+
+def laid_out(entry: TensorEntry) -> TensorEntry:
+    """`entry` with row-major strides, gathered as it is read."""
+    storage, offset_bytes = contiguous(entry)
+    return TensorEntry(
+        entry.name,
+        entry.dtype,
+        entry.shape,
+        contiguous_strides(entry.shape),
+        storage,
+        offset_bytes // entry.dtype.itemsize,
+        entry.kind,
+        entry.requires_grad,
+    )
 
 
 class GatheredStorage:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ptsave.core.nodes import TensorEntry
@@ -16,7 +16,8 @@ MAX_NEAREST = 1000
 class Expected:
     """What an architecture wants under one name."""
 
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] | None
+    """None where any will do (a lazy module takes its shapes from the file)."""
     dtype: str
     tied_to: str | None = None
     """The first name that is the same parameter, where there is one."""
@@ -62,8 +63,16 @@ class KeyReport:
         return ", ".join(parts)
 
 
-def compare(expected: Mapping[str, Expected], found: Mapping[str, TensorEntry]) -> KeyReport:
-    """Hold the tensors `found` against `expected`; a tied parameter may be there under any of its names."""
+def compare(
+    expected: Mapping[str, Expected],
+    found: Mapping[str, TensorEntry],
+    expected_extra: Iterable[str] = (),
+    found_extra: Iterable[str] = (),
+) -> KeyReport:
+    """Hold the tensors `found` against `expected`; a tied parameter may be there under any of its names.
+
+    `expected_extra` and `found_extra` are the names that do not hold tensors (`_extra_state`).
+    """
     groups: dict[str, list[str]] = {}
     for name, want in expected.items():
         groups.setdefault(want.tied_to or name, []).append(name)
@@ -73,13 +82,17 @@ def compare(expected: Mapping[str, Expected], found: Mapping[str, TensorEntry]) 
         for name in names
         if name not in found and not any(other in found for other in groups[first])
     ]
+    missing += sorted(set(expected_extra) - set(found_extra))
     unexpected = [name for name in found if name not in expected]
+    unexpected += sorted(set(found_extra) - set(expected_extra))
     both = [(name, want, found[name]) for name, want in expected.items() if name in found]
     return KeyReport(
         missing=tuple(missing),
         unexpected=tuple(unexpected),
         mismatched=tuple(
-            Mismatch(name, want.shape, entry.shape) for name, want, entry in both if want.shape != entry.shape
+            Mismatch(name, want.shape, entry.shape)
+            for name, want, entry in both
+            if want.shape is not None and want.shape != entry.shape
         ),
         recast=tuple(
             (name, want.dtype, entry.dtype.name)

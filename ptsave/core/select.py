@@ -32,6 +32,8 @@ MODEL_KEYS = (
 """Keys that training code keeps a model's state dict under, the likeliest first."""
 OPTIMIZER_KEYS = ("optimizer_state_dict", "optimizer", "optimizer_states", "optim", "last_optimizer_state")
 
+EXTRA_STATE = "_extra_state"
+"""How the key of a module's own extra entry ends. Source: torch.nn.modules.module."""
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """What torch.compile, FSDP and activation checkpointing put into names, at any depth."""
 PARALLEL_WRAPPER = "module"
@@ -47,7 +49,9 @@ class Selection:
     tensors: Mapping[str, TensorEntry]
     """By the names inside the state dict, wrapper prefixes removed."""
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """Its leaves that are not tensors (`_extra_state`, quantization parameters), by name."""
+    """Its values that are not tensors (`_extra_state`, quantization parameters), by name, as they nest."""
+    metadata: Any = None
+    """The `_metadata` that torch keeps module versions in, where the file has it."""
     original: Mapping[str, str] = field(default_factory=dict)
     """Name here → the tensor's name in the checkpoint."""
     stripped: tuple[str, ...] = ()
@@ -104,6 +108,7 @@ def strip_wrappers(selection: Selection) -> Selection:
         selection.where,
         {renamed[name]: entry for name, entry in selection.tensors.items()},
         {renamed[name]: value for name, value in selection.extra.items()},
+        selection.metadata,
         {renamed[name]: selection.original[name] for name in selection.tensors},
         stripped,
         selection.others,
@@ -139,9 +144,10 @@ def is_state_dict(node: Any) -> bool:
         return node.shared
     if not isinstance(node, dict) or not node or not all(isinstance(key, str) for key in node):
         return False
-    tensors = sum(isinstance(value, TensorEntry) for value in node.values())
-    nested = any(_holds_tensors(value) for value in node.values() if not isinstance(value, TensorEntry))
-    return tensors > 0 and not nested
+    others = [key for key, value in node.items() if not isinstance(value, TensorEntry)]
+    return len(others) < len(node) and not any(
+        _holds_tensors(node[key]) for key in others if not key.endswith(EXTRA_STATE)
+    )
 
 
 def _holds_tensors(node: Any) -> bool:
@@ -216,18 +222,22 @@ def _children(node: Any) -> dict[str, Any]:
 
 
 def _named(where: str, node: Any, others: tuple[str, ...]) -> Selection:
-    tensors: dict[str, TensorEntry] = {}
-    extra: dict[str, Any] = {}
-    original: dict[str, str] = {}
-    for path, leaf in leaves(node):
-        name = ".".join(map(str, path))
-        if isinstance(leaf, TensorEntry):
-            full = ".".join(part for part in (where, name) if part)
-            tensors[name] = leaf.named(name)
-            original[name] = full
-        elif name and not isinstance(node, Opaque):
-            extra[name] = leaf
-    return Selection(where, tensors, extra, original, (), others)
+    if is_state_dict(node) and isinstance(node, dict):
+        flat = list(node.items())
+    else:
+        flat = [(".".join(map(str, path)), leaf) for path, leaf in leaves(node)]
+        if isinstance(node, Opaque):  # a module's plain attributes are no part of its state dict
+            flat = [(name, leaf) for name, leaf in flat if isinstance(leaf, TensorEntry)]
+    tensors = {name: leaf.named(name) for name, leaf in flat if isinstance(leaf, TensorEntry)}
+    return Selection(
+        where,
+        tensors,
+        {name: leaf for name, leaf in flat if not isinstance(leaf, TensorEntry)},
+        getattr(node, "_metadata", None),
+        {name: f"{where}.{name}" if where else name for name in tensors},
+        (),
+        others,
+    )
 
 
 def _place(checkpoint: Checkpoint, where: str) -> str:

@@ -21,6 +21,10 @@ class Storage(Protocol):
     @property
     def num_bytes(self) -> int: ...
 
+    @property
+    def crc32(self) -> int | None:
+        """What the container says that the CRC-32 of all the bytes is; None where it says nothing."""
+
     def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
         """Fill `buffer` with the storage's bytes from `offset_bytes`."""
 
@@ -33,7 +37,6 @@ class FileStorage:
     offset_bytes: int
     num_bytes: int
     crc32: int | None = None
-    """What the container says that the CRC-32 of all the bytes is; None where it says nothing."""
 
     def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
         if offset_bytes < 0 or offset_bytes + len(buffer) > self.num_bytes:
@@ -48,6 +51,7 @@ class MemoryStorage:
     buffer: memoryview
     owner: object = None
     """What keeps the memory alive."""
+    crc32: int | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -63,6 +67,8 @@ class SwappedStorage:
 
     inner: Storage
     word_bytes: int
+    crc32: int | None = None
+    """None: the container's CRC is of the bytes as they lie in the file."""
 
     @property
     def num_bytes(self) -> int:

@@ -20,6 +20,7 @@ SCALARS = (str, int, float, bool, type(None), bytes, complex, bytearray)
 
 
 def is_scalar(value: Any) -> bool:
+    """Whether `value` is plain data that nothing nests in."""
     return isinstance(value, SCALARS)
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ptsave.core.atomic import check_file_destination
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.files import InputFile, InputFolder
 from ptsave.core.nearest import hint_for
-from ptsave.errors import MissingFileError, UnknownFormatError, UsageError
+from ptsave.errors import MissingFileError, UsageError
 from ptsave.formats import (
     dcp,
     named,
@@ -24,18 +25,10 @@ from ptsave.formats import (
     torch_zip,
     torchscript,
 )
-from ptsave.formats.base import HEAD_BYTES, FileFormat, FolderFormat
+from ptsave.formats.base import HEAD_BYTES, FileFormat, FolderFormat, WriteOptions
 
-FILE_FORMATS: tuple[FileFormat, ...] = (
-    safetensors.FORMAT,
-    torchscript.FORMAT,
-    pt2.FORMAT,
-    torch_zip.FORMAT,
-    torch_legacy.FORMAT,
-    torch_tar.FORMAT,
-    *npz.FORMATS,
-)
-FOLDER_FORMATS: tuple[FolderFormat, ...] = (*sharded.FORMATS, dcp.FORMAT)
+FILE_FORMATS: tuple[FileFormat, ...] = (safetensors.FORMAT, torch_zip.FORMAT)
+FOLDER_FORMATS: tuple[FolderFormat, ...] = (*sharded.FORMATS,)
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -65,7 +58,7 @@ def destination_format(path: Path, name: str | None) -> FileFormat | FolderForma
 
     Raises: UsageError when there is no such format, or it cannot be written.
     """
-    writable = {known.name: known for known in (*FILE_FORMATS, *FOLDER_FORMATS) if known.write is not None}
+    writable = writable_formats()
     if name is not None:
         if name not in writable:
             raise UsageError(
@@ -80,6 +73,20 @@ def destination_format(path: Path, name: str | None) -> FileFormat | FolderForma
         str(path),
         f"name it with --format: {', '.join(writable)}",
     )
+
+
+def writable_formats() -> dict[str, FileFormat | FolderFormat]:
+    """Every format that ptsave writes, by name."""
+    return {known.name: known for known in (*FILE_FORMATS, *FOLDER_FORMATS) if known.write is not None}
+
+
+def check_destination(path: Path, target: FileFormat | FolderFormat, options: WriteOptions) -> None:
+    """Find out early whether `path` can be written, before work whose result would be lost.
+
+    Raises: ExistsError, WriteError.
+    """
+    if isinstance(target, FileFormat):
+        check_file_destination(path, overwrite=options.overwrite)
 
 
 def _open_folder(folder: InputFolder) -> Checkpoint:

@@ -1,71 +1,125 @@
-"""Checkpoint entries → torch tensors: each storage read once, ties kept."""
+"""Checkpoint → live model: fitted key by key, each storage read once, ties kept."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
-from ptsave.core.nodes import TensorEntry
-from ptsave.core.storage import Storage
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.digest import HEX_DIGITS, tensor_digest
+from ptsave.core.keys import Expected, KeyReport, compare
+from ptsave.core.select import Selection
 from ptsave.errors import LossyError
+from ptsave.torch_layer.tensors import read_tensors, to_torch
+
+Warn = Callable[[str], None]
 
 
-def torch_dtype(entry: TensorEntry) -> torch.dtype:
-    """The torch dtype of `entry`.
-
-    Raises: LossyError when this torch has none of that name.
-    """
-    dtype = getattr(torch, entry.dtype.name, None)
-    if not isinstance(dtype, torch.dtype):
-        raise LossyError(
-            f"{entry.name!r} has the dtype {entry.dtype.name}, which torch {torch.__version__} lacks",
-            "",
-            "use a newer torch, or convert with --dtype",
-        )
-    return dtype
-
-
-def read_tensors(entries: Mapping[str, TensorEntry], device: str = "cpu") -> dict[str, torch.Tensor]:
-    """Every entry as a tensor on `device`, in fresh memory.
-
-    Only the part of a storage that the entries use is read; entries that share bytes share memory.
-    """
-    ranges = _used_ranges(entries.values())
-    storages: dict[int, torch.UntypedStorage] = {}
-    tensors = {}
-    for name, entry in entries.items():
-        if entry.kind not in ("tensor", "parameter"):
-            raise LossyError(f"{name!r} is {entry.kind}, which is not a plain tensor", "", "")
-        key = id(entry.storage)
-        first, end = ranges[key]
-        if key not in storages:
-            storages[key] = _read(entry.storage, first, end - first).to(device).untyped_storage()
-        dtype = torch_dtype(entry)
-        tensor = torch.empty(0, dtype=dtype, device=device)
-        offset = entry.offset - first // entry.dtype.itemsize if entry.num_elements else 0
-        tensors[name] = tensor.set_(storages[key], offset, entry.shape, entry.strides)  # type: ignore[call-overload]
-    return tensors
-
-
-def _used_ranges(entries: Iterable[TensorEntry]) -> dict[int, tuple[int, int]]:
-    """For each storage, the bytes from the first that any entry uses to the last, aligned to 16."""
-    ranges: dict[int, tuple[int, int]] = {}
-    for entry in entries:
-        first, end = entry.byte_range
-        if first == end:
-            ranges.setdefault(id(entry.storage), (0, 0))
+def expected_of(model: nn.Module) -> dict[str, Expected]:
+    """What `model.state_dict()` holds under each name; the model may be on the meta device."""
+    first: dict[int, str] = {}
+    expected = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if not isinstance(value, torch.Tensor):
             continue
-        first -= first % 16
-        known = ranges.get(id(entry.storage), (0, 0))
-        if known[0] != known[1]:
-            first, end = min(first, known[0]), max(end, known[1])
-        ranges[id(entry.storage)] = (first, end)
-    return ranges
+        tied_to = first.setdefault(id(value), name)
+        lazy = nn.parameter.is_lazy(value)
+        expected[name] = Expected(
+            None if lazy else tuple(value.shape),
+            str(value.dtype).removeprefix("torch."),
+            tied_to if tied_to != name else None,
+        )
+    return expected
 
 
-def _read(storage: Storage, offset_bytes: int, num_bytes: int) -> torch.Tensor:
-    memory = torch.empty(num_bytes, dtype=torch.uint8)
-    if num_bytes:
-        storage.read_into(offset_bytes, memoryview(memory.numpy()))
-    return memory
+def extra_of(model: nn.Module) -> set[str]:
+    """The names of the state dict that do not hold tensors: `get_extra_state`'s."""
+    state = model.state_dict(keep_vars=True)
+    return {name for name, value in state.items() if not isinstance(value, torch.Tensor)}
+
+
+def fill(model: nn.Module, source: Checkpoint, selection: Selection, device: str, warn: Warn) -> KeyReport:
+    """Put the tensors of `selection` into `model` (built on the meta device) and move it to `device`.
+
+    The model keeps its own dtypes, as `load_state_dict` has it; what is cast is said through `warn`.
+
+    Raises: LossyError when a name is missing, unexpected or of another shape.
+    """
+    state = model.state_dict(keep_vars=True)
+    report = compare(expected_of(model), selection.tensors, extra_of(model), selection.extra)
+    if not report.fits:
+        raise misfit(report, source.path)
+    if report.recast:
+        name, want, found = report.recast[0]
+        warn(f"{len(report.recast)} tensors are cast to the model's dtype ({name}: {found} → {want})")
+    is_skeleton = any(isinstance(value, torch.Tensor) and value.is_meta for value in state.values())
+    filled: Any = OrderedDict(_values(state, source, selection, device, warn))
+    filled.update((name, to_torch(selection.extra[name], name)) for name in extra_of(model))
+    filled._metadata = selection.metadata or getattr(state, "_metadata", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of what `assign` means to do
+        model.load_state_dict(filled, strict=True, assign=is_skeleton)
+    model.to(device)
+    return report
+
+
+def _values(
+    state: Mapping[str, Any], source: Checkpoint, selection: Selection, device: str, warn: Warn
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of the state dict, read once; names that the model ties get one and the same object."""
+    groups: dict[int, list[str]] = {}
+    for name, value in state.items():
+        if isinstance(value, torch.Tensor):
+            groups.setdefault(id(value), []).append(name)
+    chosen: dict[str, list[str]] = {}
+    for names in groups.values():
+        there = [name for name in names if name in selection.tensors]
+        _warn_if_untied(there, selection, warn)
+        chosen[there[0]] = names
+    record = source.record.digests if source.record is not None else None
+    tensors = read_tensors(
+        {name: selection.tensors[name].named(selection.original[name]) for name in chosen},
+        digests=record.tensors if record is not None and record.algorithm in HEX_DIGITS else None,
+        algorithm=record.algorithm if record is not None else "",
+    )
+    for first, tensor in tensors:
+        want = state[first]
+        tensor = tensor.to(device=device, dtype=want.dtype)
+        if isinstance(want, nn.Parameter):
+            tensor = nn.Parameter(tensor, requires_grad=want.requires_grad)
+        for name in chosen[first]:
+            yield name, tensor
+
+
+def _warn_if_untied(names: list[str], selection: Selection, warn: Warn) -> None:
+    """Say so when the file holds different values under names that are one parameter in the model."""
+    first = selection.tensors[names[0]]
+    for name in names[1:]:
+        other = selection.tensors[name]
+        if other.view != first.view and tensor_digest(other) != tensor_digest(first):
+            warn(
+                f"{names[0]!r} and {name!r} are one parameter in the model and differ in the file: took the first"
+            )
+
+
+def misfit(report: KeyReport, where: Path) -> LossyError:
+    """The error for a state dict that does not fit, with every key that is in the way."""
+    hint = "build the model that the weights belong to (`ptsave verify -c` proposes renames)"
+    if report.nearest:
+        name, near = next(iter(report.nearest.items()))
+        hint = f"{name!r} may be {near!r} in the file; `ptsave convert --rename` renames"
+    return LossyError(
+        f"the checkpoint does not fit the model: {report.summary()}",
+        str(where),
+        hint,
+        missing=list(report.missing),
+        unexpected=list(report.unexpected),
+        mismatched=[{"name": m.name, "expected": m.expected, "found": m.found} for m in report.mismatched],
+        nearest=dict(report.nearest),
+    )

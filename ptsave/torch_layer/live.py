@@ -16,7 +16,7 @@ from ptsave.core.nodes import TensorEntry
 from ptsave.core.storage import MemoryStorage
 from ptsave.errors import LossyError
 
-Storages = dict[int, MemoryStorage]
+Storages = dict[tuple[str, int], MemoryStorage]
 
 
 def checkpoint_of(tree: Any, path: Path) -> Checkpoint:
@@ -51,7 +51,7 @@ def present(value: Any, storages: Storages, name: str) -> Any:
     if value is None or isinstance(value, (bool, int, float, complex, str, bytes, bytearray)):
         return value
     raise LossyError(
-        f"{name!r} is a {type(value).__module__}.{type(value).__qualname__}, which is neither a tensor nor plain data",
+        f"{name!r} is a {type(value).__module__}.{type(value).__qualname__}: not a tensor, not plain data",
         "",
         "keep plain data and tensors in the state dict (get_extra_state may return a dict of them)",
     )
@@ -71,14 +71,14 @@ def entry_of(tensor: torch.Tensor, storages: Storages, name: str) -> TensorEntry
         )
     is_parameter = isinstance(tensor, torch.nn.Parameter)
     requires_grad = tensor.requires_grad
-    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
+    tensor = tensor.detach().resolve_conj().resolve_neg()
     return TensorEntry(
         name,
         BY_NAME[str(tensor.dtype).removeprefix("torch.")],
         tuple(tensor.shape),
         tuple(tensor.stride()),
         _storage_of(tensor, storages),
-        tensor.storage_offset(),
+        int(tensor.storage_offset()),
         "parameter" if is_parameter else "tensor",
         requires_grad,
     )
@@ -100,11 +100,13 @@ def _refused_kind(tensor: torch.Tensor) -> str | None:
 
 def _storage_of(tensor: torch.Tensor, storages: Storages) -> MemoryStorage:
     storage = tensor.untyped_storage()
-    address, num_bytes = storage.data_ptr(), storage.nbytes()
+    key = (str(storage.device), storage.data_ptr())
+    num_bytes = storage.nbytes()
     if num_bytes == 0:
         return MemoryStorage(memoryview(b""))
-    if address not in storages:
-        array = (ctypes.c_ubyte * num_bytes).from_address(address)
-        # The storage is kept as the owner: the address stays valid, and is not given out again.
-        storages[address] = MemoryStorage(memoryview(array).cast("B"), owner=storage)
-    return storages[address]
+    if key not in storages:
+        host = storage.cpu()  # type: ignore[no-untyped-call]
+        array = (ctypes.c_ubyte * num_bytes).from_address(host.data_ptr())
+        # Both are kept as owners: the addresses stay valid, and are not given out again.
+        storages[key] = MemoryStorage(memoryview(array).cast("B"), owner=(storage, host))
+    return storages[key]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 from ptsave import as_json
 from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.nearest import hint_for
 from ptsave.core.nodes import Global, Opaque, TensorEntry
 from ptsave.core.record import Digests, Record
 from ptsave.core.select import OPTIMIZER_KEYS, lookup_path, select_model
@@ -90,7 +92,40 @@ def convert(
     if not dry_run:
         assert target.write is not None
         target.write(plan, destination, options)
+        for name, storage in edited.casts.items():
+            if storage.num_overflowed:
+                notes.append(f"{name}: {storage.num_overflowed} finite values became infinite")
     return result
+
+
+def parse_extras(text: str) -> Extras:
+    """What `--extras` names.
+
+    Raises: UsageError with the nearest one.
+    """
+    known: dict[str, Extras] = {"fail": "fail", "drop": "drop", "keep": "keep"}
+    if text not in known:
+        raise UsageError(f"cannot {text!r} extras", "--extras", hint_for(text, known, "ways"))
+    return known[text]
+
+
+def parse_size(text: str) -> int:
+    """Bytes from `5GB`, `500MB`, `2GiB` or a bare number of bytes.
+
+    Raises: UsageError.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", text.strip(), re.IGNORECASE)
+    unit = (match.group(2) or "").lower() if match else ""
+    base = 1024 if unit.endswith("i") else 1000
+    size = int(float(match.group(1)) * base ** " kmgt".index(unit[:1] or " ")) if match else 0
+    if size <= 0:
+        raise UsageError(f"{text!r} is not a size", "--shard-size", "write 5GB, 500MB or 2GiB")
+    return size
+
+
+def num_bytes_of(sources: Sequence[Checkpoint]) -> int:
+    """How many bytes of tensors there are to move, for a progress bar."""
+    return sum(entry.num_bytes for source in sources for entry in source.tensors.values())
 
 
 # --- what is taken ------------------------------------------------------------------------------------
@@ -149,7 +184,7 @@ def _carried_record(
     record = sources[0].record
     if len(sources) > 1 or record is None:
         return None
-    if edits.change is not None or select is not None:
+    if edits.dtype is not None or select is not None:
         return replace(record, digests=None, aliases={})
     digests = record.digests
     if digests is not None:

@@ -86,6 +86,23 @@ class Diff:
         return self.has_same_tensors and not data
 
 
+def describe(tensor: TensorDiff) -> str:
+    """How one tensor differs, in a line."""
+    if tensor.shape_a != tensor.shape_b:
+        return f"shape {list(tensor.shape_a)} against {list(tensor.shape_b)}"
+    words = [] if tensor.dtype_a == tensor.dtype_b else [f"{tensor.dtype_a} against {tensor.dtype_b}"]
+    values = tensor.values
+    if values is None:
+        words.append(tensor.why_not)
+    elif not values.num_different:
+        words.append("equal values")
+    else:
+        words.append(
+            f"{values.num_different} values differ by up to {values.max_abs:.3g} ({values.max_rel:.3g} relative)"
+        )
+    return ", ".join(words)
+
+
 def diff(a: Checkpoint, b: Checkpoint, *, progress: Progress | None = None) -> Diff:
     """Compare all that two open checkpoints hold, by name; values block by block.
 

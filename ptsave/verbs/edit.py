@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ptsave.core.cast import TARGETS, CastStorage, can_cast, cast
+from ptsave.core.dtypes import DType
+from ptsave.core.gather import laid_out
 from ptsave.core.names import matches
+from ptsave.core.nearest import hint_for
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.select import is_state_dict, strip_wrapper_names
 from ptsave.core.tree import MAX_DEPTH, leaves
@@ -26,8 +30,10 @@ class Edits:
     drop: Sequence[str] = ()
     strip_prefix: str | None = None
     rename: Sequence[tuple[re.Pattern[str], str]] = ()
-    change: Callable[[TensorEntry], TensorEntry] | None = None
-    """What becomes of each tensor that stays: a cast, a contiguous layout."""
+    dtype: DType | None = None
+    """What floating-point tensors are cast to."""
+    contiguous: bool = False
+    """Whether strided views are laid out row by row."""
 
     @property
     def changes_names(self) -> bool:
@@ -41,6 +47,56 @@ class Edited:
     root: Any
     dropped: list[str] = field(default_factory=list)
     renamed: dict[str, str] = field(default_factory=dict)
+    casts: dict[str, CastStorage] = field(default_factory=dict)
+    """The cast tensors, by their names before renaming; each knows what overflowed once it was read."""
+    _changed: dict[Any, TensorEntry] = field(default_factory=dict)
+
+    def change(self, entry: TensorEntry, edits: Edits, path: str) -> TensorEntry:
+        """`entry` cast and laid out as asked; tied entries stay tied."""
+        if edits.dtype is not None and can_cast(entry.dtype) and entry.dtype != edits.dtype:
+            changed = self._changed.get(entry.view) or cast(entry, edits.dtype)
+            if isinstance(changed.storage, CastStorage):
+                self.casts[path] = changed.storage
+        elif edits.contiguous and not entry.is_contiguous:
+            changed = self._changed.get(entry.view) or laid_out(entry)
+        else:
+            return entry
+        self._changed[entry.view] = changed
+        return changed
+
+
+def parse_edits(
+    only: Sequence[str] | None,
+    drop: Sequence[str] | None,
+    strip_prefix: str | None,
+    rename: Sequence[str] | None,
+    dtype: str | None,
+    contiguous: bool,
+) -> Edits:
+    """The edits that the flags of `convert` ask for.
+
+    Raises: UsageError.
+    """
+    return Edits(
+        only=only or (),
+        drop=drop or (),
+        strip_prefix=strip_prefix,
+        rename=[parse_rename(text) for text in rename or ()],
+        dtype=parse_dtype(dtype) if dtype is not None else None,
+        contiguous=contiguous,
+    )
+
+
+def parse_dtype(text: str) -> DType:
+    """The floating-point dtype that `--dtype` names.
+
+    Raises: UsageError with the nearest one.
+    """
+    known = {dtype.name: dtype for dtype in TARGETS}
+    name = text.removeprefix("torch.")
+    if name not in known:
+        raise UsageError(f"cannot cast to {text!r}", "--dtype", hint_for(name, known, "dtypes"))
+    return known[name]
 
 
 def parse_rename(text: str) -> tuple[re.Pattern[str], str]:
@@ -85,7 +141,7 @@ def _visit(node: Any, path: str, edits: Edits, result: Edited, depth: int) -> An
         if _is_dropped(path, edits):
             result.dropped.append(path)
             return _GONE
-        return edits.change(node) if edits.change else node
+        return result.change(node, edits, path)
     if depth > MAX_DEPTH:
         raise LimitError("depth", MAX_DEPTH, "more")
     if isinstance(node, Opaque) and node.shared:

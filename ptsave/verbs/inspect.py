@@ -74,6 +74,11 @@ class Inspection:
     training: Training | None
     notes: Sequence[str] = field(default_factory=list)
 
+    @property
+    def tree(self) -> ModuleNode:
+        """The rows by module."""
+        return module_tree(self.rows)
+
 
 def inspect(
     checkpoint: Checkpoint,

@@ -1,0 +1,93 @@
+"""Casting floating-point tensors block by block, as torch casts them, bit for bit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ptsave.core.dtypes import BY_NAME, DType
+from ptsave.core.gather import contiguous
+from ptsave.core.nodes import TensorEntry, contiguous_strides
+from ptsave.core.values import decode
+
+if TYPE_CHECKING:
+    import numpy as np
+
+TARGETS = tuple(BY_NAME[name] for name in ("float64", "float32", "float16", "bfloat16"))
+"""What can be cast to."""
+
+
+def can_cast(dtype: DType) -> bool:
+    """Whether `--dtype` touches tensors of `dtype`: real floating-point ones."""
+    return dtype.kind == "float" and dtype.name != "float4_e2m1fn_x2"
+
+
+def cast(entry: TensorEntry, dtype: DType) -> TensorEntry:
+    """`entry` as a contiguous tensor of `dtype`, computed as it is read."""
+    return TensorEntry(
+        entry.name,
+        dtype,
+        entry.shape,
+        contiguous_strides(entry.shape),
+        CastStorage(entry, dtype),
+        0,
+        entry.kind,
+        entry.requires_grad,
+    )
+
+
+class CastStorage:
+    """The elements of a tensor in another dtype, rounded to nearest, ties to even.
+
+    Narrowing goes through float32, as torch's own conversions do (c10/util/Half.h, BFloat16.h take a
+    float), so that float64 → bfloat16 rounds twice here as it does there.
+    """
+
+    crc32 = None
+
+    def __init__(self, entry: TensorEntry, dtype: DType) -> None:
+        self.num_bytes = entry.num_elements * dtype.itemsize
+        self._source, self._offset = contiguous(entry)
+        self._from, self._to = entry.dtype, dtype
+        self._overflows: dict[int, int] = {}
+
+    @property
+    def num_overflowed(self) -> int:
+        """Finite elements that became infinite, of what has been read so far."""
+        return sum(self._overflows.values())
+
+    def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
+        item = self._to.itemsize
+        first, last = offset_bytes // item, -(-(offset_bytes + len(buffer)) // item)
+        source = bytearray((last - first) * self._from.itemsize)
+        self._source.read_into(self._offset + first * self._from.itemsize, memoryview(source))
+        values = decode(memoryview(source), self._from)
+        result, overflowed = _converted(values, self._to)
+        if overflowed:
+            self._overflows[offset_bytes] = overflowed
+        skip = offset_bytes - first * item
+        buffer[:] = memoryview(result.view("u1"))[skip : skip + len(buffer)]  # type: ignore[arg-type]
+
+
+def _converted(values: np.ndarray[Any, Any], dtype: DType) -> tuple[np.ndarray[Any, Any], int]:
+    """`values` as elements of `dtype` (bfloat16 as its bits), and how many finite ones overflowed."""
+    import numpy as np
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        if dtype.name == "float64":
+            return np.ascontiguousarray(values, "<f8"), 0
+        singles = np.ascontiguousarray(values, "<f4")
+        if dtype.name == "float32":
+            result = singles
+        elif dtype.name == "float16":
+            result = singles.astype("<f2")
+        else:
+            bits = singles.view("<u4")
+            rounded = bits + (((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF))
+            result = (rounded >> np.uint32(16)).astype("<u2")
+            nan = np.isnan(singles)
+            if nan.any():
+                result[nan] = 0x7FC0
+            infinite = (result & 0x7FFF) == 0x7F80
+            return result, int(np.count_nonzero(infinite & np.isfinite(values))) if infinite.any() else 0
+    infinite = np.isinf(result)
+    return result, int(np.count_nonzero(infinite & np.isfinite(values))) if infinite.any() else 0

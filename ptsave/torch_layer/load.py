@@ -1,0 +1,166 @@
+"""load: a model rebuilt and filled from a checkpoint, and run once if asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ptsave.config import Config, InputsSpec, ModelSpec, load_config
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.keys import KeyReport
+from ptsave.core.select import select_model
+from ptsave.errors import UsageError
+from ptsave.formats import open_checkpoint
+from ptsave.torch_layer.build import build_model, resolve_device
+from ptsave.torch_layer.fill import fill
+from ptsave.torch_layer.inputs import (
+    Arguments,
+    check_outputs,
+    inputs_from_file,
+    make_inputs,
+    output_tensors,
+    write_tensors,
+)
+from ptsave.torch_layer.source import source_digest
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What `load` loaded, and what the model returned if it was run."""
+
+    path: Path
+    format: str
+    model: str
+    device: str
+    num_tensors: int
+    num_elements: int
+    num_bytes: int
+    took: str
+    """Which state dict was taken and what was removed from its names; empty when nothing was chosen."""
+    report: KeyReport
+    outputs: dict[str, torch.Tensor] | None = None
+    outputs_path: Path | None = None
+
+
+def load(
+    path: Path,
+    config_path: Path | None,
+    *,
+    overrides: Sequence[str] = (),
+    trust_recorded: bool = False,
+    select: str | None = None,
+    device: str = "cpu",
+    inputs: Path | None = None,
+    outputs: Path | None = None,
+    overwrite: bool = False,
+    app_dir: Path | None = None,
+    warn: Callable[[str], None],
+) -> Loaded:
+    """Rebuild the model, load its weights strictly, and with `inputs` or `outputs` run it once.
+
+    Raises: UsageError, LossyError when the keys do not fit, and what reading and writing raise.
+    """
+    resolve_device(device)
+    if outputs is not None:
+        check_outputs(outputs, overwrite=overwrite)
+    with open_checkpoint(path) as checkpoint:
+        config = config_for(checkpoint, config_path, overrides, trust_recorded)
+        selection = select_model(checkpoint, select)
+        model = build_model(config.model, device="meta", app_dir=app_dir)
+        report = fill(model, checkpoint, selection, device, warn)
+        warn_if_changed(model, checkpoint, warn)
+        format_ = checkpoint.format
+    result: dict[str, torch.Tensor] | None = None
+    if inputs is not None or outputs is not None:
+        result = output_tensors(run(model, arguments_for(config.inputs, inputs, model, device)))
+        if outputs is not None:
+            write_tensors(outputs, result, overwrite=overwrite)
+    unique = {entry.view: entry for entry in selection.tensors.values()}.values()
+    return Loaded(
+        path=path,
+        format=format_,
+        model=config.model.target,
+        device=device,
+        num_tensors=len(selection.tensors),
+        num_elements=sum(entry.num_elements for entry in unique),
+        num_bytes=sum(entry.num_bytes for entry in unique),
+        took=selection.sentence(),
+        report=report,
+        outputs=result,
+        outputs_path=outputs,
+    )
+
+
+def config_for(
+    checkpoint: Checkpoint, config_path: Path | None, overrides: Sequence[str], trust_recorded: bool
+) -> Config:
+    """The config at `config_path`, or the one that the checkpoint's record makes when it is trusted.
+
+    Raises: UsageError when there is neither.
+    """
+    if config_path is not None:
+        return load_config(config_path, overrides)
+    model = checkpoint.record.model if checkpoint.record is not None else None
+    if model is None:
+        raise UsageError(
+            "does not say what class it belongs to", str(checkpoint.path), "name a config with -c CONFIG"
+        )
+    if not trust_recorded:
+        raise UsageError(
+            "needs a config: -c CONFIG",
+            str(checkpoint.path),
+            f"its record names {model.get('class') or model.get('factory')!r}; --trust-recorded imports that",
+        )
+    if overrides:
+        raise UsageError("--set overrides a config", "", "name one with -c CONFIG")
+    where = f"{checkpoint.path}: record"
+    recorded = checkpoint.record.inputs if checkpoint.record is not None else None
+    return Config(
+        checkpoint.path,
+        ModelSpec.from_json(model, where),
+        InputsSpec.from_json(recorded, where, checkpoint.path.parent) if recorded is not None else None,
+    )
+
+
+def warn_if_changed(model: nn.Module, checkpoint: Checkpoint, warn: Callable[[str], None]) -> None:
+    """Say so when the class is not the code that the checkpoint was saved with."""
+    recorded = (checkpoint.record.model or {}).get("source_digest") if checkpoint.record else None
+    today = source_digest(type(model))
+    if recorded is not None and today is not None and recorded != today:
+        warn(f"the source of {type(model).__qualname__} has changed since the checkpoint was saved")
+
+
+def run(model: nn.Module, arguments: Arguments) -> Any:
+    """One forward pass in eval mode without gradients.
+
+    Raises: UsageError when the model's own code raises.
+    """
+    model.eval()
+    try:
+        with torch.no_grad():
+            return arguments.call(model)
+    except Exception as error:
+        raise UsageError(
+            f"the forward pass failed: {type(error).__name__}: {error}",
+            type(model).__qualname__,
+            "check [inputs]: names, shapes, dtypes and integer ranges",
+        ) from error
+
+
+def arguments_for(spec: InputsSpec | None, file: Path | None, model: nn.Module, device: str) -> Arguments:
+    """What to run `model` on: the tensors of `file`, else what the config's `[inputs]` says.
+
+    Raises: UsageError when there is neither, or forward() does not take them.
+    """
+    if file is not None:
+        return inputs_from_file(file, model, device)
+    if spec is None:
+        raise UsageError(
+            "there is nothing to run the model on", "[inputs]", "add an [inputs] table, or --inputs FILE"
+        )
+    return make_inputs(spec, model, device)

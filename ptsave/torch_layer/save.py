@@ -1,0 +1,106 @@
+"""save: a model of a config, filled, written with the record of what it is."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import ptsave
+from ptsave.config import Config
+from ptsave.core.record import Record
+from ptsave.core.select import select_model
+from ptsave.errors import UsageError
+from ptsave.formats import check_destination, open_checkpoint
+from ptsave.formats.base import FileFormat, FolderFormat, WriteOptions
+from ptsave.torch_layer.build import build_model
+from ptsave.torch_layer.fill import fill
+from ptsave.torch_layer.imports import import_path
+from ptsave.torch_layer.live import checkpoint_of
+from ptsave.torch_layer.source import source_digest
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What `save` wrote."""
+
+    destination: Path
+    format: str
+    model: str
+    weights: str
+    """Where they came from, for a person."""
+    num_tensors: int
+    num_elements: int
+    num_bytes: int
+
+
+def save(
+    config: Config,
+    destination: Path,
+    target: FileFormat | FolderFormat,
+    options: WriteOptions,
+    *,
+    weights: Path | None = None,
+    select: str | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    app_dir: Path | None = None,
+    warn: Callable[[str], None],
+) -> Saved:
+    """Build the model, fill it from `weights` or with fresh ones, copy it to the CPU, and write it.
+
+    Raises: UsageError for the config, LossyError when the weights do not fit or the format cannot hold
+    the state dict, and what reading and writing raise. Nothing is written then.
+    """
+    check_destination(destination, target, options)  # before the work of building or training
+    if weights is None and select is not None:
+        raise UsageError("--select chooses from --weights", "", "name a checkpoint with --weights")
+    if weights is not None:
+        with open_checkpoint(weights) as source:
+            selection = select_model(source, select)
+            model = build_model(config.model, device="meta", app_dir=app_dir)
+            fill(model, source, selection, device, warn)
+        filled = f"{weights} ({sentence})" if (sentence := selection.sentence()) else str(weights)
+    else:
+        model = build_model(config.model, device=device, app_dir=app_dir, seed=seed)
+        filled = "its factory" if config.model.is_factory else f"fresh weights of seed {seed}"
+    model.to("cpu")
+    checkpoint = checkpoint_of(model.state_dict(), destination)
+    checkpoint.record = describe(model, config, device)
+    tensors = checkpoint.tensors
+    unique = {entry.view: entry for entry in tensors.values()}.values()
+    assert target.write is not None
+    target.write(checkpoint, destination, options)
+    return Saved(
+        destination,
+        target.name,
+        config.model.target,
+        filled,
+        len(tensors),
+        sum(entry.num_elements for entry in unique),
+        sum(entry.num_bytes for entry in unique),
+    )
+
+
+def describe(model: nn.Module, config: Config, device: str) -> Record:
+    """The record of a model: how to build it again, what its code was, and where it was saved."""
+    described: dict[str, Any] = config.model.to_json()
+    described["type"] = import_path(type(model))
+    described["source_digest"] = source_digest(type(model))
+    return Record(
+        model=described,
+        environment={
+            "ptsave": ptsave.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "platform": platform.platform(terse=True),
+            "machine": platform.machine(),
+            "device": device,
+        },
+        inputs=config.inputs.to_json() if config.inputs is not None else None,
+    )

@@ -1,0 +1,129 @@
+"""The `bytes` check: every byte of every tensor read once, held against CRCs and recorded digests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.digest import HEX_DIGITS, prefix
+from ptsave.core.gather import contiguous
+from ptsave.core.move import Move, measure
+from ptsave.core.nodes import TensorEntry
+from ptsave.core.record import Digests
+from ptsave.core.verdict import Finding
+
+CHECK = "bytes"
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One pass over some bytes, and whose they are."""
+
+    move: Move
+    crc_names: tuple[str, ...]
+    """The tensors that a wrong CRC-32 damages."""
+    digest_names: tuple[str, ...]
+    """The tensors that a digest of these bytes speaks for."""
+
+
+def audit(checkpoint: Checkpoint, progress: Callable[[int], None] | None = None) -> Iterator[Finding]:
+    """Hold a checkpoint's bytes against whatever its container and its record say that they are.
+
+    The bounds were checked when it was opened. Raises: UnreadableError when the disk fails.
+    """
+    tensors = checkpoint.tensors
+    yield Finding(CHECK, "ok", "", f"{len(tensors)} tensors lie within the bounds of the file")
+    digests = _known_digests(checkpoint)
+    jobs = _jobs(tensors, digests)
+    measure([job.move for job in jobs], progress)
+    damaged: dict[str, str] = {}
+    for job in jobs:
+        if job.move.expected_crc32 not in (None, job.move.crc32):
+            damaged.update((name, "its bytes do not match their CRC-32") for name in job.crc_names)
+        if digests is not None and job.digest_names:
+            found = job.move.digests[digests.algorithm]
+            for name in job.digest_names:
+                if digests.tensors[name] != found:
+                    damaged[name] = f"its bytes do not match the recorded {digests.algorithm} digest"
+    for name, message in damaged.items():
+        yield Finding(CHECK, "fail", name, f"damaged: {message}")
+    yield from _summary(checkpoint, jobs, digests, len(damaged))
+    for check in checkpoint.checks:
+        yield from check()
+
+
+def _known_digests(checkpoint: Checkpoint) -> Digests | None:
+    """The record's digests, where this ptsave knows their algorithm."""
+    digests = checkpoint.record.digests if checkpoint.record is not None else None
+    return digests if digests is not None and digests.algorithm in HEX_DIGITS else None
+
+
+def _jobs(tensors: dict[str, TensorEntry], digests: Digests | None) -> list[_Job]:
+    """The fewest passes: a storage's CRC and the digest of the tensor that fills it share one."""
+    views: dict[object, list[TensorEntry]] = {}
+    storages: dict[int, list[TensorEntry]] = {}
+    for entry in tensors.values():
+        views.setdefault(entry.view, []).append(entry)
+        storages.setdefault(id(entry.storage), []).append(entry)
+    filled: set[int] = set()
+    jobs = []
+    for entries in views.values():
+        entry = entries[0]
+        known = tuple(e.name for e in entries if digests is not None and e.name in digests.tensors)
+        storage = entry.storage
+        fills = (
+            entry.is_contiguous
+            and entry.byte_range == (0, storage.num_bytes)
+            and storage.crc32 is not None
+            and id(storage) not in filled
+        )
+        if not known and not fills:
+            continue
+        source, offset = contiguous(entry)
+        move = Move(entry.name, source, offset, entry.num_bytes, None)
+        if known and digests is not None:
+            move.prefix = prefix(entry.dtype, entry.shape)
+            move.expected_digests = {digests.algorithm: None}
+        on_storage: tuple[str, ...] = ()
+        if fills:
+            filled.add(id(storage))
+            move.expected_crc32 = storage.crc32
+            on_storage = tuple(e.name for e in storages[id(storage)])
+        jobs.append(_Job(move, on_storage, known))
+    for key, entries in storages.items():
+        storage = entries[0].storage
+        if storage.crc32 is not None and key not in filled:
+            move = Move(entries[0].name, storage, 0, storage.num_bytes, None, storage.crc32)
+            jobs.append(_Job(move, tuple(e.name for e in entries), ()))
+    return jobs
+
+
+def _summary(
+    checkpoint: Checkpoint, jobs: list[_Job], digests: Digests | None, num_damaged: int
+) -> Iterator[Finding]:
+    checked = {name for job in jobs for name in (*job.crc_names, *job.digest_names)}
+    unchecked = [
+        name for name, entry in checkpoint.tensors.items() if name not in checked and entry.num_bytes
+    ]
+    if checked and not num_damaged:
+        how = " and ".join(
+            word
+            for word, there in (
+                ("CRC-32", any(job.crc_names for job in jobs)),
+                (f"recorded {digests.algorithm} digest" if digests else "", digests is not None),
+            )
+            if there and word
+        )
+        yield Finding(CHECK, "ok", "", f"{len(checked)} tensors match their {how}")
+    if unchecked:
+        what = "there is no checksum to hold them against"
+        yield Finding(CHECK, "skipped", "", f"{len(unchecked)} tensors (such as {unchecked[0]!r}): {what}")
+    record = checkpoint.record
+    if record is not None and record.digests is not None:
+        if digests is None:
+            message = f"digests of the unknown algorithm {record.digests.algorithm!r}"
+            yield Finding(CHECK, "skipped", "record", message)
+        for name in record.digests.tensors:
+            if name not in checkpoint.tensors:
+                yield Finding(CHECK, "fail", name, "the record has its digest, the file does not have it")

@@ -1,0 +1,165 @@
+"""verify: run checks on a checkpoint, and give a verdict.
+
+A check is one function that takes a Subject and yields Findings; the first line of its docstring is
+its line in `--list-checks`. The checks here need the file alone; those that need a live model are in
+`torch_layer.checks`, and the command line puts the two tables together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.names import matches
+from ptsave.core.nearest import hint_for
+from ptsave.core.nodes import TensorEntry
+from ptsave.core.select import select_model
+from ptsave.core.verdict import Finding, Verdict
+from ptsave.errors import UsageError
+from ptsave.formats import writable_formats
+from ptsave.verbs.audit import audit
+from ptsave.verbs.diff import describe, diff_tensors
+from ptsave.verbs.stats import non_finite
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the checks of a file look at."""
+
+    checkpoint: Checkpoint
+    other: Checkpoint | None = None
+    """What `--against` names."""
+    allow: Sequence[str] = ()
+    """Globs of the dotted names that `safe` accepts."""
+    progress: Callable[[int], None] | None = None
+
+
+Check = Callable[[Subject], Iterator[Finding]]
+
+MODEL_CHECKS = ("keys", "roundtrip")
+"""The checks of `torch_layer.checks`, named here so that a run without a model need not import torch."""
+
+
+def bytes_(subject: Subject) -> Iterator[Finding]:
+    """Container bounds, zip CRCs and every recorded digest; names the damaged tensor."""
+    yield from audit(subject.checkpoint, subject.progress)
+
+
+def safe(subject: Subject) -> Iterator[Finding]:
+    """Nothing in the file would run; lists every name outside the known shapes."""
+    uses = subject.checkpoint.globals.values()
+    for use in uses:
+        if matches(use.name, subject.allow):
+            yield Finding("safe", "ok", use.name, f"{use.used_for} {use.count}×, allowed")
+        else:
+            yield Finding(
+                "safe", "fail", use.name, f"{use.used_for} {use.count}×; a plain unpickler imports it"
+            )
+    if not uses:
+        yield Finding("safe", "ok", "", "names nothing that could run")
+
+
+def finite(subject: Subject) -> Iterator[Finding]:
+    """No NaN and no infinity in any floating-point tensor."""
+    looked = sum(entry.dtype.is_float for entry in subject.checkpoint.tensors.values())
+    bad = 0
+    for name, nans, infinities in non_finite(subject.checkpoint, progress=subject.progress):
+        bad += 1
+        yield Finding("finite", "fail", name, f"{nans} NaN, {infinities} infinite")
+    if not bad and looked:
+        yield Finding("finite", "ok", "", f"{looked} floating-point tensors, every element finite")
+    elif not looked:
+        yield Finding("finite", "skipped", "", "there is no floating-point tensor")
+
+
+def against(subject: Subject) -> Iterator[Finding]:
+    """The same tensors as a second checkpoint, whatever the two formats."""
+    if subject.other is None:
+        yield Finding("against", "skipped", "", "needs a second checkpoint: --against OTHER")
+        return
+    one, other = _comparable(subject.checkpoint, subject.other)
+    found = diff_tensors(one, other, progress=subject.progress)
+    for name in found.only_in_a:
+        yield Finding("against", "fail", name, f"is not in {subject.other.path}")
+    for name in found.only_in_b:
+        yield Finding("against", "fail", name, f"is only in {subject.other.path}")
+    for tensor in found.different:
+        yield Finding("against", "fail", tensor.name, describe(tensor))
+    for names in found.ties_broken:
+        yield Finding("against", "warn", names[0], f"shares memory with {', '.join(names[1:])} here only")
+    for names in found.ties_new:
+        yield Finding("against", "warn", names[0], f"shares memory with {', '.join(names[1:])} there only")
+    if found.has_same_values and not found.different:
+        yield Finding("against", "ok", "", f"{len(found.tensors)} tensors are bitwise equal")
+
+
+def _comparable(a: Checkpoint, b: Checkpoint) -> tuple[Mapping[str, TensorEntry], Mapping[str, TensorEntry]]:
+    """All tensors of both where they have the same names, else the models' state dicts in them."""
+    if a.tensors.keys() == b.tensors.keys():
+        return a.tensors, b.tensors
+    return _model_or_all(a), _model_or_all(b)
+
+
+def _model_or_all(checkpoint: Checkpoint) -> Mapping[str, TensorEntry]:
+    try:
+        return select_model(checkpoint).tensors
+    except UsageError:
+        return checkpoint.tensors
+
+
+FILE_CHECKS: dict[str, Check] = {"bytes": bytes_, "safe": safe, "finite": finite, "against": against}
+
+
+def choose_checks(text: str | None, *, with_other: bool) -> list[str]:
+    """The checks that `--checks A,B` names; without it all, `against` where there is a second checkpoint.
+
+    Raises: UsageError with the nearest name.
+    """
+    known = [*FILE_CHECKS, *MODEL_CHECKS]
+    if text is None:
+        return [name for name in known if name != "against" or with_other]
+    return choose(text, known, "--checks", "checks")
+
+
+def choose(text: str, known: Sequence[str], flag: str, kind: str) -> list[str]:
+    """The names in a comma-separated list, each of them known.
+
+    Raises: UsageError with the nearest name.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"unknown name {name!r}", flag, hint_for(name, known, kind))
+    if not names:
+        raise UsageError("names nothing", flag, f"known {kind}: {', '.join(known)}")
+    return names
+
+
+def choose_formats(text: str) -> list[str]:
+    """The formats that `--through A,B` names.
+
+    Raises: UsageError with the nearest name.
+    """
+    return choose(text, list(writable_formats()), "--through", "formats")
+
+
+def skipped(check: str, reason: str) -> Iterator[Finding]:
+    """The finding of a check that could not run; it is never counted as passed."""
+    yield Finding(check, "skipped", "", reason)
+
+
+def total_bytes(names: Sequence[str], checkpoint: Checkpoint, other: Checkpoint | None) -> int:
+    """How many bytes the checks of the file will read, for a progress bar."""
+    size = sum(entry.num_bytes for entry in checkpoint.tensors.values())
+    passes = sum(name in names for name in ("bytes", "finite", "against"))
+    beside = sum(entry.num_bytes for entry in other.tensors.values()) if other is not None else 0
+    return size * passes + beside
+
+
+def verify(checks: Mapping[str, Callable[[], Iterator[Finding]]]) -> Verdict:
+    """Run the checks in order and collect what they find."""
+    findings: list[Finding] = []
+    for check in checks.values():
+        findings.extend(check())
+    return Verdict(tuple(findings))
