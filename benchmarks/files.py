@@ -7,9 +7,12 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.measure import environment
+
+PTSAVE = (sys.executable, "-m", "ptsave")
 
 STATE = """
 import sys, torch
@@ -107,6 +110,17 @@ class Files:
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
         return folder
 
+    def model(self, config: Path, arguments: Mapping[str, int]) -> Path:
+        """A `.pt` that `ptsave save` wrote: the config's model with these of its arguments replaced."""
+        path = self.folder / f"{config.stem}.pt"
+        if not path.exists():
+            settings = [
+                word for key, value in arguments.items() for word in ("--set", f"model.args.{key}={value}")
+            ]
+            command = [*PTSAVE, "save", "-q", str(config), str(path), *settings]
+            subprocess.run(command, check=True, env=environment())
+        return path
+
     def drop(self) -> None:
         """Remove everything that was made."""
         for entry in os.scandir(self.folder):
@@ -114,6 +128,11 @@ class Files:
                 shutil.rmtree(entry)
             else:
                 os.unlink(entry)
+
+
+def settings(arguments: Mapping[str, int]) -> list[str]:
+    """`--set` flags for arguments of the model."""
+    return [word for key, value in arguments.items() for word in ("--set", f"model.args.{key}={value}")]
 
 
 def _python(script: str, *arguments: object) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from benchmarks.files import Files
 from benchmarks.measure import Command
 from benchmarks.rows import Budget, Row, peak, ptsave, python, wall, wall_ratio
@@ -16,13 +18,17 @@ with safe_open(sys.argv[1], framework="pt") as f:
 """
 
 
+def _inspect(path: Path) -> Command:
+    return Command(lambda out: ptsave("inspect", path))
+
+
 def inspect_1gib(files: Files) -> Row:
     """200 tensors, both formats."""
     pt, safetensors = files.state(files.gib)
     return Row(
         {
-            "pt": Command(lambda out: ptsave("inspect", pt)),
-            "safetensors": Command(lambda out: ptsave("inspect", safetensors)),
+            "pt": _inspect(pt),
+            "safetensors": _inspect(safetensors),
             "torch": Command(lambda out: python(TORCH_LOAD, pt)),
             "safe_open": Command(lambda out: python(SAFE_OPEN, safetensors)),
         },
@@ -39,14 +45,13 @@ def inspect_1gib(files: Files) -> Row:
 
 def inspect_10x(files: Files) -> Row:
     """Ten times the bytes in as many tensors."""
-    small = files.state(files.gib)
-    large = files.state(10 * files.gib)
+    sides = {}
+    for size, num_bytes in (("small", files.gib), ("large", 10 * files.gib)):
+        pt, safetensors = files.state(num_bytes)
+        sides[f"pt-{size}"] = _inspect(pt)
+        sides[f"safetensors-{size}"] = _inspect(safetensors)
     return Row(
-        {
-            f"{kind}-{size}": Command(lambda out, path=path: ptsave("inspect", path))
-            for size, paths in (("small", small), ("large", large))
-            for kind, path in zip(("pt", "safetensors"), paths, strict=True)
-        },
+        sides,
         [
             Budget(
                 f"`inspect` 10 GiB {kind}",
@@ -66,8 +71,8 @@ def inspect_100k(files: Files) -> Row:
     pt, safetensors = files.many(100_000)
     return Row(
         {
-            "pt": Command(lambda out: ptsave("inspect", pt)),
-            "safetensors": Command(lambda out: ptsave("inspect", safetensors)),
+            "pt": _inspect(pt),
+            "safetensors": _inspect(safetensors),
             "torch": Command(lambda out: python(TORCH_LOAD, pt)),
             "safe_open": Command(lambda out: python(SAFE_OPEN, safetensors)),
         },
@@ -94,7 +99,7 @@ def inspect_1tib(files: Files) -> Row:
     """200 shards of sparse files."""
     folder = files.sharded(2**40, 200, sparse=True)
     return Row(
-        {"sharded": Command(lambda out: ptsave("inspect", folder))},
+        {"sharded": _inspect(folder)},
         [
             Budget("`inspect` 1 TiB in 200 shards", "", wall("sharded"), "s", 2.0),
             Budget("`inspect` 1 TiB in 200 shards, peak", "", peak("sharded"), "MiB"),

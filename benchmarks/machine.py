@@ -12,14 +12,15 @@ PACKAGES = ("torch", "safetensors", "typer", "numpy", "isal", "xxhash", "blake3"
 
 def describe(folder: Path) -> dict[str, str | int]:
     """The machine, with the file system that holds `folder`."""
-    return {
+    facts: dict[str, str | int] = {
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
         "kernel": f"{platform.system()} {platform.release()}",
         "file_system": _file_system(folder),
         "python": platform.python_version(),
-    } | {name: version(name) for name in PACKAGES}
+    }
+    return facts | {name: version(name) for name in PACKAGES}
 
 
 def _cpu() -> str:
@@ -27,7 +28,7 @@ def _cpu() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    facts = {}
+    facts: dict[str, str] = {}
     for line in lines:
         key, _, value = line.partition(":")
         facts.setdefault(key.strip(), value.strip())

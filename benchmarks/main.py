@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import converting, inspecting, startup
+from benchmarks import converting, inspecting, saving, startup, verifying
 from benchmarks.files import Files
 from benchmarks.machine import describe
 from benchmarks.measure import compare
@@ -20,7 +20,7 @@ from benchmarks.rows import Row
 RESULTS = Path(__file__).with_name("results.json")
 ROWS: dict[str, Callable[[Files], Row]] = {
     make.__name__.replace("_", "-"): make
-    for module in (startup, inspecting, converting)
+    for module in (startup, inspecting, converting, saving, verifying)
     for make in module.ROWS
 }
 GIB = 2**30

@@ -84,6 +84,7 @@ def test_the_table_says_what_was_missed(tmp_path: Path, monkeypatch: pytest.Monk
 def test_every_row_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its name, its sides and its budgets fit together; the input files are not made."""
     monkeypatch.setattr("benchmarks.files._python", lambda script, *arguments: None)
+    monkeypatch.setattr(Files, "model", lambda self, config, arguments: tmp_path)
     monkeypatch.setattr(Files, "sharded", lambda self, *arguments, **options: tmp_path)
     for name, make in ROWS.items():
         row = make(Files(tmp_path, MIB))
