@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from benchmarks import converting, inspecting, saving, startup, verifying
 from benchmarks.files import Files
 from benchmarks.machine import describe
-from benchmarks.measure import compare
+from benchmarks.measure import SideFailed, compare
 from benchmarks.report import is_met, merge, number, results
 from benchmarks.rows import Row
 
@@ -28,14 +30,15 @@ QUICK_BYTES = 64 * 2**20
 
 
 def main() -> int:
-    """Exit code 1 when a budget is missed."""
+    """Exit code 1 when a budget is missed or a side fails."""
     arguments = _arguments()
     names = [name for name in ROWS if any(name.startswith(only) for only in arguments.only or [""])]
     if not names:
         print(f"error: no row starts so; the rows are {', '.join(ROWS)}", file=sys.stderr)
         return 2
     runs = arguments.runs or (3 if arguments.quick else 7)
-    fresh = []
+    fresh: list[dict[str, Any]] = []
+    failed = False
     with tempfile.TemporaryDirectory(prefix="ptsave-bench-", dir=arguments.folder) as temp:
         folder, scratch = Path(temp) / "inputs", Path(temp) / "scratch"
         folder.mkdir()
@@ -45,7 +48,14 @@ def main() -> int:
         for name in names:
             row = ROWS[name](files)
             os.sync()  # what making the inputs left dirty is written before the clock runs
-            samples = compare(row.sides, min(runs, row.max_runs), row.touch_bytes, scratch)
+            try:
+                samples = compare(row.sides, min(runs, row.max_runs), row.touch_bytes, scratch)
+            except SideFailed as problem:
+                print(f"{name}: FAILED: {problem}", file=sys.stderr)
+                failed = True
+                shutil.rmtree(scratch)
+                scratch.mkdir()
+                continue
             found = results(name, row, samples)
             fresh += found
             for result in found:
@@ -60,7 +70,7 @@ def main() -> int:
     out = arguments.out or (None if arguments.quick else RESULTS)
     if out is not None:
         out.write_text(json.dumps(merge(out, machine, fresh), indent=1) + "\n", encoding="utf-8")
-    return int(any(is_met(result) is False for result in fresh))
+    return int(failed or any(is_met(result) is False for result in fresh))
 
 
 def _arguments() -> argparse.Namespace:

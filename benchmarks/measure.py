@@ -19,6 +19,10 @@ Argv = Callable[[Path], list[str]]
 """From an empty scratch folder, where outputs go, to the command."""
 
 
+class SideFailed(Exception):
+    """A command that is measured has failed; its figures would mean nothing."""
+
+
 @dataclass(frozen=True)
 class Command:
     """One side of a comparison: a process."""
@@ -51,7 +55,7 @@ def compare(
 ) -> dict[str, Samples]:
     """Run every side `runs` times, and once before that to warm the caches, in random order.
 
-    Raises: SystemExit with what a command printed when it fails.
+    Raises: SideFailed with what a command printed.
     """
     order = random.Random(seed)
     samples = {name: Samples() for name in sides}
@@ -77,7 +81,7 @@ def run(command: Command, scratch: Path) -> tuple[float, int]:
     )
     code, wall, peak = result.read_text(encoding="ascii").split()
     if code != "0":
-        sys.exit(f"error: {' '.join(argv)} exited with {code}:\n{done.stderr}")
+        raise SideFailed(f"{' '.join(argv)} exited with {code}:\n{done.stderr}")
     wall_s, peak_bytes = float(wall), int(peak)
     if command.reports_itself:
         told = json.loads(done.stdout.splitlines()[-1])
