@@ -1,0 +1,255 @@
+"""A pickle interpreter that is inert: it imports nothing and calls nothing that a pickle names.
+
+A pickle is a program for a stack machine. This machine runs every opcode of protocols 0 to 5, but where
+a real one would import a name it pushes a `Global`, and where a real one would call something it makes
+an `Opaque` that says what would have been called with what. Only the names in `Shapes.names` stand for
+something more, and then only when they are used in exactly the known way.
+
+Time and memory grow with the pickle's length, never with a number written in it: every read is
+bounds-checked, copies are charged to a `Budget`, and what is shared stays shared.
+
+Source: CPython's Lib/pickletools.py (the opcodes) and Modules/_pickle.c (their exact behaviour).
+"""
+
+from __future__ import annotations
+
+import gc
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ptsave.core.nodes import GlobalUse
+from ptsave.errors import CorruptError, LimitError
+from ptsave.formats.pickle_keys import LONG_KEY
+from ptsave.formats.pickle_opcodes import MARKED, PLAIN, Machine
+from ptsave.formats.pickle_shapes import UNKNOWN, Known, Shapes
+
+MAX_CODE_BYTES = 64 * 1024 * 1024
+"""Cap on a pickle's length, its long strings and bytes not counted."""
+MAX_OPEN_MARKS = 10_000
+"""Cap on how deep marks nest. Python's own pickler stops at its recursion limit, near 1000."""
+
+_WINDOW_BYTES = 16 * 1024
+_HINT = "the file is damaged; copy or download it again"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a pickle spells."""
+
+    root: Any
+    globals: dict[str, GlobalUse]
+    """The dotted names outside the known shapes, in the order in which they appear."""
+    end: int
+    """The position after the pickle's last byte."""
+    notes: list[str]
+    """What a user should know about the reading."""
+
+
+def load(data: bytes, start: int, shapes: Shapes, where: str) -> Loaded:
+    """Interpret the pickle that begins at byte `start`; what follows its end is left alone.
+
+    `where` names the file and the record for messages.
+
+    Raises: CorruptError where it is not a well-formed pickle, or a known shape has impossible values,
+    with the byte at which that shows; LimitError past a cap.
+    """
+    machine = Machine(data, shapes, where)
+    with _no_garbage_collection():
+        root, end = _run(machine, start)
+    for use in machine.uses.values():
+        use.count = max(use.count, 1)
+    return Loaded(root, machine.uses, end, machine.budget.notes)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Parsing makes millions of objects and no garbage; looking for some takes a third of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _run(machine: Machine, start: int) -> tuple[Any, int]:
+    """The root object, and the position after the pickle.
+
+    One loop over local variables, the opcodes in the order of how often a state dict has them: this is
+    where the time of opening a checkpoint goes. `stack` holds what lies above the last MARK, `frames`
+    the stacks below.
+    """
+    data = machine.data
+    size = len(data)
+    memo = machine.memo
+    far_memo = machine.far_memo
+    u32 = struct.Struct("<I").unpack_from
+    i32 = struct.Struct("<i").unpack_from
+    u16 = struct.Struct("<H").unpack_from
+    persistent = machine.persistent
+    stack: list[Any] = []
+    frames: list[list[Any]] = []
+    pos = begin = start
+    units = 0
+    try:
+        while True:
+            window = pos + _WINDOW_BYTES
+            while pos < window:
+                op = data[pos]
+                pos += 1
+                if op == 0x72:  # LONG_BINPUT
+                    index = u32(data, pos)[0]
+                    pos += 4
+                    if index == len(memo) and not far_memo:
+                        memo.append(stack[-1])
+                    else:
+                        machine.remember(index, stack[-1])
+                elif op == 0x68:  # BINGET
+                    index = data[pos]
+                    pos += 1
+                    stack.append(memo[index] if index < len(memo) else machine.recall(index))
+                elif op == 0x4B:  # BININT1
+                    stack.append(data[pos])
+                    pos += 1
+                elif op == 0x94:  # MEMOIZE
+                    if far_memo:
+                        machine.remember(len(memo) + len(far_memo), stack[-1])
+                    else:
+                        memo.append(stack[-1])
+                elif op == 0x28:  # MARK
+                    frames.append(stack)
+                    stack = []
+                elif op == 0x74:  # TUPLE
+                    made = tuple(stack)
+                    stack = frames.pop()
+                    stack.append(made)
+                    units += 2
+                elif op == 0x52:  # REDUCE
+                    args = stack.pop()
+                    function = stack[-1]
+                    if type(function) is Known and type(args) is tuple:
+                        value = function.call(args, machine.budget)
+                        stack[-1] = machine.call(function, args) if value is UNKNOWN else value
+                    else:
+                        stack[-1] = machine.call(function, args)
+                    units += 2
+                elif op == 0x4D:  # BININT2
+                    stack.append(u16(data, pos)[0])
+                    pos += 2
+                    units += 1
+                elif op == 0x4A:  # BININT
+                    stack.append(i32(data, pos)[0])
+                    pos += 4
+                    units += 1
+                elif op == 0x58:  # BINUNICODE
+                    end = pos + 4 + u32(data, pos)[0]
+                    if end > size or end - pos > LONG_KEY:
+                        raw = machine.take(pos + 4, end - pos - 4)
+                    else:
+                        raw = data[pos + 4 : end]
+                    stack.append(str(raw, "utf-8", "surrogatepass"))
+                    pos = end
+                    units += 1
+                elif op == 0x86:  # TUPLE2
+                    value = stack.pop()
+                    stack[-1] = (stack[-1], value)
+                    units += 1
+                elif op == 0x85:  # TUPLE1
+                    stack[-1] = (stack[-1],)
+                    units += 1
+                elif op == 0x51:  # BINPERSID
+                    stack[-1] = persistent(stack[-1])
+                    units += 2
+                elif op == 0x89:  # NEWFALSE
+                    stack.append(False)
+                elif op == 0x29:  # EMPTY_TUPLE
+                    stack.append(())
+                elif op == 0x71:  # BINPUT
+                    index = data[pos]
+                    pos += 1
+                    if index == len(memo) and not far_memo:
+                        memo.append(stack[-1])
+                    else:
+                        machine.remember(index, stack[-1])
+                elif op == 0x6A:  # LONG_BINGET
+                    stack.append(machine.recall(u32(data, pos)[0]))
+                    pos += 4
+                elif op == 0x87:  # TUPLE3
+                    last, middle = stack.pop(), stack.pop()
+                    stack[-1] = (stack[-1], middle, last)
+                    units += 1
+                elif op == 0x88:  # NEWTRUE
+                    stack.append(True)
+                elif op == 0x4E:  # NONE
+                    stack.append(None)
+                elif op == 0x7D:  # EMPTY_DICT
+                    stack.append({})
+                    units += 1
+                elif op == 0x5D:  # EMPTY_LIST
+                    stack.append([])
+                    units += 1
+                elif op in PLAIN:
+                    pos = PLAIN[op](machine, stack, pos)
+                elif op in MARKED:
+                    items = stack
+                    stack = frames.pop()
+                    pos = MARKED[op](machine, stack, items, pos)
+                elif op == 0x30:  # POP
+                    if stack:
+                        stack.pop()
+                    else:
+                        stack = frames.pop()
+                elif op == 0x2E:  # STOP
+                    return stack.pop(), pos
+                else:
+                    pos -= 1
+                    raise CorruptError(f"is not a pickle: 0x{op:02x} is no opcode")
+            if pos > size:
+                raise IndexError
+            _check_caps(machine, pos - begin, units, stack, frames)
+            units = 0
+    except IndexError:
+        what = (
+            "truncated: the pickle does not end" if pos >= size else "takes more off the stack than is on it"
+        )
+        raise _placed(machine, CorruptError(what), pos, stack, frames) from None
+    except struct.error:
+        raise _placed(
+            machine, CorruptError("truncated: the pickle does not end"), pos, stack, frames
+        ) from None
+    except UnicodeDecodeError:
+        raise _placed(machine, CorruptError("has a string that is not utf-8"), pos, stack, frames) from None
+    except CorruptError as error:
+        raise _placed(machine, error, pos, stack, frames) from None
+    except LimitError as error:
+        error.where = error.where or machine.where
+        raise
+
+
+def _check_caps(machine: Machine, read: int, units: int, stack: list[Any], frames: list[list[Any]]) -> None:
+    """Hold what the last window of the pickle made against the caps."""
+    code_bytes = read - machine.payload_bytes
+    if code_bytes > MAX_CODE_BYTES:
+        raise LimitError("pickle_code_bytes", MAX_CODE_BYTES, code_bytes, machine.where)
+    if len(frames) > MAX_OPEN_MARKS:
+        raise LimitError("open_marks", MAX_OPEN_MARKS, len(frames), machine.where)
+    machine.budget.spend(units)
+    waiting = len(stack) + sum(map(len, frames)) + len(machine.memo)
+    machine.budget.check(waiting // 8)
+
+
+def _placed(
+    machine: Machine, error: CorruptError, pos: int, stack: list[Any], frames: list[list[Any]]
+) -> CorruptError:
+    """`error` with its place: the record, the byte, and the keys that lead to what was being made."""
+    keys = []
+    for frame in (*frames[-20:], stack):
+        key = next((item for item in reversed(frame[-2:]) if type(item) is str), "")
+        if 0 < len(key) <= LONG_KEY:
+            keys.append(key)
+    where = machine.where + (f", at {'.'.join(keys)}" if keys else "") + f", byte {pos}"
+    return CorruptError(error.what, error.where or where, error.hint or _HINT)

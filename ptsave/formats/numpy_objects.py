@@ -1,0 +1,167 @@
+"""NumPy's arrays, scalars and dtypes in a pickle: shown with their contents, without NumPy.
+
+An array is `Opaque("numpy.ndarray")` with `dtype`, `shape`, `order` and its `values` (or, past a small
+number of elements, its `data` as bytes); a scalar is `Opaque("numpy.float64", (value,))`. NumPy's
+functions stay outside the known shapes: a real unpickler would call them.
+
+Source: NumPy's numpy/_core/src/multiarray/methods.c (`array_reduce`, `array_setstate`),
+descriptor.c (`arraydescr_reduce`), scalartypes.c.src (`gentype_reduce`).
+"""
+
+from __future__ import annotations
+
+import struct
+from math import prod
+from typing import Any
+
+from ptsave.core.nodes import Global, Opaque
+from ptsave.errors import CorruptError
+from ptsave.formats.pickle_shapes import UNKNOWN, Budget, Described
+
+MAX_SHOWN_ELEMENTS = 64
+MAX_RANK = 64
+
+_NAMES = {
+    "b1": "bool",
+    "i1": "int8",
+    "i2": "int16",
+    "i4": "int32",
+    "i8": "int64",
+    "u1": "uint8",
+    "u2": "uint16",
+    "u4": "uint32",
+    "u8": "uint64",
+    "f2": "float16",
+    "f4": "float32",
+    "f8": "float64",
+    "c8": "complex64",
+    "c16": "complex128",
+}
+_STRUCT_CODES = {
+    "b1": "?",
+    "i1": "b",
+    "i2": "h",
+    "i4": "i",
+    "i8": "q",
+    "u1": "B",
+    "u2": "H",
+    "u4": "I",
+    "u8": "Q",
+    "f2": "e",
+    "f4": "f",
+    "f8": "d",
+    "c8": "ff",
+    "c16": "dd",
+}
+
+
+def _dtype(args: tuple[Any, ...], budget: Budget) -> Any:
+    """`numpy.dtype("f4", False, True)`."""
+    if len(args) != 3 or type(args[0]) is not str:
+        return UNKNOWN
+    return Opaque("numpy.dtype", args[:1])
+
+
+def _reconstruct(args: tuple[Any, ...], budget: Budget) -> Any:
+    """`_reconstruct(numpy.ndarray, (0,), b"b")`: an empty array that BUILD fills."""
+    if len(args) != 3 or not isinstance(args[0], Global) or args[0].name != "numpy.ndarray":
+        return UNKNOWN
+    return Opaque("numpy.ndarray")
+
+
+def _frombuffer(args: tuple[Any, ...], budget: Budget) -> Any:
+    """`_frombuffer(data, dtype, shape, order)`: how protocol 5 spells an array."""
+    if len(args) != 4 or not isinstance(args[0], (bytes, bytearray)):
+        return UNKNOWN
+    data, dtype, shape, order = args
+    state = _contents(shape, dtype, order == "F", data)
+    return UNKNOWN if state is None else Opaque("numpy.ndarray", (), state)
+
+
+def _scalar(args: tuple[Any, ...], budget: Budget) -> Any:
+    """`scalar(dtype, data)`."""
+    if len(args) != 2 or not isinstance(args[1], bytes):
+        return UNKNOWN
+    code = _type_code(args[0])
+    if code is None or code[1] not in _NAMES:
+        return UNKNOWN
+    values = _values(code, args[1], 1)
+    return Opaque(f"numpy.{_NAMES[code[1]]}", tuple(values))
+
+
+NAMES: dict[str, Any] = {
+    name: Described(name, call)
+    for name, call in {
+        "numpy.dtype": _dtype,
+        "numpy.core.multiarray._reconstruct": _reconstruct,
+        "numpy._core.multiarray._reconstruct": _reconstruct,
+        "numpy.core.multiarray.scalar": _scalar,
+        "numpy._core.multiarray.scalar": _scalar,
+        "numpy.core.numeric._frombuffer": _frombuffer,
+        "numpy._core.numeric._frombuffer": _frombuffer,
+    }.items()
+}
+
+
+def build(target: Any, state: Any, budget: Budget) -> bool:
+    """Fill an array or a dtype, where the state is of the shape that NumPy writes."""
+    if not isinstance(target, Opaque) or type(state) is not tuple or target.state is not None:
+        return False
+    if target.name == "numpy.dtype" and len(state) >= 8 and state[1] in ("<", ">", "|", "="):
+        simple = all(part is None for part in state[2:5])
+        target.state = {"byteorder": state[1]} if simple else list(state)
+        return True
+    if target.name == "numpy.ndarray" and len(state) == 5:
+        contents = _contents(state[1], state[2], state[3], state[4])
+        if contents is not None:
+            target.state = contents
+            return True
+    return False
+
+
+def _type_code(dtype: Any) -> tuple[str, str] | None:
+    """(byte order, type code) of a plain dtype: ("<", "f4"); None for others."""
+    if not isinstance(dtype, Opaque) or dtype.name != "numpy.dtype" or len(dtype.args) != 1:
+        return None
+    state = dtype.state
+    if state is None:
+        return "<", dtype.args[0]
+    if not isinstance(state, dict):
+        return None
+    return (">" if state["byteorder"] == ">" else "<"), dtype.args[0]
+
+
+def _contents(shape: Any, dtype: Any, fortran: Any, data: Any) -> dict[str, Any] | None:
+    """What an array shows of itself; None where it is not as NumPy writes it."""
+    if type(shape) is not tuple or len(shape) > MAX_RANK:
+        return None
+    if not all(type(size) is int and 0 <= size < 2**63 for size in shape):
+        return None
+    count = prod(shape)
+    shown: dict[str, Any] = {"dtype": dtype, "shape": shape, "order": "F" if fortran else "C"}
+    code = _type_code(dtype)
+    if code is None or code[1] not in _NAMES:
+        # an array of objects holds a list; texts, dates and records stay as they are
+        return shown | {"values" if isinstance(data, list) else "data": data}
+    if isinstance(data, str):  # a Python 2 string that happened to be UTF-8
+        data = data.encode()
+    if not isinstance(data, (bytes, bytearray)):
+        return None
+    shown["dtype"] = _NAMES[code[1]]
+    if len(data) != count * int(code[1][1:]):
+        raise CorruptError(f"a numpy array of shape {shape} and {code[1]} has {len(data)} bytes")
+    if count > MAX_SHOWN_ELEMENTS:
+        return shown | {"data": bytes(data)}
+    return shown | {"values": _values(code, bytes(data), count)}
+
+
+def _values(code: tuple[str, str], data: bytes, count: int) -> list[Any]:
+    order, kind = code
+    letters = _STRUCT_CODES[kind]
+    layout = struct.Struct(order + letters * count)
+    if layout.size != len(data):
+        raise CorruptError(f"a numpy {kind} has {len(data)} bytes")
+    numbers = layout.unpack(data)
+    if len(letters) == 1:
+        return list(numbers)
+    return [complex(re, im) for re, im in zip(numbers[::2], numbers[1::2], strict=True)]

@@ -1,0 +1,100 @@
+"""What an inert pickle machine is told: which dotted names stand for something, in which exact shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ptsave.core.nodes import Global
+from ptsave.errors import LimitError
+
+MAX_UNITS = 4_000_000
+"""Cap on what one pickle may cost, in units of about 64 bytes of memory or a quarter microsecond."""
+MAX_UNUSUAL_KEYS = 4096
+"""Cap on the keys whose hashes a file can choose: floats, ints of 2**60 or more, tuples with numbers."""
+MAX_NOTES = 20
+
+
+class Unknown:
+    """The type of UNKNOWN."""
+
+
+UNKNOWN: Final = Unknown()
+"""What `Known.call` returns when the arguments are not of the exact shape that it knows."""
+
+
+class Budget:
+    """What one pickle may still cost, and what its reader has to say about it."""
+
+    __slots__ = ("notes", "num_unusual_keys", "used", "where")
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.used = 0
+        self.num_unusual_keys = 0
+        self.notes: list[str] = []
+
+    def spend(self, units: int) -> None:
+        """Pay for work or memory before it is done.
+
+        Raises: LimitError past MAX_UNITS.
+        """
+        self.used += units
+        self.check(0)
+
+    def check(self, units: int) -> None:
+        """Hold what was spent, and `units` that are held for a time only, against the cap.
+
+        Raises: LimitError past MAX_UNITS.
+        """
+        if self.used + units > MAX_UNITS:
+            raise LimitError("pickle_units", MAX_UNITS, "more", self.where)
+
+    def spend_unusual_key(self) -> None:
+        """Pay for a key whose hash the file can choose.
+
+        Raises: LimitError past MAX_UNUSUAL_KEYS.
+        """
+        self.num_unusual_keys += 1
+        if self.num_unusual_keys > MAX_UNUSUAL_KEYS:
+            raise LimitError("unusual_keys", MAX_UNUSUAL_KEYS, "more", self.where)
+
+    def note(self, text: str) -> None:
+        """Say `text` to the user, once."""
+        if text not in self.notes and len(self.notes) < MAX_NOTES:
+            self.notes.append(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Known(Global):
+    """A dotted name that stands for something harmless when it is called in an exact shape."""
+
+    call: Callable[[tuple[Any, ...], Budget], Any]
+    """Takes the arguments; returns the value, or UNKNOWN. Raises CorruptError where they contradict each
+    other. The budget is for what costs more than the pickle's own bytes (copies)."""
+    new: bool = False
+    """Whether NEWOBJ with arguments (`cls.__new__(cls, *args)`) means the same as a call."""
+
+
+class Described(Known):
+    """A dotted name outside the known shapes (it is tallied) whose arguments ptsave can read all the same."""
+
+    __slots__ = ()
+
+
+def builds_nothing(target: Any, state: Any, budget: Budget) -> bool:
+    """The `Shapes.build` that knows no shape."""
+    return False
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The exact shapes that become more than inert nodes: an allow-list, never a deny-list."""
+
+    names: Mapping[str, Any]
+    """What stands for a dotted name: a Known, or a plain value (a DType)."""
+    build: Callable[[Any, Any, Budget], bool] = builds_nothing
+    """Asked when the pickle sets `state` on `target` (BUILD): whether it took the state."""
+    persistent_load: Callable[[Any], Any] | None = None
+    """What stands for a persistent id; None where the container has no such thing."""

@@ -1,0 +1,151 @@
+"""Python's own objects in a pickle: the exact shapes that become plain data.
+
+`collections.Counter` and `collections.defaultdict` become themselves (a defaultdict without its factory,
+so that it never calls anything); `range` and `slice` stay Opaque, known to be harmless.
+
+Source: CPython's Lib/copyreg.py, Lib/collections/__init__.py, Objects/*.c (`__reduce__`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, defaultdict
+from typing import Any
+
+from ptsave.core.nodes import Global, Opaque
+from ptsave.formats.pickle_keys import admit
+from ptsave.formats.pickle_shapes import UNKNOWN, Budget, Known
+
+BYTES_PER_UNIT = 64
+
+
+def _ordered_dict(args: tuple[Any, ...], budget: Budget) -> Any:
+    if not args:
+        return OrderedDict()
+    # Python 2: a list of [key, value] lists
+    if len(args) != 1 or type(args[0]) is not list:
+        return UNKNOWN
+    pairs = args[0]
+    if not all(type(pair) in (list, tuple) and len(pair) == 2 for pair in pairs):
+        return UNKNOWN
+    budget.spend(2 * len(pairs))
+    return OrderedDict((admit(key, budget), value) for key, value in pairs)
+
+
+def _counter(args: tuple[Any, ...], budget: Budget) -> Any:
+    if not args:
+        return Counter()
+    if len(args) != 1 or type(args[0]) is not dict:
+        return UNKNOWN
+    budget.spend(2 * len(args[0]))
+    made: Counter[Any] = Counter()
+    for key, count in args[0].items():
+        made[admit(key, budget)] = count
+    return made
+
+
+def _defaultdict(args: tuple[Any, ...], budget: Budget) -> Any:
+    if args and not (len(args) == 1 and (args[0] is None or args[0] in _FACTORIES)):
+        return UNKNOWN
+    return defaultdict(None)
+
+
+def _members(args: tuple[Any, ...], budget: Budget) -> list[Any] | None:
+    """The members of `set(list)`, safe to hash; None for another shape."""
+    if len(args) != 1 or type(args[0]) not in (list, tuple):
+        return None
+    budget.spend(4 + 2 * len(args[0]))
+    return [admit(member, budget) for member in args[0]]
+
+
+def _set(args: tuple[Any, ...], budget: Budget) -> Any:
+    members = _members(args, budget) if args else []
+    return UNKNOWN if members is None else set(members)
+
+
+def _frozenset(args: tuple[Any, ...], budget: Budget) -> Any:
+    members = _members(args, budget) if args else []
+    return UNKNOWN if members is None else frozenset(members)
+
+
+def _encode(args: tuple[Any, ...], budget: Budget) -> Any:
+    """`_codecs.encode(text, "latin1")`: how protocols 0 to 2 spell bytes."""
+    if len(args) != 2 or type(args[0]) is not str or args[1] not in ("latin1", "latin-1"):
+        return UNKNOWN
+    budget.spend(len(args[0]) // BYTES_PER_UNIT)
+    try:
+        return args[0].encode("latin-1")
+    except UnicodeEncodeError:
+        return UNKNOWN
+
+
+def _bytes(args: tuple[Any, ...], budget: Budget) -> Any:
+    """`bytes()`: how protocol 2 spells empty bytes."""
+    return UNKNOWN if args else b""
+
+
+def _bytearray(args: tuple[Any, ...], budget: Budget) -> Any:
+    if not args:
+        return bytearray()
+    value = args[0]
+    if len(args) == 2 and type(value) is str:
+        value = _encode(args, budget)
+    if type(value) is not bytes:
+        return UNKNOWN
+    budget.spend(1 + len(value) // BYTES_PER_UNIT)
+    return bytearray(value)
+
+
+def _complex(args: tuple[Any, ...], budget: Budget) -> Any:
+    if len(args) != 2 or not all(type(part) is float for part in args):
+        return UNKNOWN
+    return complex(*args)
+
+
+def _range(args: tuple[Any, ...], budget: Budget) -> Any:
+    if not 1 <= len(args) <= 3 or not all(type(part) is int for part in args):
+        return UNKNOWN
+    return Opaque("builtins.range", args)
+
+
+def _slice(args: tuple[Any, ...], budget: Budget) -> Any:
+    if len(args) != 3 or not all(type(part) in (int, type(None)) for part in args):
+        return UNKNOWN
+    return Opaque("builtins.slice", args)
+
+
+def is_name_only(args: tuple[Any, ...], budget: Budget) -> Any:
+    """For a class that a file may mention as a value, and nothing more."""
+    return UNKNOWN
+
+
+_TYPES = ("bool", "bytes", "dict", "float", "int", "list", "object", "str", "tuple")
+_BY_NAME = {
+    "collections.OrderedDict": Known("collections.OrderedDict", _ordered_dict),
+    "collections.Counter": Known("collections.Counter", _counter),
+    "collections.defaultdict": Known("collections.defaultdict", _defaultdict),
+    "_codecs.encode": Known("_codecs.encode", _encode),
+    "builtins.bytes": Known("builtins.bytes", _bytes),
+    "builtins.bytearray": Known("builtins.bytearray", _bytearray),
+    "builtins.complex": Known("builtins.complex", _complex),
+    "builtins.set": Known("builtins.set", _set),
+    "builtins.frozenset": Known("builtins.frozenset", _frozenset),
+    "builtins.range": Known("builtins.range", _range),
+    "builtins.slice": Known("builtins.slice", _slice),
+}
+NAMES: dict[str, Any] = {
+    f"builtins.{name}": Known(f"builtins.{name}", is_name_only) for name in _TYPES
+} | _BY_NAME
+_FACTORIES: tuple[Global, ...] = tuple(known for name, known in NAMES.items() if name.startswith("builtins."))
+"""What a defaultdict may be made with: builtin types, whose empty values are harmless."""
+
+
+def build(target: Any, state: Any, budget: Budget) -> bool:
+    """An OrderedDict takes its `_metadata`, as state dicts carry it; other attributes are left out."""
+    if type(target) is not OrderedDict or type(state) is not dict:
+        return False
+    metadata = state.get("_metadata")
+    if isinstance(metadata, dict):
+        target._metadata = metadata  # type: ignore[attr-defined]
+    if len(state) > (metadata is not None):
+        budget.note("attributes that the file sets on dictionaries are left out")
+    return True

@@ -1,0 +1,201 @@
+"""torch's zip format (`torch.save` since 1.6): a pickle and one record a storage. The reading half.
+
+Layout: one top folder of any name, in it `data.pkl`, `data/KEY` for each storage, and the small records
+`byteorder`, `version`, `.format_version`, `.storage_alignment`, `.data/serialization_id`; ptsave adds
+`ptsave.json`, its record.
+
+Source: torch/serialization.py (`_save`, `_load`), caffe2/serialize/inline_container.cc.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+from isal.isal_zlib import crc32
+
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.files import InputFile
+from ptsave.core.record import FILE_NAME, MAX_BYTES, Record
+from ptsave.core.storage import BLOCK_BYTES, Storage, SwappedStorage
+from ptsave.core.verdict import Finding
+from ptsave.errors import CorruptError, UnreadableError
+from ptsave.formats.base import FileFormat
+from ptsave.formats.inert_pickle import Loaded, load
+from ptsave.formats.torch_objects import StorageNode, storage_type, torch_shapes
+from ptsave.formats.zip_reader import DEFLATED, ZipDirectory
+from ptsave.formats.zip_sniff import ZIP_MAGIC, directory_of, sniffed_directory
+
+MAX_PICKLE_BYTES = 256 * 1024 * 1024
+"""Cap on `data.pkl`."""
+MAX_INFLATED_PICKLE_BYTES = 64 * 1024 * 1024
+"""Cap on a deflated `data.pkl`; torch itself never deflates."""
+MAX_SMALL_BYTES = 4096
+"""Cap on the records that hold a word or a number."""
+
+_HINT = "the file is damaged; copy or download it again"
+_MAX_NAMES_SHOWN = 3
+
+
+def sniff(file: InputFile, head: bytes) -> bool:
+    """A zip archive with a `data.pkl`, or one that is too damaged to tell (then `read` says how)."""
+    if not head.startswith(ZIP_MAGIC):
+        return False
+    directory = sniffed_directory(file, head)
+    return directory is None or top_folder(directory) is not None
+
+
+def read(file: InputFile) -> Checkpoint:
+    """Open a torch zip. Tensors are windows into its records; none of their bytes is read.
+
+    Raises: CorruptError, LimitError.
+    """
+    with ExitStack() as on_failure:
+        on_failure.callback(file.close)
+        directory = directory_of(file)
+        top = top_folder(directory)
+        if top is None:
+            raise CorruptError("has no data.pkl", str(file.path), "torch.save writes one")
+        big_endian = _is_big_endian(directory, top)
+        loaded = load_pickle(directory, f"{top}data.pkl", ZipStorages(directory, f"{top}data/", big_endian))
+        record = None
+        if top + FILE_NAME in directory.entries:
+            record = Record.from_json(directory.read(top + FILE_NAME, MAX_BYTES), str(file.path))
+        checkpoint = Checkpoint(
+            FORMAT.name,
+            file.path,
+            loaded.root,
+            globals=loaded.globals,
+            record=record,
+            notes=[*loaded.notes, *(["its bytes are big-endian"] if big_endian else [])],
+        )
+        checkpoint.checks.append(lambda: check_records(checkpoint, directory))
+        checkpoint.files = on_failure.pop_all()
+    return checkpoint
+
+
+FORMAT = FileFormat("pt", sniff, read, suffixes=(".pt", ".pth", ".bin", ".ckpt"))
+
+
+def top_folder(directory: ZipDirectory) -> str | None:
+    """The prefix ("archive/") of the folder that has the `data.pkl`; None where there is none.
+
+    torch takes the first entry's folder; an archive that was packed anew may begin with another one.
+    """
+    first = next(iter(directory.entries), "")
+    top = first[: first.find("/") + 1]
+    if top + "data.pkl" in directory.entries:
+        return top
+    pickles = [name for name in directory.entries if name.count("/") <= 1 and name.endswith("data.pkl")]
+    tops = [name.removesuffix("data.pkl") for name in pickles]
+    return tops[0] if len(tops) == 1 and tops[0][-1:] in ("", "/") else None
+
+
+def load_pickle(directory: ZipDirectory, name: str, persistent_load: Callable[[Any], Any] | None) -> Loaded:
+    """Interpret the pickle in the record `name`.
+
+    Raises: CorruptError, LimitError.
+    """
+    deflated = directory.entry(name).method == DEFLATED
+    data = directory.read(name, MAX_INFLATED_PICKLE_BYTES if deflated else MAX_PICKLE_BYTES)
+    return load(data, 0, torch_shapes(persistent_load), f"{directory.file.path}, record {name!r}")
+
+
+class ZipStorages:
+    """Finds the storages that a pickle names by persistent id among an archive's records."""
+
+    def __init__(self, directory: ZipDirectory, prefix: str, big_endian: bool) -> None:
+        self.directory = directory
+        self.prefix = prefix
+        self.big_endian = big_endian
+        self._nodes: dict[str, StorageNode] = {}
+
+    def __call__(self, persistent_id: Any) -> StorageNode:
+        """The storage of `("storage", class, key, location, number of elements)`; one object a key.
+
+        Raises: CorruptError when there is no such record, or it has another length.
+        """
+        if type(persistent_id) is not tuple or len(persistent_id) != 5:
+            raise CorruptError("refers to something that is not a storage")
+        tag, kind, key, _location, count = persistent_id
+        if isinstance(key, bytes):  # Python 2
+            key = key.decode("latin-1")
+        dtype = storage_type(kind)
+        if tag not in ("storage", b"storage") or dtype is None or type(key) is not str:
+            raise CorruptError("refers to something that is not a storage")
+        if type(count) is not int or count < 0:
+            raise CorruptError(f"storage {key[:40]!r} has an impossible number of elements")
+        node = self._nodes.get(key)
+        if node is not None:
+            if node.dtype is not dtype or node.num_elements != count:
+                raise CorruptError(f"storage {key[:40]!r} is described in two ways")
+            return node
+        name = self.prefix + key
+        if name not in self.directory.entries:
+            raise CorruptError(f"storage {key[:40]!r} is missing: there is no record {name[:80]!r}")
+        storage = self.directory.storage(name)
+        if storage.num_bytes != count * dtype.itemsize:
+            raise CorruptError(
+                f"storage {key[:40]!r} should have {count * dtype.itemsize} bytes, "
+                f"its record has {storage.num_bytes}"
+            )
+        node = StorageNode(kind.name, dtype, count, storage, self.big_endian)
+        self._nodes[key] = node
+        return node
+
+
+def _is_big_endian(directory: ZipDirectory, top: str) -> bool:
+    if f"{top}byteorder" not in directory.entries:
+        return False
+    order = directory.read(f"{top}byteorder", MAX_SMALL_BYTES)
+    if order not in (b"little", b"big"):
+        raise CorruptError(f"has an unknown byte order {order[:20]!r}", str(directory.file.path), _HINT)
+    return order == b"big"
+
+
+def check_records(checkpoint: Checkpoint, directory: ZipDirectory) -> Iterator[Finding]:
+    """Read every record and hold it against the CRC-32 that the archive states for it."""
+    users: dict[int, list[str]] = {}
+    for name, entry in checkpoint.tensors.items():
+        storage = entry.storage.inner if isinstance(entry.storage, SwappedStorage) else entry.storage
+        users.setdefault(id(storage), []).append(name)
+    buffer = memoryview(bytearray(BLOCK_BYTES))
+    num_checked = num_unknown = 0
+    for record in sorted(directory.entries.values(), key=lambda entry: entry.data_offset):
+        storage = directory.storage(record.name)
+        where = _where(users.get(id(storage), []), record.name)
+        try:
+            found = _crc32(storage, buffer)
+        except UnreadableError as error:
+            yield Finding("bytes", "fail", where, error.what)
+            continue
+        if record.crc32 is None:
+            num_unknown += 1
+        elif found != record.crc32:
+            yield Finding("bytes", "fail", where, "damaged: the bytes do not match their CRC-32")
+        else:
+            num_checked += 1
+    if directory.unclaimed_bytes:
+        yield Finding("bytes", "warn", "", f"{directory.unclaimed_bytes} bytes belong to no record")
+    if num_unknown:
+        yield Finding("bytes", "skipped", "", f"{num_unknown} records carry no CRC-32")
+    if num_checked:
+        yield Finding("bytes", "ok", "", f"{num_checked} records match their CRC-32")
+
+
+def _where(tensors: list[str], record: str) -> str:
+    if not tensors:
+        return record
+    shown = ", ".join(tensors[:_MAX_NAMES_SHOWN])
+    more = len(tensors) - _MAX_NAMES_SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _crc32(storage: Storage, buffer: memoryview) -> int:
+    crc = 0
+    for offset in range(0, storage.num_bytes, len(buffer)):
+        block = buffer[: min(len(buffer), storage.num_bytes - offset)]
+        storage.read_into(offset, block)
+        crc = crc32(block, crc)
+    return crc

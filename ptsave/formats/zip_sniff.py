@@ -1,0 +1,34 @@
+"""The directory of an archive that is being recognised: read once, however many formats ask for it."""
+
+from __future__ import annotations
+
+from weakref import WeakKeyDictionary
+
+from ptsave.core.files import InputFile
+from ptsave.errors import UnreadableError
+from ptsave.formats.zip_reader import ZipDirectory, read_directory
+
+ZIP_MAGIC = b"PK\3\4"
+
+_directories: WeakKeyDictionary[InputFile, ZipDirectory] = WeakKeyDictionary()
+
+
+def directory_of(file: InputFile) -> ZipDirectory:
+    """The directory of the archive that fills `file`.
+
+    Raises: as `read_directory`.
+    """
+    found = _directories.get(file)
+    if found is None:
+        found = _directories[file] = read_directory(file)
+    return found
+
+
+def sniffed_directory(file: InputFile, head: bytes) -> ZipDirectory | None:
+    """The directory, or None where the file is no archive or a damaged one."""
+    if not head.startswith(ZIP_MAGIC):
+        return None
+    try:
+        return directory_of(file)
+    except UnreadableError:
+        return None
