@@ -1,0 +1,194 @@
+"""NumPy's .npy (one array) and .npz (a zip of them). The reading half; nothing is unpickled.
+
+Source: numpy/lib/format.py, "Format Version 1.0" to "3.0".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from math import prod
+from typing import NamedTuple
+
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.dtypes import BY_NUMPY
+from ptsave.core.files import InputFile
+from ptsave.core.nodes import Opaque, TensorEntry, contiguous_strides
+from ptsave.core.storage import FileStorage, Storage, SwappedStorage
+from ptsave.errors import CorruptError, LimitError, UnreadableError
+from ptsave.formats.base import FileFormat
+from ptsave.formats.windows import window
+from ptsave.formats.zip_checks import check_crcs
+from ptsave.formats.zip_sniff import ZIP_MAGIC, directory_of
+
+MAX_HEADER_BYTES = 65_535
+"""Cap on the header of one array, which format version 1.0 cannot exceed."""
+MAX_RANK = 64
+"""Cap on the dimensions of one array; NumPy's own, and torch's."""
+
+_MAGIC = b"\x93NUMPY"
+_HEAD_BYTES = 256
+_INT64_MAX = 2**63 - 1
+_DAMAGED = "the file is damaged; copy or download it again"
+
+_DESCR = re.compile(r"\s*['\"]descr['\"]\s*:\s*(?:'([^'\\]*)'|\"([^\"\\]*)\"|(\[[^{}]*\]))\s*")
+_ORDER = re.compile(r"\s*['\"]fortran_order['\"]\s*:\s*(True|False)\s*")
+_SHAPE = re.compile(r"\s*['\"]shape['\"]\s*:\s*\(([0-9L,\s]*)\)\s*")
+_SIZE = re.compile(r"(\d{1,19})L?")  # Python 2 wrote 3L
+
+
+class _Header(NamedTuple):
+    descr: str
+    """As NumPy's array interface spells a dtype; a structured one as the list that it is."""
+    fortran_order: bool
+    shape: tuple[int, ...]
+    num_bytes: int
+    """Of all that comes before the elements."""
+
+
+def read_npy(file: InputFile) -> Checkpoint:
+    """Open a .npy file as a checkpoint whose root is the one tensor.
+
+    Raises: CorruptError, LimitError, UnreadableError.
+    """
+    try:
+        root = _array("", FileStorage(file, 0, file.size_bytes), str(file.path))
+    except BaseException:
+        file.close()
+        raise
+    checkpoint = Checkpoint(NPY.name, file.path, root, notes=_notes([root]))
+    checkpoint.files.callback(file.close)
+    return checkpoint
+
+
+def read_npz(file: InputFile) -> Checkpoint:
+    """Open a .npz file as a flat dict of tensors, named as `numpy.load` names them.
+
+    Raises: CorruptError, LimitError, UnreadableError.
+    """
+    try:
+        directory = directory_of(file)
+        root: dict[str, TensorEntry | Opaque] = {}
+        notes = []
+        for record in directory.entries:
+            if not record.endswith(".npy"):
+                notes.append(f"the record {record} is no array, and left out")
+                continue
+            name = record.removesuffix(".npy")
+            root[name] = _array(name, directory.storage(record), f"{file.path}, record {record!r}")
+    except BaseException:
+        file.close()
+        raise
+    checkpoint = Checkpoint(NPZ.name, file.path, root, notes=notes + _notes(root.values()))
+    checkpoint.checks.append(lambda: check_crcs(directory))
+    checkpoint.files.callback(file.close)
+    return checkpoint
+
+
+def _array(name: str, storage: Storage, where: str) -> TensorEntry | Opaque:
+    """The array that fills `storage`; an Opaque with its dtype and shape where torch has no such dtype."""
+    header = _read_header(storage, where)
+    word = header.descr[1:]
+    dtype = BY_NUMPY.get(f"<{word}") or BY_NUMPY.get(f"|{word}")
+    if (
+        dtype is None
+        or header.descr[:1] not in ("<", ">", "|")
+        or (header.descr[0] == "|" and dtype.itemsize > 1)
+    ):
+        return Opaque("numpy.ndarray", state={"dtype": header.descr, "shape": header.shape})
+    num_bytes = prod(header.shape) * dtype.itemsize
+    held = storage.num_bytes - header.num_bytes
+    if held != num_bytes:
+        raise CorruptError(
+            f"shape {list(header.shape)} and dtype {dtype} need {num_bytes} bytes, and there are {held}",
+            where,
+            _DAMAGED,
+        )
+    data = window(storage, header.num_bytes, num_bytes)
+    if header.descr[0] == ">" and dtype.word_bytes > 1:
+        data = SwappedStorage(data, dtype.word_bytes)
+    strides = contiguous_strides(header.shape)
+    if header.fortran_order:
+        strides = contiguous_strides(header.shape[::-1])[::-1]
+    return TensorEntry(name, dtype, header.shape, strides, data, 0)
+
+
+def _read_header(storage: Storage, where: str) -> _Header:
+    head = _read(storage, 0, min(storage.num_bytes, _HEAD_BYTES))
+    if head[:6] != _MAGIC or len(head) < 12:
+        raise CorruptError("is not a .npy array", where, _DAMAGED)
+    version = (head[6], head[7])
+    if version not in ((1, 0), (2, 0), (3, 0)):
+        raise UnreadableError(
+            f"has the .npy format version {head[6]}.{head[7]}", where, "save it as 1.0, 2.0 or 3.0"
+        )
+    start = 10 if version == (1, 0) else 12
+    end = start + int.from_bytes(head[8:start], "little")
+    if end - start > MAX_HEADER_BYTES:
+        raise LimitError("npy_header_bytes", MAX_HEADER_BYTES, end - start, where)
+    if end > storage.num_bytes:
+        raise CorruptError("truncated inside its header", where, _DAMAGED)
+    raw = head[start:end] if end <= len(head) else _read(storage, start, end - start)
+    try:
+        text = raw.decode("utf-8" if version == (3, 0) else "latin-1")
+    except UnicodeDecodeError:
+        raise CorruptError("its header is not text", where, _DAMAGED) from None
+    return _parse_header(text, end, where)
+
+
+def _parse_header(text: str, num_bytes: int, where: str) -> _Header:
+    """The header's Python literal: a dict of exactly `descr`, `fortran_order` and `shape`, in any order."""
+    malformed = CorruptError("its header is malformed", where, _DAMAGED)
+    body = text.strip()
+    if not (body.startswith("{") and body.endswith("}")):
+        raise malformed
+    found: dict[re.Pattern[str], re.Match[str]] = {}
+    at, end = 1, len(body) - 1
+    while at < end and body[at:end].strip():
+        match = next((m for p in (_DESCR, _ORDER, _SHAPE) if (m := p.match(body, at, end))), None)
+        if match is None or match.re in found:
+            raise malformed
+        found[match.re] = match
+        at = match.end()
+        if at < end:
+            if body[at] != ",":
+                raise malformed
+            at += 1
+    if len(found) != 3:
+        raise malformed
+    descr = next(group for group in found[_DESCR].groups() if group is not None)
+    sizes = [size.strip() for size in found[_SHAPE][1].split(",")]
+    if sizes[-1] == "":  # () and (3,)
+        sizes.pop()
+    elif len(sizes) == 1:  # (3) is no tuple
+        raise malformed
+    numbers = [_SIZE.fullmatch(size) for size in sizes]
+    if len(numbers) > MAX_RANK:
+        raise LimitError("rank", MAX_RANK, len(numbers), where)
+    shape = tuple(int(number[1]) for number in numbers if number is not None)
+    if len(shape) != len(sizes) or prod(filter(None, shape)) > _INT64_MAX:
+        raise malformed
+    return _Header(descr, found[_ORDER][1] == "True", shape, num_bytes)
+
+
+def _read(storage: Storage, offset_bytes: int, num_bytes: int) -> bytes:
+    buffer = bytearray(num_bytes)
+    storage.read_into(offset_bytes, memoryview(buffer))
+    return bytes(buffer)
+
+
+def _notes(arrays: Iterable[TensorEntry | Opaque]) -> list[str]:
+    kept = [array for array in arrays if isinstance(array, Opaque)]
+    if not kept:
+        return []
+    return [f"{len(kept)} arrays have dtypes that torch does not have (such as {kept[0].state['dtype']!r})"]
+
+
+def _first_record_is_array(file: InputFile, head: bytes) -> bool:
+    name_bytes = int.from_bytes(head[26:28], "little")
+    return head[:4] == ZIP_MAGIC and head[30 : 30 + name_bytes].endswith(b".npy")
+
+
+NPZ = FileFormat("npz", _first_record_is_array, read_npz)
+NPY = FileFormat("npy", lambda file, head: head[:6] == _MAGIC, read_npy)
+FORMATS = (NPZ, NPY)

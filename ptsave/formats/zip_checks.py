@@ -1,0 +1,47 @@
+"""The CRC-32 of an archive's records, held against what the archive says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from isal.isal_zlib import crc32
+
+from ptsave.core.storage import BLOCK_BYTES, Storage
+from ptsave.core.verdict import Finding
+from ptsave.errors import CorruptError
+from ptsave.formats.zip_reader import ZipDirectory
+
+
+def check_crcs(directory: ZipDirectory, names: Iterable[str] | None = None) -> Iterator[Finding]:
+    """One finding for each record of `names` (all of them by default) that is damaged, else one for all."""
+    matching = silent = damaged = 0
+    for name in list(directory.entries) if names is None else names:
+        storage = directory.storage(name)
+        try:
+            found = crc32_of(storage)
+        except CorruptError as error:
+            damaged += 1
+            yield Finding("bytes", "fail", name, error.what)
+            continue
+        if storage.crc32 is None:
+            silent += storage.num_bytes > 0
+        elif found == storage.crc32:
+            matching += 1
+        else:
+            damaged += 1
+            yield Finding("bytes", "fail", name, "damaged: its bytes do not match their CRC-32")
+    if silent:
+        yield Finding("bytes", "skipped", "", f"the archive states no CRC-32 for {silent} records")
+    if matching and not damaged:
+        yield Finding("bytes", "ok", "", f"{matching} records match their CRC-32")
+
+
+def crc32_of(storage: Storage) -> int:
+    """Of all its bytes, read in blocks. Raises: UnreadableError."""
+    buffer = memoryview(bytearray(min(BLOCK_BYTES, storage.num_bytes)))
+    crc = 0
+    for offset in range(0, storage.num_bytes, BLOCK_BYTES):
+        part = buffer[: min(BLOCK_BYTES, storage.num_bytes - offset)]
+        storage.read_into(offset, part)
+        crc = crc32(part, crc)
+    return crc
