@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks import converting, inspecting, saving, startup, verifying
 from benchmarks.files import Files
 from benchmarks.machine import describe
-from benchmarks.measure import SideFailed, compare
+from benchmarks.measure import SideError, compare
 from benchmarks.report import is_met, merge, number, results
 from benchmarks.rows import Row
 
@@ -50,7 +50,7 @@ def main() -> int:
             os.sync()  # what making the inputs left dirty is written before the clock runs
             try:
                 samples = compare(row.sides, min(runs, row.max_runs), row.touch_bytes, scratch)
-            except SideFailed as problem:
+            except SideError as problem:
                 print(f"{name}: FAILED: {problem}", file=sys.stderr)
                 failed = True
                 shutil.rmtree(scratch)

@@ -19,7 +19,7 @@ Argv = Callable[[Path], list[str]]
 """From an empty scratch folder, where outputs go, to the command."""
 
 
-class SideFailed(Exception):
+class SideError(Exception):
     """A command that is measured has failed; its figures would mean nothing."""
 
 
@@ -55,7 +55,7 @@ def compare(
 ) -> dict[str, Samples]:
     """Run every side `runs` times, and once before that to warm the caches, in random order.
 
-    Raises: SideFailed with what a command printed.
+    Raises: SideError with what a command printed.
     """
     order = random.Random(seed)
     samples = {name: Samples() for name in sides}
@@ -81,7 +81,7 @@ def run(command: Command, scratch: Path) -> tuple[float, int]:
     )
     code, wall, peak = result.read_text(encoding="ascii").split()
     if code != "0":
-        raise SideFailed(f"{' '.join(argv)} exited with {code}:\n{done.stderr}")
+        raise SideError(f"{' '.join(argv)} exited with {code}:\n{done.stderr}")
     wall_s, peak_bytes = float(wall), int(peak)
     if command.reports_itself:
         told = json.loads(done.stdout.splitlines()[-1])

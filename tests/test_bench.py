@@ -11,7 +11,7 @@ import pytest
 from benchmarks import report
 from benchmarks.files import Files
 from benchmarks.main import ROWS
-from benchmarks.measure import Command, Samples, SideFailed, compare, run
+from benchmarks.measure import Command, Samples, SideError, compare, run
 from benchmarks.rows import Budget, Row, net_ratio, peak_spread, wall_ratio
 
 MIB = 2**20
@@ -40,7 +40,7 @@ def test_peak_memory_is_the_child_s(tmp_path: Path) -> None:
 
 def test_a_side_that_fails_stops_the_run(tmp_path: Path) -> None:
     command = Command(lambda out: [sys.executable, "-c", "raise SystemExit('broken')"])
-    with pytest.raises(SideFailed, match="exited with 1:\nbroken"):
+    with pytest.raises(SideError, match="exited with 1:\nbroken"):
         run(command, tmp_path)
 
 
