@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FunctionType, MethodType
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.parameter import is_lazy
 
 SCALARS = (str, bytes, int, float, bool, complex, type(None), type)
 
@@ -34,12 +36,11 @@ def build_skeleton(construct: Callable[[], Any]) -> nn.Module | None:
     with parameters_on_meta() as births:
         try:
             model = construct()
+            is_whole = isinstance(model, nn.Module) and not births.is_shared() and not any(defects(model))
         except Exception:
             # Computing with weights fails on the meta device. What fails for real too is reported then.
             return None
-    if not isinstance(model, nn.Module) or births.is_shared() or any(defects(model)):
-        return None
-    return model
+    return model if is_whole else None
 
 
 class Births:
@@ -90,44 +91,67 @@ def parameters_on_meta() -> Iterator[Births]:
 
 
 def defects(model: nn.Module) -> Iterator[str]:
-    """Why a skeleton cannot be made whole by loading its state dict, each with the name concerned."""
+    """Why loading a state dict by assignment would leave a skeleton wrong, each with the name concerned.
+
+    Everything without values has to be in the state dict; and what the state dict holds must not be held
+    anywhere else, for assignment would not reach it there.
+    """
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         yield "compiled: TorchScript holds its own references to parameters"
-    state = {name: value for name, value in model.state_dict(keep_vars=True).items() if is_on_meta(value)}
     owners: dict[int, int] = {}
-    for name, tensor in state.items():
-        storage = tensor.untyped_storage()._cdata
-        if owners.setdefault(storage, id(tensor)) != id(tensor):
-            yield f"{name}: shares its memory with another parameter"
-    in_state = {id(tensor) for tensor in state.values()}
-    for where, tensor in reachable_tensors(model):
-        if tensor.is_meta and id(tensor) not in in_state:
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor) or is_lazy(tensor):
+            continue
+        if owners.setdefault(_storage(tensor), id(tensor)) != id(tensor):
+            yield f"{name}: shares its memory with another name of the state dict"
+    for where, tensor, is_registered in reachable_tensors(model):
+        if is_lazy(tensor):
+            continue
+        owner = owners.get(_storage(tensor))
+        if owner is None and tensor.is_meta:
             yield f"{where}: has no values, and is not in the state dict"
+        elif owner is not None and not (is_registered and owner == id(tensor)):
+            yield f"{where}: shares its memory with a name of the state dict"
 
 
-def is_on_meta(value: Any) -> bool:
-    """Whether `value` is a tensor without values."""
-    return isinstance(value, Tensor) and value.is_meta
+def _storage(tensor: Tensor) -> int:
+    address: int = tensor.untyped_storage()._cdata
+    return address
 
 
-def reachable_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor that the model's modules hold, in whatever attribute, container, closure or object."""
+def reachable_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:
+    """Every tensor that the model's modules hold, in whatever attribute, container, closure or object.
+
+    With each comes a place, and whether the tensor is where `load_state_dict(assign=True)` replaces it.
+    """
     seen: set[int] = set()
     stack: list[tuple[str, Any]] = [("", model)]
     while stack:
         where, value = stack.pop()
-        if isinstance(value, SCALARS) or id(value) in seen:
+        if isinstance(value, Tensor):
+            yield where, value, False
+        if id(value) in seen:
             continue
         seen.add(id(value))
-        if isinstance(value, Tensor):
-            yield where, value
-        stack.extend((f"{where}.{key}" if where else str(key), child) for key, child in _children(value))
+        prefix = f"{where}." if where else ""
+        if isinstance(value, nn.Module):
+            attributes = dict(vars(value))
+            for registry in ("_parameters", "_buffers"):
+                for key, tensor in attributes.pop(registry, {}).items():
+                    if isinstance(tensor, Tensor):
+                        yield f"{prefix}{key}", tensor, key not in value._non_persistent_buffers_set
+            if isinstance(value, nn.RNNBase):
+                attributes.pop("_flat_weights", None)  # its __setattr__ keeps them up to date
+            children: Iterator[tuple[Any, Any]] = iter(attributes.items())
+        else:
+            children = _children(value)
+        stack.extend((f"{prefix}{key}", child) for key, child in children if not isinstance(child, SCALARS))
 
 
 def _children(value: Any) -> Iterator[tuple[Any, Any]]:
     if isinstance(value, dict):
         yield from value.items()
-    elif isinstance(value, (list, tuple, set, frozenset)):
+    elif isinstance(value, (list, tuple, set, frozenset, deque)):
         yield from enumerate(value)
     elif isinstance(value, functools.partial):
         yield from enumerate((value.func, value.args, value.keywords))
@@ -141,3 +165,6 @@ def _children(value: Any) -> Iterator[tuple[Any, Any]]:
                 continue  # a variable that was never set
     elif not isinstance(value, type(torch)):
         yield from getattr(value, "__dict__", {}).items()
+        for slot in (slot for kind in type(value).__mro__ for slot in getattr(kind, "__slots__", ())):
+            if slot != "__dict__" and hasattr(value, slot):
+                yield slot, getattr(value, slot)
