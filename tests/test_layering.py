@@ -14,18 +14,33 @@ ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "core": {"core", "errors"},
     "specs": {"core", "errors"},
-    "config": {"specs", "core", "errors"},
+    "input_specs": {"specs", "core", "errors"},
+    "config": {"input_specs", "specs", "core", "errors"},
     "formats": {"formats", "core", "errors"},
-    "verbs": {"verbs", "formats", "core", "errors", "config", "specs"},
-    "torch_layer": {"torch_layer", "formats", "core", "errors", "config", "specs"},
+    "verbs": {"verbs", "formats", "core", "errors", "config", "input_specs", "specs"},
+    "torch_layer": {"torch_layer", "formats", "core", "errors", "config", "input_specs", "specs"},
     "examples": {"examples"},
     "as_json": {"verbs", "core", "errors"},
     "render": {"as_json", "verbs", "core", "errors"},
-    "cli": {"render", "as_json", "verbs", "torch_layer", "formats", "core", "errors", "config", "specs"},
+    "cli": {
+        "render",
+        "as_json",
+        "verbs",
+        "torch_layer",
+        "formats",
+        "core",
+        "errors",
+        "config",
+        "input_specs",
+        "specs",
+    },
     "__main__": {"cli"},
-    "__init__": {"torch_layer", "verbs", "formats", "core", "errors", "config", "specs"},
+    "__init__": {"torch_layer", "verbs", "formats", "core", "errors", "config", "input_specs", "specs"},
 }
 """Layer → the layers that it may import, at any depth of its code."""
+
+TYPE_ARROWS: dict[str, set[str]] = {"render": {"torch_layer"}, "as_json": {"torch_layer"}}
+"""Layer → the layers whose results it may name under `if TYPE_CHECKING:`, where nothing is imported."""
 
 OWNERS: dict[str, set[str]] = {
     "torch": {"torch_layer", "examples"},
@@ -69,16 +84,25 @@ def _called(node: ast.Call) -> str:
     return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
 
 
+def only_types(tree: ast.Module) -> set[ast.AST]:
+    """The nodes inside `if TYPE_CHECKING:`, which never run."""
+    return {
+        node
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+        for statement in block.body
+        for node in ast.walk(statement)
+    }
+
+
 def runs_at_import(tree: ast.Module) -> set[ast.AST]:
-    """The nodes outside functions and outside `if TYPE_CHECKING:`."""
+    """The nodes outside functions."""
     found: set[ast.AST] = set()
     pending: list[ast.AST] = [tree]
     while pending:
         node = pending.pop()
         found.add(node)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            pending += node.orelse
-        elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
             pending += ast.iter_child_nodes(node)
     return found
 
@@ -87,14 +111,16 @@ def violations(source: str, path: Path) -> list[str]:
     """What the file at `path` (relative to the package) does that its layer may not."""
     layer = layer_of(path)
     tree = ast.parse(source)
-    at_import = runs_at_import(tree)
+    types = only_types(tree)
+    at_import = runs_at_import(tree) - types
     found = []
     for node, name in imports(tree, path):
         where = f"{path}:{getattr(node, 'lineno', 0)}"
         root, _, rest = name.partition(".")
         if root == "ptsave":
             target = rest.partition(".")[0]
-            if target in ARROWS and target not in ARROWS.get(layer, ()):
+            allowed = ARROWS.get(layer, set()) | (TYPE_ARROWS.get(layer, set()) if node in types else set())
+            if target in ARROWS and target not in allowed:
                 found.append(f"{where} imports {name}, and {layer} may not")
         if root in OWNERS and layer not in OWNERS[root]:
             found.append(f"{where} imports {name}, and {layer} may not")
@@ -133,6 +159,9 @@ def test_every_layer_is_drawn() -> None:
     ("path", "source"),
     [
         ("core/x.py", "import ptsave.formats.base"),
+        ("render.py", "from ptsave.torch_layer import load"),
+        ("render.py", "if not TYPE_CHECKING:\n    from ptsave.torch_layer import load"),
+        ("verbs/x.py", "if TYPE_CHECKING:\n    from ptsave.torch_layer import load"),
         ("core/x.py", "from ptsave import formats"),
         ("core/x.py", "from ..formats import base"),
         ("formats/x.py", "def f():\n    from ptsave.verbs import inspect"),
@@ -162,6 +191,7 @@ def test_the_checker_sees(path: str, source: str) -> None:
         ("formats/x.py", "from . import base"),
         ("torch_layer/x.py", "import torch\nfrom ptsave.core import nodes"),
         ("render.py", "print('x')"),
+        ("render.py", "if TYPE_CHECKING:\n    from ptsave.torch_layer.load import Loaded"),
         ("verbs/x.py", "import pickletools, torchlike"),
     ],
 )
