@@ -309,7 +309,8 @@ def convert(
         checkpoints = [opened.enter_context(open_checkpoint(path)) for path in sources]
         if not dry_run:
             check_destination(destination, target, options)
-        with render.progress(mode, "converting", num_bytes_of(checkpoints)) as advance:
+        total = num_bytes_of(checkpoints) * (2 if options.check else 1)
+        with render.progress(mode, "converting", total) as advance:
             result = run(
                 checkpoints,
                 destination,
@@ -421,7 +422,7 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        code = _run(sys.argv[1:])
+        code = run(sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader (`| head`) has what it wanted. What is left in the buffer must not raise at exit.
@@ -430,7 +431,8 @@ def main() -> NoReturn:
     sys.exit(code)
 
 
-def _run(arguments: list[str]) -> int:
+def run(arguments: list[str]) -> int:
+    """Run one command, and say what went wrong if something did; returns the exit code."""
     usage_error: type[Exception] = typer.BadParameter.__bases__[0]  # the root of Typer's own usage errors
     try:
         return app(arguments, prog_name="ptsave", standalone_mode=False) or EXIT_OK

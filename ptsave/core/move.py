@@ -11,10 +11,10 @@ from isal.isal_zlib import crc32
 from ptsave.core.atomic import OutputFile
 from ptsave.core.digest import Hasher, hasher
 from ptsave.core.storage import BLOCK_BYTES, MemoryStorage, Storage
-from ptsave.errors import CorruptError, WriteError
+from ptsave.errors import CorruptError, UnreadableError, WriteError
 
-import os as _os
-FLUSH=int(_os.environ.get('FLUSH','0'))
+WRITEBACK_BYTES = 16 * 1024 * 1024
+"""How often the disk is told to begin. Measured: a third less wall time until the file is durable."""
 NUM_THREADS = 2
 """Measured: two threads beat one, more do not beat two."""
 
@@ -41,6 +41,7 @@ class Move:
     """Algorithm → what their digest must be, or None where it is only wanted."""
     crc32: int = 0
     digests: dict[str, str] = field(default_factory=dict)
+    error: UnreadableError | None = None
 
 
 def move(
@@ -64,11 +65,14 @@ def move(
 def measure(moves: Iterable[Move], progress: Progress | None = None) -> None:
     """Read `moves` on NUM_THREADS threads, filling in their `crc32` and `digests` and judging neither.
 
-    Raises: UnreadableError.
+    What cannot be read has its `error` filled in.
     """
 
     def carry(buffer: memoryview, item: Move, stopped: Callable[[], bool]) -> None:
-        _carry(item, None, buffer, progress, stopped)
+        try:
+            _carry(item, None, buffer, progress, stopped)
+        except UnreadableError as error:
+            item.error = error
 
     _on_threads(carry, sorted(moves, key=lambda m: -m.num_bytes))
 
@@ -130,10 +134,10 @@ def _carry(
             digest.update(block)
         if target is not None and output is not None:
             output.write_at(target + start, block)
-            if FLUSH and ((start + num_bytes) % FLUSH == 0 or start+num_bytes==item.num_bytes):
-                lo = start - start % FLUSH
-                import os
-                os.posix_fadvise(output.fd, target + lo, start + num_bytes - lo, os.POSIX_FADV_DONTNEED)
+            end = start + num_bytes
+            if end % WRITEBACK_BYTES == 0 or (end == item.num_bytes and end >= BLOCK_BYTES):
+                first = start - start % WRITEBACK_BYTES
+                output.begin_writeback(target + first, end - first)
         if progress is not None:
             progress(num_bytes)
     item.crc32 = crc

@@ -13,22 +13,11 @@ from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.files import InputFile, InputFolder
 from ptsave.core.nearest import hint_for
 from ptsave.errors import MissingFileError, UsageError
-from ptsave.formats import (
-    dcp,
-    named,
-    npz,
-    pt2,
-    safetensors,
-    sharded,
-    torch_legacy,
-    torch_tar,
-    torch_zip,
-    torchscript,
-)
+from ptsave.formats import named, npz, safetensors, torch_zip
 from ptsave.formats.base import HEAD_BYTES, FileFormat, FolderFormat, WriteOptions
 
-FILE_FORMATS: tuple[FileFormat, ...] = (safetensors.FORMAT, torch_zip.FORMAT)
-FOLDER_FORMATS: tuple[FolderFormat, ...] = (*sharded.FORMATS,)
+FILE_FORMATS: tuple[FileFormat, ...] = (safetensors.FORMAT, torch_zip.FORMAT, *npz.FORMATS)
+FOLDER_FORMATS: tuple[FolderFormat, ...] = ()
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

@@ -11,19 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
-
-from isal.isal_zlib import crc32
 
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.files import InputFile
 from ptsave.core.record import FILE_NAME, MAX_BYTES, Record
-from ptsave.core.storage import BLOCK_BYTES, Storage, SwappedStorage
 from ptsave.core.verdict import Finding
-from ptsave.errors import CorruptError, UnreadableError
+from ptsave.errors import CorruptError
 from ptsave.formats.base import FileFormat
 from ptsave.formats.inert_pickle import Loaded, load
 from ptsave.formats.torch_objects import StorageNode, storage_type, torch_shapes
+from ptsave.formats.torch_zip_write import write
+from ptsave.formats.zip_checks import check_crcs
+from ptsave.formats.zip_checks import check_crcs
 from ptsave.formats.zip_reader import DEFLATED, ZipDirectory
 from ptsave.formats.zip_sniff import ZIP_MAGIC, directory_of, sniffed_directory
 
@@ -35,7 +36,6 @@ MAX_SMALL_BYTES = 4096
 """Cap on the records that hold a word or a number."""
 
 _HINT = "the file is damaged; copy or download it again"
-_MAX_NAMES_SHOWN = 3
 
 
 def sniff(file: InputFile, head: bytes) -> bool:
@@ -75,7 +75,7 @@ def read(file: InputFile) -> Checkpoint:
     return checkpoint
 
 
-FORMAT = FileFormat("pt", sniff, read, suffixes=(".pt", ".pth", ".bin", ".ckpt"))
+FORMAT = FileFormat("pt", sniff, read, write, suffixes=(".pt", ".pth", ".bin", ".ckpt"), holds_data=True)
 
 
 def top_folder(directory: ZipDirectory) -> str | None:
@@ -155,47 +155,18 @@ def _is_big_endian(directory: ZipDirectory, top: str) -> bool:
 
 
 def check_records(checkpoint: Checkpoint, directory: ZipDirectory) -> Iterator[Finding]:
-    """Read every record and hold it against the CRC-32 that the archive states for it."""
-    users: dict[int, list[str]] = {}
+    """Hold the records against their CRC-32 that are not audited as some tensor's storage anyway.
+
+    Those of big-endian tensors are among them, and are reported under the tensors' names.
+    """
+    audited = {id(entry.storage) for entry in checkpoint.tensors.values()}
+    records = {id(directory.storage(name)): name for name in directory.entries}
+    swapped: dict[str, list[str]] = {}
     for name, entry in checkpoint.tensors.items():
-        storage = entry.storage.inner if isinstance(entry.storage, SwappedStorage) else entry.storage
-        users.setdefault(id(storage), []).append(name)
-    buffer = memoryview(bytearray(BLOCK_BYTES))
-    num_checked = num_unknown = 0
-    for record in sorted(directory.entries.values(), key=lambda entry: entry.data_offset):
-        storage = directory.storage(record.name)
-        where = _where(users.get(id(storage), []), record.name)
-        try:
-            found = _crc32(storage, buffer)
-        except UnreadableError as error:
-            yield Finding("bytes", "fail", where, error.what)
-            continue
-        if record.crc32 is None:
-            num_unknown += 1
-        elif found != record.crc32:
-            yield Finding("bytes", "fail", where, "damaged: the bytes do not match their CRC-32")
-        else:
-            num_checked += 1
+        if isinstance(entry.storage, SwappedStorage):
+            swapped.setdefault(records[id(entry.storage.inner)], []).append(name)
+    for finding in check_crcs(directory, [name for key, name in records.items() if key not in audited]):
+        names = swapped.get(finding.where)
+        yield replace(finding, where=", ".join(names)) if names else finding
     if directory.unclaimed_bytes:
         yield Finding("bytes", "warn", "", f"{directory.unclaimed_bytes} bytes belong to no record")
-    if num_unknown:
-        yield Finding("bytes", "skipped", "", f"{num_unknown} records carry no CRC-32")
-    if num_checked:
-        yield Finding("bytes", "ok", "", f"{num_checked} records match their CRC-32")
-
-
-def _where(tensors: list[str], record: str) -> str:
-    if not tensors:
-        return record
-    shown = ", ".join(tensors[:_MAX_NAMES_SHOWN])
-    more = len(tensors) - _MAX_NAMES_SHOWN
-    return f"{shown} and {more} more" if more > 0 else shown
-
-
-def _crc32(storage: Storage, buffer: memoryview) -> int:
-    crc = 0
-    for offset in range(0, storage.num_bytes, len(buffer)):
-        block = buffer[: min(len(buffer), storage.num_bytes - offset)]
-        storage.read_into(offset, block)
-        crc = crc32(block, crc)
-    return crc

@@ -75,7 +75,8 @@ def save(
     tensors = checkpoint.tensors
     unique = {entry.view: entry for entry in tensors.values()}.values()
     assert target.write is not None
-    target.write(checkpoint, destination, options)
+    for line in target.write(checkpoint, destination, options).notes:
+        warn(line)
     return Saved(
         destination,
         target.name,

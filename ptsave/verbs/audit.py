@@ -30,7 +30,7 @@ class _Job:
 def audit(checkpoint: Checkpoint, progress: Callable[[int], None] | None = None) -> Iterator[Finding]:
     """Hold a checkpoint's bytes against whatever its container and its record say that they are.
 
-    The bounds were checked when it was opened. Raises: UnreadableError when the disk fails.
+    The bounds were checked when it was opened.
     """
     tensors = checkpoint.tensors
     yield Finding(CHECK, "ok", "", f"{len(tensors)} tensors lie within the bounds of the file")
@@ -39,6 +39,9 @@ def audit(checkpoint: Checkpoint, progress: Callable[[int], None] | None = None)
     measure([job.move for job in jobs], progress)
     damaged: dict[str, str] = {}
     for job in jobs:
+        if job.move.error is not None:
+            damaged.update((name, job.move.error.what) for name in (*job.crc_names, *job.digest_names))
+            continue
         if job.move.expected_crc32 not in (None, job.move.crc32):
             damaged.update((name, "its bytes do not match their CRC-32") for name in job.crc_names)
         if digests is not None and job.digest_names:

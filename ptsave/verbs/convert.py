@@ -91,7 +91,7 @@ def convert(
     )
     if not dry_run:
         assert target.write is not None
-        target.write(plan, destination, options)
+        notes.extend(target.write(plan, destination, options).notes)
         for name, storage in edited.casts.items():
             if storage.num_overflowed:
                 notes.append(f"{name}: {storage.num_overflowed} finite values became infinite")

@@ -98,7 +98,8 @@ def describe(tensor: TensorDiff) -> str:
         words.append("equal values")
     else:
         words.append(
-            f"{values.num_different} values differ by up to {values.max_abs:.3g} ({values.max_rel:.3g} relative)"
+            f"{values.num_different} values differ by up to {values.max_abs:.3g} "
+            f"({values.max_rel:.3g} relative)"
         )
     return ", ".join(words)
 

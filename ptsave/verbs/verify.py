@@ -62,15 +62,16 @@ def safe(subject: Subject) -> Iterator[Finding]:
 
 def finite(subject: Subject) -> Iterator[Finding]:
     """No NaN and no infinity in any floating-point tensor."""
-    looked = sum(entry.dtype.is_float for entry in subject.checkpoint.tensors.values())
-    bad = 0
+    looked = bad = 0
     for name, nans, infinities in non_finite(subject.checkpoint, progress=subject.progress):
-        bad += 1
-        yield Finding("finite", "fail", name, f"{nans} NaN, {infinities} infinite")
-    if not bad and looked:
-        yield Finding("finite", "ok", "", f"{looked} floating-point tensors, every element finite")
-    elif not looked:
+        looked += 1
+        if nans or infinities:
+            bad += 1
+            yield Finding("finite", "fail", name, f"{nans} NaN, {infinities} infinite")
+    if not looked:
         yield Finding("finite", "skipped", "", "there is no floating-point tensor")
+    elif not bad:
+        yield Finding("finite", "ok", "", f"{looked} floating-point tensors, every element finite")
 
 
 def against(subject: Subject) -> Iterator[Finding]:
