@@ -17,13 +17,13 @@ from typing import Any
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.files import InputFile
 from ptsave.core.record import FILE_NAME, MAX_BYTES, Record
+from ptsave.core.storage import SwappedStorage
 from ptsave.core.verdict import Finding
 from ptsave.errors import CorruptError
 from ptsave.formats.base import FileFormat
 from ptsave.formats.inert_pickle import Loaded, load
 from ptsave.formats.torch_objects import StorageNode, storage_type, torch_shapes
 from ptsave.formats.torch_zip_write import write
-from ptsave.formats.zip_checks import check_crcs
 from ptsave.formats.zip_checks import check_crcs
 from ptsave.formats.zip_reader import DEFLATED, ZipDirectory
 from ptsave.formats.zip_sniff import ZIP_MAGIC, directory_of, sniffed_directory
