@@ -18,8 +18,8 @@ from ptsave.specs import (
     check_keys,
     expect,
     malformed,
-    name_type,
     parse_dtype,
+    show,
     to_plain,
 )
 
@@ -273,7 +273,7 @@ def _check_numbers(value: Any, place: Place) -> tuple[int, ...]:
     """
     if not isinstance(value, list):
         if not isinstance(value, (int, float)):
-            raise place.error(f"must be a number, not {name_type(value)}", "data is numbers in arrays")
+            raise place.error(f"must be a number, not {show(value)}", "data is numbers in arrays")
         return ()
     shapes = [_check_numbers(child, place / i) for i, child in enumerate(value)]
     for i, shape in enumerate(shapes):

@@ -47,14 +47,16 @@ def _key(key: str | int) -> str:
 
 
 T = TypeVar("T")
-NAMES_OF_TYPES: dict[type, str] = {
-    str: "a string",
-    bool: "true or false",
-    int: "an integer",
-    float: "a number",
-    dict: "a table",
-    list: "an array",
+NAMES_OF_TYPES: dict[type, tuple[str, str]] = {
+    str: ("a string", '{} = "text"'),
+    bool: ("true or false", "{} = true"),
+    int: ("an integer", "{} = 10"),
+    float: ("a number", "{} = 0.5"),
+    dict: ("a table", "{} = {{key = 1}}"),
+    list: ("an array", "{} = [1, 2]"),
 }
+"""Type → what a TOML calls it, and an example of one."""
+MAX_SHOWN_CHARS = 60
 
 
 def expect(value: Any, kind: type[T], place: Place, hint: str = "") -> T:
@@ -65,13 +67,20 @@ def expect(value: Any, kind: type[T], place: Place, hint: str = "") -> T:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 1 << 1000 else math.inf
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise place.error(f"must be {NAMES_OF_TYPES[kind]}, not {name_type(value)}", hint)
+        name, example = NAMES_OF_TYPES[kind]
+        key = next((str(key) for key in reversed(place.keys) if isinstance(key, str)), "key")
+        raise place.error(f"must be {name}, not {show(value)}", hint or f"for example: {example.format(key)}")
     return value
 
 
-def name_type(value: Any) -> str:
-    """What a TOML calls the type of `value`."""
-    return NAMES_OF_TYPES.get(type(value), f"a {type(value).__name__}")
+def show(value: Any) -> str:
+    """`value` as a TOML has it where it is short, else what kind of value it is."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = repr(value)
+    if isinstance(value, (str, int, float)) and len(text) <= MAX_SHOWN_CHARS:
+        return text
+    return NAMES_OF_TYPES.get(type(value), (f"a {type(value).__name__}", ""))[0]
 
 
 def check_keys(table: Mapping[str, Any], known: Iterable[str], place: Place) -> None:
