@@ -15,23 +15,30 @@ from __future__ import annotations
 
 import gc
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from ptsave.core.files import InputFile
 from ptsave.core.nodes import GlobalUse
 from ptsave.errors import CorruptError, LimitError
 from ptsave.formats.pickle_keys import LONG_KEY
-from ptsave.formats.pickle_opcodes import MARKED, PLAIN, Machine
+from ptsave.formats.pickle_opcodes import MARKED, PLAIN, Machine, TruncatedError
 from ptsave.formats.pickle_shapes import UNKNOWN, Known, Shapes
 
+MAX_PICKLE_BYTES = 256 * 1024 * 1024
+"""Cap on a pickle's length."""
 MAX_CODE_BYTES = 64 * 1024 * 1024
 """Cap on a pickle's length, its long strings and bytes not counted."""
 MAX_OPEN_MARKS = 10_000
 """Cap on how deep marks nest. Python's own pickler stops at its recursion limit, near 1000."""
 
 _WINDOW_BYTES = 16 * 1024
+_LONGEST_OPERAND = 8
+_FIRST_READ_BYTES = 16 * 1024
+_READ_GROWTH = 16
+_TRUNCATED = "truncated: the pickle does not end"
 _HINT = "the file is damaged; copy or download it again"
 
 
@@ -62,6 +69,32 @@ def load(data: bytes, start: int, shapes: Shapes, where: str) -> Loaded:
     for use in machine.uses.values():
         use.count = max(use.count, 1)
     return Loaded(root, machine.uses, end, machine.budget.notes)
+
+
+def load_from(
+    file: InputFile, offset_bytes: int, end_bytes: int, make_shapes: Callable[[], Shapes], where: str
+) -> Loaded:
+    """Interpret the pickle that begins at `offset_bytes` of a file and does not say how long it is.
+
+    Reads as much as it needs, in growing pieces, and never past `end_bytes`; `Loaded.end` is a position
+    in the file. `make_shapes` is called for each attempt, so that none sees what an earlier one left.
+
+    Raises: as `load`; LimitError when the pickle is longer than MAX_PICKLE_BYTES.
+    """
+    num_bytes = _FIRST_READ_BYTES
+    while True:
+        available = min(num_bytes, end_bytes - offset_bytes, MAX_PICKLE_BYTES)
+        data = file.read_at(offset_bytes, available)
+        try:
+            loaded = load(data, 0, make_shapes(), where)
+        except TruncatedError:
+            if offset_bytes + available == end_bytes:
+                raise
+            if available == MAX_PICKLE_BYTES:
+                raise LimitError("pickle_bytes", MAX_PICKLE_BYTES, "more", where) from None
+            num_bytes *= _READ_GROWTH
+        else:
+            return replace(loaded, end=offset_bytes + loaded.end)
 
 
 @contextmanager
@@ -212,15 +245,12 @@ def _run(machine: Machine, start: int) -> tuple[Any, int]:
                 raise IndexError
             _check_caps(machine, pos - begin, units, stack, frames)
             units = 0
-    except IndexError:
-        what = (
-            "truncated: the pickle does not end" if pos >= size else "takes more off the stack than is on it"
-        )
-        raise _placed(machine, CorruptError(what), pos, stack, frames) from None
-    except struct.error:
-        raise _placed(
-            machine, CorruptError("truncated: the pickle does not end"), pos, stack, frames
-        ) from None
+    except (IndexError, struct.error):
+        if pos >= size - _LONGEST_OPERAND:
+            error: CorruptError = TruncatedError(_TRUNCATED)
+        else:
+            error = CorruptError("takes more off the stack than is on it")
+        raise _placed(machine, error, pos, stack, frames) from None
     except UnicodeDecodeError:
         raise _placed(machine, CorruptError("has a string that is not utf-8"), pos, stack, frames) from None
     except CorruptError as error:
@@ -252,4 +282,4 @@ def _placed(
         if 0 < len(key) <= LONG_KEY:
             keys.append(key)
     where = machine.where + (f", at {'.'.join(keys)}" if keys else "") + f", byte {pos}"
-    return CorruptError(error.what, error.where or where, error.hint or _HINT)
+    return type(error)(error.what, error.where or where, error.hint or _HINT)

@@ -39,6 +39,10 @@ _F64 = Struct(">d").unpack_from
 Stack = list[Any]
 
 
+class TruncatedError(CorruptError):
+    """The pickle goes on past the end of the data."""
+
+
 class Machine:
     """One run over one pickle."""
 
@@ -59,8 +63,10 @@ class Machine:
     def take(self, pos: int, num_bytes: int) -> bytes:
         """The `num_bytes` bytes from `pos`."""
         end = pos + num_bytes
-        if num_bytes < 0 or end > len(self.data):
-            raise CorruptError(f"truncated: needs {num_bytes} bytes")
+        if num_bytes < 0:
+            raise CorruptError(f"has a string of {num_bytes} bytes")
+        if end > len(self.data):
+            raise TruncatedError("truncated: the pickle does not end")
         if num_bytes > LONG_KEY:
             self.payload_bytes += num_bytes
         return self.data[pos:end]
@@ -70,7 +76,7 @@ class Machine:
         end = self.data.find(b"\n", pos, pos + max_bytes + 1)
         if end < 0:
             if len(self.data) <= pos + max_bytes:
-                raise CorruptError("truncated: needs the end of a line")
+                raise TruncatedError("truncated: the pickle does not end")
             raise LimitError(cap, max_bytes, "more", self.where)
         return self.data[pos:end], end + 1
 

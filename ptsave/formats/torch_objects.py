@@ -50,12 +50,20 @@ class StorageNode(Opaque):
     """A storage that a pickle names: what tensors are rebuilt from, or a leaf by itself."""
 
     def __init__(
-        self, name: str, dtype: DType, num_elements: int, storage: Storage, big_endian: bool
+        self,
+        name: str,
+        dtype: DType,
+        num_elements: int,
+        storage: Storage,
+        big_endian: bool = False,
+        first: int = 0,
     ) -> None:
-        """`storage` holds the bytes as they are in the file; `num_elements` are of `dtype`."""
+        """`storage` holds the bytes as they are in the file; the node is `num_elements` elements of `dtype`
+        in it, from `first` on (a view, where that is not all)."""
         self.name = name
         self.dtype = dtype
         self.num_elements = num_elements
+        self.first = first
         self._raw = storage
         self._big_endian = big_endian
         self._swapped: dict[int, Storage] = {}
@@ -76,7 +84,7 @@ class StorageNode(Opaque):
 
     def children(self) -> Iterator[tuple[Any, Any]]:
         count = self.num_elements
-        yield "data", TensorEntry("", self.dtype, (count,), (1,), self.storage, 0)
+        yield "data", TensorEntry("", self.dtype, (count,), (1,), self.storage, self.first)
 
 
 def tensor(
@@ -111,12 +119,17 @@ def tensor(
     storage = node.storage if dtype is node.dtype else node.of_dtype(dtype)
     if count:
         needed = (last + 1) * dtype.itemsize
-        if needed > storage.num_bytes:
-            raise CorruptError(
-                f"a tensor of shape {size} needs {needed} bytes of a storage of {storage.num_bytes}"
-            )
-        if count > MAX_EXPANDED_ELEMENTS and count * dtype.itemsize > storage.num_bytes:
+        there = node.num_elements * node.dtype.itemsize
+        if needed > there:
+            raise CorruptError(f"a tensor of shape {size} needs {needed} bytes of a storage of {there}")
+        if count > MAX_EXPANDED_ELEMENTS and count * dtype.itemsize > there:
             raise LimitError("expanded_elements", MAX_EXPANDED_ELEMENTS, count)
+        if node.first:
+            if dtype.itemsize != node.dtype.itemsize:
+                raise CorruptError(f"a tensor of {dtype} views a part of a storage of {node.dtype}")
+            offset += node.first
+    else:
+        offset = 0  # any offset is legal for no elements, and may lie outside
     return TensorEntry("", dtype, size, stride, storage, offset, kind, requires_grad)
 
 
@@ -360,7 +373,7 @@ def _old_tensor(dtype: DType) -> Callable[[tuple[Any, ...], Budget], Any]:
     return call
 
 
-def _build(target: Any, state: Any, budget: Budget) -> bool:
+def build(target: Any, state: Any, budget: Budget) -> bool:
     """BUILD on a tensor (torch before 0.4), a module, an array, or a state dict."""
     if type(target) is TensorEntry:
         return _build_tensor(target, state)
@@ -453,7 +466,7 @@ NAMES: dict[str, Any] = {
 
 def torch_shapes(persistent_load: Callable[[Any], Any] | None = None) -> Shapes:
     """The shapes for one container, whose storages `persistent_load` finds."""
-    return Shapes(NAMES, _build, persistent_load)
+    return Shapes(NAMES, build, persistent_load)
 
 
 def storage_type(kind: Any) -> DType | None:

@@ -21,15 +21,13 @@ from ptsave.core.storage import SwappedStorage
 from ptsave.core.verdict import Finding
 from ptsave.errors import CorruptError
 from ptsave.formats.base import FileFormat
-from ptsave.formats.inert_pickle import Loaded, load
+from ptsave.formats.inert_pickle import MAX_PICKLE_BYTES, Loaded, load
 from ptsave.formats.torch_objects import StorageNode, storage_type, torch_shapes
 from ptsave.formats.torch_zip_write import write
 from ptsave.formats.zip_checks import check_crcs
 from ptsave.formats.zip_reader import DEFLATED, ZipDirectory
 from ptsave.formats.zip_sniff import ZIP_MAGIC, directory_of, sniffed_directory
 
-MAX_PICKLE_BYTES = 256 * 1024 * 1024
-"""Cap on `data.pkl`."""
 MAX_INFLATED_PICKLE_BYTES = 64 * 1024 * 1024
 """Cap on a deflated `data.pkl`; torch itself never deflates."""
 MAX_SMALL_BYTES = 4096
@@ -57,7 +55,7 @@ def read(file: InputFile) -> Checkpoint:
         top = top_folder(directory)
         if top is None:
             raise CorruptError("has no data.pkl", str(file.path), "torch.save writes one")
-        big_endian = _is_big_endian(directory, top)
+        big_endian = is_big_endian(directory, top)
         loaded = load_pickle(directory, f"{top}data.pkl", ZipStorages(directory, f"{top}data/", big_endian))
         record = None
         if top + FILE_NAME in directory.entries:
@@ -145,7 +143,8 @@ class ZipStorages:
         return node
 
 
-def _is_big_endian(directory: ZipDirectory, top: str) -> bool:
+def is_big_endian(directory: ZipDirectory, top: str) -> bool:
+    """Whether the archive says that its numbers are big-endian; without a word they are little-endian."""
     if f"{top}byteorder" not in directory.entries:
         return False
     order = directory.read(f"{top}byteorder", MAX_SMALL_BYTES)

@@ -1,0 +1,207 @@
+"""torch's first format (`torch.save` before 1.6, and with `_use_new_zipfile_serialization=False`).
+
+Layout: five pickles one after the other (a magic number, the protocol version, the system's type sizes,
+the object, the keys of its storages), then for each key in that order the number of elements (int64) and
+the bytes, both little-endian on any machine. There are no checksums.
+
+Source: torch/serialization.py (`_legacy_save`, `_legacy_load`), torch/csrc/serialization.cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.dtypes import DType
+from ptsave.core.files import InputFile
+from ptsave.core.storage import FileStorage
+from ptsave.core.verdict import Finding
+from ptsave.errors import CorruptError, LimitError
+from ptsave.formats.base import FileFormat
+from ptsave.formats.inert_pickle import Loaded, load_from
+from ptsave.formats.pickle_shapes import Shapes
+from ptsave.formats.torch_objects import StorageNode, storage_type, torch_shapes
+
+MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
+PROTOCOL_VERSION = 1001
+MAX_STORAGES = 400_000
+"""Cap on the storages of one file."""
+
+_MAGIC_BINARY = MAGIC_NUMBER.to_bytes(10, "little")
+_MAGIC_TEXT = str(MAGIC_NUMBER).encode()
+_MAGIC_WITHIN = 64
+_HINT = "the file is damaged; copy or download it again"
+
+Key = str | int
+
+
+def sniff(file: InputFile, head: bytes) -> bool:
+    """A file that begins with the magic number, pickled in any protocol."""
+    start = head[:_MAGIC_WITHIN]
+    return start[:1] in (b"\x80", b"L", b"\x8a") and (_MAGIC_BINARY in start or _MAGIC_TEXT in start)
+
+
+def read(file: InputFile) -> Checkpoint:
+    """Open a legacy file. Tensors are windows into it; none of their bytes is read.
+
+    Raises: CorruptError, LimitError.
+    """
+    with ExitStack() as on_failure:
+        on_failure.callback(file.close)
+        where = str(file.path)
+        magic = _load(file, 0, where)
+        if magic.root != MAGIC_NUMBER:
+            raise CorruptError("does not begin with torch's magic number", where, _HINT)
+        version = _load(file, magic.end, where)
+        if version.root != PROTOCOL_VERSION:
+            raise CorruptError(f"is of an unknown version {version.root!r:.40}", where, _HINT)
+        system = _load(file, version.end, where)
+        storages = LegacyStorages(file)
+        loaded = load_from(file, system.end, file.size_bytes, storages.begin, f"{where}, the object's pickle")
+        keys = _load(file, loaded.end, where)
+        end = storages.locate(keys.root, keys.end)
+        checkpoint = Checkpoint(
+            FORMAT.name,
+            file.path,
+            loaded.root,
+            globals=loaded.globals,
+            notes=[*loaded.notes, *storages.notes],
+        )
+        checkpoint.checks.append(lambda: _check_end(file, end))
+        checkpoint.files = on_failure.pop_all()
+    return checkpoint
+
+
+FORMAT = FileFormat("pt-legacy", sniff, read)
+
+
+def _load(file: InputFile, offset_bytes: int, where: str) -> Loaded:
+    """One of the small pickles, which hold plain data."""
+    return load_from(file, offset_bytes, file.size_bytes, torch_shapes, where)
+
+
+def _check_end(file: InputFile, end: int) -> Iterator[Finding]:
+    """Say whether anything follows the last storage."""
+    if end < file.size_bytes:
+        yield Finding("bytes", "warn", "", f"{file.size_bytes - end} bytes follow the last storage")
+
+
+class LegacyStorages:
+    """The storages that the object's pickle names; where they lie is known only after it."""
+
+    def __init__(self, file: InputFile) -> None:
+        self.file = file
+        self.notes: list[str] = []
+        self._roots: dict[Key, StorageNode] = {}
+        self._views: dict[Key, tuple[Key, StorageNode]] = {}
+
+    def begin(self) -> Shapes:
+        """The shapes for one reading of the pickle."""
+        self.notes.clear()
+        self._roots.clear()
+        self._views.clear()
+        return torch_shapes(self._persistent_load)
+
+    def _persistent_load(self, persistent_id: Any) -> Any:
+        """`("storage", class, key, location, number of elements, view)` or `("module", class, file, source)`.
+
+        Raises: CorruptError when it is neither, or contradicts an earlier one.
+        """
+        if type(persistent_id) is not tuple or not persistent_id:
+            raise CorruptError("refers to something that is neither a storage nor a module")
+        tag, *rest = persistent_id
+        if tag in ("module", b"module") and len(rest) == 3:
+            if any(rest[1:]):
+                self.notes.append("it carries the source code of its modules, which ptsave does not run")
+                self.notes[:] = dict.fromkeys(self.notes)
+            return rest[0]
+        if tag not in ("storage", b"storage") or len(rest) not in (4, 5):
+            raise CorruptError("refers to something that is neither a storage nor a module")
+        kind, raw_key, _location, count = rest[:4]
+        dtype = storage_type(kind)
+        key = _key(raw_key)
+        if dtype is None or type(count) is not int or not 0 <= count < 2**63:
+            raise CorruptError(f"storage {str(key)[:40]} is described impossibly")
+        root = self._root(key, kind.name, dtype, count)
+        view = rest[4] if len(rest) == 5 else None
+        return root if view is None else self._view(view, key, root)
+
+    def _root(self, key: Key, name: str, dtype: DType, count: int) -> StorageNode:
+        root = self._roots.get(key)
+        if root is None:
+            if len(self._roots) >= MAX_STORAGES:
+                raise LimitError("storages", MAX_STORAGES, "more")
+            num_bytes = count * dtype.itemsize
+            if num_bytes > self.file.size_bytes:
+                raise CorruptError(
+                    f"storage {str(key)[:40]} should have {num_bytes} bytes, "
+                    f"the whole file has {self.file.size_bytes}"
+                )
+            root = StorageNode(name, dtype, count, FileStorage(self.file, -1, num_bytes))
+            self._roots[key] = root
+        elif root.dtype is not dtype or root.num_elements != count:
+            raise CorruptError(f"storage {str(key)[:40]} is described in two ways")
+        return root
+
+    def _view(self, view: Any, root_key: Key, root: StorageNode) -> StorageNode:
+        """`(key, offset, number of elements)`: a part of a storage, shared under a key of its own."""
+        if type(view) is not tuple or len(view) != 3:
+            raise CorruptError("a view of a storage is malformed")
+        key, (offset, count) = _key(view[0]), view[1:]
+        if type(offset) is not int or type(count) is not int or offset < 0 or count < 0:
+            raise CorruptError("a view of a storage is malformed")
+        if offset + count > root.num_elements:
+            raise CorruptError(f"a view of storage {str(root_key)[:40]} goes past its end")
+        known = self._views.get(key)
+        if known is None:
+            node = StorageNode(root.name, root.dtype, count, root.storage, first=offset)
+            self._views[key] = (root_key, node)
+            return node
+        if known[0] != root_key or (known[1].first, known[1].num_elements) != (offset, count):
+            raise CorruptError("a view of a storage is described in two ways")
+        return known[1]
+
+    def locate(self, keys: Any, offset_bytes: int) -> int:
+        """Tell each storage where its bytes lie: in the order of `keys`, from `offset_bytes` on.
+
+        Returns the offset after the last one.
+
+        Raises: CorruptError when the keys are not exactly those of the pickle, a length differs, or the
+        file ends too early.
+        """
+        where = str(self.file.path)
+        if type(keys) is not list:
+            raise CorruptError("has no list of its storages", where, _HINT)
+        missing = dict(self._roots)
+        for raw_key in keys:
+            key = _key(raw_key)
+            node = missing.pop(key, None)
+            if node is None:
+                raise CorruptError(f"lists storage {str(key)[:40]} twice, or without use", where, _HINT)
+            storage = node.storage
+            count = int.from_bytes(self.file.read_at(offset_bytes, 8), "little")
+            if count != node.num_elements:
+                raise CorruptError(
+                    f"storage {str(key)[:40]} has {count} elements where {node.num_elements} were described",
+                    where,
+                    _HINT,
+                )
+            offset_bytes += 8
+            if offset_bytes + storage.num_bytes > self.file.size_bytes:
+                raise self.file.too_short(offset_bytes, storage.num_bytes)
+            object.__setattr__(storage, "offset_bytes", offset_bytes)  # frozen for all but its maker
+            offset_bytes += storage.num_bytes
+        if missing:
+            raise CorruptError(f"does not hold storage {str(next(iter(missing)))[:40]}", where, _HINT)
+        return offset_bytes
+
+
+def _key(raw: Any) -> Key:
+    """A storage's key: text of a number in most files, a number or Python 2's bytes in some."""
+    if isinstance(raw, bytes):
+        return raw.decode("latin-1")
+    if type(raw) is str or type(raw) is int:
+        return raw
+    raise CorruptError("a storage's key is neither text nor a number")
