@@ -99,7 +99,7 @@ class Global:
     name: str
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Opaque:
     """An object of a class that ptsave does not rebuild: its name and its contents, inert."""
 
@@ -115,6 +115,10 @@ class Opaque:
     shared = False
     """Whether a walk enters it each time that it is reached (a module, whose state dict repeats a
     shared submodule's names) or only the first time (all else)."""
+
+    def __repr__(self) -> str:
+        """Its name alone: what it holds may be shared without end."""
+        return f"<{self.name}>"
 
     @property
     def is_call_of_scalars(self) -> bool:

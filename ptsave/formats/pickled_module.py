@@ -15,7 +15,7 @@ from ptsave.core.tree import is_scalar
 MAX_PLAIN_ITEMS = 64
 """Most items of a container that is still shown as an attribute of a module."""
 
-_OWN_ATTRIBUTES = frozenset(
+OWN_ATTRIBUTES = frozenset(
     {
         "_backend",
         "_backward_hooks",
@@ -67,7 +67,7 @@ class PickledModule(Opaque):
                 if module is not None:
                     yield name, module
         for name, value in state.items():
-            if name not in _OWN_ATTRIBUTES and _is_plain(value):
+            if name not in OWN_ATTRIBUTES and is_plain(value):
                 yield name, value
 
 
@@ -85,7 +85,7 @@ def _tensors(table: Any) -> Iterator[tuple[Any, Any]]:
                 yield name, tensor
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
     """Whether `value` is a scalar, or a small container of scalars."""
     if is_scalar(value) or isinstance(value, DType):
         return True

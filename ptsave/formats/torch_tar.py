@@ -1,0 +1,227 @@
+"""torch's tar format (`torch.save` before 0.1.10): four members, three of them full of pickles.
+
+- `storages`: the number of storages; for each the pickle `(key, location, storage class)`, the number of
+  elements (int64) and the bytes; then the pickled list of views `(key, root key, offset, elements)`
+- `tensors`: the number of tensors; for each the pickle `(key, storage key, tensor class)`, the rank
+  (int32, padded to 8 bytes), the shape, the strides and the offset (int64 each)
+- `pickle`: the object, with the tensors' keys as persistent ids
+- `sys_info`: the writing system's type sizes
+
+Source: torch/serialization.py (`_legacy_load.legacy_load`); POSIX.1-1988 for the ustar header.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from struct import Struct
+from typing import Any, NamedTuple
+
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.files import InputFile
+from ptsave.core.nodes import TensorEntry
+from ptsave.core.storage import FileStorage
+from ptsave.errors import CorruptError, LimitError
+from ptsave.formats.base import FileFormat
+from ptsave.formats.inert_pickle import load_from
+from ptsave.formats.torch_objects import MAX_RANK, StorageNode, storage_type, tensor, torch_shapes
+
+MAX_MEMBERS = 64
+"""Cap on the members of the archive that are looked at."""
+MAX_TENSORS = 200_000
+"""Cap on the storages, the views and the tensors, each."""
+
+_BLOCK_BYTES = 512
+_REGULAR = (b"0", b"\0")
+_NEEDED = ("storages", "tensors", "pickle")
+_RANK = Struct("<i4x")
+_INT64 = 8
+_HINT = "the file is damaged; copy or download it again"
+
+
+class _Member(NamedTuple):
+    begin: int
+    end: int
+    """Offsets in the file, in bytes."""
+
+
+def sniff(file: InputFile, head: bytes) -> bool:
+    """A tar archive that has torch's members."""
+    if len(head) < _BLOCK_BYTES or not _is_header(head[:_BLOCK_BYTES]):
+        return False
+    try:
+        return set(_NEEDED) <= _members(file).keys()
+    except CorruptError:
+        return False
+
+
+def read(file: InputFile) -> Checkpoint:
+    """Open a tar file. Tensors are windows into it.
+
+    Raises: CorruptError, LimitError.
+    """
+    with ExitStack() as on_failure:
+        on_failure.callback(file.close)
+        members = _members(file)
+        storages = _read_storages(file, members["storages"])
+        tensors = _read_tensors(file, members["tensors"], storages)
+
+        def persistent_load(persistent_id: Any) -> Any:
+            if type(persistent_id) is tuple and persistent_id:
+                return persistent_id[0]  # (class, file, source): a module whose source came along
+            key = _int(persistent_id)
+            if key not in tensors:
+                raise CorruptError(f"refers to the tensor {key}, which it does not hold")
+            return tensors[key]
+
+        where = f"{file.path}, member 'pickle'"
+        begin, end = members["pickle"]
+        loaded = load_from(file, begin, end, lambda: torch_shapes(persistent_load), where)
+        checkpoint = Checkpoint(
+            FORMAT.name, file.path, loaded.root, globals=loaded.globals, notes=loaded.notes
+        )
+        checkpoint.files = on_failure.pop_all()
+    return checkpoint
+
+
+FORMAT = FileFormat("pt-tar", sniff, read)
+
+
+def _is_header(block: bytes) -> bool:
+    """Whether a block is a tar header: its checksum fits (the field itself counts as spaces)."""
+    stated = _octal(block[148:156])
+    return stated is not None and stated == sum(block[:148]) + 8 * 0x20 + sum(block[156:])
+
+
+def _octal(field: bytes) -> int | None:
+    text = field.strip(b" \0")
+    return int(text, 8) if text.isdigit() and not set(text) & set(b"89") else None
+
+
+def _members(file: InputFile) -> dict[str, _Member]:
+    """The regular files of the archive by name.
+
+    Raises: CorruptError when a header is malformed, or two members have one name.
+    """
+    where = str(file.path)
+    members: dict[str, _Member] = {}
+    at = 0
+    for _ in range(MAX_MEMBERS):
+        if at + _BLOCK_BYTES > file.size_bytes:
+            break
+        block = file.read_at(at, _BLOCK_BYTES)
+        if not block.strip(b"\0"):
+            break
+        size = _octal(block[124:136])
+        if not _is_header(block) or size is None:
+            raise CorruptError(f"the tar header at byte {at} is malformed", where, _HINT)
+        begin = at + _BLOCK_BYTES
+        if begin + size > file.size_bytes:
+            raise file.too_short(begin, size)
+        name = block[:100].rstrip(b"\0").decode("latin-1").removeprefix("./")
+        if block[156:157] in _REGULAR:
+            if name in members:
+                raise CorruptError(f"the tar archive has two members {name!r}", where, _HINT)
+            members[name] = _Member(begin, begin + size)
+        at = begin + -(-size // _BLOCK_BYTES) * _BLOCK_BYTES
+    return members
+
+
+class _Reader:
+    """Reads one member from its beginning to its end."""
+
+    def __init__(self, file: InputFile, member: _Member, name: str) -> None:
+        self.file = file
+        self.at, self.end = member
+        self.where = f"{file.path}, member {name!r}"
+
+    def pickle(self) -> Any:
+        loaded = load_from(self.file, self.at, self.end, torch_shapes, self.where)
+        self.at = loaded.end
+        return loaded.root
+
+    def count(self) -> int:
+        """A pickled number of things that follow."""
+        value = self.pickle()
+        if type(value) is not int or value < 0:
+            raise self.corrupt("a number of things is malformed")
+        if value > MAX_TENSORS:
+            raise LimitError("tensors", MAX_TENSORS, value, self.where)
+        return value
+
+    def take(self, num_bytes: int) -> bytes:
+        return self.file.read_at(self.skip(num_bytes), num_bytes)
+
+    def skip(self, num_bytes: int) -> int:
+        """Go past `num_bytes`; returns where they begin."""
+        begin = self.at
+        if begin + num_bytes > self.end:
+            raise self.corrupt(f"truncated: needs {num_bytes} more bytes")
+        self.at += num_bytes
+        return begin
+
+    def ints(self, count: int) -> tuple[int, ...]:
+        return Struct(f"<{count}q").unpack(self.take(count * _INT64))
+
+    def corrupt(self, what: str) -> CorruptError:
+        return CorruptError(what, self.where, _HINT)
+
+
+def _read_storages(file: InputFile, member: _Member) -> dict[int, StorageNode]:
+    reader = _Reader(file, member, "storages")
+    storages: dict[int, StorageNode] = {}
+    for _ in range(reader.count()):
+        described = reader.pickle()
+        if type(described) is not tuple or len(described) != 3:
+            raise reader.corrupt("a storage's description is malformed")
+        dtype = storage_type(described[2])
+        key = _int(described[0])
+        if dtype is None or key in storages:
+            raise reader.corrupt("a storage's description is malformed")
+        count = int.from_bytes(reader.take(_INT64), "little")
+        num_bytes = count * dtype.itemsize
+        storage = FileStorage(file, reader.skip(num_bytes), num_bytes)
+        storages[key] = StorageNode(described[2].name, dtype, count, storage)
+    views = reader.pickle()
+    if type(views) is not list or len(views) > MAX_TENSORS:
+        raise reader.corrupt("the list of views is malformed")
+    for view in views:
+        if type(view) is not tuple or len(view) != 4 or not all(type(part) is int for part in view):
+            raise reader.corrupt("a view of a storage is malformed")
+        key, root_key, offset, count = view
+        root = storages.get(root_key)
+        if root is None or key in storages or offset < 0 or count < 0 or offset + count > root.num_elements:
+            raise reader.corrupt("a view of a storage is malformed")
+        storages[key] = StorageNode(root.name, root.dtype, count, root.storage, first=root.first + offset)
+    return storages
+
+
+def _read_tensors(
+    file: InputFile, member: _Member, storages: dict[int, StorageNode]
+) -> dict[int, TensorEntry]:
+    reader = _Reader(file, member, "tensors")
+    tensors: dict[int, TensorEntry] = {}
+    for _ in range(reader.count()):
+        described = reader.pickle()
+        if type(described) is not tuple or len(described) != 3:
+            raise reader.corrupt("a tensor's description is malformed")
+        key, storage_key = _int(described[0]), _int(described[1])
+        (rank,) = _RANK.unpack(reader.take(_RANK.size))
+        if key in tensors or storage_key not in storages or not 0 <= rank <= MAX_RANK:
+            raise reader.corrupt("a tensor's description is malformed")
+        shape, strides = reader.ints(rank), reader.ints(rank)
+        (offset,) = reader.ints(1)
+        node = storages[storage_key]
+        try:
+            tensors[key] = tensor(node, node.dtype, offset, shape, strides, False)
+        except CorruptError as error:
+            raise reader.corrupt(error.what) from None
+    return tensors
+
+
+def _int(value: Any) -> int:
+    """A key, which is a number or the text of one."""
+    if type(value) is str and value.isascii() and value.isdigit() and len(value) < 32:
+        return int(value)
+    if type(value) is int:
+        return value
+    raise CorruptError(f"a key is a {type(value).__name__}, not a number")

@@ -1,0 +1,154 @@
+"""TorchScript archives (`torch.jit.save`): their parameters and buffers; their code is not run.
+
+A zip with `data.pkl` (the module's attributes, nested), `constants.pkl` and, under `code/`, one class for
+each kind of module. The classes say which attributes are parameters and buffers.
+
+Source: torch/csrc/jit/serialization/python_print.cpp (the classes), pickler.cpp (`data.pkl`),
+torch/csrc/jit/frontend, torch/jit/_recursive.py (`state_dict`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.files import InputFile
+from ptsave.core.nodes import Opaque, TensorEntry
+from ptsave.errors import LimitError
+from ptsave.formats import torch_objects
+from ptsave.formats.base import FileFormat
+from ptsave.formats.inert_pickle import MAX_PICKLE_BYTES, load
+from ptsave.formats.pickle_shapes import UNKNOWN, Budget, Known, Shapes
+from ptsave.formats.pickled_module import OWN_ATTRIBUTES, is_plain
+from ptsave.formats.torch_zip import ZipStorages, check_records, is_big_endian, top_folder
+from ptsave.formats.zip_reader import ZipDirectory
+from ptsave.formats.zip_sniff import directory_of, sniffed_directory
+
+MAX_CODE_BYTES = 64 * 1024 * 1024
+"""Cap on the text of all classes together."""
+
+_CLASS = re.compile(r"^class (?P<name>\w+)\(Module\):$(?P<body>(?:\n(?:[ \t].*)?)*)", re.MULTILINE)
+_NAMES = re.compile(r"^  __(?P<which>parameters|buffers)__ = \[(?P<names>[^\]]*)\]", re.MULTILINE)
+_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleClass:
+    """What a class in `code/` says of its attributes."""
+
+    parameters: frozenset[str]
+    buffers: frozenset[str]
+
+
+class ScriptModule(Opaque):
+    """A module of a TorchScript archive; its children are what `state_dict()` gives, in its order."""
+
+    shared = True
+    declared: ModuleClass
+
+    @property
+    def is_call_of_scalars(self) -> bool:
+        return False
+
+    def children(self) -> Iterator[tuple[Any, Any]]:
+        state: dict[Any, Any] = self.state
+        for names in (self.declared.parameters, self.declared.buffers):
+            for name, value in state.items():
+                if name in names and isinstance(value, (TensorEntry, Opaque)):
+                    yield name, value
+        for name, value in state.items():
+            if isinstance(value, ScriptModule):
+                yield name, value
+        taken = self.declared.parameters | self.declared.buffers | OWN_ATTRIBUTES
+        for name, value in state.items():
+            if name not in taken and is_plain(value):
+                yield name, value
+
+
+def sniff(file: InputFile, head: bytes) -> bool:
+    """A zip archive with a `constants.pkl` and a `data.pkl`, which `torch.load` takes for TorchScript too."""
+    directory = sniffed_directory(file, head)
+    if directory is None:
+        return False
+    top = top_folder(directory)
+    return top is not None and f"{top}constants.pkl" in directory.entries
+
+
+def read(file: InputFile) -> Checkpoint:
+    """Open a TorchScript archive. Tensors are windows into its records.
+
+    Raises: CorruptError, LimitError.
+    """
+    with ExitStack() as on_failure:
+        on_failure.callback(file.close)
+        directory = directory_of(file)
+        top = top_folder(directory) or ""
+        classes, num_files = _module_classes(directory, f"{top}code/")
+        storages = ZipStorages(directory, f"{top}data/", is_big_endian(directory, top))
+
+        def build(target: Any, state: Any, budget: Budget) -> bool:
+            if type(target) is Opaque and target.name in classes and isinstance(state, dict):
+                target.__class__ = ScriptModule
+                target.declared = classes[target.name]  # type: ignore[attr-defined]
+                target.state = state
+                return True
+            return torch_objects.build(target, state, budget)
+
+        name = f"{top}data.pkl"
+        data = directory.read(name, MAX_PICKLE_BYTES)
+        loaded = load(data, 0, Shapes(_SHAPES, build, storages), f"{file.path}, record {name!r}")
+        checkpoint = Checkpoint(
+            FORMAT.name,
+            file.path,
+            loaded.root,
+            globals=loaded.globals,
+            notes=[*loaded.notes, f"holds TorchScript code ({num_files} files), which is not run"],
+        )
+        checkpoint.checks.append(lambda: check_records(checkpoint, directory))
+        checkpoint.files = on_failure.pop_all()
+    return checkpoint
+
+
+FORMAT = FileFormat("torchscript", sniff, read)
+
+
+def _first(args: tuple[Any, ...], budget: Budget) -> Any:
+    """`build_intlist(list)`, `restore_type_tag(value, type)`: the value itself, of a narrower type."""
+    return args[0] if args and isinstance(args[0], (list, dict)) else UNKNOWN
+
+
+_SHAPES: dict[str, Any] = torch_objects.NAMES | {
+    f"torch.jit._pickle.{name}": Known(f"torch.jit._pickle.{name}", _first)
+    for name in (
+        "build_intlist",
+        "build_doublelist",
+        "build_boollist",
+        "build_tensorlist",
+        "restore_type_tag",
+    )
+}
+
+
+def _module_classes(directory: ZipDirectory, prefix: str) -> tuple[dict[str, ModuleClass], int]:
+    """Every module class of `code/` by its qualified name, and the number of files with code."""
+    names = [name for name in directory.entries if name.startswith(prefix) and name.endswith(".py")]
+    total = sum(directory.entries[name].num_bytes for name in names)
+    if total > MAX_CODE_BYTES:
+        raise LimitError("code_bytes", MAX_CODE_BYTES, total, str(directory.file.path))
+    classes = {}
+    for name in names:
+        module = name[len(prefix) : -len(".py")].replace("/", ".")
+        text = directory.read(name, MAX_CODE_BYTES).decode("utf-8", "replace")
+        for found in _CLASS.finditer(text):
+            lists = {
+                match["which"]: frozenset(_QUOTED.findall(match["names"]))
+                for match in _NAMES.finditer(found["body"])
+            }
+            classes[f"{module}.{found['name']}"] = ModuleClass(
+                lists.get("parameters", frozenset()), lists.get("buffers", frozenset())
+            )
+    return classes, len(names)
