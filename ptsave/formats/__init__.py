@@ -13,11 +13,18 @@ from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.files import InputFile, InputFolder
 from ptsave.core.nearest import hint_for
 from ptsave.errors import MissingFileError, UsageError
-from ptsave.formats import named, npz, safetensors, torch_zip
+from ptsave.formats import named, npz, safetensors, sharded, torch_legacy, torch_tar, torch_zip, torchscript
 from ptsave.formats.base import HEAD_BYTES, FileFormat, FolderFormat, WriteOptions
 
-FILE_FORMATS: tuple[FileFormat, ...] = (safetensors.FORMAT, torch_zip.FORMAT, *npz.FORMATS)
-FOLDER_FORMATS: tuple[FolderFormat, ...] = ()
+FILE_FORMATS: tuple[FileFormat, ...] = (
+    safetensors.FORMAT,
+    torchscript.FORMAT,
+    torch_zip.FORMAT,
+    torch_legacy.FORMAT,
+    torch_tar.FORMAT,
+    *npz.FORMATS,
+)
+FOLDER_FORMATS: tuple[FolderFormat, ...] = (*sharded.FORMATS,)
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
