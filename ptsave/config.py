@@ -32,6 +32,7 @@ MAX_CONFIG_BYTES = 16 * 1024 * 1024
 """Cap on a config's size. A larger file is a checkpoint by mistake."""
 MESH_DIMENSIONS = ("dp", "ddp", "tp")
 PARALLEL_STYLES = ("colwise", "rowwise", "sequence")
+_TOML_HINT = "a config is a TOML text; the README shows one"
 
 
 @dataclass(frozen=True)
@@ -74,18 +75,24 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     document = _read_toml(path)
     for override in overrides:
         _override(document, override)
+    try:
+        return _parse(document, path)
+    except RecursionError:  # dotted keys nest without nesting the parser
+        raise UsageError("nests too deeply", str(path), _TOML_HINT) from None
+
+
+def _parse(document: dict[str, Any], path: Path) -> Config:
     place = Place(str(path))
     check_keys(document, ("model", "inputs", "verify", "parallel"), place)
     if "model" not in document:
         raise place.error("has no [model] table", 'start with [model] and class = "pkg.mod.Name"')
+    has = document.keys()
     return Config(
-        path=path,
-        model=parse_model(document["model"], place / "model"),
-        inputs=parse_inputs(document["inputs"], place / "inputs", path.parent)
-        if "inputs" in document
-        else None,
-        tolerance=_tolerance(document["verify"], place / "verify") if "verify" in document else None,
-        parallel=_parallel(document["parallel"], place / "parallel") if "parallel" in document else None,
+        path,
+        parse_model(document["model"], place / "model"),
+        parse_inputs(document["inputs"], place / "inputs", path.parent) if "inputs" in has else None,
+        _tolerance(document["verify"], place / "verify") if "verify" in has else None,
+        _parallel(document["parallel"], place / "parallel") if "parallel" in has else None,
     )
 
 
@@ -94,15 +101,14 @@ def _read_toml(path: Path) -> dict[str, Any]:
         if file.size_bytes > MAX_CONFIG_BYTES:
             raise LimitError("MAX_CONFIG_BYTES", MAX_CONFIG_BYTES, file.size_bytes, str(path))
         text = file.read_at(0, file.size_bytes)
-    hint = "a config is a TOML text; the README shows one"
     try:
         return tomllib.loads(text.decode("utf-8-sig"))
     except UnicodeDecodeError:
-        raise UsageError("is not text, so not a config", str(path), hint) from None
+        raise UsageError("is not text, so not a config", str(path), _TOML_HINT) from None
     except RecursionError:
-        raise UsageError("nests too deeply", str(path), hint) from None
+        raise UsageError("nests too deeply", str(path), _TOML_HINT) from None
     except ValueError as error:  # a TOMLDecodeError names the line and the column
-        raise UsageError(f"is not valid TOML: {error}", str(path), hint) from None
+        raise UsageError(f"is not valid TOML: {error}", str(path), _TOML_HINT) from None
 
 
 def _override(document: dict[str, Any], text: str) -> None:

@@ -129,8 +129,8 @@ class InputsSpec:
                 folder,
                 place,
             )
-        except UsageError as error:
-            raise malformed(error) from error
+        except (UsageError, RecursionError) as error:
+            raise malformed(error, place) from error
 
 
 def parse_inputs(value: Any, place: Place, folder: Path) -> InputsSpec:

@@ -119,10 +119,11 @@ class ModelSpec:
         table = {key: document[key] for key in ("class", "factory", "args") if key in document}
         if "factory" in table:
             table.pop("class", None)
+        place = Place(where, ("model",))
         try:
-            return parse_model(table, Place(where, ("model",)))
-        except UsageError as error:
-            raise malformed(error) from error
+            return parse_model(table, place)
+        except (UsageError, RecursionError) as error:
+            raise malformed(error, place) from error
 
 
 def parse_model(table: Any, place: Place) -> ModelSpec:
@@ -225,8 +226,7 @@ def to_plain(value: Any) -> Any:
     return value
 
 
-def malformed(error: UsageError) -> CorruptError:
+def malformed(error: UsageError | RecursionError, place: Place) -> CorruptError:
     """The error for a record in which something is as `error` says."""
-    return CorruptError(
-        f"the ptsave record is malformed: {error.what}", error.where, "name a config with --config"
-    )
+    what, where = (error.what, error.where) if isinstance(error, UsageError) else ("too deep", str(place))
+    return CorruptError(f"the ptsave record is malformed: {what}", where, "name a config with --config")

@@ -331,6 +331,18 @@ def test_what_is_not_a_config(tmp_path: Path, content: bytes) -> None:
     assert caught.value.where.startswith(str(path))
 
 
+def test_keys_that_nest_too_deeply(tmp_path: Path) -> None:
+    deep = "a." * 3000 + "a = 1"
+    assert "nests too deeply" in refusal(tmp_path, f"{MODEL}args.{deep}").what
+    nested: list[object] = []
+    for _ in range(3000):
+        nested = [nested]
+    with pytest.raises(CorruptError, match="too deep"):
+        ModelSpec.from_json({"class": "a.b", "args": {"x": nested}}, "a.pt")
+    with pytest.raises(CorruptError, match="too deep"):
+        InputsSpec.from_json({"named": {"x": {"value": nested}}}, "a.pt")
+
+
 def test_missing(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match="no such file"):
         load_config(tmp_path / "no.toml")

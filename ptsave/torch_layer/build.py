@@ -38,7 +38,8 @@ def build_model(
     """
     target = resolve_device(device)
     key = spec.place / ("factory" if spec.is_factory else "class")
-    build = import_object(spec.target, key, app_dir)
+    with seeded(seed):  # a module may make random tensors when it is imported
+        build = import_object(spec.target, key, app_dir)
     if isinstance(build, nn.Module):
         raise key.error(
             f"{spec.target!r} is a module that was built at import",
@@ -72,7 +73,7 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except Exception as error:  # each backend has its own way to say that it is not there
         reason = str(error).partition("\n")[0]
         raise UsageError(f"cannot use this device: {reason}", f"--device {name}", "--device cpu") from error
     return device

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from ptsave.core.nearest import hint_for, nearest
 from ptsave.errors import PtsaveError, UsageError
 from ptsave.specs import Place
@@ -52,11 +54,11 @@ def import_object(path: str, place: Place, app_dir: Path | None = None) -> Any:
         module = _import_module(module_path, place, app_dir)
         if module is None:
             raise _no_module(module_path, place, app_dir)
-        return _attribute(module, names.split("."), path, place)
+        return _attribute(module, names.split("."), place, app_dir)
     parts = path.split(".")
     for i in range(len(parts) - 1, 0, -1):
         if (module := _import_module(".".join(parts[:i]), place, app_dir)) is not None:
-            return _attribute(module, parts[i:], path, place)
+            return _attribute(module, parts[i:], place, app_dir)
     raise _no_module(".".join(parts[:-1]), place, app_dir)
 
 
@@ -74,10 +76,12 @@ def _import_module(name: str, place: Place, app_dir: Path | None) -> ModuleType 
     raise AssertionError("unreachable")  # users_code never swallows
 
 
-def _attribute(module: ModuleType, names: list[str], path: str, place: Place) -> Any:
+def _attribute(module: ModuleType, names: list[str], place: Place, app_dir: Path | None) -> Any:
     value: Any = module
     for name in names:
         inner = getattr(value, name, None)
+        if inner is None and isinstance(value, ModuleType) and hasattr(value, "__path__"):
+            inner = _import_module(f"{value.__name__}.{name}", place, app_dir)
         if inner is None and not hasattr(value, name):
             owner = getattr(value, "__name__", type(value).__name__)
             public = [other for other in dir(value) if not other.startswith("_")]
@@ -118,15 +122,13 @@ def _location(error: BaseException) -> str:
     """Where the user's own code raised `error`: the innermost frame outside of torch and the library."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"see {error.filename}:{error.lineno}"
-    frames = traceback.extract_tb(error.__traceback__)
-    outside = (str(Path(__file__).parent), sysconfig.get_path("stdlib") or "<>", "<frozen")
+    library = sysconfig.get_path("stdlib")
+    others = (str(Path(__file__).parent), str(Path(torch.__file__).parent), "<frozen")
     candidates = [
         frame
-        for frame in frames
-        if not frame.filename.startswith(outside[0])
-        and not frame.filename.startswith("<frozen")
-        and f"{Path('/torch/nn')}" not in frame.filename
-        and not (frame.filename.startswith(outside[1]) and "-packages" not in frame.filename)
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(others)
+        and (not frame.filename.startswith(library) or "-packages" in frame.filename)
     ]
     if not candidates:
         return "PTSAVE_DEBUG=1 shows the traceback"
