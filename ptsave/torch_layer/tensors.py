@@ -11,9 +11,10 @@ from isal.isal_zlib import crc32
 
 from ptsave.core.digest import Hasher, hasher, prefix
 from ptsave.core.dtypes import DType
-from ptsave.core.move import NUM_THREADS, damaged
+from ptsave.core.move import damaged
 from ptsave.core.nodes import Global, Opaque, TensorEntry
 from ptsave.core.storage import BLOCK_BYTES
+from ptsave.core.workers import NUM_THREADS
 from ptsave.errors import LossyError
 
 T = TypeVar("T")

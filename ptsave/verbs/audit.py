@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.digest import HEX_DIGITS, prefix
 from ptsave.core.gather import contiguous
-from ptsave.core.move import Move, measure
 from ptsave.core.nodes import TensorEntry
+from ptsave.core.reading import Reading, read_all
 from ptsave.core.record import Digests
 from ptsave.core.verdict import Finding
 
@@ -20,7 +20,8 @@ CHECK = "bytes"
 class _Job:
     """One pass over some bytes, and whose they are."""
 
-    move: Move
+    reading: Reading
+    expected_crc32: int | None
     crc_names: tuple[str, ...]
     """The tensors that a wrong CRC-32 damages."""
     digest_names: tuple[str, ...]
@@ -36,16 +37,17 @@ def audit(checkpoint: Checkpoint, progress: Callable[[int], None] | None = None)
     yield Finding(CHECK, "ok", "", f"{len(tensors)} tensors lie within the bounds of the file")
     digests = _known_digests(checkpoint)
     jobs = _jobs(tensors, digests)
-    measure([job.move for job in jobs], progress)
+    read_all([job.reading for job in jobs], progress)
     damaged: dict[str, str] = {}
     for job in jobs:
-        if job.move.error is not None:
-            damaged.update((name, job.move.error.what) for name in (*job.crc_names, *job.digest_names))
+        if job.reading.error is not None:
+            what = job.reading.error.what
+            damaged.update((name, what) for name in (*job.crc_names, *job.digest_names))
             continue
-        if job.move.expected_crc32 not in (None, job.move.crc32):
+        if job.expected_crc32 not in (None, job.reading.crc32):
             damaged.update((name, "its bytes do not match their CRC-32") for name in job.crc_names)
         if digests is not None and job.digest_names:
-            found = job.move.digests[digests.algorithm]
+            found = job.reading.digest
             for name in job.digest_names:
                 if digests.tensors[name] != found:
                     damaged[name] = f"its bytes do not match the recorded {digests.algorithm} digest"
@@ -83,22 +85,19 @@ def _jobs(tensors: dict[str, TensorEntry], digests: Digests | None) -> list[_Job
         )
         if not known and not fills:
             continue
-        source, offset = contiguous(entry)
-        move = Move(entry.name, source, offset, entry.num_bytes, None)
+        reading = Reading(*contiguous(entry), entry.num_bytes)
         if known and digests is not None:
-            move.prefix = prefix(entry.dtype, entry.shape)
-            move.expected_digests = {digests.algorithm: None}
+            reading.algorithm, reading.prefix = digests.algorithm, prefix(entry.dtype, entry.shape)
         on_storage: tuple[str, ...] = ()
         if fills:
             filled.add(id(storage))
-            move.expected_crc32 = storage.crc32
             on_storage = tuple(e.name for e in storages[id(storage)])
-        jobs.append(_Job(move, on_storage, known))
+        jobs.append(_Job(reading, storage.crc32 if fills else None, on_storage, known))
     for key, entries in storages.items():
         storage = entries[0].storage
         if storage.crc32 is not None and key not in filled:
-            move = Move(entries[0].name, storage, 0, storage.num_bytes, None, storage.crc32)
-            jobs.append(_Job(move, tuple(e.name for e in entries), ()))
+            names = tuple(e.name for e in entries)
+            jobs.append(_Job(Reading(storage, 0, storage.num_bytes), storage.crc32, names, ()))
     return jobs
 
 
