@@ -12,16 +12,20 @@ from ptsave.errors import CorruptError
 from ptsave.formats.zip_reader import ZipDirectory
 
 
-def check_crcs(directory: ZipDirectory, names: Iterable[str] | None = None) -> Iterator[Finding]:
-    """One finding for each record of `names` (all of them by default) that is damaged, else one for all."""
+def check_crcs(directory: ZipDirectory) -> Iterator[Finding]:
+    """Findings on all records of one archive."""
+    return check_storages((name, directory.storage(name)) for name in directory.entries)
+
+
+def check_storages(labelled: Iterable[tuple[str, Storage]]) -> Iterator[Finding]:
+    """One finding for each storage that is damaged, by its label, and one for all that are not."""
     matching = silent = damaged = 0
-    for name in list(directory.entries) if names is None else names:
-        storage = directory.storage(name)
+    for label, storage in labelled:
         try:
             found = crc32_of(storage)
         except CorruptError as error:
             damaged += 1
-            yield Finding("bytes", "fail", name, error.what)
+            yield Finding("bytes", "fail", label, error.what)
             continue
         if storage.crc32 is None:
             silent += storage.num_bytes > 0
@@ -29,7 +33,7 @@ def check_crcs(directory: ZipDirectory, names: Iterable[str] | None = None) -> I
             matching += 1
         else:
             damaged += 1
-            yield Finding("bytes", "fail", name, "damaged: its bytes do not match their CRC-32")
+            yield Finding("bytes", "fail", label, "damaged: its bytes do not match their CRC-32")
     if silent:
         yield Finding("bytes", "skipped", "", f"the archive states no CRC-32 for {silent} records")
     if matching and not damaged:

@@ -1,0 +1,192 @@
+"""torch.distributed.checkpoint folders: `.metadata` and one or more `.distcp` files. The reading half.
+
+`.metadata` says which window of which file holds which chunk of which tensor. Each window is a torch zip
+of its own, so a chunk's bytes are windows into the `.distcp` file, and a tensor's chunks are presented as
+one tensor without being read.
+
+Source: torch/distributed/checkpoint/filesystem.py (`_write_item`, `FileSystemReader.read_data`) and
+default_planner.py of torch 2.13.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.files import InputFile, InputFolder
+from ptsave.core.nodes import TensorEntry, contiguous_strides
+from ptsave.core.record import FILE_NAME, MAX_BYTES, Record
+from ptsave.core.storage import MemoryStorage
+from ptsave.core.verdict import Finding
+from ptsave.errors import CorruptError, LimitError, MissingFileError, UnreadableError
+from ptsave.formats.base import FolderFormat
+from ptsave.formats.chunks import Box, assemble, check_cover
+from ptsave.formats.dcp_metadata import Metadata, Place, TensorAbout, parse_metadata
+from ptsave.formats.nesting import nest, restore_parameter_numbers
+from ptsave.formats.torch_part import TorchPart, read_torch_part
+from ptsave.formats.zip_checks import check_storages
+
+METADATA = ".metadata"
+MAX_METADATA_BYTES = 512 * 1024 * 1024
+"""Cap on the `.metadata` pickle."""
+MAX_FILES = 20_000
+"""Cap on the `.distcp` files of one checkpoint."""
+
+_SUFFIX = ".distcp"
+_DAMAGED = "the folder is incomplete or mixes two checkpoints; copy it again"
+
+
+def sniff(folder: InputFolder) -> bool:
+    """The table of contents, or data that lacks one."""
+    return METADATA in folder.names or any(name.endswith(_SUFFIX) for name in folder.names)
+
+
+def read(folder: InputFolder) -> Checkpoint:
+    """Open a DCP folder; the nested state dict is rebuilt, with an optimizer's parameters by number.
+
+    Raises: CorruptError, LimitError, MissingFileError, UnreadableError.
+    """
+    if METADATA not in folder.names:
+        raise UnreadableError(
+            "is half written: it has .distcp files and no .metadata, which is written last",
+            str(folder.path),
+            "save the checkpoint again"
+            + (" (with coordination among the ranks)" if _has_rank_metadata(folder) else ""),
+        )
+    with ExitStack() as on_failure:
+        reader = _Reader(folder, on_failure)
+        values = [(name, reader.value(name)) for name in reader.metadata.items]
+        paths = reader.metadata.paths
+        where = str(folder.path / METADATA)
+        root = nest(((paths.get(name, (name,)), value) for name, value in values), where)
+        checkpoint = Checkpoint(
+            FORMAT.name, folder.path, root, globals=reader.globals, record=_read_record(folder)
+        )
+        checkpoint.notes += reader.notes
+        if restore_parameter_numbers(root):
+            checkpoint.notes.append(
+                "the optimizer's parameters are numbered again (DCP makes text of numbers)"
+            )
+        checkpoint.checks.append(reader.check)
+        checkpoint.files = on_failure.pop_all()
+    return checkpoint
+
+
+FORMAT = FolderFormat("dcp", sniff, read)
+
+
+def _has_rank_metadata(folder: InputFolder) -> bool:
+    return any(name.startswith("__") and name.endswith(METADATA) for name in folder.names)
+
+
+def _read_record(folder: InputFolder) -> Record | None:
+    if FILE_NAME not in folder.names:
+        return None
+    with folder.open(FILE_NAME) as file:
+        if file.size_bytes > MAX_BYTES:
+            raise LimitError("record_bytes", MAX_BYTES, file.size_bytes, str(file.path))
+        return Record.from_json(file.read_at(0, file.size_bytes), str(file.path))
+
+
+class _Reader:
+    """The items of one folder, read one after the other."""
+
+    def __init__(self, folder: InputFolder, owner: ExitStack) -> None:
+        """Reads the metadata. The files are closed with `owner`."""
+        self.folder = folder
+        self.metadata = _read_metadata(folder)
+        self.globals = dict(self.metadata.globals)
+        self.notes = list(self.metadata.notes)
+        self._owner = owner
+        self._files: dict[str, InputFile] = {}
+        self._parts: list[tuple[str, TorchPart]] = []
+
+    def value(self, name: str) -> Any:
+        """The tensor or the plain data of that name."""
+        about = self.metadata.items[name]
+        if about is None:
+            return self._part(name, None).loaded.root
+        return self._tensor(name, about)
+
+    def _tensor(self, name: str, about: TensorAbout) -> TensorEntry:
+        where = f"{self.folder.path / METADATA}, tensor {name!r}"
+        check_cover(about.shape, about.boxes, where)
+        chunks = [(box, self._chunk(name, about, box)) for box in about.boxes if _is_stored(box, about)]
+        if chunks:
+            return assemble(name, about.shape, chunks)
+        return TensorEntry(
+            name, about.dtype, about.shape, contiguous_strides(about.shape), MemoryStorage(memoryview(b"")), 0
+        )
+
+    def _chunk(self, name: str, about: TensorAbout, box: Box) -> TensorEntry:
+        root = self._part(name, box.offsets).loaded.root
+        if not isinstance(root, TensorEntry) or root.dtype is not about.dtype or root.shape != box.sizes:
+            found = f"{root.dtype} {list(root.shape)}" if isinstance(root, TensorEntry) else "no tensor"
+            raise CorruptError(
+                f"a chunk of {name!r} should be {about.dtype} {list(box.sizes)}, and is {found}",
+                str(self.folder.path),
+                _DAMAGED,
+            )
+        return root
+
+    def _part(self, name: str, offsets: tuple[int, ...] | None) -> TorchPart:
+        """The torch zip of one item."""
+        place = self.metadata.places.get((name, offsets))
+        if place is None:
+            raise CorruptError(
+                f"the metadata does not say where {name!r} lies", str(self.folder.path), _DAMAGED
+            )
+        file = self._file(name, place)
+        try:
+            part = read_torch_part(file, place.offset_bytes, place.num_bytes)
+        except CorruptError as error:
+            raise CorruptError(f"item {name!r}: {error.what}", error.where, error.hint) from None
+        for dotted, use in part.loaded.globals.items():
+            self.globals.setdefault(dotted, use)
+        self.notes += [note for note in part.loaded.notes if note not in self.notes]
+        self._parts.append((name, part))
+        return part
+
+    def _file(self, name: str, place: Place) -> InputFile:
+        if place.transforms:
+            raise UnreadableError(
+                f"item {name!r} went through {', '.join(place.transforms)} before it was written",
+                str(self.folder.path),
+                "load it with torch and save it again without extensions",
+            )
+        if place.file_name not in self._files:
+            if len(self._files) >= MAX_FILES:
+                raise LimitError("distcp_files", MAX_FILES, "more", str(self.folder.path))
+            try:
+                file = self.folder.open(place.file_name)
+            except MissingFileError as error:
+                raise MissingFileError(
+                    f"{error.what}, though the metadata places {name!r} in it",
+                    error.where,
+                    "the save or the copy did not finish; do it again",
+                ) from None
+            self._owner.callback(file.close)
+            self._files[place.file_name] = file
+        return self._files[place.file_name]
+
+    def check(self) -> Iterator[Finding]:
+        """Hold every record of every item against its CRC-32."""
+        yield from check_storages(
+            (name, part.directory.storage(record))
+            for name, part in self._parts
+            for record in part.directory.entries
+        )
+
+
+def _is_stored(box: Box, about: TensorAbout) -> bool:
+    """Whether a chunk has bytes; torch writes those of empty tensors too, and readers pass them over."""
+    return box.num_elements > 0 or box.sizes == about.shape
+
+
+def _read_metadata(folder: InputFolder) -> Metadata:
+    with folder.open(METADATA) as file:
+        if file.size_bytes > MAX_METADATA_BYTES:
+            raise LimitError("metadata_bytes", MAX_METADATA_BYTES, file.size_bytes, str(file.path))
+        return parse_metadata(file.read_at(0, file.size_bytes), str(file.path))
