@@ -27,7 +27,12 @@ class InputFile:
         self._lock = threading.Lock()
         flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
         try:
-            self.fd = os.open(self.path, flags)
+            try:
+                self.fd = os.open(self.path, flags)
+            except OSError as error:
+                if error.errno != errno.EMFILE or not _allow_more_open_files():
+                    raise
+                self.fd = os.open(self.path, flags)
         except OSError as error:
             raise unreadable(self.path, error) from None
         status = os.fstat(self.fd)
@@ -104,6 +109,26 @@ class InputFile:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _allow_more_open_files() -> bool:
+    """Raise this process's limit on open files as far as it may: a checkpoint can have thousands.
+
+    Returns whether there was anything to raise; there never is on Windows.
+    """
+    try:
+        import resource
+    except ImportError:
+        return False
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_OPEN_FILES)
+    if soft >= wanted:
+        return False
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return True
+
+
+_MAX_OPEN_FILES = 65_536
 
 
 def unreadable(path: Path, error: OSError) -> UnreadableError:

@@ -23,6 +23,7 @@ FILE_FORMATS: tuple[FileFormat, ...] = (
     torch_legacy.FORMAT,
     torch_tar.FORMAT,
     *npz.FORMATS,
+    sharded.INDEX_FORMAT,
 )
 FOLDER_FORMATS: tuple[FolderFormat, ...] = (*sharded.FORMATS,)
 
