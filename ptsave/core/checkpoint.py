@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ptsave.core.memory import no_garbage_collection
 from ptsave.core.nodes import GlobalUse, TensorEntry
 from ptsave.core.record import Record
 from ptsave.core.tree import leaves
@@ -57,13 +58,14 @@ class Checkpoint:
     def _leaves(self) -> tuple[dict[str, TensorEntry], dict[str, Any]]:
         tensors: dict[str, TensorEntry] = {}
         data: dict[str, Any] = {}
-        for path, leaf in leaves(self.root):
-            name = ".".join(map(str, path)) or ROOT_NAME
-            if isinstance(leaf, TensorEntry):
-                name = _unused(name, tensors)
-                tensors[name] = leaf.named(name)
-            else:
-                data[_unused(name, data)] = leaf
+        with no_garbage_collection():
+            for path, leaf in leaves(self.root):
+                name = ".".join(map(str, path)) or ROOT_NAME
+                if isinstance(leaf, TensorEntry):
+                    name = _unused(name, tensors)
+                    tensors[name] = leaf.named(name)
+                else:
+                    data[_unused(name, data)] = leaf
         return tensors, data
 
     def close(self) -> None:

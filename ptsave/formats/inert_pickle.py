@@ -13,14 +13,13 @@ Source: CPython's Lib/pickletools.py (the opcodes) and Modules/_pickle.c (their 
 
 from __future__ import annotations
 
-import gc
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ptsave.core.files import InputFile
+from ptsave.core.memory import no_garbage_collection
 from ptsave.core.nodes import GlobalUse
 from ptsave.errors import CorruptError, LimitError
 from ptsave.formats.pickle_keys import LONG_KEY
@@ -64,7 +63,7 @@ def load(data: bytes, start: int, shapes: Shapes, where: str) -> Loaded:
     with the byte at which that shows; LimitError past a cap.
     """
     machine = Machine(data, shapes, where)
-    with _no_garbage_collection():
+    with no_garbage_collection():
         root, end = _run(machine, start)
     for use in machine.uses.values():
         use.count = max(use.count, 1)
@@ -95,18 +94,6 @@ def load_from(
             num_bytes *= _READ_GROWTH
         else:
             return replace(loaded, end=offset_bytes + loaded.end)
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Parsing makes millions of objects and no garbage; looking for some takes a third of the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _run(machine: Machine, start: int) -> tuple[Any, int]:

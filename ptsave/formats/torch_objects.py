@@ -65,14 +65,13 @@ class StorageNode(Opaque):
         self.num_elements = num_elements
         self.first = first
         self._raw = storage
-        self._big_endian = big_endian
-        self._swapped: dict[int, Storage] = {}
-        self.storage = self.of_dtype(dtype)
+        self._swapped: dict[int, Storage] | None = {} if big_endian else None
+        self.storage = self.of_dtype(dtype) if big_endian else storage
 
     def of_dtype(self, dtype: DType) -> Storage:
         """The bytes in little-endian order, when they are elements of `dtype`."""
         word = dtype.word_bytes
-        if not self._big_endian or word == 1:
+        if self._swapped is None or word == 1:
             return self._raw
         if word not in self._swapped:
             self._swapped[word] = SwappedStorage(self._raw, word)
@@ -476,5 +475,6 @@ def storage_type(kind: Any) -> DType | None:
     """
     if not isinstance(kind, Global):
         return None
-    found = STORAGE_DTYPES.get(kind.name)
-    return found or dtypes.BY_STORAGE_CLASS.get(kind.name.rpartition(".")[2])
+    if kind.name in STORAGE_DTYPES:
+        return STORAGE_DTYPES[kind.name]
+    return dtypes.BY_STORAGE_CLASS.get(kind.name.rpartition(".")[2])

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.dtypes import DType
 from ptsave.core.files import InputFile
 from ptsave.core.record import FILE_NAME, MAX_BYTES, Record
 from ptsave.core.storage import SwappedStorage
@@ -24,7 +24,7 @@ from ptsave.formats.base import FileFormat
 from ptsave.formats.inert_pickle import MAX_PICKLE_BYTES, Loaded, load
 from ptsave.formats.torch_objects import StorageNode, storage_type, torch_shapes
 from ptsave.formats.torch_zip_write import write
-from ptsave.formats.zip_checks import check_crcs
+from ptsave.formats.zip_checks import check_storages
 from ptsave.formats.zip_reader import DEFLATED, ZipDirectory
 from ptsave.formats.zip_sniff import ZIP_MAGIC, directory_of, sniffed_directory
 
@@ -117,30 +117,31 @@ class ZipStorages:
         if type(persistent_id) is not tuple or len(persistent_id) != 5:
             raise CorruptError("refers to something that is not a storage")
         tag, kind, key, _location, count = persistent_id
-        if isinstance(key, bytes):  # Python 2
+        if type(key) is bytes:  # Python 2
             key = key.decode("latin-1")
         dtype = storage_type(kind)
-        if tag not in ("storage", b"storage") or dtype is None or type(key) is not str:
+        if dtype is None or type(key) is not str or (tag != "storage" and tag != b"storage"):
             raise CorruptError("refers to something that is not a storage")
-        if type(count) is not int or count < 0:
-            raise CorruptError(f"storage {key[:40]!r} has an impossible number of elements")
         node = self._nodes.get(key)
-        if node is not None:
-            if node.dtype is not dtype or node.num_elements != count:
-                raise CorruptError(f"storage {key[:40]!r} is described in two ways")
-            return node
+        if node is None:
+            node = self._nodes[key] = self._find(key, kind.name, dtype, count)
+        elif node.dtype is not dtype or node.num_elements != count:
+            raise CorruptError(f"storage {key[:40]!r} is described in two ways")
+        return node
+
+    def _find(self, key: str, class_name: str, dtype: DType, count: Any) -> StorageNode:
         name = self.prefix + key
         if name not in self.directory.entries:
             raise CorruptError(f"storage {key[:40]!r} is missing: there is no record {name[:80]!r}")
+        if type(count) is not int or count < 0:
+            raise CorruptError(f"storage {key[:40]!r} has an impossible number of elements")
         storage = self.directory.storage(name)
         if storage.num_bytes != count * dtype.itemsize:
             raise CorruptError(
                 f"storage {key[:40]!r} should have {count * dtype.itemsize} bytes, "
                 f"its record has {storage.num_bytes}"
             )
-        node = StorageNode(kind.name, dtype, count, storage, self.big_endian)
-        self._nodes[key] = node
-        return node
+        return StorageNode(class_name, dtype, count, storage, self.big_endian)
 
 
 def is_big_endian(directory: ZipDirectory, top: str) -> bool:
@@ -159,13 +160,15 @@ def check_records(checkpoint: Checkpoint, directory: ZipDirectory) -> Iterator[F
     Those of big-endian tensors are among them, and are reported under the tensors' names.
     """
     audited = {id(entry.storage) for entry in checkpoint.tensors.values()}
-    records = {id(directory.storage(name)): name for name in directory.entries}
-    swapped: dict[str, list[str]] = {}
+    swapped: dict[int, list[str]] = {}
     for name, entry in checkpoint.tensors.items():
         if isinstance(entry.storage, SwappedStorage):
-            swapped.setdefault(records[id(entry.storage.inner)], []).append(name)
-    for finding in check_crcs(directory, [name for key, name in records.items() if key not in audited]):
-        names = swapped.get(finding.where)
-        yield replace(finding, where=", ".join(names)) if names else finding
+            swapped.setdefault(id(entry.storage.inner), []).append(name)
+    records = ((name, directory.storage(name)) for name in directory.entries)
+    yield from check_storages(
+        (", ".join(swapped.get(id(storage), [name])), storage)
+        for name, storage in records
+        if id(storage) not in audited
+    )
     if directory.unclaimed_bytes:
         yield Finding("bytes", "warn", "", f"{directory.unclaimed_bytes} bytes belong to no record")

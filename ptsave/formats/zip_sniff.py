@@ -5,6 +5,7 @@ from __future__ import annotations
 from weakref import WeakKeyDictionary
 
 from ptsave.core.files import InputFile
+from ptsave.core.memory import no_garbage_collection
 from ptsave.errors import UnreadableError
 from ptsave.formats.zip_reader import ZipDirectory, read_directory
 
@@ -20,7 +21,8 @@ def directory_of(file: InputFile) -> ZipDirectory:
     """
     found = _directories.get(file)
     if found is None:
-        found = _directories[file] = read_directory(file)
+        with no_garbage_collection():
+            found = _directories[file] = read_directory(file)
     return found
 
 
