@@ -1,11 +1,14 @@
-"""A digest of the code that makes a model what it is: it changes when `forward` changes.
+"""Digests of the code that makes a model what it is: they change when `forward` changes.
 
 What counts is the syntax tree without docstrings, so comments, line breaks and formatting do not. The
 tree is spelled out here rather than with `ast.dump`, whose text differs between versions of Python.
 
-Counted are the class, and what its code names, transitively: base classes, the classes of its layers,
-functions, constants. Names are followed through the user's own code, whatever module it is in; in an
-installed package, no further than the module that defines the class, for a package's version says the rest.
+Counted are the classes of a model and of its layers (torch's own aside, of which torch's version says
+all), and what their code names, transitively: base classes, functions, constants. Names are followed
+through the user's own code, whatever module it is in; in an installed package, no further than the module
+that defines the class, for a package's version says the rest. So the same class has fewer parts once its
+project is installed, and two sets of parts are to be compared by what they have in common
+(`changed_parts`).
 """
 
 from __future__ import annotations
@@ -16,52 +19,81 @@ import hashlib
 import inspect
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import FunctionType, ModuleType
 from typing import Any
 
-Definition = type | FunctionType
+from torch import nn
+
+Code = nn.Module | type | FunctionType
+PART_DIGITS = 16
 PLAIN = (str, bytes, int, float, complex, bool, type(None))
 
 
-def source_digest(value: Definition) -> str | None:
-    """SHA-256 (hex) over all of `source_parts`, or None where there is no source."""
-    parts = source_parts(value)
+def source_digest(value: Code) -> str | None:
+    """SHA-256 (hex) over the parts in the module that defines `value`, or None where there is no source.
+
+    `value` is a model, a class or a function. The digest is the same wherever that module is installed.
+    """
+    parts = _parts(value, home_only=True)
     if parts is None:
         return None
     text = "\n".join(f"{name} {digest}" for name, digest in sorted(parts.items()))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def source_parts(value: Definition) -> dict[str, str] | None:
-    """Dotted name → SHA-256 (hex) of each function, method, class body and constant that counts.
+def source_parts(value: Code) -> dict[str, str] | None:
+    """Dotted name → 16 hex digits of SHA-256, of each function, method, class body and constant that counts.
 
     None where the source of `value` itself cannot be had: made at a prompt, or shipped as bytecode only.
     """
-    home = _module(value)
-    if home is None or _nodes(home, value) is None:
+    return _parts(value, home_only=False)
+
+
+def changed_parts(recorded: Mapping[str, str], value: Code) -> list[str] | None:
+    """The names of what has changed since `source_parts` was recorded; None where that cannot be told.
+
+    A method of a class that is still there counts as changed when it was added or removed.
+    """
+    today = source_parts(value)
+    if today is None or not recorded.keys() & today.keys():
+        return None
+    changed = []
+    for name in sorted(recorded.keys() | today.keys()):
+        owner = name.rpartition(".")[0]
+        is_known = owner in recorded and owner in today
+        if (is_known or (name in recorded and name in today)) and recorded.get(name) != today.get(name):
+            changed.append(name)
+    return changed
+
+
+def _parts(value: Code, home_only: bool) -> dict[str, str] | None:
+    roots = [type(module) for module in value.modules()] if isinstance(value, nn.Module) else [value]
+    roots = [root for root in dict.fromkeys(roots) if not root.__module__.startswith("torch.")]
+    home = _module(roots[0]) if roots else None
+    if home is None or _nodes(home, roots[0]) is None:
         return None
     parts: dict[str, str] = {}
     seen: set[int] = set()
-    waiting: list[Any] = [value]
+    waiting: list[Any] = roots
     while waiting:
         item = waiting.pop()
         if id(item) in seen:
             continue
         seen.add(id(item))
         module = _module(item)
-        nodes = None if module is None or not _counts(module, home) else _nodes(module, item)
+        is_counted = module is home if home_only else module is not None and _counts(module, home)
+        nodes = _nodes(module, item) if module is not None and is_counted else None
         if module is None or nodes is None:
             continue
-        name = f"{module.__name__}.{item.__qualname__}"
-        for part, trees in _split(name, nodes):
+        for part, trees in _split(f"{module.__name__}.{item.__qualname__}", nodes):
             parts[part] = _digest(trees)
         for node in nodes:
             for where, found in _named(node, module):
                 if isinstance(found, (type, FunctionType)):
                     waiting.append(found)
                 elif _is_plain(found):
-                    parts[where] = hashlib.sha256(repr(found).encode()).hexdigest()
+                    parts[where] = hashlib.sha256(repr(found).encode()).hexdigest()[:PART_DIGITS]
                 elif where.startswith(f"{module.__name__}.") and (made := _assigned(module, where)):
                     parts[where] = _digest(made)
     return parts
@@ -170,7 +202,7 @@ def _digest(nodes: list[ast.AST]) -> str:
     for node in nodes:
         for token in _spell(node):
             hasher.update(token.encode("utf-8", "surrogatepass") + b"\0")
-    return hasher.hexdigest()
+    return hasher.hexdigest()[:PART_DIGITS]
 
 
 def _spell(value: Any) -> Iterator[str]:
