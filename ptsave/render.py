@@ -180,6 +180,8 @@ def _spelled(item: Any, depth: int) -> str:
         inner = ", ".join(_spelled(part, depth - 1) for part in item[:16])
         more = f", … {len(item) - 16} more" if len(item) > 16 else ""
         return f"({inner}{more})" if isinstance(item, tuple) else f"[{inner}{more}]"
+    if isinstance(item, dict):
+        return "{…}" if item else "{}"
     if isinstance(item, str):
         return repr(item[: 2 * MAX_VALUE_CHARS])
     if isinstance(item, (bytes, bytearray)):

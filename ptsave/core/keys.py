@@ -21,6 +21,9 @@ class Expected:
     dtype: str
     tied_to: str | None = None
     """The first name that is the same parameter, where there is one."""
+    is_recomputed: bool = False
+    """Whether it is a buffer that the model makes by itself and keeps out of its state dict
+    (`persistent=False`); files of older code may still hold it."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class KeyReport:
     mismatched: tuple[Mismatch, ...]
     recast: tuple[tuple[str, str, str], ...]
     """Name, expected dtype, found dtype, where they differ."""
+    recomputed: tuple[str, ...]
+    """Names in the file that the model computes by itself: they are left where they are."""
     nearest: Mapping[str, str]
     """Missing name → the unexpected name that looks most like it."""
 
@@ -74,6 +79,8 @@ def compare(
     `expected_extra` and `found_extra` are the names that do not hold tensors (`_extra_state`).
     """
     groups: dict[str, list[str]] = {}
+    recomputed = tuple(name for name, want in expected.items() if want.is_recomputed and name in found)
+    expected = {name: want for name, want in expected.items() if not want.is_recomputed}
     for name, want in expected.items():
         groups.setdefault(want.tied_to or name, []).append(name)
     missing = [
@@ -83,7 +90,7 @@ def compare(
         if name not in found and not any(other in found for other in groups[first])
     ]
     missing += sorted(set(expected_extra) - set(found_extra))
-    unexpected = [name for name in found if name not in expected]
+    unexpected = [name for name in found if name not in expected and name not in recomputed]
     unexpected += sorted(set(found_extra) - set(expected_extra))
     both = [(name, want, found[name]) for name, want in expected.items() if name in found]
     return KeyReport(
@@ -99,6 +106,7 @@ def compare(
             for name, want, entry in both
             if want.dtype != entry.dtype.name
         ),
+        recomputed=recomputed,
         nearest=_nearest(missing, unexpected),
     )
 

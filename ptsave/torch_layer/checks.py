@@ -74,6 +74,8 @@ def keys(subject: ModelSubject) -> Iterator[Finding]:
         yield Finding("keys", "fail", m.name, shapes)
     for name, expected, found in report.recast:
         yield Finding("keys", "warn", name, f"has the dtype {found}, the architecture {expected}")
+    for name in report.recomputed:
+        yield Finding("keys", "ok", name, "a buffer that the model computes by itself; not loaded")
     yield from _ties(subject)
     if report.fits:
         sentence = subject.selection.sentence()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,16 @@ from ptsave.core.digest import HEX_DIGITS, tensor_digest
 from ptsave.core.keys import Expected, KeyReport, compare
 from ptsave.core.select import Selection
 from ptsave.errors import LossyError
-from ptsave.torch_layer.tensors import read_tensors, to_torch
+from ptsave.torch_layer.tensors import read_tensor, read_tensors, to_torch
 
 Warn = Callable[[str], None]
 
 
 def expected_of(model: nn.Module) -> dict[str, Expected]:
-    """What `model.state_dict()` holds under each name; the model may be on the meta device."""
+    """What `model.state_dict()` holds under each name; the model may be on the meta device.
+
+    Buffers that it leaves out come last.
+    """
     first: dict[int, str] = {}
     expected = {}
     for name, value in model.state_dict(keep_vars=True).items():
@@ -35,6 +38,10 @@ def expected_of(model: nn.Module) -> dict[str, Expected]:
             str(value.dtype).removeprefix("torch."),
             tied_to if tied_to != name else None,
         )
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        if name not in expected:
+            shape, dtype = tuple(buffer.shape), str(buffer.dtype).removeprefix("torch.")
+            expected[name] = Expected(shape, dtype, is_recomputed=True)
     return expected
 
 
@@ -58,6 +65,7 @@ def fill(model: nn.Module, source: Checkpoint, selection: Selection, device: str
     if report.recast:
         name, want, found = report.recast[0]
         warn(f"{len(report.recast)} tensors are cast to the model's dtype ({name}: {found} → {want})")
+    _compare_recomputed(model, report.recomputed, selection, warn)
     is_skeleton = any(isinstance(value, torch.Tensor) and value.is_meta for value in state.values())
     filled: Any = OrderedDict(_values(state, source, selection, device, warn))
     filled.update((name, to_torch(selection.extra[name], name)) for name in extra_of(model))
@@ -95,6 +103,15 @@ def _values(
             tensor = nn.Parameter(tensor, requires_grad=want.requires_grad)
         for name in chosen[first]:
             yield name, tensor
+
+
+def _compare_recomputed(model: nn.Module, names: Sequence[str], selection: Selection, warn: Warn) -> None:
+    """Say so when a buffer that the model makes by itself is another one in the file."""
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    for name in names:
+        found = read_tensor(selection.tensors[name])
+        if found.shape != buffers[name].shape or not torch.equal(found, buffers[name].cpu().to(found.dtype)):
+            warn(f"{name!r} in the file is not what the model computes by itself: kept the model's own")
 
 
 def _warn_if_untied(names: list[str], selection: Selection, warn: Warn) -> None:
