@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     Array = numpy.ndarray[Any, Any]
 
+BLOCK_ELEMENTS = 64 * 1024
+"""How many elements are decoded at a time."""
 Progress = Callable[[int], None]
 """Called with the bytes of tensors done since the last call; the calls add up to both sides' `num_bytes`."""
 
@@ -48,34 +50,39 @@ def compare(a: TensorEntry, b: TensorEntry, advance: Progress) -> ValueDiff | No
 
     Raises: CorruptError, UnreadableError or LimitError when one cannot be read.
     """
-    num_same = _count_same_blocks(a, b, advance) if a.dtype is b.dtype else 0
+    num_same = _count_same(a, b, advance) if a.dtype is b.dtype else 0
     return None if num_same is None else _compare_values(a, b, num_same, advance)
 
 
-def _paired_blocks(a: TensorEntry, b: TensorEntry) -> Iterator[tuple[memoryview, memoryview]]:
-    """The bytes of both, the same number of elements at a time."""
-    step = BLOCK_BYTES // max(a.dtype.itemsize, b.dtype.itemsize)
-    return zip(raw_blocks(a, step * a.dtype.itemsize), raw_blocks(b, step * b.dtype.itemsize), strict=True)
+def _paired_blocks(
+    a: TensorEntry, b: TensorEntry, num_elements: int
+) -> Iterator[tuple[memoryview, memoryview]]:
+    """The bytes of both, `num_elements` elements at a time."""
+    blocks_a = raw_blocks(a, num_elements * a.dtype.itemsize)
+    return zip(blocks_a, raw_blocks(b, num_elements * b.dtype.itemsize), strict=True)
 
 
-def _count_same_blocks(a: TensorEntry, b: TensorEntry, advance: Progress) -> int | None:
-    """How many blocks, from the first on, are bitwise equal; None when all are."""
-    for i, (block_a, block_b) in enumerate(_paired_blocks(a, b)):
+def _count_same(a: TensorEntry, b: TensorEntry, advance: Progress) -> int | None:
+    """How many elements of a's dtype, in whole blocks, are bitwise equal at the start; None when all are."""
+    num_same = 0
+    for block_a, block_b in _paired_blocks(a, b, BLOCK_BYTES // a.dtype.itemsize):
         # bytes compare with memcmp, memoryviews element by element: the copies pay.
         if bytes(block_a) != bytes(block_b):
-            return i
+            return num_same
+        num_same += len(block_a) // a.dtype.itemsize
         advance(len(block_a) + len(block_b))
     return None
 
 
 def _compare_values(a: TensorEntry, b: TensorEntry, num_reported: int, advance: Progress) -> ValueDiff:
-    """Compare all values; the progress of the first `num_reported` blocks was reported before."""
-    num_different = num_both_nan = index = 0
+    """Compare all values; the progress of the first `num_reported` elements was reported before."""
+    num_different = num_both_nan = num_done = 0
     worst_index = -1
     max_abs: int | float = 0
     max_rel = 0.0
     worst_a = worst_b = None
-    for i, (block_a, block_b) in enumerate(_paired_blocks(a, b)):
+    per_element = values_per_element(a.dtype)
+    for block_a, block_b in _paired_blocks(a, b, BLOCK_ELEMENTS):
         values_a, values_b = decode(block_a, a.dtype), decode(block_b, b.dtype)
         places, gaps, relative, num_nan = _gaps(values_a, values_b)
         num_both_nan += num_nan
@@ -85,14 +92,12 @@ def _compare_values(a: TensorEntry, b: TensorEntry, num_reported: int, advance: 
             gap = gaps[top : top + 1].tolist()[0]
             max_rel = max(max_rel, float(relative.max()))
             if worst_index < 0 or gap > max_abs:
-                max_abs, worst_index = gap, index + int(places[top])
+                max_abs, worst_index = gap, num_done + int(places[top]) // per_element
                 worst_a, worst_b = values_a[places[top]].item(), values_b[places[top]].item()
-        index += len(values_a)
-        if i >= num_reported:
-            advance(len(block_a) + len(block_b))
-    worst = None
-    if worst_index >= 0:
-        worst = _unravel(worst_index // values_per_element(a.dtype), a.shape)
+        num_done += len(block_a) // a.dtype.itemsize
+        num_new = min(len(block_a) // a.dtype.itemsize, max(num_done - num_reported, 0))
+        advance(num_new * (a.dtype.itemsize + b.dtype.itemsize))
+    worst = _unravel(worst_index, a.shape) if worst_index >= 0 else None
     return ValueDiff(num_different, max_abs, max_rel, worst, worst_a, worst_b, num_both_nan)
 
 

@@ -151,7 +151,7 @@ def decode(buffer: memoryview, dtype: DType) -> numpy.ndarray[Any, Any]:
     name = dtype.name
     words: numpy.ndarray[Any, Any] = np.frombuffer(buffer, dtype.numpy or _RAW.get(name, "|u1"))
     if name in SMALL_FLOATS:
-        words = _table(name).take(words, axis=0).reshape(-1)
+        words = _table(name).take(words, axis=0, mode="clip").reshape(-1)
     elif name == "bool":
         # torch takes any byte but 0 for True; a NumPy bool that is neither 0 nor 1 misbehaves.
         words = words.view(np.uint8) != 0
