@@ -64,6 +64,8 @@ def number(value: float, unit: str) -> str:
 
 def markdown(path: Path) -> str:
     """The table, the machine, and what limits each missed budget."""
+    if not path.exists():
+        return "Not measured yet.\n"
     document = json.loads(path.read_text(encoding="utf-8"))
     machine = document["machine"]
     lines = ["| work | against | budget | measured |", "|---|---|---|---|"]

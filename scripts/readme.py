@@ -4,7 +4,8 @@
     scripts/readme.py --check    fail, with the difference, when it is not what the program prints
 
 Every ```console block is a session: its `$ ` lines are run, in order, in one folder that lasts for the
-whole document, and what they print replaces what stands there. A command may fail only where the next
+whole document, and what they print replaces what stands there (less the versions and the platform of the
+machine at hand, which become an ellipsis). A command may fail only where the next
 line is `$ echo $?`. `<!-- run: COMMAND -->` runs without being shown. `<!-- begin: NAME -->` …
 `<!-- end -->` holds a table made by a function of TABLES.
 """
@@ -82,8 +83,8 @@ class Session:
             text=True,
         )
         self.code = done.returncode
-        self.output = done.stdout
-        return done.stdout
+        self.output = MACHINE.sub(r"\1…", done.stdout)
+        return self.output
 
     def expect_success(self, command: str) -> None:
         """Raises: SystemExit when the last command failed."""
@@ -102,6 +103,9 @@ class Session:
                 text += "\n"
         return text
 
+
+MACHINE = re.compile(r"^((?:torch|python|platform|machine) +)'.*'$", re.MULTILINE)
+"""The lines of a record that say where it was written."""
 
 AMBIENT = ("CI", "GITHUB_ACTIONS", "FORCE_COLOR", "PTSAVE_DEBUG", "PYTHONDONTWRITEBYTECODE")
 
