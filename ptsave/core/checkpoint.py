@@ -18,6 +18,7 @@ from ptsave.core.memory import no_garbage_collection
 from ptsave.core.nodes import GlobalUse, TensorEntry
 from ptsave.core.record import Record
 from ptsave.core.tree import leaves
+from ptsave.errors import LimitError
 
 ROOT_NAME = "value"
 """The name of a root that is itself a leaf: `torch.save(tensor, path)`."""
@@ -58,14 +59,19 @@ class Checkpoint:
     def _leaves(self) -> tuple[dict[str, TensorEntry], dict[str, Any]]:
         tensors: dict[str, TensorEntry] = {}
         data: dict[str, Any] = {}
+        times: dict[str, int] = {}
         with no_garbage_collection():
-            for path, leaf in leaves(self.root):
-                name = ".".join(map(str, path)) or ROOT_NAME
-                if isinstance(leaf, TensorEntry):
-                    name = _unused(name, tensors)
-                    tensors[name] = leaf.named(name)
-                else:
-                    data[_unused(name, data)] = leaf
+            try:
+                for path, leaf in leaves(self.root):
+                    name = ".".join(map(str, path)) or ROOT_NAME
+                    if isinstance(leaf, TensorEntry):
+                        name = _unused(name, tensors, times)
+                        tensors[name] = leaf.named(name)
+                    else:
+                        data[_unused(name, data, times)] = leaf
+            except LimitError as error:
+                error.where = error.where or str(self.path)
+                raise
         return tensors, data
 
     def close(self) -> None:
@@ -83,11 +89,15 @@ class Checkpoint:
         self.close()
 
 
-def _unused(name: str, taken: Mapping[str, Any]) -> str:
-    """`name`, or `name~2`, … where two paths ({"a.b": …} and {"a": {"b": …}}) spell the same name."""
+def _unused(name: str, taken: Mapping[str, Any], times: dict[str, int]) -> str:
+    """`name`, or `name~2`, … where two paths ({"a.b": …} and {"a": {"b": …}}) spell the same name.
+
+    `times` remembers how far each name has been counted, so that many such paths cost no more each.
+    """
     if name not in taken:
         return name
-    n = 2
+    n = times.get(name, 2)
     while f"{name}~{n}" in taken:
         n += 1
+    times[name] = n
     return f"{name}~{n}"

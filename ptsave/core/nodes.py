@@ -11,7 +11,7 @@ from ptsave.core.dtypes import DType
 from ptsave.core.storage import Storage
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class TensorEntry:
     """One tensor: a strided view of a storage.
 
@@ -31,6 +31,9 @@ class TensorEntry:
     """`tensor` or `parameter`; else what it is in the file's own words (`sparse_coo`, `quantized`, a
     subclass's dotted name): then converting it needs care."""
     requires_grad: bool = False
+
+    def __repr__(self) -> str:
+        return f"TensorEntry({self.name!r}, {self.dtype}, {self.shape})"
 
     @property
     def num_elements(self) -> int:
@@ -98,6 +101,9 @@ class Global:
 
     name: str
 
+    def __str__(self) -> str:
+        return self.name
+
 
 @dataclass(eq=False, repr=False)
 class Opaque:
@@ -119,6 +125,13 @@ class Opaque:
     def __repr__(self) -> str:
         """Its name alone: what it holds may be shared without end."""
         return f"<{self.name}>"
+
+    @property
+    def num_parts(self) -> int:
+        """How many things `children` looks at."""
+        state = self.state
+        own = len(state) if isinstance(state, dict) else 1
+        return len(self.args) + own + (0 if self.items is None else len(self.items))
 
     @property
     def is_call_of_scalars(self) -> bool:

@@ -8,9 +8,11 @@ from typing import Any
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.errors import LimitError
 
-MAX_VISITS = 4_000_000
-"""Cap on the nodes of one walk. A shared container counts each time it is reached, so that a small
-file cannot spell exponentially many leaves."""
+MAX_REPEATS = 500_000
+"""Cap on the nodes that a walk reaches again, by another path. Every node is reached once in time that
+the file's length bounds, but sharing lets a small file spell exponentially many paths."""
+MAX_NAME_CHARS = 64 * 1024 * 1024
+"""Cap on the length of all leaves' paths together: a long key stands in the path of each leaf under it."""
 MAX_DEPTH = 200
 """Cap on how deep containers nest."""
 
@@ -30,53 +32,71 @@ def leaves(root: Any) -> Iterator[tuple[Path, Any]]:
     A leaf is a tensor, a plain value, a Global, an empty container, or a list, tuple or set of plain
     values (`betas`). An Opaque is yielded and then, the first time that it is met, its contents.
 
-    Raises: LimitError past MAX_VISITS nodes or MAX_DEPTH levels.
+    Raises: LimitError past MAX_REPEATS, MAX_NAME_CHARS or MAX_DEPTH.
     """
-    seen_opaque: set[int] = set()
+    walk = _Walk()
+    children = walk.enter(root)
+    if children is None or isinstance(root, Opaque):
+        yield (), root
+        if children is None:
+            return
     open_ids: set[int] = {id(root)}
-    budget = MAX_VISITS
-    if (node := _descend(root, seen_opaque)) is None:
-        yield (), root
-        return
-    if isinstance(root, Opaque):
-        yield (), root
-    stack: list[tuple[Path, Iterator[tuple[Any, Any]], int]] = [((), node, id(root))]
+    chars = 0
+    stack: list[tuple[Path, int, Iterator[tuple[Any, Any]], int]] = [((), 0, children, id(root))]
     while stack:
-        path, children, container = stack[-1]
+        path, path_chars, children, container = stack[-1]
         for key, value in children:
-            budget -= 1
-            if budget < 0:
-                raise LimitError("leaves", MAX_VISITS, "more")
-            if isinstance(value, TensorEntry):
-                yield (*path, key), value
+            key_chars = path_chars + 1 + len(key if type(key) is str else str(key))
+            chars += key_chars
+            if chars > MAX_NAME_CHARS:
+                raise LimitError("name_chars", MAX_NAME_CHARS, "more")
+            here = (*path, key)
+            if type(value) is TensorEntry or type(value) in SCALARS:
+                yield here, value
                 continue
-            inner = None if id(value) in open_ids else _descend(value, seen_opaque)
-            if inner is None:
-                yield (*path, key), value
-                continue
-            if isinstance(value, Opaque):
-                yield (*path, key), value
-            if len(stack) >= MAX_DEPTH:
-                raise LimitError("depth", MAX_DEPTH, "more")
-            open_ids.add(id(value))
-            stack.append(((*path, key), inner, id(value)))
-            break
+            inner = None if id(value) in open_ids else walk.enter(value)
+            if inner is None or isinstance(value, Opaque):
+                yield here, value
+            if inner is not None:
+                if len(stack) >= MAX_DEPTH:
+                    raise LimitError("depth", MAX_DEPTH, "more")
+                open_ids.add(id(value))
+                stack.append((here, key_chars, inner, id(value)))
+                break
         else:
             stack.pop()
             open_ids.discard(container)
 
 
-def _descend(value: Any, seen_opaque: set[int]) -> Iterator[tuple[Any, Any]] | None:
-    """The children of `value` as (key, child), or None where it is a leaf."""
-    if isinstance(value, dict):
-        return iter(value.items()) if value else None
-    if isinstance(value, (list, tuple)):
-        return None if all(map(is_scalar, value)) else iter(enumerate(value))
-    if isinstance(value, Opaque) and id(value) not in seen_opaque:
-        if not value.shared:
-            seen_opaque.add(id(value))
-        return None if value.is_call_of_scalars else value.children()
-    return None
+class _Walk:
+    """Which containers a walk has met, and what meeting some of them again has cost."""
+
+    def __init__(self) -> None:
+        self.met: set[int] = set()
+        self.repeats = 0
+
+    def enter(self, value: Any) -> Iterator[tuple[Any, Any]] | None:
+        """The children of `value` as (key, child), or None where it is a leaf."""
+        if isinstance(value, dict):
+            self._meet(value, len(value))
+            return iter(value.items()) if value else None
+        if isinstance(value, (list, tuple)):
+            self._meet(value, len(value))
+            return None if all(map(is_scalar, value)) else iter(enumerate(value))
+        if isinstance(value, Opaque):
+            if id(value) in self.met and not value.shared:
+                return None
+            self._meet(value, value.num_parts)
+            return None if value.is_call_of_scalars else value.children()
+        return None
+
+    def _meet(self, value: Any, num_parts: int) -> None:
+        if id(value) in self.met:
+            self.repeats += 1 + num_parts
+            if self.repeats > MAX_REPEATS:
+                raise LimitError("repeats", MAX_REPEATS, "more")
+        else:
+            self.met.add(id(value))
 
 
 def map_tensors(root: Any, replace: Callable[[TensorEntry], Any]) -> Any:

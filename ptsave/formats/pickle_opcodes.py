@@ -199,6 +199,7 @@ class Machine:
             raise CorruptError(f"sets items in a {type(target).__name__}")
         if len(items) % 2:
             raise CorruptError("sets a key without a value")
+        self.budget.spend(len(items) // 2)
         for i in range(0, len(items), 2):
             key = items[i]
             if type(key) is not str or len(key) > LONG_KEY:

@@ -54,6 +54,11 @@ class PickledModule(Opaque):
     def is_call_of_scalars(self) -> bool:
         return False
 
+    @property
+    def num_parts(self) -> int:
+        tables = (self.state.get(table) for table in ("_parameters", "_buffers", "_modules"))
+        return len(self.state) + sum(len(table) for table in tables if isinstance(table, dict))
+
     def children(self) -> Iterator[tuple[Any, Any]]:
         state: dict[Any, Any] = self.state
         yield from _tensors(state.get("_parameters"))
