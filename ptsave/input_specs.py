@@ -25,6 +25,8 @@ from ptsave.specs import (
 
 MAX_INPUT_BYTES = 16 * 1024**3
 """Cap on one generated input."""
+NOT_GENERATED = ("complex32", "float8_e8m0fnu", "float4_e2m1fn_x2")
+"""Dtypes of numbers that torch does not cast to, or that have no sign."""
 MAX_DIMENSIONS = 64
 """Cap on an input's rank; torch itself handles no more."""
 
@@ -219,7 +221,7 @@ def _parse_random(table: Mapping[str, Any], place: Place) -> RandomTensor:
             f"{list(shape)} is not a shape", f"sizes are 0 or more, at most {MAX_DIMENSIONS} of them"
         )
     dtype = parse_dtype(table.get("dtype", "float32"), place / "dtype")
-    if dtype.kind in ("quantized", "bits") or dtype.name in ("float8_e8m0fnu", "float4_e2m1fn_x2"):
+    if dtype.kind in ("quantized", "bits") or dtype.name in NOT_GENERATED:
         raise (place / "dtype").error(
             f"no numbers can be generated as {dtype.name}", "give the tensor as a file"
         )
