@@ -29,21 +29,38 @@ MAX_NAME_BYTES = 255
 class OutputFile:
     """A file being written; every read and write names its position, so threads can share it."""
 
-    def __init__(self, fd: int, path: Path, destination: Path) -> None:
+    def __init__(self, fd: int, path: Path, destination: Path, num_bytes: int, *, sync: bool) -> None:
         self.fd = fd
         self.path = path
         """Where the bytes are now."""
         self.destination = destination
         """What the file will be called; for messages."""
+        self.num_bytes = num_bytes
+        """How long it will be."""
+        self.sync = sync
+        """Whether it will be made durable."""
+        self.can_share = True
+        """False once the file system has said that it cannot share blocks between files."""
         self._lock = threading.Lock()
 
-    def reserve(self, num_bytes: int) -> None:
-        """Make the file `num_bytes` long, and have the disk set the room aside where it can.
+    def share(self, source_fd: int, source_offset: int, num_bytes: int, offset_bytes: int) -> int:
+        """Share blocks of another file; returns `num_bytes`, or 0 where the file system cannot."""
+        self.can_share = system.clone_range(source_fd, source_offset, num_bytes, self.fd, offset_bytes)
+        return num_bytes if self.can_share else 0
+
+    def reserve(self, shared_bytes: int = 0) -> None:
+        """Make the file as long as it will be, and have the disk set the room aside where it can.
+
+        `shared_bytes`: how many of them need no room, since they are shared with another file.
 
         Raises: WriteError when there is no room.
         """
-        with _errors(self.destination, num_bytes):
-            system.reserve(self.fd, num_bytes)
+        check_room(self.destination, self.num_bytes - shared_bytes)
+        with _errors(self.destination, self.num_bytes):
+            if shared_bytes:  # XFS would set the room of shared blocks aside as well
+                os.ftruncate(self.fd, self.num_bytes)
+            else:
+                system.reserve(self.fd, self.num_bytes)
 
     def write_at(self, offset_bytes: int, data: bytes | bytearray | memoryview) -> None:
         """Write all of `data`, in as many calls as the system takes.
@@ -60,6 +77,11 @@ class OutputFile:
                 view = view[done:]
         except OSError as error:
             raise write_error(self.destination, error) from None
+
+    def begin_writeback(self, offset_bytes: int, num_bytes: int) -> None:
+        """Say that these bytes are final, so that the disk can begin with them."""
+        if self.sync:
+            system.begin_writeback(self.fd, offset_bytes, num_bytes)
 
     def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
         """Fill `buffer` with what the file now holds.
@@ -95,7 +117,7 @@ class OutputFile:
 
 @contextmanager
 def replacing_file(
-    destination: str | os.PathLike[str], num_bytes: int, *, overwrite: bool = False
+    destination: str | os.PathLike[str], num_bytes: int, *, overwrite: bool = False, sync: bool = True
 ) -> Iterator[OutputFile]:
     """A new file of `num_bytes` bytes that becomes `destination` when the block ends without an error.
 
@@ -106,7 +128,6 @@ def replacing_file(
     target, old = check_file_destination(destination, overwrite=overwrite)
     remove_litter(target)
     old = _refuse_hard_links(target) if old else None
-    check_room(target, num_bytes)
     path = temporary_name(target)
     fd = -1
     renamed = False
@@ -115,11 +136,10 @@ def replacing_file(
             fd = _create(path, 0o666 if old is None else stat.S_IMODE(old.st_mode) & 0o777)
             if old is not None:
                 _keep_owner_and_mode(fd, old)
-        output = OutputFile(fd, path, target)
-        output.reserve(num_bytes)
-        yield output
+        yield OutputFile(fd, path, target, num_bytes, sync=sync)
         with _errors(target, num_bytes):
-            os.fsync(fd)  # never tried twice: after a failure the system forgets which pages were lost
+            if sync:
+                os.fsync(fd)  # never tried twice: after a failure the system forgets which pages were lost
             if system.IS_WINDOWS:  # an open file cannot be renamed there
                 os.close(fd)
                 fd = -1
@@ -128,7 +148,8 @@ def replacing_file(
             else:
                 system.rename_new(path, target)
             renamed = True
-        sync_names(target)
+        if sync:
+            sync_names(target)
     finally:
         if not renamed:
             with contextlib.suppress(OSError):

@@ -6,6 +6,8 @@ without dimensions) and then the tensor's elements, contiguous, row-major, littl
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Protocol
 
 from ptsave.core.dtypes import DType
@@ -35,20 +37,24 @@ def hasher(algorithm: str, start: bytes = b"") -> Hasher:
 
     Raises: KeyError for an algorithm that is not in HEX_DIGITS.
     """
+    return _factory(algorithm)(start)
+
+
+@cache
+def _factory(algorithm: str) -> Callable[[bytes], Hasher]:
     # Imported only when used: each of them costs milliseconds at start-up.
     if algorithm == "xxh3_128":
         import xxhash
 
-        return xxhash.xxh3_128(start)
+        return xxhash.xxh3_128
     if algorithm == "blake3":
         import blake3
 
-        digest: Hasher = blake3.blake3(start)
-        return digest
+        return blake3.blake3
     if algorithm == "sha256":
         import hashlib
 
-        return hashlib.sha256(start)
+        return hashlib.sha256
     raise KeyError(algorithm)
 
 

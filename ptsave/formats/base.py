@@ -33,6 +33,9 @@ class WriteOptions:
     digest: DigestAlgorithm = "xxh3_128"
     check: bool = True
     """Whether the destination is read back and compared before it takes its name."""
+    sync: bool = True
+    """Whether the destination is made durable before it takes its name. Off only for files that nobody will
+    miss, and to tell what moving the bytes costs from what the disk costs."""
     shard_bytes: int = 5 * 1000**3
     """Most bytes of tensors in one file of a sharded format."""
     progress: Callable[[int], None] | None = None

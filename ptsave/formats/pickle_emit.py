@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ptsave.core.dtypes import DType
@@ -78,21 +78,19 @@ class Emitter:
             self.text(text)
             self._memoize(text)
 
-    def call(self, module: str, name: str, *arguments: Callable[[], None]) -> None:
-        """Emit what a call of `module.name` returns; each argument emits itself."""
-        self.constant(module, name)
-        self.tuple_of(*arguments)
+    def mark(self) -> None:
+        """Begin a tuple that `tuple` ends."""
+        self._out += b"("
+
+    def tuple(self) -> None:
+        """Make a tuple of what was emitted since the last open `mark`."""
+        self._out += b"t"
+
+    def reduce(self) -> None:
+        """Call what was emitted last but one with the tuple that was emitted last."""
         self._out += b"R"
 
-    def tuple_of(self, *items: Callable[[], None]) -> None:
-        """Emit a tuple whose items emit themselves."""
-        if len(items) > 3:
-            self._out += b"("
-        for item in items:
-            item()
-        self._out += (b")", b"\x85", b"\x86", b"\x87")[len(items)] if len(items) <= 3 else b"t"
-
-    def integers(self, values: tuple[int, ...]) -> None:
+    def integers(self, values: Sequence[int]) -> None:
         """Emit a tuple of integers."""
         if len(values) > 3:
             self._out += b"("
@@ -194,7 +192,7 @@ class Emitter:
                 self.value(item, (*path, i))
             self._out += b"e"
 
-    def _tuple(self, value: tuple[Any, ...], path: Path) -> None:
+    def _tuple(self, value: Sequence[Any], path: Path) -> None:
         if len(value) > 3:
             self._out += b"("
         for i, item in enumerate(value):

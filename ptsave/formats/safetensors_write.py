@@ -27,6 +27,7 @@ from ptsave.formats.stored import (
     check_bytes_back,
     distinct,
     expected_digests,
+    overlaps,
     placeholder_digests,
     record_text,
     refuse_special_kinds,
@@ -57,14 +58,16 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
     draft = header_bytes(layout, _metadata(checkpoint, stored, zeros, options))
     moves = tensor_moves(checkpoint, stored, layout, len(draft), options)
     num_bytes = len(draft) + layout.data_bytes
-    with replacing_file(destination, num_bytes, overwrite=options.overwrite) as output:
-        move(with_source_checks(list(moves.values())), output, source_path(checkpoint), options.progress)
+    with replacing_file(destination, num_bytes, overwrite=options.overwrite, sync=options.sync) as output:
+        spans = move(
+            with_source_checks(list(moves.values())), output, source_path(checkpoint), options.progress
+        )
         digests = all_digests(checkpoint, stored, moves, options)
         header = header_bytes(layout, _metadata(checkpoint, stored, digests, options))
         assert len(header) == len(draft)
         output.write_at(0, header)
         if options.check:
-            check_back(moves.values(), output, options.progress)
+            check_back(spans, output, options.progress)
             check_bytes_back(output, 0, header, "the header")
     return Written(num_bytes, overlap_notes(stored))
 
@@ -206,14 +209,12 @@ def all_digests(
     """The digest of every tensor by name, aliases included, in the checkpoint's order, if wanted."""
     if not options.record:
         return {}
-    return {
-        name: moves[stored.aliases.get(name, name)].digests[options.digest] for name in checkpoint.tensors
-    }
+    return {name: moves[stored.aliases.get(name, name)].digest(options.digest) for name in checkpoint.tensors}
 
 
 def overlap_notes(stored: Distinct) -> tuple[str, ...]:
     """A line for each pair of views that shared bytes and no longer do."""
     return tuple(
         f"{name!r} overlaps {other!r} in memory; they are stored separately and no longer share bytes"
-        for other, name in stored.overlapping
+        for other, name in overlaps(stored.kept.values())
     )

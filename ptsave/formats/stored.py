@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,8 +27,6 @@ class Distinct:
     """The first name of each."""
     aliases: Mapping[str, str]
     """Every further name → the kept one."""
-    overlapping: Sequence[tuple[str, str]]
-    """Pairs of kept names that share some bytes and are not the same view."""
 
 
 def distinct(tensors: Mapping[str, TensorEntry]) -> Distinct:
@@ -39,21 +37,21 @@ def distinct(tensors: Mapping[str, TensorEntry]) -> Distinct:
         kept = first.setdefault(entry.view, name)
         if kept != name:
             aliases[name] = kept
-    kept_entries = {name: tensors[name] for name in first.values()}
-    return Distinct(kept_entries, aliases, _overlaps(kept_entries.values()))
+    return Distinct({name: tensors[name] for name in first.values()}, aliases)
 
 
 def byte_range(entry: TensorEntry) -> tuple[int, int]:
     """The first byte of the storage that `entry` uses, and the first after it; equal when it has none."""
     item = entry.dtype.itemsize
     start = entry.offset * item
-    if not entry.num_elements:
-        return start, start
+    if entry.is_contiguous:
+        return start, start + entry.num_bytes
     last = sum((size - 1) * stride for size, stride in zip(entry.shape, entry.strides, strict=True))
     return start, start + (last + 1) * item
 
 
-def _overlaps(entries: Iterable[TensorEntry]) -> list[tuple[str, str]]:
+def overlaps(entries: Iterable[TensorEntry]) -> list[tuple[str, str]]:
+    """Pairs of names that share some bytes of a storage, of entries that are different views."""
     by_storage: dict[int, list[tuple[int, int, str]]] = {}
     for entry in entries:
         start, end = byte_range(entry)
@@ -89,15 +87,15 @@ def source_path(checkpoint: Checkpoint) -> str:
 
 def expected_digests(
     checkpoint: Checkpoint, names: Iterable[str], options: WriteOptions
-) -> dict[str, str | None]:
+) -> Mapping[str, str | None]:
     """Algorithm → what the digest of the tensor called `names` must be, or None where it is only wanted.
 
     Raises: CorruptError when the source's record says two things of tied tensors.
     """
-    wanted: dict[str, str | None] = {options.digest: None} if options.record else {}
     recorded = checkpoint.record.digests if checkpoint.record is not None else None
     if recorded is None or recorded.algorithm not in HEX_DIGITS:
-        return wanted
+        return _WANTED[options.digest] if options.record else {}
+    wanted: dict[str, str | None] = {options.digest: None} if options.record else {}
     for name in names:
         digest = recorded.tensors.get(name)
         if digest is not None and wanted.setdefault(recorded.algorithm, digest) != digest:
@@ -105,6 +103,9 @@ def expected_digests(
                 raise damaged(source_path(checkpoint), name, f"recorded {recorded.algorithm} digest")
             wanted[recorded.algorithm] = digest
     return wanted
+
+
+_WANTED: dict[str, dict[str, str | None]] = {algorithm: {algorithm: None} for algorithm in HEX_DIGITS}
 
 
 def with_source_checks(moves: list[Move]) -> list[Move]:

@@ -21,6 +21,8 @@ _DATE = (1 << 5) | 1
 _FULL_16 = 0xFFFF
 _FULL_32 = 0xFFFFFFFF
 _VERSION, _VERSION_64 = 20, 45
+_LOCAL_BYTES, _LISTED_BYTES, _END_BYTES, _END64_BYTES = 30, 46, 22, 56 + 20
+"""Of the fixed parts: a local header, a line in the directory, the end record, zip64's two end records."""
 
 
 @dataclass(slots=True)
@@ -34,12 +36,17 @@ class Entry:
     data_offset: int
     crc32: int = 0
 
-    def local_header(self) -> bytes:
-        """Everything from `header_offset` to `data_offset`."""
+    @property
+    def header_bytes(self) -> int:
+        return self.data_offset - self.header_offset
+
+    def local_header(self, crc32: int) -> bytes:
+        """Everything from `header_offset` to `data_offset`, now that the record's CRC-32 is known."""
+        self.crc32 = crc32
         name = self.name.encode()
         size = self.num_bytes
         zip64 = struct.pack("<2H2Q", 1, 16, size, size) if size >= _FULL_32 else b""
-        padding = self.data_offset - self.header_offset - 30 - len(name) - len(zip64) - 4
+        padding = self.header_bytes - _LOCAL_BYTES - len(name) - len(zip64) - 4
         extra = zip64 + b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
         size = min(size, _FULL_32)
         fixed = struct.pack(
@@ -97,23 +104,38 @@ class Frame:
         self.entries: list[Entry] = []
         self.end = 0
         """Where the next entry's header, or the directory, begins."""
+        self._listed_bytes = 0
 
     def add(self, name: str, num_bytes: int) -> Entry:
         """Set room aside for a record of `num_bytes`."""
-        unit = PAGE_BYTES if num_bytes >= LARGE_BYTES else ALIGN_BYTES
-        start = self.end + 30 + len(name.encode()) + 4 + (20 if num_bytes >= _FULL_32 else 0)
-        start += -start % unit
+        name_bytes = len(name.encode())
+        is_large = num_bytes >= _FULL_32
+        start = self.end + _LOCAL_BYTES + name_bytes + 4 + (20 if is_large else 0)
+        start += -start % (PAGE_BYTES if num_bytes >= LARGE_BYTES else ALIGN_BYTES)
         entry = Entry(name, num_bytes, self.end, start)
         self.entries.append(entry)
+        wide = 16 * is_large + 8 * (self.end >= _FULL_32)
+        self._listed_bytes += _LISTED_BYTES + name_bytes + (4 + wide if wide else 0)
         self.end = start + num_bytes
         return entry
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the whole archive."""
+        wide = _END64_BYTES if self._is_wide else 0
+        return self.end + self._listed_bytes + wide + _END_BYTES
+
+    @property
+    def _is_wide(self) -> bool:
+        return max(self.end, self._listed_bytes) >= _FULL_32 or len(self.entries) >= _FULL_16
+
     def directory(self) -> bytes:
-        """The directory and the end records. Its length does not depend on the CRCs."""
+        """The directory and the end records, once every CRC-32 is known."""
         body = b"".join(entry.directory_entry() for entry in self.entries)
+        assert len(body) == self._listed_bytes
         count, offset = len(self.entries), self.end
         end64 = b""
-        if count >= _FULL_16 or offset >= _FULL_32 or len(body) >= _FULL_32:
+        if self._is_wide:
             end64 = struct.pack(
                 "<4sQ2H2L4Q",
                 b"PK\6\6",
