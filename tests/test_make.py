@@ -104,14 +104,16 @@ def test_make_stops_and_keeps_the_old_file(damage: str, make, tmp_path: Path) ->
     ]
 
 
-def test_make_check_says_yes_and_no(make, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    assert make("check-weights.safetensors").returncode == 0
+def test_make_verifies_and_says_yes_and_no(make, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    assert make("weights.safetensors.verified").returncode == 0
+    (tmp_path / "weights.safetensors.verified").unlink()
     data = bytearray((tmp_path / "weights.safetensors").read_bytes())
     data[-1] ^= 1
     (tmp_path / "weights.safetensors").write_bytes(data)
-    done = make("check-weights.safetensors")
+    done = make("weights.safetensors.verified")
     assert done.returncode == 2
     assert "Error 1" in done.stderr
+    assert not (tmp_path / "weights.safetensors.verified").exists()
 
 
 def test_the_ci_step_verifies(readme: str, root: Path, tmp_path: Path, ptsave: Command, run) -> None:  # type: ignore[no-untyped-def]
