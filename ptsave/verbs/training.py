@@ -94,9 +94,8 @@ def describe_training(checkpoint: Checkpoint) -> Training | None:
     """
     search = _Search()
     search.run(_nested(checkpoint))
-    for key in PROGRESS_KEYS:
-        text = checkpoint.metadata.get(key, "")
-        if text.isascii() and text.isdecimal() and len(text) < 20:
+    for key, text in checkpoint.metadata.items():
+        if key in PROGRESS_KEYS and text.isascii() and text.isdecimal() and len(text) < 20:
             search.progress.setdefault(key, int(text))
     found = Training(
         dict(islice(search.progress.items(), MAX_SHOWN)),
@@ -217,8 +216,12 @@ def _nested(checkpoint: Checkpoint) -> Any:
     if not isinstance(root, dict) or not all(isinstance(leaf, TensorEntry) for leaf in root.values()):
         return root
     extras = checkpoint.record.extras if checkpoint.record is not None else None
+    if not isinstance(extras, dict):
+        extras = {}
+    if not extras and not any("state." in str(name) for name in root):
+        return root
     tree: dict[str, Any] = {}
-    for name, leaf in [*root.items(), *(extras.items() if isinstance(extras, dict) else ())]:
+    for name, leaf in [*root.items(), *extras.items()]:
         head, _, key = str(name).rpartition(".")
         above, is_state, param = f".{head}".partition(".state.")
         if is_state and key in STATE_KEYS:

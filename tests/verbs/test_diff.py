@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.compare import ValueDiff
@@ -21,6 +22,7 @@ from ptsave.core.dtypes import BY_NAME
 from ptsave.core.nodes import Global, Opaque, TensorEntry
 from ptsave.core.storage import BLOCK_BYTES, MemoryStorage, Storage
 from ptsave.errors import CorruptError
+from ptsave.formats import open_checkpoint
 from ptsave.verbs.diff import DataDiff, Diff, TensorDiff, diff
 
 NAN, INF = math.nan, math.inf
@@ -283,6 +285,33 @@ def test_progress_adds_up_to_both_sides() -> None:
     assert min(done) >= 0
 
 
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+def test_formats_do_not_matter(tmp_path: Path) -> None:
+    tree = {
+        "w": torch.randn(30, 40).t(),
+        "half": torch.randn(5).bfloat16(),
+        "small": torch.randn(6).to(torch.float8_e4m3fn),
+        "i": torch.arange(3),
+        "none": torch.empty(0, 2),
+        "one": torch.tensor(1.5),
+        "c": torch.randn(3, dtype=torch.complex64),
+    }
+    torch.save(tree, tmp_path / "a.pt")
+    torch.save(tree, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    save_file({name: tensor.contiguous() for name, tensor in tree.items()}, tmp_path / "a.safetensors")
+    tree["w"][3, 4] += 1
+    torch.save(tree, tmp_path / "b.pt")
+    with open_checkpoint(tmp_path / "a.pt") as a:
+        for name in ("old.pt", "a.safetensors"):
+            with open_checkpoint(tmp_path / name) as other:
+                assert diff(a, other).is_same
+        with open_checkpoint(tmp_path / "b.pt") as b:
+            (changed,) = diff(a, b).different
+    assert changed.name == "w"
+    assert changed.values is not None
+    assert (changed.values.num_different, changed.values.worst) == (1, (3, 4))
+
+
 def test_an_unreadable_tensor_is_an_error_and_never_equal() -> None:
     class Damaged:
         num_bytes = 8
@@ -315,6 +344,7 @@ from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.dtypes import BY_NAME
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.storage import MemoryStorage
+from ptsave.formats import open_checkpoint
 from ptsave.verbs.diff import diff
 made = [Checkpoint("test", Path("t"), {"t": TensorEntry("", BY_NAME["float32"], (2,), (1,),
         MemoryStorage(memoryview(bytes(8))), 0)}) for _ in range(2)]
