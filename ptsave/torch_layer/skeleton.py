@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,7 +34,9 @@ def build_skeleton(construct: Callable[[], Any]) -> nn.Module | None:
     A tensor of the state dict that is on the meta device is to be replaced by one with values, by
     assignment (`load_state_dict(assign=True)`); tied parameters are one object, as in a real model.
     """
-    with parameters_on_meta() as births:
+    with parameters_on_meta() as births, warnings.catch_warnings():
+        # Weights that a constructor loads by itself go nowhere, and are not needed.
+        warnings.filterwarnings("ignore", message=".*to a meta parameter in the current model")
         try:
             model = construct()
             is_whole = isinstance(model, nn.Module) and not births.is_shared() and not any(defects(model))
@@ -83,7 +86,7 @@ def parameters_on_meta() -> Iterator[Births]:
             data = births.move(data)
         return make(cls, data, requires_grad)
 
-    nn.Parameter.__new__ = born_on_meta  # type: ignore[method-assign, assignment]
+    nn.Parameter.__new__ = staticmethod(born_on_meta)  # type: ignore[method-assign, assignment]
     try:
         yield births
     finally:
@@ -93,8 +96,8 @@ def parameters_on_meta() -> Iterator[Births]:
 def defects(model: nn.Module) -> Iterator[str]:
     """Why loading a state dict by assignment would leave a skeleton wrong, each with the name concerned.
 
-    Everything without values has to be in the state dict; and what the state dict holds must not be held
-    anywhere else, for assignment would not reach it there.
+    Everything without values has to be in the state dict, as a plain parameter; and what the state dict
+    holds must not be held anywhere else, for assignment would not reach it there.
     """
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         yield "compiled: TorchScript holds its own references to parameters"
@@ -102,6 +105,8 @@ def defects(model: nn.Module) -> Iterator[str]:
     for name, tensor in model.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor) or is_lazy(tensor):
             continue
+        if tensor.is_meta and (type(tensor) is not nn.Parameter or _attributes(tensor)):
+            yield f"{name}: is more than a plain parameter, which is all that assignment makes"
         if owners.setdefault(_storage(tensor), id(tensor)) != id(tensor):
             yield f"{name}: shares its memory with another name of the state dict"
     for where, tensor, is_registered in reachable_tensors(model):
@@ -112,6 +117,11 @@ def defects(model: nn.Module) -> Iterator[str]:
             yield f"{where}: has no values, and is not in the state dict"
         elif owner is not None and not (is_registered and owner == id(tensor)):
             yield f"{where}: shares its memory with a name of the state dict"
+
+
+def _attributes(tensor: Tensor) -> list[str]:
+    """What the model hung on a parameter, but for private notes (transformers' `_is_hf_initialized`)."""
+    return [name for name in vars(tensor) if not name.startswith("_")]
 
 
 def _storage(tensor: Tensor) -> int:

@@ -172,6 +172,48 @@ class ListsItsParameters(nn.Module):
         return self.fc(x) + x @ self.weights[0]
 
 
+class OwnParameter(nn.Parameter):
+    def __new__(cls, data: Tensor, scale: float) -> OwnParameter:
+        parameter = super().__new__(cls, data * scale)
+        parameter.scale = scale
+        return parameter
+
+
+class HasOwnParameter(nn.Module):
+    """A parameter of the user's own class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = OwnParameter(torch.randn(6, 6), 2.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight / self.weight.scale
+
+
+class ParameterWithAttribute(nn.Module):
+    """An attribute on a parameter that forward needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+        self.fc.weight.scale = 3.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x) * self.fc.weight.scale
+
+
+class LoadsItself(nn.Module):
+    """A constructor that loads pretrained weights: torch warns that they go nowhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+        self.fc.load_state_dict({"weight": torch.eye(6), "bias": torch.zeros(6)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x)
+
+
 @dataclass(slots=True)
 class Holder:
     tensor: Tensor
@@ -260,9 +302,12 @@ SKELETONS: dict[str, Callable[[], nn.Module]] = {
     "rotary": Rotary,
     "plain_attribute": PlainAttribute,
     "copies_another": CopiesAnother,
+    "loads_itself": LoadsItself,
     "prelu": lambda: nn.Sequential(nn.Linear(6, 6), nn.PReLU()),
 }
 REAL: dict[str, Callable[[], nn.Module]] = {
+    "own_parameter": HasOwnParameter,
+    "parameter_with_attribute": ParameterWithAttribute,
     "weight_norm_old": weight_norm_old,
     "derived_attribute": DerivedAttribute,
     "reads_its_weights": ReadsItsWeights,
