@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from ptsave.core.dtypes import BY_NAME, DType
 from ptsave.errors import UsageError
 from ptsave.specs import (
+    NOT_FINITE,
     NOWHERE,
     Place,
     check_args,
@@ -178,8 +179,9 @@ def _parse_input(value: Any, place: Place) -> InputSpec:
         return _parse_random(table, place)
     if form == "data":
         dtype = parse_dtype(table["dtype"], place / "dtype") if "dtype" in table else None
-        _check_numbers(table["data"], at)
-        return DataTensor(table["data"], dtype)
+        data = _finite_or_not(table["data"])
+        _check_numbers(data, at)
+        return DataTensor(data, dtype)
     if form == "file":
         key = table.get("key")
         return FileTensor(
@@ -268,6 +270,15 @@ def _parse_float_range(table: Mapping[str, Any], place: Place, spec: RandomTenso
     return RandomTensor(spec.shape, spec.dtype, spec.seed, mean=mean, std=std)
 
 
+def _finite_or_not(value: Any) -> Any:
+    """`value` with each `{_float_ = "nan"}` as the number it stands for."""
+    if isinstance(value, list):
+        return [_finite_or_not(child) for child in value]
+    if isinstance(value, dict) and value.get("_float_") in NOT_FINITE and len(value) == 1:
+        return float(value["_float_"])
+    return value
+
+
 def _check_numbers(value: Any, place: Place) -> tuple[int, ...]:
     """The shape of nested arrays of numbers.
 
@@ -294,7 +305,7 @@ def _inputto_plain(spec: InputSpec) -> dict[str, Any]:
     if isinstance(spec, FileTensor):
         return {"file": spec.file} | ({} if spec.key is None else {"key": spec.key})
     if isinstance(spec, DataTensor):
-        return {"data": spec.data} | ({} if spec.dtype is None else {"dtype": spec.dtype.name})
+        return {"data": to_plain(spec.data)} | ({} if spec.dtype is None else {"dtype": spec.dtype.name})
     document: dict[str, Any] = {"shape": list(spec.shape), "dtype": spec.dtype.name, "seed": spec.seed}
     if spec.low is not None:
         return document | {"low": spec.low, "high": spec.high}

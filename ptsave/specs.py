@@ -16,6 +16,8 @@ from ptsave.core.dtypes import BY_NAME, DType
 from ptsave.core.nearest import hint_for, nearest
 from ptsave.errors import CorruptError, UsageError
 
+NOT_FINITE = ("nan", "inf", "-inf")
+"""What `_float_` may spell."""
 MARKERS = ("_target_", "_args_", "_partial_", "_dtype_", "_import_", "_float_")
 """Keys that give a table inside `model.args` a meaning of its own."""
 
@@ -200,7 +202,7 @@ def _check_markers(table: Mapping[str, Any], place: Place) -> None:
         check_path(table["_import_"], place / "_import_")
     if "_dtype_" in table:
         parse_dtype(table["_dtype_"], place / "_dtype_")
-    if "_float_" in table and table["_float_"] not in ("nan", "inf", "-inf"):
+    if "_float_" in table and table["_float_"] not in NOT_FINITE:
         raise (place / "_float_").error("must be nan, inf or -inf", 'write {_float_ = "inf"}')
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -9,7 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from ptsave import config as config_module
 from ptsave.config import Config, ParallelSpec, Tolerance, load_config
 from ptsave.core.dtypes import BY_NAME
 from ptsave.errors import CorruptError, LimitError, MissingFileError, UsageError
@@ -157,6 +161,15 @@ def test_specs_survive_a_record(tmp_path: Path) -> None:
 def test_positional_inputs_survive_a_record() -> None:
     spec = InputsSpec((RandomTensor((2,)), PlainValue([1, "a"])))
     assert InputsSpec.from_json(spec.to_json(), "").positional == spec.positional
+
+
+def test_numbers_that_json_lacks_survive_a_record(tmp_path: Path) -> None:
+    inputs = load(tmp_path, MODEL + "[inputs.x]\ndata = [[nan, inf], [-inf, 1]]").inputs
+    assert inputs is not None
+    text = json.dumps(inputs.to_json(), allow_nan=False)
+    again = InputsSpec.from_json(json.loads(text), "").named["x"]
+    assert isinstance(again, DataTensor)
+    assert str(again.data) == "[[nan, inf], [-inf, 1]]"
 
 
 def test_a_factory_survives_a_record() -> None:
@@ -356,6 +369,87 @@ def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
         os.truncate(file.fileno(), 1 << 40)
     with pytest.raises(LimitError, match="MAX_CONFIG_BYTES"):
         load_config(path)
+
+
+KEYS = st.sampled_from(
+    [
+        "model",
+        "class",
+        "factory",
+        "args",
+        "inputs",
+        "verify",
+        "parallel",
+        "mesh",
+        "wrap",
+        "tensor",
+        "shape",
+        "dtype",
+        "seed",
+        "low",
+        "high",
+        "mean",
+        "std",
+        "data",
+        "file",
+        "key",
+        "value",
+        "list",
+        "dict",
+        "rtol",
+        "atol",
+        "x",
+        "dp",
+        "tp",
+        "_target_",
+        "_args_",
+        "_partial_",
+        "_dtype_",
+        "_import_",
+        "_float_",
+        "0",
+        "1",
+    ]
+)
+VALUES = st.recursive(
+    st.one_of(
+        st.integers(),
+        st.integers(-3, 300),
+        st.floats(),
+        st.booleans(),
+        st.sampled_from(["a.b", "a:b", "float32", "int8", "bool", "nan", "colwise", ""]),
+        st.dates(),
+    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEYS, inner, max_size=4)),
+    max_leaves=12,
+)
+TABLES = st.dictionaries(KEYS, VALUES, max_size=4)
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.fixed_dictionaries(
+        {"model": st.one_of(TABLES, st.just({"class": "a.b"}))},
+        optional={"inputs": VALUES, "verify": TABLES, "parallel": TABLES},
+    ),
+    st.lists(st.tuples(st.lists(KEYS, min_size=1, max_size=4), st.text(max_size=8)), max_size=2),
+)
+def test_any_document_is_read_or_refused(
+    document: dict[str, object], sets: list[tuple[list[str], str]]
+) -> None:
+    """Nothing but the errors of ours leaves the parser; what it takes survives a record."""
+    with contextlib.suppress(UsageError):
+        for keys, value in sets:
+            config_module._override(document, f"{'.'.join(keys)}={value}")
+    try:
+        config = config_module._parse(document, Path("c.toml"))
+    except UsageError:
+        return
+    text = json.dumps([config.model.to_json(), config.inputs and config.inputs.to_json()], allow_nan=False)
+    model, inputs = json.loads(text)
+    assert ModelSpec.from_json(model, "").to_json() == model
+    if config.inputs is not None:
+        assert InputsSpec.from_json(inputs, "").to_json() == inputs
 
 
 def test_no_torch_and_no_numpy(tmp_path: Path) -> None:
