@@ -155,6 +155,7 @@ class InputFolder:
             self.names = sorted(os.listdir(self.path))
         except OSError as error:
             raise unreadable(self.path, error) from None
+        self._known = frozenset(self.names)
 
     def open(self, name: str) -> InputFile:
         """Open the file `name` in this folder.
@@ -165,6 +166,8 @@ class InputFolder:
         where = str(self.path / name) if "\0" not in name else str(self.path)
         if name in ("", ".", "..") or "\0" in name or Path(name).name != name or "\\" in name:
             raise CorruptError(f"names a file outside its folder: {name!r}", str(self.path), _OUTSIDE_HINT)
+        if name not in self._known:  # too long, not to be encoded, of another case: all the same
+            raise MissingFileError("no such file", where, "check that the folder is complete")
         target = self.path / name
         if target.is_symlink() and not self._is_allowed_link(target):
             raise CorruptError("is a symbolic link out of its folder", where, _OUTSIDE_HINT)
@@ -173,7 +176,10 @@ class InputFolder:
     def _is_allowed_link(self, target: Path) -> bool:
         """Links inside the folder, and the Hugging Face cache's `snapshots/X/F → ../../blobs/H`."""
         home = self.path.resolve()
-        real = target.resolve()
+        try:
+            real = target.resolve()
+        except (OSError, RuntimeError):  # a loop; 3.13 leaves its discovery to the opening
+            raise CorruptError("is a symbolic link to itself", str(target), _OUTSIDE_HINT) from None
         if real.is_relative_to(home):
             return True
         return home.parent.name == "snapshots" and real.parent == home.parent.parent / "blobs"
