@@ -15,6 +15,11 @@ MAX_NAME_CHARS = 64 * 1024 * 1024
 """Cap on the length of all leaves' paths together: a long key stands in the path of each leaf under it."""
 MAX_DEPTH = 200
 """Cap on how deep containers nest."""
+CYCLE = Opaque("a container that this one is in")
+"""The leaf that stands where a container holds itself."""
+
+_LONG_TEXT = 1024
+_CHARS_PER_REPEAT = 16
 
 Path = tuple[Any, ...]
 
@@ -52,9 +57,13 @@ def leaves(root: Any) -> Iterator[tuple[Path, Any]]:
                 raise LimitError("name_chars", MAX_NAME_CHARS, "more")
             here = (*path, key)
             if type(value) is TensorEntry or type(value) in SCALARS:
+                walk.charge_text(value)
                 yield here, value
                 continue
-            inner = None if id(value) in open_ids else walk.enter(value)
+            if id(value) in open_ids:
+                yield here, CYCLE
+                continue
+            inner = walk.enter(value)
             if inner is None or isinstance(value, Opaque):
                 yield here, value
             if inner is not None:
@@ -82,13 +91,25 @@ class _Walk:
             return iter(value.items()) if value else None
         if isinstance(value, (list, tuple)):
             self._meet(value, len(value))
-            return None if all(map(is_scalar, value)) else iter(enumerate(value))
+            if not all(map(is_scalar, value)):
+                return iter(enumerate(value))
+            for item in value:
+                self.charge_text(item)
+            return None
         if isinstance(value, Opaque):
             if id(value) in self.met and not value.shared:
                 return None
             self._meet(value, value.num_parts)
-            return None if value.is_call_of_scalars else value.children()
+            if not value.is_call_of_scalars:
+                return value.children()
+            for item in value.args:
+                self.charge_text(item)
         return None
+
+    def charge_text(self, value: Any) -> None:
+        """Charge for a long text that is reached again: it is spelled out each time."""
+        if isinstance(value, (str, bytes, bytearray)) and len(value) > _LONG_TEXT:
+            self._meet(value, len(value) // _CHARS_PER_REPEAT)
 
     def _meet(self, value: Any, num_parts: int) -> None:
         if id(value) in self.met:
