@@ -27,7 +27,7 @@ def batches(small: list[Move]) -> list[list[Move]]:
     start = end = -1
     for item in sorted(small, key=first_byte):
         first = first_byte(item)
-        after = first + item.header_bytes + item.num_bytes
+        after = first + item.header_bytes + item.num_bytes + item.trailer_bytes
         if first == end and after - start <= BLOCK_BYTES:
             found[-1].append(item)
         else:

@@ -50,6 +50,9 @@ class Move:
     header: Callable[[int], bytes] | None = None
     """Makes, from their CRC-32, the bytes that lie directly before them in the target."""
     header_bytes: int = 0
+    trailer: Callable[[int], bytes] | None = None
+    """The same, of the bytes that lie directly after them."""
+    trailer_bytes: int = 0
     shared_bytes: int = 0
     """How many of the first bytes the target already shares with the source file."""
     crc32: int = 0
@@ -197,7 +200,7 @@ class _Mover:
         _check(item, self.where)
         if item.target_offset is not None:
             self.spans.append(Span(item.name, item.target_offset, item.num_bytes, item.crc32))
-            self._write_header(item)
+            self._write_frame(item)
 
     def batch(self, items: list[Move], buffer: memoryview, stopped: Stopped) -> None:
         """Gather small neighbours in the buffer and write them with one call."""
@@ -205,8 +208,8 @@ class _Mover:
         blocks = []
         for item in items:
             first = position + item.header_bytes
-            position = first + item.num_bytes
-            blocks.append(buffer[first:position])
+            blocks.append(buffer[first : first + item.num_bytes])
+            position = first + item.num_bytes + item.trailer_bytes
         read_batch(items, blocks, buffer[BLOCK_BYTES:])
         window = buffer[:position]
         position = 0
@@ -219,7 +222,9 @@ class _Mover:
             _check(item, self.where)
             if item.header is not None:
                 window[position : position + item.header_bytes] = item.header(item.crc32)
-            position += item.header_bytes + item.num_bytes
+            position += item.header_bytes + item.num_bytes + item.trailer_bytes
+            if item.trailer is not None:
+                window[position - item.trailer_bytes : position] = item.trailer(item.crc32)
         start = first_byte(items[0])
         self.output.write_at(start, window)
         names = items[0].name if len(items) == 1 else f"{items[0].name} … {items[-1].name}"
@@ -251,7 +256,7 @@ class _Mover:
                 raise CorruptError(f"tensor {item.name!r} changed while it was read", self.where, "try again")
             item.digests = split.reread.digests
         _check(item, self.where)
-        self._write_header(item)
+        self._write_frame(item)
 
     def _carry_part(self, split: _Split, start: int, buffer: memoryview, stopped: Stopped) -> None:
         item = split.item
@@ -267,11 +272,17 @@ class _Mover:
     def _reread(self, item: Move, buffer: memoryview, stopped: Stopped) -> None:
         self._stream(item, buffer, stopped)
 
-    def _write_header(self, item: Move) -> None:
-        if item.header is not None:
-            header = item.header(item.crc32)
-            self.output.write_at(first_byte(item), header)
-            self.spans.append(Span(item.name, first_byte(item), len(header), crc32(header)))
+    def _write_frame(self, item: Move) -> None:
+        """Write what lies right before and right after a run."""
+        assert item.target_offset is not None
+        for make, offset in (
+            (item.header, first_byte(item)),
+            (item.trailer, item.target_offset + item.num_bytes),
+        ):
+            if make is not None:
+                piece = make(item.crc32)
+                self.output.write_at(offset, piece)
+                self.spans.append(Span(item.name, offset, len(piece), crc32(piece)))
 
     def _stream(self, item: Move, buffer: memoryview, stopped: Stopped) -> bool:
         """Pass one run through the cache in blocks; False when another thread's error stopped it half-way."""

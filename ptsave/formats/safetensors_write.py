@@ -24,7 +24,6 @@ from ptsave.formats.base import WriteOptions, Written
 from ptsave.formats.stored import (
     Distinct,
     carried_metadata,
-    check_bytes_back,
     distinct,
     expected_digests,
     overlaps,
@@ -33,6 +32,7 @@ from ptsave.formats.stored import (
     refuse_special_kinds,
     source_path,
     with_source_checks,
+    write_pieces,
 )
 
 MAX_HEADER_BYTES = 100_000_000
@@ -65,10 +65,9 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
         digests = all_digests(checkpoint, stored, moves, options)
         header = header_bytes(layout, _metadata(checkpoint, stored, digests, options))
         assert len(header) == len(draft)
-        output.write_at(0, header)
+        spans += write_pieces(output, [(0, header)], "the header")
         if options.check:
             check_back(spans, output, options.progress)
-            check_bytes_back(output, 0, header, "the header")
     return Written(num_bytes, overlap_notes(stored))
 
 
@@ -176,7 +175,7 @@ def _metadata(
         metadata.setdefault(alias, kept)
     text = record_text(checkpoint, digests, stored.aliases, options, keeps_metadata=True)
     if text is not None:
-        metadata[KEY] = text
+        metadata[KEY] = text.decode()
     return metadata
 
 

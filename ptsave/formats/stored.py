@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+from isal.isal_zlib import crc32, crc32_combine
 
 from ptsave.core.atomic import OutputFile
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.digest import HEX_DIGITS
-from ptsave.core.move import Move, damaged, lost_bytes
+from ptsave.core.move import Move, Span, damaged
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.record import KEY, Digests, Record
 from ptsave.core.storage import Storage
@@ -116,15 +118,15 @@ def with_source_checks(moves: list[Move]) -> list[Move]:
     covered: set[int] = set()
     partly: dict[int, tuple[str, Storage, int]] = {}
     for item in moves:
-        storage, crc = _with_crc32(item.source)
-        if crc is None or not storage.num_bytes:
-            continue
-        whole = item.source is storage and item.source_offset == 0 and item.num_bytes == storage.num_bytes
-        if whole and item.expected_crc32 is None:
-            item.expected_crc32 = crc
-            covered.add(id(storage))
-        else:
-            partly.setdefault(id(storage), (item.name, storage, crc))
+        for storage, crc in _with_crc32(item.source):
+            if not storage.num_bytes:
+                continue
+            whole = item.source is storage and item.source_offset == 0
+            if whole and item.num_bytes == storage.num_bytes and item.expected_crc32 is None:
+                item.expected_crc32 = crc
+                covered.add(id(storage))
+            else:
+                partly.setdefault(id(storage), (item.name, storage, crc))
     checks = [
         Move(name, storage, 0, storage.num_bytes, None, expected_crc32=crc)
         for key, (name, storage, crc) in partly.items()
@@ -133,14 +135,27 @@ def with_source_checks(moves: list[Move]) -> list[Move]:
     return [*moves, *checks]
 
 
-def _with_crc32(storage: Storage) -> tuple[Storage, int | None]:
-    """The storage behind `storage` that its container gives a CRC-32 for, and that number."""
-    while True:
-        crc = getattr(storage, "crc32", None)
-        inner = getattr(storage, "inner", None)
-        if crc is not None or inner is None:
-            return storage, crc
-        storage = inner
+def _with_crc32(storage: Storage) -> list[tuple[Storage, int]]:
+    """The storages that `storage` is made of and that their container gives a CRC-32 for, and those.
+
+    One that is others end to end is one storage with one CRC-32 where it is all of each.
+    """
+    crc = getattr(storage, "crc32", None)
+    if crc is not None:
+        return [(storage, crc)]
+    inner = getattr(storage, "inner", None)
+    if inner is not None:
+        return _with_crc32(inner)
+    parts: Sequence[tuple[Storage, int, int]] = getattr(storage, "parts", ())
+    found = [_with_crc32(part) for part, _, _ in parts]
+    if all(known and known[0][0] is part for (part, _, _), known in zip(parts, found, strict=True)):
+        whole = all(begin == 0 and size == part.num_bytes for part, begin, size in parts)
+        if whole and parts and storage.num_bytes == sum(size for _, _, size in parts):
+            total = 0
+            for known, (_, _, size) in zip(found, parts, strict=True):
+                total = crc32_combine(total, known[0][1], size)
+            return [(storage, total)]
+    return [pair for known in found for pair in known]
 
 
 def placeholder_digests(names: Iterable[str], options: WriteOptions) -> dict[str, str]:
@@ -155,7 +170,7 @@ def record_text(
     options: WriteOptions,
     *,
     keeps_metadata: bool = False,
-) -> str | None:
+) -> bytes | None:
     """The JSON of the source's record, extended; None when none is wanted.
 
     `keeps_metadata`: the container has a place of its own for `checkpoint.metadata`.
@@ -163,13 +178,14 @@ def record_text(
     if not options.record:
         return None
     record = checkpoint.record or Record()
-    return replace(
+    extended = replace(
         record,
         digests=Digests(options.digest, digests),
         aliases=aliases,
         metadata={} if keeps_metadata else carried_metadata(checkpoint),
         module_versions=_module_versions(checkpoint.root) or record.module_versions,
-    ).to_json()
+    )
+    return extended.to_json().encode()
 
 
 def carried_metadata(checkpoint: Checkpoint) -> dict[str, str]:
@@ -196,9 +212,10 @@ def _module_versions(root: Any) -> dict[str, Any] | None:
     return {name: dict(entry) for name, entry in found.items()}
 
 
-def check_bytes_back(output: OutputFile, offset_bytes: int, expected: bytes, what: str) -> None:
-    """Raise WriteError unless the file holds `expected` at `offset_bytes`."""
-    buffer = bytearray(len(expected))
-    output.read_into(offset_bytes, memoryview(buffer))
-    if buffer != expected:
-        raise lost_bytes(output, what)
+def write_pieces(output: OutputFile, pieces: Iterable[tuple[int, bytes]], what: str) -> list[Span]:
+    """Write (offset, bytes) and return what must read back."""
+    spans = []
+    for offset, piece in pieces:
+        output.write_at(offset, piece)
+        spans.append(Span(what, offset, len(piece), crc32(piece)))
+    return spans
