@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ptsave.core import random
 from ptsave.core.atomic import check_file_destination, replacing_file
+from ptsave.core.dtypes import BY_NAME
 from ptsave.core.nearest import hint_for
 from ptsave.core.nodes import TensorEntry
 from ptsave.errors import UsageError
@@ -41,6 +42,8 @@ from ptsave.torch_layer.tensors import read_tensors as read_entries
 UNNAMED = "arr_0"
 """What NumPy calls the first array that was given no name; a `.npy` file's only one goes by it too."""
 MAX_OUTPUT_DEPTH = 50
+MAX_INLINE = 20_000
+"""How many numbers of an inputs file a behaviour record takes in."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,36 @@ def make_inputs(spec: InputsSpec, model: nn.Module, device: str | torch.device =
                 raise spec.place.error(f"{name!r} is both in {path} and in a table", "leave one of them out")
             kwargs[name] = tensor
     return _fitted(model, args, kwargs, place)
+
+
+def inline_inputs(spec: InputsSpec, arguments: Arguments) -> InputsSpec:
+    """`spec` with the numbers themselves in place of files, where there are at most MAX_INLINE of them."""
+    if not _needs_files(spec):
+        return spec
+    tensors = output_tensors((arguments.args, arguments.kwargs)).values()
+    if sum(t.numel() for t in tensors) > MAX_INLINE or any(t.is_complex() for t in tensors):
+        return spec
+    return InputsSpec(
+        tuple(_inline(value) for value in arguments.args),
+        {name: _inline(value) for name, value in arguments.kwargs.items()},
+        place=spec.place,
+    )
+
+
+def _needs_files(spec: InputsSpec) -> bool:
+    return spec.file is not None or any(
+        isinstance(item, FileTensor) for item in (*spec.positional, *spec.named.values())
+    )
+
+
+def _inline(value: Any) -> InputSpec:
+    if isinstance(value, Tensor):
+        return DataTensor(value.tolist(), BY_NAME[str(value.dtype).removeprefix("torch.")])
+    if isinstance(value, dict):
+        return DictOf({key: _inline(item) for key, item in value.items()})
+    if isinstance(value, (list, tuple)):
+        return ListOf(tuple(_inline(item) for item in value))
+    return PlainValue(value)
 
 
 def inputs_from_file(path: Path, model: nn.Module, device: str | torch.device = "cpu") -> Arguments:
@@ -126,8 +159,11 @@ def random_tensor(spec: RandomTensor, stream: str) -> Tensor:
 
 def _from_data(spec: DataTensor, place: Place) -> Tensor:
     try:
-        tensor = torch.tensor(spec.data)
-        return tensor if spec.dtype is None else tensor.to(getattr(torch, spec.dtype.name))
+        if spec.dtype is None:
+            return torch.tensor(spec.data)
+        dtype = getattr(torch, spec.dtype.name)
+        wide = {"float": torch.float64, "complex": torch.complex128}.get(spec.dtype.kind, dtype)
+        return torch.tensor(spec.data, dtype=wide).to(dtype)
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise (place / "data").error(f"cannot become a tensor: {error}", "check its numbers") from error
 

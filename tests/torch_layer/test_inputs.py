@@ -143,6 +143,9 @@ def test_every_form(tmp_path: Path) -> None:
                 "floats": {"data": [1, 2.5]},
                 "flags": {"data": [True, False]},
                 "bytes": {"data": [1, 255], "dtype": "uint8"},
+                "double": {"data": 0.1, "dtype": "float64"},
+                "large": {"data": [2**64 - 1], "dtype": "uint64"},
+                "complex": {"data": [0.1, 2], "dtype": "complex128"},
                 "half": {"data": 3, "dtype": "float8_e4m3fn"},
                 "plain": {"value": [1, "a", {"b": True}]},
                 "dtype": {"value": {"_dtype_": "float16"}},
@@ -162,6 +165,9 @@ def test_every_form(tmp_path: Path) -> None:
     assert k["floats"].dtype == torch.float32
     assert k["flags"].dtype == torch.bool
     assert k["bytes"].tolist() == [1, 255]
+    assert k["double"].item() == 0.1
+    assert k["large"].tolist() == [2**64 - 1]
+    assert k["complex"].tolist() == [0.1, 2]
     assert float(k["half"]) == 3.0
     assert k["half"].shape == ()
     assert k["plain"] == [1, "a", {"b": True}]
@@ -191,6 +197,7 @@ def test_names_of_positional_only_arguments() -> None:
         ({"y": {"shape": [1]}}, "missing a required argument: 'x'", "", "forward(x"),
         ([{"shape": [1]}] * 3, "too many positional arguments", "", "forward(x"),
         ({"x": {"data": [256], "dtype": "float16"}, "y": {"data": [2**64]}}, "cannot become", ".y.data", ""),
+        ({"x": {"data": [256], "dtype": "uint8"}}, "cannot become a tensor", ".x.data", ""),
         ({"x": {"list": [{"data": [2**64]}]}}, "cannot become a tensor", ".x.list.0.data", ""),
     ],
 )
