@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 
 import pytest
+
+from ptsave.formats import writable_formats
 
 HEAVY = ("torch", "numpy", "transformers")
 
@@ -73,6 +76,25 @@ NAMES = {
 }
 
 
+@pytest.fixture(scope="module")
+def rare(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """What takes torch seconds to write: TorchScript, torch.export, torch.distributed.checkpoint."""
+    import torch
+    import torch.distributed.checkpoint as dcp
+
+    folder = tmp_path_factory.mktemp("rare")
+    paths = {kind: folder / kind for kind in RARE}
+    model = torch.nn.Linear(3, 2).eval()
+    with warnings.catch_warnings(action="ignore"):  # torch's own deprecations
+        torch.jit.trace(model, torch.zeros(1, 3)).save(str(paths["script.pt"]))
+        torch.export.save(torch.export.export(model, (torch.zeros(1, 3),)), paths["exported.pt2"])
+        dcp.save(model.state_dict(), checkpoint_id=paths["distributed"], no_dist=True)
+    return paths
+
+
+RARE = ("script.pt", "exported.pt2", "distributed")
+
+
 def test_importing_ptsave_imports_nothing_heavy(clean_env: dict[str, str]) -> None:
     code = f"import sys, ptsave; print([name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], env=clean_env, capture_output=True, text=True)
@@ -100,9 +122,23 @@ def test_inspect_imports_nothing_heavy(
 def test_convert_imports_nothing_heavy(
     kind: str, checkpoints: dict[str, Path], clean_env: dict[str, str], tmp_path: Path
 ) -> None:
-    path, extras = str(checkpoints[kind]), ["--extras", "drop"]
-    targets = [str(tmp_path / "out.safetensors"), str(tmp_path / "out.pt")]
-    assert loaded(clean_env, *(["convert", path, target, *extras] for target in targets)) == []
+    assert loaded(clean_env, *conversions(checkpoints[kind], tmp_path)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", RARE)
+def test_rare_formats_import_nothing_heavy(
+    kind: str, rare: dict[str, Path], clean_env: dict[str, str], tmp_path: Path
+) -> None:
+    assert loaded(clean_env, ["inspect", str(rare[kind])], *conversions(rare[kind], tmp_path)) == []
+
+
+def conversions(source: Path, folder: Path) -> list[list[str]]:
+    """`convert` of the source's tensors to every format that is written."""
+    return [
+        ["convert", str(source), str(folder / f"as-{name}"), "--format", name, "--extras", "drop"]
+        for name in writable_formats()
+    ]
 
 
 def test_verifying_bytes_imports_nothing_heavy(
