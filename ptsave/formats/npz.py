@@ -1,6 +1,8 @@
 """NumPy's .npy (one array) and .npz (a zip of them). The reading half; nothing is unpickled.
 
-Source: numpy/lib/format.py, "Format Version 1.0" to "3.0".
+An array of Python objects is a pickle; what it names is listed, as for a torch file.
+
+Source: numpy/lib/format.py, "Format Version 1.0" to "3.0"; NumPy's "The array interface protocol".
 """
 
 from __future__ import annotations
@@ -8,15 +10,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.dtypes import BY_NUMPY
 from ptsave.core.files import InputFile
-from ptsave.core.nodes import Opaque, TensorEntry, contiguous_strides
+from ptsave.core.nodes import GlobalUse, Opaque, TensorEntry, contiguous_strides
 from ptsave.core.storage import FileStorage, Storage, SwappedStorage
 from ptsave.errors import CorruptError, LimitError, UnreadableError
 from ptsave.formats.base import FileFormat
+from ptsave.formats.inert_pickle import load
+from ptsave.formats.torch_objects import torch_shapes
 from ptsave.formats.windows import window
 from ptsave.formats.zip_checks import check_crcs
 from ptsave.formats.zip_sniff import ZIP_MAGIC, directory_of
@@ -35,6 +39,9 @@ _DESCR = re.compile(r"\s*['\"]descr['\"]\s*:\s*(?:'([^'\\]*)'|\"([^\"\\]*)\"|(\[
 _ORDER = re.compile(r"\s*['\"]fortran_order['\"]\s*:\s*(True|False)\s*")
 _SHAPE = re.compile(r"\s*['\"]shape['\"]\s*:\s*\(([0-9L,\s]*)\)\s*")
 _SIZE = re.compile(r"(\d{1,19})L?")  # Python 2 wrote 3L
+_OBJECTS = re.compile(r"\|O8?|\[.*'\|O8?'.*\]", re.DOTALL)
+_FIXED = re.compile(r"[<>=|](?:(?P<type>[biufcmMSVU])(?P<size>\d{1,18})|(?P<unit>[mM]8\[\w{1,8}\]))")
+_ITEM_BYTES = {"b": (1,), "i": (1, 2, 4, 8), "u": (1, 2, 4, 8), "f": (2, 4, 8, 12, 16), "c": (8, 16, 24, 32)}
 
 
 class _Header(NamedTuple):
@@ -51,12 +58,13 @@ def read_npy(file: InputFile) -> Checkpoint:
 
     Raises: CorruptError, LimitError, UnreadableError.
     """
+    uses: dict[str, GlobalUse] = {}
     try:
-        root = _array("", FileStorage(file, 0, file.size_bytes), str(file.path))
+        root = _array("", FileStorage(file, 0, file.size_bytes), str(file.path), uses)
     except BaseException:
         file.close()
         raise
-    checkpoint = Checkpoint(NPY.name, file.path, root, notes=_notes([root]))
+    checkpoint = Checkpoint(NPY.name, file.path, root, globals=uses, notes=_notes([root]))
     checkpoint.files.callback(file.close)
     return checkpoint
 
@@ -66,6 +74,7 @@ def read_npz(file: InputFile) -> Checkpoint:
 
     Raises: CorruptError, LimitError, UnreadableError.
     """
+    uses: dict[str, GlobalUse] = {}
     try:
         directory = directory_of(file)
         root: dict[str, TensorEntry | Opaque] = {}
@@ -75,19 +84,24 @@ def read_npz(file: InputFile) -> Checkpoint:
                 notes.append(f"the record {record} is no array, and left out")
                 continue
             name = record.removesuffix(".npy")
-            root[name] = _array(name, directory.storage(record), f"{file.path}, record {record!r}")
+            where = f"{file.path}, record {record!r}"
+            root[name] = _array(name, directory.storage(record), where, uses)
     except BaseException:
         file.close()
         raise
-    checkpoint = Checkpoint(NPZ.name, file.path, root, notes=notes + _notes(root.values()))
+    checkpoint = Checkpoint(NPZ.name, file.path, root, globals=uses, notes=notes + _notes(root.values()))
     checkpoint.checks.append(lambda: check_crcs(directory))
     checkpoint.files.callback(file.close)
     return checkpoint
 
 
-def _array(name: str, storage: Storage, where: str) -> TensorEntry | Opaque:
-    """The array that fills `storage`; an Opaque with its dtype and shape where torch has no such dtype."""
+def _array(name: str, storage: Storage, where: str, uses: dict[str, GlobalUse]) -> TensorEntry | Opaque:
+    """The array that fills `storage`; an Opaque with its dtype and shape where torch has no such dtype.
+
+    Names in the pickle of an array of objects are added to `uses`.
+    """
     header = _read_header(storage, where)
+    held = storage.num_bytes - header.num_bytes
     word = header.descr[1:]
     dtype = BY_NUMPY.get(f"<{word}") or BY_NUMPY.get(f"|{word}")
     if (
@@ -95,9 +109,13 @@ def _array(name: str, storage: Storage, where: str) -> TensorEntry | Opaque:
         or header.descr[:1] not in ("<", ">", "|")
         or (header.descr[0] == "|" and dtype.itemsize > 1)
     ):
-        return Opaque("numpy.ndarray", state={"dtype": header.descr, "shape": header.shape})
+        state = {"dtype": header.descr, "shape": header.shape}
+        if _OBJECTS.fullmatch(header.descr):
+            state["values"] = _objects(storage, header.num_bytes, where, uses)
+        else:
+            _check_foreign(header, held, where)
+        return Opaque("numpy.ndarray", state=state)
     num_bytes = prod(header.shape) * dtype.itemsize
-    held = storage.num_bytes - header.num_bytes
     if held != num_bytes:
         raise CorruptError(
             f"shape {list(header.shape)} and dtype {dtype} need {num_bytes} bytes, and there are {held}",
@@ -111,6 +129,44 @@ def _array(name: str, storage: Storage, where: str) -> TensorEntry | Opaque:
     if header.fortran_order:
         strides = contiguous_strides(header.shape[::-1])[::-1]
     return TensorEntry(name, dtype, header.shape, strides, data, 0)
+
+
+def _objects(storage: Storage, offset_bytes: int, where: str, uses: dict[str, GlobalUse]) -> Any:
+    """What the pickle of an array of objects spells; `numpy.load(allow_pickle=True)` would run it."""
+    loaded = load(storage, offset_bytes, torch_shapes(), where)
+    for use in loaded.globals.values():
+        known = uses.setdefault(use.name, GlobalUse(use.name, 0, use.used_for))
+        known.count += use.count
+    return loaded.root
+
+
+def _check_foreign(header: _Header, held: int, where: str) -> None:
+    """Hold an array whose dtype torch does not have against the bytes that there are.
+
+    Fields of a structured dtype are not taken apart: its elements need only be of equal size.
+
+    Raises: CorruptError.
+    """
+    num_elements = prod(header.shape)
+    if header.descr.startswith("["):
+        fits = held % num_elements == 0 if num_elements else held == 0
+    else:
+        fits = held == num_elements * _item_bytes(header.descr, where)
+    if not fits:
+        what = f"shape {list(header.shape)} and dtype {header.descr[:40]!r} do not fit {held} bytes"
+        raise CorruptError(what, where, _DAMAGED)
+
+
+def _item_bytes(descr: str, where: str) -> int:
+    match = _FIXED.fullmatch(descr)
+    if match is None:
+        raise CorruptError(f"has the unknown dtype {descr[:40]!r}", where, _DAMAGED)
+    if match["unit"]:
+        return 8
+    size = int(match["size"])
+    if size not in _ITEM_BYTES.get(match["type"], (size,)):
+        raise CorruptError(f"has the unknown dtype {descr[:40]!r}", where, _DAMAGED)
+    return size * 4 if match["type"] == "U" else size  # in code points of 4 bytes
 
 
 def _read_header(storage: Storage, where: str) -> _Header:
