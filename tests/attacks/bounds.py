@@ -158,7 +158,9 @@ LENIENT = {
     "size_zero_beside_huge": (REFUSED, SHOWN),
     "storage_type_of_another_module": (REFUSED, DESCRIBED),
     "version_3_dtype_is_no_dtype": (REFUSED, DESCRIBED),
-    "tensor_as_key_outside": (REFUSED,),
+    "too_few_arguments": (REFUSED, DESCRIBED),
+    "no_arguments": (REFUSED, DESCRIBED),
+    "far_too_many_arguments": (REFUSED, DESCRIBED),
 }
 
 

@@ -79,6 +79,7 @@ TOLERATED_INDEXES = {
     "metadata_is_a_list",
     "metadata_is_nested",
     "number_of_5000_digits",
+    "map_is_empty",
 }
 
 
@@ -158,7 +159,7 @@ def shard_is_a_directory(folder: Path) -> Path:
     return home
 
 
-@attack(REFUSED)
+@attack(REFUSED, SHOWN)
 def shard_is_a_pickle(folder: Path) -> Path:
     """An index of safetensors files may not smuggle another format in."""
     return tf.sharded(folder, {"w": SHARD}, {SHARD: tf.pt({"w": tf.tensor()})})
@@ -218,7 +219,7 @@ add(
 )
 
 
-@attack(REFUSED)
+@attack(REFUSED, SHOWN)
 def two_indexes_that_differ(folder: Path) -> Path:
     """Which of the two is the model?"""
     home = tf.sharded(folder)

@@ -229,7 +229,7 @@ def zip_entry_names_of_escapes() -> bytes:
     return zip_bytes([*tf.pt_entries(dump({})), *(Entry("archive/\x1b[31m\n", b"1") for _ in range(2))])
 
 
-@attack(DESCRIBED, REFUSED, says="torch")
+@attack(DESCRIBED, REFUSED, says="rch._utils")
 def global_that_looks_like_torch() -> bytes:
     """A Cyrillic `o`: not a known shape, whatever it looks like."""
     return tf.pt_raw(PROTO2 + glob("t\u043erch._utils", "_rebuild_tensor_v2") + EMPTY_TUPLE + REDUCE + STOP)

@@ -14,7 +14,7 @@ from typing import Any
 
 from . import torch_files as tf
 from .pickles import EVIL, Call, Name, New, dump
-from .registry import CANARY, DESCRIBED, REFUSED, SHOWN, add, attack
+from .registry import CANARY, DESCRIBED, REFUSED, SHOWN, Outcome, add, attack
 from .zips import DEFLATED, Entry, zeros_bomb, zip_bytes
 
 # NumPy
@@ -94,8 +94,14 @@ def _bytes(data: bytes) -> Callable[[], bytes]:
 
 
 for _name, _data in NPY.items():
-    add(f"npz_{_name}", "other_formats", _npz(_data), REFUSED, file="attack.npz")
-    add(f"npy_{_name}", "other_formats", _bytes(_data), REFUSED, file="attack.npy")
+    _outcomes: tuple[Outcome, ...] = (REFUSED,)
+    _says = ""
+    if _name.startswith("descr_object"):
+        _outcomes, _says = (DESCRIBED,), "os.system"
+    elif _name == "descr_nested_records":
+        _outcomes = (REFUSED, SHOWN)
+    add(f"npz_{_name}", "other_formats", _npz(_data), *_outcomes, says=_says, file="attack.npz")
+    add(f"npy_{_name}", "other_formats", _bytes(_data), *_outcomes, says=_says, file="attack.npy")
 
 
 @attack(REFUSED)

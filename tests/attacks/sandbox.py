@@ -7,6 +7,7 @@ remembers what a payload would have to do. The server is this file, run as a scr
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -117,7 +118,7 @@ def _serve() -> None:
     for package in ("core", "formats", "verbs"):
         for module in pkgutil.iter_modules([str(ROOT / "ptsave" / package)], f"ptsave.{package}."):
             importlib.import_module(module.name)
-    importlib.import_module("ptsave.cli")
+    warm()
 
     for line in sys.stdin:
         request = json.loads(line)
@@ -131,6 +132,19 @@ def _serve() -> None:
             "peak_bytes": usage.ru_maxrss * 1024,
         }
         print(json.dumps(answer), flush=True)
+
+
+def warm() -> None:
+    """Run one command here, so that what it imports late is there before the first fork."""
+    main = importlib.import_module("ptsave.cli").main
+    sys.argv = ["ptsave", "inspect", str(Path(__file__) / "missing"), "--quiet"]
+    with open(os.devnull, "w") as nowhere, contextlib.suppress(SystemExit):
+        kept = sys.stderr
+        sys.stderr = nowhere
+        try:
+            main()
+        finally:
+            sys.stderr = kept
 
 
 def _child(arguments: Sequence[str], cwd: str) -> None:

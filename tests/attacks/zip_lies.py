@@ -199,6 +199,8 @@ TOLERATED_ENTRIES = (
     "record_is_a_parent",
     "directory_with_data",
     "empty_name",
+    "duplicate_but_for_dot",
+    "duplicate_but_for_double_slash",
 )
 """Nothing is ever unpacked, so a name alone does no harm."""
 
