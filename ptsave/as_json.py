@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptsave.core.dtypes import DType
-from ptsave.core.nodes import Global, GlobalUse, Opaque, TensorEntry
-from ptsave.core.record import Digests, Record
+from ptsave.core.plain import plain
 
 if TYPE_CHECKING:
     from ptsave.core.verdict import Verdict
@@ -24,44 +20,6 @@ if TYPE_CHECKING:
     from ptsave.verbs.stats import TensorStats
 
 SCHEMA_VERSION = 1
-MAX_BYTES_SHOWN = 256
-"""How many bytes of a bytes value are spelled out."""
-
-
-def plain(value: Any) -> Any:
-    """`value` as JSON can hold it: inert objects by name, bytes as hex, NaN and infinities as words."""
-    if value is None or isinstance(value, (bool, str, int)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, complex):
-        return [plain(value.real), plain(value.imag)]
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return {"bytes": bytes(value[:MAX_BYTES_SHOWN]).hex(), "num_bytes": len(value)}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, (set, frozenset)):
-        return sorted((plain(item) for item in value), key=repr)
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, Opaque):
-        shown: dict[str, Any] = {"opaque": value.name}
-        if value.is_call_of_scalars and value.args:
-            shown["args"] = plain(value.args)
-        return shown
-    if isinstance(value, Global):
-        return {"global": value.name}
-    if isinstance(value, DType):
-        return f"torch.{value.name}"
-    if isinstance(value, TensorEntry):
-        return {"tensor": value.name, "dtype": value.dtype.name, "shape": list(value.shape)}
-    if isinstance(value, Record):
-        return json.loads(value.to_json())
-    if isinstance(value, (GlobalUse, Digests)) or dataclasses.is_dataclass(value):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Path):
-        return str(value)
-    return repr(value)
 
 
 def inspection(result: Inspection, stats: Sequence[TensorStats] | None = None) -> dict[str, Any]:
@@ -149,7 +107,9 @@ def verdict(result: Verdict, path: Path) -> dict[str, Any]:
     return {
         "path": str(path),
         "verdict": "yes" if result.is_yes else "no",
+        "cause": result.cause,
         "findings": [plain(finding) for finding in result.findings],
+        "growth": [plain(departure) for departure in result.growth],
     }
 
 

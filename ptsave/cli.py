@@ -345,6 +345,10 @@ def verify(
     through: Annotated[
         str, typer.Option(metavar="A,B", help="Formats that `roundtrip` goes through.")
     ] = "pt,safetensors",
+    record: Annotated[
+        bool,
+        typer.Option("--record", help="After a yes, write today's behaviour into the checkpoint's record."),
+    ] = False,
     select: Select = None,
     device: Device = "cpu",
     set: Set = None,
@@ -354,52 +358,52 @@ def verify(
     verbose: Verbose = False,
 ) -> None:
     """Give a verdict: same bytes, same keys, same behaviour. Exit 0 is yes, 1 is no."""
+    from ptsave.core.verdict import Departure, Verdict
     from ptsave.formats import open_checkpoint
-    from ptsave.verbs.verify import (
-        FILE_CHECKS,
-        MODEL_CHECKS,
-        Subject,
-        choose_checks,
-        choose_formats,
-        skipped,
-        total_bytes,
-    )
-    from ptsave.verbs.verify import verify as run
+    from ptsave.verbs import verify as verb
 
     mode = render.Mode(json, quiet, verbose)
     if list_checks:
-        from ptsave.torch_layer import checks as model
+        from ptsave.torch_layer.checks import MODEL_CHECKS
 
-        render.checks(mode, {**FILE_CHECKS, **model.MODEL_CHECKS})
+        render.checks(mode, {**verb.FILE_CHECKS, **MODEL_CHECKS})
         return
     if checkpoint is None:
         raise UsageError("needs a checkpoint", "", "ptsave verify CHECKPOINT")
-    names = choose_checks(checks, with_other=against is not None)
-    formats = choose_formats(through)
+    names = verb.choose_checks(checks, with_other=against is not None)
+    formats = verb.choose_formats(through)
+    has_model = config is not None or trust_recorded
+    if record and not has_model:
+        raise UsageError("--record runs the model", "", "name a config with -c CONFIG")
     with ExitStack() as opened:
         source = opened.enter_context(open_checkpoint(checkpoint))
         other = opened.enter_context(open_checkpoint(against)) if against is not None else None
-        advance = opened.enter_context(render.progress(mode, "reading", total_bytes(names, source, other)))
-        subject = Subject(source, other, allow or (), advance)
-        table = {name: partial(check, subject) for name, check in FILE_CHECKS.items() if name in names}
-        wanted = [name for name in MODEL_CHECKS if name in names]
-        if wanted and (config is not None or trust_recorded):
+        total = verb.total_bytes(names, source, other)
+        with render.progress(mode, "reading", total) as advance:
+            subject = verb.Subject(source, other, allow or (), advance)
+            table = {name: partial(c, subject) for name, c in verb.FILE_CHECKS.items() if name in names}
+            findings = verb.run_checks(table, partial(render.began, mode))
+        cause = verb.damage(findings, source)
+        growth: tuple[Departure, ...] = ()
+        wanted = [name for name in verb.MODEL_CHECKS if name in names]
+        if has_model and (wanted or record):
             from ptsave.torch_layer import checks as model
+            from ptsave.torch_layer.attribution import attribute
             from ptsave.torch_layer.load import config_for
+            from ptsave.torch_layer.save import add_behaviour
 
-            on = model.ModelSubject(
-                source,
-                config_for(source, config, set or [], trust_recorded),
-                device,
-                select,
-                app_dir,
-                formats,
-                render.warn,
-            )
-            table.update((name, partial(model.MODEL_CHECKS[name], on)) for name in wanted)
+            chosen = config_for(source, config, set or [], trust_recorded)
+            on = model.ModelSubject(source, chosen, device, select, app_dir, formats, render.warn)
+            table = {name: partial(model.MODEL_CHECKS[name], on) for name in wanted}
+            findings += verb.run_checks(table, partial(render.began, mode))
+            cause = attribute(on, findings)
+            growth = tuple(on.replayed.growth) if on.replayed is not None else ()
         else:
-            table.update((name, partial(skipped, name, "needs a config: -c CONFIG")) for name in wanted)
-        verdict = run({name: table[name] for name in names})
+            for name in wanted:
+                findings += verb.skipped(name, "needs a config: -c CONFIG")
+        verdict = Verdict(tuple(findings), cause, growth)
+        if record and verdict.is_yes:
+            render.note(mode, add_behaviour(on))
     render.verdict(mode, verdict, checkpoint)
     if not verdict.is_yes:
         raise typer.Exit(EXIT_NO)

@@ -291,6 +291,12 @@ def checks(mode: Mode, functions: Mapping[str, Any]) -> None:
         table(list(lines.items()))
 
 
+def began(mode: Mode, check: str) -> None:
+    """A line for each check on a terminal or with --verbose: some take a while."""
+    if mode.verbose:
+        detail(mode, f"checking {check} …")
+
+
 def verdict(mode: Mode, result: Verdict, path: Path) -> None:
     """What `verify` prints: the findings, and the verdict on the last line."""
     if mode.json:
@@ -298,6 +304,8 @@ def verdict(mode: Mode, result: Verdict, path: Path) -> None:
         return
     if not mode.quiet:
         _findings(result, mode)
+        if result.cause:
+            out(f"{'because':<10} {escape(result.cause)}")
     failed = sorted({finding.check for finding in result.findings if finding.level == "fail"})
     if result.is_yes:
         passed = {finding.check for finding in result.findings if finding.level in ("ok", "warn")}

@@ -20,10 +20,28 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class Departure:
+    """How far one call of one module is from what was recorded."""
+
+    module: str
+    """Its fully qualified name; empty for the model itself."""
+    number: int
+    """0 for the module's first call in a forward pass, 1 for its second, …"""
+    kind: str
+    """Its class."""
+    relative: float
+    """Root mean square of the difference over that of the recorded values; 0 where they are equal."""
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """All findings, and the answer."""
 
     findings: tuple[Finding, ...]
+    cause: str = ""
+    """What happened, in one line, from evidence; empty where there is nothing to explain."""
+    growth: tuple[Departure, ...] = ()
+    """Every recorded call of a module in order, where a replay differed: how the difference grows."""
 
     @property
     def is_yes(self) -> bool:

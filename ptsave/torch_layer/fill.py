@@ -110,7 +110,8 @@ def _compare_recomputed(model: nn.Module, names: Sequence[str], selection: Selec
     buffers = dict(model.named_buffers(remove_duplicate=False))
     for name in names:
         found = read_tensor(selection.tensors[name])
-        if found.shape != buffers[name].shape or not torch.equal(found, buffers[name].cpu().to(found.dtype)):
+        own = buffers[name].cpu().to(found.dtype)
+        if found.shape != own.shape or not torch.equal(found, own):
             warn(f"{name!r} in the file is not what the model computes by itself: kept the model's own")
 
 
@@ -120,9 +121,7 @@ def _warn_if_untied(names: list[str], selection: Selection, warn: Warn) -> None:
     for name in names[1:]:
         other = selection.tensors[name]
         if other.view != first.view and tensor_digest(other) != tensor_digest(first):
-            warn(
-                f"{names[0]!r} and {name!r} are one parameter in the model and differ in the file: took the first"
-            )
+            warn(f"{names[0]!r} and {name!r} are one parameter in the model, two in the file: took the first")
 
 
 def misfit(report: KeyReport, where: Path) -> LossyError:

@@ -130,7 +130,7 @@ def config_for(
 def warn_if_changed(model: nn.Module, checkpoint: Checkpoint, warn: Callable[[str], None]) -> None:
     """Say so when the class is not the code that the checkpoint was saved with."""
     recorded = (checkpoint.record.model or {}).get("source_digest") if checkpoint.record else None
-    today = source_digest(type(model))
+    today = source_digest(model)
     if recorded is not None and today is not None and recorded != today:
         warn(f"the source of {type(model).__qualname__} has changed since the checkpoint was saved")
 

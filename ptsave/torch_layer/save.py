@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,16 @@ import ptsave
 from ptsave.config import Config
 from ptsave.core.record import Record
 from ptsave.core.select import select_model
-from ptsave.errors import UsageError
-from ptsave.formats import check_destination, open_checkpoint
+from ptsave.errors import RefusedError, UsageError
+from ptsave.formats import check_destination, open_checkpoint, writable_formats
 from ptsave.formats.base import FileFormat, FolderFormat, WriteOptions
 from ptsave.torch_layer.build import build_model
+from ptsave.torch_layer.checks import ModelSubject
 from ptsave.torch_layer.fill import fill
 from ptsave.torch_layer.imports import import_path
 from ptsave.torch_layer.live import checkpoint_of
-from ptsave.torch_layer.source import source_digest
+from ptsave.torch_layer.observe import observe
+from ptsave.torch_layer.source import source_digest, source_parts
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,10 @@ def save(
     else:
         model = build_model(config.model, device=device, app_dir=app_dir, seed=seed)
         filled = "its factory" if config.model.is_factory else f"fresh weights of seed {seed}"
+    behaviour = _behaviour(model, config, device, warn) if options.record else None
     model.to("cpu")
     checkpoint = checkpoint_of(model.state_dict(), destination)
-    checkpoint.record = describe(model, config, device)
+    checkpoint.record = replace(describe(model, config, device), behaviour=behaviour)
     tensors = checkpoint.tensors
     unique = {entry.view: entry for entry in tensors.values()}.values()
     assert target.write is not None
@@ -88,11 +91,25 @@ def save(
     )
 
 
+def _behaviour(
+    model: nn.Module, config: Config, device: str, warn: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """What the model does, for the record; a model that cannot be run is saved all the same."""
+    if config.inputs is None:
+        return None
+    try:
+        return observe(model, config.inputs, device).to_json()
+    except UsageError as error:
+        warn(f"saved without a behaviour record: {error}")
+        return None
+
+
 def describe(model: nn.Module, config: Config, device: str) -> Record:
     """The record of a model: how to build it again, what its code was, and where it was saved."""
     described: dict[str, Any] = config.model.to_json()
     described["type"] = import_path(type(model))
-    described["source_digest"] = source_digest(type(model))
+    described["source_digest"] = source_digest(model)
+    described["source_parts"] = source_parts(model)
     return Record(
         model=described,
         environment={
@@ -105,3 +122,29 @@ def describe(model: nn.Module, config: Config, device: str) -> Record:
         },
         inputs=config.inputs.to_json() if config.inputs is not None else None,
     )
+
+
+def add_behaviour(subject: ModelSubject) -> str:
+    """Write today's behaviour into the record of a checkpoint that was verified; returns a sentence.
+
+    Raises: UsageError when the config has no inputs, RefusedError when the format cannot be written.
+    """
+    source, config = subject.checkpoint, subject.config
+    if config.inputs is None:
+        raise UsageError("there is nothing to run the model on", "[inputs]", "add an [inputs] table")
+    target = writable_formats().get(source.format)
+    if target is None or target.write is None:
+        raise RefusedError(f"cannot write {source.format}", str(source.path), "convert it first")
+    model = subject.model()
+    behaviour = observe(model, config.inputs, subject.device).to_json()
+    described = describe(model, config, subject.device)
+    record = source.record or Record()
+    record = replace(
+        record,
+        model=record.model or described.model,
+        environment=record.environment or described.environment,
+        inputs=record.inputs or described.inputs,
+        behaviour=behaviour,
+    )
+    target.write(replace(source, record=record), source.path, WriteOptions(overwrite=True))
+    return f"recorded the behaviour of {config.model.target} in {source.path}"

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ptsave import as_json
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.nearest import hint_for
 from ptsave.core.nodes import Global, Opaque, TensorEntry
+from ptsave.core.plain import plain
 from ptsave.core.record import Digests, Record
 from ptsave.core.select import OPTIMIZER_KEYS, lookup_path, select_model
 from ptsave.errors import LossyError, RefusedError, UsageError
@@ -224,7 +224,7 @@ def _fit_extras(
         )
     if extras == "keep":
         record = plan.record or Record()
-        kept = {name: as_json.plain(leaf) for name, leaf in misfits.items()}
+        kept = {name: plain(leaf) for name, leaf in misfits.items()}
         notes.append(f"kept {len(misfits)} values that are not tensors as JSON in the record")
         plan = replace(plan, record=replace(record, extras=kept))
     else:

@@ -15,7 +15,7 @@ from ptsave.core.names import matches
 from ptsave.core.nearest import hint_for
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.select import select_model
-from ptsave.core.verdict import Finding, Verdict
+from ptsave.core.verdict import Finding
 from ptsave.errors import UsageError
 from ptsave.formats import writable_formats
 from ptsave.verbs.audit import audit
@@ -35,9 +35,10 @@ class Subject:
     progress: Callable[[int], None] | None = None
 
 
+Began = Callable[[str], None]
 Check = Callable[[Subject], Iterator[Finding]]
 
-MODEL_CHECKS = ("keys", "roundtrip")
+MODEL_CHECKS = ("keys", "behaviour", "roundtrip")
 """The checks of `torch_layer.checks`, named here so that a run without a model need not import torch."""
 
 
@@ -158,9 +159,22 @@ def total_bytes(names: Sequence[str], checkpoint: Checkpoint, other: Checkpoint 
     return size * passes + beside
 
 
-def verify(checks: Mapping[str, Callable[[], Iterator[Finding]]]) -> Verdict:
-    """Run the checks in order and collect what they find."""
+def run_checks(checks: Mapping[str, Callable[[], Iterator[Finding]]], began: Began) -> list[Finding]:
+    """Run the checks in order and collect what they find; `began` is told the name of each."""
     findings: list[Finding] = []
-    for check in checks.values():
+    for name, check in checks.items():
+        began(name)
         findings.extend(check())
-    return Verdict(tuple(findings))
+    return findings
+
+
+def damage(findings: Sequence[Finding], checkpoint: Checkpoint) -> str:
+    """What the check `bytes` found out, in a line; empty where all is whole."""
+    bad = [f.where for f in findings if f.check == "bytes" and f.level == "fail"]
+    bad = [name for name in dict.fromkeys(bad) if name in checkpoint.tensors]
+    if not bad:
+        return ""
+    more = ", …" if len(bad) > 3 else ""
+    verb = "does" if len(bad) == 1 else "do"
+    names = ", ".join(bad[:3]) + more
+    return f"damaged: {len(bad)} of {len(checkpoint.tensors)} tensors {verb} not match its checksum ({names})"
