@@ -40,7 +40,7 @@ _PREFERRED = (
     "diffusion_pytorch_model.safetensors.index.json",
     "diffusion_pytorch_model.bin",
 )
-_INDEX_SUFFIX = ".index.json"
+_INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
 _SHARD = re.compile(
     r"(?P<stem>.+)-(?P<number>\d{4,6})-of-(?P<count>\d{4,6})\.(?P<suffix>safetensors|bin|pt|pth)"
 )
@@ -60,8 +60,14 @@ def read(folder: InputFolder) -> Checkpoint:
     name = _main_file(folder)
     if name is None:
         raise _half_written(folder)
+    suffix = next((suffix for suffix in _INDEX_SUFFIXES if name.endswith(suffix)), None)
+    if suffix is not None:
+        indexes = [other for other in folder.names if other.endswith(suffix)]
+        if len(indexes) > 1:
+            hint = f"name one: {', '.join(indexes[:5])}"
+            raise UnreadableError("holds several checkpoints", str(folder.path), hint)
     file = folder.open(name)
-    if not name.endswith(_INDEX_SUFFIX):
+    if suffix is None:
         checkpoint = _open_shard(file)
         others = [other for other in _PREFERRED if other in folder.names and other != name]
         checkpoint.notes += [f"the folder also holds {other}, which was not read" for other in others]
@@ -102,14 +108,10 @@ INDEX_FORMAT = FileFormat("sharded-index", sniff_index, read_index)
 
 
 def _main_file(folder: InputFolder) -> str | None:
-    """The file to begin with: the one that transformers would take, else the only index."""
-    for name in _PREFERRED:
-        if name in folder.names:
-            return name
-    indexes = [
-        n for n in folder.names if n.endswith((f".safetensors{_INDEX_SUFFIX}", f".bin{_INDEX_SUFFIX}"))
-    ]
-    return indexes[0] if len(indexes) == 1 else None
+    """The file to begin with: the one that transformers would take, else an index of another name."""
+    preferred = [name for name in _PREFERRED if name in folder.names]
+    others = [name for suffix in _INDEX_SUFFIXES for name in folder.names if name.endswith(suffix)]
+    return next(iter(preferred + others), None)
 
 
 def _shards(folder: InputFolder) -> Iterator[re.Match[str]]:
@@ -117,18 +119,14 @@ def _shards(folder: InputFolder) -> Iterator[re.Match[str]]:
 
 
 def _half_written(folder: InputFolder) -> UnreadableError:
-    """The error for a folder that has shards, and not exactly one index."""
-    where = str(folder.path)
-    indexes = [name for name in folder.names if name.endswith(_INDEX_SUFFIX)]
-    if len(indexes) > 1:
-        return UnreadableError("holds several checkpoints", where, f"name one: {', '.join(indexes[:5])}")
+    """The error for a folder that has shards and no index."""
     first = next(_shards(folder))
     there = sum(
         match["stem"] == first["stem"] and match["count"] == first["count"] for match in _shards(folder)
     )
     return UnreadableError(
         f"is half written: {there} of {int(first['count'])} shards are there, and no index",
-        where,
+        str(folder.path),
         f"save or download it again; to read one shard alone, name it: {first[0]}",
     )
 
@@ -164,6 +162,8 @@ def _parse_index(file: InputFile) -> tuple[dict[str, str], dict[str, Any]]:
     weight_map, about = index.get("weight_map"), index.get("metadata") or {}
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CorruptError("the index has no weight_map from tensors to files", where, _DAMAGED)
+    if not weight_map:
+        raise CorruptError("the index names no tensors", where, _DAMAGED)
     if not isinstance(about, dict):
         raise CorruptError("the index's metadata is not a table", where, _DAMAGED)
     return weight_map, about
@@ -208,8 +208,14 @@ def _open_shard(file: InputFile) -> Checkpoint:
         head = file.read_at(0, min(HEAD_BYTES, file.size_bytes))
         for known in _SHARD_FORMATS:
             if known.sniff(file, head):
-                return known.read(file)
-        raise named.refusal(file, head)
+                break
+        else:
+            raise named.refusal(file, head)
+        if file.path.suffix == ".safetensors" and known is not safetensors.FORMAT:
+            raise CorruptError(
+                "is called .safetensors and is a pickle", str(file.path), "no program writes such a folder"
+            )
+        return known.read(file)
     except BaseException:
         file.close()
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from ptsave.errors import CorruptError, LimitError
@@ -11,11 +12,12 @@ MAX_VALUES = 5_000_000
 """Cap on the values (numbers, texts, lists, objects) of one document."""
 MAX_WIDE_BYTES = 25_000_000
 """Cap on a document with characters beyond ASCII, which Python holds in up to four times the memory."""
+_NEGATIVE_ZERO = re.compile(r"-0(?![0-9.eE])")
 _HINT = "the file is damaged or was written by a faulty program; get it again from its source"
 
 
 def parse_object(data: bytes, what: str, where: str) -> dict[str, Any]:
-    """The JSON object that `data` spells in UTF-8; a key that repeats in any object is refused.
+    """The JSON object that `data` spells in UTF-8; a key that repeats in any object is refused, and so is -0.
 
     Keys at the top are Unicode text. `what` names the document in messages.
 
@@ -29,19 +31,26 @@ def parse_object(data: bytes, what: str, where: str) -> dict[str, Any]:
     try:
         text = data.decode()
         del data
-        parsed = json.loads(text, object_pairs_hook=_without_repeats)
+        hook = _without_negative_zero if _NEGATIVE_ZERO.search(text) else None
+        parsed = json.loads(text, object_pairs_hook=_without_repeats, parse_int=hook)
     except _RepeatedKeyError as error:
         raise CorruptError(f"{what} has two keys {error.key!r}", where, _HINT) from None
     except RecursionError:
         raise CorruptError(f"{what} nests too deeply", where, _HINT) from None
     except ValueError as error:
-        reason = getattr(error, "msg", None) or getattr(error, "reason", "a number is too long")
+        reason = getattr(error, "msg", None) or getattr(error, "reason", None) or str(error)[:60]
         raise CorruptError(f"{what} is not JSON ({reason})", where, _HINT) from None
     if not isinstance(parsed, dict):
         raise CorruptError(f"{what} is not a JSON object", where, _HINT)
     if "\\u" in text and any("\ud800" <= c <= "\udfff" for key in parsed for c in key):
         raise CorruptError(f"{what} has a key that is not Unicode text", where, _HINT)
     return parsed
+
+
+def _without_negative_zero(digits: str) -> int:
+    if digits == "-0":
+        raise ValueError("a number is negative zero")
+    return int(digits)
 
 
 class _RepeatedKeyError(Exception):

@@ -11,6 +11,7 @@ an extra field "FB" as padding); CPython's `zipfile`.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
@@ -46,6 +47,9 @@ _EXTRA_ZIP64 = 0x0001
 _EXTRA_UNICODE_PATH = 0x7075
 _FULL_16 = 0xFFFF
 _FULL_32 = 0xFFFFFFFF
+
+_ODD_PART = re.compile(r"(?:\A|/)(?:\.{0,2}/|\.{1,2}\Z)")
+"""A part of a path that is empty, `.` or `..`, so that one file has two names."""
 
 _FLAG_DESCRIPTOR = 0x0008
 _FLAG_UTF8 = 0x0800
@@ -266,7 +270,7 @@ def _parse_directory(archive: _Archive, block: bytes, count: int) -> tuple[list[
             raise archive.corrupt(f"the zip directory's entry {len(entries)} is malformed")
         raw_name = block[at + _ENTRY.size : name_end]
         name = raw_name.decode() if raw_name.isascii() else _decode(archive, raw_name, flags)
-        if not name or name[0] == "/" or "\\" in name or "\0" in name or (".." in name and _climbs(name)):
+        if not name or "\\" in name or "\0" in name or _has_odd_part(name):
             raise archive.corrupt("a zip entry's name is not a plain relative path", name)
         if extra_bytes or packed == _FULL_32 or unpacked == _FULL_32 or offset == _FULL_32:
             extra = _extra_fields(archive, block[name_end : name_end + extra_bytes], name)
@@ -295,8 +299,9 @@ def _parse_directory(archive: _Archive, block: bytes, count: int) -> tuple[list[
     return entries, positions
 
 
-def _climbs(name: str) -> bool:
-    return ".." in name.split("/")
+def _has_odd_part(name: str) -> bool:
+    # the first tests are quick, and no for nearly all names
+    return (name[0] in "./" or "/." in name or "//" in name) and _ODD_PART.search(name) is not None
 
 
 def _decode(archive: _Archive, raw_name: bytes, flags: int) -> str:
