@@ -13,19 +13,31 @@ from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.files import InputFile, InputFolder
 from ptsave.core.nearest import hint_for
 from ptsave.errors import MissingFileError, UsageError
-from ptsave.formats import named, npz, safetensors, sharded, torch_legacy, torch_tar, torch_zip, torchscript
+from ptsave.formats import (
+    dcp,
+    named,
+    npz,
+    pt2,
+    safetensors,
+    sharded,
+    torch_legacy,
+    torch_tar,
+    torch_zip,
+    torchscript,
+)
 from ptsave.formats.base import HEAD_BYTES, FileFormat, FolderFormat, WriteOptions
 
 FILE_FORMATS: tuple[FileFormat, ...] = (
     safetensors.FORMAT,
     torchscript.FORMAT,
+    pt2.FORMAT,
     torch_zip.FORMAT,
     torch_legacy.FORMAT,
     torch_tar.FORMAT,
     *npz.FORMATS,
     sharded.INDEX_FORMAT,
 )
-FOLDER_FORMATS: tuple[FolderFormat, ...] = (*sharded.FORMATS,)
+FOLDER_FORMATS: tuple[FolderFormat, ...] = (*sharded.FORMATS, dcp.FORMAT)
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -36,7 +48,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     target = Path(path)
     if "\0" in str(target):
         raise MissingFileError("no such file", repr(str(target)), "check the path")
-    if target.is_dir():
+    if os.path.isdir(target):  # unlike Path.is_dir, never raises: a name may be too long
         return _open_folder(InputFolder(target))
     file = InputFile(target)
     try:
@@ -74,7 +86,8 @@ def destination_format(path: Path, name: str | None) -> FileFormat | FolderForma
 
 def writable_formats() -> dict[str, FileFormat | FolderFormat]:
     """Every format that ptsave writes, by name."""
-    return {known.name: known for known in (*FILE_FORMATS, *FOLDER_FORMATS) if known.write is not None}
+    formats: tuple[FileFormat | FolderFormat, ...] = (*FILE_FORMATS, *FOLDER_FORMATS)
+    return {known.name: known for known in formats if known.write is not None}
 
 
 def check_destination(path: Path, target: FileFormat | FolderFormat, options: WriteOptions) -> None:
