@@ -14,30 +14,26 @@ Source: CPython's Lib/pickletools.py (the opcodes) and Modules/_pickle.c (their 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from ptsave.core.files import InputFile
 from ptsave.core.memory import no_garbage_collection
 from ptsave.core.nodes import GlobalUse
+from ptsave.core.storage import MemoryStorage, Storage
 from ptsave.errors import CorruptError, LimitError
 from ptsave.formats.pickle_keys import LONG_KEY
-from ptsave.formats.pickle_opcodes import MARKED, PLAIN, Machine, TruncatedError
+from ptsave.formats.pickle_opcodes import MARKED, PLAIN, TRUNCATED, Machine
 from ptsave.formats.pickle_shapes import UNKNOWN, Known, Shapes
 
-MAX_PICKLE_BYTES = 256 * 1024 * 1024
-"""Cap on a pickle's length."""
-MAX_CODE_BYTES = 64 * 1024 * 1024
+MAX_CODE_BYTES = 32 * 1024 * 1024
 """Cap on a pickle's length, its long strings and bytes not counted."""
 MAX_OPEN_MARKS = 10_000
 """Cap on how deep marks nest. Python's own pickler stops at its recursion limit, near 1000."""
 
 _WINDOW_BYTES = 16 * 1024
+_MARGIN_BYTES = 8 * 1024
+"""More than any operand but a long string has; so much is in memory after each opcode of a window."""
 _LONGEST_OPERAND = 8
-_FIRST_READ_BYTES = 16 * 1024
-_READ_GROWTH = 16
-_TRUNCATED = "truncated: the pickle does not end"
 _HINT = "the file is damaged; copy or download it again"
 
 
@@ -54,57 +50,32 @@ class Loaded:
     """What a user should know about the reading."""
 
 
-def load(data: bytes, start: int, shapes: Shapes, where: str) -> Loaded:
+def load(source: Storage | bytes, start: int, shapes: Shapes, where: str) -> Loaded:
     """Interpret the pickle that begins at byte `start`; what follows its end is left alone.
 
-    `where` names the file and the record for messages.
+    The source is read a piece at a time, no further than a piece beyond the pickle's end, and long
+    strings are left where they are (`Payload`). `where` names the file and the record for messages.
 
     Raises: CorruptError where it is not a well-formed pickle, or a known shape has impossible values,
     with the byte at which that shows; LimitError past a cap.
     """
-    machine = Machine(data, shapes, where)
+    if isinstance(source, bytes):
+        source = MemoryStorage(memoryview(source))
+    machine = Machine(source, start, shapes, where)
     with no_garbage_collection():
-        root, end = _run(machine, start)
+        root, end = _run(machine)
     for use in machine.uses.values():
         use.count = max(use.count, 1)
     return Loaded(root, machine.uses, end, machine.budget.notes)
 
 
-def load_from(
-    file: InputFile, offset_bytes: int, end_bytes: int, make_shapes: Callable[[], Shapes], where: str
-) -> Loaded:
-    """Interpret the pickle that begins at `offset_bytes` of a file and does not say how long it is.
-
-    Reads as much as it needs, in growing pieces, and never past `end_bytes`; `Loaded.end` is a position
-    in the file. `make_shapes` is called for each attempt, so that none sees what an earlier one left.
-
-    Raises: as `load`; LimitError when the pickle is longer than MAX_PICKLE_BYTES.
-    """
-    num_bytes = _FIRST_READ_BYTES
-    while True:
-        available = min(num_bytes, end_bytes - offset_bytes, MAX_PICKLE_BYTES)
-        data = file.read_at(offset_bytes, available)
-        try:
-            loaded = load(data, 0, make_shapes(), where)
-        except TruncatedError:
-            if offset_bytes + available == end_bytes:
-                raise
-            if available == MAX_PICKLE_BYTES:
-                raise LimitError("pickle_bytes", MAX_PICKLE_BYTES, "more", where) from None
-            num_bytes *= _READ_GROWTH
-        else:
-            return replace(loaded, end=offset_bytes + loaded.end)
-
-
-def _run(machine: Machine, start: int) -> tuple[Any, int]:
+def _run(machine: Machine) -> tuple[Any, int]:
     """The root object, and the position after the pickle.
 
     One loop over local variables, the opcodes in the order of how often a state dict has them: this is
     where the time of opening a checkpoint goes. `stack` holds what lies above the last MARK, `frames`
     the stacks below.
     """
-    data = machine.data
-    size = len(data)
     memo = machine.memo
     far_memo = machine.far_memo
     u32 = struct.Struct("<I").unpack_from
@@ -113,11 +84,17 @@ def _run(machine: Machine, start: int) -> tuple[Any, int]:
     persistent = machine.persistent
     stack: list[Any] = []
     frames: list[list[Any]] = []
-    pos = begin = start
+    start = machine.base
+    data, size, pos = b"", 0, 0
     units = 0
     try:
         while True:
+            if size - pos <= _MARGIN_BYTES and not machine.holds_end:
+                machine.refill(pos)
+                data, size, pos = machine.data, len(machine.data), 0
             window = pos + _WINDOW_BYTES
+            if not machine.holds_end:
+                window = min(window, size - _MARGIN_BYTES)
             while pos < window:
                 op = data[pos]
                 pos += 1
@@ -168,10 +145,9 @@ def _run(machine: Machine, start: int) -> tuple[Any, int]:
                 elif op == 0x58:  # BINUNICODE
                     end = pos + 4 + u32(data, pos)[0]
                     if end > size or end - pos > LONG_KEY:
-                        raw = machine.take(pos + 4, end - pos - 4)
+                        stack.append(machine.take_text(pos + 4, end - pos - 4))
                     else:
-                        raw = data[pos + 4 : end]
-                    stack.append(str(raw, "utf-8", "surrogatepass"))
+                        stack.append(str(data[pos + 4 : end], "utf-8", "surrogatepass"))
                     pos = end
                     units += 1
                 elif op == 0x86:  # TUPLE2
@@ -224,20 +200,16 @@ def _run(machine: Machine, start: int) -> tuple[Any, int]:
                     else:
                         stack = frames.pop()
                 elif op == 0x2E:  # STOP
-                    return stack.pop(), pos
+                    return stack.pop(), machine.base + pos
                 else:
                     pos -= 1
                     raise CorruptError(f"is not a pickle: 0x{op:02x} is no opcode")
-            if pos > size:
-                raise IndexError
-            _check_caps(machine, pos - begin, units, stack, frames)
+            _check_caps(machine, machine.base + pos - start, units, stack, frames)
             units = 0
     except (IndexError, struct.error):
-        if pos >= size - _LONGEST_OPERAND:
-            error: CorruptError = TruncatedError(_TRUNCATED)
-        else:
-            error = CorruptError("takes more off the stack than is on it")
-        raise _placed(machine, error, pos, stack, frames) from None
+        at_end = pos >= size - _LONGEST_OPERAND
+        what = TRUNCATED if at_end else "takes more off the stack than is on it"
+        raise _placed(machine, CorruptError(what), pos, stack, frames) from None
     except UnicodeDecodeError:
         raise _placed(machine, CorruptError("has a string that is not utf-8"), pos, stack, frames) from None
     except CorruptError as error:
@@ -268,5 +240,5 @@ def _placed(
         key = next((item for item in reversed(frame[-2:]) if type(item) is str), "")
         if 0 < len(key) <= LONG_KEY:
             keys.append(key)
-    where = machine.where + (f", at {'.'.join(keys)}" if keys else "") + f", byte {pos}"
-    return type(error)(error.what, error.where or where, error.hint or _HINT)
+    where = machine.where + (f", at {'.'.join(keys)}" if keys else "") + f", byte {machine.base + pos}"
+    return CorruptError(error.what, error.where or where, error.hint or _HINT)

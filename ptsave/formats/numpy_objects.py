@@ -16,7 +16,7 @@ from typing import Any
 
 from ptsave.core.nodes import Global, Opaque
 from ptsave.errors import CorruptError
-from ptsave.formats.pickle_shapes import UNKNOWN, Budget, Described
+from ptsave.formats.pickle_shapes import UNKNOWN, Budget, Described, Payload
 
 MAX_SHOWN_ELEMENTS = 64
 MAX_RANK = 64
@@ -71,7 +71,7 @@ def _reconstruct(args: tuple[Any, ...], budget: Budget) -> Any:
 
 def _frombuffer(args: tuple[Any, ...], budget: Budget) -> Any:
     """`_frombuffer(data, dtype, shape, order)`: how protocol 5 spells an array."""
-    if len(args) != 4 or not isinstance(args[0], (bytes, bytearray)):
+    if len(args) != 4 or not isinstance(args[0], (bytes, bytearray, Payload)):
         return UNKNOWN
     data, dtype, shape, order = args
     state = _contents(shape, dtype, order == "F", data)
@@ -145,13 +145,17 @@ def _contents(shape: Any, dtype: Any, fortran: Any, data: Any) -> dict[str, Any]
         return shown | {"values" if isinstance(data, list) else "data": data}
     if isinstance(data, str):  # a Python 2 string that happened to be UTF-8
         data = data.encode()
-    if not isinstance(data, (bytes, bytearray)):
-        return None
     shown["dtype"] = _NAMES[code[1]]
-    if len(data) != count * int(code[1][1:]):
-        raise CorruptError(f"a numpy array of shape {shape} and {code[1]} has {len(data)} bytes")
+    if isinstance(data, Payload) and data.name == "builtins.bytes":
+        num_bytes = data.storage.num_bytes
+    elif isinstance(data, (bytes, bytearray)):
+        num_bytes = len(data)
+    else:
+        return shown | {"data": data}
+    if num_bytes != count * int(code[1][1:]):
+        raise CorruptError(f"a numpy array of shape {shape} and {code[1]} has {num_bytes} bytes")
     if count > MAX_SHOWN_ELEMENTS:
-        return shown | {"data": bytes(data)}
+        return shown | {"data": data}
     return shown | {"values": _values(code, bytes(data), count)}
 
 

@@ -16,16 +16,24 @@ from struct import Struct
 from typing import Any
 
 from ptsave.core.nodes import Global, GlobalUse, Opaque
+from ptsave.core.storage import Storage
 from ptsave.errors import CorruptError, LimitError
 from ptsave.formats.pickle_keys import LONG_KEY, admit
-from ptsave.formats.pickle_shapes import UNKNOWN, Budget, Described, Known, Shapes
+from ptsave.formats.pickle_shapes import BYTES_PER_UNIT, UNKNOWN, Budget, Described, Known, Payload, Shapes
+from ptsave.formats.windows import window
 
 MAX_NAME_BYTES = 2048
 """Cap on a module's name, and on a class's."""
 MAX_INTEGER_BYTES = 1024
 """Cap on an integer: past about 4300 digits Python itself refuses to print one."""
 MAX_INTEGER_DIGITS = 2400
+MAX_HELD_BYTES = 1024 * 1024
+"""Longer strings and bytes stay in the file."""
 HIGHEST_PROTOCOL = 5
+TRUNCATED = "truncated: the pickle does not end"
+
+_FIRST_PIECE_BYTES = 16 * 1024
+_PIECE_BYTES = 1024 * 1024
 
 DICTS = (dict, OrderedDict, defaultdict, Counter)
 """The types whose items a pickle may set."""
@@ -39,15 +47,15 @@ _F64 = Struct(">d").unpack_from
 Stack = list[Any]
 
 
-class TruncatedError(CorruptError):
-    """The pickle goes on past the end of the data."""
-
-
 class Machine:
-    """One run over one pickle."""
+    """One run over one pickle, of which a piece at a time is in memory."""
 
-    def __init__(self, data: bytes, shapes: Shapes, where: str) -> None:
-        self.data = data
+    def __init__(self, source: Storage, start: int, shapes: Shapes, where: str) -> None:
+        self.source = source
+        self.total_bytes = source.num_bytes
+        self.base = start
+        """The position of `data` in the source."""
+        self.data = b""
         self.shapes = shapes
         self.where = where
         self.budget = Budget(where)
@@ -58,27 +66,72 @@ class Machine:
         self.uses: dict[str, GlobalUse] = {}
         self.payload_bytes = 0
         """Bytes of long strings so far, which do not count as code."""
+        self._piece_bytes = _FIRST_PIECE_BYTES
         self._found: dict[tuple[str, str], Any] = {}
+
+    @property
+    def holds_end(self) -> bool:
+        """Whether `data` reaches to the end of the source."""
+        return self.base + len(self.data) == self.total_bytes
+
+    def refill(self, pos: int) -> None:
+        """Let `data` begin where `pos` is now, and reach further."""
+        self.base += pos
+        self.data = self._read(0, min(self._piece_bytes, self.total_bytes - self.base))
+        self._piece_bytes = min(8 * self._piece_bytes, _PIECE_BYTES)
+
+    def _read(self, pos: int, num_bytes: int) -> bytes:
+        buffer = bytearray(num_bytes)
+        self.source.read_into(self.base + pos, memoryview(buffer))
+        return bytes(buffer)
 
     def take(self, pos: int, num_bytes: int) -> bytes:
         """The `num_bytes` bytes from `pos`."""
-        end = pos + num_bytes
         if num_bytes < 0:
             raise CorruptError(f"has a string of {num_bytes} bytes")
-        if end > len(self.data):
-            raise TruncatedError("truncated: the pickle does not end")
+        end = pos + num_bytes
         if num_bytes > LONG_KEY:
             self.payload_bytes += num_bytes
-        return self.data[pos:end]
+            self.budget.spend(num_bytes // BYTES_PER_UNIT)
+        if end <= len(self.data):
+            return self.data[pos:end]
+        if self.base + end > self.total_bytes:
+            raise CorruptError(TRUNCATED)
+        return self._read(pos, num_bytes)
+
+    def take_text(self, pos: int, num_bytes: int) -> Any:
+        """The text in UTF-8 of `num_bytes` bytes from `pos`; a Payload when it is long."""
+        if num_bytes > MAX_HELD_BYTES:
+            return self._payload("builtins.str", pos, num_bytes)
+        return _text(self.take(pos, num_bytes))
+
+    def take_bytes(self, pos: int, num_bytes: int) -> Any:
+        """The `num_bytes` bytes from `pos`; a Payload when they are many."""
+        if num_bytes > MAX_HELD_BYTES:
+            return self._payload("builtins.bytes", pos, num_bytes)
+        return self.take(pos, num_bytes)
+
+    def _payload(self, name: str, pos: int, num_bytes: int) -> Payload:
+        begin = self.base + pos
+        if begin + num_bytes > self.total_bytes:
+            raise CorruptError(TRUNCATED)
+        self.payload_bytes += num_bytes
+        return Payload(name, window(self.source, begin, num_bytes))
 
     def line(self, pos: int, cap: str, max_bytes: int) -> tuple[bytes, int]:
         """The text up to the next newline, and the position after it."""
-        end = self.data.find(b"\n", pos, pos + max_bytes + 1)
+        data = self.data
+        if len(data) - pos <= max_bytes and not self.holds_end:
+            data = self._read(0, min(pos + max_bytes + 1, self.total_bytes - self.base))
+        end = data.find(b"\n", pos, pos + max_bytes + 1)
         if end < 0:
-            if len(self.data) <= pos + max_bytes:
-                raise TruncatedError("truncated: the pickle does not end")
+            if len(data) <= pos + max_bytes:
+                raise CorruptError(TRUNCATED)
             raise LimitError(cap, max_bytes, "more", self.where)
-        return self.data[pos:end], end + 1
+        if end - pos > LONG_KEY:
+            self.payload_bytes += end - pos
+            self.budget.spend((end - pos) // BYTES_PER_UNIT)
+        return data[pos:end], end + 1
 
     def remember(self, index: int, value: Any) -> None:
         if index < len(self.memo):
@@ -360,7 +413,7 @@ def _text(raw: bytes, encoding: str = "utf-8", errors: str = "surrogatepass") ->
 
 
 def _unicode(machine: Machine, stack: Stack, pos: int) -> int:
-    line, pos = machine.line(pos, "line_bytes", len(machine.data))
+    line, pos = machine.line(pos, "line_bytes", MAX_HELD_BYTES)
     stack.append(_text(line, "raw-unicode-escape", "strict"))
     return pos
 
@@ -374,7 +427,7 @@ def _short_binunicode(machine: Machine, stack: Stack, pos: int) -> int:
 
 def _binunicode8(machine: Machine, stack: Stack, pos: int) -> int:
     num_bytes: int = _U64(machine.data, pos)[0]
-    stack.append(_text(machine.take(pos + 8, num_bytes)))
+    stack.append(machine.take_text(pos + 8, num_bytes))
     return pos + 8 + num_bytes
 
 
@@ -387,20 +440,21 @@ def _short_binbytes(machine: Machine, stack: Stack, pos: int) -> int:
 
 def _binbytes(machine: Machine, stack: Stack, pos: int) -> int:
     num_bytes: int = _U32(machine.data, pos)[0]
-    stack.append(machine.take(pos + 4, num_bytes))
+    stack.append(machine.take_bytes(pos + 4, num_bytes))
     return pos + 4 + num_bytes
 
 
 def _binbytes8(machine: Machine, stack: Stack, pos: int) -> int:
     num_bytes: int = _U64(machine.data, pos)[0]
-    stack.append(machine.take(pos + 8, num_bytes))
+    stack.append(machine.take_bytes(pos + 8, num_bytes))
     return pos + 8 + num_bytes
 
 
 def _bytearray8(machine: Machine, stack: Stack, pos: int) -> int:
     num_bytes: int = _U64(machine.data, pos)[0]
     machine.budget.spend(1)
-    stack.append(bytearray(machine.take(pos + 8, num_bytes)))
+    value = machine.take_bytes(pos + 8, num_bytes)
+    stack.append(value if isinstance(value, Payload) else bytearray(value))
     return pos + 8 + num_bytes
 
 
@@ -421,7 +475,8 @@ def _short_binstring(machine: Machine, stack: Stack, pos: int) -> int:
 
 def _binstring(machine: Machine, stack: Stack, pos: int) -> int:
     num_bytes: int = _I32(machine.data, pos)[0]
-    stack.append(_python2_string(machine.take(pos + 4, num_bytes)))
+    value = machine.take_bytes(pos + 4, num_bytes)
+    stack.append(value if isinstance(value, Payload) else _python2_string(value))
     return pos + 4 + num_bytes
 
 
@@ -440,7 +495,7 @@ def _unescape(match: re.Match[bytes]) -> bytes:
 
 
 def _string(machine: Machine, stack: Stack, pos: int) -> int:
-    line, pos = machine.line(pos, "line_bytes", len(machine.data))
+    line, pos = machine.line(pos, "line_bytes", MAX_HELD_BYTES)
     line = line.strip()
     if len(line) < 2 or line[0] != line[-1] or line[:1] not in (b"'", b'"'):
         raise CorruptError("has a string without its quotes")

@@ -6,11 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ptsave.core.nodes import Global
+from ptsave.core.nodes import Global, Opaque
+from ptsave.core.storage import Storage
 from ptsave.errors import LimitError
 
-MAX_UNITS = 4_000_000
-"""Cap on what one pickle may cost, in units of about 64 bytes of memory or a quarter microsecond."""
+BYTES_PER_UNIT = 64
+MAX_UNITS = 2_500_000
+"""Cap on what one pickle may cost, in units of about 64 bytes of memory or half a microsecond. A state
+dict of 100,000 tensors costs 1.5 million."""
 MAX_UNUSUAL_KEYS = 4096
 """Cap on the keys whose hashes a file can choose: floats, ints of 2**60 or more, tuples with numbers."""
 MAX_NOTES = 20
@@ -64,6 +67,16 @@ class Budget:
         """Say `text` to the user, once."""
         if text not in self.notes and len(self.notes) < MAX_NOTES:
             self.notes.append(text)
+
+
+class Payload(Opaque):
+    """Bytes or text too long to hold: where they lie, in place of what they are."""
+
+    def __init__(self, name: str, storage: Storage) -> None:
+        """`storage`: the bytes in the file; text as UTF-8."""
+        self.name = name
+        self.storage = storage
+        self.state = {"num_bytes": storage.num_bytes}
 
 
 @dataclass(frozen=True, slots=True)

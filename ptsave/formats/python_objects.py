@@ -13,9 +13,7 @@ from typing import Any
 
 from ptsave.core.nodes import Global, Opaque
 from ptsave.formats.pickle_keys import admit
-from ptsave.formats.pickle_shapes import UNKNOWN, Budget, Known
-
-BYTES_PER_UNIT = 64
+from ptsave.formats.pickle_shapes import BYTES_PER_UNIT, UNKNOWN, Budget, Known, Payload
 
 
 def _ordered_dict(args: tuple[Any, ...], budget: Budget) -> Any:
@@ -69,7 +67,11 @@ def _frozenset(args: tuple[Any, ...], budget: Budget) -> Any:
 
 def _encode(args: tuple[Any, ...], budget: Budget) -> Any:
     """`_codecs.encode(text, "latin1")`: how protocols 0 to 2 spell bytes."""
-    if len(args) != 2 or type(args[0]) is not str or args[1] not in ("latin1", "latin-1"):
+    if len(args) != 2 or type(args[1]) is not str or args[1] not in ("latin1", "latin-1"):
+        return UNKNOWN
+    if isinstance(args[0], Payload):
+        return Opaque("builtins.bytes", (), {"spelled as": args[0]})
+    if type(args[0]) is not str:
         return UNKNOWN
     budget.spend(len(args[0]) // BYTES_PER_UNIT)
     try:

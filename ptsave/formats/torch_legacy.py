@@ -20,8 +20,7 @@ from ptsave.core.storage import FileStorage
 from ptsave.core.verdict import Finding
 from ptsave.errors import CorruptError, LimitError
 from ptsave.formats.base import FileFormat
-from ptsave.formats.inert_pickle import Loaded, load_from
-from ptsave.formats.pickle_shapes import Shapes
+from ptsave.formats.inert_pickle import Loaded, load
 from ptsave.formats.torch_objects import StorageNode, storage_type, torch_shapes
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
@@ -51,16 +50,17 @@ def read(file: InputFile) -> Checkpoint:
     with ExitStack() as on_failure:
         on_failure.callback(file.close)
         where = str(file.path)
-        magic = _load(file, 0, where)
+        source = FileStorage(file, 0, file.size_bytes)
+        magic = _load(source, 0, where)
         if magic.root != MAGIC_NUMBER:
             raise CorruptError("does not begin with torch's magic number", where, _HINT)
-        version = _load(file, magic.end, where)
+        version = _load(source, magic.end, where)
         if version.root != PROTOCOL_VERSION:
             raise CorruptError(f"is of an unknown version {version.root!r:.40}", where, _HINT)
-        system = _load(file, version.end, where)
+        system = _load(source, version.end, where)
         storages = LegacyStorages(file)
-        loaded = load_from(file, system.end, file.size_bytes, storages.begin, f"{where}, the object's pickle")
-        keys = _load(file, loaded.end, where)
+        loaded = load(source, system.end, torch_shapes(storages), where)
+        keys = _load(source, loaded.end, where)
         end = storages.locate(keys.root, keys.end)
         checkpoint = Checkpoint(
             FORMAT.name,
@@ -77,9 +77,9 @@ def read(file: InputFile) -> Checkpoint:
 FORMAT = FileFormat("pt-legacy", sniff, read)
 
 
-def _load(file: InputFile, offset_bytes: int, where: str) -> Loaded:
+def _load(source: FileStorage, offset_bytes: int, where: str) -> Loaded:
     """One of the small pickles, which hold plain data."""
-    return load_from(file, offset_bytes, file.size_bytes, torch_shapes, where)
+    return load(source, offset_bytes, torch_shapes(), where)
 
 
 def _check_end(file: InputFile, end: int) -> Iterator[Finding]:
@@ -97,14 +97,7 @@ class LegacyStorages:
         self._roots: dict[Key, StorageNode] = {}
         self._views: dict[Key, tuple[Key, StorageNode]] = {}
 
-    def begin(self) -> Shapes:
-        """The shapes for one reading of the pickle."""
-        self.notes.clear()
-        self._roots.clear()
-        self._views.clear()
-        return torch_shapes(self._persistent_load)
-
-    def _persistent_load(self, persistent_id: Any) -> Any:
+    def __call__(self, persistent_id: Any) -> Any:
         """`("storage", class, key, location, number of elements, view)` or `("module", class, file, source)`.
 
         Raises: CorruptError when it is neither, or contradicts an earlier one.

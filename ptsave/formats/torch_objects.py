@@ -32,7 +32,7 @@ from ptsave.core.nodes import Global, Opaque, TensorEntry, contiguous_strides
 from ptsave.core.storage import MemoryStorage, Storage, SwappedStorage
 from ptsave.errors import CorruptError, LimitError
 from ptsave.formats import numpy_objects, python_objects
-from ptsave.formats.pickle_shapes import UNKNOWN, Budget, Known, Shapes
+from ptsave.formats.pickle_shapes import UNKNOWN, Budget, Known, Payload, Shapes
 from ptsave.formats.pickled_module import PickledModule, is_module_state
 
 MAX_RANK = 64
@@ -274,11 +274,17 @@ def _rebuild_device_tensor(args: tuple[Any, ...], budget: Budget) -> Any:
 def _from_numpy(array: Any) -> TensorEntry | None:
     if not isinstance(array, Opaque) or array.name != "numpy.ndarray" or not isinstance(array.state, dict):
         return None
-    data, dtype = array.state.get("data"), dtypes.BY_NAME.get(array.state["dtype"])
-    if dtype is None or not isinstance(data, bytes) or array.state["order"] != "C":
+    data, dtype = array.state.get("data"), dtypes.BY_NAME.get(str(array.state["dtype"]))
+    if dtype is None or array.state["order"] != "C":
+        return None
+    if isinstance(data, Payload) and data.name == "builtins.bytes":
+        storage = data.storage
+    elif isinstance(data, (bytes, bytearray)):
+        storage = MemoryStorage(memoryview(data))
+    else:
         return None
     shape = array.state["shape"]
-    return TensorEntry("", dtype, shape, contiguous_strides(shape), MemoryStorage(memoryview(data)), 0)
+    return TensorEntry("", dtype, shape, contiguous_strides(shape), storage, 0)
 
 
 def _rebuild_quantized(args: tuple[Any, ...], budget: Budget) -> Any:

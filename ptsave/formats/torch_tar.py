@@ -22,7 +22,7 @@ from ptsave.core.nodes import TensorEntry
 from ptsave.core.storage import FileStorage
 from ptsave.errors import CorruptError, LimitError
 from ptsave.formats.base import FileFormat
-from ptsave.formats.inert_pickle import load_from
+from ptsave.formats.inert_pickle import load
 from ptsave.formats.torch_objects import MAX_RANK, StorageNode, storage_type, tensor, torch_shapes
 
 MAX_MEMBERS = 64
@@ -75,7 +75,7 @@ def read(file: InputFile) -> Checkpoint:
 
         where = f"{file.path}, member 'pickle'"
         begin, end = members["pickle"]
-        loaded = load_from(file, begin, end, lambda: torch_shapes(persistent_load), where)
+        loaded = load(FileStorage(file, begin, end - begin), 0, torch_shapes(persistent_load), where)
         checkpoint = Checkpoint(
             FORMAT.name, file.path, loaded.root, globals=loaded.globals, notes=loaded.notes
         )
@@ -135,8 +135,9 @@ class _Reader:
         self.where = f"{file.path}, member {name!r}"
 
     def pickle(self) -> Any:
-        loaded = load_from(self.file, self.at, self.end, torch_shapes, self.where)
-        self.at = loaded.end
+        rest = FileStorage(self.file, self.at, self.end - self.at)
+        loaded = load(rest, 0, torch_shapes(), self.where)
+        self.at += loaded.end
         return loaded.root
 
     def count(self) -> int:

@@ -19,17 +19,20 @@ from ptsave.core.files import InputFile
 from ptsave.core.record import FILE_NAME, MAX_BYTES, Record
 from ptsave.core.storage import SwappedStorage
 from ptsave.core.verdict import Finding
-from ptsave.errors import CorruptError
+from ptsave.errors import CorruptError, LimitError
 from ptsave.formats.base import FileFormat
-from ptsave.formats.inert_pickle import MAX_PICKLE_BYTES, Loaded, load
+from ptsave.formats.inert_pickle import Loaded, load
+from ptsave.formats.pickle_shapes import Shapes
 from ptsave.formats.torch_objects import StorageNode, storage_type, torch_shapes
 from ptsave.formats.torch_zip_write import write
-from ptsave.formats.zip_checks import check_storages
+from ptsave.formats.zip_checks import check_storages, crc32_of
 from ptsave.formats.zip_reader import DEFLATED, ZipDirectory
 from ptsave.formats.zip_sniff import ZIP_MAGIC, directory_of, sniffed_directory
 
 MAX_INFLATED_PICKLE_BYTES = 64 * 1024 * 1024
 """Cap on a deflated `data.pkl`; torch itself never deflates."""
+MAX_CHECKED_PICKLE_BYTES = 64 * 1024 * 1024
+"""A longer `data.pkl` holds large arrays; its CRC is left to the check of all bytes."""
 MAX_SMALL_BYTES = 4096
 """Cap on the records that hold a word or a number."""
 
@@ -91,13 +94,27 @@ def top_folder(directory: ZipDirectory) -> str | None:
 
 
 def load_pickle(directory: ZipDirectory, name: str, persistent_load: Callable[[Any], Any] | None) -> Loaded:
-    """Interpret the pickle in the record `name`.
+    """Interpret the pickle in the record `name`; `persistent_load` finds its storages.
 
     Raises: CorruptError, LimitError.
     """
-    deflated = directory.entry(name).method == DEFLATED
-    data = directory.read(name, MAX_INFLATED_PICKLE_BYTES if deflated else MAX_PICKLE_BYTES)
-    return load(data, 0, torch_shapes(persistent_load), f"{directory.file.path}, record {name!r}")
+    return load_record(directory, name, torch_shapes(persistent_load))
+
+
+def load_record(directory: ZipDirectory, name: str, shapes: Shapes) -> Loaded:
+    """Interpret the pickle in the record `name`. A damaged one is refused: its keys name the tensors.
+
+    Raises: CorruptError, LimitError.
+    """
+    where = f"{directory.file.path}, record {name!r}"
+    entry = directory.entry(name)
+    storage = directory.storage(name)
+    if entry.method == DEFLATED and entry.num_bytes > MAX_INFLATED_PICKLE_BYTES:
+        raise LimitError("inflated_pickle_bytes", MAX_INFLATED_PICKLE_BYTES, entry.num_bytes, where)
+    is_small = entry.num_bytes <= MAX_CHECKED_PICKLE_BYTES
+    if is_small and entry.crc32 is not None and crc32_of(storage) != entry.crc32:
+        raise CorruptError("damaged: the bytes do not match their CRC-32", where, _HINT)
+    return load(storage, 0, shapes, where)
 
 
 class ZipStorages:

@@ -21,10 +21,9 @@ from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.errors import LimitError
 from ptsave.formats import torch_objects
 from ptsave.formats.base import FileFormat
-from ptsave.formats.inert_pickle import MAX_PICKLE_BYTES, load
 from ptsave.formats.pickle_shapes import UNKNOWN, Budget, Known, Shapes
 from ptsave.formats.pickled_module import OWN_ATTRIBUTES, is_plain
-from ptsave.formats.torch_zip import ZipStorages, check_records, is_big_endian, top_folder
+from ptsave.formats.torch_zip import ZipStorages, check_records, is_big_endian, load_record, top_folder
 from ptsave.formats.zip_reader import ZipDirectory
 from ptsave.formats.zip_sniff import directory_of, sniffed_directory
 
@@ -98,9 +97,7 @@ def read(file: InputFile) -> Checkpoint:
                 return True
             return torch_objects.build(target, state, budget)
 
-        name = f"{top}data.pkl"
-        data = directory.read(name, MAX_PICKLE_BYTES)
-        loaded = load(data, 0, Shapes(_SHAPES, build, storages), f"{file.path}, record {name!r}")
+        loaded = load_record(directory, f"{top}data.pkl", Shapes(_SHAPES, build, storages))
         checkpoint = Checkpoint(
             FORMAT.name,
             file.path,
