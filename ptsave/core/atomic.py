@@ -55,8 +55,8 @@ class OutputFile:
 
         Raises: WriteError when there is no room.
         """
-        check_room(self.destination, self.num_bytes - shared_bytes)
-        with _errors(self.destination, self.num_bytes):
+        check_room(self.path.parent, self.num_bytes - shared_bytes, self.destination)
+        with errors_of(self.destination, self.num_bytes):
             if shared_bytes:  # XFS would set the room of shared blocks aside as well
                 os.ftruncate(self.fd, self.num_bytes)
             else:
@@ -132,12 +132,12 @@ def replacing_file(
     fd = -1
     renamed = False
     try:
-        with _errors(target, num_bytes):
-            fd = _create(path, 0o666 if old is None else stat.S_IMODE(old.st_mode) & 0o777)
+        with errors_of(target, num_bytes):
+            fd = create(path, 0o666 if old is None else stat.S_IMODE(old.st_mode) & 0o777)
             if old is not None:
                 _keep_owner_and_mode(fd, old)
         yield OutputFile(fd, path, target, num_bytes, sync=sync)
-        with _errors(target, num_bytes):
+        with errors_of(target, num_bytes):
             if sync:
                 os.fsync(fd)  # never tried twice: after a failure the system forgets which pages were lost
             if system.IS_WINDOWS:  # an open file cannot be renamed there
@@ -181,10 +181,10 @@ def check_file_destination(
 
     Raises: ExistsError; WriteError when the destination or its folder cannot be written.
     """
-    target = _resolved(destination)
+    target = resolved(destination)
     where = str(destination)
     check_parent(target, where)
-    with _errors(target):
+    with errors_of(target):
         try:
             old = os.lstat(target)
         except FileNotFoundError:
@@ -199,7 +199,7 @@ def check_file_destination(
     return target, old
 
 
-def _resolved(destination: str | os.PathLike[str]) -> Path:
+def resolved(destination: str | os.PathLike[str]) -> Path:
     """Where `destination` really lies."""
     if "\0" in os.fspath(destination):
         raise WriteError("the destination's name has a NUL character", repr(destination), "name a file")
@@ -236,7 +236,7 @@ def _refuse_foreign_in_sticky(target: Path, old: os.stat_result) -> None:
 
 def _refuse_hard_links(target: Path) -> os.stat_result | None:
     """The status of `target` now that litter is gone; a second name of it would keep the old bytes."""
-    with _errors(target):
+    with errors_of(target):
         try:
             old = os.lstat(target)
         except FileNotFoundError:
@@ -250,10 +250,10 @@ def _refuse_hard_links(target: Path) -> os.stat_result | None:
     return old
 
 
-def check_room(target: Path, num_bytes: int) -> None:
-    """Raise WriteError when `num_bytes` more do not fit beside `target`."""
-    with _errors(target, num_bytes):
-        free = system.free_bytes(target.parent)
+def check_room(folder: Path, num_bytes: int, target: Path) -> None:
+    """Raise WriteError when `num_bytes` more do not fit in `folder`'s file system."""
+    with errors_of(target, num_bytes):
+        free = system.free_bytes(folder)
     if free is not None and free < num_bytes:
         raise WriteError(
             f"no room: needs {num_bytes} bytes, {free} are free",
@@ -290,7 +290,7 @@ _REST = re.compile(r"(\d+)-[0-9a-f]{8}" + re.escape(SUFFIX))
 def remove_litter(target: Path) -> None:
     """Remove what killed writers of `target` left beside it. A living writer's file is left alone."""
     stem = _stem(target)
-    with _errors(target):
+    with errors_of(target):
         names = os.listdir(target.parent)
     for name in names:
         if name.startswith(stem) and (rest := _REST.fullmatch(name, len(stem))):
@@ -299,20 +299,30 @@ def remove_litter(target: Path) -> None:
 
 
 def _remove_if_orphan(path: Path, pid: int) -> None:
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    if not system.HAS_FLOCK:
+        if system.is_orphan(pid, os.lstat(path).st_mtime):
+            remove_temporary(path)
+        return
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         is_free = system.lock(fd)
-        if is_free is None:
-            is_free = system.is_orphan(pid, os.fstat(fd).st_mtime)
-        if is_free and not system.IS_WINDOWS:
-            os.unlink(path)
+        if is_free or (is_free is None and system.is_orphan(pid, os.fstat(fd).st_mtime)):
+            remove_temporary(path)
     finally:
         os.close(fd)
-    if is_free and system.IS_WINDOWS:
+
+
+def remove_temporary(path: Path) -> None:
+    """Remove a temporary file, or a temporary folder with the files in it."""
+    if not path.is_dir() or path.is_symlink():
         os.unlink(path)
+        return
+    for name in os.listdir(path):
+        os.unlink(path / name)
+    os.rmdir(path)
 
 
-def _create(path: Path, mode: int) -> int:
+def create(path: Path, mode: int) -> int:
     """A new, empty, locked file. Its lock tells the next writer that this one lives."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
     for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_BINARY"):
@@ -336,7 +346,8 @@ def _keep_owner_and_mode(fd: int, old: os.stat_result) -> None:
 
 
 @contextmanager
-def _errors(target: Path, num_bytes: int = 0) -> Iterator[None]:
+def errors_of(target: Path, num_bytes: int = 0) -> Iterator[None]:
+    """Turn what the system says about writing `target` into an error of ours."""
     try:
         yield
     except FileExistsError:

@@ -51,6 +51,9 @@ class Record:
     """A safetensors file's `__metadata__`, in containers that have no place of their own for it."""
     module_versions: Mapping[str, Any] | None = None
     """A state dict's `_metadata`, which torch reads module versions from, in containers without it."""
+    belongs_to: str | None = None
+    """Where the record is a file of its own (dcp): the XXH3-128 of the `.metadata` that it was written with.
+    Another one means that something else has been saved there since, and the record is void."""
     unknown: Mapping[str, Any] = field(default_factory=dict)
     """Fields of a newer ptsave, kept as they are."""
 
@@ -104,6 +107,7 @@ _SHAPES = {
     "inputs": dict,
     "metadata": dict,
     "module_versions": dict,
+    "belongs_to": str,
 }
 
 

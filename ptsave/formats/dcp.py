@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.digest import hasher
 from ptsave.core.files import InputFile, InputFolder
 from ptsave.core.nodes import TensorEntry, contiguous_strides
 from ptsave.core.record import FILE_NAME, MAX_BYTES, Record
@@ -23,7 +24,8 @@ from ptsave.core.verdict import Finding
 from ptsave.errors import CorruptError, LimitError, MissingFileError, UnreadableError
 from ptsave.formats.base import FolderFormat
 from ptsave.formats.chunks import Box, assemble, check_cover
-from ptsave.formats.dcp_metadata import Metadata, Place, TensorAbout, parse_metadata
+from ptsave.formats.dcp_metadata import Place, TensorAbout, parse_metadata
+from ptsave.formats.dcp_write import write
 from ptsave.formats.nesting import nest, restore_parameter_numbers
 from ptsave.formats.torch_part import TorchPart, read_torch_part
 from ptsave.formats.zip_checks import check_storages
@@ -62,7 +64,7 @@ def read(folder: InputFolder) -> Checkpoint:
         where = str(folder.path / METADATA)
         root = nest(((paths.get(name, (name,)), value) for name, value in values), where)
         checkpoint = Checkpoint(
-            FORMAT.name, folder.path, root, globals=reader.globals, record=_read_record(folder)
+            FORMAT.name, folder.path, root, globals=reader.globals, record=_read_record(folder, reader)
         )
         checkpoint.notes += reader.notes
         if restore_parameter_numbers(root):
@@ -74,20 +76,25 @@ def read(folder: InputFolder) -> Checkpoint:
     return checkpoint
 
 
-FORMAT = FolderFormat("dcp", sniff, read)
+FORMAT = FolderFormat("dcp", sniff, read, write, holds_data=True)
 
 
 def _has_rank_metadata(folder: InputFolder) -> bool:
     return any(name.startswith("__") and name.endswith(METADATA) for name in folder.names)
 
 
-def _read_record(folder: InputFolder) -> Record | None:
+def _read_record(folder: InputFolder, reader: _Reader) -> Record | None:
+    """The record beside the metadata; none where it was written with another metadata than this."""
     if FILE_NAME not in folder.names:
         return None
     with folder.open(FILE_NAME) as file:
         if file.size_bytes > MAX_BYTES:
             raise LimitError("record_bytes", MAX_BYTES, file.size_bytes, str(file.path))
-        return Record.from_json(file.read_at(0, file.size_bytes), str(file.path))
+        record = Record.from_json(file.read_at(0, file.size_bytes), str(file.path))
+    if record.belongs_to is not None and record.belongs_to != reader.metadata_digest:
+        reader.notes.append(f"{FILE_NAME} belongs to an earlier save in this folder, and is left out")
+        return None
+    return record
 
 
 class _Reader:
@@ -96,12 +103,15 @@ class _Reader:
     def __init__(self, folder: InputFolder, owner: ExitStack) -> None:
         """Reads the metadata. The files are closed with `owner`."""
         self.folder = folder
-        self.metadata = _read_metadata(folder)
+        data, where = _read_metadata(folder)
+        self.metadata = parse_metadata(data, where)
+        self.metadata_digest = hasher("xxh3_128", data).hexdigest()
         self.globals = dict(self.metadata.globals)
         self.notes = list(self.metadata.notes)
         self._owner = owner
         self._files: dict[str, InputFile] = {}
         self._parts: list[tuple[str, TorchPart]] = []
+        self._by_place: dict[Place, TorchPart] = {}
 
     def value(self, name: str) -> Any:
         """The tensor or the plain data of that name."""
@@ -138,6 +148,8 @@ class _Reader:
             raise CorruptError(
                 f"the metadata does not say where {name!r} lies", str(self.folder.path), _DAMAGED
             )
+        if place in self._by_place:  # two names of one tensor
+            return self._by_place[place]
         file = self._file(name, place)
         try:
             part = read_torch_part(file, place.offset_bytes, place.num_bytes)
@@ -147,6 +159,7 @@ class _Reader:
             self.globals.setdefault(dotted, use)
         self.notes += [note for note in part.loaded.notes if note not in self.notes]
         self._parts.append((name, part))
+        self._by_place[place] = part
         return part
 
     def _file(self, name: str, place: Place) -> InputFile:
@@ -185,8 +198,9 @@ def _is_stored(box: Box, about: TensorAbout) -> bool:
     return box.num_elements > 0 or box.sizes == about.shape
 
 
-def _read_metadata(folder: InputFolder) -> Metadata:
+def _read_metadata(folder: InputFolder) -> tuple[bytes, str]:
+    """The metadata pickle, and where it lies."""
     with folder.open(METADATA) as file:
         if file.size_bytes > MAX_METADATA_BYTES:
             raise LimitError("metadata_bytes", MAX_METADATA_BYTES, file.size_bytes, str(file.path))
-        return parse_metadata(file.read_at(0, file.size_bytes), str(file.path))
+        return file.read_at(0, file.size_bytes), str(file.path)

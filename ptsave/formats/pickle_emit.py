@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ptsave.core.dtypes import DType
@@ -19,6 +20,24 @@ MAX_LONG_BYTES = 255
 """Of one integer: what LONG1 can say."""
 
 Path = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """A value that the pickle makes by calling `module.name`. Only for what a format itself consists of."""
+
+    module: str
+    name: str
+    args: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class New:
+    """A value that the pickle makes of class `module.name` with a state. Only for a format's own classes."""
+
+    module: str
+    name: str
+    state: Any = None
 
 
 class Emitter:
@@ -54,6 +73,16 @@ class Emitter:
         elif kind in (list, tuple, set):
             if not self._recall(id(value)):
                 _CONTAINERS[kind](self, value, path)
+        elif kind is Call:
+            self.constant(value.module, value.name)
+            self._tuple(value.args, path)
+            self._out += b"R"
+        elif kind is New:
+            self.constant(value.module, value.name)
+            self._out += b")\x81"
+            if value.state is not None:
+                self.value(value.state, path)
+                self._out += b"b"
         elif isinstance(value, DType):
             self.constant("torch", value.name)
         else:

@@ -29,6 +29,7 @@ from ptsave.formats.stored import (
     overlaps,
     placeholder_digests,
     record_text,
+    refuse_data,
     refuse_special_kinds,
     source_path,
     with_source_checks,
@@ -140,13 +141,7 @@ def _shape(entry: TensorEntry) -> list[int]:
 
 def refuse_unwritable(checkpoint: Checkpoint, format_name: str = "safetensors") -> None:
     """Raise LossyError when the format cannot hold something of `checkpoint`."""
-    if left := [name for name, leaf in checkpoint.data.items() if not _is_empty_root(checkpoint, leaf)]:
-        raise LossyError(
-            f"{format_name} holds only tensors, and {left[0]!r} is none",
-            source_path(checkpoint),
-            "--extras drop or --extras keep",
-            extras=left,
-        )
+    refuse_data(checkpoint, format_name)
     refuse_special_kinds(checkpoint.tensors, format_name)
     for name, entry in checkpoint.tensors.items():
         if entry.dtype.safetensors is None or (entry.dtype.safetensors == "F4" and not entry.shape):
@@ -161,10 +156,6 @@ def refuse_unwritable(checkpoint: Checkpoint, format_name: str = "safetensors") 
                 source_path(checkpoint),
                 "--rename it",
             )
-
-
-def _is_empty_root(checkpoint: Checkpoint, leaf: Any) -> bool:
-    return leaf is checkpoint.root and isinstance(leaf, (dict, list, tuple)) and not leaf
 
 
 def _metadata(

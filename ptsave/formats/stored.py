@@ -82,6 +82,22 @@ def refuse_special_kinds(tensors: Mapping[str, TensorEntry], format_name: str) -
             )
 
 
+def refuse_data(checkpoint: Checkpoint, format_name: str) -> None:
+    """Raise LossyError when there is more than tensors."""
+    left = [name for name, leaf in checkpoint.data.items() if not _is_empty_root(checkpoint, leaf)]
+    if left:
+        raise LossyError(
+            f"{format_name} holds only tensors, and {left[0]!r} is none",
+            source_path(checkpoint),
+            "--extras drop or --extras keep",
+            extras=left,
+        )
+
+
+def _is_empty_root(checkpoint: Checkpoint, leaf: Any) -> bool:
+    return leaf is checkpoint.root and isinstance(leaf, (dict, list, tuple)) and not leaf
+
+
 def source_path(checkpoint: Checkpoint) -> str:
     """Where the bytes come from, for messages."""
     return str(checkpoint.path)
@@ -170,10 +186,12 @@ def record_text(
     options: WriteOptions,
     *,
     keeps_metadata: bool = False,
+    belongs_to: str | None = None,
 ) -> bytes | None:
     """The JSON of the source's record, extended; None when none is wanted.
 
-    `keeps_metadata`: the container has a place of its own for `checkpoint.metadata`.
+    `keeps_metadata`: the container has a place of its own for `checkpoint.metadata`. `belongs_to`: the
+    digest of the main file, where the record is a file beside it.
     """
     if not options.record:
         return None
@@ -184,6 +202,7 @@ def record_text(
         aliases=aliases,
         metadata={} if keeps_metadata else carried_metadata(checkpoint),
         module_versions=_module_versions(checkpoint.root) or record.module_versions,
+        belongs_to=belongs_to,
     )
     return extended.to_json().encode()
 

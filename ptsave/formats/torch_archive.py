@@ -5,6 +5,8 @@ Source: `torch.serialization._save` and PyTorch's `caffe2/serialize/inline_conta
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from isal.isal_zlib import crc32
 
 from ptsave.core.digest import hasher
@@ -24,8 +26,20 @@ _IDENTITY_BYTES = 40
 class TorchArchive:
     """One torch zip, at a place in a file."""
 
-    def __init__(self, begin: int, pickle: bytes, parts: list[Part], record: bytes | None = None) -> None:
-        """Lay it out from byte `begin` of its file. `record`: a draft that has its final length."""
+    def __init__(
+        self,
+        begin: int,
+        pickle: bytes,
+        parts: Sequence[Part],
+        record: bytes | None = None,
+        *,
+        is_item: bool = False,
+    ) -> None:
+        """Lay it out from byte `begin` of its file.
+
+        `record`: a draft that has its final length. `is_item`: it is one of many in its file, and has only
+        the records that torch cannot do without.
+        """
         self.begin = begin
         self.data: list[Entry] = []
         """The records of `parts`, in their order."""
@@ -33,17 +47,19 @@ class TorchArchive:
         self._texts: dict[str, bytes] = {}
         """Record name → its bytes, where they do not come from a storage."""
         self._add("data.pkl", pickle)
-        # "0": the offsets of storages cannot be computed from their sizes, since large ones are page-aligned.
-        # torch then looks each one up, which is what it does by default anyway.
-        self._add(".format_version", b"0")
-        self._add(".storage_alignment", str(ALIGN_BYTES).encode())
         self._add("byteorder", b"little")
+        if not is_item:
+            # "0": the offsets of storages cannot be computed from their sizes, since large ones are
+            # page-aligned. torch then looks each one up, which is what it does by default anyway.
+            self._add(".format_version", b"0")
+            self._add(".storage_alignment", str(ALIGN_BYTES).encode())
         if record is not None:
             self._add(FILE_NAME, record)
         for part in parts:
             self.data.append(self._frame.add(f"{TOP}/data/{part.key}", part.num_bytes))
         self._add("version", b"3\n")
-        self._add(".data/serialization_id", b"0" * _IDENTITY_BYTES)
+        if not is_item:
+            self._add(".data/serialization_id", b"0" * _IDENTITY_BYTES)
 
     def _add(self, name: str, text: bytes) -> None:
         self._frame.add(f"{TOP}/{name}", len(text))

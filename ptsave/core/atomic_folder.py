@@ -1,0 +1,202 @@
+"""Old or new, never half, for a folder of files: the file that names all others comes last.
+
+A folder that is not there yet is written under a temporary name and renamed when it is complete. In a
+folder that is there, new data gets names that nothing uses yet; then the main file (an index, DCP's
+`.metadata`) is replaced in one step, which is the moment from which readers see the new set; then what
+belonged to the old set is removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ptsave.core import system
+from ptsave.core.atomic import (
+    OutputFile,
+    check_parent,
+    check_room,
+    create,
+    errors_of,
+    remove_litter,
+    remove_temporary,
+    replacing_file,
+    resolved,
+    sync_names,
+    temporary_name,
+)
+from ptsave.errors import ExistsError, WriteError
+
+
+class OutputFolder:
+    """A folder being written."""
+
+    def __init__(self, path: Path, destination: Path, *, sync: bool) -> None:
+        self.path = path
+        """Where the files are now: a temporary folder, or the destination itself."""
+        self.destination = destination
+        self.sync = sync
+        self.taken = set(os.listdir(path))
+        """The names that were there before."""
+        self.made: list[str] = []
+        """The names of new data, in order."""
+        self._main: tuple[Path, os.stat_result] | None = None
+
+    def fresh(self, names: Callable[[int], Sequence[str]]) -> Sequence[str]:
+        """The first of `names(1)`, `names(2)`, … of which none is taken."""
+        generation = 1
+        while not self.taken.isdisjoint(names(generation)):
+            generation += 1
+        return names(generation)
+
+    @contextmanager
+    def data_file(self, name: str, num_bytes: int) -> Iterator[OutputFile]:
+        """A new file of `num_bytes` bytes, durable when the block ends.
+
+        Raises: WriteError.
+        """
+        path = self.path / name
+        with errors_of(path, num_bytes):
+            self.made.append(name)
+            fd = create(path, 0o666)
+        try:
+            yield OutputFile(fd, path, self.destination / name, num_bytes, sync=self.sync)
+            with errors_of(path, num_bytes):
+                if self.sync:
+                    os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def commit(
+        self, main: tuple[str, bytes], beside: Iterable[tuple[str, bytes]] = (), old: Sequence[str] = ()
+    ) -> None:
+        """Make the new set the one that readers see.
+
+        `main`: the name and the bytes of the file that names all others. `beside`: files that readers can do
+        without, written after it. `old`: what belonged to the old set, in the order of its removal.
+
+        Raises: WriteError.
+        """
+        if self.sync:  # the data's names must be durable before anything refers to them
+            sync_names(self.path / main[0])
+        self._put(*main, is_main=True)
+        for name, data in beside:
+            self._put(name, data)
+        for name in old:
+            try:
+                os.unlink(self.path / name)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise WriteError(
+                    f"the new files are in place, but {name!r} of the old ones stays: {error.strerror}",
+                    str(self.destination),
+                    "remove it by hand",
+                ) from None
+        if self.sync:
+            sync_names(self.path / main[0])
+
+    def _put(self, name: str, data: bytes, *, is_main: bool = False) -> None:
+        path = self.path / name
+        with replacing_file(path, len(data), overwrite=True, sync=self.sync) as output:
+            if is_main:
+                self._main = (path, os.fstat(output.fd))
+            output.reserve()
+            output.write_at(0, data)
+
+    @property
+    def is_committed(self) -> bool:
+        """Whether the main file is the new one: asked of the disk, so that no interrupt can mislead."""
+        if self._main is None:
+            return False
+        path, status = self._main
+        try:
+            return os.path.samestat(os.stat(path), status)
+        except FileNotFoundError:
+            return False
+
+    def undo(self) -> None:
+        """Remove the new data, unless readers see it already."""
+        if not self.is_committed:
+            for name in self.made:
+                with contextlib.suppress(OSError):
+                    os.unlink(self.path / name)
+
+
+@contextmanager
+def replacing_folder(
+    destination: str | os.PathLike[str], num_bytes: int, *, overwrite: bool = False, sync: bool = True
+) -> Iterator[OutputFolder]:
+    """A folder of about `num_bytes` bytes that becomes, or is updated in, `destination`.
+
+    The block must end with `commit`. On any error before it, what was written is removed, and the old set
+    is untouched.
+
+    Raises: ExistsError; WriteError.
+    """
+    target = check_folder_destination(destination, overwrite=overwrite)
+    remove_litter(target)
+    if target.is_dir():
+        with _locked(target):
+            folder = OutputFolder(target, target, sync=sync)
+            check_room(target, num_bytes, target)
+            try:
+                yield folder
+            finally:
+                folder.undo()
+        return
+    check_room(target.parent, num_bytes, target)
+    temporary = temporary_name(target)
+    try:
+        with errors_of(target):
+            os.mkdir(temporary)
+        with _locked(temporary):
+            yield OutputFolder(temporary, target, sync=sync)
+        with errors_of(target):
+            os.rename(temporary, target)  # refused where something with content has come there meanwhile
+        if sync:
+            sync_names(target)
+    finally:
+        with contextlib.suppress(OSError):  # after the rename it is not there any more
+            remove_temporary(temporary)
+
+
+def check_folder_destination(destination: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+    """The folder that writing `destination` would make or update (symbolic links followed).
+
+    Raises: ExistsError when it has content; WriteError when it cannot be written.
+    """
+    target = resolved(destination)
+    where = str(destination)
+    check_parent(target, where)
+    if not os.path.lexists(target):
+        return target
+    if not target.is_dir():
+        raise WriteError("the destination is a file, and the format is a folder", where, "remove it first")
+    with errors_of(target):
+        names = os.listdir(target)
+    if names and not overwrite:
+        raise ExistsError("the destination exists", where, "--overwrite replaces the checkpoint in it")
+    check_parent(target / "data", where)
+    return target
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the folder's lock: a second writer keeps out, and the next one knows that this one lives."""
+    if not system.HAS_FLOCK:
+        yield
+        return
+    with errors_of(path):
+        fd = os.open(path, os.O_RDONLY)
+    try:
+        with errors_of(path):
+            is_mine = system.lock(fd)
+        if is_mine is False:
+            raise WriteError("another process is writing in the folder", str(path), "wait until it is done")
+        yield
+    finally:
+        os.close(fd)

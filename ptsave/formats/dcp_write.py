@@ -1,0 +1,300 @@
+"""Writing a folder that `torch.distributed.checkpoint.load` opens on any number of ranks.
+
+Every tensor is one chunk, whole: ranks that want a part of it read it all, and take theirs.
+
+Source: torch/distributed/checkpoint/_traverse.py, filesystem.py (`_write_item`), metadata.py and
+default_planner.py of torch 2.13.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ptsave.core.atomic_folder import check_folder_destination, replacing_folder
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.digest import hasher
+from ptsave.core.gather import contiguous
+from ptsave.core.move import Move, check_back, move
+from ptsave.core.nodes import TensorEntry, contiguous_strides
+from ptsave.core.record import FILE_NAME
+from ptsave.errors import LossyError
+from ptsave.formats.base import WriteOptions, Written
+from ptsave.formats.folder_files import DCP_METADATA, superfluous
+from ptsave.formats.pickle_emit import Call, Emitter, New
+from ptsave.formats.storage_plan import Part, Place, View, plan_storages
+from ptsave.formats.stored import (
+    distinct,
+    record_text,
+    refuse_special_kinds,
+    source_path,
+    with_source_checks,
+    write_pieces,
+)
+from ptsave.formats.torch_archive import TorchArchive, emit_tensor
+from ptsave.formats.torch_zip_write import digest_moves, part_moves
+from ptsave.formats.zip_layout import ALIGN_BYTES, LARGE_BYTES, PAGE_BYTES
+
+_METADATA = "torch.distributed.checkpoint.metadata"
+_FILESYSTEM = "torch.distributed.checkpoint.filesystem"
+_CONTIGUOUS = 0
+"""`_MEM_FORMAT_ENCODING.TORCH_CONTIGUOUS_FORMAT`."""
+
+Keys = tuple[str | int, ...]
+"""A path: text for a dictionary's key, an integer for a list's place."""
+
+
+def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> Written:
+    """Write the whole tree of `checkpoint` as a DCP folder: `.metadata`, one data file, `ptsave.json`.
+
+    Tied tensors are stored once, and both names point at the one place. Dictionary keys become text, as they
+    do in torch's own saves; ptsave's reader makes an optimizer's parameter numbers numbers again.
+
+    Raises: LossyError when the format cannot hold something; ExistsError; WriteError; CorruptError.
+    """
+    check_folder_destination(destination, overwrite=options.overwrite)
+    refuse_special_kinds(checkpoint.tensors, "dcp")
+    names: dict[View, list[str]] = {}
+    for name, entry in checkpoint.tensors.items():
+        names.setdefault(entry.view, []).append(name)
+    layout = _Layout(checkpoint, names, options)
+    notes: list[str] = []
+    for path, value in _flatten(checkpoint.root, source_path(checkpoint), notes):
+        layout.add(path, value)
+    where = source_path(checkpoint)
+    with replacing_folder(
+        destination, layout.num_bytes, overwrite=options.overwrite, sync=options.sync
+    ) as folder:
+        (file_name,) = folder.fresh(lambda generation: [f"__0_{generation - 1}.distcp"])
+        with folder.data_file(file_name, layout.num_bytes) as output:
+            moves = [*layout.moves, *(m for m in layout.by_view.values() if m.target_offset is None)]
+            spans = move(with_source_checks(moves), output, where, options.progress)
+            spans += write_pieces(output, layout.pieces(), "an item's frame")
+            if options.check:
+                check_back(spans, output, options.progress)
+        metadata = layout.metadata(file_name)
+        beside = []
+        if options.record:
+            by_name = {name: layout.by_view[view] for view, same in names.items() for name in same}
+            digests = {name: by_name[name].digest(options.digest) for name in checkpoint.tensors}
+            aliases = distinct(checkpoint.tensors).aliases
+            mine = hasher("xxh3_128", metadata).hexdigest()
+            record = record_text(checkpoint, digests, aliases, options, belongs_to=mine)
+            beside.append((FILE_NAME, record or b""))
+        kept = [DCP_METADATA, file_name, *(name for name, _ in beside)]
+        folder.commit((DCP_METADATA, metadata), beside, old=superfluous(folder.path, folder.taken, kept))
+    num_bytes = layout.num_bytes + len(metadata) + sum(len(data) for _, data in beside)
+    return Written(num_bytes, tuple(notes))
+
+
+@dataclass
+class _Item:
+    """One entry of the data file."""
+
+    path: Keys
+    archive: TorchArchive
+    about: TensorEntry | None
+    """The tensor that it is; None for plain data."""
+
+
+class _Layout:
+    """The data file: one small torch zip after another."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, names: Mapping[View, list[str]], options: WriteOptions
+    ) -> None:
+        self.num_bytes = 0
+        self.moves: list[Move] = []
+        self.by_view: dict[View, Move] = {}
+        """The move that digests a view."""
+        self._checkpoint = checkpoint
+        self._names = names
+        self._options = options
+        self._items: dict[str, _Item] = {}
+        self._stored: dict[View, _Item] = {}
+        """Where a tensor's bytes are already."""
+        self._unframed: list[_Item] = []
+        """Items whose frames no move writes."""
+
+    def add(self, path: Keys, value: Any) -> None:
+        """Lay out one item.
+
+        Raises: LossyError when two items would have one name, or one holds what cannot be kept.
+        """
+        name = ".".join(map(str, path))
+        if name in self._items:
+            raise LossyError(
+                f"dcp cannot hold two values named {name!r}", source_path(self._checkpoint), "--rename one"
+            )
+        if isinstance(value, TensorEntry):
+            self._items[name] = self._tensor(path, value)
+        else:
+            self._items[name] = self._data(path, value)
+
+    def _tensor(self, path: Keys, entry: TensorEntry) -> _Item:
+        known = self._stored.get(entry.view)
+        if known is not None:
+            return _Item(path, known.archive, entry)
+        source, offset = contiguous(entry)
+        part = Part(source, offset, entry.num_bytes, {entry.view: entry}, entry.dtype.storage_class, "0")
+        place = Place(part, 0, contiguous_strides(entry.shape))
+        plain = replace(entry, kind="tensor", requires_grad=False)
+        pickle = Emitter(lambda emitter, _: emit_tensor(emitter, plain, place)).pickle(plain)
+        archive = self._archive(pickle, [part])
+        self.num_bytes += -self.num_bytes % ALIGN_BYTES
+        (whole,) = part_moves([part], archive.data, archive.begin)
+        self.by_view |= digest_moves(
+            self._checkpoint, [part], {entry.view: place}, self._names, [whole], self._options
+        )
+        _frame(whole, archive)
+        self.moves.append(whole)
+        item = self._stored[entry.view] = _Item(path, archive, entry)
+        return item
+
+    def _data(self, path: Keys, value: Any) -> _Item:
+        tensors = dict(Checkpoint("", Path(), value).tensors)
+        parts, places = plan_storages({entry.view: entry for entry in tensors.values()})
+        pickle = Emitter(lambda emitter, entry: emit_tensor(emitter, entry, places[entry.view])).pickle(value)
+        archive = self._archive(pickle, parts)
+        moves = part_moves(parts, archive.data, archive.begin)
+        self.by_view |= digest_moves(self._checkpoint, parts, places, self._names, moves, self._options)
+        self.moves += moves
+        item = _Item(path, archive, None)
+        self._unframed.append(item)
+        return item
+
+    def _archive(self, pickle: bytes, parts: list[Part]) -> TorchArchive:
+        is_large = any(part.num_bytes >= LARGE_BYTES for part in parts)
+        begin = self.num_bytes + -self.num_bytes % (PAGE_BYTES if is_large else ALIGN_BYTES)
+        archive = TorchArchive(begin, pickle, parts, is_item=True)
+        self.num_bytes = begin + archive.num_bytes
+        return archive
+
+    def pieces(self) -> Iterator[tuple[int, bytes]]:
+        """(offset, bytes) of the frames that no move has written."""
+        for item in self._unframed:
+            yield from item.archive.pieces()
+
+    def metadata(self, file_name: str) -> bytes:
+        """The `.metadata` pickle, once the data file has its name."""
+        # plain data first, as torch writes it
+        items = sorted(self._items.items(), key=lambda item: item[1].about is not None)
+        places = {
+            _index(name, item.about): New(
+                _FILESYSTEM,
+                "_StorageInfo",
+                {"relative_path": file_name, "offset": item.archive.begin, "length": item.archive.num_bytes},
+            )
+            for name, item in items
+        }
+        state = {
+            "state_dict_metadata": {name: _about(item.about) for name, item in self._items.items()},
+            "planner_data": {name: item.path for name, item in self._items.items()},
+            "storage_data": places,
+            "storage_meta": None,
+            "version": "1.0.0",
+        }
+        return Emitter(_no_tensor).pickle(New(_METADATA, "Metadata", state))
+
+
+def _no_tensor(emitter: Emitter, entry: TensorEntry) -> None:
+    raise AssertionError("the metadata holds no tensors")
+
+
+def _frame(item: Move, archive: TorchArchive) -> None:
+    """Have the move of an item's only storage write the rest of the item around it."""
+    (entry,) = archive.data
+    end = entry.data_offset + entry.num_bytes
+    # zeros up to the next item, so that small items lie without gaps and go to the disk together
+    padding = -archive.num_bytes % ALIGN_BYTES
+
+    def before(crc32: int) -> bytes:
+        local = entry.local_header(crc32)
+        return archive.pieces()[0][1] + local
+
+    def after(_: int) -> bytes:
+        return archive.pieces()[1][1] + bytes(padding)
+
+    item.header, item.header_bytes = before, entry.data_offset
+    item.trailer, item.trailer_bytes = after, archive.num_bytes - end + padding
+
+
+def _size(numbers: tuple[int, ...]) -> Call:
+    return Call("torch", "Size", (numbers,))
+
+
+def _index(name: str, about: TensorEntry | None) -> New:
+    offset = None if about is None else _size((0,) * len(about.shape))
+    state = {"fqn": name, "offset": offset, "index": None if about is None else 0}
+    return New(_METADATA, "MetadataIndex", state)
+
+
+def _about(entry: TensorEntry | None) -> New:
+    if entry is None:
+        return New(_METADATA, "BytesStorageMetadata")
+    properties = (
+        entry.dtype,
+        Call("torch.serialization", "_get_layout", ("torch.strided",)),
+        entry.requires_grad,
+        Call(_METADATA, "_MEM_FORMAT_ENCODING", (_CONTIGUOUS,)),
+        False,
+    )
+    chunk = {"offsets": _size((0,) * len(entry.shape)), "sizes": _size(entry.shape)}
+    state = {
+        "properties": New(_METADATA, "TensorProperties", properties),
+        "size": _size(entry.shape),
+        "chunks": [New(_METADATA, "ChunkStorageMetadata", chunk)],
+    }
+    return New(_METADATA, "TensorStorageMetadata", state)
+
+
+def _flatten(root: Any, where: str, notes: list[str]) -> Iterator[tuple[Keys, Any]]:
+    """The items of a nested state dict, as torch makes them: each tensor, and each value without one inside.
+
+    Raises: LossyError when the root is no dict, or a key would not survive being made text.
+    """
+    if not isinstance(root, dict):
+        raise LossyError("dcp holds a dict of values, and this is none", where, "choose another format")
+    yield from _flatten_dict(root, (), False, where, notes)
+
+
+def _flatten_dict(
+    node: dict[Any, Any], path: Keys, is_optimizer: bool, where: str, notes: list[str]
+) -> Iterator[tuple[Keys, Any]]:
+    wrong = next((key for key in node if type(key) not in (str, int)), None)
+    if wrong is not None:
+        raise LossyError(
+            f"dcp cannot hold the key {wrong!r} of {_spell(path)}", where, "--drop or --rename it"
+        )
+    if not is_optimizer and any(type(key) is int for key in node):
+        notes.append(f"the integer keys of {_spell(path)} become text, as DCP has no others")
+    for key, value in node.items():
+        child = (*path, str(key))
+        is_state = key == "state" and "param_groups" in node  # whose numbers the reader restores
+        yield from _flatten_value(value, child, is_state, where, notes)
+
+
+def _flatten_value(
+    value: Any, path: Keys, is_optimizer: bool, where: str, notes: list[str]
+) -> Iterator[tuple[Keys, Any]]:
+    if isinstance(value, dict) and value:
+        yield from _flatten_dict(value, path, is_optimizer, where, notes)
+    elif isinstance(value, list) and not _is_terminal(value):
+        for i, item in enumerate(value):
+            yield from _flatten_value(item, (*path, i), False, where, notes)
+    else:  # an empty dict too: torch would drop it
+        yield path, value
+
+
+def _is_terminal(value: list[Any]) -> bool:
+    """Whether torch keeps the list as one item: there is no tensor and no dict in it."""
+    return not any(
+        isinstance(item, (dict, TensorEntry)) or (isinstance(item, list) and not _is_terminal(item))
+        for item in value
+    )
+
+
+def _spell(path: Keys) -> str:
+    return repr(".".join(map(str, path))) if path else "the root"

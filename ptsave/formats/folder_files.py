@@ -1,0 +1,51 @@
+"""Which files of a folder are a checkpoint: what a new one in its place makes superfluous."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from ptsave.core.record import FILE_NAME
+
+INDEX = "model.safetensors.index.json"
+DCP_METADATA = ".metadata"
+DCP_SUFFIX = ".distcp"
+MAX_INDEX_BYTES = 100_000_000
+
+_MAIN = (DCP_METADATA, INDEX, "model.safetensors")
+"""What a reader begins with; the last of them that is there wins, so they are removed in this order."""
+_SHARD = re.compile(r"model(-ptsave\d+)?-\d{5,6}-of-\d{5,6}\.safetensors")
+
+
+def shard_names(count: int, generation: int) -> list[str]:
+    """The names of a checkpoint's shards; a later generation's where the usual ones are taken.
+
+    Source: huggingface_hub `constants.SAFETENSORS_WEIGHTS_FILE_PATTERN`; readers go by the index alone.
+    """
+    tag = "" if generation == 1 else f"-ptsave{generation}"
+    return [f"model{tag}-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+
+
+def superfluous(folder: Path, names: Iterable[str], kept: Iterable[str]) -> list[str]:
+    """The files of older checkpoints among `names`, but for `kept`, in the order of their removal."""
+    there = set(names) - set(kept)
+    data = {name for name in there if name.endswith(DCP_SUFFIX) or _SHARD.fullmatch(name)}
+    if INDEX in names:
+        data |= _indexed(folder / INDEX) & there
+    if DCP_METADATA in names:
+        data |= {FILE_NAME} & there
+    mains = [name for name in _MAIN if name in there]
+    return [*mains, *sorted(data - set(mains))]
+
+
+def _indexed(path: Path) -> set[str]:
+    """The files that an index names; none where it is no index."""
+    try:
+        if path.stat().st_size > MAX_INDEX_BYTES:
+            return set()
+        weight_map = json.loads(path.read_bytes())["weight_map"]
+        return {name for name in weight_map.values() if isinstance(name, str)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return set()
