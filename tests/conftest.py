@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.crash.tally import summary
 from tests.support import Command
 
 ROOT = Path(__file__).parents[1]
@@ -49,3 +50,18 @@ def ptsave(tmp_path: Path, clean_env: dict[str, str]) -> Command:
         return done
 
     return run
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what the tests counted: faults injected and survived, torn reads, …"""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, ())]
+    counted = [
+        (report.nodeid, fields)
+        for report in reports
+        for what, fields in report.user_properties
+        if what == "tally" and report.when == "call"
+    ]
+    if counted:
+        terminalreporter.section("faults injected and survived")
+        for line in summary(counted):
+            terminalreporter.line(line)

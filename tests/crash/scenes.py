@@ -1,0 +1,164 @@
+"""A command that writes a destination, and how to tell what a fault in its way has done."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ptsave.formats import writable_formats
+from tests.crash.contents import ABSENT, HALF, by_others, by_ptsave, is_litter, of_state, tree
+from tests.crash.trials import Trials
+
+SUFFIXES = {"pt": ".pt", "safetensors": ".safetensors"}
+COMMANDS = ("convert", "save")
+FORMATS = tuple(writable_formats())
+TOML = """\
+[model]
+class = "ptsave.examples.SimpleNet"
+[model.args]
+input_size = 300
+hidden_size = 301
+output_size = 7
+"""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What the commands read: the file of the new weights, that of the old ones, and a config."""
+
+    new: Path
+    old: Path
+    config: Path
+
+
+def make_sources(folder: Path) -> Sources:
+    """Models with a tensor of several blocks, one of zeros, and many small ones."""
+    paths = []
+    for seed, name in enumerate(("new.pt", "old.pt")):
+        generator = torch.Generator().manual_seed(seed)
+        state = {
+            "large": torch.randn(600, 300, generator=generator),
+            "zeros": torch.zeros(300_000, dtype=torch.uint8),
+            "half": torch.randn(130, 257, generator=generator).bfloat16(),
+            "scalar": torch.tensor(seed),
+            "empty": torch.zeros(0, 3),
+        }
+        state |= {f"small.{i}": torch.full((10 + i,), float(seed + i)) for i in range(5)}
+        paths.append(folder / name)
+        torch.save(state, paths[-1])
+    config = folder / "config.toml"
+    config.write_text(TOML)
+    return Sources(*paths, config)
+
+
+@dataclass
+class Scene:
+    """One command, one format, with an old file at the destination or without."""
+
+    folder: Path
+    """Holds nothing but the destination, between two trials."""
+    destination: Path
+    format: str
+    arguments: Sequence[str]
+    """Of the command that writes the new file."""
+    old: dict[str, bytes] | None
+    """What is at the destination before, bit for bit."""
+    new: dict[str, bytes]
+    """What is there after."""
+    seen_old: str
+    """The same as a reader sees it."""
+    seen_new: str
+
+    def reset(self) -> None:
+        """Put the old file back, and nothing else."""
+        shutil.rmtree(self.folder)
+        self.folder.mkdir()
+        if self.old is None:
+            return
+        for name, data in self.old.items():
+            path = self.destination / name if name else self.destination
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+
+    def state(self) -> str:
+        """`old`, `new`, or `half`: bit for bit for a file, by what readers see for a folder."""
+        found = tree(self.destination)
+        if found == self.new:
+            return "new"
+        if found == self.old:
+            return "old"
+        if self.destination.is_dir():
+            seen = by_ptsave(self.destination)
+            if seen == by_others(self.destination, self.format) and seen in (self.seen_old, self.seen_new):
+                return "new" if seen == self.seen_new else "old"
+        return HALF
+
+    def litter(self) -> list[str]:
+        """The unfinished files around the destination and in it."""
+        return [path.name for path in self.folder.rglob("*") if is_litter(path.name)]
+
+    def strangers(self) -> list[str]:
+        """What else lies beside the destination."""
+        beside = set(os.listdir(self.folder)) - {self.destination.name}
+        return sorted(name for name in beside if not is_litter(name))
+
+    def problems_of_next_write(self, trials: Trials) -> list[str]:
+        """What is wrong after the same command has run again: it must finish, and leave no litter."""
+        arguments = self.arguments if "--overwrite" in self.arguments else [*self.arguments, "--overwrite"]
+        again = trials.run(arguments, self.folder)
+        problems = []
+        if again.code != 0:
+            problems.append(f"the next write ends with {again.code}: {again.stderr}")
+        elif tree(self.destination) != self.new:
+            problems.append("the next write does not write the new file")
+        if litter := self.litter() + self.strangers():
+            problems.append(f"the next write leaves {litter}")
+        return problems
+
+
+def make_scene(
+    folder: Path, command: str, format_name: str, sources: Sources, trials: Trials, *, with_old: bool
+) -> Scene:
+    """Run the command undisturbed for what it must give, and hold that against every reader."""
+    folder.mkdir()
+    name = f"model{SUFFIXES.get(format_name, '')}"
+    destination = folder / name
+
+    def arguments(*, old: bool) -> list[str]:
+        if command == "save":
+            given = [str(sources.config), name, "--seed", "1" if old else "0"]
+        else:
+            given = [str(sources.old if old else sources.new), name]
+        return [command, *given, "--format", format_name]
+
+    found = []
+    for old in (True, False):
+        ended = trials.run([*arguments(old=old), "--overwrite"], folder)
+        assert ended.code == 0, ended.stderr
+        seen = by_ptsave(destination)
+        assert seen == by_others(destination, format_name)
+        assert seen not in (HALF, ABSENT)
+        if command == "convert":
+            assert seen == of_state(torch.load(sources.old if old else sources.new, weights_only=True))
+        bits = tree(destination)
+        assert bits is not None
+        found.append((bits, seen))
+    (old_bits, seen_old), (new_bits, seen_new) = found
+    assert seen_old != seen_new
+    scene = Scene(
+        folder,
+        destination,
+        format_name,
+        [*arguments(old=False), "--overwrite"] if with_old else arguments(old=False),
+        old_bits if with_old else None,
+        new_bits,
+        seen_old if with_old else ABSENT,
+        seen_new,
+    )
+    scene.reset()
+    return scene
