@@ -159,6 +159,18 @@ def replacing_file(
                 os.close(fd)
 
 
+def write_file(
+    destination: str | os.PathLike[str], data: bytes, *, overwrite: bool = False, sync: bool = True
+) -> None:
+    """Make `data` the whole content of `destination`.
+
+    Raises: ExistsError; WriteError.
+    """
+    with replacing_file(destination, len(data), overwrite=overwrite, sync=sync) as output:
+        output.reserve()
+        output.write_at(0, data)
+
+
 def sync_names(target: Path) -> None:
     """Make the new name `target` durable.
 
@@ -183,14 +195,14 @@ def check_file_destination(
     """
     target = resolved(destination)
     where = str(destination)
+    if target.is_dir():
+        raise WriteError("the destination is a directory", where, "name a file in it")
     check_parent(target, where)
     with errors_of(target):
         try:
             old = os.lstat(target)
         except FileNotFoundError:
             return target, None
-    if stat.S_ISDIR(old.st_mode):
-        raise WriteError("the destination is a directory", where, "name a file in it")
     if not stat.S_ISREG(old.st_mode):
         raise WriteError("the destination is not a regular file", where, "name a regular file")
     if not overwrite:
@@ -222,6 +234,8 @@ def check_parent(target: Path, where: str) -> None:
             f"the name has {name_bytes} bytes, the file system takes {limit}", where, "shorten it"
         )
     if not os.access(folder, os.W_OK | os.X_OK):
+        if system.is_read_only(folder):
+            raise WriteError("the file system is read-only", str(folder), "write elsewhere")
         raise WriteError("no permission to write in the folder", str(folder), "check its owner and mode")
 
 
@@ -303,7 +317,8 @@ def _remove_if_orphan(path: Path, pid: int) -> None:
         if system.is_orphan(pid, os.lstat(path).st_mtime):
             remove_temporary(path)
         return
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    # O_NONBLOCK: in a folder that others write to, the name may be a pipe
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         is_free = system.lock(fd)
         if is_free or (is_free is None and system.is_orphan(pid, os.fstat(fd).st_mtime)):
@@ -329,10 +344,16 @@ def create(path: Path, mode: int) -> int:
         flags |= getattr(os, name, 0)
     while True:
         fd = os.open(path, flags, mode)
-        system.lock(fd, wait=True)
-        if os.fstat(fd).st_nlink or system.IS_WINDOWS:
+        is_mine = False
+        try:
+            system.lock(fd, wait=True)
+            is_mine = os.fstat(fd).st_nlink > 0 or system.IS_WINDOWS
+        finally:
+            if not is_mine:
+                os.close(fd)
+        if is_mine:
             return fd
-        os.close(fd)  # another writer took it for litter between the open and the lock
+        # another writer took it for litter between the open and the lock: again
 
 
 def _keep_owner_and_mode(fd: int, old: os.stat_result) -> None:

@@ -159,6 +159,11 @@ def begin_writeback(fd: int, offset: int, num_bytes: int) -> None:
             os.posix_fadvise(fd, offset, num_bytes, os.POSIX_FADV_DONTNEED)
 
 
+def is_read_only(folder: Path) -> bool:
+    """Whether `folder`'s file system says that nothing can be written to it."""
+    return hasattr(os, "statvfs") and bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+
+
 def free_bytes(folder: Path) -> int | None:
     """Bytes that this user can still write on `folder`'s file system; None where it does not say."""
     if not hasattr(os, "statvfs"):

@@ -55,7 +55,7 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
     Raises: LossyError when the format cannot hold something; ExistsError; WriteError; CorruptError.
     """
     check_folder_destination(destination, overwrite=options.overwrite)
-    refuse_special_kinds(checkpoint.tensors, "dcp")
+    refuse_special_kinds(checkpoint, "dcp")
     names: dict[View, list[str]] = {}
     for name, entry in checkpoint.tensors.items():
         names.setdefault(entry.view, []).append(name)
@@ -156,7 +156,8 @@ class _Layout:
     def _data(self, path: Keys, value: Any) -> _Item:
         tensors = dict(Checkpoint("", Path(), value).tensors)
         parts, places = plan_storages({entry.view: entry for entry in tensors.values()})
-        pickle = Emitter(lambda emitter, entry: emit_tensor(emitter, entry, places[entry.view])).pickle(value)
+        where = f"{source_path(self._checkpoint)}: {'.'.join(map(str, path))}"
+        pickle = Emitter(lambda e, entry: emit_tensor(e, entry, places[entry.view]), where).pickle(value)
         archive = self._archive(pickle, parts)
         moves = part_moves(parts, archive.data, archive.begin)
         self.by_view |= digest_moves(self._checkpoint, parts, places, self._names, moves, self._options)

@@ -39,7 +39,7 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
     """
     check_file_destination(destination, overwrite=options.overwrite)
     refuse_data(checkpoint, "npz")
-    refuse_special_kinds(checkpoint.tensors, "npz")
+    refuse_special_kinds(checkpoint, "npz")
     options = replace(options, record=False)
     frame = Frame()
     moves = []

@@ -7,13 +7,13 @@ opcodes only, no LONG4, and few globals.
 from __future__ import annotations
 
 import struct
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ptsave.core.dtypes import DType
-from ptsave.core.nodes import TensorEntry
+from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.errors import LossyError
 
 MAX_LONG_BYTES = 255
@@ -43,7 +43,9 @@ class New:
 class Emitter:
     """A pickle in the making. A container or tensor that is met again is said once and then referred to."""
 
-    def __init__(self, emit_tensor: Callable[[Emitter, TensorEntry], None]) -> None:
+    def __init__(self, emit_tensor: Callable[[Emitter, TensorEntry], None], where: str = "") -> None:
+        """`emit_tensor` says a tensor in the pieces below; `where` is for messages."""
+        self._where = where
         self._emit_tensor = emit_tensor
         self._out = bytearray(b"\x80\x02")
         self._memo: dict[Any, int] = {}
@@ -85,11 +87,13 @@ class Emitter:
                 self._out += b"b"
         elif isinstance(value, DType):
             self.constant("torch", value.name)
+        elif kind is Opaque and value.name == "torch.device" and value.is_call_of_scalars:
+            self.value(Call("torch", "device", value.args), path)
         else:
             raise LossyError(
                 f"a .pt file that weights_only loads cannot hold {_spell(path)}: it is {_kind_of(value)}",
-                "",
-                "--extras drop or --extras keep, or take the weights alone with --select model",
+                self._where,
+                "leave it out with --drop, or take the weights alone with --select model",
                 extras=[_spell(path)],
             )
 
@@ -141,8 +145,8 @@ class Emitter:
                 raise LossyError(
                     f"a .pt file that weights_only loads cannot hold {_spell(path)}: an integer of "
                     f"{num_bytes} bytes",
-                    "",
-                    "--extras drop or --extras keep",
+                    self._where,
+                    "leave it out with --drop",
                 )
             self._out += b"\x8a%c" % num_bytes + value.to_bytes(num_bytes, "little", signed=True)
 
@@ -195,6 +199,12 @@ class Emitter:
 
     def _dict(self, value: dict[Any, Any], path: Path) -> None:
         if self._recall(id(value)):
+            return
+        if type(value) is Counter:
+            self.constant("collections", "Counter")
+            self.value(dict(value), path)
+            self._out += b"\x85R"
+            self._memoize(id(value), value)
             return
         metadata = getattr(value, "_metadata", None)
         if isinstance(value, OrderedDict):

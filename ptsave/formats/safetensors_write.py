@@ -142,7 +142,7 @@ def _shape(entry: TensorEntry) -> list[int]:
 def refuse_unwritable(checkpoint: Checkpoint, format_name: str = "safetensors") -> None:
     """Raise LossyError when the format cannot hold something of `checkpoint`."""
     refuse_data(checkpoint, format_name)
-    refuse_special_kinds(checkpoint.tensors, format_name)
+    refuse_special_kinds(checkpoint, format_name)
     for name, entry in checkpoint.tensors.items():
         if entry.dtype.safetensors is None or (entry.dtype.safetensors == "F4" and not entry.shape):
             raise LossyError(

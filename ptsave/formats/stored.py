@@ -71,9 +71,9 @@ def overlaps(entries: Iterable[TensorEntry]) -> list[tuple[str, str]]:
     return found
 
 
-def refuse_special_kinds(tensors: Mapping[str, TensorEntry], format_name: str) -> None:
+def refuse_special_kinds(checkpoint: Checkpoint, format_name: str) -> None:
     """Raise LossyError when a tensor is more than its elements (sparse, quantized, a subclass)."""
-    for name, entry in tensors.items():
+    for name, entry in checkpoint.tensors.items():
         if entry.kind not in PLAIN_KINDS:
             raise LossyError(
                 f"{format_name} cannot hold tensor {name!r}: it is {entry.kind}",

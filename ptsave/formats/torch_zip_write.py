@@ -39,7 +39,7 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
     Raises: LossyError when `weights_only` would not load something; ExistsError; WriteError; CorruptError.
     """
     check_file_destination(destination, overwrite=options.overwrite)
-    refuse_special_kinds(checkpoint.tensors, "pt")
+    refuse_special_kinds(checkpoint, "pt")
     names: dict[View, list[str]] = {}
     for name, entry in checkpoint.tensors.items():
         names.setdefault(entry.view, []).append(name)
@@ -122,4 +122,5 @@ def _pickle(checkpoint: Checkpoint, places: Mapping[View, Place]) -> bytes:
         if checkpoint.record is not None and checkpoint.record.module_versions is not None:
             ordered._metadata = OrderedDict(checkpoint.record.module_versions)
         root = ordered
-    return Emitter(lambda emitter, entry: emit_tensor(emitter, entry, places[entry.view])).pickle(root)
+    emitter = Emitter(lambda e, entry: emit_tensor(e, entry, places[entry.view]), source_path(checkpoint))
+    return emitter.pickle(root)
