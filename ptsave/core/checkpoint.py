@@ -67,7 +67,7 @@ class Checkpoint:
                     if isinstance(leaf, TensorEntry):
                         name = _unused(name, tensors, times)
                         tensors[name] = leaf.named(name)
-                    else:
+                    elif path or leaf != {}:  # an empty state dict has no leaves
                         data[_unused(name, data, times)] = leaf
             except LimitError as error:
                 error.where = error.where or str(self.path)

@@ -73,7 +73,7 @@ def convert(
         record=_carried_record(sources, edits, edited.renamed, select),
     )
     plan = _fit_extras(plan, target, extras, dropped, notes)
-    if not plan.tensors:
+    if not plan.tensors and any(source.tensors for source in sources):
         raise RefusedError("nothing is left to write", str(source.path), "loosen --select, --only or --drop")
     num_bytes = sum({entry.view: entry.num_bytes for entry in plan.tensors.values()}.values())
     result = Conversion(
@@ -214,13 +214,11 @@ def _fit_extras(
     if not misfits:
         return plan
     if extras == "fail":
-        names = list(misfits)
-        more = f", … {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
         raise LossyError(
-            f"{target.name} cannot hold {len(names)} of its values: {', '.join(names[:MAX_LISTED])}{more}",
+            f"{target.name} cannot hold {len(misfits)} of its values: {_in_words(misfits)}",
             str(plan.path),
             "take the weights alone with --select model, or choose --extras drop or --extras keep",
-            extras=names,
+            extras=list(misfits),
         )
     if extras == "keep":
         record = plan.record or Record()
@@ -230,6 +228,21 @@ def _fit_extras(
     else:
         dropped.extend(misfits)
     return replace(plan, root=_without_inert(plan.root)) if target.holds_data else plan
+
+
+def _in_words(misfits: Mapping[str, Any]) -> str:
+    """The values by the key that they lie under, inert objects with their class: `epoch, opt (12 values)`."""
+    tops: dict[str, list[Any]] = {}
+    for name, leaf in misfits.items():
+        tops.setdefault(name.partition(".")[0], []).append(leaf)
+    words = []
+    for top, values in list(tops.items())[:MAX_LISTED]:
+        kinds = [leaf.name for leaf in values if isinstance(leaf, (Opaque, Global))]
+        inside = kinds[:1] if kinds else []
+        inside += [f"{len(values)} values"] if len(values) > 1 else []
+        words.append(f"{top} ({', '.join(inside)})" if inside else top)
+    more = [f"… {len(tops) - MAX_LISTED} more"] if len(tops) > MAX_LISTED else []
+    return ", ".join(words + more)
 
 
 def _without_inert(node: Any) -> Any:
