@@ -63,7 +63,7 @@ class Checkpoint:
         with no_garbage_collection():
             try:
                 for path, leaf in leaves(self.root):
-                    name = ".".join(map(str, path)) or ROOT_NAME
+                    name = ".".join(map(str, path)) if path else ROOT_NAME
                     if isinstance(leaf, TensorEntry):
                         name = _unused(name, tensors, times)
                         tensors[name] = leaf.named(name)
