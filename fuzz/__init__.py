@@ -1,0 +1,1 @@
+"""Fuzzing of the readers, with atheris and with hypothesis; see `scripts/fuzz --help`."""

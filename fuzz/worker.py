@@ -1,0 +1,140 @@
+"""One fuzzer at work on one target: `python -m fuzz.worker ENGINE TARGET SECONDS FOLDER`.
+
+Findings are kept as files in FOLDER, one for each kind: `TARGET-KIND.bin` beside `TARGET-KIND.txt` with the
+traceback. The engine's own figures go to stderr, one JSON line with ours to stdout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+MAX_SECONDS = 2.0
+"""For one input."""
+MAX_GROWTH_BYTES = 300 * 10**6
+"""By how much one input may raise the peak of memory."""
+
+
+class Findings:
+    """Runs inputs, and keeps those that do what none may do."""
+
+    def __init__(self, bench: Any, folder: Path) -> None:
+        """Begin with nothing found."""
+        self.bench = bench
+        self.folder = folder
+        self.kinds: dict[str, int] = {}
+        self.executions = 0
+        self.accepted = 0
+        self.slowest = 0.0
+
+    def __call__(self, data: bytes) -> None:
+        """Run one input; never raises."""
+        self.executions += 1
+        peak = _peak_bytes()
+        started = time.perf_counter()
+        try:
+            self.accepted += self.bench.run(data)
+        except Exception as error:
+            self._keep(type(error).__name__, data, traceback.format_exc())
+        seconds = time.perf_counter() - started
+        self.slowest = max(self.slowest, seconds)
+        if seconds > MAX_SECONDS:
+            self._keep("slow", data, f"{seconds:.1f} s")
+        if _peak_bytes() - peak > MAX_GROWTH_BYTES:
+            self._keep("large", data, f"{(_peak_bytes() - peak) / 1e6:.0f} MB")
+
+    def _keep(self, kind: str, data: bytes, text: str) -> None:
+        places = [line.strip() for line in text.splitlines() if "ptsave/" in line]
+        kind += "-" + hashlib.sha256("".join(places[-2:]).encode()).hexdigest()[:8]
+        self.kinds[kind] = self.kinds.get(kind, 0) + 1
+        stem = self.folder / f"{self.bench.target.name}-{kind}"
+        kept = stem.with_suffix(".bin")
+        if not kept.exists() or len(data) < kept.stat().st_size:  # the smallest is the easiest to understand
+            kept.write_bytes(data)
+            stem.with_suffix(".txt").write_text(text, errors="backslashreplace")
+
+    def report(self) -> None:
+        """Print the figures."""
+        figures = {
+            "executions": self.executions,
+            "accepted": self.accepted,
+            "slowest_seconds": round(self.slowest, 3),
+            "findings": self.kinds,
+        }
+        print(json.dumps(figures), flush=True)
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def atheris(name: str, seconds: int, folder: Path) -> None:
+    """Coverage-guided: libFuzzer mutates what reached something new in ptsave's own code."""
+    import atheris
+
+    with atheris.instrument_imports(include=["ptsave"]):
+        from fuzz.targets import TARGETS, WORDS, Bench
+    target = TARGETS[name]
+    findings = Findings(Bench(target), folder)
+    with tempfile.TemporaryDirectory() as corpus:
+        for seed in target.seeds():
+            (Path(corpus) / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
+        dictionary = Path(corpus) / "words"
+        words = ("".join(f"\\x{byte:02x}" for byte in word) for word in WORDS.get(name, ()))
+        dictionary.write_text("".join(f'"{word}"\n' for word in words))
+        arguments = [
+            sys.argv[0],
+            f"-max_total_time={seconds}",
+            f"-dict={dictionary}",
+            f"-artifact_prefix={folder}/{name}-",
+            "-max_len=4096",
+            "-timeout=30",
+            "-rss_limit_mb=3000",
+            "-print_final_stats=1",
+            corpus,
+        ]
+        atheris.Setup(arguments, findings)
+        import atexit
+
+        atexit.register(findings.report)  # libFuzzer leaves the process by itself
+        atheris.Fuzz()
+
+
+def hypothesis(name: str, seconds: int, folder: Path) -> None:
+    """Structured: programs, archives and headers that are nearly right, from the tests' strategies."""
+    from hypothesis import HealthCheck, Phase, given, settings
+
+    from fuzz.targets import TARGETS, Bench
+    from tests.attacks.strategies import STRATEGIES
+
+    findings = Findings(Bench(TARGETS[name]), folder)
+    end = time.monotonic() + seconds
+
+    @settings(
+        max_examples=500,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(STRATEGIES[name])
+    def run(data: bytes) -> None:
+        if time.monotonic() < end:
+            findings(data)
+
+    while time.monotonic() < end:
+        run()
+    findings.report()
+
+
+if __name__ == "__main__":
+    {"atheris": atheris, "hypothesis": hypothesis}[sys.argv[1]](
+        sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])
+    )
