@@ -20,11 +20,13 @@ ARROWS: dict[str, set[str]] = {
     "verbs": {"verbs", "formats", "core", "errors", "config", "input_specs", "specs"},
     "torch_layer": {"torch_layer", "formats", "core", "errors", "config", "input_specs", "specs"},
     "examples": {"examples"},
+    "reports": {"reports", "core", "errors"},
     "as_json": {"verbs", "core", "errors"},
     "render": {"as_json", "verbs", "core", "errors"},
     "cli": {
         "render",
         "as_json",
+        "reports",
         "verbs",
         "torch_layer",
         "formats",
