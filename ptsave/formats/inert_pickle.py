@@ -237,8 +237,10 @@ def _placed(
     """`error` with its place: the record, the byte, and the keys that lead to what was being made."""
     keys = []
     for frame in (*frames[-20:], stack):
-        key = next((item for item in reversed(frame[-2:]) if type(item) is str), "")
-        if 0 < len(key) <= LONG_KEY:
-            keys.append(key)
+        tail = frame[-12:]
+        for item, after in zip(tail, [*tail[1:], None], strict=False):  # the tail may be empty
+            opens = isinstance(after, (dict, list, Opaque, Global)) or item is tail[-1] or after is tail[-1]
+            if type(item) is str and 0 < len(item) <= LONG_KEY and opens:
+                keys.append(item)
     where = machine.where + (f", at {'.'.join(keys)}" if keys else "") + f", byte {machine.base + pos}"
     return CorruptError(error.what, error.where or where, error.hint or _HINT)
