@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ptsave.core.memory import no_garbage_collection
-from ptsave.core.nodes import GlobalUse
+from ptsave.core.nodes import Global, GlobalUse, Opaque
 from ptsave.core.storage import MemoryStorage, Storage
 from ptsave.errors import CorruptError, LimitError
 from ptsave.formats.pickle_keys import LONG_KEY
