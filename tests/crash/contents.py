@@ -6,7 +6,9 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from zipfile import BadZipFile
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -47,7 +49,7 @@ def by_others(path: Path, format_name: str) -> str:
         return ABSENT
     try:
         state = _READERS[format_name](path)
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError):
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError, BadZipFile):
         return HALF
     return of_state(state)
 
@@ -98,4 +100,30 @@ def _sharded(path: Path) -> dict[str, torch.Tensor]:
     return {name: shards[shard][name] for name, shard in index.items()}
 
 
-_READERS = {"pt": _torch_zip, "safetensors": load_file, "safetensors-sharded": _sharded}
+def _npz(path: Path) -> dict[str, torch.Tensor]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _dcp(path: Path) -> dict[str, torch.Tensor]:
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+    from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+
+    state: dict[str, torch.Tensor] = {}
+    planner = _EmptyStateDictLoadPlanner()
+    try:
+        _load_state_dict(state, storage_reader=FileSystemReader(path), planner=planner, no_dist=True)
+    except CheckpointException as error:  # derives from BaseException
+        raise ValueError(str(error)) from None
+    return state
+
+
+_READERS = {
+    "pt": _torch_zip,
+    "safetensors": load_file,
+    "safetensors-sharded": _sharded,
+    "npz": _npz,
+    "dcp": _dcp,
+}

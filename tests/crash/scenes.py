@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 from ptsave.formats import writable_formats
+from ptsave.formats.base import FileFormat
 from tests.crash.contents import ABSENT, HALF, by_others, by_ptsave, is_litter, of_state, tree
 from tests.crash.trials import Trials
 
-SUFFIXES = {"pt": ".pt", "safetensors": ".safetensors"}
 COMMANDS = ("convert", "save")
 FORMATS = tuple(writable_formats())
 TOML = """\
@@ -44,7 +44,7 @@ def make_sources(folder: Path) -> Sources:
         state = {
             "large": torch.randn(600, 300, generator=generator),
             "zeros": torch.zeros(300_000, dtype=torch.uint8),
-            "half": torch.randn(130, 257, generator=generator).bfloat16(),
+            "half": torch.randn(130, 257, generator=generator).half(),
             "scalar": torch.tensor(seed),
             "empty": torch.zeros(0, 3),
         }
@@ -114,8 +114,10 @@ class Scene:
         problems = []
         if again.code != 0:
             problems.append(f"the next write ends with {again.code}: {again.stderr}")
-        elif tree(self.destination) != self.new:
-            problems.append("the next write does not write the new file")
+        elif self.state() != "new":
+            problems.append("the next write does not write the new checkpoint")
+        elif len(tree(self.destination) or ()) != len(self.new):
+            problems.append(f"the next write leaves files: {sorted(tree(self.destination) or ())}")
         if litter := self.litter() + self.strangers():
             problems.append(f"the next write leaves {litter}")
         return problems
@@ -126,7 +128,8 @@ def make_scene(
 ) -> Scene:
     """Run the command undisturbed for what it must give, and hold that against every reader."""
     folder.mkdir()
-    name = f"model{SUFFIXES.get(format_name, '')}"
+    target = writable_formats()[format_name]
+    name = f"model{target.suffixes[0]}" if isinstance(target, FileFormat) else "model"
     destination = folder / name
 
     def arguments(*, old: bool) -> list[str]:
@@ -134,11 +137,13 @@ def make_scene(
             given = [str(sources.config), name, "--seed", "1" if old else "0"]
         else:
             given = [str(sources.old if old else sources.new), name]
+        if (command, format_name) == ("convert", "safetensors-sharded"):
+            given += ["--shard-size", "300KB"]
         return [command, *given, "--format", format_name]
 
     found = []
     for old in (True, False):
-        ended = trials.run([*arguments(old=old), "--overwrite"], folder)
+        ended = trials.run(arguments(old=old), folder)
         assert ended.code == 0, ended.stderr
         seen = by_ptsave(destination)
         assert seen == by_others(destination, format_name)
@@ -148,6 +153,7 @@ def make_scene(
         bits = tree(destination)
         assert bits is not None
         found.append((bits, seen))
+        remove(destination)
     (old_bits, seen_old), (new_bits, seen_new) = found
     assert seen_old != seen_new
     scene = Scene(
@@ -162,3 +168,11 @@ def make_scene(
     )
     scene.reset()
     return scene
+
+
+def remove(path: Path) -> None:
+    """A file, or a folder and all in it."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
