@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from ptsave.core.atomic import check_file_destination
+from ptsave.core.atomic_folder import check_folder_destination
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.files import InputFile, InputFolder
 from ptsave.core.nearest import hint_for
@@ -97,6 +98,8 @@ def check_destination(path: Path, target: FileFormat | FolderFormat, options: Wr
     """
     if isinstance(target, FileFormat):
         check_file_destination(path, overwrite=options.overwrite)
+    else:
+        check_folder_destination(path, overwrite=options.overwrite)
 
 
 def _open_folder(folder: InputFolder) -> Checkpoint:
