@@ -22,7 +22,8 @@ ARROWS: dict[str, set[str]] = {
     "examples": {"examples"},
     "reports": {"reports", "core", "errors"},
     "as_json": {"verbs", "core", "errors"},
-    "render": {"as_json", "verbs", "core", "errors"},
+    "words": {"core"},
+    "render": {"as_json", "words", "verbs", "core", "errors"},
     "cli": {
         "render",
         "as_json",
