@@ -36,8 +36,9 @@ _CONSTANTS = "data/constants/"
 _MODELS = "models/"
 _FORMAT_RECORD = "archive_format"
 _OLD_PROGRAM = "serialized_exported_program.json"
-_OLD_WEIGHTS = "serialized_state_dict.pt"
-_OLD_CONSTANTS = "serialized_constants.pt"
+_OLD_WEIGHTS = ("serialized_state_dict.pt", "serialized_state_dict.json")
+_OLD_CONSTANTS = ("serialized_constants.pt", "serialized_constants.json")
+"""Torch zips all of them, whatever the name says: torch 2.1 called them .json."""
 _STRIDED = 7  # schema.Layout
 _INT64_MAX = 2**63 - 1
 _DAMAGED = "the file is damaged; copy or download it again"
@@ -138,7 +139,8 @@ class _Archive:
     def program(self, name: str) -> Any:
         """One exported program's tensors."""
         if self.is_old:
-            weights, constants = self.pickled(_OLD_WEIGHTS), self.pickled(_OLD_CONSTANTS)
+            weights = self.pickled(next(filter(self.has, _OLD_WEIGHTS), _OLD_WEIGHTS[0]))
+            constants = self.pickled(next(filter(self.has, _OLD_CONSTANTS), _OLD_CONSTANTS[0]))
         else:
             weights = self.payloads(_WEIGHTS, name, f"{name}_weights_config.json")
             constants = self.payloads(_CONSTANTS, name, f"{name}_constants_config.json")
