@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -165,3 +165,9 @@ class GlobalUse:
     count: int = 0
     used_for: str = "named"
     """`called`, `built` or `named`: what a real unpickler would have done with it."""
+
+
+def add_uses(total: dict[str, GlobalUse], more: Mapping[str, GlobalUse]) -> None:
+    """Count the uses of another part of a checkpoint in; the first use of a name says what it is for."""
+    for name, use in more.items():
+        total.setdefault(name, GlobalUse(name, 0, use.used_for)).count += use.count
