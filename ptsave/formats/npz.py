@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.dtypes import BY_NUMPY
 from ptsave.core.files import InputFile
-from ptsave.core.nodes import GlobalUse, Opaque, TensorEntry, contiguous_strides
+from ptsave.core.nodes import GlobalUse, Opaque, TensorEntry, add_uses, contiguous_strides
 from ptsave.core.storage import FileStorage, Storage, SwappedStorage
 from ptsave.errors import CorruptError, LimitError, UnreadableError
 from ptsave.formats.base import FileFormat
@@ -135,9 +135,7 @@ def _array(name: str, storage: Storage, where: str, uses: dict[str, GlobalUse]) 
 def _objects(storage: Storage, offset_bytes: int, where: str, uses: dict[str, GlobalUse]) -> Any:
     """What the pickle of an array of objects spells; `numpy.load(allow_pickle=True)` would run it."""
     loaded = load(storage, offset_bytes, torch_shapes(), where)
-    for use in loaded.globals.values():
-        known = uses.setdefault(use.name, GlobalUse(use.name, 0, use.used_for))
-        known.count += use.count
+    add_uses(uses, loaded.globals)
     return loaded.root
 
 

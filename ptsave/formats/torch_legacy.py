@@ -16,6 +16,7 @@ from typing import Any
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.dtypes import DType
 from ptsave.core.files import InputFile
+from ptsave.core.nodes import GlobalUse, add_uses
 from ptsave.core.storage import FileStorage
 from ptsave.core.verdict import Finding
 from ptsave.errors import CorruptError, LimitError
@@ -62,11 +63,14 @@ def read(file: InputFile) -> Checkpoint:
         loaded = load(source, system.end, torch_shapes(storages), where)
         keys = _load(source, loaded.end, where)
         end = storages.locate(keys.root, keys.end)
+        uses: dict[str, GlobalUse] = {}
+        for part in (loaded, magic, version, system, keys):  # torch unpickles them all
+            add_uses(uses, part.globals)
         checkpoint = Checkpoint(
             FORMAT.name,
             file.path,
             loaded.root,
-            globals=loaded.globals,
+            globals=uses,
             notes=[*loaded.notes, *storages.notes],
         )
         checkpoint.checks.append(lambda: _check_end(file, end))

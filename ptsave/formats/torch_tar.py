@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.files import InputFile
-from ptsave.core.nodes import TensorEntry
+from ptsave.core.nodes import GlobalUse, TensorEntry, add_uses
 from ptsave.core.storage import FileStorage
 from ptsave.errors import CorruptError, LimitError
 from ptsave.formats.base import FileFormat
@@ -62,8 +62,9 @@ def read(file: InputFile) -> Checkpoint:
     with ExitStack() as on_failure:
         on_failure.callback(file.close)
         members = _members(file)
-        storages = _read_storages(file, members["storages"])
-        tensors = _read_tensors(file, members["tensors"], storages)
+        uses: dict[str, GlobalUse] = {}
+        storages = _read_storages(_Reader(file, members["storages"], "storages", uses))
+        tensors = _read_tensors(_Reader(file, members["tensors"], "tensors", uses), storages)
 
         def persistent_load(persistent_id: Any) -> Any:
             if type(persistent_id) is tuple and persistent_id:
@@ -76,9 +77,8 @@ def read(file: InputFile) -> Checkpoint:
         where = f"{file.path}, member 'pickle'"
         begin, end = members["pickle"]
         loaded = load(FileStorage(file, begin, end - begin), 0, torch_shapes(persistent_load), where)
-        checkpoint = Checkpoint(
-            FORMAT.name, file.path, loaded.root, globals=loaded.globals, notes=loaded.notes
-        )
+        add_uses(uses, loaded.globals)
+        checkpoint = Checkpoint(FORMAT.name, file.path, loaded.root, globals=uses, notes=loaded.notes)
         checkpoint.files = on_failure.pop_all()
     return checkpoint
 
@@ -127,10 +127,11 @@ def _members(file: InputFile) -> dict[str, _Member]:
 
 
 class _Reader:
-    """Reads one member from its beginning to its end."""
+    """Reads one member from its beginning to its end; what its pickles name is added to `uses`."""
 
-    def __init__(self, file: InputFile, member: _Member, name: str) -> None:
+    def __init__(self, file: InputFile, member: _Member, name: str, uses: dict[str, GlobalUse]) -> None:
         self.file = file
+        self.uses = uses
         self.at, self.end = member
         self.where = f"{file.path}, member {name!r}"
 
@@ -138,6 +139,7 @@ class _Reader:
         rest = FileStorage(self.file, self.at, self.end - self.at)
         loaded = load(rest, 0, torch_shapes(), self.where)
         self.at += loaded.end
+        add_uses(self.uses, loaded.globals)
         return loaded.root
 
     def count(self) -> int:
@@ -167,8 +169,7 @@ class _Reader:
         return CorruptError(what, self.where, _HINT)
 
 
-def _read_storages(file: InputFile, member: _Member) -> dict[int, StorageNode]:
-    reader = _Reader(file, member, "storages")
+def _read_storages(reader: _Reader) -> dict[int, StorageNode]:
     storages: dict[int, StorageNode] = {}
     for _ in range(reader.count()):
         described = reader.pickle()
@@ -180,7 +181,7 @@ def _read_storages(file: InputFile, member: _Member) -> dict[int, StorageNode]:
             raise reader.corrupt("a storage's description is malformed")
         count = int.from_bytes(reader.take(_INT64), "little")
         num_bytes = count * dtype.itemsize
-        storage = FileStorage(file, reader.skip(num_bytes), num_bytes)
+        storage = FileStorage(reader.file, reader.skip(num_bytes), num_bytes)
         storages[key] = StorageNode(described[2].name, dtype, count, storage)
     views = reader.pickle()
     if type(views) is not list or len(views) > MAX_TENSORS:
@@ -196,10 +197,7 @@ def _read_storages(file: InputFile, member: _Member) -> dict[int, StorageNode]:
     return storages
 
 
-def _read_tensors(
-    file: InputFile, member: _Member, storages: dict[int, StorageNode]
-) -> dict[int, TensorEntry]:
-    reader = _Reader(file, member, "tensors")
+def _read_tensors(reader: _Reader, storages: dict[int, StorageNode]) -> dict[int, TensorEntry]:
     tensors: dict[int, TensorEntry] = {}
     for _ in range(reader.count()):
         described = reader.pickle()

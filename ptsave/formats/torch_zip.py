@@ -82,15 +82,16 @@ FORMAT = FileFormat("pt", sniff, read, write, suffixes=(".pt", ".pth", ".bin", "
 def top_folder(directory: ZipDirectory) -> str | None:
     """The prefix ("archive/") of the folder that has the `data.pkl`; None where there is none.
 
-    torch takes the first entry's folder; an archive that was packed anew may begin with another one.
+    torch takes the first entry's folder, and other readers another one.
+
+    Raises: CorruptError when there are two.
     """
-    first = next(iter(directory.entries), "")
-    top = first[: first.find("/") + 1]
-    if top + "data.pkl" in directory.entries:
-        return top
-    pickles = [name for name in directory.entries if name.count("/") <= 1 and name.endswith("data.pkl")]
-    tops = [name.removesuffix("data.pkl") for name in pickles]
-    return tops[0] if len(tops) == 1 and tops[0][-1:] in ("", "/") else None
+    pickles = (name for name in directory.entries if name.endswith("data.pkl") and name.count("/") <= 1)
+    tops = [top for name in pickles if (top := name.removesuffix("data.pkl"))[-1:] in ("", "/")]
+    if len(tops) > 1:
+        names = " and ".join(repr(f"{top}data.pkl"[:40]) for top in tops[:2])
+        raise CorruptError(f"is two checkpoints in one: {names}", str(directory.file.path), _HINT)
+    return tops[0] if tops else None
 
 
 def load_pickle(directory: ZipDirectory, name: str, persistent_load: Callable[[Any], Any] | None) -> Loaded:

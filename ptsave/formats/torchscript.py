@@ -17,10 +17,11 @@ from typing import Any
 
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.files import InputFile
-from ptsave.core.nodes import Opaque, TensorEntry
+from ptsave.core.nodes import Opaque, TensorEntry, add_uses
 from ptsave.errors import LimitError
 from ptsave.formats import torch_objects
 from ptsave.formats.base import FileFormat
+from ptsave.formats.inert_pickle import Loaded
 from ptsave.formats.pickle_shapes import UNKNOWN, Budget, Known, Shapes
 from ptsave.formats.pickled_module import OWN_ATTRIBUTES, is_plain
 from ptsave.formats.torch_zip import ZipStorages, check_records, is_big_endian, load_record, top_folder
@@ -87,7 +88,7 @@ def read(file: InputFile) -> Checkpoint:
         directory = directory_of(file)
         top = top_folder(directory) or ""
         classes, num_files = _module_classes(directory, f"{top}code/")
-        storages = ZipStorages(directory, f"{top}data/", is_big_endian(directory, top))
+        is_big = is_big_endian(directory, top)
 
         def build(target: Any, state: Any, budget: Budget) -> bool:
             if type(target) is Opaque and target.name in classes and isinstance(state, dict):
@@ -97,12 +98,18 @@ def read(file: InputFile) -> Checkpoint:
                 return True
             return torch_objects.build(target, state, budget)
 
-        loaded = load_record(directory, f"{top}data.pkl", Shapes(_SHAPES, build, storages))
+        def unpickle(name: str) -> Loaded:
+            storages = ZipStorages(directory, f"{top}{name}/", is_big)
+            return load_record(directory, f"{top}{name}.pkl", Shapes(_SHAPES, build, storages))
+
+        loaded = unpickle("data")
+        uses = dict(loaded.globals)
+        add_uses(uses, unpickle("constants").globals)  # the code's; no part of the state dict
         checkpoint = Checkpoint(
             FORMAT.name,
             file.path,
             loaded.root,
-            globals=loaded.globals,
+            globals=uses,
             notes=[*loaded.notes, f"holds TorchScript code ({num_files} files), which is not run"],
         )
         checkpoint.checks.append(lambda: check_records(checkpoint, directory))
