@@ -143,6 +143,7 @@ def convert_peak(files: Files) -> Row:
         ],
         touch_bytes=files.gib,
         max_runs=5,
+        drop_inputs=True,
     )
 
 

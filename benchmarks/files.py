@@ -8,11 +8,15 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.measure import environment
 
 PTSAVE = (sys.executable, "-m", "ptsave")
+
+MOUNTS = "mounts"
+"""The folder under which file systems are mounted."""
 
 STATE = """
 import sys, torch
@@ -36,9 +40,10 @@ save_file(state, st)
 """
 
 DCP = """
-import sys, torch
+import sys, torch, warnings
 import torch.distributed.checkpoint as dcp
-dcp.save(torch.load(sys.argv[1], mmap=True), checkpoint_id=sys.argv[2])
+warnings.simplefilter("ignore")  # of saving from a single process
+dcp.save(torch.load(sys.argv[1], mmap=True), checkpoint_id=sys.argv[2], no_dist=True)
 """
 
 
@@ -49,6 +54,8 @@ class Files:
         self.folder = folder
         self.gib = gib_bytes
         """What stands for 1 GiB: less with `--quick`."""
+        self.closing = ExitStack()
+        """What has to be undone at the end: mounts."""
 
     def state(self, num_bytes: int, num_tensors: int = 200) -> tuple[Path, Path]:
         """A float32 state dict as a torch zip and as safetensors: (`.pt`, `.safetensors`)."""
@@ -122,8 +129,10 @@ class Files:
         return path
 
     def drop(self) -> None:
-        """Remove everything that was made."""
+        """Remove everything that was made, less what is mounted."""
         for entry in os.scandir(self.folder):
+            if entry.name == MOUNTS:
+                continue
             if entry.is_dir():
                 shutil.rmtree(entry)
             else:

@@ -5,24 +5,24 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import converting, inspecting, saving, startup, verifying
+from benchmarks import converting, inspecting, reflinks, saving, startup, verifying
 from benchmarks.files import Files
 from benchmarks.machine import describe
-from benchmarks.measure import SideError, compare
+from benchmarks.measure import SideError, SkipError, compare
 from benchmarks.report import is_met, merge, number, results
 from benchmarks.rows import Row
 
 RESULTS = Path(__file__).with_name("results.json")
 ROWS: dict[str, Callable[[Files], Row]] = {
     make.__name__.replace("_", "-"): make
-    for module in (startup, inspecting, converting, saving, verifying)
+    for module in (startup, inspecting, converting, reflinks, saving, verifying)
     for make in module.ROWS
 }
 GIB = 2**30
@@ -40,37 +40,48 @@ def main() -> int:
     fresh: list[dict[str, Any]] = []
     failed = False
     with tempfile.TemporaryDirectory(prefix="ptsave-bench-", dir=arguments.folder) as temp:
-        folder, scratch = Path(temp) / "inputs", Path(temp) / "scratch"
-        folder.mkdir()
-        scratch.mkdir()
-        machine = describe(folder)
-        files = Files(folder, QUICK_BYTES if arguments.quick else GIB)
-        for name in names:
-            row = ROWS[name](files)
-            os.sync()  # what making the inputs left dirty is written before the clock runs
-            try:
-                samples = compare(row.sides, min(runs, row.max_runs), row.touch_bytes, scratch)
-            except SideError as problem:
-                print(f"{name}: FAILED: {problem}", file=sys.stderr)
-                failed = True
-                shutil.rmtree(scratch)
-                scratch.mkdir()
-                continue
-            found = results(name, row, samples)
-            fresh += found
-            for result in found:
-                budget, met = result["budget"], is_met(result)
-                limit = f"(budget {number(budget, result['unit'])})" if budget is not None else ""
-                word = {None: "", True: "ok", False: "MISSED"}[met]
-                against = f" against {result['against']}" if result["against"] else ""
-                measured = number(result["measured"], result["unit"])
-                print(f"{result['work']}{against}: {measured} {limit} {word}".rstrip(), flush=True)
-            if "peak" in name or "10x" in name:
-                files.drop()
+        machine = describe(Path(temp))
+        files = Files(Path(temp), QUICK_BYTES if arguments.quick else GIB)
+        with files.closing:
+            for name in names:
+                try:
+                    found = measure(name, files, runs)
+                except SkipError as reason:
+                    print(f"{name}: SKIPPED: {reason}", file=sys.stderr)
+                    continue
+                except (SideError, subprocess.CalledProcessError) as problem:
+                    print(f"{name}: FAILED: {problem}", file=sys.stderr)
+                    failed = True
+                    continue
+                for result in found:
+                    print(sentence(result), flush=True)
+                fresh += found
     out = arguments.out or (None if arguments.quick else RESULTS)
     if out is not None:
         out.write_text(json.dumps(merge(out, machine, fresh), indent=1) + "\n", encoding="utf-8")
     return int(failed or any(is_met(result) is False for result in fresh))
+
+
+def measure(name: str, files: Files, runs: int) -> list[dict[str, Any]]:
+    """The results of one row.
+
+    Raises: SideError, SkipError, CalledProcessError (making the inputs).
+    """
+    row = ROWS[name](files)
+    os.sync()  # what making the inputs left dirty is written before the clock runs
+    with tempfile.TemporaryDirectory(prefix="scratch-", dir=row.scratch or files.folder) as scratch:
+        samples = compare(row.sides, min(runs, row.max_runs), row.touch_bytes, Path(scratch))
+    if row.drop_inputs:
+        files.drop()
+    return results(name, row, samples)
+
+
+def sentence(result: dict[str, Any]) -> str:
+    """One result for a person."""
+    against = f" against {result['against']}" if result["against"] else ""
+    budget = f" (budget {number(result['budget'], result['unit'])})" if result["budget"] is not None else ""
+    word = {None: "", True: " ok", False: " MISSED"}[is_met(result)]
+    return f"{result['work']}{against}: {number(result['measured'], result['unit'])}{budget}{word}"
 
 
 def _arguments() -> argparse.Namespace:
@@ -85,6 +96,6 @@ def _arguments() -> argparse.Namespace:
         "--quick", action="store_true", help="64 MiB in place of 1 GiB, 3 runs; results are not kept"
     )
     parser.add_argument("--runs", type=int, help="runs a side (7)")
-    parser.add_argument("--folder", type=Path, help="where the big files go for a while (15 GiB)")
+    parser.add_argument("--folder", type=Path, help="where the big files go for a while (20 GiB)")
     parser.add_argument("--out", type=Path, help=f"results file ({RESULTS.name} beside the code)")
     return parser.parse_args()

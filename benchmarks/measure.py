@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -15,12 +16,19 @@ from pathlib import Path
 
 LAUNCH = Path(__file__).with_name("launch.py")
 
+LIMIT_S = 600
+"""Whatever takes longer than this hangs."""
+
 Argv = Callable[[Path], list[str]]
 """From an empty scratch folder, where outputs go, to the command."""
 
 
 class SideError(Exception):
     """A command that is measured has failed; its figures would mean nothing."""
+
+
+class SkipError(Exception):
+    """A row that cannot be measured on this machine, and why."""
 
 
 @dataclass(frozen=True)
@@ -76,15 +84,28 @@ def run(command: Command, scratch: Path) -> tuple[float, int]:
     argv = command.argv(folder)
     result = scratch / "result"
     launch = [sys.executable, "-S", "-E", str(LAUNCH), str(result), *argv]
-    done = subprocess.run(
-        launch, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment(), check=True
-    )
+    with subprocess.Popen(
+        launch,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        start_new_session=True,
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=LIMIT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise SideError(f"{' '.join(argv)} did not end within {LIMIT_S} s") from None
+    if process.returncode != 0:
+        raise SideError(f"{' '.join(argv)} could not be started:\n{errors}")
     code, wall, peak = result.read_text(encoding="ascii").split()
     if code != "0":
-        raise SideError(f"{' '.join(argv)} exited with {code}:\n{done.stderr}")
+        raise SideError(f"{' '.join(argv)} exited with {code}:\n{errors}")
     wall_s, peak_bytes = float(wall), int(peak)
     if command.reports_itself:
-        told = json.loads(done.stdout.splitlines()[-1])
+        told = json.loads(output.splitlines()[-1])
         wall_s, peak_bytes = told["wall_s"], told.get("peak_bytes", peak_bytes)
     shutil.rmtree(folder)
     return wall_s, peak_bytes

@@ -34,8 +34,12 @@ class Row:
     budgets: list[Budget]
     touch_bytes: int = 0
     """How much memory is touched and freed before each run: as much as the hungriest side will use."""
+    scratch: Path | None = None
+    """Where outputs go, when not beside the inputs: on another file system."""
     max_runs: int = 99
     """For what takes long: at most this many runs, never below five."""
+    drop_inputs: bool = False
+    """Whether its inputs are too large to keep for other rows."""
 
 
 def wall_ratio(side: str, other: str) -> Callable[[Mapping[str, Samples]], float]:

@@ -86,6 +86,8 @@ def test_every_row_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("benchmarks.files._python", lambda script, *arguments: None)
     monkeypatch.setattr(Files, "model", lambda self, config, arguments: tmp_path)
     monkeypatch.setattr(Files, "sharded", lambda self, *arguments, **options: tmp_path)
+    monkeypatch.setattr("benchmarks.reflinks.mount_xfs", lambda files: tmp_path)
+    monkeypatch.setattr("subprocess.run", lambda command, check: None)
     for name, make in ROWS.items():
         row = make(Files(tmp_path, MIB))
         samples = {side: Samples([1.0 + i], [MIB]) for i, side in enumerate(row.sides)}
