@@ -14,6 +14,7 @@ Source: CPython's Lib/pickletools.py (the opcodes) and Modules/_pickle.c (their 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ from ptsave.formats.pickle_keys import LONG_KEY
 from ptsave.formats.pickle_opcodes import MARKED, PLAIN, TRUNCATED, Machine
 from ptsave.formats.pickle_shapes import UNKNOWN, Known, Shapes
 
-MAX_CODE_BYTES = 32 * 1024 * 1024
+MAX_CODE_BYTES = 24 * 1024 * 1024
 """Cap on a pickle's length, its long strings and bytes not counted."""
 MAX_OPEN_MARKS = 10_000
 """Cap on how deep marks nest. Python's own pickler stops at its recursion limit, near 1000."""
@@ -98,112 +99,111 @@ def _run(machine: Machine) -> tuple[Any, int]:
             while pos < window:
                 op = data[pos]
                 pos += 1
-                if op == 0x72:  # LONG_BINPUT
-                    index = u32(data, pos)[0]
-                    pos += 4
-                    if index == len(memo) and not far_memo:
-                        memo.append(stack[-1])
-                    else:
-                        machine.remember(index, stack[-1])
-                elif op == 0x68:  # BINGET
-                    index = data[pos]
-                    pos += 1
-                    stack.append(memo[index] if index < len(memo) else machine.recall(index))
-                elif op == 0x4B:  # BININT1
-                    stack.append(data[pos])
-                    pos += 1
-                elif op == 0x94:  # MEMOIZE
-                    if far_memo:
-                        machine.remember(len(memo) + len(far_memo), stack[-1])
-                    else:
-                        memo.append(stack[-1])
-                elif op == 0x28:  # MARK
-                    frames.append(stack)
-                    stack = []
-                elif op == 0x74:  # TUPLE
-                    made = tuple(stack)
-                    stack = frames.pop()
-                    stack.append(made)
-                    units += 2
-                elif op == 0x52:  # REDUCE
-                    args = stack.pop()
-                    function = stack[-1]
-                    if type(function) is Known and type(args) is tuple:
-                        value = function.call(args, machine.budget)
-                        stack[-1] = machine.call(function, args) if value is UNKNOWN else value
-                    else:
-                        stack[-1] = machine.call(function, args)
-                    units += 2
-                elif op == 0x4D:  # BININT2
-                    stack.append(u16(data, pos)[0])
-                    pos += 2
-                    units += 1
-                elif op == 0x4A:  # BININT
-                    stack.append(i32(data, pos)[0])
-                    pos += 4
-                    units += 1
-                elif op == 0x58:  # BINUNICODE
-                    end = pos + 4 + u32(data, pos)[0]
-                    if end > size or end - pos > LONG_KEY:
-                        stack.append(machine.take_text(pos + 4, end - pos - 4))
-                    else:
-                        stack.append(str(data[pos + 4 : end], "utf-8", "surrogatepass"))
-                    pos = end
-                    units += 1
-                elif op == 0x86:  # TUPLE2
-                    value = stack.pop()
-                    stack[-1] = (stack[-1], value)
-                    units += 1
-                elif op == 0x85:  # TUPLE1
-                    stack[-1] = (stack[-1],)
-                    units += 1
-                elif op == 0x51:  # BINPERSID
-                    stack[-1] = persistent(stack[-1])
-                    units += 2
-                elif op == 0x89:  # NEWFALSE
-                    stack.append(False)
-                elif op == 0x29:  # EMPTY_TUPLE
-                    stack.append(())
-                elif op == 0x71:  # BINPUT
-                    index = data[pos]
-                    pos += 1
-                    if index == len(memo) and not far_memo:
-                        memo.append(stack[-1])
-                    else:
-                        machine.remember(index, stack[-1])
-                elif op == 0x6A:  # LONG_BINGET
-                    stack.append(machine.recall(u32(data, pos)[0]))
-                    pos += 4
-                elif op == 0x87:  # TUPLE3
-                    last, middle = stack.pop(), stack.pop()
-                    stack[-1] = (stack[-1], middle, last)
-                    units += 1
-                elif op == 0x88:  # NEWTRUE
-                    stack.append(True)
-                elif op == 0x4E:  # NONE
-                    stack.append(None)
-                elif op == 0x7D:  # EMPTY_DICT
-                    stack.append({})
-                    units += 1
-                elif op == 0x5D:  # EMPTY_LIST
-                    stack.append([])
-                    units += 1
-                elif op in PLAIN:
-                    pos = PLAIN[op](machine, stack, pos)
-                elif op in MARKED:
-                    items = stack
-                    stack = frames.pop()
-                    pos = MARKED[op](machine, stack, items, pos)
-                elif op == 0x30:  # POP
-                    if stack:
-                        stack.pop()
-                    else:
+                if op >= 0x68:
+                    if op == 0x72:  # LONG_BINPUT
+                        index = u32(data, pos)[0]
+                        pos += 4
+                        if index == len(memo) and not far_memo:
+                            memo.append(stack[-1])
+                        else:
+                            machine.remember(index, stack[-1])
+                    elif op == 0x68:  # BINGET
+                        index = data[pos]
+                        pos += 1
+                        stack.append(memo[index] if index < len(memo) else machine.recall(index))
+                    elif op == 0x94:  # MEMOIZE
+                        if far_memo:
+                            machine.remember(len(memo) + len(far_memo), stack[-1])
+                        else:
+                            memo.append(stack[-1])
+                    elif op == 0x74:  # TUPLE
+                        made = tuple(stack)
                         stack = frames.pop()
-                elif op == 0x2E:  # STOP
-                    return stack.pop(), machine.base + pos
+                        stack.append(made)
+                        units += 2
+                    elif op == 0x8C:  # SHORT_BINUNICODE
+                        end = pos + 1 + data[pos]
+                        if end > size:
+                            raise CorruptError(TRUNCATED)
+                        stack.append(str(data[pos + 1 : end], "utf-8", "surrogatepass"))
+                        pos = end
+                        units += 1
+                    elif op == 0x86:  # TUPLE2
+                        value = stack.pop()
+                        stack[-1] = (stack[-1], value)
+                        units += 1
+                    elif op == 0x85:  # TUPLE1
+                        stack[-1] = (stack[-1],)
+                        units += 1
+                    elif op == 0x89:  # NEWFALSE
+                        stack.append(False)
+                    elif op == 0x71:  # BINPUT
+                        index = data[pos]
+                        pos += 1
+                        if index == len(memo) and not far_memo:
+                            memo.append(stack[-1])
+                        else:
+                            machine.remember(index, stack[-1])
+                    elif op == 0x87:  # TUPLE3
+                        last, middle = stack.pop(), stack.pop()
+                        stack[-1] = (stack[-1], middle, last)
+                        units += 1
+                    elif op == 0x6A:  # LONG_BINGET
+                        stack.append(machine.recall(u32(data, pos)[0]))
+                        pos += 4
+                    elif op == 0x88:  # NEWTRUE
+                        stack.append(True)
+                    elif op == 0x7D:  # EMPTY_DICT
+                        stack.append({})
+                        units += 1
+                    else:
+                        stack, pos = _rare(machine, op, stack, frames, pos)
+                elif op != 0x2E:  # not STOP
+                    if op == 0x4B:  # BININT1
+                        stack.append(data[pos])
+                        pos += 1
+                    elif op == 0x28:  # MARK
+                        frames.append(stack)
+                        stack = []
+                    elif op == 0x52:  # REDUCE
+                        args = stack.pop()
+                        function = stack[-1]
+                        if type(function) is Known and type(args) is tuple:
+                            value = function.call(args, machine.budget)
+                            stack[-1] = machine.call(function, args) if value is UNKNOWN else value
+                        else:
+                            stack[-1] = machine.call(function, args)
+                        units += 2
+                    elif op == 0x58:  # BINUNICODE
+                        end = pos + 4 + u32(data, pos)[0]
+                        if end > size or end - pos > LONG_KEY:
+                            stack.append(machine.take_text(pos + 4, end - pos - 4))
+                        else:
+                            stack.append(str(data[pos + 4 : end], "utf-8", "surrogatepass"))
+                        pos = end
+                        units += 1
+                    elif op == 0x4D:  # BININT2
+                        stack.append(u16(data, pos)[0])
+                        pos += 2
+                        units += 1
+                    elif op == 0x4A:  # BININT
+                        stack.append(i32(data, pos)[0])
+                        pos += 4
+                        units += 1
+                    elif op == 0x51:  # BINPERSID
+                        stack[-1] = persistent(stack[-1])
+                        units += 2
+                    elif op == 0x29:  # EMPTY_TUPLE
+                        stack.append(())
+                    elif op == 0x4E:  # NONE
+                        stack.append(None)
+                    elif op == 0x5D:  # EMPTY_LIST
+                        stack.append([])
+                        units += 1
+                    else:
+                        stack, pos = _rare(machine, op, stack, frames, pos)
                 else:
-                    pos -= 1
-                    raise CorruptError(f"is not a pickle: 0x{op:02x} is no opcode")
+                    return stack.pop(), machine.base + pos
             _check_caps(machine, machine.base + pos - start, units, stack, frames)
             units = 0
     except (IndexError, struct.error):
@@ -219,6 +219,23 @@ def _run(machine: Machine) -> tuple[Any, int]:
         raise
 
 
+def _rare(
+    machine: Machine, op: int, stack: list[Any], frames: list[list[Any]], pos: int
+) -> tuple[list[Any], int]:
+    """Any opcode that the loop does not do itself; returns what is the top stack then, and the position."""
+    if op in PLAIN:
+        return stack, PLAIN[op](machine, stack, pos)
+    if op in MARKED:
+        below = frames.pop()
+        return below, MARKED[op](machine, below, stack, pos)
+    if op == 0x30:  # POP
+        if not stack:
+            return frames.pop(), pos
+        stack.pop()
+        return stack, pos
+    raise CorruptError(f"is not a pickle: 0x{op:02x} is no opcode")
+
+
 def _check_caps(machine: Machine, read: int, units: int, stack: list[Any], frames: list[list[Any]]) -> None:
     """Hold what the last window of the pickle made against the caps."""
     code_bytes = read - machine.payload_bytes
@@ -228,19 +245,21 @@ def _check_caps(machine: Machine, read: int, units: int, stack: list[Any], frame
         raise LimitError("open_marks", MAX_OPEN_MARKS, len(frames), machine.where)
     machine.budget.spend(units)
     waiting = len(stack) + sum(map(len, frames)) + len(machine.memo)
-    machine.budget.check(waiting // 8)
+    machine.budget.check(waiting // 4)
 
 
 def _placed(
     machine: Machine, error: CorruptError, pos: int, stack: list[Any], frames: list[list[Any]]
 ) -> CorruptError:
     """`error` with its place: the record, the byte, and the keys that lead to what was being made."""
-    keys = []
-    for frame in (*frames[-20:], stack):
-        tail = frame[-12:]
-        for item, after in zip(tail, [*tail[1:], None], strict=False):  # the tail may be empty
-            opens = isinstance(after, (dict, list, Opaque, Global)) or item is tail[-1] or after is tail[-1]
-            if type(item) is str and 0 < len(item) <= LONG_KEY and opens:
-                keys.append(item)
+    keys = [key for frame in (*frames[-20:], stack) for key in _keys_before(frame[-12:])]
     where = machine.where + (f", at {'.'.join(keys)}" if keys else "") + f", byte {machine.base + pos}"
     return CorruptError(error.what, error.where or where, error.hint or _HINT)
+
+
+def _keys_before(tail: list[Any]) -> Iterator[str]:
+    """The keys in the end of a stack: a text under a container that is being filled, or under the top."""
+    for i, item in enumerate(tail):
+        opens = i >= len(tail) - 2 or isinstance(tail[i + 1], (dict, list, Opaque, Global))
+        if opens and type(item) is str and 0 < len(item) <= LONG_KEY:
+            yield item

@@ -26,7 +26,7 @@ MAX_NAME_BYTES = 2048
 """Cap on a module's name, and on a class's."""
 MAX_INTEGER_BYTES = 1024
 """Cap on an integer: past about 4300 digits Python itself refuses to print one."""
-MAX_INTEGER_DIGITS = 2400
+MAX_INTEGER_DIGITS = 2500
 MAX_HELD_BYTES = 1024 * 1024
 """Longer strings and bytes stay in the file."""
 HIGHEST_PROTOCOL = 5
@@ -164,7 +164,7 @@ class Machine:
         found = self.shapes.names.get(dotted)
         if found is None:
             found = Global(dotted)
-        if type(found) in (Global, Described):
+        if type(found) in (Global, Described) and dotted not in _CONSTRUCTORS:
             self.uses.setdefault(dotted, GlobalUse(dotted))
         self._found[key] = found
         return found
@@ -304,11 +304,6 @@ def _frame(machine: Machine, stack: Stack, pos: int) -> int:
     return pos + 8
 
 
-def _memoize(machine: Machine, stack: Stack, pos: int) -> int:
-    machine.remember(len(machine.memo) + len(machine.far_memo), stack[-1])
-    return pos
-
-
 def _put(machine: Machine, stack: Stack, pos: int) -> int:
     index, pos = _decimal(machine, pos)
     if index < 0:
@@ -416,13 +411,6 @@ def _unicode(machine: Machine, stack: Stack, pos: int) -> int:
     line, pos = machine.line(pos, "line_bytes", MAX_HELD_BYTES)
     stack.append(_text(line, "raw-unicode-escape", "strict"))
     return pos
-
-
-def _short_binunicode(machine: Machine, stack: Stack, pos: int) -> int:
-    num_bytes = machine.data[pos]
-    machine.budget.spend(1)
-    stack.append(_text(machine.take(pos + 1, num_bytes)))
-    return pos + 1 + num_bytes
 
 
 def _binunicode8(machine: Machine, stack: Stack, pos: int) -> int:
@@ -579,7 +567,6 @@ PLAIN: dict[int, Callable[[Machine, Stack, int], int]] = {
     for code, function in {
         b"\x80": _proto,
         b"\x95": _frame,
-        b"\x94": _memoize,
         b"p": _put,
         b"g": _get,
         b"2": _dup,
@@ -593,7 +580,6 @@ PLAIN: dict[int, Callable[[Machine, Stack, int], int]] = {
         b"\x8a": _long1,
         b"\x8b": _long4,
         b"V": _unicode,
-        b"\x8c": _short_binunicode,
         b"\x8d": _binunicode8,
         b"C": _short_binbytes,
         b"B": _binbytes,
