@@ -117,11 +117,17 @@ class OutputFile:
 
 @contextmanager
 def replacing_file(
-    destination: str | os.PathLike[str], num_bytes: int, *, overwrite: bool = False, sync: bool = True
+    destination: str | os.PathLike[str],
+    num_bytes: int,
+    *,
+    overwrite: bool = False,
+    sync: bool = True,
+    sync_name: bool = True,
 ) -> Iterator[OutputFile]:
     """A new file of `num_bytes` bytes that becomes `destination` when the block ends without an error.
 
     On any error, an interrupt included, the temporary file is removed and the destination is untouched.
+    `sync_name`: whether the name is made durable as well; the caller does it otherwise.
 
     Raises: ExistsError; WriteError when the destination cannot be written, or could not be made durable.
     """
@@ -144,16 +150,16 @@ def replacing_file(
                 os.close(fd)
                 fd = -1
             if overwrite:
-                os.replace(path, target)
+                system.rename(path, target, replace=True)
             else:
                 system.rename_new(path, target)
             renamed = True
-        if sync:
+        if sync and sync_name:
             sync_names(target)
     finally:
         if not renamed:
             with contextlib.suppress(OSError):
-                os.unlink(path)
+                system.again(os.unlink, path)
         if fd >= 0:
             with contextlib.suppress(OSError):
                 os.close(fd)
@@ -330,11 +336,11 @@ def _remove_if_orphan(path: Path, pid: int) -> None:
 def remove_temporary(path: Path) -> None:
     """Remove a temporary file, or a temporary folder with the files in it."""
     if not path.is_dir() or path.is_symlink():
-        os.unlink(path)
+        system.again(os.unlink, path)
         return
     for name in os.listdir(path):
-        os.unlink(path / name)
-    os.rmdir(path)
+        system.again(os.unlink, path / name)
+    system.again(os.rmdir, path)
 
 
 def create(path: Path, mode: int) -> int:

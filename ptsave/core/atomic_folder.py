@@ -58,13 +58,13 @@ class OutputFolder:
 
         Raises: WriteError.
         """
-        path = self.path / name
-        with errors_of(path, num_bytes):
+        path, destination = self.path / name, self.destination / name
+        with errors_of(destination, num_bytes):
             self.made.append(name)
             fd = create(path, 0o666)
         try:
-            yield OutputFile(fd, path, self.destination / name, num_bytes, sync=self.sync)
-            with errors_of(path, num_bytes):
+            yield OutputFile(fd, path, destination, num_bytes, sync=self.sync)
+            with errors_of(destination, num_bytes):
                 if self.sync:
                     os.fsync(fd)
         finally:
@@ -80,14 +80,19 @@ class OutputFolder:
 
         Raises: WriteError.
         """
-        if self.sync:  # the data's names must be durable before anything refers to them
-            sync_names(self.path / main[0])
+        self._sync_data()
         self._put(*main, is_main=True)
         for name, data in beside:
-            self._put(name, data)
+            try:
+                self._put(name, data)
+            except WriteError as error:
+                if not self.is_final:
+                    raise
+                error.what = f"the new files are in place, but for {name!r}: {error.what}"
+                raise
         for name in old:
             try:
-                os.unlink(self.path / name)
+                system.again(os.unlink, self.path / name)
             except FileNotFoundError:
                 continue
             except OSError as error:
@@ -96,12 +101,28 @@ class OutputFolder:
                     str(self.destination),
                     "remove it by hand",
                 ) from None
+        if self.is_final:
+            if self.sync:
+                sync_names(self.path / main[0])
+        else:
+            self._sync_data()
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the files are written where readers look for them."""
+        return self.path == self.destination
+
+    def _sync_data(self) -> None:
+        """Make the names durable before anything refers to them."""
         if self.sync:
-            sync_names(self.path / main[0])
+            with errors_of(self.destination):
+                system.sync_folder(self.path)
 
     def _put(self, name: str, data: bytes, *, is_main: bool = False) -> None:
         path = self.path / name
-        with replacing_file(path, len(data), overwrite=True, sync=self.sync) as output:
+        with replacing_file(
+            path, len(data), overwrite=True, sync=self.sync, sync_name=self.is_final
+        ) as output:
             if is_main:
                 self._main = (path, os.fstat(output.fd))
             output.reserve()
@@ -123,7 +144,7 @@ class OutputFolder:
         if not self.is_committed:
             for name in self.made:
                 with contextlib.suppress(OSError):
-                    os.unlink(self.path / name)
+                    system.again(os.unlink, self.path / name)
 
 
 @contextmanager
@@ -152,11 +173,11 @@ def replacing_folder(
     temporary = temporary_name(target)
     try:
         with errors_of(target):
-            os.mkdir(temporary)
+            system.again(os.mkdir, temporary)
         with _locked(temporary):
             yield OutputFolder(temporary, target, sync=sync)
         with errors_of(target):
-            os.rename(temporary, target)  # refused where something with content has come there meanwhile
+            system.rename(temporary, target)  # refused where something with content has come there meanwhile
         if sync:
             sync_names(target)
     finally:

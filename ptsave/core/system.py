@@ -10,7 +10,9 @@ import errno
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 try:
     import fcntl
@@ -43,6 +45,19 @@ _UNSUPPORTED = {
 def is_unsupported(error: OSError) -> bool:
     """Whether the system says that it lacks the call, as opposed to that the call failed."""
     return error.errno in _UNSUPPORTED
+
+
+def again(call: Callable[..., Any], *arguments: Any, **named: Any) -> None:
+    """Call until no signal comes between: Python does so by itself except for calls on names.
+
+    Source: PEP 475.
+    """
+    while True:
+        try:
+            call(*arguments, **named)
+        except InterruptedError:
+            continue
+        return
 
 
 def sync_folder(folder: Path) -> None:
@@ -118,19 +133,31 @@ def rename_new(source: Path, target: Path) -> None:
     """
     if HAS_LINK:
         try:
-            os.link(source, target, follow_symlinks=False)
+            again(os.link, source, target, follow_symlinks=False)
         except FileExistsError:
             raise
         except OSError as error:
             if not is_unsupported(error) and error.errno not in (errno.EPERM, errno.EMLINK):
                 raise
         else:
+            if not os.path.lexists(target):
+                raise OSError(errno.EIO, "the system reported a name that it did not make")
             with contextlib.suppress(OSError):  # left over, it is litter that the next write removes
-                os.unlink(source)
+                again(os.unlink, source)
             return
     if not IS_WINDOWS and os.path.lexists(target):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
-    os.rename(source, target)  # on Windows this refuses by itself to replace a file
+    rename(source, target)  # on Windows this refuses by itself to replace a file
+
+
+def rename(source: Path, target: Path, *, replace: bool = False) -> None:
+    """Give `source` the name `target`, and see that it was done: a file that kept its old name is lost.
+
+    Raises: OSError.
+    """
+    again(os.replace if replace else os.rename, source, target)
+    if os.path.lexists(source):
+        raise OSError(errno.EIO, "the system reported a renaming that it did not do")
 
 
 def clone_range(source_fd: int, source_offset: int, num_bytes: int, fd: int, offset: int) -> bool:
