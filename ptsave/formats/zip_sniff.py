@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from weakref import WeakKeyDictionary
-
 from ptsave.core.files import InputFile
 from ptsave.core.memory import no_garbage_collection
 from ptsave.errors import UnreadableError
@@ -11,7 +9,8 @@ from ptsave.formats.zip_reader import ZipDirectory, read_directory
 
 ZIP_MAGIC = b"PK\3\4"
 
-_directories: WeakKeyDictionary[InputFile, ZipDirectory] = WeakKeyDictionary()
+_last: ZipDirectory | None = None
+"""Of the file that was asked for last. A directory keeps its file alive, so more of them would pile up."""
 
 
 def directory_of(file: InputFile) -> ZipDirectory:
@@ -19,10 +18,11 @@ def directory_of(file: InputFile) -> ZipDirectory:
 
     Raises: as `read_directory`.
     """
-    found = _directories.get(file)
-    if found is None:
+    global _last
+    found = _last
+    if found is None or found.file is not file:
         with no_garbage_collection():
-            found = _directories[file] = read_directory(file)
+            found = _last = read_directory(file)
     return found
 
 
