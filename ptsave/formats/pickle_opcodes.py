@@ -223,7 +223,11 @@ class Machine:
         if self.shapes.build(target, state, self.budget):
             return target
         if isinstance(target, Opaque):
-            target.state = state if target.state is None else [target.state, state]
+            if target.state is None:
+                target.state = state
+            else:
+                self.budget.spend(4)
+                target.state = [target.state, state]
             return target
         if isinstance(target, Global):
             self.use(target.name, "built")
