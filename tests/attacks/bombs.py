@@ -136,8 +136,9 @@ def long4_negative_length() -> bytes:
     return pkl(PROTO2, b"\x8b", struct.pack("<i", -1), STOP)
 
 
-@attack(REFUSED)
+@attack(REFUSED, SHOWN)
 def frame_longer_than_the_file() -> bytes:
+    """A frame's length only helps buffering."""
     return pkl(PROTO4, b"\x95", struct.pack("<Q", 2**63), EMPTY_DICT, STOP)
 
 
@@ -156,7 +157,7 @@ def five_million_dups() -> bytes:
     return pkl(PROTO2, EMPTY_LIST, MARK, EMPTY_TUPLE, DUP * 5_000_000, APPENDS, STOP)
 
 
-@attack(REFUSED, slow=True)
+@attack(REFUSED, SHOWN, slow=True)
 def five_million_memo_entries() -> bytes:
     return pkl(PROTO4, EMPTY_DICT, MEMOIZE * 5_000_000, STOP)
 

@@ -40,7 +40,7 @@ class Attack:
 
     @property
     def runs_code(self) -> bool:
-        return self.fires or DESCRIBED in self.outcomes
+        return self.fires or (DESCRIBED in self.outcomes and SHOWN not in self.outcomes)
 
 
 ATTACKS: dict[str, Attack] = {}
