@@ -201,7 +201,7 @@ def check_file_destination(
     """
     target = resolved(destination)
     where = str(destination)
-    if target.is_dir():
+    if os.path.isdir(target):
         raise WriteError("the destination is a directory", where, "name a file in it")
     check_parent(target, where)
     with errors_of(target):
@@ -222,7 +222,7 @@ def resolved(destination: str | os.PathLike[str]) -> Path:
     if "\0" in os.fspath(destination):
         raise WriteError("the destination's name has a NUL character", repr(destination), "name a file")
     target = Path(os.path.realpath(destination))
-    if target.is_symlink():
+    if os.path.islink(target):
         raise WriteError("the destination is a loop of symbolic links", str(destination), "remove the link")
     return target
 
@@ -230,9 +230,14 @@ def resolved(destination: str | os.PathLike[str]) -> Path:
 def check_parent(target: Path, where: str) -> None:
     """Raise WriteError unless a new name can be made in `target`'s folder."""
     folder = target.parent
-    if not folder.is_dir():
-        kind = "is not a directory" if os.path.lexists(folder) else "does not exist"
-        raise WriteError(f"the folder {kind}", str(folder), "make it first: mkdir -p")
+    try:
+        is_folder = stat.S_ISDIR(os.stat(folder).st_mode)
+    except FileNotFoundError:
+        raise WriteError("the folder does not exist", str(folder), "make it first: mkdir -p") from None
+    except OSError as error:
+        raise write_error(folder, error) from None
+    if not is_folder:
+        raise WriteError("the folder is not a directory", str(folder), "name another destination")
     name_bytes = len(os.fsencode(target.name))
     limit = _max_name_bytes(folder)
     if not name_bytes or name_bytes > limit:
@@ -304,7 +309,8 @@ def temporary_name(target: Path) -> Path:
     return target.parent / f"{_stem(target)}{os.getpid()}-{os.urandom(4).hex()}{SUFFIX}"
 
 
-_REST = re.compile(r"(\d+)-[0-9a-f]{8}" + re.escape(SUFFIX))
+ORPHAN_NAME = re.compile(r"(\d+)-[0-9a-f]{8}" + re.escape(SUFFIX))
+"""The end of a temporary name, with the process that made it."""
 
 
 def remove_litter(target: Path) -> None:
@@ -313,7 +319,7 @@ def remove_litter(target: Path) -> None:
     with errors_of(target):
         names = os.listdir(target.parent)
     for name in names:
-        if name.startswith(stem) and (rest := _REST.fullmatch(name, len(stem))):
+        if name.startswith(stem) and (rest := ORPHAN_NAME.fullmatch(name, len(stem))):
             with contextlib.suppress(OSError):  # someone else's, or already gone: not in our way
                 _remove_if_orphan(target.parent / name, int(rest[1]))
 
@@ -377,9 +383,9 @@ def errors_of(target: Path, num_bytes: int = 0) -> Iterator[None]:
     """Turn what the system says about writing `target` into an error of ours."""
     try:
         yield
-    except FileExistsError:
-        raise ExistsError("the destination exists", str(target), "--overwrite replaces it") from None
     except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            raise ExistsError("the destination exists", str(target), "--overwrite replaces it") from None
         raise write_error(target, error, num_bytes) from None
 
 
@@ -402,6 +408,10 @@ def write_error(target: Path, error: OSError, num_bytes: int = 0) -> PtsaveError
         return WriteError("the file system is read-only", where, "write elsewhere")
     if error.errno in (errno.EACCES, errno.EPERM):
         return WriteError("no permission to write", where, "check the folder's owner and mode")
+    if error.errno == errno.ENOTDIR:
+        return WriteError("the folder is not a directory", where, "name another destination")
+    if error.errno == errno.ENAMETOOLONG:
+        return WriteError("the name is too long", where, "shorten it")
     if error.errno == errno.ENOENT:
         return WriteError("the folder is gone", where, "make it first: mkdir -p")
     return WriteError(f"cannot write: {error.strerror or error}", where, "check the disk and the path")

@@ -160,7 +160,7 @@ def replacing_folder(
     """
     target = check_folder_destination(destination, overwrite=overwrite)
     remove_litter(target)
-    if target.is_dir():
+    if os.path.isdir(target):
         with _locked(target):
             folder = OutputFolder(target, target, sync=sync)
             check_room(target, num_bytes, target)
@@ -195,7 +195,7 @@ def check_folder_destination(destination: str | os.PathLike[str], *, overwrite: 
     check_parent(target, where)
     if not os.path.lexists(target):
         return target
-    if not target.is_dir():
+    if not os.path.isdir(target):
         raise WriteError("the destination is a file, and the format is a folder", where, "remove it first")
     with errors_of(target):
         names = os.listdir(target)

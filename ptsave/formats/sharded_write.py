@@ -55,6 +55,10 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
     check_folder_destination(destination, overwrite=options.overwrite)
     refuse_unwritable(checkpoint, "safetensors-sharded")
     stored = distinct(checkpoint.tensors)
+    if not stored.kept:
+        raise LossyError(
+            "safetensors-sharded needs at least one tensor", source_path(checkpoint), "choose another format"
+        )
     layouts = [lay_out(shard) for shard in split(stored.kept, options.shard_bytes)]
     if len(layouts) > MAX_SHARDS:
         raise LossyError(
@@ -84,16 +88,20 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
 
 
 def split(entries: Mapping[str, TensorEntry], shard_bytes: int) -> list[dict[str, TensorEntry]]:
-    """The tensors in order, a new shard beginning where the next one would not fit; at least one shard."""
-    shards: list[dict[str, TensorEntry]] = [{}]
+    """The tensors in order, a new shard where the next one would not fit; one that never fits is alone."""
+    shards: list[dict[str, TensorEntry]] = []
+    shard: dict[str, TensorEntry] = {}
     filled = 0
     for name, entry in entries.items():
-        if shards[-1] and filled + entry.num_bytes > shard_bytes:
-            shards.append({})
-            filled = 0
-        shards[-1][name] = entry
+        if entry.num_bytes > shard_bytes:
+            shards.append({name: entry})
+            continue
+        if filled + entry.num_bytes > shard_bytes:
+            shards.append(shard)
+            shard, filled = {}, 0
+        shard[name] = entry
         filled += entry.num_bytes
-    return shards
+    return [*shards, shard] if shard else shards
 
 
 def _index(
