@@ -17,6 +17,7 @@ from typing import Any
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.digest import hasher
 from ptsave.core.files import InputFile, InputFolder
+from ptsave.core.memory import no_garbage_collection
 from ptsave.core.nodes import TensorEntry, contiguous_strides
 from ptsave.core.record import FILE_NAME, MAX_BYTES, Record
 from ptsave.core.storage import MemoryStorage
@@ -57,7 +58,7 @@ def read(folder: InputFolder) -> Checkpoint:
             "save the checkpoint again"
             + (" (with coordination among the ranks)" if _has_rank_metadata(folder) else ""),
         )
-    with ExitStack() as on_failure:
+    with ExitStack() as on_failure, no_garbage_collection():
         reader = _Reader(folder, on_failure)
         values = [(name, reader.value(name)) for name in reader.metadata.items]
         paths = reader.metadata.paths

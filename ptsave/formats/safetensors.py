@@ -13,6 +13,7 @@ from ptsave.core import record as records
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.dtypes import BY_SAFETENSORS, DType
 from ptsave.core.files import InputFile
+from ptsave.core.memory import no_garbage_collection
 from ptsave.core.nodes import TensorEntry, contiguous_strides
 from ptsave.core.record import Record
 from ptsave.core.storage import FileStorage
@@ -51,7 +52,8 @@ def read(file: InputFile) -> Checkpoint:
     Raises: CorruptError, LimitError, UnknownFormatError.
     """
     try:
-        tensors, metadata, record = read_header(file)
+        with no_garbage_collection():
+            tensors, metadata, record = read_header(file)
         root = with_aliases(tensors, record, str(file.path))
         # the library's spelling of the ties that the record has restored
         metadata = {key: text for key, text in metadata.items() if key not in root or text not in tensors}
