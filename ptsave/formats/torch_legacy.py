@@ -22,7 +22,7 @@ from ptsave.core.verdict import Finding
 from ptsave.errors import CorruptError, LimitError
 from ptsave.formats.base import FileFormat
 from ptsave.formats.inert_pickle import Loaded, load
-from ptsave.formats.torch_objects import StorageNode, storage_type, torch_shapes
+from ptsave.formats.torch_objects import StorageNode, storage_id, storage_type, torch_shapes
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 PROTOCOL_VERSION = 1001
@@ -106,6 +106,7 @@ class LegacyStorages:
 
         Raises: CorruptError when it is neither, or contradicts an earlier one.
         """
+        persistent_id = storage_id(persistent_id)
         if type(persistent_id) is not tuple or not persistent_id:
             raise CorruptError("refers to something that is neither a storage nor a module")
         tag, *rest = persistent_id
@@ -173,7 +174,10 @@ class LegacyStorages:
             raise CorruptError("has no list of its storages", where, _HINT)
         missing = dict(self._roots)
         for raw_key in keys:
-            key = _key(raw_key)
+            try:
+                key = _key(raw_key)
+            except CorruptError as error:
+                raise CorruptError(error.what, where, _HINT) from None
             node = missing.pop(key, None)
             if node is None:
                 raise CorruptError(f"lists storage {str(key)[:40]} twice, or without use", where, _HINT)

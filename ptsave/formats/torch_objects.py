@@ -22,6 +22,7 @@ torch/_weights_only_unpickler.py.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from math import prod
 from typing import Any
@@ -484,3 +485,23 @@ def storage_type(kind: Any) -> DType | None:
     if kind.name in STORAGE_DTYPES:
         return STORAGE_DTYPES[kind.name]
     return dtypes.BY_STORAGE_CLASS.get(kind.name.rpartition(".")[2])
+
+
+_TEXT_ID = re.compile(
+    r"\('storage', <class '(?P<kind>torch\.[\w.]*Storage)'>, '(?P<key>\w+)', '(?P<place>[\w:]+)', "
+    r"(?P<count>\d{1,18})(?P<no_view>, None)?\)"
+)
+
+
+def storage_id(persistent_id: Any) -> Any:
+    """A storage's persistent id as a tuple.
+
+    Protocol 0 can only write the text of it, which torch itself does not read back.
+    """
+    if type(persistent_id) is not str:
+        return persistent_id
+    found = _TEXT_ID.fullmatch(persistent_id)
+    if found is None:
+        return persistent_id
+    parts = ("storage", NAMES.get(found["kind"]), found["key"], found["place"], int(found["count"]))
+    return (*parts, None) if found["no_view"] else parts

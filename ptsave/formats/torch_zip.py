@@ -23,7 +23,7 @@ from ptsave.errors import CorruptError, LimitError
 from ptsave.formats.base import FileFormat
 from ptsave.formats.inert_pickle import Loaded, load
 from ptsave.formats.pickle_shapes import Shapes
-from ptsave.formats.torch_objects import StorageNode, storage_type, torch_shapes
+from ptsave.formats.torch_objects import StorageNode, storage_id, storage_type, torch_shapes
 from ptsave.formats.torch_zip_write import write
 from ptsave.formats.zip_checks import check_storages, crc32_of
 from ptsave.formats.zip_reader import DEFLATED, ZipDirectory
@@ -132,6 +132,8 @@ class ZipStorages:
 
         Raises: CorruptError when there is no such record, or it has another length.
         """
+        if type(persistent_id) is str:
+            persistent_id = storage_id(persistent_id)
         if type(persistent_id) is not tuple or len(persistent_id) != 5:
             raise CorruptError("refers to something that is not a storage")
         tag, kind, key, _location, count = persistent_id

