@@ -1,0 +1,106 @@
+"""TorchScript archives, held against `torch.jit.load(f).state_dict()`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ptsave.core.nodes import TensorEntry
+from ptsave.errors import CorruptError
+from ptsave.formats import open_checkpoint
+from tests.formats.test_torch_zip import repacked
+from tests.formats.torch_reading import assert_holds
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+class Inner(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(2, 2, bias=False)
+        self.plain = torch.ones(3)
+        self.register_buffer("table", torch.arange(2.0))
+        self.register_buffer("scratch", torch.zeros(4), persistent=False)
+        self.register_buffer("absent", None)
+        self.register_parameter("none", None)
+        self.count = 3
+        self.sizes = [1, 2]
+        self.names = {"a": "b"}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.add(self.linear(x) + self.plain[:2], self.table)
+
+
+class Outer(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Sequential(Inner(), torch.nn.BatchNorm1d(2), torch.nn.ReLU())
+        self.scale = torch.nn.Parameter(torch.ones(1))
+        self.again = self.first[0]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.mul(self.again(self.first(x)), self.scale)
+
+
+@pytest.fixture(params=["script", "trace"])
+def archive(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    model = Outer().eval()
+    made: Any = (
+        torch.jit.script(model) if request.param == "script" else torch.jit.trace(model, torch.ones(3, 2))
+    )
+    path = tmp_path / "m.pt"
+    made.save(str(path))
+    return path
+
+
+def test_names_order_values_and_ties(archive: Path) -> None:
+    expected = torch.jit.load(str(archive)).state_dict()
+    with open_checkpoint(archive) as checkpoint:
+        assert checkpoint.format == "torchscript"
+        assert_holds(checkpoint, expected)
+        assert any("TorchScript code" in note for note in checkpoint.notes)
+        assert all(name.startswith("__torch__.") for name in checkpoint.globals)
+        assert not any(isinstance(leaf, TensorEntry) for leaf in checkpoint.data.values())
+
+
+def test_plain_attributes_are_data(tmp_path: Path) -> None:
+    torch.jit.script(Outer().eval()).save(str(tmp_path / "m.pt"))
+    with open_checkpoint(tmp_path / "m.pt") as checkpoint:
+        assert checkpoint.data["first.0.count"] == 3
+        assert checkpoint.data["first.0.sizes"] == [1, 2]
+        assert checkpoint.data["first.0.names.a"] == "b"
+        assert checkpoint.data["training"] is False
+
+
+def test_classes_without_a_list_of_buffers(tmp_path: Path) -> None:
+    """As torch before 1.6 wrote them; torch then finds no buffers either."""
+    torch.jit.script(Outer().eval()).save(str(tmp_path / "m.pt"))
+
+    def strip(name: str, data: bytes) -> tuple[str, bytes]:
+        if not name.endswith(".py"):
+            return name, data
+        lines = data.split(b"\n")
+        return name, b"\n".join(line for line in lines if not line.startswith(b"  __buffers__"))
+
+    path = repacked(tmp_path / "m.pt", strip)
+    expected = torch.jit.load(str(path)).state_dict()
+    assert "first.0.table" not in expected
+    with open_checkpoint(path) as checkpoint:
+        assert_holds(checkpoint, expected)
+
+
+def test_a_damaged_archive(archive: Path) -> None:
+    path = repacked(archive, lambda name, data: (name, data[:-1] if name.endswith("data/0") else data))
+    with pytest.raises(CorruptError, match="storage '0'"):
+        open_checkpoint(path)
+
+
+def test_a_script_model_does_not_need_torch(archive: Path) -> None:
+    code = f"import sys; from ptsave.formats import open_checkpoint as o; o({str(archive)!r}).tensors; "
+    code += "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
