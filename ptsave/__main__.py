@@ -1,6 +1,23 @@
-"""`python -m ptsave`."""
+"""`python -m ptsave` and the script `ptsave`: leaves quietly when told to, from the first import on."""
 
-from ptsave.cli import main
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+from ptsave import stopping
+
+
+def main() -> NoReturn:
+    """Import the command line and run it."""
+    stopping.install()
+    try:
+        from ptsave.cli import main as command_line
+
+        command_line()
+    except KeyboardInterrupt:
+        sys.exit(stopping.exit_code())
+
 
 if __name__ == "__main__":
     main()

@@ -6,22 +6,18 @@ Imports inside the commands keep `--help` and the torch-free commands quick.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import traceback
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
 
-from ptsave import __version__, render
-from ptsave.errors import EXIT_INTERRUPTED, EXIT_NO, EXIT_OK, PtsaveError, UsageError
-
-EXIT_TERMINATED = 128 + 15
+from ptsave import __version__, render, stopping, streams
+from ptsave.errors import EXIT_INTERRUPTED, EXIT_NO, EXIT_OK, PtsaveError, RefusedError, UsageError
 
 app = typer.Typer(
     name="ptsave",
@@ -412,27 +408,24 @@ def verify(
 # --- leaving ----------------------------------------------------------------------------------------
 
 
-class Terminated(BaseException):
-    """SIGTERM: unwinds like an interrupt, so that temporary files go."""
-
-
-def _on_sigterm(number: int, frame: FrameType | None) -> None:
-    raise Terminated
-
-
 def main() -> NoReturn:
     """Run the command line and leave with an exit code of the contract."""
-    signal.signal(signal.SIGTERM, _on_sigterm)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    stopping.install()
     try:
-        code = run(sys.argv[1:])
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader (`| head`) has what it wanted. What is left in the buffer must not raise at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = EXIT_OK
-    sys.exit(code)
+        streams.prepare()
+        code = _finished(run(sys.argv[1:]))
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    stopping.finish()
+    sys.exit(stopping.exit_code() if stopping.received else code)
+
+
+def _finished(code: int) -> int:
+    try:
+        return streams.finish(code)
+    except PtsaveError as problem:
+        render.failure(problem, json=False)
+        return problem.exit_code
 
 
 def run(arguments: list[str]) -> int:
@@ -446,12 +439,14 @@ def run(arguments: list[str]) -> int:
         problem = error
     except (KeyboardInterrupt, typer.Abort):
         return EXIT_INTERRUPTED
-    except Terminated:
-        return EXIT_TERMINATED
     except BrokenPipeError:
-        raise
+        return EXIT_OK
+    except OSError as error:
+        problem = _refused_by_the_system(error)
     except Exception as error:
         problem = _bug(error)
+    if stopping.received:  # code in between made another error of the interrupt
+        return stopping.exit_code()
     if os.environ.get("PTSAVE_DEBUG"):
         traceback.print_exception(problem.__cause__ or problem)
     render.failure(problem, json="--json" in arguments)
@@ -461,6 +456,15 @@ def run(arguments: list[str]) -> int:
 def _usage_hint(error: Exception) -> str:
     context = getattr(error, "ctx", None)
     return f"see `{context.command_path} --help`" if context is not None else "see `ptsave --help`"
+
+
+def _refused_by_the_system(error: OSError) -> PtsaveError:
+    what = error.strerror or str(error)
+    problem = RefusedError(
+        f"the system reports: {what}", str(error.filename or ""), "check the disk and the path"
+    )
+    problem.__cause__ = error
+    return problem
 
 
 def _bug(error: Exception) -> PtsaveError:

@@ -9,13 +9,14 @@ import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ptsave import as_json
+from ptsave import as_json, streams
 from ptsave.core.names import escape
+from ptsave.errors import WriteError
 from ptsave.words import count, shape, size, value
 
 if TYPE_CHECKING:
@@ -44,42 +45,58 @@ class Mode:
 
 
 def out(line: str = "") -> None:
-    """One line of data, on stdout."""
-    print(line)
+    """One line of data, on stdout.
+
+    Raises: WriteError when stdout does not take it.
+    """
+    try:
+        print(line)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise streams.lost(error) from None
 
 
 def document(fields: dict[str, Any]) -> None:
     """The one JSON object of a command, on stdout."""
-    print(as_json.text(fields))
+    out(as_json.text(fields))
+
+
+def _say(line: str) -> None:
+    """One line for a person, on stderr; where nobody can hear it, the work goes on."""
+    with suppress(OSError):
+        print(line, file=sys.stderr)
 
 
 def note(mode: Mode, line: str) -> None:
     """Something worth knowing, on stderr; not with `--quiet`."""
     if not mode.quiet:
-        print(escape(line), file=sys.stderr)
+        _say(escape(line))
 
 
 def detail(mode: Mode, line: str) -> None:
     """Something for the curious, on stderr; only with `--verbose`."""
     if mode.verbose:
-        print(escape(line), file=sys.stderr)
+        _say(escape(line))
 
 
 def warn(line: str) -> None:
     """Something that may be wrong, on stderr, whatever the mode."""
-    print(f"{_styled('warning:', '33', sys.stderr)} {escape(line)}", file=sys.stderr)
+    _say(f"{_styled('warning:', '33', sys.stderr)} {escape(line)}")
 
 
 def failure(problem: PtsaveError, *, json: bool) -> None:
     """A failure: `error:` and `hint:` on stderr, or the error object on stdout."""
     if json:
-        document({"error": as_json.error(problem)})
-    print(f"{_styled('error:', '1;31', sys.stderr)} {escape(str(problem))}", file=sys.stderr)
+        with suppress(WriteError):  # it is said on stderr as well
+            document({"error": as_json.error(problem)})
+    _say(f"{_styled('error:', '1;31', sys.stderr)} {escape(str(problem))}")
     if problem.hint:
-        print(f"{_styled('hint:', '36', sys.stderr)} {escape(problem.hint)}", file=sys.stderr)
+        _say(f"{_styled('hint:', '36', sys.stderr)} {escape(problem.hint)}")
 
 
-def _styled(text: str, code: str, stream: TextIO = sys.stdout) -> str:
+def _styled(text: str, code: str, stream: TextIO | None = None) -> str:
+    stream = stream or sys.stdout
     if os.environ.get("NO_COLOR") or not stream.isatty() or os.environ.get("TERM") == "dumb":
         return text
     return f"\x1b[{code}m{text}\x1b[0m"

@@ -12,7 +12,9 @@ PACKAGE = Path(__file__).parents[1] / "ptsave"
 
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
-    "core": {"core", "errors"},
+    "stopping": set(),
+    "streams": {"errors"},
+    "core": {"core", "errors", "stopping"},
     "specs": {"core", "errors"},
     "input_specs": {"specs", "core", "errors"},
     "config": {"input_specs", "specs", "core", "errors"},
@@ -23,8 +25,10 @@ ARROWS: dict[str, set[str]] = {
     "reports": {"reports", "core", "errors"},
     "as_json": {"verbs", "core", "errors"},
     "words": {"core"},
-    "render": {"as_json", "words", "verbs", "core", "errors"},
+    "render": {"as_json", "words", "streams", "verbs", "core", "errors"},
     "cli": {
+        "stopping",
+        "streams",
         "render",
         "as_json",
         "reports",
@@ -37,7 +41,7 @@ ARROWS: dict[str, set[str]] = {
         "input_specs",
         "specs",
     },
-    "__main__": {"cli"},
+    "__main__": {"cli", "stopping"},
     "__init__": {"torch_layer", "verbs", "formats", "core", "errors", "config", "input_specs", "specs"},
 }
 """Layer → the layers that it may import, at any depth of its code."""

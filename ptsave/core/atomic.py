@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ptsave.core import system
 from ptsave.errors import ExistsError, PtsaveError, WriteError
+from ptsave.stopping import unfinished
 
 SUFFIX = ".ptsave-tmp"
 """How the names of temporary files end: `.NAME.PID-RANDOM.ptsave-tmp`."""
@@ -137,6 +138,7 @@ def replacing_file(
     path = temporary_name(target)
     fd = -1
     renamed = False
+    unfinished.add(str(path))
     try:
         with errors_of(target, num_bytes):
             fd = create(path, 0o666 if old is None else stat.S_IMODE(old.st_mode) & 0o777)
@@ -160,6 +162,7 @@ def replacing_file(
         if not renamed:
             with contextlib.suppress(OSError):
                 system.again(os.unlink, path)
+        unfinished.discard(str(path))
         if fd >= 0:
             with contextlib.suppress(OSError):
                 os.close(fd)

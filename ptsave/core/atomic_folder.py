@@ -29,6 +29,7 @@ from ptsave.core.atomic import (
     temporary_name,
 )
 from ptsave.errors import ExistsError, WriteError
+from ptsave.stopping import unfinished
 
 
 class OutputFolder:
@@ -61,6 +62,7 @@ class OutputFolder:
         path, destination = self.path / name, self.destination / name
         with errors_of(destination, num_bytes):
             self.made.append(name)
+            unfinished.add(str(path))
             fd = create(path, 0o666)
         try:
             yield OutputFile(fd, path, destination, num_bytes, sync=self.sync)
@@ -81,6 +83,7 @@ class OutputFolder:
         Raises: WriteError.
         """
         self._sync_data()
+        self._forget_data()  # at the next call readers may see it
         self._put(*main, is_main=True)
         for name, data in beside:
             try:
@@ -139,12 +142,16 @@ class OutputFolder:
         except FileNotFoundError:
             return False
 
+    def _forget_data(self) -> None:
+        unfinished.difference_update(str(self.path / name) for name in self.made)
+
     def undo(self) -> None:
         """Remove the new data, unless readers see it already."""
         if not self.is_committed:
             for name in self.made:
                 with contextlib.suppress(OSError):
                     system.again(os.unlink, self.path / name)
+        self._forget_data()
 
 
 @contextmanager
@@ -171,6 +178,7 @@ def replacing_folder(
         return
     check_room(target.parent, num_bytes, target)
     temporary = temporary_name(target)
+    unfinished.add(str(temporary))
     try:
         with errors_of(target):
             system.again(os.mkdir, temporary)
@@ -183,6 +191,7 @@ def replacing_folder(
     finally:
         with contextlib.suppress(OSError):  # after the rename it is not there any more
             remove_temporary(temporary)
+        unfinished.discard(str(temporary))
 
 
 def check_folder_destination(destination: str | os.PathLike[str], *, overwrite: bool = False) -> Path:

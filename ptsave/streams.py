@@ -1,0 +1,57 @@
+"""The standard streams of a command: open, able to print every name, and heard out at the end."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from ptsave.errors import EXIT_OK, WriteError
+
+_DESCRIPTORS = 3
+
+
+def prepare() -> None:
+    """Open what the caller has closed, so that no file of ours gets the number of a standard stream."""
+    for number in range(_DESCRIPTORS):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number, which is this one
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def finish(code: int) -> int:
+    """Print what is still in the buffers; returns the exit code.
+
+    Raises: WriteError when the data on stdout was lost. What cannot be said on stderr is not.
+    """
+    try:
+        sys.stderr.flush()
+    except OSError:
+        _discard(sys.stderr.fileno())
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader (`| head`) has what it wanted
+        _discard(sys.stdout.fileno())
+        return EXIT_OK
+    except OSError as error:
+        _discard(sys.stdout.fileno())
+        raise lost(error) from None
+    return code
+
+
+def lost(error: OSError) -> WriteError:
+    """The error for data that stdout does not take."""
+    return WriteError(f"cannot print: {error.strerror}", "stdout", "see where the output goes")
+
+
+def _discard(number: int) -> None:
+    """Let the stream go nowhere, so that what its buffer holds does not fail again when Python exits."""
+    fd = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(fd, number)
+    os.close(fd)
