@@ -107,12 +107,12 @@ def save(
 ) -> None:
     """Build the model of CONFIG, fill it, and write its state dict with a record of what it is."""
     from ptsave.config import load_config
-    from ptsave.formats import destination_format
     from ptsave.formats.base import WriteOptions, digest_algorithm
+    from ptsave.formats.writers import destination_writer
     from ptsave.torch_layer.save import save as run
 
     mode = render.Mode(json, quiet, verbose)
-    writer = destination_format(destination, format)
+    writer = destination_writer(destination, format)
     loaded = load_config(config, set or [])
     options = WriteOptions(
         overwrite=overwrite, record=not no_record, digest=digest_algorithm(digest), check=not no_check
@@ -281,8 +281,9 @@ def convert(
     verbose: Verbose = False,
 ) -> None:
     """Write the same tensors in another format: renamed, selected, cast, merged or sharded if asked."""
-    from ptsave.formats import check_destination, destination_format, open_checkpoint
+    from ptsave.formats import open_checkpoint
     from ptsave.formats.base import WriteOptions, digest_algorithm
+    from ptsave.formats.writers import check_destination, destination_writer
     from ptsave.verbs.convert import convert as run
     from ptsave.verbs.convert import num_bytes_of, parse_extras, parse_size
     from ptsave.verbs.edit import parse_edits
@@ -291,7 +292,7 @@ def convert(
     if len(paths) < 2:
         raise UsageError("needs a source and a destination", "", "ptsave convert SRC DST")
     *sources, destination = paths
-    target = destination_format(destination, format)
+    target = destination_writer(destination, format)
     edits = parse_edits(only, drop, strip_prefix, rename, dtype, contiguous)
     options = WriteOptions(
         overwrite=overwrite,
@@ -304,7 +305,7 @@ def convert(
     with ExitStack() as opened:
         checkpoints = [opened.enter_context(open_checkpoint(path)) for path in sources]
         if not dry_run:
-            check_destination(destination, target, options)
+            check_destination(destination, target, overwrite=overwrite)
         total = num_bytes_of(checkpoints) * (2 if options.check else 1)
         with render.progress(mode, "converting", total) as advance:
             result = run(

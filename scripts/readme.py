@@ -22,6 +22,10 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ptsave.formats.writers import Writer
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -138,21 +142,22 @@ def exit_codes() -> str:
 def formats() -> str:
     """From the registry."""
     from ptsave.formats import FILE_FORMATS, FOLDER_FORMATS
+    from ptsave.formats.writers import BY_NAME
 
     return table(
         ("format", "shape", "read", "written"),
         (
-            (f"`{known.name}`", shape, "yes", _written(known))
+            (f"`{known.name}`", shape, "yes", _written(BY_NAME.get(known.name)))
             for shape, group in (("file", FILE_FORMATS), ("folder", FOLDER_FORMATS))
             for known in group
         ),
     )
 
 
-def _written(known: object) -> str:
-    suffixes = ", ".join(f"`{suffix}`" for suffix in getattr(known, "suffixes", ()))
-    if getattr(known, "write", None) is None:
+def _written(writer: Writer | None) -> str:
+    if writer is None:
         return "no"
+    suffixes = ", ".join(f"`{suffix}`" for suffix in writer.suffixes)
     return f"yes ({suffixes})" if suffixes else "yes"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ptsave.formats import writable_formats
+from ptsave.formats.writers import BY_NAME
 
 HEAVY = ("torch", "numpy", "transformers")
 
@@ -137,7 +137,7 @@ def conversions(source: Path, folder: Path) -> list[list[str]]:
     """`convert` of the source's tensors to every format that is written."""
     return [
         ["convert", str(source), str(folder / f"as-{name}"), "--format", name, "--extras", "drop"]
-        for name in writable_formats()
+        for name in BY_NAME
     ]
 
 

@@ -1,4 +1,4 @@
-"""The registry of formats, and the two questions asked of it: what is this, and how is that written.
+"""The registry of the formats that are read. The formats that are written are in `formats.writers`.
 
 To add a format: one file beside this one, one line in FILE_FORMATS or FOLDER_FORMATS.
 """
@@ -8,12 +8,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ptsave.core.atomic import check_file_destination
-from ptsave.core.atomic_folder import check_folder_destination
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.files import InputFile, InputFolder
-from ptsave.core.nearest import hint_for
-from ptsave.errors import MissingFileError, UsageError
+from ptsave.errors import MissingFileError
 from ptsave.formats import (
     dcp,
     named,
@@ -26,7 +23,7 @@ from ptsave.formats import (
     torch_zip,
     torchscript,
 )
-from ptsave.formats.base import HEAD_BYTES, FileFormat, FolderFormat, WriteOptions
+from ptsave.formats.base import HEAD_BYTES, FileFormat, FolderFormat
 
 FILE_FORMATS: tuple[FileFormat, ...] = (
     safetensors.FORMAT,
@@ -61,45 +58,6 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     except BaseException:
         file.close()
         raise
-
-
-def destination_format(path: Path, name: str | None) -> FileFormat | FolderFormat:
-    """The format to write at `path`: the one called `name`, else the one that the suffix chooses.
-
-    Raises: UsageError when there is no such format, or it cannot be written.
-    """
-    writable = writable_formats()
-    if name is not None:
-        if name not in writable:
-            raise UsageError(
-                f"cannot write the format {name!r}", "--format", hint_for(name, writable, "formats")
-            )
-        return writable[name]
-    for known in writable.values():
-        if isinstance(known, FileFormat) and path.suffix.lower() in known.suffixes:
-            return known
-    raise UsageError(
-        f"the suffix {path.suffix!r} does not say which format to write",
-        str(path),
-        f"name it with --format: {', '.join(writable)}",
-    )
-
-
-def writable_formats() -> dict[str, FileFormat | FolderFormat]:
-    """Every format that ptsave writes, by name."""
-    formats: tuple[FileFormat | FolderFormat, ...] = (*FILE_FORMATS, *FOLDER_FORMATS)
-    return {known.name: known for known in formats if known.write is not None}
-
-
-def check_destination(path: Path, target: FileFormat | FolderFormat, options: WriteOptions) -> None:
-    """Find out early whether `path` can be written, before work whose result would be lost.
-
-    Raises: ExistsError, WriteError.
-    """
-    if isinstance(target, FileFormat):
-        check_file_destination(path, overwrite=options.overwrite)
-    else:
-        check_folder_destination(path, overwrite=options.overwrite)
 
 
 def _open_folder(folder: InputFolder) -> Checkpoint:

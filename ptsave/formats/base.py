@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from ptsave.core.checkpoint import Checkpoint
@@ -58,16 +57,11 @@ class FileFormat:
     """A format that is one file."""
 
     name: str
-    """As `--format` and the JSON field `format` spell it."""
+    """As the JSON field `format` spells it."""
     sniff: Callable[[InputFile, bytes], bool]
     """Whether the file is of this format, from its first HEAD_BYTES bytes (and, if need be, more)."""
     read: Callable[[InputFile], Checkpoint]
     """Takes ownership of the file: closes it with the checkpoint, and on failure."""
-    write: Callable[[Checkpoint, Path, WriteOptions], Written] | None = None
-    suffixes: tuple[str, ...] = ()
-    """Which names of a destination choose it."""
-    holds_data: bool = False
-    """Whether it holds nested plain data beside the tensors, or a flat table of tensors only."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +71,6 @@ class FolderFormat:
     name: str
     sniff: Callable[[InputFolder], bool]
     read: Callable[[InputFolder], Checkpoint]
-    write: Callable[[Checkpoint, Path, WriteOptions], Written] | None = None
-    holds_data: bool = False
 
 
 def digest_algorithm(text: str) -> DigestAlgorithm:

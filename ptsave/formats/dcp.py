@@ -26,10 +26,11 @@ from ptsave.errors import CorruptError, LimitError, MissingFileError, Unreadable
 from ptsave.formats.base import FolderFormat
 from ptsave.formats.chunks import Box, assemble, check_cover
 from ptsave.formats.dcp_metadata import Place, TensorAbout, parse_metadata
-from ptsave.formats.dcp_write import write
+from ptsave.formats.inert_pickle import Loaded
 from ptsave.formats.nesting import nest, restore_parameter_numbers
-from ptsave.formats.torch_part import TorchPart, read_torch_part
+from ptsave.formats.torch_part import TorchParts
 from ptsave.formats.zip_checks import check_storages
+from ptsave.formats.zip_reader import read_directory
 
 METADATA = ".metadata"
 MAX_METADATA_BYTES = 512 * 1024 * 1024
@@ -77,7 +78,7 @@ def read(folder: InputFolder) -> Checkpoint:
     return checkpoint
 
 
-FORMAT = FolderFormat("dcp", sniff, read, write, holds_data=True)
+FORMAT = FolderFormat("dcp", sniff, read)
 
 
 def _has_rank_metadata(folder: InputFolder) -> bool:
@@ -111,14 +112,14 @@ class _Reader:
         self.notes = list(self.metadata.notes)
         self._owner = owner
         self._files: dict[str, InputFile] = {}
-        self._parts: list[tuple[str, TorchPart]] = []
-        self._by_place: dict[Place, TorchPart] = {}
+        self._parts = TorchParts()
+        self._by_place: dict[Place, tuple[str, Loaded]] = {}
 
     def value(self, name: str) -> Any:
         """The tensor or the plain data of that name."""
         about = self.metadata.items[name]
         if about is None:
-            return self._part(name, None).loaded.root
+            return self._part(name, None).root
         return self._tensor(name, about)
 
     def _tensor(self, name: str, about: TensorAbout) -> TensorEntry:
@@ -132,7 +133,7 @@ class _Reader:
         )
 
     def _chunk(self, name: str, about: TensorAbout, box: Box) -> TensorEntry:
-        root = self._part(name, box.offsets).loaded.root
+        root = self._part(name, box.offsets).root
         if not isinstance(root, TensorEntry) or root.dtype is not about.dtype or root.shape != box.sizes:
             found = f"{root.dtype} {list(root.shape)}" if isinstance(root, TensorEntry) else "no tensor"
             raise CorruptError(
@@ -142,7 +143,7 @@ class _Reader:
             )
         return root
 
-    def _part(self, name: str, offsets: tuple[int, ...] | None) -> TorchPart:
+    def _part(self, name: str, offsets: tuple[int, ...] | None) -> Loaded:
         """The torch zip of one item."""
         place = self.metadata.places.get((name, offsets))
         if place is None:
@@ -150,18 +151,17 @@ class _Reader:
                 f"the metadata does not say where {name!r} lies", str(self.folder.path), _DAMAGED
             )
         if place in self._by_place:  # two names of one tensor
-            return self._by_place[place]
+            return self._by_place[place][1]
         file = self._file(name, place)
         try:
-            part = read_torch_part(file, place.offset_bytes, place.num_bytes)
+            loaded = self._parts.read(file, place.offset_bytes, place.num_bytes)
         except CorruptError as error:
             raise CorruptError(f"item {name!r}: {error.what}", error.where, error.hint) from None
-        for dotted, use in part.loaded.globals.items():
+        for dotted, use in loaded.globals.items():
             self.globals.setdefault(dotted, use)
-        self.notes += [note for note in part.loaded.notes if note not in self.notes]
-        self._parts.append((name, part))
-        self._by_place[place] = part
-        return part
+        self.notes += [note for note in loaded.notes if note not in self.notes]
+        self._by_place[place] = (name, loaded)
+        return loaded
 
     def _file(self, name: str, place: Place) -> InputFile:
         if place.transforms:
@@ -188,9 +188,13 @@ class _Reader:
     def check(self) -> Iterator[Finding]:
         """Hold every record of every item against its CRC-32."""
         yield from check_storages(
-            (name, part.directory.storage(record))
-            for name, part in self._parts
-            for record in part.directory.entries
+            (name, directory.storage(record))
+            for place, (name, _) in self._by_place.items()
+            # read again: to keep them all would take more memory than the tensors' names
+            for directory in [
+                read_directory(self._files[place.file_name], place.offset_bytes, place.num_bytes)
+            ]
+            for record in directory.entries
         )
 
 

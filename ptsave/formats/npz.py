@@ -20,7 +20,6 @@ from ptsave.core.storage import FileStorage, Storage, SwappedStorage
 from ptsave.errors import CorruptError, LimitError, UnreadableError
 from ptsave.formats.base import FileFormat
 from ptsave.formats.inert_pickle import load
-from ptsave.formats.npz_write import write
 from ptsave.formats.torch_objects import torch_shapes
 from ptsave.formats.windows import window
 from ptsave.formats.zip_checks import check_crcs
@@ -244,6 +243,6 @@ def _first_record_is_array(file: InputFile, head: bytes) -> bool:
     return head[:4] == ZIP_MAGIC and head[30 : 30 + name_bytes].endswith(b".npy")
 
 
-NPZ = FileFormat("npz", _first_record_is_array, read_npz, write, suffixes=(".npz",))
+NPZ = FileFormat("npz", _first_record_is_array, read_npz)
 NPY = FileFormat("npy", lambda file, head: head[:6] == _MAGIC, read_npy)
 FORMATS = (NPZ, NPY)

@@ -19,7 +19,6 @@ from ptsave.core.record import Record
 from ptsave.core.storage import FileStorage
 from ptsave.errors import CorruptError, LimitError, UnknownFormatError
 from ptsave.formats.base import FileFormat
-from ptsave.formats.safetensors_write import write
 from ptsave.formats.strict_json import parse_object
 
 NAME = "safetensors"
@@ -66,7 +65,7 @@ def read(file: InputFile) -> Checkpoint:
     return checkpoint
 
 
-FORMAT = FileFormat(NAME, sniff, read, write, suffixes=(".safetensors",))
+FORMAT = FileFormat(NAME, sniff, read)
 
 
 def read_header(file: InputFile) -> tuple[dict[str, TensorEntry], dict[str, str], Record | None]:

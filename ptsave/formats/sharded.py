@@ -20,7 +20,6 @@ from ptsave.core.verdict import Finding
 from ptsave.errors import CorruptError, LimitError, MissingFileError, UnreadableError
 from ptsave.formats import named, safetensors, torch_legacy, torch_zip
 from ptsave.formats.base import HEAD_BYTES, FileFormat, FolderFormat
-from ptsave.formats.sharded_write import write
 from ptsave.formats.strict_json import parse_object
 
 SAFETENSORS = "safetensors-sharded"
@@ -102,7 +101,7 @@ def _is_torch(folder: InputFolder) -> bool:
 
 
 FORMATS = (
-    FolderFormat(SAFETENSORS, _is_safetensors, read, write),
+    FolderFormat(SAFETENSORS, _is_safetensors, read),
     FolderFormat(TORCH, _is_torch, read),
 )
 INDEX_FORMAT = FileFormat("sharded-index", sniff_index, read_index)

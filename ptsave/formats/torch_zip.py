@@ -24,7 +24,6 @@ from ptsave.formats.base import FileFormat
 from ptsave.formats.inert_pickle import Loaded, load
 from ptsave.formats.pickle_shapes import Shapes
 from ptsave.formats.torch_objects import StorageNode, storage_id, storage_type, torch_shapes
-from ptsave.formats.torch_zip_write import write
 from ptsave.formats.zip_checks import check_storages, crc32_of
 from ptsave.formats.zip_reader import DEFLATED, ZipDirectory
 from ptsave.formats.zip_sniff import ZIP_MAGIC, directory_of, sniffed_directory
@@ -76,7 +75,7 @@ def read(file: InputFile) -> Checkpoint:
     return checkpoint
 
 
-FORMAT = FileFormat("pt", sniff, read, write, suffixes=(".pt", ".pth", ".bin", ".ckpt"), holds_data=True)
+FORMAT = FileFormat("pt", sniff, read)
 
 
 def top_folder(directory: ZipDirectory) -> str | None:

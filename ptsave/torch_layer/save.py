@@ -16,15 +16,16 @@ from ptsave.config import Config
 from ptsave.core.record import Record
 from ptsave.core.select import select_model
 from ptsave.errors import RefusedError, UsageError
-from ptsave.formats import check_destination, open_checkpoint, writable_formats
-from ptsave.formats.base import FileFormat, FolderFormat, WriteOptions
+from ptsave.formats import open_checkpoint
+from ptsave.formats.base import WriteOptions
+from ptsave.formats.writers import BY_NAME, Writer, check_destination
 from ptsave.torch_layer.build import build_model
-from ptsave.torch_layer.checks import ModelSubject
 from ptsave.torch_layer.fill import fill
 from ptsave.torch_layer.imports import import_path
 from ptsave.torch_layer.live import checkpoint_of
 from ptsave.torch_layer.observe import observe
 from ptsave.torch_layer.source import source_digest, source_parts
+from ptsave.torch_layer.subject import ModelSubject
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Saved:
 def save(
     config: Config,
     destination: Path,
-    target: FileFormat | FolderFormat,
+    target: Writer,
     options: WriteOptions,
     *,
     weights: Path | None = None,
@@ -59,7 +60,8 @@ def save(
     Raises: UsageError for the config, LossyError when the weights do not fit or the format cannot hold
     the state dict, and what reading and writing raise. Nothing is written then.
     """
-    check_destination(destination, target, options)  # before the work of building or training
+    # Before the work of building, or training, whose result would be lost.
+    check_destination(destination, target, overwrite=options.overwrite)
     if weights is None and select is not None:
         raise UsageError("--select chooses from --weights", "", "name a checkpoint with --weights")
     if weights is not None:
@@ -77,7 +79,6 @@ def save(
     checkpoint.record = replace(describe(model, config, device), behaviour=behaviour)
     tensors = checkpoint.tensors
     unique = {entry.view: entry for entry in tensors.values()}.values()
-    assert target.write is not None
     for line in target.write(checkpoint, destination, options).notes:
         warn(line)
     return Saved(
@@ -132,8 +133,8 @@ def add_behaviour(subject: ModelSubject) -> str:
     source, config = subject.checkpoint, subject.config
     if config.inputs is None:
         raise UsageError("there is nothing to run the model on", "[inputs]", "add an [inputs] table")
-    target = writable_formats().get(source.format)
-    if target is None or target.write is None:
+    target = BY_NAME.get(source.format)
+    if target is None:
         raise RefusedError(f"cannot write {source.format}", str(source.path), "convert it first")
     model = subject.model()
     behaviour = observe(model, config.inputs, subject.device).to_json()

@@ -17,7 +17,8 @@ from ptsave.core.plain import plain
 from ptsave.core.record import Digests, Record
 from ptsave.core.select import OPTIMIZER_KEYS, lookup_path, select_model
 from ptsave.errors import LossyError, RefusedError, UsageError
-from ptsave.formats.base import FileFormat, FolderFormat, WriteOptions
+from ptsave.formats.base import WriteOptions
+from ptsave.formats.writers import Writer
 from ptsave.verbs.edit import Edits, edit, state_dict_of
 
 Extras = Literal["fail", "drop", "keep"]
@@ -47,7 +48,7 @@ class Conversion:
 def convert(
     sources: Sequence[Checkpoint],
     destination: Path,
-    target: FileFormat | FolderFormat,
+    target: Writer,
     options: WriteOptions,
     edits: Edits,
     *,
@@ -90,7 +91,6 @@ def convert(
         is_plan=dry_run,
     )
     if not dry_run:
-        assert target.write is not None
         notes.extend(target.write(plan, destination, options).notes)
         for name, storage in edited.casts.items():
             if storage.num_overflowed:
@@ -199,7 +199,7 @@ def _carried_record(
 
 def _fit_extras(
     plan: Checkpoint,
-    target: FileFormat | FolderFormat,
+    target: Writer,
     extras: Extras,
     dropped: list[str],
     notes: list[str],

@@ -17,7 +17,7 @@ from ptsave.core.nodes import TensorEntry
 from ptsave.core.select import select_model
 from ptsave.core.verdict import Finding
 from ptsave.errors import UsageError
-from ptsave.formats import writable_formats
+from ptsave.formats.writers import BY_NAME
 from ptsave.verbs.audit import audit
 from ptsave.verbs.diff import describe, diff_tensors
 from ptsave.verbs.stats import non_finite
@@ -143,7 +143,7 @@ def choose_formats(text: str) -> list[str]:
 
     Raises: UsageError with the nearest name.
     """
-    return choose(text, list(writable_formats()), "--through", "formats")
+    return choose(text, list(BY_NAME), "--through", "formats")
 
 
 def skipped(check: str, reason: str) -> Iterator[Finding]:

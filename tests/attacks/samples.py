@@ -14,8 +14,9 @@ from typing import Any
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.gather import contiguous
 from ptsave.core.storage import FileStorage
-from ptsave.formats import open_checkpoint, writable_formats
+from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
+from ptsave.formats.writers import BY_NAME
 from ptsave.verbs.convert import convert
 from ptsave.verbs.edit import Edits
 
@@ -211,7 +212,7 @@ def recorded(format: str, name: str) -> Callable[[Path], Sample]:
         source = torch_pt(folder).path
         destination = folder / name
         with open_checkpoint(source) as checkpoint:
-            convert([checkpoint], destination, writable_formats()[format], WriteOptions(), Edits())
+            convert([checkpoint], destination, BY_NAME[format], WriteOptions(), Edits())
         if destination.is_dir():
             return _all(destination, True)
         return Sample(destination, (destination,), True)
@@ -237,7 +238,5 @@ LIBRARIES: dict[str, Callable[[Path], Sample]] = {
 }
 RECORDED = {"pt": "b.pt", "safetensors": "b.safetensors", "safetensors-sharded": "b", "dcp": "b"}
 LIBRARIES |= {
-    f"recorded_{format}": recorded(format, name)
-    for format, name in RECORDED.items()
-    if format in writable_formats()
+    f"recorded_{format}": recorded(format, name) for format, name in RECORDED.items() if format in BY_NAME
 }

@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from ptsave.formats import writable_formats
-from ptsave.formats.base import FileFormat
+from ptsave.formats.writers import BY_NAME
 from tests.crash.contents import ABSENT, HALF, by_others, by_ptsave, is_litter, of_state, tree
 from tests.crash.trials import Trials
 
 COMMANDS = ("convert", "save")
-FORMATS = tuple(writable_formats())
+FORMATS = tuple(BY_NAME)
 TOML = """\
 [model]
 class = "ptsave.examples.SimpleNet"
@@ -66,9 +65,9 @@ class Scene:
     format: str
     arguments: Sequence[str]
     """Of the command that writes the new file."""
-    old: dict[str, bytes] | None
+    old: dict[str, bytes] | None = field(repr=False)
     """What is at the destination before, bit for bit."""
-    new: dict[str, bytes]
+    new: dict[str, bytes] = field(repr=False)
     """What is there after."""
     seen_old: str
     """The same as a reader sees it."""
@@ -128,8 +127,8 @@ def make_scene(
 ) -> Scene:
     """Run the command undisturbed for what it must give, and hold that against every reader."""
     folder.mkdir()
-    target = writable_formats()[format_name]
-    name = f"model{target.suffixes[0]}" if isinstance(target, FileFormat) else "model"
+    target = BY_NAME[format_name]
+    name = f"model{target.suffixes[0]}" if target.suffixes else "model"
     destination = folder / name
 
     def arguments(*, old: bool) -> list[str]:

@@ -1,0 +1,72 @@
+"""The registry of the formats that are written, apart so that looking into a file need not import it.
+
+To add a format: one `*_write.py` beside this file, one line in WRITERS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ptsave.core.atomic import check_file_destination
+from ptsave.core.atomic_folder import check_folder_destination
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.nearest import hint_for
+from ptsave.errors import UsageError
+from ptsave.formats import dcp_write, npz_write, safetensors_write, sharded_write, torch_zip_write
+from ptsave.formats.base import WriteOptions, Written
+
+
+@dataclass(frozen=True)
+class Writer:
+    """How one format is written."""
+
+    name: str
+    """As `--format` spells it, and as the reader of the format calls it."""
+    write: Callable[[Checkpoint, Path, WriteOptions], Written]
+    suffixes: tuple[str, ...] = ()
+    """Which names of a destination choose it."""
+    holds_data: bool = False
+    """Whether it holds nested plain data beside the tensors, or a flat table of tensors only."""
+    is_folder: bool = False
+
+
+WRITERS = (
+    Writer("safetensors", safetensors_write.write, (".safetensors",)),
+    Writer("pt", torch_zip_write.write, (".pt", ".pth", ".bin", ".ckpt"), holds_data=True),
+    Writer("npz", npz_write.write, (".npz",)),
+    Writer("safetensors-sharded", sharded_write.write, is_folder=True),
+    Writer("dcp", dcp_write.write, holds_data=True, is_folder=True),
+)
+BY_NAME = {writer.name: writer for writer in WRITERS}
+
+
+def destination_writer(path: Path, name: str | None) -> Writer:
+    """The writer for `path`: of the format called `name`, else of the one that the suffix chooses.
+
+    Raises: UsageError when there is no such format, or it cannot be written.
+    """
+    if name is not None:
+        if name not in BY_NAME:
+            raise UsageError(
+                f"cannot write the format {name!r}", "--format", hint_for(name, BY_NAME, "formats")
+            )
+        return BY_NAME[name]
+    for known in WRITERS:
+        if path.suffix.lower() in known.suffixes:
+            return known
+    raise UsageError(
+        f"the suffix {path.suffix!r} does not say which format to write",
+        str(path),
+        f"name it with --format: {', '.join(BY_NAME)}",
+    )
+
+
+def check_destination(path: Path, target: Writer, *, overwrite: bool) -> None:
+    """Find out early whether `path` can be written, before work whose result would be lost.
+
+    Raises: ExistsError, WriteError.
+    """
+    check = check_folder_destination if target.is_folder else check_file_destination
+    check(path, overwrite=overwrite)
