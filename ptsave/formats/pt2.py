@@ -22,7 +22,7 @@ from ptsave.errors import CorruptError
 from ptsave.formats.base import FileFormat
 from ptsave.formats.strict_json import parse_object
 from ptsave.formats.torch_objects import StorageNode, tensor
-from ptsave.formats.torch_part import read_torch_part
+from ptsave.formats.torch_part import TorchParts
 from ptsave.formats.torch_zip import is_big_endian
 from ptsave.formats.zip_checks import check_crcs
 from ptsave.formats.zip_reader import STORED, ZipDirectory
@@ -195,10 +195,10 @@ class _Archive:
         if entry.method != STORED:
             self.notes.append(f"{record} is compressed, and left out: pack the archive without compression")
             return Opaque("zip.deflated", state={"record": self.top + record})
-        part = read_torch_part(self.directory.file, entry.data_offset, entry.num_bytes)
-        self.globals.update(part.loaded.globals)
-        self.notes += part.loaded.notes
-        return part.loaded.root
+        loaded = TorchParts().read(self.directory.file, entry.data_offset, entry.num_bytes)
+        self.globals.update(loaded.globals)
+        self.notes += loaded.notes
+        return loaded.root
 
 
 def _tensor(meta: dict[str, Any], storage: Storage, kind: str, big_endian: bool) -> TensorEntry | Opaque:
