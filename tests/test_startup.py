@@ -134,9 +134,10 @@ def test_rare_formats_import_nothing_heavy(
 
 
 def conversions(source: Path, folder: Path) -> list[list[str]]:
-    """`convert` of the source's tensors to every format that is written."""
+    """`convert` of the source's tensors to every format that is written (npz has no bfloat16)."""
     return [
         ["convert", str(source), str(folder / f"as-{name}"), "--format", name, "--extras", "drop"]
+        + (["--drop", "bias"] if name == "npz" else [])
         for name in BY_NAME
     ]
 
