@@ -97,7 +97,7 @@ def _growth(verdict: Verdict) -> Iterator[str]:
     )
     yield f'<div class="frame">{plot(verdict.growth, named)}</div>'
     yield f"<details><summary>All {len(verdict.growth):,} calls as a table</summary>"
-    heads = ("Call", "Module", "Class", "Relative difference")
+    heads = ("Call", "Module", "Class", "Difference")
     yield from _table("calls", heads, (_call_row(i, call) for i, call in enumerate(verdict.growth)))
     yield "</details>"
     yield "</section>"
@@ -107,8 +107,10 @@ def _call_row(index: int, call: Departure) -> str:
     repeat = f" (call {call.number + 1})" if call.number else ""
     name = f"<code>{_text(call.module)}</code>{repeat}" if call.module else f"the whole model{repeat}"
     value = repr(call.relative) if math.isfinite(call.relative) else "1e999"  # JavaScript's infinity
+    package, dot, kind = call.kind.rpartition(".")
     return (
-        f'<tr><td data-v="{index}">{index + 1:,}</td><td>{name}</td><td>{_text(call.kind)}</td>'
+        f'<tr><td data-v="{index}">{index + 1:,}</td><td>{name}</td>'
+        f'<td><span class="package">{_text(package + dot)}</span>{_text(kind)}</td>'
         f'<td class="number" data-v="{value}">{amount(call.relative)}</td></tr>'
     )
 

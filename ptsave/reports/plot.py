@@ -119,7 +119,7 @@ def label(index: int, call: Departure) -> tuple[str, str]:
     """The two lines that name a point: `encoder.layer.3 (call 2)`, `#12 · Linear · 3.1e-06`."""
     repeat = f" (call {call.number + 1})" if call.number else ""
     name = _shortened(clean(call.module), MAX_LABEL_CHARS - len(repeat)) or "the whole model"
-    kind = _shortened(clean(call.kind), 24)
+    kind = _shortened(clean(call.kind).rpartition(".")[2], 24)
     return f"{name}{repeat}", f"#{index + 1:,} · {kind} · {amount(call.relative)}"
 
 
