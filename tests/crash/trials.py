@@ -141,7 +141,7 @@ def _let_be_traced() -> None:
 
 def ptsave_command(arguments: list[str]) -> None:
     """What the console script does."""
-    from ptsave.cli import main
+    from ptsave.__main__ import main
 
     sys.argv = ["ptsave", *arguments]
     main()
