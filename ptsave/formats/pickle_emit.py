@@ -258,7 +258,7 @@ class Emitter:
         return True
 
     def _memoize(self, key: Any, value: Any = None) -> None:
-        index = len(self._memo)
+        index = len(self._kept)  # not of the memo: a tuple that is said twice is one key there
         self._memo[key] = index
         self._kept.append(value)
         self._out += b"q%c" % index if index < 0x100 else b"r" + index.to_bytes(4, "little")
