@@ -95,6 +95,7 @@ def _read_record(folder: InputFolder, reader: _Reader) -> Record | None:
         record = Record.from_json(file.read_at(0, file.size_bytes), str(file.path))
     if record.belongs_to is not None and record.belongs_to != reader.metadata_digest:
         reader.notes.append(f"{FILE_NAME} belongs to an earlier save in this folder, and is left out")
+        reader.has_stale_record = True
         return None
     return record
 
@@ -110,6 +111,7 @@ class _Reader:
         self.metadata_digest = hasher("xxh3_128", data).hexdigest()
         self.globals = dict(self.metadata.globals)
         self.notes = list(self.metadata.notes)
+        self.has_stale_record = False
         self._owner = owner
         self._files: dict[str, InputFile] = {}
         self._parts = TorchParts()
@@ -186,7 +188,15 @@ class _Reader:
         return self._files[place.file_name]
 
     def check(self) -> Iterator[Finding]:
-        """Hold every record of every item against its CRC-32."""
+        """Hold every record of every item against its CRC-32, and the metadata against the record."""
+        if self.has_stale_record:
+            yield Finding(
+                "bytes",
+                "fail",
+                FILE_NAME,
+                f"was written with another {METADATA}: that is damaged, or the folder was saved over; "
+                f"remove {FILE_NAME} to accept the folder as it is",
+            )
         yield from check_storages(
             (name, directory.storage(record))
             for place, (name, _) in self._by_place.items()
