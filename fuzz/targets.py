@@ -127,7 +127,7 @@ def _corpus(group: str, unwrap: Callable[[bytes], bytes | None]) -> list[bytes]:
             home = Path(folder) / attack.name
             home.mkdir()
             path = attack.build(home)
-            if path.is_file() and path.is_relative_to(folder) and path.stat().st_size <= 8192:
+            if os.path.isfile(path) and path.is_relative_to(folder) and path.stat().st_size <= 8192:
                 data = unwrap(path.read_bytes())
                 if data is not None:
                     seeds.append(data)

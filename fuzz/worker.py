@@ -1,7 +1,7 @@
 """One fuzzer at work on one target: `python -m fuzz.worker ENGINE TARGET SECONDS FOLDER`.
 
 Findings are kept as files in FOLDER, one for each kind: `TARGET-KIND.bin` beside `TARGET-KIND.txt` with the
-traceback. The engine's own figures go to stderr, one JSON line with ours to stdout.
+traceback. The engine's own figures go to stderr, ours to stdout, as a line of JSON each second.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Findings:
         self.executions = 0
         self.accepted = 0
         self.slowest = 0.0
+        self.reported = time.monotonic()
 
     def __call__(self, data: bytes) -> None:
         """Run one input; never raises."""
@@ -49,6 +50,8 @@ class Findings:
             self._keep("slow", data, f"{seconds:.1f} s")
         if _peak_bytes() - peak > MAX_GROWTH_BYTES:
             self._keep("large", data, f"{(_peak_bytes() - peak) / 1e6:.0f} MB")
+        if time.monotonic() - self.reported > 1:  # libFuzzer leaves the process without a word to Python
+            self.report()
 
     def _keep(self, kind: str, data: bytes, text: str) -> None:
         places = [line.strip() for line in text.splitlines() if "ptsave/" in line]
@@ -61,7 +64,8 @@ class Findings:
             stem.with_suffix(".txt").write_text(text, errors="backslashreplace")
 
     def report(self) -> None:
-        """Print the figures."""
+        """Print the figures so far."""
+        self.reported = time.monotonic()
         figures = {
             "executions": self.executions,
             "accepted": self.accepted,
@@ -101,9 +105,6 @@ def atheris(name: str, seconds: int, folder: Path) -> None:
             corpus,
         ]
         atheris.Setup(arguments, findings)
-        import atexit
-
-        atexit.register(findings.report)  # libFuzzer leaves the process by itself
         atheris.Fuzz()
 
 
