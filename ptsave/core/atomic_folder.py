@@ -28,6 +28,7 @@ from ptsave.core.atomic import (
     sync_names,
     temporary_name,
 )
+from ptsave.core.move import lost_bytes
 from ptsave.errors import ExistsError, WriteError
 from ptsave.stopping import unfinished
 
@@ -130,6 +131,10 @@ class OutputFolder:
                 self._main = (path, os.fstat(output.fd))
             output.reserve()
             output.write_at(0, data)
+            found = bytearray(len(data))
+            output.read_into(0, memoryview(found))
+            if found != data:
+                raise lost_bytes(output, name)
 
     @property
     def is_committed(self) -> bool:
