@@ -10,6 +10,8 @@ from ptsave.core.verdict import Finding, Level, Verdict
 LEVELS: tuple[Level, ...] = ("fail", "warn", "ok", "skipped")
 """From what asks for attention to what does not."""
 
+MAX_INT_BITS = 512
+"""Larger integers are spelt in hexadecimal: no float holds them, and no reader counts their digits."""
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -53,13 +55,15 @@ def fact(name: str, value: object) -> str:
     """One fact's value for a person: sizes with their unit, large numbers with commas."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return clean(value)
+    if isinstance(value, int) and value.bit_length() > MAX_INT_BITS:
+        return hex(value)
     if name == "seconds":
         return f"{value:.1f}"
     if name == "bytes" and value >= 1024:
         scaled, unit = float(value), 0
         while scaled >= 1024 and unit < len(_UNITS) - 1:
             scaled, unit = scaled / 1024, unit + 1
-        return f"{scaled:.1f} {_UNITS[unit]} ({value:,} B)"
+        return f"{scaled:,.1f} {_UNITS[unit]} ({value:,} B)"
     if name == "bytes":
         return f"{value:,} B"
     return f"{value:,}"
