@@ -91,7 +91,7 @@ def check_local_headers(
             if tail[:16] == _DESCRIPTOR_SIGNATURE + block[position + 16 : position + 28]:
                 end += 16
             else:
-                end += _descriptor_bytes(archive, entry, tail)
+                end += _descriptor_bytes(archive, entry, end, tail)
         entry.data_offset = base + data
         entry.header_offset = base + offset
         expected = end
@@ -119,14 +119,16 @@ def _check_local_header(
         raise archive.corrupt("a zip entry's local header and directory differ", entry.name)
 
 
-def _descriptor_bytes(archive: Archive, entry: ZipEntry, tail: bytes) -> int:
-    """The length of the data descriptor at the beginning of `tail`, in one of its four forms."""
+def _descriptor_bytes(archive: Archive, entry: ZipEntry, at: int, tail: bytes) -> int:
+    """The length of the data descriptor at `at`, where `tail` begins, in one of its four forms."""
     crc = (entry.crc32 or 0).to_bytes(4, "little")
     for width in (8, 4):
         if max(entry.compressed_bytes, entry.num_bytes) >> (8 * width):
             continue
         sizes = entry.compressed_bytes.to_bytes(width, "little") + entry.num_bytes.to_bytes(width, "little")
-        for signature in (_DESCRIPTOR_SIGNATURE, b""):
-            if tail.startswith(signature + crc + sizes):
-                return len(signature + crc + sizes)
+        if tail.startswith(_DESCRIPTOR_SIGNATURE + crc + sizes):
+            return 4 + len(crc + sizes)
+        # the signature is optional; right before, it says that the data should have ended 4 bytes earlier
+        if tail.startswith(crc + sizes) and archive.read(at - 4, 4) != _DESCRIPTOR_SIGNATURE:
+            return len(crc + sizes)
     raise archive.corrupt("a zip entry's data descriptor and directory differ", entry.name)
