@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from ptsave.core.files import InputFile, InputFolder
 from ptsave.errors import PtsaveError, UnknownFormatError
+from ptsave.formats import plain_pickle
 from ptsave.formats.zip_reader import ZipDirectory, read_directory
 
 _AGAIN = "copy or download the file again"
@@ -104,6 +105,8 @@ def refusal(file: InputFile, head: bytes) -> PtsaveError:
             return UnknownFormatError(what, where, hint)
     if head[:4] in (b"PK\3\4", b"PK\5\6"):
         return _zip(read_directory(file))
+    if (pickled := plain_pickle.refusal(file, head)) is not None:
+        return pickled
     if (text := _as_text(head)) is not None:
         return _text(text, where)
     if file.read_at(max(file.size_bytes - 8, 0), min(file.size_bytes, 8)) == _TENSORFLOW_TABLE_END:
@@ -117,13 +120,6 @@ def refusal(file: InputFile, head: bytes) -> PtsaveError:
     if _is_msgpack_of_names(head):
         return UnknownFormatError(
             "is a msgpack file (Flax)", where, f"read it with flax.serialization; {_OTHER}"
-        )
-    if head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
-        return UnknownFormatError(
-            "is a Python pickle, and not of torch.save",
-            where,
-            "open it with the program that wrote it, if you trust it (a pickle can run anything), "
-            "and save the tensors with torch.save or safetensors",
         )
     if head[:2] in (b"\x78\x01", b"\x78\x9c", b"\x78\xda"):
         return UnknownFormatError("is zlib-compressed (joblib writes such files)", where, _OTHER)

@@ -1,0 +1,51 @@
+"""Pickles that torch did not write: never read, but named, with what opening them would run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ptsave.core.files import InputFile
+from ptsave.core.nodes import GlobalUse, Opaque
+from ptsave.core.storage import FileStorage
+from ptsave.errors import PtsaveError, UnknownFormatError
+from ptsave.formats.inert_pickle import load
+from ptsave.formats.torch_objects import torch_shapes
+
+MAX_NAMES_SHOWN = 5
+
+_PROTO = b"\x80"
+_TEXT_STARTS = b"(cilpVSIFLNg]})"
+"""First bytes of pickles of protocols 0 and 1 that hold more than one value."""
+_HINT = (
+    "open it with the program that wrote it, if you trust it (a pickle can run anything), "
+    "and save the tensors with torch.save or safetensors"
+)
+
+
+def refusal(file: InputFile, head: bytes) -> UnknownFormatError | None:
+    """Why `file` is not read, if it is a pickle that is not one of torch's; None where it is no pickle."""
+    starts_binary = head[:1] == _PROTO and head[1:2] in (b"\2", b"\3", b"\4", b"\5")
+    if not starts_binary and (not head or head[0] not in _TEXT_STARTS):
+        return None
+    source = FileStorage(file, 0, file.size_bytes)
+    try:
+        found = load(source, 0, torch_shapes(_outside), str(file.path)).globals
+    except PtsaveError:
+        found = {}
+    if not starts_binary and not found:
+        return None
+    what = "is a Python pickle, and not of torch.save"
+    if found:
+        what += f"; opening it would use {_listed(found)}"
+    return UnknownFormatError(what, str(file.path), _HINT)
+
+
+def _outside(persistent_id: Any) -> Opaque:
+    return Opaque("persistent id", (persistent_id,))
+
+
+def _listed(uses: dict[str, GlobalUse]) -> str:
+    order = {"called": 0, "built": 1, "named": 2}
+    names = [use.name for use in sorted(uses.values(), key=lambda use: order[use.used_for])]
+    more = len(names) - MAX_NAMES_SHOWN
+    return ", ".join(names[:MAX_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
