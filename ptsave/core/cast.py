@@ -46,7 +46,7 @@ class CastStorage:
 
     def __init__(self, entry: TensorEntry, dtype: DType) -> None:
         self.num_bytes = entry.num_elements * dtype.itemsize
-        self._source, self._offset = contiguous(entry)
+        self.inner, self._offset = contiguous(entry)
         self._from, self._to = entry.dtype, dtype
         self._overflows: dict[int, int] = {}
 
@@ -59,7 +59,7 @@ class CastStorage:
         item = self._to.itemsize
         first, last = offset_bytes // item, -(-(offset_bytes + len(buffer)) // item)
         source = bytearray((last - first) * self._from.itemsize)
-        self._source.read_into(self._offset + first * self._from.itemsize, memoryview(source))
+        self.inner.read_into(self._offset + first * self._from.itemsize, memoryview(source))
         values = decode(memoryview(source), self._from)
         result, overflowed = _converted(values, self._to)
         if overflowed:

@@ -37,6 +37,8 @@ class FileStorage:
     offset_bytes: int
     num_bytes: int
     crc32: int | None = None
+    inner: Storage | None = None
+    """The whole that this is a part of, where only the whole has a known CRC."""
 
     def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
         if offset_bytes < 0 or offset_bytes + len(buffer) > self.num_bytes:

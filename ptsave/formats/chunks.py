@@ -134,6 +134,7 @@ class TiledStorage:
         self._tiles = [_Tile(shape, box, entry, item_bytes) for box, entry in chunks]
         # a tile's first and last byte in the tensor: most requests touch few of many tiles
         self._tiles.sort(key=lambda tile: tile.first)
+        self.sources = tuple(tile.source for tile in self._tiles)
 
     def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset_bytes`."""

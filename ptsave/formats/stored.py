@@ -162,6 +162,8 @@ def _with_crc32(storage: Storage) -> list[tuple[Storage, int]]:
     inner = getattr(storage, "inner", None)
     if inner is not None:
         return _with_crc32(inner)
+    if sources := getattr(storage, "sources", ()):
+        return [pair for source in sources for pair in _with_crc32(source)]
     parts: Sequence[tuple[Storage, int, int]] = getattr(storage, "parts", ())
     found = [_with_crc32(part) for part, _, _ in parts]
     if all(known and known[0][0] is part for (part, _, _), known in zip(parts, found, strict=True)):

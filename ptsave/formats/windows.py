@@ -23,5 +23,6 @@ class WindowStorage:
 def window(storage: Storage, offset_bytes: int, num_bytes: int) -> Storage:
     """`num_bytes` bytes of `storage` from `offset_bytes`; they lie in it."""
     if isinstance(storage, FileStorage):
-        return FileStorage(storage.file, storage.offset_bytes + offset_bytes, num_bytes)
+        whole = storage if storage.crc32 is not None else storage.inner
+        return FileStorage(storage.file, storage.offset_bytes + offset_bytes, num_bytes, inner=whole)
     return WindowStorage(storage, offset_bytes, num_bytes)
