@@ -49,7 +49,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from safetensors.torch import save_file
 
     folder = tmp_path_factory.mktemp("formats")
-    state = OrderedDict(weight=torch.arange(6.0).reshape(2, 3), bias=torch.ones(2, dtype=torch.bfloat16))
+    state = OrderedDict(weight=torch.arange(6.0).reshape(2, 3), bias=torch.ones(2, dtype=torch.float16))
     paths = {kind: folder / name for kind, name in NAMES.items()}
     torch.save(state, paths["pt"])
     torch.save(state, paths["legacy"], _use_new_zipfile_serialization=False)
