@@ -20,6 +20,7 @@ CYCLE = Opaque("a container that this one is in")
 
 _LONG_TEXT = 1024
 _CHARS_PER_REPEAT = 16
+_LEVELS_PER_REPEAT = 8
 
 Path = tuple[Any, ...]
 
@@ -63,7 +64,7 @@ def leaves(root: Any) -> Iterator[tuple[Path, Any]]:
             if id(value) in open_ids:
                 yield here, CYCLE
                 continue
-            inner = walk.enter(value)
+            inner = walk.enter(value, len(stack))
             if inner is None or isinstance(value, Opaque):
                 yield here, value
             if inner is not None:
@@ -84,13 +85,17 @@ class _Walk:
         self.met: set[int] = set()
         self.repeats = 0
 
-    def enter(self, value: Any) -> Iterator[tuple[Any, Any]] | None:
-        """The children of `value` as (key, child), or None where it is a leaf."""
+    def enter(self, value: Any, depth: int = 0) -> Iterator[tuple[Any, Any]] | None:
+        """The children of `value` as (key, child), or None where it is a leaf.
+
+        `depth` is the length of its path, which is spelled out for each leaf.
+        """
+        path_cost = depth // _LEVELS_PER_REPEAT
         if isinstance(value, dict):
-            self._meet(value, len(value))
+            self._meet(value, len(value) + path_cost)
             return iter(value.items()) if value else None
         if isinstance(value, (list, tuple)):
-            self._meet(value, len(value))
+            self._meet(value, len(value) + path_cost)
             if not all(map(is_scalar, value)):
                 return iter(enumerate(value))
             for item in value:
@@ -99,7 +104,7 @@ class _Walk:
         if isinstance(value, Opaque):
             if id(value) in self.met and not value.shared:
                 return None
-            self._meet(value, value.num_parts)
+            self._meet(value, value.num_parts + path_cost)
             if not value.is_call_of_scalars:
                 return value.children()
             for item in value.args:
