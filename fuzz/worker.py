@@ -96,7 +96,7 @@ def atheris(name: str, seconds: int, folder: Path) -> None:
         arguments = [
             sys.argv[0],
             f"-max_total_time={seconds}",
-            f"-dict={dictionary}",
+            *([f"-dict={dictionary}"] if name in WORDS else []),
             f"-artifact_prefix={folder}/{name}-",
             "-max_len=4096",
             "-timeout=30",
