@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -123,7 +124,11 @@ def open_browser(profile: Path) -> Iterator[Browser]:
     """A browser of its own, gone at the end."""
     assert CHROMEDRIVER
     with subprocess.Popen(
-        [CHROMEDRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [CHROMEDRIVER, "--port=0"],
+        env=os.environ | {"TMPDIR": str(profile)},  # it leaves folders behind
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     ) as driver:
         try:
             assert driver.stdout
