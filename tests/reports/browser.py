@@ -105,10 +105,11 @@ class Browser:
         """What the browser noted since the last call: `performance` or `browser`."""
         return list(self._call("POST", "/se/log", {"type": kind}))
 
-    def requests(self) -> list[str]:
-        """The address of everything that the browser asked for since the last call."""
+    def requests(self, page: Path) -> list[str]:
+        """The address of everything that a page asked for since the last call, its own among them."""
         events = [json.loads(entry["message"])["message"] for entry in self.log("performance")]
-        return [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+        sent = [e["params"] for e in events if e["method"] == "Network.requestWillBeSent"]
+        return [one["request"]["url"] for one in sent if one["documentURL"] == page.as_uri()]
 
     def screenshot(self, path: Path) -> None:
         """The whole page as a PNG file."""
