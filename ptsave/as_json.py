@@ -139,6 +139,11 @@ def error(failure: PtsaveError) -> dict[str, Any]:
     }
 
 
+def versioned(document: dict[str, Any]) -> dict[str, Any]:
+    """`document` with the schema version in front."""
+    return {"schema_version": SCHEMA_VERSION, **document}
+
+
 def text(document: dict[str, Any]) -> str:
     """One line of pure ASCII JSON, with the schema version in front."""
-    return json.dumps({"schema_version": SCHEMA_VERSION, **document}, ensure_ascii=True, allow_nan=False)
+    return json.dumps(versioned(document), ensure_ascii=True, allow_nan=False)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 from contextlib import ExitStack
 from dataclasses import replace
@@ -16,7 +17,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from ptsave import __version__, render, stopping, streams
+from ptsave import __version__, as_json, render, stopping, streams
 from ptsave.errors import EXIT_INTERRUPTED, EXIT_NO, EXIT_OK, PtsaveError, RefusedError, UsageError
 
 app = typer.Typer(
@@ -342,6 +343,10 @@ def verify(
     through: Annotated[
         str, typer.Option(metavar="A,B", help="Formats that `roundtrip` goes through.")
     ] = "pt,safetensors",
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write the verdict: .json, .xml (JUnit) or .html."),
+    ] = None,
     record: Annotated[
         bool,
         typer.Option("--record", help="After a yes, write today's behaviour into the checkpoint's record."),
@@ -357,6 +362,7 @@ def verify(
     """Give a verdict: same bytes, same keys, same behaviour. Exit 0 is yes, 1 is no."""
     from ptsave.core.verdict import Departure, Verdict
     from ptsave.formats import open_checkpoint
+    from ptsave.reports import annotation_lines, check_report_path, write_report
     from ptsave.verbs import verify as verb
 
     mode = render.Mode(json, quiet, verbose)
@@ -367,6 +373,9 @@ def verify(
         return
     if checkpoint is None:
         raise UsageError("needs a checkpoint", "", "ptsave verify CHECKPOINT")
+    if report is not None:
+        check_report_path(report, checkpoint)
+    began = time.monotonic()
     names = verb.choose_checks(checks, with_other=against is not None)
     formats = verb.choose_formats(through)
     has_model = config is not None or trust_recorded
@@ -383,7 +392,7 @@ def verify(
         cause = verb.damage(findings, source)
         growth: tuple[Departure, ...] = ()
         wanted = [name for name in verb.MODEL_CHECKS if name in names]
-        if has_model and (wanted or record):
+        if has_model:
             from ptsave.torch_layer import checks as model
             from ptsave.torch_layer.attribution import attribute
             from ptsave.torch_layer.load import config_for
@@ -401,7 +410,14 @@ def verify(
         verdict = Verdict(tuple(findings), cause, growth)
         if record and verdict.is_yes:
             render.note(mode, add_behaviour(on))
+        facts = verb.facts(
+            source, chosen.model.target if has_model else None, device, time.monotonic() - began
+        )
+    if report is not None:
+        write_report(report, verdict, facts, as_json.versioned(as_json.verdict(verdict, checkpoint)))
     render.verdict(mode, verdict, checkpoint)
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        render.workflow_commands(annotation_lines(verdict, str(checkpoint)))
     if not verdict.is_yes:
         raise typer.Exit(EXIT_NO)
 

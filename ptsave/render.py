@@ -246,6 +246,12 @@ MAX_ALIKE = 8
 """How many findings of one check and level are printed without --verbose."""
 
 
+def workflow_commands(lines: Sequence[str]) -> None:
+    """GitHub's workflow commands, on stderr so that stdout stays one result; they are escaped already."""
+    for line in lines:
+        print(line, file=sys.stderr)
+
+
 def checks(mode: Mode, functions: Mapping[str, Any]) -> None:
     """What `--list-checks` prints: each check with the first line of its docstring."""
     lines = {name: (function.__doc__ or "").strip().splitlines()[0] for name, function in functions.items()}

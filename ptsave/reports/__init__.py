@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ptsave.core.atomic import check_file_destination, replacing_file
 from ptsave.core.nearest import hint_for
 from ptsave.core.verdict import Verdict
 from ptsave.errors import UsageError
@@ -17,20 +18,35 @@ from ptsave.reports.annotations import annotation_lines
 from ptsave.reports.html import html as html_text
 from ptsave.reports.junit import junit as junit_text
 
-__all__ = ["SUFFIXES", "annotation_lines", "check_report_path", "report_text"]
+__all__ = ["SUFFIXES", "annotation_lines", "check_report_path", "report_text", "write_report"]
 
 SUFFIXES = (".json", ".xml", ".html")
 """What a report's name may end with: its format follows from it."""
 
 
-def check_report_path(path: Path) -> None:
-    """Refuse a report of an unknown kind, before any work is done for it.
+def check_report_path(path: Path, checkpoint: Path | None = None) -> None:
+    """Refuse a report of an unknown kind or at an impossible place, before any work is done for it.
 
-    Raises: UsageError with the nearest suffix.
+    Raises: UsageError with the nearest suffix, or when it would replace `checkpoint`; WriteError.
     """
     if path.suffix.lower() not in SUFFIXES:
         hint = hint_for(path.suffix.lower(), SUFFIXES, "suffixes")
         raise UsageError(f"no kind of report has the suffix {path.suffix!r}", f"--report {path}", hint)
+    if checkpoint is not None and path.resolve() == checkpoint.resolve():
+        raise UsageError("the report would replace the checkpoint", f"--report {path}", "name another file")
+    check_file_destination(path, overwrite=True)
+
+
+def write_report(
+    path: Path, verdict: Verdict, facts: Mapping[str, object], json_document: Mapping[str, Any]
+) -> None:
+    """Write what `report_text` makes to `path`, old or new; an older report is replaced.
+
+    Raises: WriteError.
+    """
+    data = report_text(path, verdict, facts, json_document).encode()
+    with replacing_file(path, len(data), overwrite=True) as file:
+        file.write_at(0, data)
 
 
 def report_text(
