@@ -49,7 +49,8 @@ def main() -> int:
         found += len(figures["findings"])
         print(line(engine, target, figures), flush=True)
     if found:
-        print(f"{found} kinds of findings are in {asked.findings}/", flush=True)
+        print(f"{found} kinds of findings are in {asked.findings}/; run one again with", flush=True)
+        print("    python -m fuzz.worker replay TARGET FILE", flush=True)
     return 1 if found else 0
 
 
