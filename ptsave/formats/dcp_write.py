@@ -19,11 +19,11 @@ from ptsave.core.digest import hasher
 from ptsave.core.gather import contiguous
 from ptsave.core.move import Move, check_back, move
 from ptsave.core.nodes import TensorEntry, contiguous_strides
-from ptsave.core.record import FILE_NAME
+from ptsave.core.record import FILE_NAME, Record
 from ptsave.errors import LossyError
 from ptsave.formats.base import WriteOptions, Written
-from ptsave.formats.folder_files import DCP_METADATA, superfluous
-from ptsave.formats.pickle_emit import Call, Emitter, New
+from ptsave.formats.folder_files import DCP_METADATA, is_new_record, new_record_name, superfluous
+from ptsave.formats.pickle_emit import Call, Emitter, New, Table
 from ptsave.formats.storage_plan import Part, Place, View, plan_storages
 from ptsave.formats.stored import (
     distinct,
@@ -67,7 +67,7 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
     with replacing_folder(
         destination, layout.num_bytes, overwrite=options.overwrite, sync=options.sync
     ) as folder:
-        (file_name,) = folder.fresh(lambda generation: [f"__0_{generation - 1}.distcp"])
+        file_name, new_record = folder.fresh(lambda n: [f"__0_{n - 1}.distcp", new_record_name(n)])
         with folder.data_file(file_name, layout.num_bytes) as output:
             moves = [*layout.moves, *(m for m in layout.by_view.values() if m.target_offset is None)]
             spans = move(with_source_checks(moves), output, where, options.progress)
@@ -75,26 +75,34 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
             if options.check:
                 check_back(spans, output, options.progress)
         metadata = layout.metadata(file_name)
+        mine = hasher("xxh3_128", metadata).hexdigest()
         beside = []
         if options.record:
             by_name = {name: layout.by_view[view] for view, same in names.items() for name in same}
             digests = {name: by_name[name].digest(options.digest) for name in checkpoint.tensors}
             aliases = distinct(checkpoint.tensors).aliases
-            mine = hasher("xxh3_128", metadata).hexdigest()
             record = record_text(checkpoint, digests, aliases, options, belongs_to=mine)
             beside.append((FILE_NAME, record or b""))
+        taken = set(folder.taken)
+        if any(name == FILE_NAME or is_new_record(name) for name in taken):
+            # for a moment the old record stands beside metadata that it does not belong to
+            record = beside[0][1] if beside else Record(belongs_to=mine).to_json().encode()
+            folder.small_file(new_record, record)
+            taken.add(new_record)
         kept = [DCP_METADATA, file_name, *(name for name, _ in beside)]
-        folder.commit((DCP_METADATA, metadata), beside, old=superfluous(folder.path, folder.taken, kept))
+        folder.commit((DCP_METADATA, metadata), beside, old=superfluous(folder.path, taken, kept))
     num_bytes = layout.num_bytes + len(metadata) + sum(len(data) for _, data in beside)
     return Written(num_bytes, tuple(notes))
 
 
-@dataclass
+@dataclass(slots=True)
 class _Item:
     """One entry of the data file."""
 
     path: Keys
-    archive: TorchArchive
+    begin: int
+    """Its first byte."""
+    num_bytes: int
     about: TensorEntry | None
     """The tensor that it is; None for plain data."""
 
@@ -115,8 +123,8 @@ class _Layout:
         self._items: dict[str, _Item] = {}
         self._stored: dict[View, _Item] = {}
         """Where a tensor's bytes are already."""
-        self._unframed: list[_Item] = []
-        """Items whose frames no move writes."""
+        self._unframed: list[TorchArchive] = []
+        """Items around whose storages no move writes the rest."""
 
     def add(self, path: Keys, value: Any) -> None:
         """Lay out one item.
@@ -136,21 +144,25 @@ class _Layout:
     def _tensor(self, path: Keys, entry: TensorEntry) -> _Item:
         known = self._stored.get(entry.view)
         if known is not None:
-            return _Item(path, known.archive, entry)
+            return replace(known, path=path)
         source, offset = contiguous(entry)
         part = Part(source, offset, entry.num_bytes, {entry.view: entry}, entry.dtype.storage_class, "0")
         place = Place(part, 0, contiguous_strides(entry.shape))
         plain = replace(entry, kind="tensor", requires_grad=False)
         pickle = Emitter(lambda emitter, _: emit_tensor(emitter, plain, place)).pickle(plain)
         archive = self._archive(pickle, [part])
-        self.num_bytes += -self.num_bytes % ALIGN_BYTES
         (whole,) = part_moves([part], archive.data, archive.begin)
         self.by_view |= digest_moves(
             self._checkpoint, [part], {entry.view: place}, self._names, [whole], self._options
         )
-        _frame(whole, archive)
+        item = self._stored[entry.view] = _Item(path, archive.begin, archive.num_bytes, entry)
+        # zeros up to the next item, so that small items lie without gaps and go to the disk together
+        self.num_bytes += -self.num_bytes % ALIGN_BYTES
+        frame = _Frame(archive.begin, pickle, part, self.num_bytes)
+        whole.header, whole.trailer = frame.before, frame.after
+        whole.header_bytes = archive.data[0].data_offset
+        whole.trailer_bytes = self.num_bytes - (whole.target_offset or 0) - whole.num_bytes
         self.moves.append(whole)
-        item = self._stored[entry.view] = _Item(path, archive, entry)
         return item
 
     def _data(self, path: Keys, value: Any) -> _Item:
@@ -162,9 +174,8 @@ class _Layout:
         moves = part_moves(parts, archive.data, archive.begin)
         self.by_view |= digest_moves(self._checkpoint, parts, places, self._names, moves, self._options)
         self.moves += moves
-        item = _Item(path, archive, None)
-        self._unframed.append(item)
-        return item
+        self._unframed.append(archive)
+        return _Item(path, archive.begin, archive.num_bytes, None)
 
     def _archive(self, pickle: bytes, parts: list[Part]) -> TorchArchive:
         is_large = any(part.num_bytes >= LARGE_BYTES for part in parts)
@@ -175,25 +186,17 @@ class _Layout:
 
     def pieces(self) -> Iterator[tuple[int, bytes]]:
         """(offset, bytes) of the frames that no move has written."""
-        for item in self._unframed:
-            yield from item.archive.pieces()
+        for archive in self._unframed:
+            yield from archive.pieces()
 
     def metadata(self, file_name: str) -> bytes:
         """The `.metadata` pickle, once the data file has its name."""
         # plain data first, as torch writes it
         items = sorted(self._items.items(), key=lambda item: item[1].about is not None)
-        places = {
-            _index(name, item.about): New(
-                _FILESYSTEM,
-                "_StorageInfo",
-                {"relative_path": file_name, "offset": item.archive.begin, "length": item.archive.num_bytes},
-            )
-            for name, item in items
-        }
         state = {
-            "state_dict_metadata": {name: _about(item.about) for name, item in self._items.items()},
-            "planner_data": {name: item.path for name, item in self._items.items()},
-            "storage_data": places,
+            "state_dict_metadata": Table((name, _about(item.about)) for name, item in self._items.items()),
+            "planner_data": Table((name, item.path) for name, item in self._items.items()),
+            "storage_data": Table((_index(name, item.about), _info(file_name, item)) for name, item in items),
             "storage_meta": None,
             "version": "1.0.0",
         }
@@ -204,22 +207,30 @@ def _no_tensor(emitter: Emitter, entry: TensorEntry) -> None:
     raise AssertionError("the metadata holds no tensors")
 
 
-def _frame(item: Move, archive: TorchArchive) -> None:
-    """Have the move of an item's only storage write the rest of the item around it."""
-    (entry,) = archive.data
-    end = entry.data_offset + entry.num_bytes
-    # zeros up to the next item, so that small items lie without gaps and go to the disk together
-    padding = -archive.num_bytes % ALIGN_BYTES
+class _Frame:
+    """What lies around the only storage of an item: laid out twice rather than kept, since items are many."""
 
-    def before(crc32: int) -> bytes:
-        local = entry.local_header(crc32)
-        return archive.pieces()[0][1] + local
+    __slots__ = ("_after", "_begin", "_end", "_part", "_pickle")
 
-    def after(_: int) -> bytes:
-        return archive.pieces()[1][1] + bytes(padding)
+    def __init__(self, begin: int, pickle: bytes, part: Part, end: int) -> None:
+        self._begin, self._pickle, self._part, self._end = begin, pickle, part, end
+        self._after = b""
 
-    item.header, item.header_bytes = before, entry.data_offset
-    item.trailer, item.trailer_bytes = after, archive.num_bytes - end + padding
+    def before(self, crc32: int) -> bytes:
+        archive = TorchArchive(self._begin, self._pickle, [self._part], is_item=True)
+        local = archive.data[0].local_header(crc32)
+        (_, front), (at, after) = archive.pieces()
+        self._after = after + bytes(self._end - at - len(after))
+        return front + local
+
+    def after(self, _: int) -> bytes:
+        after, self._after = self._after, b""
+        return after
+
+
+def _info(file_name: str, item: _Item) -> New:
+    state = {"relative_path": file_name, "offset": item.begin, "length": item.num_bytes}
+    return New(_FILESYSTEM, "_StorageInfo", state)
 
 
 def _size(numbers: tuple[int, ...]) -> Call:

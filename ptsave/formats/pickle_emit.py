@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,13 @@ class New:
     module: str
     name: str
     state: Any = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """A dict of a format's own, made item by item so that it never lies in memory whole."""
+
+    items: Iterable[tuple[Any, Any]]
 
 
 class Emitter:
@@ -83,8 +90,15 @@ class Emitter:
             self.constant(value.module, value.name)
             self._out += b")\x81"
             if value.state is not None:
-                self.value(value.state, path)
+                if type(value.state) is dict:
+                    self._out += b"}"
+                    self._items(value.state.items(), path)
+                else:
+                    self.value(value.state, path)
                 self._out += b"b"
+        elif kind is Table:
+            self._out += b"}"
+            self._items(value.items, path)
         elif isinstance(value, DType):
             self.constant("torch", value.name)
         elif kind is Opaque and value.name == "torch.device" and value.is_call_of_scalars:
@@ -112,10 +126,10 @@ class Emitter:
             self._memoize(text)
 
     def mark(self) -> None:
-        """Begin a tuple that `tuple` ends."""
+        """Begin a tuple that `end_tuple` ends."""
         self._out += b"("
 
-    def tuple(self) -> None:
+    def end_tuple(self) -> None:
         """Make a tuple of what was emitted since the last open `mark`."""
         self._out += b"t"
 
@@ -213,14 +227,17 @@ class Emitter:
             self._out += b"}"
         self._memoize(id(value), value)
         if value:
-            self._out += b"("
-            for key, item in value.items():
-                self.value(key, (*path, key))
-                self.value(item, (*path, key))
-            self._out += b"u"
+            self._items(value.items(), path)
         if isinstance(value, OrderedDict) and metadata is not None:
             self.value({"_metadata": metadata}, (*path, "_metadata"))
             self._out += b"b"
+
+    def _items(self, items: Iterable[tuple[Any, Any]], path: Path) -> None:
+        self._out += b"("
+        for key, item in items:
+            self.value(key, path)
+            self.value(item, (*path, key))
+        self._out += b"u"
 
     def _list(self, value: list[Any], path: Path) -> None:
         self._out += b"]"

@@ -112,7 +112,7 @@ def emit_tensor(emitter: Emitter, entry: TensorEntry, place: Place) -> None:
         _emit_data(emitter, entry, place, requires_grad=False)
         emitter.boolean(entry.requires_grad)
         emitter.empty_ordered_dict()
-        emitter.tuple()
+        emitter.end_tuple()
         emitter.reduce()
     else:
         _emit_data(emitter, entry, place, requires_grad=entry.requires_grad)
@@ -132,7 +132,7 @@ def _emit_data(emitter: Emitter, entry: TensorEntry, place: Place, *, requires_g
     emitter.text(part.key)
     emitter.word("cpu")
     emitter.integer(part.num_bytes // entry.dtype.itemsize if typed else part.num_bytes)
-    emitter.tuple()
+    emitter.end_tuple()
     emitter.persistent()
     emitter.integer(place.offset)
     emitter.integers(entry.shape)
@@ -141,5 +141,5 @@ def _emit_data(emitter: Emitter, entry: TensorEntry, place: Place, *, requires_g
     emitter.empty_ordered_dict()
     if not typed:
         emitter.constant("torch", entry.dtype.name)
-    emitter.tuple()
+    emitter.end_tuple()
     emitter.reduce()
