@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import struct
 from math import prod
-from typing import Any
+from typing import Any, TypeGuard
 
 from ptsave.core.nodes import Global, Opaque
 from ptsave.errors import CorruptError
-from ptsave.formats.pickle_shapes import UNKNOWN, Budget, Described, Payload
+from ptsave.formats.pickle_shapes import BYTES_PER_UNIT, UNKNOWN, Budget, Described, Payload
 
 MAX_SHOWN_ELEMENTS = 64
 MAX_RANK = 64
@@ -74,7 +74,7 @@ def _frombuffer(args: tuple[Any, ...], budget: Budget) -> Any:
     if len(args) != 4 or not isinstance(args[0], (bytes, bytearray, Payload)):
         return UNKNOWN
     data, dtype, shape, order = args
-    state = _contents(shape, dtype, order == "F", data)
+    state = _contents(shape, dtype, order == "F", data, budget)
     return UNKNOWN if state is None else Opaque("numpy.ndarray", (), state)
 
 
@@ -112,7 +112,7 @@ def build(target: Any, state: Any, budget: Budget) -> bool:
         target.state = {"byteorder": state[1]} if simple else list(state)
         return True
     if target.name == "numpy.ndarray" and len(state) == 5:
-        contents = _contents(state[1], state[2], state[3], state[4])
+        contents = _contents(*state[1:], budget)
         if contents is not None:
             target.state = contents
             return True
@@ -123,19 +123,27 @@ def _type_code(dtype: Any) -> tuple[str, str] | None:
     """(byte order, type code) of a plain dtype: ("<", "f4"); None for others."""
     if not isinstance(dtype, Opaque) or dtype.name != "numpy.dtype" or len(dtype.args) != 1:
         return None
-    state = dtype.state
-    if state is None:
-        return "<", dtype.args[0]
-    if not isinstance(state, dict):
+    code = dtype.args[0]
+    if type(code) is not str:
         return None
-    return (">" if state["byteorder"] == ">" else "<"), dtype.args[0]
+    if dtype.state is None:
+        return "<", code
+    order = dtype.state.get("byteorder") if isinstance(dtype.state, dict) else None
+    if type(order) is not str:
+        return None
+    return (">" if order == ">" else "<"), code
 
 
-def _contents(shape: Any, dtype: Any, fortran: Any, data: Any) -> dict[str, Any] | None:
+def is_shape(value: Any) -> TypeGuard[tuple[int, ...]]:
+    """Whether `value` is a tuple of sizes."""
+    if type(value) is not tuple or len(value) > MAX_RANK:
+        return False
+    return all(type(size) is int and 0 <= size < 2**63 for size in value)
+
+
+def _contents(shape: Any, dtype: Any, fortran: Any, data: Any, budget: Budget) -> dict[str, Any] | None:
     """What an array shows of itself; None where it is not as NumPy writes it."""
-    if type(shape) is not tuple or len(shape) > MAX_RANK:
-        return None
-    if not all(type(size) is int and 0 <= size < 2**63 for size in shape):
+    if not is_shape(shape):
         return None
     count = prod(shape)
     shown: dict[str, Any] = {"dtype": dtype, "shape": shape, "order": "F" if fortran else "C"}
@@ -144,6 +152,7 @@ def _contents(shape: Any, dtype: Any, fortran: Any, data: Any) -> dict[str, Any]
         # an array of objects holds a list; texts, dates and records stay as they are
         return shown | {"values" if isinstance(data, list) else "data": data}
     if isinstance(data, str):  # a Python 2 string that happened to be UTF-8
+        budget.spend(1 + len(data) // BYTES_PER_UNIT)
         data = data.encode()
     shown["dtype"] = _NAMES[code[1]]
     if isinstance(data, Payload) and data.name == "builtins.bytes":

@@ -23,9 +23,9 @@ def _ordered_dict(args: tuple[Any, ...], budget: Budget) -> Any:
     if len(args) != 1 or type(args[0]) is not list:
         return UNKNOWN
     pairs = args[0]
+    budget.spend(4 + 2 * len(pairs))
     if not all(type(pair) in (list, tuple) and len(pair) == 2 for pair in pairs):
         return UNKNOWN
-    budget.spend(2 * len(pairs))
     return OrderedDict((admit(key, budget), value) for key, value in pairs)
 
 
@@ -34,7 +34,7 @@ def _counter(args: tuple[Any, ...], budget: Budget) -> Any:
         return Counter()
     if len(args) != 1 or type(args[0]) is not dict:
         return UNKNOWN
-    budget.spend(2 * len(args[0]))
+    budget.spend(4 + 2 * len(args[0]))
     made: Counter[Any] = Counter()
     for key, count in args[0].items():
         made[admit(key, budget)] = count

@@ -57,7 +57,7 @@ def read(file: InputFile) -> Checkpoint:
             raise CorruptError("does not begin with torch's magic number", where, _HINT)
         version = _load(source, magic.end, where)
         if version.root != PROTOCOL_VERSION:
-            raise CorruptError(f"is of an unknown version {version.root!r:.40}", where, _HINT)
+            raise CorruptError(f"is not of the protocol version {PROTOCOL_VERSION}", where, _HINT)
         system = _load(source, version.end, where)
         storages = LegacyStorages(file)
         loaded = load(source, system.end, torch_shapes(storages), where)

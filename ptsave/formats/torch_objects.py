@@ -178,7 +178,7 @@ def _kind_of_bits(bits: Any) -> str:
     """The kind of a tensor whose bytes wait for a conjugation or a negation."""
     if bits is None:
         return "tensor"
-    if type(bits) is not dict or not all(type(flag) is bool for flag in bits.values()):
+    if type(bits) is not dict or len(bits) > 2 or not all(type(flag) is bool for flag in bits.values()):
         raise CorruptError("a tensor's metadata is malformed")
     return "_".join(str(name) for name, flag in bits.items() if flag) or "tensor"
 
@@ -238,11 +238,7 @@ def _rebuild_from_type(args: tuple[Any, ...], budget: Budget) -> Any:
         if not state:
             return _changed(value, kind.name, value.requires_grad)
         return Opaque(kind.name, (value,), state)
-    if isinstance(value, Opaque):
-        if value.name == "torch.meta" and isinstance(state, dict):
-            return Opaque(kind.name, (), {**value.state, **state})
-        return Opaque(kind.name, (value,), state)
-    return UNKNOWN
+    return Opaque(kind.name, (value,), state) if isinstance(value, Opaque) else UNKNOWN
 
 
 def _rebuild_meta(args: tuple[Any, ...], budget: Budget) -> Any:
@@ -273,18 +269,21 @@ def _rebuild_device_tensor(args: tuple[Any, ...], budget: Budget) -> Any:
 
 
 def _from_numpy(array: Any) -> TensorEntry | None:
+    """The tensor in what an array shows of itself; checked again, for a file can spell that too."""
     if not isinstance(array, Opaque) or array.name != "numpy.ndarray" or not isinstance(array.state, dict):
         return None
-    data, dtype = array.state.get("data"), dtypes.BY_NAME.get(str(array.state["dtype"]))
-    if dtype is None or array.state["order"] != "C":
+    data, shape, named = (array.state.get(field) for field in ("data", "shape", "dtype"))
+    dtype = dtypes.BY_NAME.get(named) if type(named) is str else None
+    if dtype is None or array.state.get("order") != "C" or not numpy_objects.is_shape(shape):
         return None
     if isinstance(data, Payload) and data.name == "builtins.bytes":
-        storage = data.storage
+        storage: Storage = data.storage
     elif isinstance(data, (bytes, bytearray)):
         storage = MemoryStorage(memoryview(data))
     else:
         return None
-    shape = array.state["shape"]
+    if storage.num_bytes != prod(shape) * dtype.itemsize:
+        return None
     return TensorEntry("", dtype, shape, contiguous_strides(shape), storage, 0)
 
 
@@ -296,7 +295,7 @@ def _rebuild_quantized(args: tuple[Any, ...], budget: Budget) -> Any:
         return UNKNOWN
     scheme = quantizer[0].name.removeprefix("torch.")
     if node.dtype.name in _PACKED:  # several elements a byte: shown as the bytes that they are
-        if type(size) is not tuple or not all(type(length) is int and length >= 0 for length in size):
+        if not numpy_objects.is_shape(size):
             raise CorruptError(f"a quantized tensor's shape is {_spelled(size)}")
         per_byte = 2 if node.dtype.name == "quint4x2" else 4
         if prod(size) > node.storage.num_bytes * per_byte:
@@ -338,8 +337,9 @@ _LAYOUTS = {
 def _rebuild_sparse(args: tuple[Any, ...], budget: Budget) -> Any:
     if len(args) != 2 or not isinstance(args[0], Opaque) or args[0].name != "torch.layout":
         return UNKNOWN
-    name, parts = args[0].args[0], args[1]
-    names = _LAYOUTS[name]
+    parts = args[1]
+    name = args[0].args[0] if args[0].args and type(args[0].args[0]) is str else ""
+    names = _LAYOUTS.get(name, ())
     if not names or type(parts) is not tuple or len(parts) not in (3, 4) or len(parts) > len(names):
         return UNKNOWN
     return Opaque(name, (), dict(zip(names, parts, strict=False)))
@@ -383,6 +383,8 @@ def build(target: Any, state: Any, budget: Budget) -> bool:
     """BUILD on a tensor (torch before 0.4), a module, an array, or a state dict."""
     if type(target) is TensorEntry:
         return _build_tensor(target, state)
+    if isinstance(target, (PickledModule, StorageNode)):
+        raise CorruptError(f"sets the state of a {target.name} twice")
     if isinstance(target, Opaque):
         if type(target) is Opaque and target.state is None and is_module_state(state):
             # the object is already known by identity (memo), so it changes its class in place

@@ -18,7 +18,7 @@ from typing import Any
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.files import InputFile
 from ptsave.core.nodes import Opaque, TensorEntry, add_uses
-from ptsave.errors import LimitError
+from ptsave.errors import CorruptError, LimitError
 from ptsave.formats import torch_objects
 from ptsave.formats.base import FileFormat
 from ptsave.formats.inert_pickle import Loaded
@@ -91,7 +91,9 @@ def read(file: InputFile) -> Checkpoint:
         is_big = is_big_endian(directory, top)
 
         def build(target: Any, state: Any, budget: Budget) -> bool:
-            if type(target) is Opaque and target.name in classes and isinstance(state, dict):
+            if isinstance(target, ScriptModule):
+                raise CorruptError(f"sets the state of a {target.name} twice")
+            if type(target) is Opaque and target.name in classes and type(state) is dict:
                 target.__class__ = ScriptModule
                 target.declared = classes[target.name]  # type: ignore[attr-defined]
                 target.state = state
