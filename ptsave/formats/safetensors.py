@@ -122,14 +122,18 @@ def with_aliases(
 ) -> dict[str, TensorEntry]:
     """`tensors` with the record's tied names, in the order of the record's digests if it names the same.
 
-    Raises: CorruptError when an alias names a tensor that is stored, or leads to one that is not.
+    A name that another tool has stored apart since is no alias any more; `verify` says so.
+
+    Raises: CorruptError when an alias leads to itself, or to a tensor that is not stored.
     """
     if record is None:
         return tensors
     tied = dict(tensors)
     for alias, target in record.aliases.items():
+        if alias == target:
+            raise CorruptError(f"the record ties {alias!r} to itself", where, _DAMAGED)
         if alias in tensors:
-            raise CorruptError(f"the record calls {alias!r} an alias, yet it is stored", where, _DAMAGED)
+            continue
         if target not in tensors:
             raise CorruptError(f"the record ties {alias!r} to {target!r}, which is missing", where, _DAMAGED)
         tied[alias] = tensors[target].named(alias)
