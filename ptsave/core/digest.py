@@ -13,7 +13,7 @@ from typing import Protocol
 from ptsave.core.dtypes import DType
 from ptsave.core.gather import contiguous
 from ptsave.core.nodes import TensorEntry
-from ptsave.core.storage import BLOCK_BYTES
+from ptsave.core.storage import BLOCK_BYTES, MemoryStorage
 
 DEFAULT = "xxh3_128"
 HEX_DIGITS = {"xxh3_128": 32, "blake3": 64, "sha256": 64}
@@ -62,6 +62,9 @@ def tensor_digest(entry: TensorEntry, algorithm: str = DEFAULT) -> str:
     """The digest of one tensor, read in blocks."""
     digest = hasher(algorithm, prefix(entry.dtype, entry.shape))
     storage, offset_bytes = contiguous(entry)
+    if isinstance(storage, MemoryStorage):
+        digest.update(storage.buffer[offset_bytes : offset_bytes + entry.num_bytes])
+        return digest.hexdigest()
     buffer = memoryview(bytearray(min(BLOCK_BYTES, entry.num_bytes)))
     for start in range(0, entry.num_bytes, BLOCK_BYTES):
         block = buffer[: min(BLOCK_BYTES, entry.num_bytes - start)]

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from ptsave.core.dtypes import DType
 from ptsave.errors import CorruptError
 
 SCHEMA_VERSION = 1
@@ -69,6 +70,14 @@ class Record:
             document[f.name] = value
         document.update(self.unknown)
         return json.dumps(document, separators=(",", ":"), ensure_ascii=True)
+
+    def was_cast(self, dtype: DType) -> bool:
+        """Whether a tensor of `dtype` must have had another when the record was made, as far as it tells.
+
+        Digests cover the dtype: one of before a cast says nothing of the tensor after it.
+        """
+        known = self.behaviour.get("dtypes") if self.behaviour is not None else None
+        return isinstance(known, dict) and dtype.is_float and dtype.name not in known
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str = "") -> Record:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,11 @@ class Finding:
     where: str
     """The tensor, module or file that it is about; empty for the whole."""
     message: str
+
+
+def places(findings: Iterable[Finding], check: str, level: Level) -> list[str]:
+    """Where the findings of one check and level are, each place once."""
+    return list(dict.fromkeys(f.where for f in findings if (f.check, f.level) == (check, level)))
 
 
 @dataclass(frozen=True, slots=True)

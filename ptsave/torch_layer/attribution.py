@@ -2,73 +2,76 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ptsave.core.digest import HEX_DIGITS, tensor_digest
-from ptsave.core.verdict import Finding
+from ptsave.core.verdict import Finding, places
 from ptsave.specs import ModelSpec
-from ptsave.torch_layer.checks import ModelSubject, coarser_dtype
+from ptsave.torch_layer.behaviour_check import coarser_dtype
+from ptsave.torch_layer.replay import Replay
 from ptsave.torch_layer.source import changed_parts, source_digest
+from ptsave.torch_layer.subject import ModelSubject
 
 
 def attribute(subject: ModelSubject, findings: Sequence[Finding]) -> str:
     """What explains the findings, the surest evidence first; empty where there is nothing to explain."""
-    for clue in (_training, _weights, _ties, _keys, _buffers, _dtype, _code, _numerics):
+    for clue in (_training, _ties, _weights, _keys, _dtype, _code, _buffers, _numerics):
         if line := clue(subject, findings):
             return line
     return ""
 
 
 def _training(subject: ModelSubject, findings: Sequence[Finding]) -> str:
-    stuck = [
-        f.where for f in findings if f.check == "behaviour" and f.message.startswith("left in train mode")
-    ]
-    return f"left in train mode: {_names(stuck)} stay in training after eval()" if stuck else ""
+    stuck = [f.where for f in findings if f.level == "fail" and f.message.startswith("left in train mode")]
+    return f"left in train mode: {_names([name or 'the model' for name in stuck])}" if stuck else ""
+
+
+# --- the weights ----------------------------------------------------------------------------------------
 
 
 def _weights(subject: ModelSubject, findings: Sequence[Finding]) -> str:
     """Digests and CRCs: damaged, exchanged, or other weights altogether."""
-    bad = list(
-        dict.fromkeys(f.where for f in findings if f.check == "bytes" and f.level == "fail" and f.where)
-    )
-    bad += [name for name in _mismatched_digests(subject) if name not in bad]
-    total = len(subject.checkpoint.tensors)
+    tensors = subject.checkpoint.tensors
+    bad = [name for name in places(findings, "bytes", "fail") if name in tensors]
+    bad = bad or list(_mismatched_digests(subject, findings))
+    total = len(tensors)
     if not bad:
         return ""
     if swapped := _swapped(subject, bad):
         return f"exchanged: {swapped[0]!r} and {swapped[1]!r} hold each other's values"
-    if len(bad) * 2 > total and total > 1:
+    if len(bad) * 2 > total > 1:
         return f"not the same weights: {len(bad)} of {total} tensors do not match their digests"
-    verb = "does" if len(bad) == 1 else "do"
-    return f"damaged: {len(bad)} of {total} tensors {verb} not match their digest ({_names(bad)})"
+    verb, its = ("does", "its") if len(bad) == 1 else ("do", "their")
+    return f"damaged: {len(bad)} of {total} tensors {verb} not match {its} digest ({_names(bad)})"
 
 
-def _mismatched_digests(subject: ModelSubject) -> Iterator[str]:
-    if subject.replayed is None or subject.replayed.is_bitwise_equal:
+def _mismatched_digests(subject: ModelSubject, findings: Sequence[Finding]) -> Iterator[str]:
+    """Where `bytes` was not among the checks and the model is not what it was: which weights are not."""
+    departs = subject.replayed is not None and not subject.replayed.is_bitwise_equal
+    if any(finding.check == "bytes" for finding in findings) or not (departs or subject.damage):
         return
-    recorded = _recorded_digests(subject)
+    recorded, algorithm = _recorded_digests(subject)
     for name, entry in subject.checkpoint.tensors.items():
-        if name in recorded and recorded[name] != tensor_digest(entry, _algorithm(subject)):
+        if name in recorded and recorded[name] != tensor_digest(entry, algorithm):
             yield name
 
 
-def _recorded_digests(subject: ModelSubject) -> Mapping[str, str]:
+def _recorded_digests(subject: ModelSubject) -> tuple[Mapping[str, str], str]:
     digests = subject.checkpoint.record.digests if subject.checkpoint.record else None
-    return digests.tensors if digests is not None and digests.algorithm in HEX_DIGITS else {}
-
-
-def _algorithm(subject: ModelSubject) -> str:
-    digests = subject.checkpoint.record.digests if subject.checkpoint.record else None
-    return digests.algorithm if digests is not None else ""
+    if digests is None or digests.algorithm not in HEX_DIGITS:
+        return {}, ""
+    return digests.tensors, digests.algorithm
 
 
 def _swapped(subject: ModelSubject, bad: Sequence[str]) -> tuple[str, str] | None:
     """Two tensors each of which has the digest that is recorded of the other."""
-    recorded, tensors = _recorded_digests(subject), subject.checkpoint.tensors
+    recorded, algorithm = _recorded_digests(subject)
+    tensors = subject.checkpoint.tensors
     known = [name for name in bad if name in recorded and name in tensors][:64]
-    now = {name: tensor_digest(tensors[name], _algorithm(subject)) for name in known}
+    now = {name: tensor_digest(tensors[name], algorithm) for name in known}
     for i, one in enumerate(known):
         for other in known[i + 1 :]:
             if now[one] == recorded[other] and now[other] == recorded[one]:
@@ -77,8 +80,31 @@ def _swapped(subject: ModelSubject, bad: Sequence[str]) -> tuple[str, str] | Non
 
 
 def _ties(subject: ModelSubject, findings: Sequence[Finding]) -> str:
-    lost = [f.where for f in findings if f.check == "keys" and f.message.startswith("lost tie")]
-    return f"lost ties: {_names(lost)}" if lost else ""
+    """Ties that were lost, where nothing else is wrong with the weights."""
+    lost = [f.where for f in findings if f.level == "fail" and f.message.startswith("lost tie")]
+    bad = {name for name in places(findings, "bytes", "fail") if name in subject.checkpoint.tensors}
+    return f"lost ties: {_names(lost)}" if lost and bad <= set(lost) else ""
+
+
+def _dtype(subject: ModelSubject, findings: Sequence[Finding]) -> str:
+    recorded, found = subject.behaviour, subject.replayed
+    if recorded is None or (coarse := coarser_dtype(subject, recorded)) is None:
+        return ""
+    now = Counter(entry.dtype.name for entry in subject.selection.tensors.values())
+    moved = {name: count for name, count in recorded.dtypes.items() if now.get(name, 0) < count}
+    new = [name for name, count in now.items() if recorded.dtypes.get(name, 0) < count]
+    line = f"dtype changed: {sum(moved.values())} tensors {', '.join(moved)} → {', '.join(new)}"
+    if found is None:
+        return line
+    if found.is_bitwise_equal:
+        return f"{line}, outputs bitwise equal"
+    if found.is_same:
+        return f"{line}, outputs within {coarse} tolerance"
+    changed = _changed_code(subject) or _changed_arguments(subject)
+    return f"{line}, outputs outside {coarse} tolerance{_from(found)}" + (f"; {changed}" if changed else "")
+
+
+# --- the code -------------------------------------------------------------------------------------------
 
 
 def _keys(subject: ModelSubject, findings: Sequence[Finding]) -> str:
@@ -89,36 +115,19 @@ def _keys(subject: ModelSubject, findings: Sequence[Finding]) -> str:
     return f"another architecture: {subject.fit.summary()}{why}"
 
 
-def _buffers(subject: ModelSubject, findings: Sequence[Finding]) -> str:
-    departs = subject.replayed is not None and not subject.replayed.is_same
-    if not departs or not subject.lost_buffers:
-        return ""
-    return f"uninitialised buffer: {_names(subject.lost_buffers)} is not what it was when it was recorded"
-
-
-def _dtype(subject: ModelSubject, findings: Sequence[Finding]) -> str:
-    recorded, found = subject.behaviour, subject.replayed
-    if recorded is None or (coarse := coarser_dtype(subject, recorded)) is None:
-        return ""
-    now = Counter(entry.dtype.name for entry in subject.selection.tensors.values())
-    moved = {name: count for name, count in recorded.dtypes.items() if now.get(name, 0) < count}
-    new = [name for name, count in now.items() if recorded.dtypes.get(name, 0) < count]
-    number, old = sum(moved.values()), ", ".join(moved)
-    if found is None:
-        return f"dtype changed: {number} tensors {old} → {', '.join(new)}"
-    how = "within" if found.is_same else "outside"
-    return f"dtype changed: {number} tensors {old} → {', '.join(new)}, outputs {how} {coarse} tolerance"
-
-
 def _code(subject: ModelSubject, findings: Sequence[Finding]) -> str:
     found = subject.replayed
-    if found is not None and found.is_bitwise_equal:
-        return ""
     changed = _changed_code(subject) or _changed_arguments(subject)
     if not changed or found is None:
         return ""
-    effect = "outputs explained by rounding" if found.is_same else "outputs differ"
-    return f"{changed}, weights intact, {effect}"
+    buffers = f", {_names(subject.lost_buffers)} made otherwise" if subject.lost_buffers else ""
+    if found.is_bitwise_equal:
+        effect = "outputs bitwise equal"
+    elif found.has_same_outputs:
+        effect = "outputs explained by rounding"
+    else:
+        effect = "outputs differ"
+    return f"{changed}, weights intact{buffers}, {effect}{_from(found)}"
 
 
 def _changed_code(subject: ModelSubject) -> str:
@@ -126,17 +135,23 @@ def _changed_code(subject: ModelSubject) -> str:
     record = subject.checkpoint.record
     described = record.model if record is not None and record.model is not None else {}
     parts = described.get("source_parts")
-    kind = type(subject.skeleton)
-    name = f"{kind.__module__}.{kind.__qualname__}"
     if isinstance(parts, dict):
         changed = changed_parts(parts, subject.skeleton)
         if changed:
-            return f"class changed since save: {_names(changed)} of {name} differs (source digest)"
+            names = _names([_part(name) for name in changed])
+            return f"class changed since save: {names} differs (source digest)"
         return ""
     digest = described.get("source_digest")
     if digest and source_digest(subject.skeleton) not in (None, digest):
-        return f"class changed since save: {name} differs (source digest)"
+        kind = type(subject.skeleton)
+        return f"class changed since save: {kind.__module__}.{kind.__qualname__} differs (source digest)"
     return ""
+
+
+def _part(name: str) -> str:
+    """`forward of pkg.mod.Net` for the method, `pkg.mod.SCALE` for what a module holds."""
+    owner, _, method = name.rpartition(".")
+    return name if owner in sys.modules or name in sys.modules else f"{method} of {owner}"
 
 
 def _changed_arguments(subject: ModelSubject) -> str:
@@ -144,10 +159,10 @@ def _changed_arguments(subject: ModelSubject) -> str:
     record = subject.checkpoint.record
     if record is None or record.model is None:
         return ""
-    then = ModelSpec.from_json(record.model, str(subject.checkpoint.path)).to_json().get("args", {})
-    now = subject.config.model.to_json().get("args", {})
     if "factory" in record.model or subject.config.model.is_factory:
         return ""
+    then = ModelSpec.from_json(record.model, str(subject.checkpoint.path)).to_json().get("args", {})
+    now = subject.config.model.to_json().get("args", {})
     changed = list(_different("", then, now))
     return f"config changed since save: {', '.join(changed[:4])}" if changed else ""
 
@@ -160,23 +175,42 @@ def _different(path: str, then: Any, now: Any) -> Iterator[str]:
         yield f"{path} {then!r} → {now!r}"
 
 
+def _buffers(subject: ModelSubject, findings: Sequence[Finding]) -> str:
+    made_anew = [f.where for f in findings if f.level == "fail" and f.message.startswith("uninitialised")]
+    departs = subject.replayed is not None and not subject.replayed.is_same
+    lost = list(dict.fromkeys([*made_anew, *(subject.lost_buffers if departs else [])]))
+    return (
+        f"uninitialised buffer: {_names(lost)} is not in the state dict, and not what it was" if lost else ""
+    )
+
+
 def _numerics(subject: ModelSubject, findings: Sequence[Finding]) -> str:
     found, recorded = subject.replayed, subject.behaviour
     if found is None or recorded is None or found.is_bitwise_equal or not found.is_deterministic:
         return ""
-    worst = max((output.max_relative for output in found.outputs), default=0.0)
+    worst = max((excess.relative for excess in found.excesses.values()), default=0.0)
     moves = [f"{name} {old} → {new}" for name, (old, new) in found.environment.items()]
     where = f", {', '.join(moves[:3])}" if moves else ", the same environment"
-    digests = "all digests match" if _recorded_digests(subject) else "there are no digests"
+    digests = "all digests match" if _recorded_digests(subject)[0] else "there are no digests"
+    how = f"{digests}{where}, {worst:.2g} relative"
     if found.is_same:
-        return f"numerics: {digests}{where}, {worst:.2g} relative, explained by {_precision(recorded.dtypes)}"
-    module = f" in {found.first.module or 'the model itself'!r}" if found.first is not None else ""
-    return f"changed numerics{module}: {digests}{where}, {worst:.2g} relative, more than rounding explains"
+        return f"numerics: {how}, explained by {_precision(recorded.dtypes)}"
+    return f"changed numerics: {how}, more than rounding explains{_from(found)}"
 
 
 def _precision(dtypes: Mapping[str, int]) -> str:
-    floats = {name: count for name, count in dtypes.items() if "float" in name}
+    floats = {name: count for name, count in dtypes.items() if "float" in name or "complex" in name}
     return max(floats, key=lambda name: floats[name]) if floats else "rounding"
+
+
+# --- words ----------------------------------------------------------------------------------------------
+
+
+def _from(found: Replay) -> str:
+    """Where a difference begins."""
+    if found.is_same or found.first is None:
+        return ""
+    return f" from {found.first.module!r} on" if found.first.module else ""
 
 
 def _names(names: Sequence[str]) -> str:

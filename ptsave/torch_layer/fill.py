@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from torch import nn
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.digest import HEX_DIGITS, tensor_digest
 from ptsave.core.keys import Expected, KeyReport, compare
+from ptsave.core.nodes import TensorEntry
+from ptsave.core.record import Digests, Record
 from ptsave.core.select import Selection
 from ptsave.errors import LossyError
 from ptsave.torch_layer.tensors import read_tensor, read_tensors, to_torch
@@ -51,12 +53,21 @@ def extra_of(model: nn.Module) -> set[str]:
     return {name for name, value in state.items() if not isinstance(value, torch.Tensor)}
 
 
-def fill(model: nn.Module, source: Checkpoint, selection: Selection, device: str, warn: Warn) -> KeyReport:
+def fill(
+    model: nn.Module,
+    source: Checkpoint,
+    selection: Selection,
+    device: str,
+    warn: Warn,
+    *,
+    is_checked: bool = True,
+) -> KeyReport:
     """Put the tensors of `selection` into `model` (built on the meta device) and move it to `device`.
 
     The model keeps its own dtypes, as `load_state_dict` has it; what is cast is said through `warn`.
 
-    Raises: LossyError when a name is missing, unexpected or of another shape.
+    Raises: LossyError when a name is missing, unexpected or of another shape; CorruptError for a tensor that
+    does not match its checksum, unless `is_checked` is off.
     """
     state = model.state_dict(keep_vars=True)
     report = compare(expected_of(model), selection.tensors, extra_of(model), selection.extra)
@@ -67,8 +78,8 @@ def fill(model: nn.Module, source: Checkpoint, selection: Selection, device: str
         warn(f"{len(report.recast)} tensors are cast to the model's dtype ({name}: {found} → {want})")
     _compare_recomputed(model, report.recomputed, selection, warn)
     is_skeleton = any(isinstance(value, torch.Tensor) and value.is_meta for value in state.values())
-    filled: Any = OrderedDict(_values(state, source, selection, device, warn))
-    filled.update((name, to_torch(selection.extra[name], name)) for name in extra_of(model))
+    filled: Any = OrderedDict(_values(state, source, selection, device, warn, is_checked))
+    filled.update((name, to_torch(selection.extra[name], name, is_checked)) for name in extra_of(model))
     filled._metadata = selection.metadata or getattr(state, "_metadata", None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of what `assign` means to do
@@ -78,7 +89,12 @@ def fill(model: nn.Module, source: Checkpoint, selection: Selection, device: str
 
 
 def _values(
-    state: Mapping[str, Any], source: Checkpoint, selection: Selection, device: str, warn: Warn
+    state: Mapping[str, Any],
+    source: Checkpoint,
+    selection: Selection,
+    device: str,
+    warn: Warn,
+    is_checked: bool,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor of the state dict, read once; names that the model ties get one and the same object."""
     groups: dict[int, list[str]] = {}
@@ -90,11 +106,13 @@ def _values(
         there = [name for name in names if name in selection.tensors]
         _warn_if_untied(there, selection, warn)
         chosen[there[0]] = names
-    record = source.record.digests if source.record is not None else None
+    entries = {name: selection.tensors[name].named(selection.original[name]) for name in chosen}
+    digests = _digests_for(entries.values(), source.record)
     tensors = read_tensors(
-        {name: selection.tensors[name].named(selection.original[name]) for name in chosen},
-        digests=record.tensors if record is not None and record.algorithm in HEX_DIGITS else None,
-        algorithm=record.algorithm if record is not None else "",
+        entries,
+        digests=digests.tensors,
+        algorithm=digests.algorithm,
+        is_checked=is_checked,
     )
     for first, tensor in tensors:
         want = state[first]
@@ -103,6 +121,15 @@ def _values(
             tensor = nn.Parameter(tensor, requires_grad=want.requires_grad)
         for name in chosen[first]:
             yield name, tensor
+
+
+def _digests_for(entries: Iterable[TensorEntry], record: Record | None) -> Digests:
+    """The recorded digests that speak for `entries`."""
+    digests = record.digests if record is not None else None
+    if record is None or digests is None or digests.algorithm not in HEX_DIGITS:
+        return Digests("")
+    known = (e.name for e in entries if e.name in digests.tensors and not record.was_cast(e.dtype))
+    return Digests(digests.algorithm, {name: digests.tensors[name] for name in known})
 
 
 def _compare_recomputed(model: nn.Module, names: Sequence[str], selection: Selection, warn: Warn) -> None:

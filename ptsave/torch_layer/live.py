@@ -98,6 +98,11 @@ def _refused_kind(tensor: torch.Tensor) -> str | None:
     return None
 
 
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether `entry_of` takes it."""
+    return _refused_kind(tensor) is None
+
+
 def _storage_of(tensor: torch.Tensor, storages: Storages) -> MemoryStorage:
     storage = tensor.untyped_storage()
     key = (str(storage.device), storage.data_ptr())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,13 +138,13 @@ def warn_if_changed(model: nn.Module, checkpoint: Checkpoint, warn: Callable[[st
 
 
 def run(model: nn.Module, arguments: Arguments) -> Any:
-    """One forward pass in eval mode without gradients.
+    """One forward pass in eval mode without gradients; what the model prints goes to stderr.
 
     Raises: UsageError when the model's own code raises.
     """
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), redirect_stdout(sys.stderr):
             return arguments.call(model)
     except Exception as error:
         raise UsageError(

@@ -4,45 +4,50 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ptsave.core.behaviour import Behaviour
+from ptsave.core.behaviour import Behaviour, Determinism
 from ptsave.core.digest import tensor_digest
 from ptsave.errors import LossyError
 from ptsave.input_specs import InputsSpec
 from ptsave.torch_layer.inputs import Arguments, inline_inputs, make_inputs
 from ptsave.torch_layer.live import checkpoint_of
-from ptsave.torch_layer.load import run
-from ptsave.torch_layer.trace import Trace, trace
+from ptsave.torch_layer.trace import Trace, watch
 
 
-def observe(model: nn.Module, inputs: InputsSpec, device: str) -> Behaviour:
-    """Run `model` (on `device`, in eval mode) twice on its inputs, and keep what is worth keeping.
+def observe(
+    model: nn.Module, inputs: InputsSpec, device: str, dtypes: Mapping[str, int] | None = None
+) -> Behaviour:
+    """Run `model` (on `device`, in eval mode) on its inputs, twice or more, and keep what is worth keeping.
+
+    `dtypes` counts the tensors of the checkpoint by dtype, where they are not the model's own.
 
     Raises: UsageError when the inputs cannot be made or the model's code raises.
     """
     arguments = make_inputs(inputs, model, device)
+    buffers = buffer_digests(model)
     first = watch(model, arguments)
-    again = watch(model, arguments)
     return Behaviour(
         inputs=inline_inputs(inputs, arguments).to_json(),
         environment=environment(device),
-        is_deterministic=first.digests() == again.digests(),
+        determinism=_determinism(model, arguments, first),
         outputs=first.outputs,
         calls=first.calls,
-        buffers=buffer_digests(model),
-        dtypes=dtypes_of(model),
-        training=in_training(model),
+        buffers=buffers,
+        dtypes=dtypes_of(model) if dtypes is None else dtypes,
+        training=first.training,
     )
 
 
-def watch(model: nn.Module, arguments: Arguments) -> Trace:
-    """One eval-mode, no-grad forward pass with every module watched."""
-    return trace(model, lambda: run(model, arguments))
+def _determinism(model: nn.Module, arguments: Arguments, first: Trace) -> Determinism:
+    if watch(model, arguments, seed=1).digests() == first.digests():
+        return "exact"
+    return "seeded" if watch(model, arguments).digests() == first.digests() else "none"
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -74,22 +79,24 @@ def dtypes_of(model: nn.Module) -> dict[str, int]:
     return dict(Counter(names))
 
 
-def in_training(model: nn.Module) -> list[str]:
-    """Modules that stay in training mode after `eval()`: dropout drops, batch norm learns."""
-    model.eval()
-    return [name for name, module in model.named_modules() if module.training]
-
-
 def buffer_digests(model: nn.Module) -> dict[str, str]:
     """Digest of each buffer that the state dict leaves out."""
     kept = model.state_dict(keep_vars=True).keys()
-    digests = {}
-    for name, buffer in model.named_buffers(remove_duplicate=False):
-        if name in kept:
-            continue
+    named = model.named_buffers(remove_duplicate=False)
+    return digests_of({name: buffer for name, buffer in named if name not in kept})
+
+
+def digests_of(state: Mapping[str, Any]) -> dict[str, str]:
+    """Name → digest of each tensor; what is no tensor (`_extra_state`) goes by its text.
+
+    Tensors of another device are copied one at a time.
+    """
+    digests: dict[str, str] = {}
+    for name, value in state.items():
         try:
-            (entry,) = checkpoint_of({name: buffer}, Path()).tensors.values()
+            checkpoint = checkpoint_of({name: value}, Path())
         except LossyError:
             continue
-        digests[name] = tensor_digest(entry)
+        digests.update((key, tensor_digest(entry)) for key, entry in checkpoint.tensors.items())
+        digests.update((key, repr(leaf)) for key, leaf in checkpoint.data.items())
     return digests

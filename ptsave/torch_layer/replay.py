@@ -1,92 +1,82 @@
-"""Replaying a behaviour record, and judging what differs.
+"""Replaying a behaviour record: the same inputs today, and what differs from what was recorded.
 
-Two floating-point programs that compute the same function rarely give the same bits. Whether a
-difference is rounding is judged, not guessed: the model is run once more in float64, and what was
-recorded may be as far from that as today's own float32 result is, times a margin. A difference that
-rounding explains grows out of it; one that it does not explain begins somewhere, in the first module
-whose output departs while its inputs still agreed.
+A difference that rounding explains grows out of rounding everywhere. One that it does not explain begins
+somewhere: in the first module whose output departs while its inputs still agree.
 """
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-import torch
 from torch import nn
 
 from ptsave.core.behaviour import Behaviour, Call, Sample
 from ptsave.core.verdict import Departure
-from ptsave.errors import UsageError
+from ptsave.torch_layer.differences import OutputDifference, compare_output, distance
 from ptsave.torch_layer.inputs import Arguments
-from ptsave.torch_layer.observe import environment, watch
-from ptsave.torch_layer.trace import Trace
-
-TOLERANCES = {
-    "float16": (1e-3, 1e-5),
-    "bfloat16": (1.6e-2, 1e-5),
-    "float32": (1.3e-6, 1e-5),
-    "float64": (1e-7, 1e-7),
-    "complex32": (1e-3, 1e-5),
-    "complex64": (1.3e-6, 1e-5),
-    "complex128": (1e-7, 1e-7),
-}
-"""dtype → (rtol, atol). Source: torch.testing.assert_close."""
-NOISE_MARGIN = 8.0
-"""How many times its own rounding noise a difference may be on the same kind of machine."""
-FOREIGN_NOISE_MARGIN = 32.0
-"""The same across devices and versions, whose kernels add in another order."""
-FLOOR_ULPS = 4.0
-"""Differences of so many units in the last place of a tensor's typical value are always rounding."""
-
-
-@dataclass(frozen=True)
-class OutputDifference:
-    """How one output differs from the recorded one, on the values that both keep."""
-
-    path: str
-    is_bitwise_equal: bool
-    is_within_tolerance: bool
-    why_not: str = ""
-    """Set where the two cannot be compared: another shape, missing, NaN."""
-    max_absolute: float = 0.0
-    max_relative: float = 0.0
-    max_ulps: float = 0.0
-    rtol: float = 0.0
-    atol: float = 0.0
+from ptsave.torch_layer.judge import (
+    FOREIGN_MARGIN,
+    MARGIN,
+    Excess,
+    Judge,
+    input_key,
+    make_judge,
+    output_key,
+    result_key,
+)
+from ptsave.torch_layer.observe import environment
+from ptsave.torch_layer.trace import Trace, watch
 
 
 @dataclass(frozen=True)
 class Replay:
     """What a replay found out."""
 
+    now: Trace
     outputs: Sequence[OutputDifference]
+    environment: Mapping[str, tuple[object, object]] = field(default_factory=dict)
+    """What differs of the environment: name → (recorded, today)."""
     is_deterministic: bool = True
-    is_explained: bool = True
-    """Whether rounding explains every output that is not bitwise equal."""
+    """Whether two runs from one seed give the same bits today, and gave them when it was recorded."""
+    excesses: Mapping[str, Excess] = field(default_factory=dict)
+    """For each output that is not bitwise equal, how far it is off and how far rounding goes."""
+    is_tolerated: bool = False
+    """Whether the config itself says how far outputs may be off, and they are not farther."""
     first: Departure | None = None
-    """The first module in call order whose output departs while its inputs agree."""
+    """The first call whose output departs while its inputs agree; failing that, the first that departs."""
+    begins_there: bool = True
+    """Whether its inputs agree."""
     growth: Sequence[Departure] = ()
     """Every recorded call in order, with how far it is off."""
     structure: str = ""
     """How the calls differ, where they do: a module that is not called any more, or is new."""
-    environment: Mapping[str, tuple[object, object]] = field(default_factory=dict)
-    """What differs of the environment: name → (recorded, today)."""
-    now: Trace = field(default_factory=Trace)
 
     @property
     def is_bitwise_equal(self) -> bool:
         return all(output.is_bitwise_equal for output in self.outputs)
 
     @property
-    def is_same(self) -> bool:
-        """Whether this is the model that was recorded, as far as behaviour tells."""
+    def has_same_outputs(self) -> bool:
+        """Whether every output is what was recorded, bit by bit or as far as rounding or the config allow."""
         if any(output.why_not for output in self.outputs):
             return False
-        return self.is_bitwise_equal or (self.is_explained and self.first is None)
+        return self.is_tolerated or all(excess.is_explained for excess in self.excesses.values())
+
+    @property
+    def is_same(self) -> bool:
+        """Whether this is the model that was recorded, as far as behaviour tells.
+
+        A layer of torch that does something else with the same inputs is another layer, even where this
+        does not show in the outputs. A module of the user's may have been written anew.
+        """
+        if not self.has_same_outputs:
+            return False
+        is_another_layer = (
+            self.first is not None and self.begins_there and self.first.kind.startswith(_LAYERS)
+        )
+        return self.is_tolerated or not is_another_layer
 
 
 def replay(
@@ -101,29 +91,47 @@ def replay(
 ) -> Replay:
     """Run `model` on the recorded inputs and hold it against the record.
 
-    `coarse` names the narrower dtype that weights went through, if any: its tolerance then holds.
+    `coarse` names the narrower dtype that the weights went through, if any. `rtol` and `atol` are the
+    config's own: then they decide, else rounding does.
     """
     now = watch(model, arguments)
     changed = environment_changes(recorded.environment, environment(device))
-    outputs = _compare_outputs(recorded.outputs, now.outputs, coarse, rtol, atol)
-    if all(output.is_bitwise_equal for output in outputs):
-        return Replay(outputs, environment=changed, now=now)
-    if watch(model, arguments).digests() != now.digests() or not recorded.is_deterministic:
-        return Replay(outputs, is_deterministic=False, environment=changed, now=now)
-    growth = _growth(recorded.calls, now.calls)
-    structure = _structure(recorded.calls, now.calls)
-    if coarse is not None or rtol is not None or atol is not None:
-        explained = all(output.is_within_tolerance for output in outputs)
-        first = None if explained else _first(recorded.calls, now.calls, _Tolerance(coarse, rtol))
-        return Replay(outputs, True, explained, first, growth, structure, changed, now)
-    margin = FOREIGN_NOISE_MARGIN if changed.keys() & _NUMERIC else NOISE_MARGIN
-    reference = _in_float64(model, arguments)
-    judge = _Noise(reference, margin, bool(recorded.environment.get("tf32")) and device != "cpu")
-    departed = _departed(recorded.outputs, now.outputs, judge)
-    first = _first(recorded.calls, now.calls, judge)
-    return Replay(outputs, True, not departed, first, growth, structure, changed, now)
+    outputs = _outputs(recorded.outputs, now.outputs, rtol, atol)
+    if all(output.is_bitwise_equal for output in outputs) and _has_same_calls(recorded.calls, now.calls):
+        return Replay(now, outputs, changed)
+    is_foreign = bool(changed.keys() & _NUMERIC)
+    is_random = recorded.determinism != "exact"
+    again = watch(model, arguments, seed=1 if is_random and is_foreign else 0)
+    judge = make_judge(
+        model,
+        arguments,
+        [sample for call in recorded.calls for sample in call.outputs.values()],
+        now,
+        again,
+        margin=FOREIGN_MARGIN if is_foreign else MARGIN,
+        coarse=coarse,
+        tf32=bool(recorded.environment.get("tf32")) and recorded.environment.get("device") != "cpu",
+    )
+    first, begins_there = _first(recorded.calls, now.calls, judge)
+    return Replay(
+        now,
+        outputs,
+        changed,
+        is_deterministic=again.digests() == now.digests() and recorded.determinism != "none",
+        excesses={
+            output.path: judge.excess(recorded.outputs[output.path], output_key(output.path))
+            for output in outputs
+            if not (output.is_bitwise_equal or output.why_not)
+        },
+        is_tolerated=(rtol, atol) != (None, None) and all(output.is_within_tolerance for output in outputs),
+        first=first,
+        begins_there=begins_there,
+        growth=_growth(recorded.calls, now.calls),
+        structure=_structure(recorded, now.calls),
+    )
 
 
+_LAYERS = ("torch.nn.", "torch.ao.nn.")
 _NUMERIC = {"torch", "machine", "device", "device_name", "tf32", "threads", "float32_matmul_precision"}
 
 
@@ -138,231 +146,88 @@ def environment_changes(
     }
 
 
-# --- comparing ----------------------------------------------------------------------------------------
-
-
-def _compare_outputs(
-    recorded: Sequence[Sample],
-    now: Sequence[Sample],
-    coarse: str | None,
-    rtol: float | None,
-    atol: float | None,
+def _outputs(
+    recorded: Mapping[str, Sample], now: Mapping[str, Sample], rtol: float | None, atol: float | None
 ) -> list[OutputDifference]:
-    by_path = {sample.path: sample for sample in now}
-    found = []
-    for sample in recorded:
-        today = by_path.get(sample.path)
-        if today is None:
-            found.append(OutputDifference(sample.path, False, False, "the model does not return it any more"))
-        else:
-            found.append(_compare_output(sample, today, coarse, rtol, atol))
-    known = {sample.path for sample in recorded}
-    found += [
-        OutputDifference(path, False, False, "the model did not return it when it was recorded")
-        for path in by_path
-        if path not in known
-    ]
-    return found
+    paths = dict.fromkeys([*recorded, *now])
+    return [compare_output(path, recorded.get(path), now.get(path), rtol, atol) for path in paths]
 
 
-def _compare_output(
-    old: Sample, new: Sample, coarse: str | None, rtol: float | None, atol: float | None
-) -> OutputDifference:
-    if old.shape != new.shape:
-        return OutputDifference(old.path, False, False, f"shape {list(old.shape)} → {list(new.shape)}")
-    if old.digest == new.digest:
-        return OutputDifference(old.path, True, True)
-    a, b = _values(old, new)
-    if bool((a.isnan() != b.isnan()).any()):
-        return OutputDifference(old.path, False, False, "NaN in one and not in the other")
-    dtype = coarse or (old.dtype if old.dtype == new.dtype else _coarser(old.dtype, new.dtype))
-    default_rtol, default_atol = TOLERANCES.get(dtype, (0.0, 0.0))
-    rtol, atol = default_rtol if rtol is None else rtol, default_atol if atol is None else atol
-    same = (a == b) | (a.isnan() & b.isnan())
-    difference = torch.where(same, 0.0, (a - b).abs())
-    largest = float(difference.max()) if difference.numel() else 0.0
-    relative = (
-        float((difference / a.abs().clamp_min(torch.finfo(torch.float32).tiny)).max()) if largest else 0.0
-    )
-    if coarse is not None:  # element by element, rounded weights say little near zero
-        within = _rms(a - b) <= atol + rtol * _rms(a)
-    else:
-        within = bool((difference <= atol + rtol * a.abs()).all())
-    return OutputDifference(
-        old.path, False, within, "", largest, relative, _ulps(difference, a, dtype), rtol, atol
+# --- call by call ---------------------------------------------------------------------------------------
+
+
+def _has_same_calls(recorded: Sequence[Call], now: Sequence[Call]) -> bool:
+    """Whether each recorded call that there is today gave the same bits."""
+    return all(
+        one.digest == other.digest
+        for old, new in _matched(recorded, now)
+        for _, one, other in _paired(old.outputs, new.outputs)
     )
 
 
-def _ulps(difference: torch.Tensor, values: torch.Tensor, dtype: str) -> float:
-    """The largest difference in units in the last place of `dtype` at the recorded value."""
-    if not difference.numel():
-        return 0.0
-    _, exponent = torch.frexp(values)
-    unit = torch.ldexp(torch.tensor(_epsilon(dtype), dtype=torch.float64), exponent - 1)
-    return float((difference / unit.clamp_min(torch.finfo(torch.float64).tiny)).max())
+def _first(recorded: Sequence[Call], now: Sequence[Call], judge: Judge) -> tuple[Departure | None, bool]:
+    """The first call whose output departs while its inputs agree; failing that, the first that departs.
 
-
-def _epsilon(dtype: str) -> float:
-    known = getattr(torch, dtype, torch.float32)
-    return torch.finfo(known).eps if known.is_floating_point or known.is_complex else 0.0
-
-
-def _coarser(one: str, other: str) -> str:
-    return max(one, other, key=lambda name: TOLERANCES.get(name, (0.0, 0.0))[0])
-
-
-def _values(*samples: Sample) -> tuple[torch.Tensor, ...]:
-    """The values that all of the samples keep, in float64."""
-    count = min(len(sample.values) for sample in samples)
-    return tuple(torch.tensor(sample.values[:count], dtype=torch.float64) for sample in samples)
-
-
-def _rms(values: torch.Tensor) -> float:
-    return math.sqrt(float((values * values).mean())) if values.numel() else 0.0
-
-
-# --- judging ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Tolerance:
-    """Departed is what is farther off than a dtype's tolerance."""
-
-    dtype: str | None
-    rtol: float | None
-
-    def departs(self, old: Sample, new: Sample, key: tuple[str, int, str, int]) -> bool:
-        if old.digest == new.digest:
-            return False
-        if old.shape != new.shape:
-            return True
-        a, b = _values(old, new)
-        dtype = self.dtype or _coarser(old.dtype, new.dtype)
-        rtol = self.rtol if self.rtol is not None else TOLERANCES.get(dtype, (0.0, 0.0))[0]
-        return not _rms(a - b) <= rtol * _rms(a)
-
-
-@dataclass(frozen=True)
-class _Noise:
-    """Departed is what is farther from the float64 result than today's rounding explains."""
-
-    reference: Trace | None
-    margin: float
-    uses_tf32: bool
-
-    def departs(self, old: Sample, new: Sample, key: tuple[str, int, str, int]) -> bool:
-        if old.digest == new.digest:
-            return False
-        if old.shape != new.shape:
-            return True
-        if not (_is_float(old.dtype) and _is_float(new.dtype)):
-            return True
-        exact = self._exact(key)
-        epsilon = 1e-3 if self.uses_tf32 else max(_epsilon(old.dtype), _epsilon(new.dtype))
-        if exact is None or exact.shape != new.shape:
-            a, b = _values(old, new)
-            return not _rms(a - b) <= self.margin * FLOOR_ULPS * epsilon * _rms(a)
-        a, b, x = _values(old, new, exact)
-        floor = FLOOR_ULPS * epsilon * _rms(x)
-        # `not <=` so that NaN departs
-        return not _rms(a - x) <= self.margin * _rms(b - x) + floor
-
-    def _exact(self, key: tuple[str, int, str, int]) -> Sample | None:
-        return _index(self.reference).get(key) if self.reference is not None else None
-
-
-def _is_float(dtype: str) -> bool:
-    return dtype in TOLERANCES or dtype.startswith("float")
-
-
-def _index(trace: Trace) -> dict[tuple[str, int, str, int], Sample]:
-    if not hasattr(trace, "_by_key"):
-        by_key: dict[tuple[str, int, str, int], Sample] = {}
-        for call in trace.calls:
-            for side, samples in (("in", call.inputs), ("out", call.outputs)):
-                by_key.update(((*call.key, side, i), sample) for i, sample in enumerate(samples))
-        by_key.update((("", -1, "output", i), sample) for i, sample in enumerate(trace.outputs))
-        trace._by_key = by_key  # type: ignore[attr-defined]
-    return trace._by_key  # type: ignore[attr-defined, no-any-return]
-
-
-def _departed(recorded: Sequence[Sample], now: Sequence[Sample], judge: _Noise) -> bool:
-    order = {sample.path: i for i, sample in enumerate(now)}
-    return any(
-        sample.path not in order
-        or judge.departs(sample, now[order[sample.path]], ("", -1, "output", order[sample.path]))
-        for sample in recorded
-    )
-
-
-def _first(recorded: Sequence[Call], now: Sequence[Call], judge: _Noise | _Tolerance) -> Departure | None:
-    """The first call whose output departs while its inputs agree; failing that, the first that departs."""
-    by_key = {call.key: call for call in now}
+    Beside it, whether its inputs agree.
+    """
     fallback: Departure | None = None
-    for old in recorded:
-        new = by_key.get(old.key)
-        if new is None or not _any_departs(old, new, "out", judge):
+    for old, new in _matched(recorded, now):
+        if all(judge.agrees(a, b, result_key(new, path)) for path, a, b in _paired(old.outputs, new.outputs)):
             continue
         departure = Departure(old.module, old.number, new.kind, _relative(old, new))
-        if not _any_departs(old, new, "in", judge):
-            return departure
+        if all(judge.agrees(a, b, input_key(new, path)) for path, a, b in _paired(old.inputs, new.inputs)):
+            return departure, True
         fallback = fallback or departure
-    return fallback
-
-
-def _any_departs(old: Call, new: Call, side: str, judge: _Noise | _Tolerance) -> bool:
-    one, other = (old.inputs, new.inputs) if side == "in" else (old.outputs, new.outputs)
-    if len(one) != len(other):
-        return True
-    pairs = enumerate(zip(one, other, strict=True))
-    return any(judge.departs(a, b, (*new.key, side, i)) for i, (a, b) in pairs)
+    return fallback, False
 
 
 def _growth(recorded: Sequence[Call], now: Sequence[Call]) -> list[Departure]:
-    by_key = {call.key: call for call in now}
     return [
         Departure(old.module, old.number, new.kind, _relative(old, new))
-        for old in recorded
-        if (new := by_key.get(old.key)) is not None
+        for old, new in _matched(recorded, now)
     ]
 
 
 def _relative(old: Call, new: Call) -> float:
     worst = 0.0
-    for a, b in zip(old.outputs, new.outputs, strict=False):
+    for _, a, b in _paired(old.outputs, new.outputs):
         if a.digest == b.digest:
             continue
-        if a.shape != b.shape:
+        if a.shape != b.shape or a.num_odd != b.num_odd:
             return math.inf
-        x, y = _values(a, b)
-        scale = _rms(x)
-        off = _rms(x - y) / scale if scale else (math.inf if _rms(y) else 0.0)
-        worst = max(worst, off if off == off else math.inf)
+        off = distance(a.sketch, b.sketch)
+        worst = max(worst, off / a.norm if a.norm else math.inf if off else 0.0)
     return worst
 
 
-def _structure(recorded: Sequence[Call], now: Sequence[Call]) -> str:
-    old, new = [call.module for call in recorded], {call.module for call in now}
-    gone = [name for name in dict.fromkeys(old) if name not in new]
-    if gone:
-        return f"{gone[0]!r} is not called any more"
-    return ""
+def _matched(recorded: Sequence[Call], now: Sequence[Call]) -> Iterator[tuple[Call, Call]]:
+    """The calls that there were then and are today, in the recorded order."""
+    by_key = {call.key: call for call in now}
+    return ((old, by_key[old.key]) for old in recorded if old.key in by_key)
 
 
-def _in_float64(model: nn.Module, arguments: Arguments) -> Trace | None:
-    """The same pass in float64, or None where the model's own code does not allow it."""
-    try:
-        wide = copy.deepcopy(model).double()
-        return watch(wide, Arguments(_widened(arguments.args), _widened(arguments.kwargs)))
-    except (UsageError, RuntimeError, TypeError, NotImplementedError):
-        return None
+def _paired(old: Mapping[str, Sample], new: Mapping[str, Sample]) -> Iterator[tuple[str, Sample, Sample]]:
+    """Today's path, the recorded tensor, today's. Where the paths are others (a module returns a tuple
+    now, or takes an argument by name), the tensors are taken in order while their shapes are the same."""
+    if old.keys() == new.keys():
+        yield from ((path, sample, new[path]) for path, sample in old.items())
+        return
+    for a, (path, b) in zip(old.values(), new.items(), strict=False):
+        if a.shape != b.shape:
+            return
+        yield path, a, b
 
 
-def _widened(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.double() if value.is_floating_point() else value
-    if isinstance(value, dict):
-        return {key: _widened(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_widened(item) for item in value)
-    return value
+def _structure(recorded: Behaviour, now: Sequence[Call]) -> str:
+    """How the modules that are called differ, in words."""
+    old, new = {call.module: call for call in recorded.calls}, {call.module: call for call in now}
+    gone = [name for name in old if name not in new]
+    come = [name for name in new if name not in old] if recorded.has_all_calls else []
+    parts = []
+    for names, are in ((gone, "not called any more"), (come, "called now, and was not")):
+        if names:
+            others = f" (and {len(names) - 1} others)" if len(names) > 1 else ""
+            parts.append(f"{names[0]!r}{others} is {are}")
+    for name in (name for name in old if name in new and new[name].kind != old[name].kind):
+        parts.append(f"{name or 'the model'!r} was a {old[name].kind}, is a {new[name].kind}")
+    return "; ".join(parts[:4])

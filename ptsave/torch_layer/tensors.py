@@ -29,11 +29,12 @@ def read_tensors(
     *,
     digests: Mapping[str, str] | None = None,
     algorithm: str = "xxh3_128",
+    is_checked: bool = True,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Each entry as a CPU tensor of its own memory, with the entry's dtype, shape and strides.
 
     A few are read ahead on threads. Where the container has a CRC-32 or `digests` a digest of exactly the
-    bytes that are read, they are held against it.
+    bytes that are read, they are held against it, unless `is_checked` is off.
 
     Raises: CorruptError naming the tensor; LossyError for what is not a plain tensor, or of a dtype that
     this torch lacks.
@@ -42,7 +43,7 @@ def read_tensors(
 
     def read(item: tuple[str, TensorEntry]) -> tuple[str, torch.Tensor]:
         name, entry = item
-        return name, read_tensor(entry, digests.get(entry.name), algorithm)
+        return name, read_tensor(entry, digests.get(entry.name), algorithm, is_checked)
 
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         yield from _ahead(pool, read, entries.items())
@@ -59,13 +60,15 @@ def _ahead(pool: Executor, read: Callable[[T], R], items: Iterable[T]) -> Iterat
         yield future.result()
 
 
-def read_tensor(entry: TensorEntry, digest: str | None = None, algorithm: str = "xxh3_128") -> torch.Tensor:
+def read_tensor(
+    entry: TensorEntry, digest: str | None = None, algorithm: str = "xxh3_128", is_checked: bool = True
+) -> torch.Tensor:
     """One entry as a CPU tensor; see `read_tensors`."""
     dtype = torch_dtype(entry)
     first, end = entry.byte_range
     memory = torch.empty(end - first, dtype=torch.uint8)
     if end > first:
-        _read_into(entry, first, memory.numpy().data, digest, algorithm)
+        _read_into(entry, first, memory.numpy().data, digest if is_checked else None, algorithm, is_checked)
     tensor = torch.empty(0, dtype=dtype).set_(memory.untyped_storage(), 0, entry.shape, entry.strides)
     if end - first > MAX_STRIDED_WASTE * entry.num_bytes or 0 in entry.strides:
         tensor = tensor.clone(memory_format=torch.contiguous_format)
@@ -73,10 +76,10 @@ def read_tensor(entry: TensorEntry, digest: str | None = None, algorithm: str = 
 
 
 def _read_into(
-    entry: TensorEntry, first: int, memory: memoryview, digest: str | None, algorithm: str
+    entry: TensorEntry, first: int, memory: memoryview, digest: str | None, algorithm: str, is_checked: bool
 ) -> None:
-    whole = first == 0 and len(memory) == entry.storage.num_bytes
-    expected_crc32 = entry.storage.crc32 if whole else None
+    is_whole = first == 0 and len(memory) == entry.storage.num_bytes
+    expected_crc32 = entry.storage.crc32 if is_whole and is_checked else None
     hash_: Hasher | None = None
     if digest is not None and entry.is_contiguous and expected_crc32 is None:
         hash_ = hasher(algorithm, prefix(entry.dtype, entry.shape))
@@ -94,19 +97,19 @@ def _read_into(
         raise damaged("", entry.name, f"recorded {algorithm} digest")
 
 
-def to_torch(value: Any, name: str) -> Any:
+def to_torch(value: Any, name: str, is_checked: bool = True) -> Any:
     """Nested plain data with each entry as a tensor, each dtype as torch's.
 
     Raises: LossyError naming a value that is not plain data.
     """
     if isinstance(value, TensorEntry):
-        return read_tensor(value)
+        return read_tensor(value, is_checked=is_checked)
     if isinstance(value, DType):
         return getattr(torch, value.name)
     if isinstance(value, dict):
-        return type(value)((key, to_torch(item, f"{name}.{key}")) for key, item in value.items())
+        return type(value)((key, to_torch(item, f"{name}.{key}", is_checked)) for key, item in value.items())
     if isinstance(value, (list, tuple)):
-        items = [to_torch(item, f"{name}.{i}") for i, item in enumerate(value)]
+        items = [to_torch(item, f"{name}.{i}", is_checked) for i, item in enumerate(value)]
         return items if isinstance(value, list) else tuple(items)
     if isinstance(value, (Opaque, Global)):
         raise LossyError(f"{name!r} is a {value.name}, which is not plain data", "", "it cannot be loaded")

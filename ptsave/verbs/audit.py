@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ptsave.core.checkpoint import Checkpoint
@@ -39,6 +39,7 @@ def audit(checkpoint: Checkpoint, progress: Callable[[int], None] | None = None)
     jobs = _jobs(tensors, digests)
     read_all([job.reading for job in jobs], progress)
     damaged: dict[str, str] = {}
+    cast: list[str] = []
     for job in jobs:
         if job.reading.error is not None:
             what = job.reading.error.what
@@ -49,11 +50,18 @@ def audit(checkpoint: Checkpoint, progress: Callable[[int], None] | None = None)
         if digests is not None and job.digest_names:
             found = job.reading.digest
             for name in job.digest_names:
-                if digests.tensors[name] != found:
+                if digests.tensors[name] == found or name in damaged:
+                    continue
+                if checkpoint.record is not None and checkpoint.record.was_cast(tensors[name].dtype):
+                    cast.append(name)
+                else:
                     damaged[name] = f"its bytes do not match the recorded {digests.algorithm} digest"
     for name, message in damaged.items():
         yield Finding(CHECK, "fail", name, f"damaged: {message}")
-    yield from _summary(checkpoint, jobs, digests, len(damaged))
+    if cast:
+        such = f"{len(cast)} tensors (such as {cast[0]!r}) were cast to {tensors[cast[0]].dtype}"
+        yield Finding(CHECK, "warn", "", f"{such} since they were recorded: no digest speaks for them")
+    yield from _summary(checkpoint, jobs, digests, len(damaged), cast)
     for check in checkpoint.checks:
         yield from check()
 
@@ -102,12 +110,15 @@ def _jobs(tensors: dict[str, TensorEntry], digests: Digests | None) -> list[_Job
 
 
 def _summary(
-    checkpoint: Checkpoint, jobs: list[_Job], digests: Digests | None, num_damaged: int
+    checkpoint: Checkpoint,
+    jobs: list[_Job],
+    digests: Digests | None,
+    num_damaged: int,
+    cast: Sequence[str],
 ) -> Iterator[Finding]:
-    checked = {name for job in jobs for name in (*job.crc_names, *job.digest_names)}
-    unchecked = [
-        name for name, entry in checkpoint.tensors.items() if name not in checked and entry.num_bytes
-    ]
+    known = {name for job in jobs for name in (*job.crc_names, *job.digest_names)}
+    checked = known.difference(cast)
+    unchecked = [name for name, entry in checkpoint.tensors.items() if name not in known and entry.num_bytes]
     if checked and not num_damaged:
         how = " and ".join(
             word

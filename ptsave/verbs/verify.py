@@ -15,7 +15,7 @@ from ptsave.core.names import matches
 from ptsave.core.nearest import hint_for
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.select import select_model
-from ptsave.core.verdict import Finding
+from ptsave.core.verdict import Finding, places
 from ptsave.errors import UsageError
 from ptsave.formats.writers import BY_NAME
 from ptsave.verbs.audit import audit
@@ -168,13 +168,32 @@ def run_checks(checks: Mapping[str, Callable[[], Iterator[Finding]]], began: Beg
     return findings
 
 
+def facts(
+    checkpoint: Checkpoint, model: str | None, device: str, seconds: float
+) -> dict[str, str | int | float]:
+    """What was verified, for a report: names and plain values in the order in which to show them."""
+    tensors = checkpoint.tensors.values()
+    known: dict[str, str | int | float] = {
+        "path": str(checkpoint.path),
+        "format": checkpoint.format,
+        "tensors": len(tensors),
+        "bytes": sum({entry.view: entry.num_bytes for entry in tensors}.values()),
+        "seconds": seconds,
+    }
+    if model is not None:
+        known |= {"class": model, "device": device}
+    environment = checkpoint.record.environment if checkpoint.record is not None else None
+    return known | {f"saved with {name}": text for name, text in (environment or {}).items()}
+
+
 def damage(findings: Sequence[Finding], checkpoint: Checkpoint) -> str:
     """What the check `bytes` found out, in a line; empty where all is whole."""
-    bad = [f.where for f in findings if f.check == "bytes" and f.level == "fail"]
-    bad = [name for name in dict.fromkeys(bad) if name in checkpoint.tensors]
+    bad = [name for name in places(findings, "bytes", "fail") if name in checkpoint.tensors]
     if not bad:
         return ""
     more = ", …" if len(bad) > 3 else ""
-    verb = "does" if len(bad) == 1 else "do"
+    verb, its = ("does", "its") if len(bad) == 1 else ("do", "their")
     names = ", ".join(bad[:3]) + more
-    return f"damaged: {len(bad)} of {len(checkpoint.tensors)} tensors {verb} not match its checksum ({names})"
+    return (
+        f"damaged: {len(bad)} of {len(checkpoint.tensors)} tensors {verb} not match {its} checksum ({names})"
+    )

@@ -1,0 +1,128 @@
+"""The check `behaviour`: the recorded inputs run again today, and findings on what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from ptsave.config import InputsSpec, Tolerance
+from ptsave.core.behaviour import Behaviour
+from ptsave.core.verdict import Departure, Finding, Level
+from ptsave.errors import UnreadableError, UsageError
+from ptsave.torch_layer.inputs import make_inputs
+from ptsave.torch_layer.observe import buffer_digests
+from ptsave.torch_layer.replay import Replay, replay
+from ptsave.torch_layer.subject import ModelSubject
+
+CHECK = "behaviour"
+FLOATS = ("bfloat16", "float16", "float32", "float64")
+"""The coarsest first."""
+
+
+def behaviour(subject: ModelSubject) -> Iterator[Finding]:
+    """Today's outputs on the recorded inputs match the recorded ones; else names the module that departs."""
+    recorded = subject.behaviour
+    if recorded is None:
+        message = "the checkpoint has no behaviour record: `ptsave save` and `verify --record` make one"
+        yield Finding(CHECK, "skipped", "", message)
+        return
+    if not subject.fit.fits:
+        yield Finding(CHECK, "skipped", "", "the keys do not fit the architecture")
+        return
+    try:
+        model = subject.model()
+    except UnreadableError as error:
+        yield Finding(CHECK, "fail", "", f"the weights cannot be loaded: {error}")
+        return
+    if subject.damage is not None:
+        yield Finding(CHECK, "fail", "", f"{subject.damage}; run with the damage")
+    lost = list(_buffers(subject, model, recorded))
+    try:
+        subject.replayed = found = _replayed(subject, model, recorded)
+    except UsageError as error:
+        yield Finding(CHECK, "fail", "", f"the model does not run on the recorded inputs: {error}")
+        return
+    if recorded.determinism != "exact":
+        seeds = (
+            "two seeds gave two results" if recorded.determinism == "seeded" else "one seed gave two results"
+        )
+        yield Finding(CHECK, "warn", "", f"the model is not deterministic: {seeds} when it was recorded")
+    yield from _training(found, recorded)
+    yield from lost
+    yield from _judged(found)
+
+
+def coarser_dtype(subject: ModelSubject, recorded: Behaviour) -> str | None:
+    """The narrower dtype that the weights have gone through since they were recorded, if any."""
+    kept = {entry.dtype.name for entry in subject.selection.tensors.values()} & {*FLOATS}
+    then = {name for name in recorded.dtypes if name in FLOATS}
+    if not kept or not then or kept == then:
+        return None
+    return min(kept | then, key=FLOATS.index)
+
+
+def _replayed(subject: ModelSubject, model: nn.Module, recorded: Behaviour) -> Replay:
+    where = f"{subject.checkpoint.path}: record"
+    spec = InputsSpec.from_json(recorded.inputs, where, subject.checkpoint.path.parent)
+    tolerance = subject.config.tolerance or Tolerance()
+    return replay(
+        model,
+        make_inputs(spec, model, subject.device),
+        recorded,
+        subject.device,
+        coarse=coarser_dtype(subject, recorded),
+        rtol=tolerance.rtol,
+        atol=tolerance.atol,
+    )
+
+
+def _buffers(subject: ModelSubject, model: nn.Module, recorded: Behaviour) -> Iterator[Finding]:
+    now = buffer_digests(model)
+    subject.lost_buffers = [n for n, digest in recorded.buffers.items() if now.get(n, digest) != digest]
+    for name in subject.lost_buffers:
+        message = "a buffer outside the state dict is not what it was: uninitialised, or made otherwise"
+        yield Finding(CHECK, "warn", name, message)
+
+
+def _training(found: Replay, recorded: Behaviour) -> Iterator[Finding]:
+    """Modules that dropout drops in and batch norm learns in, and did not; the outermost of them."""
+    stuck = [name for name in found.now.training if name not in recorded.training]
+    for name in stuck:
+        if not any(name != other and (not other or name.startswith(f"{other}.")) for other in stuck):
+            inside = sum(other != name and (not name or other.startswith(f"{name}.")) for other in stuck)
+            more = f", and {inside} modules inside it" if inside else ""
+            message = f"left in train mode: it stays in training after eval(){more}"
+            yield Finding(CHECK, "warn" if found.is_same else "fail", name, message)
+
+
+def _judged(found: Replay) -> Iterator[Finding]:
+    for output in found.outputs:
+        if output.why_not:
+            yield Finding(CHECK, "fail", output.path, output.why_not)
+        elif output.is_bitwise_equal:
+            yield Finding(CHECK, "ok", output.path, "bitwise equal")
+        else:
+            excess = found.excesses[output.path]
+            off = f"{excess.relative:.2g} relative off, rounding explains {excess.allowed:.2g}"
+            level: Level
+            if found.is_tolerated:
+                level, how = "ok", "within the tolerance of the config"
+            elif not excess.is_explained:
+                level, how = "fail", "differs"
+            elif not found.is_deterministic:
+                level, how = "warn", "the model is not deterministic, and two runs of it differ as much"
+            else:
+                level, how = "ok", "explained by rounding"
+            yield Finding(CHECK, level, output.path, f"{how}: {off}; {output.figures}")
+    if found.structure:
+        yield Finding(CHECK, "warn", "", found.structure)
+    if found.first is not None and not found.is_tolerated:
+        yield _departure(found, found.first)
+
+
+def _departure(found: Replay, first: Departure) -> Finding:
+    call = f" (call {first.number + 1})" if first.number else ""
+    inputs = "its inputs agree" if found.begins_there else "and so does what it is given"
+    message = f"first to depart: {first.kind}{call}, {first.relative:.2g} off, {inputs}"
+    return Finding(CHECK, "warn" if found.is_same else "fail", first.module, message)

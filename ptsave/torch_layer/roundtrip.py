@@ -1,0 +1,106 @@
+"""The check `roundtrip`: model → file → model, through every format that is asked for."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import nn
+
+from ptsave.core.select import select_model
+from ptsave.core.verdict import Finding
+from ptsave.errors import LossyError, PtsaveError, UnreadableError
+from ptsave.formats import open_checkpoint
+from ptsave.formats.base import WriteOptions
+from ptsave.formats.writers import BY_NAME
+from ptsave.torch_layer.live import checkpoint_of
+from ptsave.torch_layer.load import arguments_for
+from ptsave.torch_layer.observe import buffer_digests, digests_of
+from ptsave.torch_layer.subject import ModelSubject
+from ptsave.torch_layer.trace import output_digests
+
+CHECK = "roundtrip"
+
+
+def roundtrip(subject: ModelSubject) -> Iterator[Finding]:
+    """Model → file → model gives bitwise equal tensors and eval-mode, no-grad outputs on the device."""
+    if not subject.fit.fits:
+        yield Finding(CHECK, "skipped", "", "the keys do not fit the architecture")
+        return
+    try:
+        model = subject.model()
+    except UnreadableError as error:
+        yield Finding(CHECK, "fail", "", f"the weights cannot be loaded: {error}")
+        return
+    before = _everything(model)
+    outputs = _first_outputs(subject, model)
+    with tempfile.TemporaryDirectory(prefix="ptsave-roundtrip-") as folder:
+        written: dict[str, Path] = {}
+        for name in subject.through:
+            path = Path(folder) / f"model.{name}"
+            write = BY_NAME[name].write
+            try:
+                write(checkpoint_of(model.state_dict(), path), path, WriteOptions(check=False, sync=False))
+            except LossyError as error:
+                yield Finding(CHECK, "skipped", name, f"the format cannot hold the model: {error.what}")
+                continue
+            written[name] = path
+        del model
+        subject.release()
+        for name, path in written.items():
+            yield from _reread(subject, name, path, before, outputs)
+
+
+def _first_outputs(subject: ModelSubject, model: nn.Module) -> dict[str, str] | None:
+    """What the loaded model gives; a replay of the same inputs has it already."""
+    replayed, recorded, inputs = subject.replayed, subject.behaviour, subject.config.inputs
+    if replayed is None or recorded is None or inputs is None or inputs.to_json() != recorded.inputs:
+        return _outputs(subject, model)
+    return replayed.now.digests()
+
+
+def _outputs(subject: ModelSubject, model: nn.Module, seed: int = 0) -> dict[str, str] | None:
+    """Output path → digest for the config's inputs, or None where it has none."""
+    if subject.config.inputs is None:
+        return None
+    arguments = arguments_for(subject.config.inputs, None, model, subject.device)
+    return output_digests(model, arguments, seed)
+
+
+def _everything(model: nn.Module) -> dict[str, str]:
+    """Digest of every tensor that makes the model what it is, and the text of what is no tensor."""
+    return digests_of(model.state_dict()) | buffer_digests(model)
+
+
+def _reread(
+    subject: ModelSubject, name: str, path: Path, before: dict[str, str], outputs: dict[str, str] | None
+) -> Iterator[Finding]:
+    """Load what was written, and hold it against what was there before."""
+    try:
+        with open_checkpoint(path) as copy:
+            model = subject.load(copy, select_model(copy))
+    except PtsaveError as error:
+        yield Finding(CHECK, "fail", name, f"what was written cannot be loaded: {error}")
+        return
+    after = _everything(model)
+    changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    for key in changed:
+        yield Finding(CHECK, "fail", key, f"differs after a round trip through {name}")
+    if not changed:
+        yield Finding(CHECK, "ok", name, f"{len(before)} tensors are bitwise equal")
+    if outputs is None:
+        yield Finding(CHECK, "skipped", name, "no outputs were compared: the config has no [inputs]")
+        return
+    again = _outputs(subject, model)
+    assert again is not None
+    different = [key for key in {**outputs, **again} if outputs.get(key) != again.get(key)]
+    if not different:
+        message = f"{len(outputs)} outputs on {subject.device} are bitwise equal"
+        yield Finding(CHECK, "ok", name, message)
+    elif _outputs(subject, model) != again:
+        message = "the outputs cannot be compared: two runs of the same weights from the same seed differ"
+        yield Finding(CHECK, "skipped", name, message)
+    else:
+        for key in different:
+            yield Finding(CHECK, "fail", key, f"the output differs after a round trip through {name}")

@@ -1,0 +1,104 @@
+"""What the checks of a model look at, and what they share so that nothing is done twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from torch import nn
+
+from ptsave.config import Config
+from ptsave.core.behaviour import Behaviour
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.keys import Expected, KeyReport, compare
+from ptsave.core.select import Selection, select_model
+from ptsave.errors import CorruptError
+from ptsave.torch_layer.build import build_model
+from ptsave.torch_layer.fill import expected_of, extra_of, fill
+from ptsave.torch_layer.replay import Replay
+
+
+@dataclass
+class ModelSubject:
+    """A checkpoint, the model that it is said to be, and what has been found out of the two."""
+
+    checkpoint: Checkpoint
+    config: Config
+    device: str = "cpu"
+    select: str | None = None
+    app_dir: Path | None = None
+    through: Sequence[str] = ("pt", "safetensors")
+    warn: Callable[[str], None] = lambda line: None
+    replayed: Replay | None = None
+    """What the check `behaviour` found out."""
+    lost_buffers: list[str] = field(default_factory=list)
+    """Buffers outside the state dict that are not what they were."""
+    damage: CorruptError | None = None
+    """Why the weights were loaded without being held against their checksums."""
+    _model: nn.Module | None = None
+    _is_spent: bool = False
+    """Whether the skeleton was filled once, and can only be looked at now."""
+
+    @cached_property
+    def selection(self) -> Selection:
+        """The state dict that is the model's."""
+        return select_model(self.checkpoint, self.select)
+
+    @cached_property
+    def skeleton(self) -> nn.Module:
+        """The architecture. `model` fills it, and `release` takes its weights away again."""
+        return build_model(self.config.model, device="meta", app_dir=self.app_dir)
+
+    @cached_property
+    def expected(self) -> dict[str, Expected]:
+        """What the architecture wants under each name."""
+        return expected_of(self.skeleton)
+
+    @cached_property
+    def fit(self) -> KeyReport:
+        """How the checkpoint fits the architecture."""
+        extra = extra_of(self.skeleton)
+        return compare(self.expected, self.selection.tensors, extra, self.selection.extra)
+
+    @cached_property
+    def behaviour(self) -> Behaviour | None:
+        """The checkpoint's behaviour record."""
+        record = self.checkpoint.record
+        if record is None or record.behaviour is None:
+            return None
+        return Behaviour.from_json(record.behaviour, f"{self.checkpoint.path}: record")
+
+    def model(self) -> nn.Module:
+        """The model, filled from the checkpoint, on the device, in eval mode; loaded once.
+
+        Damaged weights are loaded all the same, and `damage` says so: what they do is worth knowing.
+        """
+        if self._model is None:
+            skeleton = None if self._is_spent else self.skeleton
+            try:
+                self._model = self.load(self.checkpoint, self.selection, skeleton)
+            except CorruptError as error:
+                self.damage = error
+                self._model = self.load(self.checkpoint, self.selection, skeleton, is_checked=False)
+        return self._model
+
+    def release(self) -> None:
+        """Let go of the weights, so that two models are never held at once."""
+        if self._model is not None:
+            self._model.to("meta")
+            self._model, self._is_spent = None, True
+
+    def load(
+        self,
+        source: Checkpoint,
+        selection: Selection,
+        skeleton: nn.Module | None = None,
+        *,
+        is_checked: bool = True,
+    ) -> nn.Module:
+        """A model of the architecture, filled from `source`."""
+        model = skeleton or build_model(self.config.model, device="meta", app_dir=self.app_dir)
+        fill(model, source, selection, self.device, self.warn, is_checked=is_checked)
+        return model.eval()
