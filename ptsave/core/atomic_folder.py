@@ -73,13 +73,21 @@ class OutputFolder:
         finally:
             os.close(fd)
 
+    def small_file(self, name: str, data: bytes) -> None:
+        """Write a new file that is not seen before the main file is in place.
+
+        Raises: WriteError.
+        """
+        with self.data_file(name, len(data)) as output:
+            _write_whole(output, data)
+
     def commit(
         self, main: tuple[str, bytes], beside: Iterable[tuple[str, bytes]] = (), old: Sequence[str] = ()
     ) -> None:
         """Make the new set the one that readers see.
 
         `main`: the name and the bytes of the file that names all others. `beside`: files that readers can do
-        without, written after it. `old`: what belonged to the old set, in the order of its removal.
+        without, written after it. `old`: what is not needed any more, in the order of its removal.
 
         Raises: WriteError.
         """
@@ -129,12 +137,7 @@ class OutputFolder:
         ) as output:
             if is_main:
                 self._main = (path, os.fstat(output.fd))
-            output.reserve()
-            output.write_at(0, data)
-            found = bytearray(len(data))
-            output.read_into(0, memoryview(found))
-            if found != data:
-                raise lost_bytes(output, name)
+            _write_whole(output, data)
 
     @property
     def is_committed(self) -> bool:
@@ -157,6 +160,16 @@ class OutputFolder:
                 with contextlib.suppress(OSError):
                     system.again(os.unlink, self.path / name)
         self._forget_data()
+
+
+def _write_whole(output: OutputFile, data: bytes) -> None:
+    """Write a small file, and read it back."""
+    output.reserve()
+    output.write_at(0, data)
+    found = bytearray(len(data))
+    output.read_into(0, memoryview(found))
+    if found != data:
+        raise lost_bytes(output, output.destination.name)
 
 
 @contextmanager

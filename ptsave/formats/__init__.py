@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.files import InputFile, InputFolder
-from ptsave.errors import MissingFileError
+from ptsave.errors import MissingFileError, UnreadableError
 from ptsave.formats import (
     dcp,
     named,
@@ -37,6 +37,9 @@ FILE_FORMATS: tuple[FileFormat, ...] = (
 )
 FOLDER_FORMATS: tuple[FolderFormat, ...] = (*sharded.FORMATS, dcp.FORMAT)
 
+MAX_TRIES = 10
+"""How often a folder is opened that is saved over again and again."""
+
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Open whatever checkpoint `path` is, recognised by content; nothing in it runs.
@@ -47,7 +50,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     if "\0" in str(target):
         raise MissingFileError("no such file", repr(str(target)), "check the path")
     if os.path.isdir(target):  # unlike Path.is_dir, never raises: a name may be too long
-        return _open_folder(InputFolder(target))
+        return _open_folder(target)
     file = InputFile(target)
     try:
         head = file.read_at(0, min(HEAD_BYTES, file.size_bytes))
@@ -60,7 +63,20 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise
 
 
-def _open_folder(folder: InputFolder) -> Checkpoint:
+def _open_folder(path: Path) -> Checkpoint:
+    """Open a folder; again where it was saved over meanwhile: the old files go when the new ones come."""
+    tries = 0
+    while True:
+        folder = InputFolder(path)
+        try:
+            return _read_folder(folder)
+        except UnreadableError:
+            tries += 1
+            if tries == MAX_TRIES or InputFolder(path).names == folder.names:
+                raise
+
+
+def _read_folder(folder: InputFolder) -> Checkpoint:
     for known in FOLDER_FORMATS:
         if known.sniff(folder):
             return known.read(folder)

@@ -26,6 +26,7 @@ from ptsave.errors import CorruptError, LimitError, MissingFileError, Unreadable
 from ptsave.formats.base import FolderFormat
 from ptsave.formats.chunks import Box, assemble, check_cover
 from ptsave.formats.dcp_metadata import Place, TensorAbout, parse_metadata
+from ptsave.formats.folder_files import is_new_record
 from ptsave.formats.inert_pickle import Loaded
 from ptsave.formats.nesting import nest, restore_parameter_numbers
 from ptsave.formats.torch_part import TorchParts
@@ -37,6 +38,10 @@ MAX_METADATA_BYTES = 512 * 1024 * 1024
 """Cap on the `.metadata` pickle."""
 MAX_FILES = 20_000
 """Cap on the `.distcp` files of one checkpoint."""
+MAX_RECORDS = 8
+"""How many files that may hold the record, beside the usual one, are looked at."""
+MAX_TRIES = 3
+"""How often the folder is listed again where a writer is just replacing the record."""
 
 _SUFFIX = ".distcp"
 _DAMAGED = "the folder is incomplete or mixes two checkpoints; copy it again"
@@ -86,18 +91,40 @@ def _has_rank_metadata(folder: InputFolder) -> bool:
 
 
 def _read_record(folder: InputFolder, reader: _Reader) -> Record | None:
-    """The record beside the metadata; none where it was written with another metadata than this."""
-    if FILE_NAME not in folder.names:
-        return None
-    with folder.open(FILE_NAME) as file:
-        if file.size_bytes > MAX_BYTES:
-            raise LimitError("record_bytes", MAX_BYTES, file.size_bytes, str(file.path))
-        record = Record.from_json(file.read_at(0, file.size_bytes), str(file.path))
-    if record.belongs_to is not None and record.belongs_to != reader.metadata_digest:
+    """The record that was written with this metadata; none where there is none, or only another's.
+
+    While the folder is saved over, and for good where that was cut short, it may have its own name not yet.
+    """
+    names = folder.names
+    for _ in range(MAX_TRIES):
+        candidates = [FILE_NAME] if FILE_NAME in names else []
+        candidates += [name for name in names if is_new_record(name)][:MAX_RECORDS]
+        for name in candidates:
+            record = _record_at(folder, name)
+            if record is not None and record.belongs_to in (None, reader.metadata_digest):
+                return record
+        names_before, names = names, InputFolder(folder.path).names
+        if names == names_before:
+            break
+    if candidates:
         reader.notes.append(f"{FILE_NAME} belongs to an earlier save in this folder, and is left out")
         reader.has_stale_record = True
+    return None
+
+
+def _record_at(folder: InputFolder, name: str) -> Record | None:
+    """The record in the file `name`; none where a writer has just removed it, or has not finished it."""
+    try:
+        with folder.open(name) as file:
+            if file.size_bytes > MAX_BYTES:
+                raise LimitError("record_bytes", MAX_BYTES, file.size_bytes, str(file.path))
+            return Record.from_json(file.read_at(0, file.size_bytes), str(file.path))
+    except MissingFileError:
         return None
-    return record
+    except CorruptError:
+        if is_new_record(name):
+            return None
+        raise
 
 
 class _Reader:

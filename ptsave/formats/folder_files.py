@@ -14,6 +14,7 @@ DCP_METADATA = ".metadata"
 DCP_SUFFIX = ".distcp"
 MAX_INDEX_BYTES = 100_000_000
 
+_RECORD = re.compile(r"ptsave\.\d+\.json")
 _MAIN = (DCP_METADATA, INDEX, "model.safetensors")
 """What a reader begins with; the last of them that is there wins, so they are removed in this order."""
 _SHARD = re.compile(r"model(-ptsave\d+)?-\d{5,6}-of-\d{5,6}\.safetensors")
@@ -28,6 +29,16 @@ def shard_names(count: int, generation: int) -> list[str]:
     return [f"model{tag}-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
 
 
+def new_record_name(generation: int) -> str:
+    """Where a folder's record waits until the main file that it belongs to is in place."""
+    return f"ptsave.{generation}.json"
+
+
+def is_new_record(name: str) -> bool:
+    """Whether `name` is one of `new_record_name`'s; a killed writer may have left it there for good."""
+    return _RECORD.fullmatch(name) is not None
+
+
 def superfluous(folder: Path, names: Iterable[str], kept: Iterable[str]) -> list[str]:
     """The files of older checkpoints among `names`, but for `kept`, in the order of their removal."""
     there = set(names) - set(kept)
@@ -35,9 +46,9 @@ def superfluous(folder: Path, names: Iterable[str], kept: Iterable[str]) -> list
     if INDEX in names:
         data |= _indexed(folder / INDEX) & there
     if DCP_METADATA in names:
-        data |= {FILE_NAME} & there
+        data |= {name for name in there if name == FILE_NAME or is_new_record(name)}
     mains = [name for name in _MAIN if name in there]
-    return [*mains, *sorted(data - set(mains))]
+    return [*mains, *sorted(data - set(mains), key=lambda name: (is_new_record(name), name))]
 
 
 def _indexed(path: Path) -> set[str]:
