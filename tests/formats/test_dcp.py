@@ -1,0 +1,263 @@
+"""DCP folders, held against what torch.distributed.checkpoint loads."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+from ptsave.core.storage import FileStorage
+from ptsave.errors import CorruptError, LimitError, MissingFileError, UnreadableError
+from ptsave.formats import open_checkpoint
+from ptsave.formats.chunks import Box, ConcatenatedStorage, TiledStorage
+from tests.formats.test_chunks import grid
+from tests.formats.torch_reading import assert_same, flat
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed")
+
+STATE: dict[str, Any] = {
+    "w": torch.randn(4, 6),
+    "b": torch.arange(6, dtype=torch.int32),
+    "cube": torch.randn(3, 4, 5).to(torch.bfloat16),
+    "scalar": torch.tensor(2.5),
+    "empty": torch.empty(0, 3),
+}
+CUTS = {"w": ([0, 1, 4], [0, 6]), "cube": ([0, 3], [0, 1, 4], [0, 2, 5]), "b": ([0, 2, 3, 6],)}
+
+
+def boxes_of(name: str) -> list[Box]:
+    if name in CUTS:
+        return list(grid([list(cut) for cut in CUTS[name]]))
+    return [Box((0,) * STATE[name].dim(), tuple(STATE[name].shape))]
+
+
+def write_sharded(folder: Path, change: Callable[[Metadata], None] = lambda metadata: None) -> Path:
+    """What several ranks write: the chunks of CUTS in turn in two files, and some plain data."""
+    folder.mkdir()
+    items: dict[str, Any] = {}
+    places: dict[MetadataIndex, _StorageInfo] = {}
+    files = [(folder / f"__{rank}_0.distcp").open("wb") for rank in range(2)]
+    turn = 0
+
+    def put(index: MetadataIndex, value: Any) -> None:
+        nonlocal turn
+        file = files[turn % 2]
+        turn += 1
+        start = file.tell()
+        torch.save(value, file)
+        places[index] = _StorageInfo(Path(file.name).name, start, file.tell() - start)
+
+    for name, tensor in STATE.items():
+        chunks = []
+        for box in boxes_of(name):
+            part = tensor[tuple(slice(o, o + s) for o, s in zip(box.offsets, box.sizes, strict=True))]
+            put(MetadataIndex(name, box.offsets), part.clone())
+            chunks.append(ChunkStorageMetadata(torch.Size(box.offsets), torch.Size(box.sizes)))
+        properties = TensorProperties.create_from_tensor(tensor)
+        items[name] = TensorStorageMetadata(properties, tensor.shape, chunks)
+    items["epoch"] = BytesStorageMetadata()
+    put(MetadataIndex("epoch"), 7)
+    for file in files:
+        file.close()
+    metadata = Metadata(items, {name: (name,) for name in items}, places)
+    change(metadata)
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    return folder
+
+
+def test_chunks_of_several_ranks_are_presented_whole(tmp_path: Path) -> None:
+    folder = write_sharded(tmp_path / "dcp")
+    loaded: dict[str, Any] = {name: torch.zeros_like(tensor) for name, tensor in STATE.items()}
+    dcp.load(loaded, checkpoint_id=folder)
+    with open_checkpoint(folder) as checkpoint:
+        assert checkpoint.format == "dcp"
+        assert list(checkpoint.tensors) == list(STATE)
+        for name, entry in checkpoint.tensors.items():
+            assert_same(entry, loaded[name])
+            assert_same(entry, STATE[name])
+        kinds = {name: type(entry.storage) for name, entry in checkpoint.tensors.items()}
+        assert (kinds["w"], kinds["b"]) == (ConcatenatedStorage, ConcatenatedStorage)
+        assert (kinds["cube"], kinds["scalar"]) == (TiledStorage, FileStorage)
+        assert checkpoint.data["epoch"] == 7
+        assert checkpoint.globals == {}
+        assert [finding.level for check in checkpoint.checks for finding in check()] == ["ok"]
+
+
+def test_a_training_checkpoint_of_torch(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.randn(4, 2)).sum().backward()
+    optimizer.step()
+    state = {
+        "model_state_dict": model.state_dict(),
+        "optimizer_state_dict": optimizer.state_dict(),
+        "epoch": 3,
+        "history": [torch.ones(2), {"loss": 0.5}],
+        "hyper": {"lr": 1e-3, "betas": (0.9, 0.99), "nothing": None},
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.save(state, checkpoint_id=tmp_path / "dcp")
+    with open_checkpoint(tmp_path / "dcp") as checkpoint:
+        for name, tensor in flat(state).items():
+            assert_same(checkpoint.tensors[name], tensor)
+        assert len(checkpoint.tensors) == len(flat(state))
+        root = checkpoint.root
+        assert list(root["optimizer_state_dict"]["state"]) == [0, 1, 2, 3]
+        assert root["optimizer_state_dict"]["param_groups"] == state["optimizer_state_dict"]["param_groups"]
+        assert (root["epoch"], root["hyper"]) == (3, state["hyper"])
+        assert root["history"][1] == {"loss": 0.5}
+        assert checkpoint.globals == {}
+
+
+def test_damage_in_a_chunk_is_found(tmp_path: Path) -> None:
+    folder = write_sharded(tmp_path / "dcp")
+    with open_checkpoint(folder) as checkpoint:
+        storage = checkpoint.tensors["w"].storage
+        assert isinstance(storage, ConcatenatedStorage)
+        part = storage.parts[1][0]
+        assert isinstance(part, FileStorage)
+        path, position = part.file.path, part.offset_bytes + 5
+    data = bytearray(path.read_bytes())
+    data[position] ^= 4
+    path.write_bytes(data)
+    with open_checkpoint(folder) as checkpoint:
+        (finding,) = [finding for check in checkpoint.checks for finding in check()]
+        assert (finding.level, finding.where) == ("fail", "w")
+
+
+def place(metadata: Metadata, name: str) -> _StorageInfo:
+    return next(info for index, info in metadata.storage_data.items() if index.fqn == name)
+
+
+def outside(path: str) -> Callable[[Metadata], None]:
+    def change(metadata: Metadata) -> None:
+        place(metadata, "b").relative_path = path
+
+    return change
+
+
+def set_place(**fields: Any) -> Callable[[Metadata], None]:
+    def change(metadata: Metadata) -> None:
+        for key, value in fields.items():
+            setattr(place(metadata, "scalar"), key, value)
+
+    return change
+
+
+def drop_chunk(metadata: Metadata) -> None:
+    metadata.state_dict_metadata["w"].chunks.pop()  # type: ignore[union-attr]
+
+
+def drop_place(metadata: Metadata) -> None:
+    del metadata.storage_data[MetadataIndex("epoch")]
+
+
+def other_dtype(metadata: Metadata) -> None:
+    metadata.state_dict_metadata["w"].properties.dtype = torch.int32  # type: ignore[union-attr]
+
+
+def other_chunk(metadata: Metadata) -> None:
+    """The scalar's place holds the data of `epoch`."""
+    metadata.storage_data[MetadataIndex("scalar", ())] = metadata.storage_data[MetadataIndex("epoch")]
+
+
+def larger(metadata: Metadata) -> None:
+    about = metadata.state_dict_metadata["scalar"]
+    about.size = torch.Size([2**40])  # type: ignore[union-attr]
+    about.chunks[0].sizes = torch.Size([2**40])  # type: ignore[union-attr]
+    about.chunks[0].offsets = torch.Size([0])  # type: ignore[union-attr]
+    metadata.storage_data[MetadataIndex("scalar", (0,))] = metadata.storage_data[MetadataIndex("scalar", ())]
+
+
+def inside_a_value(metadata: Metadata) -> None:
+    metadata.planner_data["scalar"] = ("w", "scalar")
+
+
+def far_place(metadata: Metadata) -> None:
+    metadata.planner_data["w"] = ("list", 10**15)
+
+
+def no_metadata(metadata: Metadata) -> None:
+    metadata.state_dict_metadata = [1]  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        (outside("../__0_0.distcp"), CorruptError, "outside its folder"),
+        (outside("/etc/passwd"), CorruptError, "outside its folder"),
+        (outside("__7_0.distcp"), MissingFileError, "no such file, though the metadata places 'b' in it"),
+        (set_place(offset=10**15), CorruptError, "truncated"),
+        (set_place(length=10**15), CorruptError, "truncated"),
+        (set_place(offset=1), CorruptError, "item 'scalar'"),
+        (set_place(offset=-1), CorruptError, "place in its file is malformed"),
+        (set_place(transform_descriptors=["zstd"]), UnreadableError, "went through zstd"),
+        (drop_chunk, CorruptError, "do not cover it: 6 elements"),
+        (drop_place, CorruptError, "does not say where 'epoch' lies"),
+        (other_dtype, CorruptError, "should be int32"),
+        (other_chunk, CorruptError, "is no tensor"),
+        (larger, CorruptError, "should be float32"),
+        (inside_a_value, CorruptError, "inside a value"),
+        (far_place, LimitError, "list_places"),
+        (no_metadata, CorruptError, "not the metadata"),
+    ],
+)
+def test_metadata_that_lies(
+    change: Callable[[Metadata], None], kind: type[Exception], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(kind, match=message):
+        open_checkpoint(write_sharded(tmp_path / "dcp", change))
+
+
+def test_a_half_written_folder(tmp_path: Path) -> None:
+    folder = write_sharded(tmp_path / "dcp")
+    (folder / ".metadata").unlink()
+    with pytest.raises(UnreadableError, match=r"half written: it has \.distcp files and no \.metadata"):
+        open_checkpoint(folder)
+
+
+class Evil:
+    """What torch's own reader of `.metadata` would run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_metadata_that_would_run_code(tmp_path: Path) -> None:
+    """It is described when it lies beside what is read, and refused where it stands in its place."""
+    canary = tmp_path / "canary"
+
+    def beside(metadata: Metadata) -> None:
+        metadata.storage_meta = Evil(canary)  # type: ignore[assignment]
+
+    def in_place(metadata: Metadata) -> None:
+        metadata.storage_data = Evil(canary)
+
+    with open_checkpoint(write_sharded(tmp_path / "beside", beside)) as checkpoint:
+        assert [use.used_for for use in checkpoint.globals.values()] == ["called"]
+    with pytest.raises(CorruptError):
+        open_checkpoint(write_sharded(tmp_path / "in_place", in_place))
+    assert not canary.exists()
+    with (tmp_path / "beside" / ".metadata").open("rb") as file:
+        pickle.load(file)
+    assert canary.exists()
