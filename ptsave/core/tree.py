@@ -11,7 +11,7 @@ from ptsave.errors import LimitError
 MAX_REPEATS = 500_000
 """Cap on the nodes that a walk reaches again, by another path. Every node is reached once in time that
 the file's length bounds, but sharing lets a small file spell exponentially many paths."""
-MAX_NAME_CHARS = 64 * 1024 * 1024
+MAX_NAME_CHARS = 32 * 1024 * 1024
 """Cap on the length of all leaves' paths together: a long key stands in the path of each leaf under it."""
 MAX_DEPTH = 200
 """Cap on how deep containers nest."""
@@ -21,6 +21,10 @@ CYCLE = Opaque("a container that this one is in")
 _LONG_TEXT = 1024
 _CHARS_PER_REPEAT = 16
 _LEVELS_PER_REPEAT = 8
+_SPELLED_CHARS = 6  # JSON's \\u0000
+
+_PARTS_OF_TENSOR = 3
+"""What listing a tensor again costs, in plain values."""
 
 Path = tuple[Any, ...]
 
@@ -52,12 +56,17 @@ def leaves(root: Any) -> Iterator[tuple[Path, Any]]:
     while stack:
         path, path_chars, children, container = stack[-1]
         for key, value in children:
-            key_chars = path_chars + 1 + len(key if type(key) is str else str(key))
+            text = key if type(key) is str else str(key)
+            key_chars = path_chars + 1 + (len(text) if text.isascii() else _SPELLED_CHARS * len(text))
             chars += key_chars
             if chars > MAX_NAME_CHARS:
                 raise LimitError("name_chars", MAX_NAME_CHARS, "more")
             here = (*path, key)
-            if type(value) is TensorEntry or type(value) in SCALARS:
+            if type(value) is TensorEntry:
+                walk.meet(value, _PARTS_OF_TENSOR)
+                yield here, value
+                continue
+            if type(value) in SCALARS:
                 walk.charge_text(value)
                 yield here, value
                 continue
@@ -92,10 +101,10 @@ class _Walk:
         """
         path_cost = depth // _LEVELS_PER_REPEAT
         if isinstance(value, dict):
-            self._meet(value, len(value) + path_cost)
+            self.meet(value, len(value) + path_cost)
             return iter(value.items()) if value else None
         if isinstance(value, (list, tuple)):
-            self._meet(value, len(value) + path_cost)
+            self.meet(value, len(value) + path_cost)
             if not all(map(is_scalar, value)):
                 return iter(enumerate(value))
             for item in value:
@@ -104,7 +113,7 @@ class _Walk:
         if isinstance(value, Opaque):
             if id(value) in self.met and not value.shared:
                 return None
-            self._meet(value, value.num_parts + path_cost)
+            self.meet(value, value.num_parts + path_cost)
             if not value.is_call_of_scalars:
                 return value.children()
             for item in value.args:
@@ -114,9 +123,10 @@ class _Walk:
     def charge_text(self, value: Any) -> None:
         """Charge for a long text that is reached again: it is spelled out each time."""
         if isinstance(value, (str, bytes, bytearray)) and len(value) > _LONG_TEXT:
-            self._meet(value, len(value) // _CHARS_PER_REPEAT)
+            self.meet(value, len(value) // _CHARS_PER_REPEAT)
 
-    def _meet(self, value: Any, num_parts: int) -> None:
+    def meet(self, value: Any, num_parts: int) -> None:
+        """Pay for `value` and what its children are, unless it is met for the first time."""
         if id(value) in self.met:
             self.repeats += 1 + num_parts
             if self.repeats > MAX_REPEATS:

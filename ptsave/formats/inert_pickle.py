@@ -35,6 +35,8 @@ _WINDOW_BYTES = 16 * 1024
 _MARGIN_BYTES = 8 * 1024
 """More than any operand but a long string has; so much is in memory after each opcode of a window."""
 _LONGEST_OPERAND = 8
+_RARE_PER_UNIT = 4
+"""How many opcodes outside the loop cost as much time as a unit."""
 _HINT = "the file is damaged; copy or download it again"
 
 
@@ -87,7 +89,7 @@ def _run(machine: Machine) -> tuple[Any, int]:
     frames: list[list[Any]] = []
     start = machine.base
     data, size, pos = b"", 0, 0
-    units = 0
+    units = num_rare = 0
     try:
         while True:
             if size - pos <= _MARGIN_BYTES and not machine.holds_end:
@@ -158,6 +160,7 @@ def _run(machine: Machine) -> tuple[Any, int]:
                         units += 1
                     else:
                         stack, pos = _rare(machine, op, stack, frames, pos)
+                        num_rare += 1
                 elif op != 0x2E:  # not STOP
                     if op == 0x4B:  # BININT1
                         stack.append(data[pos])
@@ -202,10 +205,12 @@ def _run(machine: Machine) -> tuple[Any, int]:
                         units += 1
                     else:
                         stack, pos = _rare(machine, op, stack, frames, pos)
+                        num_rare += 1
                 else:
                     return stack.pop(), machine.base + pos
+            units += num_rare // _RARE_PER_UNIT
             _check_caps(machine, machine.base + pos - start, units, stack, frames)
-            units = 0
+            units = num_rare = 0
     except (IndexError, struct.error):
         at_end = pos >= size - _LONGEST_OPERAND
         what = TRUNCATED if at_end else "takes more off the stack than is on it"
