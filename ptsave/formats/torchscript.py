@@ -28,12 +28,17 @@ from ptsave.formats.torch_zip import ZipStorages, check_records, is_big_endian, 
 from ptsave.formats.zip_reader import ZipDirectory
 from ptsave.formats.zip_sniff import directory_of, sniffed_directory
 
-MAX_CODE_BYTES = 64 * 1024 * 1024
+MAX_CODE_BYTES = 32 * 1024 * 1024
 """Cap on the text of all classes together."""
 
-_CLASS = re.compile(r"^class (?P<name>\w+)\(Module\):$(?P<body>(?:\n(?:[ \t].*)?)*)", re.MULTILINE)
-_NAMES = re.compile(r"^  __(?P<which>parameters|buffers)__ = \[(?P<names>[^\]]*)\]", re.MULTILINE)
-_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
+# Each stays within a line and always ends: the text is as hostile as the rest of the file.
+_LINE = re.compile(
+    r"^(?:class (?P<name>\w{1,4096})\(Module\):$"
+    r"|  __(?P<which>parameters|buffers)__ = \[(?P<names>[^\]\n]{0,1000000})\]"
+    r"|(?P<end>\S))",
+    re.MULTILINE,
+)
+_QUOTED = re.compile(r'"([^"\\]*(?:\\.[^"\\]*)*)(?:"|\\?\Z)')
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,16 +150,22 @@ def _module_classes(directory: ZipDirectory, prefix: str) -> tuple[dict[str, Mod
     total = sum(directory.entries[name].num_bytes for name in names)
     if total > MAX_CODE_BYTES:
         raise LimitError("code_bytes", MAX_CODE_BYTES, total, str(directory.file.path))
-    classes = {}
+    classes: dict[str, dict[str, frozenset[str]]] = {}
     for name in names:
         module = name[len(prefix) : -len(".py")].replace("/", ".")
         text = directory.read(name, MAX_CODE_BYTES).decode("utf-8", "replace")
-        for found in _CLASS.finditer(text):
-            lists = {
-                match["which"]: frozenset(_QUOTED.findall(match["names"]))
-                for match in _NAMES.finditer(found["body"])
-            }
-            classes[f"{module}.{found['name']}"] = ModuleClass(
-                lists.get("parameters", frozenset()), lists.get("buffers", frozenset())
-            )
-    return classes, len(names)
+        lists: dict[str, frozenset[str]] = {}
+        for line in _LINE.finditer(text):
+            if line["name"] is not None:
+                lists = {}
+                classes[f"{module}.{line['name']}"] = lists
+            elif line["which"] is not None:
+                lists[line["which"]] = frozenset(_QUOTED.findall(line["names"]))
+            else:
+                lists = {}  # what follows is of something else
+    nothing: frozenset[str] = frozenset()
+    known = {
+        name: ModuleClass(lists.get("parameters", nothing), lists.get("buffers", nothing))
+        for name, lists in classes.items()
+    }
+    return known, len(names)
