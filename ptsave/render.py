@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from ptsave.verbs.stats import TensorStats
 
 
+MAX_COLUMN_CHARS = 120
+"""How wide a column of a table gets: a longer cell stands out, and does not widen every line."""
+
+
 @dataclass(frozen=True)
 class Mode:
     """How a command talks."""
@@ -158,7 +162,7 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str] = (), right: Coll
     every = [header, *rows] if header else rows
     if not every:
         return
-    widths = [max(map(len, column)) for column in zip(*every, strict=True)]
+    widths = [min(max(map(len, column)), MAX_COLUMN_CHARS) for column in zip(*every, strict=True)]
     for i, row in enumerate(every):
         cells = [
             cell.rjust(width) if column in right else cell.ljust(width)

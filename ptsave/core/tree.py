@@ -21,7 +21,7 @@ CYCLE = Opaque("a container that this one is in")
 _LONG_TEXT = 1024
 _CHARS_PER_REPEAT = 16
 _LEVELS_PER_REPEAT = 8
-_SPELLED_CHARS = 6  # JSON's \\u0000
+_SPELLED_CHARS = 6  # as JSON spells a character beyond ASCII
 
 _PARTS_OF_TENSOR = 3
 """What listing a tensor again costs, in plain values."""

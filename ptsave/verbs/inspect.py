@@ -12,11 +12,13 @@ from ptsave.core.names import matches
 from ptsave.core.nearest import hint_for
 from ptsave.core.nodes import GlobalUse, TensorEntry
 from ptsave.core.record import Record
-from ptsave.errors import UsageError
+from ptsave.errors import LimitError, UsageError
 from ptsave.verbs.training import Training, describe_training
 
 SortKey = Literal["file", "name", "size", "dtype"]
 SORT_KEYS: dict[str, SortKey] = {"file": "file", "name": "name", "size": "size", "dtype": "dtype"}
+MAX_ALIAS_CHARS = 16 * 1024 * 1024
+"""Cap on the names of tied tensors together: a long name stands beside each tensor that shares its bytes."""
 MAX_TREE_DEPTH = 40
 """How deep `--tree` nests; a name with more dots stays in one piece below that."""
 
@@ -126,13 +128,18 @@ def _rows(checkpoint: Checkpoint) -> list[TensorRow]:
     first_view: dict[Any, str] = {}
     first_storage: dict[int, str] = {}
     rows = []
+    chars = 0
     for name, entry in checkpoint.tensors.items():
         alias = view = None
         if entry.storage.num_bytes:
             alias = first_view.setdefault(entry.view, name)
             view = first_storage.setdefault(id(entry.storage), name)
         alias = None if alias == name else alias
-        rows.append(TensorRow(entry, alias, None if alias or view == name else view))
+        view = None if alias or view == name else view
+        chars += len(alias or view or "")
+        if chars > MAX_ALIAS_CHARS:
+            raise LimitError("alias_chars", MAX_ALIAS_CHARS, "more", str(checkpoint.path))
+        rows.append(TensorRow(entry, alias, view))
     return rows
 
 
