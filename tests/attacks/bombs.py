@@ -440,6 +440,13 @@ def long_keys_on_every_level() -> bytes:
 
 
 @attack(REFUSED, SHOWN)
+def long_foreign_key_shared_often() -> bytes:
+    """60 names of a megabyte, which JSON spells in six."""
+    nodes = b"".join(EMPTY_DICT + get(9) + NONE + SETITEM for _ in range(60))
+    return pkl(PROTO2, text("\u00e9" * 10**6), put(9), POP, EMPTY_LIST, MARK, nodes, APPENDS, STOP)
+
+
+@attack(REFUSED, SHOWN)
 def many_spellings_of_one_name() -> bytes:
     """`{"a": {"a.a": …}}` and `{"a.a": {"a": …}}` join to the same name; here 2**18 paths do."""
     node: Any = {"a": tf.tensor()}
@@ -783,3 +790,207 @@ def gzip_of_a_gib() -> bytes:
 def persistent_ids_of_many_kinds() -> bytes:
     """A thousand storage types that torch does not have."""
     return tf.pt([Pers(("storage", Name("torch", f"S{i}Storage"), "0", "cpu", 4)) for i in range(1000)])
+
+
+# Numbers and names that print large
+
+
+@attack(REFUSED, SHOWN)
+def one_long_name_among_many() -> bytes:
+    """Columns as wide as the longest name would make a table of gigabytes."""
+    names = {f"t{i}": tf.tensor(size=Shared((4,))) for i in range(3000)}
+    return tf.pt({"n" * 300_000: tf.tensor(), **names})
+
+
+@attack(REFUSED, SHOWN)
+def one_long_data_key_among_many() -> bytes:
+    return tf.pt({"n" * 300_000: 1, **{f"t{i}": i for i in range(3000)}})
+
+
+@attack(REFUSED, SHOWN)
+def one_long_global_among_many() -> bytes:
+    names = [Name("m", "n" * 300_000), *(Name("m", f"n{i}") for i in range(3000))]
+    return tf.pt(names)
+
+
+@attack(REFUSED, SHOWN)
+def one_shape_of_many_digits_among_many() -> bytes:
+    wide = tf.tensor(size=(1,) * 60 + (0,), stride=(2**62,) * 60 + (1,))
+    return tf.pt([wide, *(tf.tensor() for _ in range(3000))])
+
+
+# Sparse files: a terabyte that takes no room on disk
+
+
+def sparse(folder: Path, head: bytes, tail: bytes, size: int = 2**40) -> Path:
+    """`head`, nothing, `tail`: `size` bytes in all."""
+    path = folder / "attack.bin"
+    with path.open("wb") as out:
+        out.write(head)
+        out.seek(size - len(tail))
+        out.write(tail)
+    return path
+
+
+def sparse_record(folder: Path, name: str, head: bytes = b"", before: list[Entry] | None = None) -> Path:
+    """A torch zip whose record `name` holds `head` and then a terabyte of zeros."""
+    size = 2**40
+    lie = {"size": SENTINEL, "packed": SENTINEL, "crc": 0, "extra": zip64_extra(size, size)}
+    made = tf.pt_entries(dump({"w": tf.tensor()})) if before is None else before
+    made = [entry for entry in made if entry.name != f"archive/{name}"]
+    sound = zip_bytes([*made, Entry(f"archive/{name}", head, local=lie, central=lie)])
+    start = sound.index(b"PK\x01\x02")
+    directory = sound[start:-22]
+    at = start + size - len(head)
+    count = len(made) + 1
+    told = {"here": count, "total": count, "offset": at}
+    limits = {"here": 0xFFFF, "total": 0xFFFF, "offset": SENTINEL}
+    ends = end_records(at, len(directory), told, limits)
+    return sparse(folder, sound[:start], directory + ends, at + len(directory) + len(ends))
+
+
+@attack(REFUSED)
+def sparse_zip_directory_of_a_terabyte(folder: Path) -> Path:
+    told = {"here": 2**34, "total": 2**34, "size": 2**40 - 200, "offset": 100}
+    limits = {"here": 0xFFFF, "total": 0xFFFF, "size": SENTINEL, "offset": SENTINEL}
+    head = zip_bytes(tf.pt_entries(dump({})))[:100]
+    ends = bytearray(end_records(2**40 - 198, 0, told, limits))
+    ends[64:72] = struct.pack("<Q", 2**40 - len(ends))  # the locator's offset of the zip64 record
+    return sparse(folder, head, bytes(ends))
+
+
+@attack(REFUSED)
+def sparse_pickle_of_a_terabyte(folder: Path) -> Path:
+    return sparse_record(folder, "data.pkl")
+
+
+@attack(REFUSED, SHOWN)
+def sparse_bytes_in_a_pickle(folder: Path) -> Path:
+    """A string of a terabyte, of which nothing needs to be read."""
+    code = PROTO4 + EMPTY_DICT + text("blob") + b"\x8e" + struct.pack("<Q", 2**40 - 100)
+    return sparse_record(folder, "data.pkl", code)
+
+
+@attack(REFUSED, SHOWN)
+def sparse_byteorder(folder: Path) -> Path:
+    return sparse_record(folder, "byteorder")
+
+
+@attack(REFUSED, SHOWN)
+def sparse_version(folder: Path) -> Path:
+    return sparse_record(folder, "version")
+
+
+@attack(REFUSED)
+def sparse_constants(folder: Path) -> Path:
+    return sparse_record(folder, "constants.pkl")
+
+
+@attack(REFUSED)
+def sparse_code(folder: Path) -> Path:
+    made = [*tf.pt_entries(dump({})), Entry("archive/constants.pkl", dump(()))]
+    return sparse_record(folder, "code/__torch__.py", b"class", made)
+
+
+@attack(REFUSED)
+def sparse_record_of_ptsave(folder: Path) -> Path:
+    return sparse_record(folder, "ptsave.json", b"{")
+
+
+@attack(REFUSED)
+def sparse_npz_header(folder: Path) -> Path:
+    npy = b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**32 - 1)
+    return sparse(folder, npy, b"")
+
+
+@attack(REFUSED)
+def sparse_dcp_metadata(folder: Path) -> Path:
+    home = tf.dcp(folder)
+    with (home / ".metadata").open("r+b") as out:
+        out.truncate(2**40)
+    with (home / "__0_0.distcp").open("r+b") as out:
+        out.truncate(2**40)
+    return home
+
+
+@attack(REFUSED)
+def sparse_dcp_metadata_of_one_string(folder: Path) -> Path:
+    home = tf.dcp(folder, PROTO4 + EMPTY_DICT + text("blob") + b"\x8e" + struct.pack("<Q", 2**40 - 100))
+    with (home / ".metadata").open("r+b") as out:
+        out.truncate(2**40)
+    return home
+
+
+@attack(REFUSED)
+def sparse_index(folder: Path) -> Path:
+    home = tf.sharded(folder)
+    with (home / "model.safetensors.index.json").open("r+b") as out:
+        out.truncate(2**40)
+    return home
+
+
+@attack(REFUSED)
+def sparse_zeros(folder: Path) -> Path:
+    return sparse(folder, b"", b"\0")
+
+
+@attack(REFUSED, SHOWN)
+def sparse_legacy_after_the_end(folder: Path) -> Path:
+    return sparse(folder, tf.legacy({"w": tf.legacy_tensor()}), b"\0")
+
+
+@attack(REFUSED)
+def sparse_legacy_pickle(folder: Path) -> Path:
+    return sparse(folder, dump(tf.MAGIC) + dump(1001), b"\0")
+
+
+@attack(REFUSED)
+def sparse_tar_member(folder: Path) -> Path:
+    from .other_formats import tar
+
+    head = bytearray(tar(sys_info=b"", pickle=dump({}), storages=dump(0), tensors=dump(0)))
+    return sparse(folder, bytes(head[:512]), b"\0")
+
+
+# Text that makes a pattern run in circles
+
+
+def scripted(code: bytes) -> bytes:
+    """A TorchScript archive with that code, deflated, so that the file is small."""
+    module = New(Name("__torch__", "M"), state={"w": tf.tensor()})
+    made = [*tf.pt_entries(dump(module)), Entry("archive/constants.pkl", dump(()))]
+    return zip_bytes([*made, Entry("archive/code/__torch__.py", code, DEFLATED)])
+
+
+CLASS = b"class M(Module):\n"
+
+
+@attack(REFUSED, SHOWN, DESCRIBED)
+def code_of_open_lists() -> bytes:
+    return scripted(CLASS + b"  __parameters__ = [\n" * 1_000_000)
+
+
+@attack(REFUSED, SHOWN, DESCRIBED)
+def code_of_open_strings() -> bytes:
+    return scripted(CLASS + b'  __parameters__ = ["' + b'\\"' * 5_000_000 + b", ]\n")
+
+
+@attack(REFUSED, SHOWN, DESCRIBED)
+def code_of_blank_lines() -> bytes:
+    return scripted(CLASS + b"\n \t" * 10_000_000 + b"x")
+
+
+@attack(REFUSED, SHOWN, DESCRIBED)
+def code_of_class_lines() -> bytes:
+    return scripted(b"class M(Module):\n" * 2_000_000)
+
+
+@attack(REFUSED, SHOWN, DESCRIBED)
+def code_of_one_long_name() -> bytes:
+    return scripted(b"class " + b"M" * 30_000_000)
+
+
+@attack(REFUSED)
+def npy_header_of_spaces() -> bytes:
+    header = b"{'descr': " + b" " * 65_000 + b"x}"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header

@@ -17,7 +17,6 @@ from ptsave.core.storage import FileStorage
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.writers import BY_NAME
-from ptsave.formats.writers import BY_NAME
 from ptsave.verbs.convert import convert
 from ptsave.verbs.edit import Edits
 

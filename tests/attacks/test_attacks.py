@@ -151,30 +151,29 @@ def test_every_command(attack: Attack, sandbox: Sandbox, case: Path) -> None:
     converted = sandbox.run("convert", path, destination, "--json", cwd=case)
     assert_nothing_ran(converted, case)
     assert_bounded(converted)
-    assert_converted(inspected, converted, destination)
+    assert_converted(attack, inspected, converted, destination)
 
 
 def assert_verdict(attack: Attack, inspected: Run, run: Run) -> None:
-    """What `inspect` refuses has no verdict; what would run code has no good one."""
+    """What cannot be read has no verdict; what would run code has no good one."""
     assert_quiet(run.stdout)
     if run.code in (3, 4):
         assert_one_error(run)
         assert_error_object(run)
         return
-    assert inspected.code == 0
+    assert inspected.code == 0 or SHOWN in attack.outcomes  # too much to show may still be sound
     report = json.loads(run.stdout)
     assert run.code == {"yes": 0, "no": 1}[report["verdict"]], run.stderr.decode()
-    names = json.loads(inspected.stdout)["globals"]
-    if names or attack.runs_code:
+    if attack.runs_code or json.loads(inspected.stdout).get("globals"):
         assert run.code == 1
         assert any(f["check"] == "safe" and f["level"] == "fail" for f in report["findings"])
 
 
-def assert_converted(inspected: Run, run: Run, destination: Path) -> None:
+def assert_converted(attack: Attack, inspected: Run, run: Run, destination: Path) -> None:
     """What is there afterwards is whole, and where there was a failure nothing is there."""
     assert_quiet(run.stdout)
     if run.code == 0:
-        assert inspected.code == 0
+        assert inspected.code == 0 or SHOWN in attack.outcomes
         with safe_open(destination, framework="np") as file:
             names = set(file.keys())
         with open_checkpoint(destination) as checkpoint:  # and ties, which only one name is stored for
@@ -182,7 +181,7 @@ def assert_converted(inspected: Run, run: Run, destination: Path) -> None:
             assert len(checkpoint.tensors) == json.loads(run.stdout)["num_tensors"]
         return
     assert run.code in (2, 3, 4), (run.code, run.stderr.decode())
-    if inspected.code:
+    if inspected.code and SHOWN not in attack.outcomes:
         assert run.code == inspected.code
     assert_one_error(run)
     assert_error_object(run)
