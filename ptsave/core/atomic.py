@@ -147,7 +147,7 @@ def replacing_file(
         yield OutputFile(fd, path, target, num_bytes, sync=sync)
         with errors_of(target, num_bytes):
             if sync:
-                os.fsync(fd)  # never tried twice: after a failure the system forgets which pages were lost
+                system.sync_file(fd)
             if system.IS_WINDOWS:  # an open file cannot be renamed there
                 os.close(fd)
                 fd = -1

@@ -69,7 +69,7 @@ class OutputFolder:
             yield OutputFile(fd, path, destination, num_bytes, sync=self.sync)
             with errors_of(destination, num_bytes):
                 if self.sync:
-                    os.fsync(fd)
+                    system.sync_file(fd)
         finally:
             os.close(fd)
 

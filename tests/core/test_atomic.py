@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import signal
@@ -107,6 +108,16 @@ def test_every_plain_path_gives_the_same_file(tmp_path: Path, monkeypatch: pytes
         assert bytes(buffer) == b"345678"
     assert (tmp_path / "m").read_bytes() == b"12345678"
     assert names(tmp_path) == ["m"]
+
+
+@pytest.mark.parametrize("call", [fcntl.F_GETFD, 9999])
+def test_a_fuller_sync_is_used_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    """F_GETFD stands for a call that works; 9999 for one that this file system does not know."""
+    monkeypatch.setattr(system, "FULL_SYNC", call)
+    write_file(tmp_path / "m", b"new")
+    assert (tmp_path / "m").read_bytes() == b"new"
 
 
 def test_symbolic_links_are_followed(tmp_path: Path) -> None:
