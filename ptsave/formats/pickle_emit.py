@@ -101,7 +101,7 @@ class Emitter:
             self._items(value.items, path)
         elif isinstance(value, DType):
             self.constant("torch", value.name)
-        elif kind is Opaque and value.name == "torch.device" and value.is_call_of_scalars:
+        elif _is_device(value):
             self.value(Call("torch", "device", value.args), path)
         else:
             raise LossyError(
@@ -296,6 +296,17 @@ _CONTAINERS: dict[type, Callable[[Emitter, Any, Path], None]] = {
     tuple: Emitter._tuple,
     set: Emitter._set,
 }
+
+
+def can_emit(leaf: Any) -> bool:
+    """Whether a leaf of a checkpoint's tree, no tensor, is something that `weights_only` loads."""
+    if type(leaf) in _CONTAINERS or type(leaf) is dict:
+        return all(map(can_emit, leaf))
+    return type(leaf) in _SCALARS or isinstance(leaf, (DType, dict)) or _is_device(leaf)
+
+
+def _is_device(value: Any) -> bool:
+    return type(value) is Opaque and value.name == "torch.device" and value.is_call_of_scalars
 
 
 def _spell(path: Path) -> str:
