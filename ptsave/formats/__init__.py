@@ -13,6 +13,7 @@ from ptsave.core.files import InputFile, InputFolder
 from ptsave.errors import MissingFileError, UnreadableError
 from ptsave.formats import (
     dcp,
+    dcp_safetensors,
     named,
     npz,
     pt2,
@@ -35,7 +36,7 @@ FILE_FORMATS: tuple[FileFormat, ...] = (
     *npz.FORMATS,
     sharded.INDEX_FORMAT,
 )
-FOLDER_FORMATS: tuple[FolderFormat, ...] = (*sharded.FORMATS, dcp.FORMAT)
+FOLDER_FORMATS: tuple[FolderFormat, ...] = (*sharded.FORMATS, dcp_safetensors.FORMAT, dcp.FORMAT)
 
 MAX_TRIES = 10
 """How often a folder is opened that is saved over again and again."""

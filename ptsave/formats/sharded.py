@@ -42,7 +42,7 @@ _PREFERRED = (
 )
 _INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
 _SHARD = re.compile(
-    r"(?P<stem>.+)-(?P<number>\d{4,6})-of-(?P<count>\d{4,6})\.(?P<suffix>safetensors|bin|pt|pth)"
+    r"(?P<stem>(?!shard-\d+-model).+)-(?P<number>\d{4,6})-of-(?P<count>\d{4,6})\.(?P<suffix>safetensors|bin|pt|pth)"
 )
 _SHARD_FORMATS = (safetensors.FORMAT, torch_zip.FORMAT, torch_legacy.FORMAT)
 _DAMAGED = "the folder is incomplete or mixes two checkpoints; copy or download it again"

@@ -1,0 +1,98 @@
+"""What `HuggingFaceStorageWriter` leaves when every rank writes for itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import save_file
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+
+from ptsave.errors import CorruptError
+from ptsave.formats import open_checkpoint
+from tests.formats.torch_reading import assert_same
+
+STATE = {
+    "rows": torch.randn(7, 3),
+    "columns": torch.randn(4, 8),
+    "one": torch.arange(5),
+    "scalar": torch.tensor(2.0),
+}
+
+
+def put(folder: Path, rank: int, chunks: dict[str, tuple[Any, list[int]]]) -> Path:
+    """One rank's file: name → (tensor, offsets)."""
+    about = {name: {"saved_offsets": offsets} for name, (_, offsets) in chunks.items()}
+    metadata = {"format": "pt", "DCP_SHARDING_INFO": json.dumps(about), "DCP_VERSION": "1.0"}
+    path = folder / f"shard-{rank:05}-model-00001-of-00001.safetensors"
+    save_file({name: tensor.contiguous() for name, (tensor, _) in chunks.items()}, path, metadata)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rows, columns = STATE["rows"], STATE["columns"]
+    put(tmp_path, 1, {"rows": (rows[:4], [0, 0]), "columns": (columns[:, :4], [0, 0])})
+    rest = {"one": (STATE["one"], [0]), "scalar": (STATE["scalar"], [])}
+    put(tmp_path, 2, {"rows": (rows[4:], [4, 0]), "columns": (columns[:, 4:], [0, 4])} | rest)
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_as_torch_reads_it(folder: Path) -> None:
+    loaded: dict[str, Any] = {name: torch.zeros_like(tensor) for name, tensor in STATE.items()}
+    dcp.load(loaded, storage_reader=HuggingFaceStorageReader(str(folder)))
+    with open_checkpoint(folder) as checkpoint:
+        assert checkpoint.format == "dcp-safetensors"
+        assert checkpoint.tensors.keys() == STATE.keys()
+        for name, entry in checkpoint.tensors.items():
+            assert_same(entry, loaded[name])
+            assert_same(entry, STATE[name])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "options", [{"save_distributed": True}, {}], ids=["one rank's file", "with an index"]
+)
+def test_what_torch_writes(options: dict[str, Any], tmp_path: Path) -> None:
+    dcp.save(dict(STATE), storage_writer=HuggingFaceStorageWriter(str(tmp_path), **options))
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.format == ("dcp-safetensors" if options else "safetensors-sharded")
+        for name, tensor in STATE.items():
+            assert_same(checkpoint.tensors[name], tensor)
+
+
+def test_a_rank_that_is_missing(folder: Path) -> None:
+    put(folder, 4, {"more": (torch.ones(1), [0])})
+    with open_checkpoint(folder) as checkpoint:
+        assert "1 ranks have no file (first: 3)" in checkpoint.notes
+    (folder / "shard-00001-model-00001-of-00001.safetensors").unlink()
+    with pytest.raises(CorruptError, match="do not cover it"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "message"),
+    [
+        ({"rows": (torch.ones(4, 3), [0, 0])}, "overlap"),
+        ({"rows": (torch.ones(1, 3), [2**62, 0])}, "do not cover"),
+        ({"rows": (torch.ones(1, 3), [7])}, "does not say where 'rows' belongs"),
+        ({"rows": (torch.ones(1, 3), [-1, 0])}, "does not say where 'rows' belongs"),
+        ({"rows": (torch.ones(1, 3, dtype=torch.int32), [7, 0])}, "differ in dtype"),
+        ({"rows": (torch.ones(3), [0])}, "differ in dtype or rank"),
+    ],
+)
+def test_what_is_refused(chunks: dict[str, Any], message: str, folder: Path) -> None:
+    put(folder, 3, chunks)
+    with pytest.raises(CorruptError, match=message):
+        open_checkpoint(folder)
+
+
+def test_a_file_without_offsets(folder: Path) -> None:
+    save_file({"x": torch.ones(1)}, folder / "shard-00003-model-00001-of-00001.safetensors")
+    with pytest.raises(CorruptError, match="DCP_SHARDING_INFO"):
+        open_checkpoint(folder)
