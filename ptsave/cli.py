@@ -397,9 +397,10 @@ def verify(
             from ptsave.torch_layer.attribution import attribute
             from ptsave.torch_layer.load import config_for
             from ptsave.torch_layer.save import add_behaviour
+            from ptsave.torch_layer.subject import ModelSubject
 
             chosen = config_for(source, config, set or [], trust_recorded)
-            on = model.ModelSubject(source, chosen, device, select, app_dir, formats, render.warn)
+            on = ModelSubject(source, chosen, device, select, app_dir, formats, render.warn)
             table = {name: partial(model.MODEL_CHECKS[name], on) for name in wanted}
             findings += verb.run_checks(table, partial(render.began, mode))
             cause = attribute(on, findings)

@@ -1,4 +1,4 @@
-"""The five commands in this process: what they print, their JSON, their exit codes, what they leave behind."""
+"""The five commands in this process: output, JSON, exit codes, what they leave behind."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class TensorEntry:
 
     @property
     def byte_range(self) -> tuple[int, int]:
-        """The bytes of the storage from the first element to the end of the last; empty when there are none."""
+        """The storage's bytes from the first element to the end of the last; empty when there are none."""
         first = self.offset * self.dtype.itemsize
         if 0 in self.shape:
             return first, first
