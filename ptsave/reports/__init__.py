@@ -29,12 +29,16 @@ def check_report_path(path: Path, checkpoint: Path | None = None) -> None:
 
     Raises: UsageError with the nearest suffix, or when it would replace `checkpoint`; WriteError.
     """
-    if path.suffix.lower() not in SUFFIXES:
-        hint = hint_for(path.suffix.lower(), SUFFIXES, "suffixes")
-        raise UsageError(f"no kind of report has the suffix {path.suffix!r}", f"--report {path}", hint)
+    _check_suffix(path)
     if checkpoint is not None and path.resolve() == checkpoint.resolve():
         raise UsageError("the report would replace the checkpoint", f"--report {path}", "name another file")
     check_file_destination(path, overwrite=True)
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix.lower() not in SUFFIXES:
+        hint = hint_for(path.suffix.lower(), SUFFIXES, "suffixes")
+        raise UsageError(f"no kind of report has the suffix {path.suffix!r}", f"--report {path}", hint)
 
 
 def write_report(
@@ -59,7 +63,7 @@ def report_text(
 
     Raises: UsageError when no report has such a suffix.
     """
-    check_report_path(path)
+    _check_suffix(path)
     if path.suffix.lower() == ".json":
         return json.dumps(json_document, ensure_ascii=True, allow_nan=False, indent=2) + "\n"
     subject = str(facts.get("path", ""))
