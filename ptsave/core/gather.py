@@ -12,10 +12,12 @@ from ptsave.core.storage import MemoryStorage, Storage
 if TYPE_CHECKING:
     import numpy as np
 
-WINDOW_BYTES = 8 * 1024 * 1024
+WINDOW_BYTES = 4 * 1024 * 1024
 """Most bytes of gathered elements that are kept at a time."""
 RUN_BYTES = 1024 * 1024
 """Most bytes of the storage that one read takes, elements in between included."""
+GAP_BYTES = 24 * 1024
+"""How many unwanted bytes cost as much as one more read."""
 
 
 def contiguous(entry: TensorEntry) -> tuple[Storage, int]:
@@ -98,30 +100,50 @@ class GatheredStorage:
 
     def _fill(self, target: np.ndarray[Any, Any], strides: list[int], offset: int, axis: int) -> None:
         """Fill `target`, whose axes run from the longest stride to the shortest, in reads of RUN_BYTES."""
-        import numpy as np
-
         item = self._item_bytes
-        span = 1 + sum((n - 1) * s for n, s in zip(target.shape, strides, strict=True))
-        if span * item <= RUN_BYTES or axis == target.ndim or isinstance(self.inner, MemoryStorage):
-            flat = np.frombuffer(self._run(offset * item, span * item), target.dtype)
-            target[...] = np.lib.stride_tricks.as_strided(
-                flat, target.shape, [s * item for s in strides], writeable=False
-            )
-            return
-        below = sum((n - 1) * s for n, s in zip(target.shape[axis + 1 :], strides[axis + 1 :], strict=True))
-        step = max(1, (RUN_BYTES // item - below - 1) // strides[axis])
-        for i in range(0, target.shape[axis], step):
-            part = target[(slice(None),) * axis + (slice(i, i + step),)]
-            self._fill(part, strides, offset + i * strides[axis], axis + 1)
-
-    def _run(self, offset_bytes: int, num_bytes: int) -> memoryview:
+        span = 1 + _reach(target.shape, strides)
         if isinstance(self.inner, MemoryStorage):
-            return self.inner.buffer[offset_bytes : offset_bytes + num_bytes]
+            run = self.inner.buffer[offset * item : (offset + span) * item]
+            _spread(run, target, strides)
+            return
+        if span * item <= RUN_BYTES or axis == target.ndim:
+            _spread(self._read([offset * item], span * item), target, strides)
+            return
+        below = 1 + _reach(target.shape[axis + 1 :], strides[axis + 1 :])
+        stride = strides[axis]
+        is_sparse = (stride - below) * item > GAP_BYTES and below * item <= RUN_BYTES
+        step = max(1, RUN_BYTES // item // below if is_sparse else (RUN_BYTES // item - below) // stride)
+        for first in range(0, target.shape[axis], step):
+            part = target[(slice(None),) * axis + (slice(first, first + step),)]
+            start = offset + first * stride
+            if is_sparse:  # only what is wanted is read, and put together without the gaps
+                count = part.shape[axis]
+                runs = self._read([(start + i * stride) * item for i in range(count)], below * item)
+                _spread(runs, part, [*strides[:axis], below, *strides[axis + 1 :]])
+            else:
+                self._fill(part, strides, start, axis + 1)
+
+    def _read(self, offsets_bytes: list[int], num_bytes: int) -> memoryview:
+        """`num_bytes` from each offset, end to end."""
         if self._scratch is None:
             self._scratch = memoryview(bytearray(RUN_BYTES))
-        run = self._scratch[:num_bytes]
-        self.inner.read_into(offset_bytes, run)
-        return run
+        for i, offset_bytes in enumerate(offsets_bytes):
+            self.inner.read_into(offset_bytes, self._scratch[i * num_bytes : (i + 1) * num_bytes])
+        return self._scratch[: len(offsets_bytes) * num_bytes]
+
+
+def _reach(shape: tuple[int, ...], strides: list[int]) -> int:
+    """How many elements the last element lies after the first."""
+    return sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+
+
+def _spread(run: memoryview, target: np.ndarray[Any, Any], strides: list[int]) -> None:
+    """Copy the elements of `run` that lie at `strides` (in elements) to `target`."""
+    import numpy as np
+
+    flat = np.frombuffer(run, target.dtype)
+    steps = [stride * target.itemsize for stride in strides]
+    target[...] = np.lib.stride_tricks.as_strided(flat, target.shape, steps, writeable=False)
 
 
 _WORDS = {1: "u1", 2: "u2", 4: "u4", 8: "u8", 16: "V16"}

@@ -29,6 +29,7 @@ def read(entry: TensorEntry, block: int) -> bytes:
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gather, "WINDOW_BYTES", 48)
     monkeypatch.setattr(gather, "RUN_BYTES", 64)
+    monkeypatch.setattr(gather, "GAP_BYTES", 8)
 
 
 @given(
