@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ptsave.core.dtypes import DType
-from ptsave.errors import CorruptError
+from ptsave.errors import CorruptError, LimitError
 
 SCHEMA_VERSION = 1
 KEY = "ptsave"
@@ -20,6 +20,8 @@ KEY = "ptsave"
 FILE_NAME = "ptsave.json"
 MAX_BYTES = 64 * 1024 * 1024
 """Cap on the record's JSON text."""
+MAX_VALUES = 1_000_000
+"""Cap on the values in it: names of tensors, digests, aliases."""
 
 
 @dataclass(frozen=True)
@@ -83,15 +85,23 @@ class Record:
     def from_json(cls, text: str | bytes, where: str = "") -> Record:
         """Parse what `to_json` wrote.
 
-        Raises: CorruptError when the text is not a record, or of a newer, incompatible schema.
+        Raises: CorruptError when the text is not a record, or of a newer, incompatible schema; LimitError.
         """
+        comma, bracket = (",", "[") if isinstance(text, str) else (b",", b"[")
+        num_values = text.count(comma) + text.count(bracket)  # type: ignore[arg-type]
+        if num_values > MAX_VALUES:
+            raise LimitError("record_values", MAX_VALUES, num_values, where)
         try:
             document = json.loads(text)
             version = document.pop("schema_version")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise CorruptError("the ptsave record is not valid JSON", where, _HINT) from None
         if version != SCHEMA_VERSION:
-            raise CorruptError(f"the ptsave record has schema_version {version!r}", where, _HINT)
+            raise CorruptError(
+                f"the ptsave record has schema_version {version!r:.40}",
+                where,
+                "upgrade ptsave if a newer one wrote it; torch.load and safetensors read the file as it is",
+            )
         known = {f.name for f in fields(cls)} - {"unknown"}
         values = {key: document[key] for key in known if key in document}
         for name, kind in _SHAPES.items():
@@ -106,7 +116,7 @@ class Record:
         return cls(**values, unknown=unknown)
 
 
-_HINT = "convert the file with --no-record to leave the record out"
+_HINT = "the file is damaged or was changed; torch.load and safetensors do not look at the record"
 _SHAPES = {
     "model": dict,
     "aliases": dict,

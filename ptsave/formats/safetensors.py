@@ -6,6 +6,7 @@ Source: https://huggingface.co/docs/safetensors, "Format"; checked against the l
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from math import prod
 from typing import Any, NamedTuple
 
@@ -28,6 +29,10 @@ MAX_TENSORS = 250_000
 """Cap on the tensors of one file."""
 MAX_RANK = 64
 """Cap on the dimensions of one tensor; torch's own."""
+MAX_METADATA = 250_000
+"""Cap on the texts in `__metadata__`, of which tied tensors have one each."""
+MAX_NOTES = 20
+"""How many left-out names are told one by one."""
 
 _METADATA = "__metadata__"
 _F4 = BY_SAFETENSORS["F4"]
@@ -159,10 +164,13 @@ def left_out_ties(metadata: Mapping[str, str], tensors: Mapping[str, Any]) -> di
 
 
 def _notes(metadata: Mapping[str, str], tensors: Mapping[str, Any]) -> list[str]:
-    return [
+    ties = left_out_ties(metadata, tensors)
+    notes = [
         f"{name} was left out by save_model because it shares memory with {kept}"
-        for name, kept in left_out_ties(metadata, tensors).items()
+        for name, kept in islice(ties.items(), MAX_NOTES)
     ]
+    more = len(ties) - len(notes)
+    return [*notes, f"so were {more} more"] if more else notes
 
 
 def _metadata(value: Any, where: str) -> dict[str, str]:
@@ -170,6 +178,8 @@ def _metadata(value: Any, where: str) -> dict[str, str]:
         return {}
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise CorruptError("the header's __metadata__ is not a table of texts", where, _DAMAGED)
+    if len(value) > MAX_METADATA:
+        raise LimitError("metadata_texts", MAX_METADATA, len(value), where)
     return value
 
 
