@@ -6,6 +6,8 @@ import fnmatch
 import re
 from collections.abc import Iterable
 
+MAX_ALIAS_CHARS = 16 * 1024 * 1024
+"""Cap on the names of tied tensors together: a long name stands beside each tensor that shares its bytes."""
 _UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b-\u200f\u2028-\u202f"
     "\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f"

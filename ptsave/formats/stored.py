@@ -12,10 +12,11 @@ from ptsave.core.atomic import OutputFile
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.digest import HEX_DIGITS
 from ptsave.core.move import Move, Span, damaged
+from ptsave.core.names import MAX_ALIAS_CHARS
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.record import KEY, Digests, Record
 from ptsave.core.storage import Storage
-from ptsave.errors import LossyError
+from ptsave.errors import LimitError, LossyError
 from ptsave.formats.base import WriteOptions
 
 PLAIN_KINDS = ("tensor", "parameter")
@@ -32,13 +33,20 @@ class Distinct:
 
 
 def distinct(tensors: Mapping[str, TensorEntry]) -> Distinct:
-    """Tell tied tensors, which are stored once, from views that only overlap."""
+    """Tell tied tensors, which are stored once, from views that only overlap.
+
+    Raises: LimitError when their names together would be too long to say.
+    """
     first: dict[Any, str] = {}
     aliases: dict[str, str] = {}
+    chars = 0
     for name, entry in tensors.items():
         kept = first.setdefault(entry.view, name)
         if kept != name:
             aliases[name] = kept
+            chars += len(kept)
+    if chars > MAX_ALIAS_CHARS:
+        raise LimitError("alias_chars", MAX_ALIAS_CHARS, chars)
     return Distinct({name: tensors[name] for name in first.values()}, aliases)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.names import matches
+from ptsave.core.names import MAX_ALIAS_CHARS, matches
 from ptsave.core.nearest import hint_for
 from ptsave.core.nodes import GlobalUse, TensorEntry
 from ptsave.core.record import Record
@@ -17,8 +17,6 @@ from ptsave.verbs.training import Training, describe_training
 
 SortKey = Literal["file", "name", "size", "dtype"]
 SORT_KEYS: dict[str, SortKey] = {"file": "file", "name": "name", "size": "size", "dtype": "dtype"}
-MAX_ALIAS_CHARS = 16 * 1024 * 1024
-"""Cap on the names of tied tensors together: a long name stands beside each tensor that shares its bytes."""
 MAX_TREE_DEPTH = 40
 """How deep `--tree` nests; a name with more dots stays in one piece below that."""
 
