@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from . import torch_files as tf
-from .pickles import EMPTY_TUPLE, PROTO2, REDUCE, STOP, Call, Name, New, dump, glob
+from .pickles import EMPTY_TUPLE, PROTO2, REDUCE, STOP, Call, Name, New, Shared, dump, glob
 from .registry import DESCRIBED, REFUSED, SHOWN, add, attack
 from .zips import Entry, zip_bytes
 
@@ -233,3 +233,10 @@ def zip_entry_names_of_escapes() -> bytes:
 def global_that_looks_like_torch() -> bytes:
     """A Cyrillic `o`: not a known shape, whatever it looks like."""
     return tf.pt_raw(PROTO2 + glob("t\u043erch._utils", "_rebuild_tensor_v2") + EMPTY_TUPLE + REDUCE + STOP)
+
+
+@attack(SHOWN)
+def tied_tensors_named_as_the_container_names_its_own() -> bytes:
+    tied = Shared(tf.tensor())
+    names = ("w", "format", "ptsave", "metadata", "ptsave.json", "value")
+    return tf.pt(OrderedDict((name, tied) for name in names))

@@ -261,3 +261,41 @@ for _name, _record in RECORDS.items():
         SHOWN,
         file="attack.safetensors",
     )
+
+
+@attack(REFUSED, slow=True)
+def record_of_three_million_aliases() -> bytes:
+    aliases = ",".join(f'"{i}":"w"' for i in range(3_000_000))
+    return with_record('{"schema_version":1,"aliases":{' + aliases + "}}")
+
+
+@attack(REFUSED, slow=True)
+def record_of_a_million_digests() -> bytes:
+    tensors = ",".join(f'"{i}":""' for i in range(2_000_000))
+    return with_record('{"schema_version":1,"digests":{"algorithm":"xxh3_128","tensors":{' + tensors + "}}}")
+
+
+@attack(REFUSED, slow=True)
+def record_of_empty_lists() -> bytes:
+    return with_record('{"schema_version":1,"extras":[' + "[]," * 15_000_000 + "[]]}")
+
+
+@attack(REFUSED, SHOWN, slow=True)
+def metadata_of_a_million_ties() -> bytes:
+    """As `save_model` spells them; each would make a note."""
+    metadata = {f"t{i}": "w" for i in range(1_000_000)}
+    return tf.safetensors({"__metadata__": metadata, "w": tf.info()}, tf.FOUR)
+
+
+@attack(REFUSED, SHOWN)
+def metadata_of_ties_to_a_long_name() -> bytes:
+    name = "n" * 300_000
+    metadata = {f"t{i}": name for i in range(100)}
+    return tf.safetensors({"__metadata__": metadata, name: tf.info()}, tf.FOUR)
+
+
+@attack(SHOWN)
+def tensors_named_as_the_container_names_its_own() -> bytes:
+    names = ("format", "ptsave", "metadata", "__metadata", "ptsave.json", "value")
+    offsets = ((name, (16 * i, 16 * i + 16)) for i, name in enumerate(names))
+    return tf.safetensors({name: tf.info(offsets=place) for name, place in offsets}, tf.FOUR * len(names))
