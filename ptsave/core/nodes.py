@@ -11,9 +11,9 @@ from ptsave.core.dtypes import DType
 from ptsave.core.storage import Storage
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(slots=True, eq=False, repr=False)  # not frozen: that would take four times as long to make
 class TensorEntry:
-    """One tensor: a strided view of a storage.
+    """One tensor: a strided view of a storage. Nothing changes it once its reader has returned it.
 
     A file's bounds are checked before its TensorEntry exists, so every element lies in the storage.
     """

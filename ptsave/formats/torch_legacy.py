@@ -99,6 +99,7 @@ class LegacyStorages:
         self.file = file
         self.notes: list[str] = []
         self._roots: dict[Key, StorageNode] = {}
+        self._storages: dict[Key, FileStorage] = {}
         self._views: dict[Key, tuple[Key, StorageNode]] = {}
 
     def __call__(self, persistent_id: Any) -> Any:
@@ -137,8 +138,8 @@ class LegacyStorages:
                     f"storage {str(key)[:40]} should have {num_bytes} bytes, "
                     f"the whole file has {self.file.size_bytes}"
                 )
-            root = StorageNode(name, dtype, count, FileStorage(self.file, -1, num_bytes))
-            self._roots[key] = root
+            storage = self._storages[key] = FileStorage(self.file, -1, num_bytes)
+            root = self._roots[key] = StorageNode(name, dtype, count, storage)
         elif root.dtype is not dtype or root.num_elements != count:
             raise CorruptError(f"storage {str(key)[:40]} is described in two ways")
         return root
@@ -181,7 +182,7 @@ class LegacyStorages:
             node = missing.pop(key, None)
             if node is None:
                 raise CorruptError(f"lists storage {str(key)[:40]} twice, or without use", where, _HINT)
-            storage = node.storage
+            storage = self._storages[key]
             count = int.from_bytes(self.file.read_at(offset_bytes, 8), "little")
             if count != node.num_elements:
                 raise CorruptError(
@@ -192,7 +193,7 @@ class LegacyStorages:
             offset_bytes += 8
             if offset_bytes + storage.num_bytes > self.file.size_bytes:
                 raise self.file.too_short(offset_bytes, storage.num_bytes)
-            object.__setattr__(storage, "offset_bytes", offset_bytes)  # frozen for all but its maker
+            storage.offset_bytes = offset_bytes
             offset_bytes += storage.num_bytes
         if missing:
             raise CorruptError(f"does not hold storage {str(next(iter(missing)))[:40]}", where, _HINT)

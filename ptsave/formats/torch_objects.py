@@ -411,7 +411,7 @@ def _build_tensor(target: TensorEntry, state: Any) -> bool:
     else:
         return False
     for field in ("dtype", "shape", "strides", "storage", "offset", "requires_grad"):
-        object.__setattr__(target, field, getattr(made, field))
+        setattr(target, field, getattr(made, field))
     return True
 
 
