@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import islice
 from math import prod
+from sys import intern
 from typing import Any, NamedTuple
 
 from ptsave.core import record as records
@@ -91,7 +92,7 @@ def read_header(file: InputFile) -> tuple[dict[str, TensorEntry], dict[str, str]
         raise CorruptError(
             f"truncated: the header has {header_bytes} bytes, the file {file.size_bytes}", where, _TRUNCATED
         )
-    header = parse_object(file.read_at(8, header_bytes), "the header", where)
+    header = parse_object(file.read_at(8, header_bytes), "the header", where, _shrink)
     metadata = _metadata(header.pop(_METADATA, None), where)
     if len(header) > MAX_TENSORS:
         raise LimitError("tensors", MAX_TENSORS, len(header), where)
@@ -190,19 +191,22 @@ class _Layout(NamedTuple):
     num_bytes: int
 
 
+def _shrink(found: dict[str, Any]) -> Any:
+    """(dtype's tag, sizes, data offsets) for an object that describes a tensor; others as they are."""
+    tag, sizes, offsets = found.get("dtype"), found.get("shape"), found.get("data_offsets")
+    if type(tag) is str and type(sizes) is list and type(offsets) is list:
+        return intern(tag), tuple(sizes), tuple(offsets)
+    return found
+
+
 def _fields(name: str, info: Any, where: str) -> tuple[str, tuple[int, ...], int, int]:
     """(dtype's tag, sizes, first byte, byte after the last): of the right types, and no more checked."""
-    try:
-        tag, sizes, offsets = info["dtype"], info["shape"], info["data_offsets"]
-        begin, end = offsets
-        shape = tuple(sizes)
-    except (TypeError, KeyError, ValueError):
-        raise _malformed(name, where) from None
-    if not (type(tag) is str and type(sizes) is list and type(offsets) is list):
+    if type(info) is not tuple or len(info[2]) != 2:
         raise _malformed(name, where)
-    if {int, *map(type, shape), type(begin), type(end)} != {int}:
+    tag, sizes, (begin, end) = info
+    if {int, *map(type, sizes), type(begin), type(end)} != {int}:
         raise _malformed(name, where)
-    return tag, shape, begin, end
+    return tag, sizes, begin, end
 
 
 def _malformed(name: str, where: str) -> CorruptError:

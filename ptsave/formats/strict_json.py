@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 from ptsave.errors import CorruptError, LimitError
@@ -16,10 +17,13 @@ _NEGATIVE_ZERO = re.compile(r"-0(?![0-9.eE])")
 _HINT = "the file is damaged or was written by a faulty program; get it again from its source"
 
 
-def parse_object(data: bytes, what: str, where: str) -> dict[str, Any]:
+def parse_object(
+    data: bytes, what: str, where: str, shrink: Callable[[dict[str, Any]], Any] | None = None
+) -> dict[str, Any]:
     """The JSON object that `data` spells in UTF-8; a key that repeats in any object is refused, and so is -0.
 
-    Keys at the top are Unicode text. `what` names the document in messages.
+    Keys at the top are Unicode text. `what` names the document in messages. `shrink` gives what stands for
+    each object as soon as it is parsed; a document can hold more of them than memory holds dicts.
 
     Raises: CorruptError, LimitError.
     """
@@ -32,7 +36,8 @@ def parse_object(data: bytes, what: str, where: str) -> dict[str, Any]:
         text = data.decode()
         del data
         hook = _without_negative_zero if _NEGATIVE_ZERO.search(text) else None
-        parsed = json.loads(text, object_pairs_hook=_without_repeats, parse_int=hook)
+        made = _without_repeats if shrink is None else lambda pairs: shrink(_without_repeats(pairs))
+        parsed = json.loads(text, object_pairs_hook=made, parse_int=hook)
     except _RepeatedKeyError as error:
         raise CorruptError(f"{what} has two keys {error.key!r}", where, _HINT) from None
     except RecursionError:
