@@ -5,15 +5,18 @@ Source: torch/nn/modules/module.py (`__getstate__`, `state_dict`, `_save_to_stat
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
+from functools import cached_property
 from typing import Any
 
 from ptsave.core.dtypes import DType
-from ptsave.core.nodes import Opaque, TensorEntry
+from ptsave.core.nodes import Global, Opaque, TensorEntry
 from ptsave.core.tree import is_scalar
 
-MAX_PLAIN_ITEMS = 64
-"""Most items of a container that is still shown as an attribute of a module."""
+MAX_PLAIN_ITEMS = 2000
+"""Most values in a container that is still shown as an attribute of a module (class names, a config)."""
+MAX_PLAIN_DEPTH = 10
+"""Cap on how deep such a container nests."""
 
 OWN_ATTRIBUTES = frozenset(
     {
@@ -59,6 +62,10 @@ class PickledModule(Opaque):
         tables = (self.state.get(table) for table in ("_parameters", "_buffers", "_modules"))
         return len(self.state) + sum(len(table) for table in tables if isinstance(table, dict))
 
+    @cached_property
+    def _attributes(self) -> list[tuple[Any, Any]]:
+        return plain_attributes(self.state, OWN_ATTRIBUTES)
+
     def children(self) -> Iterator[tuple[Any, Any]]:
         state: dict[Any, Any] = self.state
         yield from _tensors(state.get("_parameters"))
@@ -71,9 +78,7 @@ class PickledModule(Opaque):
             for name, module in modules.items():
                 if module is not None:
                     yield name, module
-        for name, value in state.items():
-            if name not in OWN_ATTRIBUTES and is_plain(value):
-                yield name, value
+        yield from self._attributes
 
 
 def is_module_state(state: Any) -> bool:
@@ -90,12 +95,33 @@ def _tensors(table: Any) -> Iterator[tuple[Any, Any]]:
                 yield name, tensor
 
 
-def is_plain(value: Any) -> bool:
-    """Whether `value` is a scalar, or a small container of scalars."""
-    if is_scalar(value) or isinstance(value, DType):
-        return True
-    if isinstance(value, dict):
-        return len(value) <= MAX_PLAIN_ITEMS and all(map(is_scalar, value.values()))
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return len(value) <= MAX_PLAIN_ITEMS and all(map(is_scalar, value))
-    return isinstance(value, Opaque) and value.is_call_of_scalars
+def plain_attributes(state: dict[Any, Any], others: Set[Any]) -> list[tuple[Any, Any]]:
+    """The attributes of a module that are plain data, less `others`."""
+    return [(name, value) for name, value in state.items() if name not in others and _is_plain(value)]
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether `value` is a scalar, or a container of nothing but scalars, and not too large a one."""
+    left = MAX_PLAIN_ITEMS
+    level = [value]
+    for _ in range(MAX_PLAIN_DEPTH):
+        below: list[Any] = []
+        for item in level:
+            left -= 1
+            if left < 0:
+                return False
+            if isinstance(item, (dict, list, tuple, set, frozenset)):
+                if len(item) > left:
+                    return False
+                below.extend(item.values() if isinstance(item, dict) else item)
+            elif not is_scalar(item) and not _says_itself(item):
+                return False
+        if not below:
+            return True
+        level = below
+    return False
+
+
+def _says_itself(value: Any) -> bool:
+    """Whether `value` is fully said by its name and scalars: a dtype, a function's name, a path."""
+    return isinstance(value, (DType, Global)) or (isinstance(value, Opaque) and value.is_call_of_scalars)

@@ -441,7 +441,9 @@ _REBUILDERS = {
 _REBUILD_NAMES = frozenset(_REBUILDERS)
 _OTHERS = {
     "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
-    "torch.tensor._rebuild_from_type_v2": _rebuild_from_type,
+    "torch.tensor._rebuild_from_type_v2": _rebuild_from_type,  # where it was before 1.8
+    "torch._tensor._rebuild_from_type": _rebuild_from_type,
+    "torch.tensor._rebuild_from_type": _rebuild_from_type,
     "torch.serialization._get_layout": _get_layout,
     "torch.Size": _size,
     "torch.device": _device,

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from ptsave.core.checkpoint import Checkpoint
@@ -23,7 +24,7 @@ from ptsave.formats import torch_objects
 from ptsave.formats.base import FileFormat
 from ptsave.formats.inert_pickle import Loaded
 from ptsave.formats.pickle_shapes import UNKNOWN, Budget, Known, Shapes
-from ptsave.formats.pickled_module import OWN_ATTRIBUTES, is_plain
+from ptsave.formats.pickled_module import OWN_ATTRIBUTES, plain_attributes
 from ptsave.formats.torch_zip import ZipStorages, check_records, is_big_endian, load_record, top_folder
 from ptsave.formats.zip_reader import ZipDirectory
 from ptsave.formats.zip_sniff import directory_of, sniffed_directory
@@ -59,6 +60,11 @@ class ScriptModule(Opaque):
     def is_call_of_scalars(self) -> bool:
         return False
 
+    @cached_property
+    def _attributes(self) -> list[tuple[Any, Any]]:
+        taken = self.declared.parameters | self.declared.buffers | OWN_ATTRIBUTES
+        return plain_attributes(self.state, taken)
+
     def children(self) -> Iterator[tuple[Any, Any]]:
         state: dict[Any, Any] = self.state
         for names in (self.declared.parameters, self.declared.buffers):
@@ -68,10 +74,7 @@ class ScriptModule(Opaque):
         for name, value in state.items():
             if isinstance(value, ScriptModule):
                 yield name, value
-        taken = self.declared.parameters | self.declared.buffers | OWN_ATTRIBUTES
-        for name, value in state.items():
-            if name not in taken and is_plain(value):
-                yield name, value
+        yield from self._attributes
 
 
 def sniff(file: InputFile, head: bytes) -> bool:

@@ -32,6 +32,8 @@ class Block(torch.nn.Module):
         self.size = size
         self.names = ["a", "b"]
         self.kind = torch.float16
+        self.yaml = {"layers": [[-1, 1, "Conv", [64, 3]]], "names": {i: str(i) for i in range(80)}}
+        self.mixed = {"a": [1, torch.ones(1)]}
 class Net(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -71,8 +73,10 @@ def test_the_state_dict(net: Any, new: bool, protocol: int, tmp_path: Path) -> N
         assert data["blocks.1.size"] == 3
         assert data["blocks.1.names"] == ["a", "b"]
         assert str(data["blocks.1.kind"].name) == "float16"
+        assert data["blocks.1.yaml.layers.0.3"] == [64, 3]
+        assert data["blocks.1.yaml.names.79"] == "79"
         assert data["training"] is True
-        assert not any("_hooks" in name or "cache" in name for name in data)
+        assert not any("_hooks" in name or "cache" in name or "mixed" in name for name in data)
         assert checkpoint.globals["vanishing.Net"].used_for == "built"
         assert "torch.nn.functional.relu" in checkpoint.globals
 
