@@ -26,9 +26,9 @@ from ptsave.formats.zip_fields import (
     widen,
 )
 
-MAX_ENTRIES = 400_000
+MAX_ENTRIES = 250_000
 """Cap on the entries of one archive."""
-MAX_DIRECTORY_BYTES = 128 * 1024 * 1024
+MAX_DIRECTORY_BYTES = 64 * 1024 * 1024
 """Cap on the size of an archive's directory."""
 
 _END = Struct("<4s4H2LH")  # signature, 2 disks, 2 counts, directory's bytes and offset, comment length
@@ -136,7 +136,7 @@ def parse_directory(archive: Archive, block: bytes, count: int) -> tuple[list[Zi
             raise archive.corrupt(f"the zip directory's entry {len(entries)} is malformed")
         raw_name = block[at + LISTED.size : name_end]
         name = raw_name.decode() if raw_name.isascii() else _decode(archive, raw_name, flags)
-        if not name or "\\" in name or "\0" in name or _has_odd_part(name):
+        if not is_plain_path(name):
             raise archive.corrupt("a zip entry's name is not a plain relative path", name)
         if extra_bytes or packed == FULL_32 or unpacked == FULL_32 or offset == FULL_32:
             extra = extra_fields(archive, block[name_end : name_end + extra_bytes], name)
@@ -157,17 +157,25 @@ def parse_directory(archive: Archive, block: bytes, count: int) -> tuple[list[Zi
         at = after
     if at != end:
         raise archive.corrupt(f"the zip directory holds more than the {count} entries that it counts")
-    # miniz finds names without regard to case, so two that differ in case only are the same name
     if len({entry.name.lower() for entry in entries}) != count:
-        times = Counter(entry.name.lower() for entry in entries)
-        twice = next(entry.name for entry in entries if times[entry.name.lower()] > 1)
-        raise archive.corrupt("the zip archive has two entries of one name", twice)
+        times = Counter(_found_as(entry.name) for entry in entries)
+        twice = next((entry.name for entry in entries if times[_found_as(entry.name)] > 1), None)
+        if twice is not None:
+            raise archive.corrupt("the zip archive has two entries of one name", twice)
     return entries, positions
 
 
-def _has_odd_part(name: str) -> bool:
+def _found_as(name: str) -> str:
+    """What a name is looked up by: miniz has no regard for case, numpy.load tells W.npy from w.npy."""
+    return name if name.endswith(".npy") else name.lower()
+
+
+def is_plain_path(name: str) -> bool:
+    """Whether an entry's name is relative, stays below its folder, and has no second spelling."""
+    if not name or "\\" in name or "\0" in name:
+        return False
     # the first tests are quick, and no for nearly all names
-    return (name[0] in "./" or "/." in name or "//" in name) and _ODD_PART.search(name) is not None
+    return not ((name[0] in "./" or "/." in name or "//" in name) and _ODD_PART.search(name))
 
 
 def _decode(archive: Archive, raw_name: bytes, flags: int) -> str:
