@@ -32,8 +32,9 @@ MODEL_KEYS = (
 """Keys that training code keeps a model's state dict under, the likeliest first."""
 OPTIMIZER_KEYS = ("optimizer_state_dict", "optimizer", "optimizer_states", "optim", "last_optimizer_state")
 
-EXTRA_STATE = "_extra_state"
-"""How the key of a module's own extra entry ends. Source: torch.nn.modules.module."""
+EXTRA_STATE = ("_extra_state", "_packed_params")
+"""How the keys of what is no tensor end: a module's own extra entry, a quantized layer's weight and bias.
+Source: torch.nn.modules.module, torch.ao.nn.quantized.modules.linear."""
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """What torch.compile, FSDP and activation checkpointing put into names, at any depth."""
 PARALLEL_WRAPPER = "module"

@@ -15,6 +15,7 @@ from typing import Any
 from ptsave.core.dtypes import DType
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.errors import LossyError
+from ptsave.formats.quantized import is_quantized
 
 MAX_LONG_BYTES = 255
 """Of one integer: what LONG1 can say."""
@@ -50,10 +51,16 @@ class Table:
 class Emitter:
     """A pickle in the making. A container or tensor that is met again is said once and then referred to."""
 
-    def __init__(self, emit_tensor: Callable[[Emitter, TensorEntry], None], where: str = "") -> None:
-        """`emit_tensor` says a tensor in the pieces below; `where` is for messages."""
+    def __init__(
+        self,
+        emit_tensor: Callable[[Emitter, TensorEntry], None],
+        where: str = "",
+        emit_quantized: Callable[[Emitter, Opaque], None] | None = None,
+    ) -> None:
+        """`emit_tensor` and `emit_quantized` say tensors in the pieces below; `where` is for messages."""
         self._where = where
         self._emit_tensor = emit_tensor
+        self._emit_quantized = emit_quantized
         self._out = bytearray(b"\x80\x02")
         self._memo: dict[Any, int] = {}
         self._kept: list[Any] = []
@@ -101,6 +108,10 @@ class Emitter:
             self._items(value.items, path)
         elif isinstance(value, DType):
             self.constant("torch", value.name)
+        elif self._emit_quantized is not None and is_quantized(value):
+            if not self._recall(id(value)):
+                self._emit_quantized(self, value)
+                self._memoize(id(value), value)
         elif _is_device(value):
             self.value(Call("torch", "device", value.args), path)
         else:

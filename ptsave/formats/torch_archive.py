@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from isal.isal_zlib import crc32
 
 from ptsave.core.digest import hasher
-from ptsave.core.nodes import TensorEntry
+from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.record import FILE_NAME
 from ptsave.formats.pickle_emit import Emitter
+from ptsave.formats.quantized import parameters
 from ptsave.formats.storage_plan import Part, Place
 from ptsave.formats.zip_layout import ALIGN_BYTES, Entry, Frame
 
@@ -119,10 +120,21 @@ def emit_tensor(emitter: Emitter, entry: TensorEntry, place: Place) -> None:
 
 
 def _emit_data(emitter: Emitter, entry: TensorEntry, place: Place, *, requires_grad: bool) -> None:
-    part = place.part
-    typed = part.storage_class
+    typed = place.part.storage_class
     emitter.constant("torch._utils", "_rebuild_tensor_v2" if typed else "_rebuild_tensor_v3")
     emitter.mark()
+    _emit_view(emitter, entry, place, typed)
+    emitter.boolean(requires_grad)
+    emitter.empty_ordered_dict()
+    if not typed:
+        emitter.constant("torch", entry.dtype.name)
+    emitter.end_tuple()
+    emitter.reduce()
+
+
+def _emit_view(emitter: Emitter, entry: TensorEntry, place: Place, typed: str | None) -> None:
+    """A storage of class `typed` (None: an untyped one); the offset, shape and strides of a view of it."""
+    part = place.part
     emitter.mark()
     emitter.word("storage")
     if typed:
@@ -137,9 +149,22 @@ def _emit_data(emitter: Emitter, entry: TensorEntry, place: Place, *, requires_g
     emitter.integer(place.offset)
     emitter.integers(entry.shape)
     emitter.integers(place.strides)
-    emitter.boolean(requires_grad)
+
+
+def emit_quantized(emitter: Emitter, value: Opaque, place: Place) -> None:
+    """Emit a quantized tensor (see `formats.quantized`) as torch pickles it; `place` is of its integers.
+
+    Source: `torch._utils._rebuild_qtensor`.
+    """
+    emitter.constant("torch._utils", "_rebuild_qtensor")
+    emitter.mark()
+    _emit_view(emitter, value.state["int_repr"], place, value.state["dtype"].storage_class)
+    emitter.mark()
+    emitter.constant("torch", value.state["qscheme"])
+    for parameter in parameters(value):
+        emitter.value(parameter, ())
+    emitter.end_tuple()
+    emitter.boolean(False)
     emitter.empty_ordered_dict()
-    if not typed:
-        emitter.constant("torch", entry.dtype.name)
     emitter.end_tuple()
     emitter.reduce()

@@ -26,7 +26,7 @@ from ptsave.formats.stored import (
     with_source_checks,
     write_pieces,
 )
-from ptsave.formats.torch_archive import TorchArchive, emit_tensor
+from ptsave.formats.torch_archive import TorchArchive, emit_quantized, emit_tensor
 from ptsave.formats.zip_layout import Entry
 
 
@@ -122,5 +122,9 @@ def _pickle(checkpoint: Checkpoint, places: Mapping[View, Place]) -> bytes:
         if checkpoint.record is not None and checkpoint.record.module_versions is not None:
             ordered._metadata = OrderedDict(checkpoint.record.module_versions)
         root = ordered
-    emitter = Emitter(lambda e, entry: emit_tensor(e, entry, places[entry.view]), source_path(checkpoint))
+    emitter = Emitter(
+        lambda e, entry: emit_tensor(e, entry, places[entry.view]),
+        source_path(checkpoint),
+        lambda e, value: emit_quantized(e, value, places[value.state["int_repr"].view]),
+    )
     return emitter.pickle(root)

@@ -31,7 +31,7 @@ def expected_of(model: nn.Module) -> dict[str, Expected]:
     first: dict[int, str] = {}
     expected = {}
     for name, value in model.state_dict(keep_vars=True).items():
-        if not isinstance(value, torch.Tensor):
+        if not _is_tensor(value):
             continue
         tied_to = first.setdefault(id(value), name)
         lazy = nn.parameter.is_lazy(value)
@@ -48,9 +48,13 @@ def expected_of(model: nn.Module) -> dict[str, Expected]:
 
 
 def extra_of(model: nn.Module) -> set[str]:
-    """The names of the state dict that do not hold tensors: `get_extra_state`'s."""
+    """The names of the state dict that do not hold plain tensors: `get_extra_state`'s, quantized weights."""
     state = model.state_dict(keep_vars=True)
-    return {name for name, value in state.items() if not isinstance(value, torch.Tensor)}
+    return {name for name, value in state.items() if not _is_tensor(value)}
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and not value.is_quantized
 
 
 def fill(
@@ -99,7 +103,7 @@ def _values(
     """Every tensor of the state dict, read once; names that the model ties get one and the same object."""
     groups: dict[int, list[str]] = {}
     for name, value in state.items():
-        if isinstance(value, torch.Tensor):
+        if _is_tensor(value):
             groups.setdefault(id(value), []).append(name)
     chosen: dict[str, list[str]] = {}
     for names in groups.values():

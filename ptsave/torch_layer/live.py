@@ -12,9 +12,10 @@ import torch
 
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.dtypes import BY_NAME
-from ptsave.core.nodes import TensorEntry
+from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.storage import MemoryStorage
 from ptsave.errors import LossyError
+from ptsave.formats import quantized
 
 Storages = dict[tuple[str, int], MemoryStorage]
 
@@ -33,7 +34,7 @@ def checkpoint_of(tree: Any, path: Path) -> Checkpoint:
 def present(value: Any, storages: Storages, name: str) -> Any:
     """`value` with each torch tensor as a TensorEntry and each torch value as plain data."""
     if isinstance(value, torch.Tensor):
-        return entry_of(value, storages, name)
+        return _quantized(value, storages, name) if value.is_quantized else entry_of(value, storages, name)
     if isinstance(value, Mapping):
         copy: Any = OrderedDict() if isinstance(value, OrderedDict) else {}
         for key, item in value.items():
@@ -55,6 +56,31 @@ def present(value: Any, storages: Storages, name: str) -> Any:
         "",
         "keep plain data and tensors in the state dict (get_extra_state may return a dict of them)",
     )
+
+
+def _quantized(tensor: torch.Tensor, storages: Storages, name: str) -> Opaque:
+    """`tensor` as `formats.quantized` has it.
+
+    Raises: LossyError for what has no integers of its own (`quint4x2`).
+    """
+    scheme = str(tensor.qscheme()).removeprefix("torch.")
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in quantized.DTYPES:
+        raise LossyError(f"{name!r} is a quantized tensor of dtype {dtype}", "", "convert it first")
+    state: dict[str, Any] = {
+        "int_repr": entry_of(tensor.int_repr(), storages, f"{name}.int_repr"),
+        "dtype": BY_NAME[dtype],
+        "qscheme": scheme,
+    }
+    if scheme == quantized.PER_TENSOR:
+        state |= {"scale": tensor.q_scale(), "zero_point": tensor.q_zero_point()}
+    else:
+        state |= {
+            "scales": entry_of(tensor.q_per_channel_scales(), storages, f"{name}.scales"),
+            "zero_points": entry_of(tensor.q_per_channel_zero_points(), storages, f"{name}.zero_points"),
+            "axis": tensor.q_per_channel_axis(),
+        }
+    return Opaque(quantized.NAME, (), state)
 
 
 def entry_of(tensor: torch.Tensor, storages: Storages, name: str) -> TensorEntry:

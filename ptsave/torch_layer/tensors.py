@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from ptsave.core.nodes import Global, Opaque, TensorEntry
 from ptsave.core.storage import BLOCK_BYTES
 from ptsave.core.workers import NUM_THREADS
 from ptsave.errors import LossyError
+from ptsave.formats.quantized import is_quantized, parameters
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -111,9 +113,22 @@ def to_torch(value: Any, name: str, is_checked: bool = True) -> Any:
     if isinstance(value, (list, tuple)):
         items = [to_torch(item, f"{name}.{i}", is_checked) for i, item in enumerate(value)]
         return items if isinstance(value, list) else tuple(items)
+    if is_quantized(value):
+        return _quantized(value, is_checked)
     if isinstance(value, (Opaque, Global)):
         raise LossyError(f"{name!r} is a {value.name}, which is not plain data", "", "it cannot be loaded")
     return value
+
+
+def _quantized(value: Opaque, is_checked: bool) -> torch.Tensor:
+    """The quantized tensor that `formats.quantized` describes."""
+    integers = read_tensor(value.state["int_repr"], is_checked=is_checked)
+    scale, zero_point, *axis = (to_torch(one, "", is_checked) for one in parameters(value))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch means to do away with quantized tensors
+        if axis:
+            return torch._make_per_channel_quantized_tensor(integers, scale, zero_point, *axis)
+        return torch._make_per_tensor_quantized_tensor(integers, scale, zero_point)
 
 
 def torch_dtype(entry: TensorEntry) -> torch.dtype:
