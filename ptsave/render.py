@@ -185,6 +185,8 @@ def saved(mode: Mode, result: Saved) -> None:
         f"saved {result.model} to {result.destination} ({result.format}): "
         f"{_totals(result)}, from {result.weights}",
     )
+    if result.behaviour_bytes:
+        detail(mode, f"the behaviour record takes {size(result.behaviour_bytes)}")
 
 
 def loaded(mode: Mode, result: Loaded) -> None:

@@ -97,6 +97,8 @@ def _training(found: Replay, recorded: Behaviour) -> Iterator[Finding]:
 
 
 def _judged(found: Replay) -> Iterator[Finding]:
+    if not found.outputs:
+        yield Finding(CHECK, "skipped", "", "the model returns no tensor that could be compared")
     for output in found.outputs:
         if output.why_not:
             yield Finding(CHECK, "fail", output.path, output.why_not)

@@ -94,9 +94,14 @@ def _reread(
         return
     again = _outputs(subject, model)
     assert again is not None
+    if not outputs and not again:
+        yield Finding(CHECK, "skipped", name, "the model returns no tensor that could be compared")
+        return
     different = [key for key in {**outputs, **again} if outputs.get(key) != again.get(key)]
     if not different:
-        message = f"{len(outputs)} outputs on {subject.device} are bitwise equal"
+        them = "the output" if len(outputs) == 1 else f"{len(outputs)} outputs"
+        verb = "is" if len(outputs) == 1 else "are"
+        message = f"{them} on {subject.device} {verb} bitwise equal"
         yield Finding(CHECK, "ok", name, message)
     elif _outputs(subject, model) != again:
         message = "the outputs cannot be compared: two runs of the same weights from the same seed differ"

@@ -13,6 +13,7 @@ from torch import nn
 
 import ptsave
 from ptsave.config import Config
+from ptsave.core.behaviour import num_bytes
 from ptsave.core.record import Record
 from ptsave.core.select import select_model
 from ptsave.errors import RefusedError, UsageError
@@ -22,6 +23,8 @@ from ptsave.formats.writers import BY_NAME, Writer, check_destination
 from ptsave.torch_layer.build import build_model
 from ptsave.torch_layer.fill import fill
 from ptsave.torch_layer.imports import import_path
+from ptsave.torch_layer.inputs import make_inputs
+from ptsave.torch_layer.lazy import lazy_names, settle
 from ptsave.torch_layer.live import checkpoint_of
 from ptsave.torch_layer.observe import observe
 from ptsave.torch_layer.source import source_digest, source_parts
@@ -40,6 +43,8 @@ class Saved:
     num_tensors: int
     num_elements: int
     num_bytes: int
+    behaviour_bytes: int = 0
+    """Of the behaviour record; 0 where there is none."""
 
 
 def save(
@@ -72,6 +77,7 @@ def save(
         filled = f"{weights} ({sentence})" if (sentence := selection.sentence()) else str(weights)
     else:
         model = build_model(config.model, device=device, app_dir=app_dir, seed=seed)
+        _settle(model, config, device, seed)
         filled = "its factory" if config.model.is_factory else f"fresh weights of seed {seed}"
     behaviour = _behaviour(model, config, device, warn) if options.record else None
     model.to("cpu")
@@ -89,7 +95,21 @@ def save(
         len(tensors),
         sum(entry.num_elements for entry in unique),
         sum(entry.num_bytes for entry in unique),
+        num_bytes(behaviour) if behaviour is not None else 0,
     )
+
+
+def _settle(model: nn.Module, config: Config, device: str, seed: int) -> None:
+    """Give lazy modules their shapes.
+
+    Raises: UsageError when there is nothing to run the model on.
+    """
+    names = lazy_names(model)
+    if names and config.inputs is None:
+        what = f"{names[0]!r} has no shape before a forward pass, and there is nothing to run the model on"
+        raise UsageError(what, str(config.path), "add an [inputs] table")
+    if names and config.inputs is not None:
+        settle(model, make_inputs(config.inputs, model, device), seed)
 
 
 def _behaviour(

@@ -124,6 +124,8 @@ def _watching(model: nn.Module, seen: Trace) -> Iterator[None]:
     handles = []
     try:
         for name, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # takes no hooks
             handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
             handles.append(module.register_forward_hook(after(name), with_kwargs=True))
         yield
