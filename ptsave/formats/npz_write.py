@@ -27,7 +27,11 @@ from ptsave.formats.stored import (
     with_source_checks,
     write_pieces,
 )
+from ptsave.formats.zip_directory import is_plain_path
 from ptsave.formats.zip_layout import ALIGN_BYTES, Entry, Frame
+
+MAX_NAME_BYTES = 2**16 - 64
+"""Of a record's name: what the two bytes of its length can say, less what aligning it may take."""
 
 
 def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> Written:
@@ -40,14 +44,22 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
     check_file_destination(destination, overwrite=options.overwrite)
     refuse_data(checkpoint, "npz")
     refuse_special_kinds(checkpoint, "npz")
+    if not checkpoint.tensors:
+        raise LossyError(
+            "npz cannot hold a checkpoint without tensors: an empty zip archive could be anything",
+            source_path(checkpoint),
+            "write another format",
+        )
     options = replace(options, record=False)
     frame = Frame()
     moves = []
     for name, entry in checkpoint.tensors.items():
         header = _npy_header(entry, source_path(checkpoint))
-        if not _is_text(name):
+        if not _can_be_record(f"{name}.npy"):
             raise LossyError(
-                "npz cannot hold a name that is no Unicode text", repr(name), "give it another with --rename"
+                "npz cannot hold a tensor whose name is no plain path in a zip archive",
+                repr(name[:80]),
+                "give it another with --rename",
             )
         record = frame.add(f"{name}.npy", len(header) + entry.num_bytes)
         moves.append(_move(checkpoint, entry, record, header, options))
@@ -98,9 +110,9 @@ def _npy_header(entry: TensorEntry, where: str) -> bytes:
     return b"\x93NUMPY\x01\x00" + len(body).to_bytes(2, "little") + body
 
 
-def _is_text(name: str) -> bool:
+def _can_be_record(name: str) -> bool:
     try:
-        name.encode()
+        num_bytes = len(name.encode())
     except UnicodeEncodeError:
         return False
-    return True
+    return num_bytes <= MAX_NAME_BYTES and is_plain_path(name)
