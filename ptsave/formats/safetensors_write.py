@@ -118,8 +118,11 @@ def header_bytes(layout: Layout, metadata: Mapping[str, str]) -> bytes:
     try:
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
+        around = error.object[max(error.start - 40, 0) : error.end + 40]
         raise LossyError(
-            "safetensors cannot hold a name that is no Unicode text", repr(error.object)
+            "safetensors cannot hold a name that is no Unicode text",
+            f"…{around}…",
+            "give it another with --rename, or write pt",
         ) from None
     unit = PAGE_BYTES if layout.is_paged else 64
     text += b" " * (-(8 + len(text)) % unit)
@@ -163,6 +166,12 @@ def _metadata(
 ) -> dict[str, str]:
     metadata = {"format": "pt", **carried_metadata(checkpoint)}
     for alias, kept in stored.aliases.items():
+        if alias in (KEY, "format") and not options.record:
+            raise LossyError(
+                f"safetensors cannot hold a tied tensor named {alias!r} without a record",
+                source_path(checkpoint),
+                "leave --no-record out, or --rename it",
+            )
         metadata.setdefault(alias, kept)
     text = record_text(checkpoint, digests, stored.aliases, options, keeps_metadata=True)
     if text is not None:
