@@ -15,20 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ptsave.core import system
-from ptsave.core.atomic import (
-    OutputFile,
-    check_parent,
-    check_room,
-    create,
-    errors_of,
-    remove_litter,
-    remove_temporary,
-    replacing_file,
-    resolved,
-    sync_names,
-    temporary_name,
-)
+from ptsave.core.atomic import check_parent, replacing_file, resolved, sync_names
 from ptsave.core.move import lost_bytes
+from ptsave.core.output import OutputFile
+from ptsave.core.temporary import create, remove_litter, remove_temporary, temporary_name
+from ptsave.core.write_errors import check_room, errors_of
 from ptsave.errors import ExistsError, WriteError
 from ptsave.stopping import unfinished
 

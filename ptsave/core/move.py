@@ -13,9 +13,9 @@ from functools import partial
 from isal.isal_zlib import crc32, crc32_combine
 
 from ptsave.core import system
-from ptsave.core.atomic import OutputFile
 from ptsave.core.batch import SMALL_BYTES, batches, first_byte, read_batch
 from ptsave.core.digest import hasher
+from ptsave.core.output import OutputFile
 from ptsave.core.storage import BLOCK_BYTES, FileStorage, MemoryStorage, Storage
 from ptsave.core.workers import Stopped, Task, run_tasks
 from ptsave.errors import CorruptError, WriteError

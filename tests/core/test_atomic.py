@@ -17,14 +17,8 @@ from pathlib import Path
 import pytest
 
 from ptsave.core import system
-from ptsave.core.atomic import (
-    ORPHAN_NAME,
-    check_file_destination,
-    remove_litter,
-    replacing_file,
-    temporary_name,
-    write_file,
-)
+from ptsave.core.atomic import check_file_destination, replacing_file, write_file
+from ptsave.core.temporary import ORPHAN_NAME, remove_litter, temporary_name
 from ptsave.errors import ExistsError, WriteError
 
 

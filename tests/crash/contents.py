@@ -13,8 +13,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ptsave.core.atomic import SUFFIX
 from ptsave.core.gather import contiguous
+from ptsave.core.temporary import SUFFIX
 from ptsave.errors import UnreadableError
 from ptsave.formats import open_checkpoint
 
