@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,11 +33,13 @@ QUICK_BYTES = 64 * 2**20
 def main() -> int:
     """Exit code 1 when a budget is missed or a side fails."""
     arguments = _arguments()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the big files go
     names = [name for name in ROWS if any(name.startswith(only) for only in arguments.only or [""])]
     if not names:
         print(f"error: no row starts so; the rows are {', '.join(ROWS)}", file=sys.stderr)
         return 2
     runs = arguments.runs or (3 if arguments.quick else 7)
+    out = arguments.out or (None if arguments.quick else RESULTS)
     fresh: list[dict[str, Any]] = []
     failed = False
     with tempfile.TemporaryDirectory(prefix="ptsave-bench-", dir=arguments.folder) as temp:
@@ -56,9 +59,9 @@ def main() -> int:
                 for result in found:
                     print(sentence(result), flush=True)
                 fresh += found
-    out = arguments.out or (None if arguments.quick else RESULTS)
-    if out is not None:
-        out.write_text(json.dumps(merge(out, machine, fresh), indent=1) + "\n", encoding="utf-8")
+                if out is not None:
+                    text = json.dumps(merge(out, machine, fresh, list(ROWS)), indent=1)
+                    out.write_text(text + "\n", encoding="utf-8")
     return int(failed or any(is_met(result) is False for result in fresh))
 
 

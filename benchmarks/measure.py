@@ -95,8 +95,10 @@ def run(command: Command, scratch: Path) -> tuple[float, int]:
     ) as process:
         try:
             output, errors = process.communicate(timeout=LIMIT_S)
-        except subprocess.TimeoutExpired:
+        except BaseException as error:
             os.killpg(process.pid, signal.SIGKILL)
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
             raise SideError(f"{' '.join(argv)} did not end within {LIMIT_S} s") from None
     if process.returncode != 0:
         raise SideError(f"{' '.join(argv)} could not be started:\n{errors}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +44,20 @@ def is_met(result: Mapping[str, Any]) -> bool | None:
     return None if result["budget"] is None else result["measured"] <= result["budget"]
 
 
-def merge(path: Path, machine: Mapping[str, Any], fresh: list[dict[str, Any]]) -> dict[str, Any]:
-    """`fresh` over what the file holds from the same machine and versions; other entries go."""
+def merge(
+    path: Path, machine: Mapping[str, Any], fresh: list[dict[str, Any]], order: Sequence[str]
+) -> dict[str, Any]:
+    """`fresh` over what the file holds from the same machine and versions, rows in `order`."""
     kept: list[dict[str, Any]] = []
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
         if before["machine"] == machine:
             again = {result["row"] for result in fresh}
             kept = [result for result in before["results"] if result["row"] not in again]
-    return {"schema_version": SCHEMA_VERSION, "machine": dict(machine), "results": kept + fresh}
+    both = sorted(
+        kept + fresh, key=lambda result: order.index(result["row"]) if result["row"] in order else len(order)
+    )
+    return {"schema_version": SCHEMA_VERSION, "machine": dict(machine), "results": both}
 
 
 def number(value: float, unit: str) -> str:

@@ -70,14 +70,14 @@ def test_the_table_says_what_was_missed(tmp_path: Path, monkeypatch: pytest.Monk
     machine = {"cpu": "Abacus", "cores": 2, "memory_gib": 4, "kernel": "Linux 1", "file_system": "ext4"}
     out = tmp_path / "results.json"
     monkeypatch.setitem(report.LIMITS, "x", "the beads")
-    out.write_text(json.dumps(report.merge(out, machine, report.results("x", row, samples))))
+    out.write_text(json.dumps(report.merge(out, machine, report.results("x", row, samples), ["x"])))
     text = report.markdown(out)
     assert "| fast | b | ≤ 1.10× | 0.50× |" in text
     assert "| faster | b | ≤ 0.40× | **0.50×, missed** |" in text
     assert "Missed: faster against b. What limits it: the beads." in text
-    again = report.merge(out, machine, report.results("x", row, samples))
+    again = report.merge(out, machine, report.results("x", row, samples), ["x"])
     assert len(again["results"]) == 2
-    elsewhere = report.merge(out, machine | {"cores": 4}, [])
+    elsewhere = report.merge(out, machine | {"cores": 4}, [], ["x"])
     assert elsewhere["results"] == []
 
 
