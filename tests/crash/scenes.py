@@ -77,12 +77,21 @@ class Scene:
         """Put the old file back, and nothing else."""
         shutil.rmtree(self.folder)
         self.folder.mkdir()
+        self.put_old()
+
+    def put_old(self) -> None:
+        """Write the old file."""
         if self.old is None:
             return
         for name, data in self.old.items():
             path = self.destination / name if name else self.destination
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
+
+    def move_to(self, folder: Path) -> None:
+        """Go on in `folder`, which lies on another file system."""
+        self.folder, self.destination = folder, folder / self.destination.name
+        self.put_old()
 
     def state(self) -> str:
         """`old`, `new`, or `half`: bit for bit for a file, by what readers see for a folder."""

@@ -10,7 +10,10 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -44,6 +47,10 @@ WRITING = (
     "fchown",
 )
 """The calls that change what is on a disk."""
+
+STOPPED = "--- stopped by SIGSTOP ---"
+"""What strace writes when a process has been stopped."""
+POLL_SECONDS = 0.002
 
 _CALL = re.compile(
     r"(?P<thread>\d+) +(?P<name>\w+)\((?P<arguments>.*?)(?:\) += (?P<result>.*)| <unfinished \.\.\.>)"
@@ -81,12 +88,41 @@ def why_not() -> str:
 
 
 def traced(
-    trial: Trial, log: Path, *, inject: str = "", calls: str = "all", paths: bool = False
+    trial: Trial, log: Path, *, inject: str | Sequence[str] = (), calls: str = "all", paths: bool = False
 ) -> tuple[Ended, list[Call]]:
-    """Let `trial` run under strace, with an injection such as `fsync:error=EIO:when=2`."""
+    """Let `trial` run under strace, with injections such as `fsync:error=EIO:when=2`."""
+    faults = [inject] if isinstance(inject, str) else inject
+    with _attached(trial, log, faults, calls, paths=paths):
+        trial.go()
+        ended = trial.wait()
+    return ended, parse(log.read_text(errors="replace"))
+
+
+@contextmanager
+def stopped_at(trial: Trial, log: Path, call: str, n: int, faults: Sequence[str] = ()) -> Iterator[bool]:
+    """Let `trial` run to its n-th call of that name and stop it there; True unless it ended before.
+
+    It goes on when the block ends; a block that does not wait for it must have killed it.
+    """
+    inject = [*faults, f"{call}:signal=SIGSTOP:when={n}"]
+    with _attached(trial, log, inject, call):
+        trial.go()
+        is_stopped = False
+        while not is_stopped and trial.process.is_alive():
+            time.sleep(POLL_SECONDS)
+            is_stopped = STOPPED in log.read_text(errors="replace")
+        yield is_stopped
+        trial.kill()
+
+
+@contextmanager
+def _attached(
+    trial: Trial, log: Path, faults: Sequence[str], calls: str, *, paths: bool = False
+) -> Iterator[None]:
+    """strace at work on `trial` until the trial ends."""
     command = ["strace", "-f", "-p", str(trial.pid), "-o", str(log), "-e", f"trace={calls}"]
-    if inject:
-        command += ["-e", f"inject={inject}"]
+    for fault in faults:
+        command += ["-e", f"inject={fault}"]
     if paths:
         command.append("-y")
     tracer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -94,10 +130,8 @@ def traced(
     with tracer:
         line = tracer.stderr.readline()
         assert "attached" in line, line + tracer.stderr.read()
-        trial.go()
-        ended = trial.wait()
+        yield
         tracer.stderr.read()
-    return ended, parse(log.read_text(errors="replace"))
 
 
 def parse(log: str) -> list[Call]:

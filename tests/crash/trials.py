@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +16,9 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
-WAIT_SECONDS = 120
+WAIT_SECONDS = 60
 """When a trial that does not end is a failure."""
+RESUME_SECONDS = 0.01
 PRELOADED = (
     "numpy.random",
     "safetensors.torch",
@@ -64,6 +66,19 @@ class Trial:
     def go(self) -> None:
         self.gate.send_bytes(b"go")
 
+    def resume(self) -> Ended:
+        """Go on after SIGSTOP, as often as it comes: every thread may be stopped once."""
+        while self.process.is_alive():
+            os.kill(self.pid, signal.SIGCONT)
+            self.process.join(RESUME_SECONDS)
+        return self.wait()
+
+    def kill(self) -> None:
+        """End the process at once, unless it has ended."""
+        if not self.is_gone:
+            self.process.kill()
+            self.wait()
+
     def wait(self) -> Ended:
         """Its end.
 
@@ -74,6 +89,7 @@ class Trial:
         if code is None:
             self.process.kill()
             raise AssertionError(f"trial {self.number} did not end: {self._said('err')}")
+        self.is_gone = True
         self.gate.close()
         self.process.close()
         return Ended(code, self._said("out"), self._said("err"))
@@ -109,7 +125,7 @@ class Trials:
 
     def prepare_command(self, arguments: Sequence[object], cwd: Path) -> Trial:
         """A process that will be `ptsave ARGUMENTS` in `cwd`."""
-        return self.prepare(ptsave_command, [str(argument) for argument in arguments], cwd=cwd)
+        return self.prepare(ptsave_command, *map(str, arguments), cwd=cwd)
 
     def run(self, arguments: Sequence[object], cwd: Path) -> Ended:
         """`ptsave ARGUMENTS`, from beginning to end."""
@@ -139,7 +155,7 @@ def _let_be_traced() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PTRACER, ctypes.c_ulong(-1 & (2**64 - 1)), 0, 0, 0)
 
 
-def ptsave_command(arguments: list[str]) -> None:
+def ptsave_command(*arguments: str) -> None:
     """What the console script does."""
     from ptsave.__main__ import main
 
