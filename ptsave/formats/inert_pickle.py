@@ -23,7 +23,8 @@ from ptsave.core.nodes import Global, GlobalUse, Opaque
 from ptsave.core.storage import MemoryStorage, Storage
 from ptsave.errors import CorruptError, LimitError
 from ptsave.formats.pickle_keys import LONG_KEY
-from ptsave.formats.pickle_opcodes import MARKED, PLAIN, TRUNCATED, Machine
+from ptsave.formats.pickle_machine import TRUNCATED, Machine
+from ptsave.formats.pickle_opcodes import MARKED, PLAIN
 from ptsave.formats.pickle_shapes import UNKNOWN, Known, Shapes
 
 MAX_CODE_BYTES = 24 * 1024 * 1024

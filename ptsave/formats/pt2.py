@@ -21,8 +21,9 @@ from ptsave.core.storage import Storage
 from ptsave.errors import CorruptError
 from ptsave.formats.base import FileFormat
 from ptsave.formats.strict_json import parse_object
-from ptsave.formats.torch_objects import StorageNode, tensor
 from ptsave.formats.torch_part import TorchParts
+from ptsave.formats.torch_storage import StorageNode
+from ptsave.formats.torch_tensors import tensor
 from ptsave.formats.torch_zip import is_big_endian
 from ptsave.formats.zip_checks import check_crcs
 from ptsave.formats.zip_reader import STORED, ZipDirectory

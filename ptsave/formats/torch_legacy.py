@@ -22,7 +22,8 @@ from ptsave.core.verdict import Finding
 from ptsave.errors import CorruptError, LimitError
 from ptsave.formats.base import FileFormat
 from ptsave.formats.inert_pickle import Loaded, load
-from ptsave.formats.torch_objects import StorageNode, storage_id, storage_type, torch_shapes
+from ptsave.formats.torch_objects import torch_shapes
+from ptsave.formats.torch_storage import StorageNode, storage_id, storage_type
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 PROTOCOL_VERSION = 1001

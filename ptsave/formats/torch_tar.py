@@ -23,7 +23,9 @@ from ptsave.core.storage import FileStorage
 from ptsave.errors import CorruptError, LimitError
 from ptsave.formats.base import FileFormat
 from ptsave.formats.inert_pickle import load
-from ptsave.formats.torch_objects import MAX_RANK, StorageNode, storage_type, tensor, torch_shapes
+from ptsave.formats.torch_objects import torch_shapes
+from ptsave.formats.torch_storage import StorageNode, storage_type
+from ptsave.formats.torch_tensors import MAX_RANK, tensor
 
 MAX_MEMBERS = 64
 """Cap on the members of the archive that are looked at."""

@@ -23,7 +23,8 @@ from ptsave.errors import CorruptError, LimitError
 from ptsave.formats.base import FileFormat
 from ptsave.formats.inert_pickle import Loaded, load
 from ptsave.formats.pickle_shapes import Shapes
-from ptsave.formats.torch_objects import StorageNode, storage_id, storage_type, torch_shapes
+from ptsave.formats.torch_objects import torch_shapes
+from ptsave.formats.torch_storage import StorageNode, storage_id, storage_type
 from ptsave.formats.zip_checks import check_storages, crc32_of
 from ptsave.formats.zip_reader import DEFLATED, ZipDirectory
 from ptsave.formats.zip_sniff import ZIP_MAGIC, directory_of, sniffed_directory

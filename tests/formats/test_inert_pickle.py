@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from ptsave.core.nodes import Global, Opaque
 from ptsave.errors import CorruptError, LimitError, PtsaveError
-from ptsave.formats import inert_pickle, pickle_opcodes, python_objects
+from ptsave.formats import inert_pickle, pickle_machine, python_objects
 from ptsave.formats.inert_pickle import Loaded
 from ptsave.formats.pickle_shapes import Payload, Shapes
 
@@ -400,8 +400,8 @@ def test_long_strings_stay_where_they_are() -> None:
 def test_the_pieces_do_not_matter(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Operands, names and strings across the boundaries of what is in memory."""
     monkeypatch.setattr(inert_pickle, "_MARGIN_BYTES", 8192)
-    monkeypatch.setattr(pickle_opcodes, "_FIRST_PIECE_BYTES", 8193 + piece)
-    monkeypatch.setattr(pickle_opcodes, "_PIECE_BYTES", 8193 + piece)
+    monkeypatch.setattr(pickle_machine, "_FIRST_PIECE_BYTES", 8193 + piece)
+    monkeypatch.setattr(pickle_machine, "_PIECE_BYTES", 8193 + piece)
     value = [[i, str(i) * (i % 300), float(i), "x" * (i * 7 % 20_000)] for i in range(200)]
     for protocol in PROTOCOLS:
         assert load(pickle.dumps(value, protocol)).root == value

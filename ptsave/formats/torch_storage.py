@@ -1,0 +1,97 @@
+"""Storages in a torch pickle: their classes, their ids, and what tensors are rebuilt from.
+
+Source: torch/serialization.py (`persistent_id`, `persistent_load`, `find_class`), torch/storage.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from ptsave.core import dtypes
+from ptsave.core.dtypes import DType
+from ptsave.core.nodes import Global, Opaque, TensorEntry
+from ptsave.core.storage import Storage, SwappedStorage
+
+UINT8 = dtypes.BY_NAME["uint8"]
+
+STORAGE_DTYPES: dict[str, DType] = {}
+"""Dotted name of a storage class → its elements. An untyped storage counts bytes."""
+for _class, _element in dtypes.BY_STORAGE_CLASS.items():
+    for _module in ("torch", "torch.cuda", "torch.storage"):
+        STORAGE_DTYPES[f"{_module}.{_class}"] = _element
+for _name in ("torch.storage.UntypedStorage", "torch.UntypedStorage", "torch.storage._UntypedStorage"):
+    STORAGE_DTYPES[_name] = UINT8
+
+
+class StorageNode(Opaque):
+    """A storage that a pickle names: what tensors are rebuilt from, or a leaf by itself."""
+
+    def __init__(
+        self,
+        name: str,
+        dtype: DType,
+        num_elements: int,
+        storage: Storage,
+        big_endian: bool = False,
+        first: int = 0,
+    ) -> None:
+        """`storage` holds the bytes as they are in the file; the node is `num_elements` elements of `dtype`
+        in it, from `first` on (a view, where that is not all)."""
+        self.name = name
+        self.dtype = dtype
+        self.num_elements = num_elements
+        self.first = first
+        self._raw = storage
+        self._swapped: dict[int, Storage] | None = {} if big_endian else None
+        self.storage = self.of_dtype(dtype) if big_endian else storage
+
+    def of_dtype(self, dtype: DType) -> Storage:
+        """The bytes in little-endian order, when they are elements of `dtype`."""
+        word = dtype.word_bytes
+        if self._swapped is None or word == 1:
+            return self._raw
+        if word not in self._swapped:
+            self._swapped[word] = SwappedStorage(self._raw, word)
+        return self._swapped[word]
+
+    @property
+    def is_call_of_scalars(self) -> bool:
+        return False
+
+    def children(self) -> Iterator[tuple[Any, Any]]:
+        count = self.num_elements
+        yield "data", TensorEntry("", self.dtype, (count,), (1,), self.storage, self.first)
+
+
+def storage_type(kind: Any) -> DType | None:
+    """The element type of a storage class as a pickle names it; None for anything else.
+
+    Source: torch/serialization.py, `find_class`: any module's `XStorage` is torch's.
+    """
+    if not isinstance(kind, Global):
+        return None
+    if kind.name in STORAGE_DTYPES:
+        return STORAGE_DTYPES[kind.name]
+    return dtypes.BY_STORAGE_CLASS.get(kind.name.rpartition(".")[2])
+
+
+_TEXT_ID = re.compile(
+    r"\('storage', <class '(?P<kind>torch\.[\w.]*Storage)'>, '(?P<key>\w+)', '(?P<place>[\w:]+)', "
+    r"(?P<count>\d{1,18})(?P<no_view>, None)?\)"
+)
+
+
+def storage_id(persistent_id: Any) -> Any:
+    """A storage's persistent id as a tuple.
+
+    Protocol 0 can only write the text of it, which torch itself does not read back.
+    """
+    if type(persistent_id) is not str:
+        return persistent_id
+    found = _TEXT_ID.fullmatch(persistent_id)
+    if found is None:
+        return persistent_id
+    parts = ("storage", Global(found["kind"]), found["key"], found["place"], int(found["count"]))
+    return (*parts, None) if found["no_view"] else parts

@@ -1,0 +1,215 @@
+"""Dense tensors and parameters in a torch pickle, every bound of them checked.
+
+Source: torch/_utils.py, torch/_tensor.py (`__setstate__`), torch/nn/parameter.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ptsave.core.dtypes import BY_STORAGE_CLASS, DType
+from ptsave.core.nodes import Opaque, TensorEntry
+from ptsave.core.storage import MemoryStorage
+from ptsave.errors import CorruptError, LimitError
+from ptsave.formats.pickle_shapes import UNKNOWN, Budget, Known
+from ptsave.formats.torch_storage import UINT8, StorageNode
+
+MAX_RANK = 64
+"""Cap on a tensor's number of dimensions, as in torch."""
+MAX_EXPANDED_ELEMENTS = 2**32
+"""Cap on the elements of a view that repeats its storage (stride 0): a few bytes can claim any number."""
+
+_INT64_MAX = 2**63 - 1
+
+
+def tensor(
+    node: Any, dtype: DType, offset: Any, size: Any, stride: Any, requires_grad: Any, kind: str = "tensor"
+) -> TensorEntry:
+    """The view of `node`'s storage, every bound of it checked.
+
+    `offset` and `stride` are in elements of `dtype`.
+
+    Raises: CorruptError when any element would lie outside the storage, or a number is not one;
+    LimitError past MAX_RANK or MAX_EXPANDED_ELEMENTS.
+    """
+    if type(node) is not StorageNode:
+        raise CorruptError(f"makes a tensor of a {spelled(node)}, which is no storage")
+    if type(size) is not tuple or type(stride) is not tuple or len(size) != len(stride):
+        raise CorruptError(f"a tensor's shape {spelled(size)} and strides {spelled(stride)} do not match")
+    if len(size) > MAX_RANK:
+        raise LimitError("rank", MAX_RANK, len(size))
+    if type(offset) is not int or not 0 <= offset <= _INT64_MAX:
+        raise CorruptError(f"a tensor's offset is {spelled(offset)}")
+    if type(requires_grad) is not bool:
+        raise CorruptError(f"a tensor's requires_grad is {spelled(requires_grad)}")
+    count = 1
+    last = offset
+    for length, step in zip(size, stride, strict=True):
+        if type(length) is not int or type(step) is not int:
+            raise CorruptError("a tensor's shape or stride is not an integer")
+        if not 0 <= length <= _INT64_MAX or not 0 <= step <= _INT64_MAX:
+            raise CorruptError(f"a tensor of shape {size} and strides {stride} is impossible")
+        count *= length
+        last += (length - 1) * step
+    storage = node.storage if dtype is node.dtype else node.of_dtype(dtype)
+    if count:
+        needed = (last + 1) * dtype.itemsize
+        there = node.num_elements * node.dtype.itemsize
+        if needed > there:
+            raise CorruptError(f"a tensor of shape {size} needs {needed} bytes of a storage of {there}")
+        if count > MAX_EXPANDED_ELEMENTS and count * dtype.itemsize > there:
+            raise LimitError("expanded_elements", MAX_EXPANDED_ELEMENTS, count)
+        if node.first:
+            if dtype.itemsize != node.dtype.itemsize:
+                raise CorruptError(f"a tensor of {dtype} views a part of a storage of {node.dtype}")
+            offset += node.first
+    else:
+        offset = 0  # any offset is legal for no elements, and may lie outside
+    return TensorEntry("", dtype, size, stride, storage, offset, kind, requires_grad)
+
+
+def spelled(value: Any) -> str:
+    """`value` for a message, short whatever it is."""
+    if isinstance(value, (int, float, str, bytes)):
+        text = repr(value)
+        return text if len(text) <= 40 else text[:40] + "…"
+    if isinstance(value, tuple) and len(value) <= 8 and all(type(part) is int for part in value):
+        return str(value)
+    return type(value).__name__
+
+
+def _rebuild_tensor(args: tuple[Any, ...], budget: Budget) -> Any:
+    if len(args) != 4:
+        return UNKNOWN
+    node, offset, size, stride = args
+    return tensor(node, _dtype_of(node), offset, size, stride, False)
+
+
+def _rebuild_tensor_v2(args: tuple[Any, ...], budget: Budget) -> Any:
+    if len(args) == 6:
+        node, offset, size, stride, requires_grad, _hooks = args
+        kind = "tensor"
+    elif len(args) == 7:
+        node, offset, size, stride, requires_grad, _hooks, bits = args
+        kind = _kind_of_bits(bits)
+    else:
+        return UNKNOWN
+    return tensor(node, _dtype_of(node), offset, size, stride, requires_grad, kind)
+
+
+def _rebuild_tensor_v3(args: tuple[Any, ...], budget: Budget) -> Any:
+    if not 7 <= len(args) <= 8 or type(args[6]) is not DType:
+        return UNKNOWN
+    node, offset, size, stride, requires_grad, _hooks, dtype = args[:7]
+    kind = _kind_of_bits(args[7]) if len(args) == 8 else "tensor"
+    return tensor(node, dtype, offset, size, stride, requires_grad, kind)
+
+
+def _dtype_of(node: Any) -> DType:
+    return node.dtype if type(node) is StorageNode else UINT8
+
+
+def _kind_of_bits(bits: Any) -> str:
+    """The kind of a tensor whose bytes wait for a conjugation or a negation."""
+    if bits is None:
+        return "tensor"
+    if type(bits) is not dict or len(bits) > 2 or not all(type(flag) is bool for flag in bits.values()):
+        raise CorruptError("a tensor's metadata is malformed")
+    return "_".join(str(name) for name, flag in bits.items() if flag) or "tensor"
+
+
+def _rebuild_parameter(args: tuple[Any, ...], budget: Budget) -> Any:
+    if len(args) not in (3, 4) or type(args[1]) is not bool:
+        return UNKNOWN
+    if len(args) == 4:
+        note_attributes(args[3], budget)
+    return _parameter(args[0], args[1])
+
+
+def _new_parameter(args: tuple[Any, ...], budget: Budget) -> Any:
+    """`Parameter.__new__(Parameter, data, requires_grad)`, as torch before 0.4 wrote it."""
+    if len(args) not in (1, 2) or (len(args) == 2 and type(args[1]) is not bool):
+        return UNKNOWN
+    return _parameter(args[0], args[1] if len(args) == 2 else True)
+
+
+def _new_variable(args: tuple[Any, ...], budget: Budget) -> Any:
+    if len(args) != 1 or not isinstance(args[0], TensorEntry):
+        return UNKNOWN
+    return changed(args[0], args[0].kind, False)
+
+
+def _parameter(data: Any, requires_grad: bool) -> Any:
+    if isinstance(data, TensorEntry):
+        return changed(data, "parameter" if data.kind == "tensor" else data.kind, requires_grad)
+    if isinstance(data, Opaque):
+        return Opaque("torch.nn.parameter.Parameter", (), {"data": data, "requires_grad": requires_grad})
+    return UNKNOWN
+
+
+def changed(entry: TensorEntry, kind: str, requires_grad: bool) -> TensorEntry:
+    """The same view as another kind of tensor."""
+    return TensorEntry(
+        "", entry.dtype, entry.shape, entry.strides, entry.storage, entry.offset, kind, requires_grad
+    )
+
+
+def note_attributes(state: Any, budget: Budget) -> None:
+    """Say that `state`, what a file sets on a tensor, is not kept, where there is any."""
+    if state and state != (None, None):
+        budget.note("attributes that the file sets on tensors are left out")
+
+
+def _old_tensor(dtype: DType) -> Callable[[tuple[Any, ...], Budget], Any]:
+    """`torch.FloatTensor.__new__(torch.FloatTensor)`: empty until BUILD says what it views."""
+
+    def call(args: tuple[Any, ...], budget: Budget) -> Any:
+        if args:
+            return UNKNOWN
+        return TensorEntry("", dtype, (0,), (1,), MemoryStorage(memoryview(b"")), 0)
+
+    return call
+
+
+def build_tensor(target: TensorEntry, state: Any) -> bool:
+    """Source: torch/_tensor.py, `Tensor.__setstate__`."""
+    if type(state) is not tuple:
+        return False
+    if len(state) == 4:  # (storage, offset, size, stride)
+        node, offset, size, stride = state
+        if _dtype_of(node) is not target.dtype:
+            raise CorruptError(f"a tensor of {target.dtype} is made of a storage of {_dtype_of(node)}")
+        made = tensor(node, target.dtype, offset, size, stride, False)
+    elif len(state) == 3 and type(state[0]) is bool:  # (requires_grad, volatile, hooks)
+        made = changed(target, target.kind, state[0])
+    elif len(state) == 5 and isinstance(state[0], TensorEntry) and type(state[3]) is bool:
+        made = changed(state[0], target.kind, state[3])  # (data, grad, hooks, requires_grad, volatile)
+    else:
+        return False
+    for field in ("dtype", "shape", "strides", "storage", "offset", "requires_grad"):
+        setattr(target, field, getattr(made, field))
+    return True
+
+
+NAMES: dict[str, Any] = {
+    **{
+        f"torch._utils.{name}": Known(f"torch._utils.{name}", call)
+        for name, call in {
+            "_rebuild_tensor": _rebuild_tensor,
+            "_rebuild_tensor_v2": _rebuild_tensor_v2,
+            "_rebuild_tensor_v3": _rebuild_tensor_v3,
+            "_rebuild_parameter": _rebuild_parameter,
+            "_rebuild_parameter_with_state": _rebuild_parameter,
+        }.items()
+    },
+    **{
+        f"{module}.{name}": Known(f"{module}.{name}", _old_tensor(dtype))
+        for storage_class, dtype in BY_STORAGE_CLASS.items()
+        for name in (storage_class.removesuffix("Storage") + "Tensor",)
+        for module in ("torch", "torch.cuda")
+    },
+    "torch.nn.parameter.Parameter": Known("torch.nn.parameter.Parameter", _new_parameter, new=True),
+    "torch.autograd.variable.Variable": Known("torch.autograd.variable.Variable", _new_variable, new=True),
+}
+"""What stands for each of torch's names for dense tensors."""
