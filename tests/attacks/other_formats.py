@@ -110,6 +110,13 @@ def npz_duplicate_array() -> bytes:
     return zip_bytes([Entry("w.npy", good), Entry("w.npy", good)])
 
 
+@attack(SHOWN)
+def npz_names_that_differ_in_case() -> bytes:
+    """No attack at all: a model may well have a `W` and a `w`."""
+    good = npy(npy_header())
+    return zip_bytes([Entry("W.npy", good), Entry("w.npy", good)])
+
+
 @attack(REFUSED, SHOWN)
 def npz_two_spellings_of_a_name() -> bytes:
     """`w` and `w.npy` are both the array `w` to NumPy."""

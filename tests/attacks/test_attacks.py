@@ -15,9 +15,11 @@ import pytest
 from safetensors import safe_open
 
 from ptsave.formats import open_checkpoint
+from ptsave.formats.writers import BY_NAME
 
 from . import ATTACKS, DESCRIBED, REFUSED, SHOWN, Attack, code_execution
 from .registry import CANARY, CANARY_MODULE
+from .samples import contents
 from .sandbox import Run, Sandbox
 
 MAX_CPU_SECONDS = 5
@@ -117,14 +119,20 @@ def run_inspect(attack: Attack, sandbox: Sandbox, case: Path, path: Path) -> Run
 QUICK = [attack for attack in ATTACKS.values() if not attack.slow]
 
 
-def batches(size: int) -> list[list[Attack]]:
-    return [QUICK[start : start + size] for start in range(0, len(QUICK), size)]
-
-
 def test_there_are_enough() -> None:
     assert len(ATTACKS) >= 120
     groups = {attack.group for attack in ATTACKS.values()}
     assert groups == {path.stem for path in HERE.glob("*.py")} & groups
+
+
+CODE = [attack for attack in QUICK if attack.group == "code_execution"]
+OTHERS = [attack for attack in QUICK if attack.group != "code_execution"]
+
+
+@pytest.mark.parametrize("attack", [*CODE[::3], *OTHERS[::12]], ids=lambda attack: attack.name)
+def test_inspect(attack: Attack, sandbox: Sandbox, case: Path) -> None:
+    """The quick form, of some attacks of every kind."""
+    run_inspect(attack, sandbox, case, build(attack, case))
 
 
 @pytest.mark.slow
@@ -186,6 +194,32 @@ def assert_converted(attack: Attack, inspected: Run, run: Run, destination: Path
     assert_one_error(run)
     assert_error_object(run)
     assert list(destination.parent.iterdir()) == []
+
+
+HARMLESS_NAMES = [a for a in QUICK if a.group == "names" and a.outcomes == {SHOWN}]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attack", HARMLESS_NAMES, ids=lambda attack: attack.name)
+def test_names_survive_every_format(attack: Attack, sandbox: Sandbox, case: Path) -> None:
+    """Each writer keeps every name or says that it cannot; none writes what cannot be opened again."""
+    path = build(attack, case)
+    with open_checkpoint(path) as checkpoint:
+        tensors = contents(checkpoint)[0]
+    (case / "out").mkdir()
+    for name in BY_NAME:
+        destination = case / "out" / name
+        words = ("convert", path, destination, "--format", name, "--extras", "drop", "--json")
+        run = sandbox.run(*words, cwd=case)
+        assert_nothing_ran(run, case)
+        assert_quiet(run.stdout)
+        if run.code:
+            assert run.code in (3, 4), run.stderr.decode()
+            assert_one_error(run)
+            assert not destination.exists()
+            continue
+        with open_checkpoint(destination) as checkpoint:
+            assert contents(checkpoint)[0] == tensors
 
 
 @pytest.mark.slow
