@@ -145,9 +145,7 @@ def test_a_limit_that_shows_when_it_is_reached(scene: Scene, trials: Trials, log
     trial = trials.prepare_command(scene.arguments, scene.folder)
     resource.prlimit(trial.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
     ended, calls = traced(trial, log, inject=WITHOUT_FALLOCATE)
-    writes = [(call.result, call.arguments.split(", ")[-2]) for call in calls if call.name == "pwrite64"]
-    assert any("EFBIG" in result for result, _ in writes)
-    assert any(result.isdigit() and int(result) < int(wanted) for result, wanted in writes), "no short write"
+    assert any("EFBIG" in call.result for call in calls if call.name == "pwrite64")
     check_refused(scene, ended, "larger than a file may be here")
 
 
