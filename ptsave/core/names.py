@@ -15,13 +15,17 @@ _UNSAFE = re.compile(
 )
 """The categories Cc, Cf, Cs, Zl and Zp, and a few more that cannot be seen."""
 
+_COMMAND = re.compile(r"(?<!\S):(?=:)|#(?=#(?:vso)?\[)")
+
 
 def escape(text: str) -> str:
     r"""`text` with control, bidirectional and invisible characters spelled as \xNN or \uNNNN.
 
-    Names come from files; a terminal must not obey them.
+    Names come from files; neither a terminal nor a CI runner must obey them. GitHub takes a line that begins
+    with `::`, and `##[` anywhere, for commands; Azure Pipelines `##vso[`.
     """
-    return _UNSAFE.sub(lambda m: m.group().encode("unicode_escape", "surrogatepass").decode(), text)
+    safe = _UNSAFE.sub(lambda m: m.group().encode("unicode_escape", "surrogatepass").decode(), text)
+    return _COMMAND.sub(lambda m: f"\\x{ord(m.group()):02x}", safe)
 
 
 def matches(name: str, globs: Iterable[str]) -> bool:
