@@ -47,6 +47,8 @@ NAMES: dict[str, str] = {
     "percent": "%s %n {0} {name!r} $HOME `id` $(id)",
     "html": "</script><script>alert(1)</script>",
     "workflow_command": "::error file=x::forged\n::set-output name=a::b",
+    "old_workflow_command": "##[error]forged",
+    "azure_command": "##vso[task.setvariable variable=x]forged",
     "100_kb": "n" * 100_000,
 }
 """None may reach stdout or stderr raw; all are legal names."""

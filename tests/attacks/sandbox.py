@@ -16,7 +16,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,10 +85,14 @@ class Sandbox:
             text=True,
         )
 
-    def run(self, *arguments: object, cwd: Path) -> Run:
+    def run(self, *arguments: object, cwd: Path, environment: Mapping[str, str] | None = None) -> Run:
         """Run `ptsave ARGUMENTS` in `cwd`, a folder that also takes the run's output."""
         words = tuple(map(str, arguments))
-        request = {"arguments": [os.fsencode(word).hex() for word in words], "cwd": str(cwd)}
+        request = {
+            "arguments": [os.fsencode(word).hex() for word in words],
+            "cwd": str(cwd),
+            "environment": dict(environment or {}),
+        }
         assert self.server.stdin
         assert self.server.stdout
         self.server.stdin.write(json.dumps(request) + "\n")
@@ -124,6 +128,7 @@ def _serve() -> None:
         request = json.loads(line)
         pid = os.fork()
         if pid == 0:
+            os.environ.update(request["environment"])
             _child([os.fsdecode(bytes.fromhex(word)) for word in request["arguments"]], request["cwd"])
         _, status, usage = os.wait4(pid, 0)
         answer = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from safetensors import safe_open
@@ -220,6 +222,38 @@ def test_names_survive_every_format(attack: Attack, sandbox: Sandbox, case: Path
             continue
         with open_checkpoint(destination) as checkpoint:
             assert contents(checkpoint)[0] == tensors
+
+
+NAMES = [a for a in QUICK if a.group == "names" and a.outcomes != {REFUSED}]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attack", NAMES, ids=lambda attack: attack.name)
+def test_names_forge_nothing_in_reports_and_logs(attack: Attack, sandbox: Sandbox, case: Path) -> None:
+    path = build(attack, case)
+    (case / "out").mkdir()
+    for suffix in ("xml", "html", "json"):
+        report = case / "out" / f"report.{suffix}"
+        words = ("verify", path, "--checks", "bytes,safe", "--report", report)
+        run = sandbox.run(*words, cwd=case, environment={"GITHUB_ACTIONS": "true"})
+        assert run.code in (0, 1, 3, 4), run.stderr.decode()
+        assert_nothing_ran(run, case)
+        for line in assert_quiet(run.stdout + run.stderr).splitlines():
+            assert not line.lstrip().startswith("::") or line.startswith(("::error file=", "::warning file="))
+            assert "##[" not in line
+            assert "##vso[" not in line
+        if run.code in (0, 1):
+            text = assert_quiet(report.read_bytes())
+            READ_REPORT[suffix](text)
+
+
+def read_html(text: str) -> None:
+    """Names stand in it as text and not as elements."""
+    assert text.startswith("<!DOCTYPE html>")
+    assert "<script>alert" not in text
+
+
+READ_REPORT = {"xml": ElementTree.fromstring, "json": json.loads, "html": read_html}
 
 
 @pytest.mark.slow
