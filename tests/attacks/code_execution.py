@@ -228,6 +228,99 @@ IN_PT = {
     ),
     "backward_hook_is_a_call": (dump(tf.tensor(rest=(False, OrderedDict({"hook": EVIL})))), "os.system"),
     "tensor_with_evil_metadata": (dump(tf.tensor(rest=(False, OrderedDict(), {"conj": EVIL}))), "os.system"),
+    "bytes_that_torch_loads": (
+        dump(Call(Name("torch.storage", "_load_from_bytes"), (tf.pt(EVIL),))),
+        "_load_from_bytes",
+    ),
+    "legacy_bytes_that_torch_loads": (
+        dump(Call(Name("torch.storage", "_load_from_bytes"), (tf.legacy(EVIL, (), ()),))),
+        "_load_from_bytes",
+    ),
+    "storage_made_of_bytes_that_torch_loads": (
+        dump(tf.tensor(of=Call(Name("torch.storage", "_load_from_bytes"), (tf.legacy(EVIL, (), ()),)))),
+        "_load_from_bytes",
+    ),
+    "wrapper_subclass_of_any_class": (
+        dump(
+            Call(
+                Name("torch._utils", "_rebuild_wrapper_subclass"),
+                (Name(CANARY_MODULE, "Class"), Name("torch", "float32"), (2,), (1,), 0, None, "cpu", False),
+            )
+        ),
+        CANARY_MODULE,
+    ),
+    "type_of_any_class": (
+        dump(
+            Call(
+                Name("torch._tensor", "_rebuild_from_type_v2"),
+                (
+                    Name("torch._utils", "_rebuild_tensor_v2"),
+                    Name(CANARY_MODULE, "Class"),
+                    (tf.storage(), 0, (4,), (1,), False, OrderedDict()),
+                    {},
+                ),
+            )
+        ),
+        CANARY_MODULE,
+    ),
+    "parameter_with_evil_state": (
+        dump(
+            Call(
+                Name("torch._utils", "_rebuild_parameter_with_state"),
+                (tf.tensor(), True, OrderedDict(), {"__class__": Name(CANARY_MODULE, "Class")}),
+            )
+        ),
+        CANARY_MODULE,
+    ),
+    "default_dict_of_a_function": (
+        dump(Call(Name("collections", "defaultdict"), (Name(CANARY_MODULE, "fire"),))),
+        CANARY_MODULE,
+    ),
+    "reconstructor_of_any_class": (
+        dump(
+            Call(
+                Name("copyreg", "_reconstructor"),
+                (Name(CANARY_MODULE, "Class"), Name("builtins", "object"), Raw(NONE)),
+            )
+        ),
+        CANARY_MODULE,
+    ),
+    "copyreg_newobj": (
+        dump(Call(Name("copyreg", "__newobj__"), (Name(CANARY_MODULE, "Class"),))),
+        CANARY_MODULE,
+    ),
+    "partial_of_a_function": (
+        dump(Call(Name("functools", "partial"), (SYSTEM, TOUCH))),
+        "os.system",
+    ),
+    "evil_codec": (dump(Call(Name("_codecs", "encode"), ("x", "idna_evil"))), "_codecs"),
+    "numpy_scalar_of_pickled_object": (
+        dump(
+            Call(
+                Name("numpy.core.multiarray", "scalar"),
+                (Call(Name("numpy", "dtype"), ("O8", False, True)), EVIL),
+            )
+        ),
+        "os.system",
+    ),
+    "numpy_array_of_evil_objects": (
+        dump(
+            Call(
+                Name("numpy.core.multiarray", "_reconstruct"),
+                (Name("numpy", "ndarray"), (0,), b"b"),
+                (1, (1,), Call(Name("numpy", "dtype"), ("O8", False, True)), False, [EVIL]),
+            )
+        ),
+        "os.system",
+    ),
+    "enum_of_any_class": (dump(Call(Name(CANARY_MODULE, "Color"), (1,))), CANARY_MODULE),
+    "datetime_of_a_call": (dump(Call(Name("datetime", "datetime"), (EVIL,))), "os.system"),
+    "path_of_a_call": (dump(Call(Name("pathlib", "PosixPath"), (EVIL,))), "os.system"),
+    "device_of_a_call": (dump(Call(Name("torch", "device"), (EVIL,))), "os.system"),
+    "layout_of_a_call": (dump(Call(Name("torch.serialization", "_get_layout"), (EVIL,))), "os.system"),
+    "set_of_calls": (dump(Call(Name("builtins", "set"), ([EVIL],))), "os.system"),
+    "counter_of_calls": (dump(Call(Name("collections", "Counter"), ({"a": EVIL},))), "os.system"),
+    "intlist_of_a_call": (dump(Call(Name("torch.jit._pickle", "build_intlist"), ([EVIL],))), "os.system"),
     "ordered_dict_of_evil_pairs": (
         dump(Call(Name("collections", "OrderedDict"), ([("w", EVIL)],))),
         "os.system",
@@ -300,6 +393,13 @@ INERT_IF_RUN = {
     "storage_type_is_a_function",
     "evil_in_persistent_id",
     "rebuild_from_type_of_a_function",
+    "newobj",
+    "bytes_that_torch_loads",
+    "legacy_bytes_that_torch_loads",
+    "storage_made_of_bytes_that_torch_loads",
+    "default_dict_of_a_function",
+    "partial_of_a_function",
+    "evil_codec",
     "second_pickle_after_stop",
     "protocol_9",
 }
@@ -312,6 +412,7 @@ IMPOSSIBLE = (
     "evil_in_tensor_size",
     "evil_in_persistent_id",
     "setitems_on_a_global",
+    "storage_made_of_bytes_that_torch_loads",
 )
 """Known shapes that no checkpoint could have with such parts."""
 HARMLESS_REST = ("second_pickle_after_stop",)

@@ -119,7 +119,7 @@ STDOUT, STDERR, REPORT = ".stdout", ".stderr", ".report"
 def _serve() -> None:
     # The server's own folder is the tests': nothing may be imported from there by accident.
     sys.path[:] = [entry for entry in sys.path if entry != str(Path(__file__).parent)]
-    for package in ("core", "formats", "verbs"):
+    for package in ("core", "formats", "verbs", "reports"):
         for module in pkgutil.iter_modules([str(ROOT / "ptsave" / package)], f"ptsave.{package}."):
             importlib.import_module(module.name)
     warm()

@@ -30,9 +30,12 @@ def pickles(path: Path) -> list[bytes]:
 
 def unpickle(data: bytes) -> None:
     stream = io.BytesIO(data)
+    storage = torch.storage.TypedStorage(
+        wrap_storage=torch.UntypedStorage(16), dtype=torch.float32, _internal=True
+    )
     while stream.tell() < len(data):
         unpickler = pickle.Unpickler(stream)
-        unpickler.persistent_load = lambda pid: torch.UntypedStorage(16)
+        unpickler.persistent_load = lambda pid: storage
         unpickler.load()
 
 
