@@ -19,6 +19,7 @@ def readme(root: Path) -> str:
     return (root / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_readme_is_what_the_program_prints(root: Path, clean_env: dict[str, str]) -> None:
     done = subprocess.run(
         [sys.executable, "scripts/readme.py", "--check"],
