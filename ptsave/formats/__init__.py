@@ -25,6 +25,7 @@ from ptsave.formats import (
     torchscript,
 )
 from ptsave.formats.base import HEAD_BYTES, FileFormat, FolderFormat
+from ptsave.formats.folder_files import fingerprint
 
 FILE_FORMATS: tuple[FileFormat, ...] = (
     safetensors.FORMAT,
@@ -65,16 +66,20 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def _open_folder(path: Path) -> Checkpoint:
-    """Open a folder; again where it was saved over meanwhile: the old files go when the new ones come."""
+    """Open a folder; again where it was saved over meanwhile, since its parts may then be of two saves."""
     tries = 0
     while True:
-        folder = InputFolder(path)
+        tries += 1
+        before = fingerprint(path)
         try:
-            return _read_folder(folder)
+            checkpoint = _read_folder(InputFolder(path))
         except UnreadableError:
-            tries += 1
-            if tries == MAX_TRIES or InputFolder(path).names == folder.names:
+            if tries == MAX_TRIES or fingerprint(path) == before:
                 raise
+        else:
+            if tries == MAX_TRIES or fingerprint(path) == before:
+                return checkpoint
+            checkpoint.close()
 
 
 def _read_folder(folder: InputFolder) -> Checkpoint:

@@ -40,8 +40,6 @@ MAX_FILES = 20_000
 """Cap on the `.distcp` files of one checkpoint."""
 MAX_RECORDS = 8
 """How many files that may hold the record, beside the usual one, are looked at."""
-MAX_TRIES = 3
-"""How often the folder is listed again where a writer is just replacing the record."""
 
 _SUFFIX = ".distcp"
 _DAMAGED = "the folder is incomplete or mixes two checkpoints; copy it again"
@@ -93,19 +91,14 @@ def _has_rank_metadata(folder: InputFolder) -> bool:
 def _read_record(folder: InputFolder, reader: _Reader) -> Record | None:
     """The record that was written with this metadata; none where there is none, or only another's.
 
-    While the folder is saved over, and for good where that was cut short, it may have its own name not yet.
+    Where a save over this folder was cut short, its record may have its own name not yet.
     """
-    names = folder.names
-    for _ in range(MAX_TRIES):
-        candidates = [FILE_NAME] if FILE_NAME in names else []
-        candidates += [name for name in names if is_new_record(name)][:MAX_RECORDS]
-        for name in candidates:
-            record = _record_at(folder, name)
-            if record is not None and record.belongs_to in (None, reader.metadata_digest):
-                return record
-        names_before, names = names, InputFolder(folder.path).names
-        if names == names_before:
-            break
+    candidates = [FILE_NAME] if FILE_NAME in folder.names else []
+    candidates += [name for name in folder.names if is_new_record(name)][:MAX_RECORDS]
+    for name in candidates:
+        record = _record_at(folder, name)
+        if record is not None and record.belongs_to in (None, reader.metadata_digest):
+            return record
     if candidates:
         reader.notes.append(f"{FILE_NAME} belongs to an earlier save in this folder, and is left out")
         reader.has_stale_record = True

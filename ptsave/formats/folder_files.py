@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -37,6 +39,16 @@ def new_record_name(generation: int) -> str:
 def is_new_record(name: str) -> bool:
     """Whether `name` is one of `new_record_name`'s; a killed writer may have left it there for good."""
     return _RECORD.fullmatch(name) is not None
+
+
+def fingerprint(folder: Path) -> list[tuple[str, int, int, int]]:
+    """What changes when the folder is saved over: inode, time and size of the files that name the others."""
+    found = []
+    for name in (*_MAIN, FILE_NAME):
+        with contextlib.suppress(OSError):
+            status = os.stat(folder / name)
+            found.append((name, status.st_ino, status.st_mtime_ns, status.st_size))
+    return found
 
 
 def superfluous(folder: Path, names: Iterable[str], kept: Iterable[str]) -> list[str]:
