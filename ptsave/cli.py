@@ -28,6 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+# `readable=False` throughout: a file that may not be read is the reader's error (3), not one of usage (2).
+
 # --- options that several commands share ------------------------------------------------------------
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
@@ -35,14 +37,17 @@ Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors and res
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print what is being done.")]
 ConfigPath = Annotated[
     Path | None,
-    typer.Option("-c", "--config", metavar="CONFIG", help="TOML that names the model's class."),
+    typer.Option(
+        "-c", "--config", metavar="CONFIG", help="TOML that names the model's class.", readable=False
+    ),
 ]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override one value of the TOML; repeatable."),
 ]
 AppDir = Annotated[
-    Path, typer.Option("--app-dir", metavar="DIR", help="Folder to import the model's class from.")
+    Path,
+    typer.Option("--app-dir", metavar="DIR", help="Folder to import the model's class from.", readable=False),
 ]
 Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps, …")]
 Select = Annotated[
@@ -86,11 +91,15 @@ def ptsave(
 
 @app.command()
 def save(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML that names the model's class.")],
-    destination: Annotated[Path, typer.Argument(metavar="DST", help="File or folder to write.")],
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="TOML that names the model's class.", readable=False)
+    ],
+    destination: Annotated[
+        Path, typer.Argument(metavar="DST", help="File or folder to write.", readable=False)
+    ],
     weights: Annotated[
         Path | None,
-        typer.Option("--weights", metavar="SRC", help="Checkpoint to fill the model from."),
+        typer.Option("--weights", metavar="SRC", help="Checkpoint to fill the model from.", readable=False),
     ] = None,
     select: Select = None,
     seed: Annotated[int, typer.Option(help="Seed of the fresh weights when there is no --weights.")] = 0,
@@ -135,18 +144,22 @@ def save(
 
 @app.command()
 def load(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint to load.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint to load.", readable=False)
+    ],
     config: ConfigPath = None,
     trust_recorded: TrustRecorded = False,
     select: Select = None,
     device: Device = "cpu",
     inputs: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Tensors to run the model on: .safetensors, .npz or .npy."),
+        typer.Option(
+            metavar="FILE", help="Tensors to run the model on: .safetensors, .npz or .npy.", readable=False
+        ),
     ] = None,
     outputs: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Where to write what the model returns."),
+        typer.Option(metavar="FILE", help="Where to write what the model returns.", readable=False),
     ] = None,
     overwrite: Overwrite = False,
     set: Set = None,
@@ -177,7 +190,9 @@ def load(
 
 @app.command()
 def inspect(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Checkpoints to look into.")],
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="Checkpoints to look into.", readable=False)
+    ],
     tree: Annotated[bool, typer.Option("--tree", help="Show the tensors by module, with shares.")] = False,
     stats: Annotated[
         bool, typer.Option("--stats", help="Read every tensor: min, max, mean, std, norm, zeros, NaN.")
@@ -190,7 +205,9 @@ def inspect(
     limit: Annotated[int | None, typer.Option(min=0, help="Show at most this many tensors.")] = None,
     diff: Annotated[
         Path | None,
-        typer.Option("--diff", metavar="OTHER", help="Compare with OTHER; exit 1 when they differ."),
+        typer.Option(
+            "--diff", metavar="OTHER", help="Compare with OTHER; exit 1 when they differ.", readable=False
+        ),
     ] = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -236,7 +253,8 @@ def inspect(
 @app.command()
 def convert(
     paths: Annotated[
-        list[Path], typer.Argument(metavar="SRC... DST", help="Checkpoints to read, and where to write.")
+        list[Path],
+        typer.Argument(metavar="SRC... DST", help="Checkpoints to read, and where to write.", readable=False),
     ],
     format: FormatName = None,
     select: Annotated[
@@ -325,12 +343,16 @@ def convert(
 @app.command()
 def verify(
     checkpoint: Annotated[
-        Path | None, typer.Argument(metavar="CHECKPOINT", help="Checkpoint to verify.", show_default=False)
+        Path | None,
+        typer.Argument(
+            metavar="CHECKPOINT", help="Checkpoint to verify.", show_default=False, readable=False
+        ),
     ] = None,
     config: ConfigPath = None,
     trust_recorded: TrustRecorded = False,
     against: Annotated[
-        Path | None, typer.Option(metavar="OTHER", help="Checkpoint that must hold the same tensors.")
+        Path | None,
+        typer.Option(metavar="OTHER", help="Checkpoint that must hold the same tensors.", readable=False),
     ] = None,
     checks: Annotated[
         str | None, typer.Option(metavar="A,B", help="Run these checks only; see --list-checks.")
@@ -345,7 +367,9 @@ def verify(
     ] = "pt,safetensors",
     report: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Also write the verdict: .json, .xml (JUnit) or .html."),
+        typer.Option(
+            metavar="FILE", help="Also write the verdict: .json, .xml (JUnit) or .html.", readable=False
+        ),
     ] = None,
     record: Annotated[
         bool,
