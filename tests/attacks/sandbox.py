@@ -85,13 +85,23 @@ class Sandbox:
             text=True,
         )
 
-    def run(self, *arguments: object, cwd: Path, environment: Mapping[str, str] | None = None) -> Run:
-        """Run `ptsave ARGUMENTS` in `cwd`, a folder that also takes the run's output."""
+    def run(
+        self,
+        *arguments: object,
+        cwd: Path,
+        environment: Mapping[str, str] | None = None,
+        user: int | None = None,
+    ) -> Run:
+        """Run `ptsave ARGUMENTS` in `cwd`, a folder that also takes the run's output.
+
+        `user`: the id of the user to be, who must be able to write to `cwd`.
+        """
         words = tuple(map(str, arguments))
         request = {
             "arguments": [os.fsencode(word).hex() for word in words],
             "cwd": str(cwd),
             "environment": dict(environment or {}),
+            "user": user,
         }
         assert self.server.stdin
         assert self.server.stdout
@@ -129,6 +139,8 @@ def _serve() -> None:
         pid = os.fork()
         if pid == 0:
             os.environ.update(request["environment"])
+            if request["user"] is not None:
+                os.setuid(request["user"])
             _child([os.fsdecode(bytes.fromhex(word)) for word in request["arguments"]], request["cwd"])
         _, status, usage = os.wait4(pid, 0)
         answer = {

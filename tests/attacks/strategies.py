@@ -228,6 +228,50 @@ def _trees() -> st.SearchStrategy[bytes]:
     return st.one_of(tree, mixed).map(spell)
 
 
+def _training() -> st.SearchStrategy[bytes]:
+    """Dictionaries that look like a training run's, with anything where a number or a table belongs."""
+    anything = st.one_of(
+        NUMBERS, WORDS, st.none(), st.floats(), st.just([]), st.just({}), st.just(tf.tensor())
+    )
+    group = st.dictionaries(
+        st.sampled_from(["lr", "betas", "eps", "weight_decay", "momentum", "params", "foreach", "name"]),
+        st.one_of(anything, st.lists(anything, max_size=3), st.lists(anything, max_size=2).map(tuple)),
+        max_size=4,
+    )
+    optimizer = st.dictionaries(
+        st.sampled_from(["state", "param_groups"]),
+        st.one_of(
+            anything, st.lists(st.one_of(group, anything), max_size=3), st.dictionaries(NUMBERS, group)
+        ),
+        max_size=2,
+    )
+    keys = [
+        "epoch",
+        "global_step",
+        "step",
+        "model_state_dict",
+        "state_dict",
+        "optimizer_state_dict",
+        "optimizer_states",
+        "optimizer",
+        "lr_schedulers",
+        "scheduler",
+        "scaler",
+        "hyper_parameters",
+        "pytorch-lightning_version",
+        "callbacks",
+        "loops",
+        "rng_state",
+        "args",
+        "best_score",
+        "ema",
+        "config",
+    ]
+    model = st.dictionaries(WORDS, st.one_of(st.just(tf.tensor()), anything), max_size=3)
+    value = st.one_of(anything, optimizer, group, model, st.lists(optimizer, max_size=2))
+    return st.dictionaries(st.sampled_from(keys), value, max_size=6).map(dump)
+
+
 def _header_lies() -> st.SearchStrategy[dict[str, Any]]:
     number = st.sampled_from([0, 1, 8, 12, 16, 17, 20, 46, 0x800, 0x808, 0xFFFF])
     wide = st.one_of(number, st.sampled_from([SENTINEL, SENTINEL - 1, 2**31]))
@@ -315,7 +359,7 @@ def _headers() -> st.SearchStrategy[bytes]:
 
 
 STRATEGIES: dict[str, st.SearchStrategy[bytes]] = {
-    "pickle": st.one_of(_programs(), _trees()),
+    "pickle": st.one_of(_programs(), _trees(), _training()),
     "zip": _archives(),
     "safetensors": _headers(),
 }

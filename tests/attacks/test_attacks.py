@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ from ptsave.formats import open_checkpoint
 from ptsave.formats.writers import BY_NAME
 
 from . import ATTACKS, DESCRIBED, REFUSED, SHOWN, Attack, code_execution
+from . import torch_files as tf
 from .registry import CANARY, CANARY_MODULE
 from .samples import contents
 from .sandbox import Run, Sandbox
@@ -134,6 +137,24 @@ OTHERS = [attack for attack in QUICK if attack.group != "code_execution"]
 def test_inspect(attack: Attack, sandbox: Sandbox, case: Path) -> None:
     """The quick form, of some attacks of every kind."""
     run_inspect(attack, sandbox, case, build(attack, case))
+
+
+NOBODY = 65534
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user")
+@pytest.mark.parametrize("kind", ["file", "folder", "shard"])
+def test_without_permission(kind: str, sandbox: Sandbox) -> None:
+    """As a user who may not read the file, the folder, or one file in the folder."""
+    with tempfile.TemporaryDirectory() as made:
+        case = Path(made)
+        case.chmod(0o777)
+        home = tf.sharded(case)
+        path = {"file": home / tf.SHARD, "folder": home, "shard": home}[kind]
+        (home if kind == "folder" else home / tf.SHARD).chmod(0)
+        run = sandbox.run("inspect", path, "--json", cwd=case, user=NOBODY)
+        assert run.code == 3
+        assert "no permission to read" in assert_one_error(run)
 
 
 @pytest.mark.slow
