@@ -58,8 +58,11 @@ def why_no_image(kind: str) -> str:
     with TemporaryDirectory() as folder:
         try:
             image = make_image(Path(folder) / "image", kind)
-            with mounted(image, Path(folder) / "mounted"):
-                return ""
+            place = Path(folder) / "mounted"
+            place.mkdir()
+            mount(image, place)
+            system("umount", place)
+            return ""
         except (OSError, subprocess.CalledProcessError) as error:
             return f"loop devices do not work here: {getattr(error, 'stderr', None) or error}"
 
@@ -72,12 +75,6 @@ def make_image(image: Path, kind: str) -> Path:
     return image
 
 
-@contextmanager
-def mounted(image: Path, folder: Path) -> Iterator[Path]:
-    """An image, as a folder."""
-    folder.mkdir(exist_ok=True)
+def mount(image: Path, folder: Path) -> None:
+    """Let an image appear as a folder."""
     system("mount", "-o", "loop", image, folder)
-    try:
-        yield folder
-    finally:
-        system("umount", folder)
