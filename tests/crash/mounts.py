@@ -19,9 +19,15 @@ IMAGE_BYTES = {"ext4": 96 * 1024**2, "xfs": 320 * 1024**2}
 def system(*command: object) -> None:
     """Run a command of the system.
 
-    Raises: subprocess.CalledProcessError with what it said.
+    Raises: subprocess.CalledProcessError with what it said; OSError when there is no such program.
     """
-    subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True)
+    words = [_found(str(command[0])), *map(str, command[1:])]
+    subprocess.run(words, check=True, capture_output=True, text=True)
+
+
+def _found(program: str) -> str:
+    """Where a program of the system is: not every user's PATH has the folders of root's."""
+    return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") or ""
 
 
 @contextmanager
@@ -53,7 +59,7 @@ def why_no_image(kind: str) -> str:
     """Why no image of that file system can be mounted here; empty where it can."""
     if os.name != "posix" or os.geteuid() != 0:
         return "mounting needs root"
-    if shutil.which(MAKERS[kind][0]) is None:
+    if not _found(MAKERS[kind][0]):
         return f"{MAKERS[kind][0]} is not installed"
     with TemporaryDirectory() as folder:
         try:
