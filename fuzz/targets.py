@@ -105,7 +105,7 @@ def _as_safetensors_reads(content: bytes, found: dict[str, tuple[str, tuple[int,
     from safetensors import SafetensorError, deserialize
 
     try:
-        theirs = deserialize(content)
+        theirs = deserialize(content)  # type: ignore[no-untyped-call]
     except SafetensorError as error:
         if "UnknownDtype" in str(error) or "unknown variant" in str(error):
             return

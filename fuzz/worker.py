@@ -116,7 +116,7 @@ def _peak_bytes() -> int:
 
 def atheris(name: str, seconds: int, folder: Path) -> None:
     """Coverage-guided: libFuzzer mutates what reached something new in ptsave's own code."""
-    import atheris
+    import atheris  # type: ignore[import-untyped]
 
     with atheris.instrument_imports(include=["ptsave"]):
         from fuzz.targets import TARGETS, WORDS, Bench
