@@ -144,13 +144,17 @@ def _pickle_of(data: bytes) -> bytes | None:
 
 
 def _pickle_seeds() -> list[bytes]:
-    groups = ("code_execution", "bombs", "bounds", "names")
+    groups = ("code_execution", "allocation", "nesting", "collisions", "bounds", "names")
     return [seed for group in groups for seed in _corpus(group, _pickle_of)]
 
 
 def _header_of(data: bytes) -> bytes | None:
     (length,) = struct.unpack_from("<Q", data.ljust(8, b"\0"))
     return data[8 : 8 + length] if length < len(data) else None
+
+
+def _whole(data: bytes) -> bytes:
+    return data
 
 
 def _dcp_seeds() -> list[bytes]:
@@ -164,7 +168,7 @@ def _index_seeds() -> list[bytes]:
 
 
 def _npy_seeds() -> list[bytes]:
-    from tests.attacks.other_formats import NPY
+    from tests.attacks.numpy_lies import NPY
 
     return [data for data in NPY.values() if len(data) < 4096]
 
@@ -178,7 +182,9 @@ TARGETS: dict[str, Target] = {
         Target(
             "zip",
             lambda data: b"PK\x03\x04" + data[4:],
-            lambda: _corpus("zip_lies", lambda data: data) + _corpus("other_formats", lambda data: data),
+            lambda: [
+                s for group in ("zip_lies", "old_formats", "containers") for s in _corpus(group, _whole)
+            ],
         ),
         Target(
             "safetensors",
@@ -191,7 +197,7 @@ TARGETS: dict[str, Target] = {
             lambda data: _LEGACY_HEAD + data,
             lambda: [
                 data[len(_LEGACY_HEAD) :]
-                for data in _corpus("bounds", lambda data: data)
+                for data in _corpus("bounds", _whole)
                 if data.startswith(_LEGACY_HEAD)
             ],
         ),

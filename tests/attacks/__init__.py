@@ -3,7 +3,24 @@
 `ATTACKS` holds them all; each module below adds its own.
 """
 
-from . import bombs, bounds, code_execution, folders, names, other_formats, safetensors_lies, zip_lies
+from . import (
+    allocation,
+    bounds,
+    code_execution,
+    collisions,
+    containers,
+    dcp_lies,
+    folders,
+    large_headers,
+    names,
+    nesting,
+    no_checkpoints,
+    numpy_lies,
+    old_formats,
+    safetensors_lies,
+    sparse,
+    zip_lies,
+)
 from .registry import ATTACKS, DESCRIBED, REFUSED, SHOWN, Attack
 
 __all__ = [
@@ -12,12 +29,20 @@ __all__ = [
     "REFUSED",
     "SHOWN",
     "Attack",
-    "bombs",
+    "allocation",
     "bounds",
     "code_execution",
+    "collisions",
+    "containers",
+    "dcp_lies",
     "folders",
+    "large_headers",
     "names",
-    "other_formats",
+    "nesting",
+    "no_checkpoints",
+    "numpy_lies",
+    "old_formats",
     "safetensors_lies",
+    "sparse",
     "zip_lies",
 ]

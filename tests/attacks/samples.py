@@ -21,7 +21,7 @@ from ptsave.verbs.convert import convert
 from ptsave.verbs.edit import Edits
 
 from . import torch_files as tf
-from .other_formats import pt2, pt2_weight, script
+from .old_formats import pt2, pt2_weight, script
 from .pickles import Name, New
 from .zips import DEFLATED, zip_bytes
 

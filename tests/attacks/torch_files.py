@@ -51,6 +51,11 @@ def pt_raw(pickle: bytes, records: Mapping[str, bytes] | None = None) -> bytes:
     return zip_bytes(pt_entries(pickle, records))
 
 
+def pkl(*code: bytes) -> bytes:
+    """A torch zip around the opcodes of a pickle."""
+    return pt_raw(b"".join(code))
+
+
 def pt(root: Any, records: Mapping[str, bytes] | None = None) -> bytes:
     """A torch zip around a tree."""
     return pt_raw(dump(root), records)
