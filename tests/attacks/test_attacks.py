@@ -15,9 +15,10 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from safetensors import safe_open
+
 from ptsave.formats import open_checkpoint
 from ptsave.formats.writers import BY_NAME
-from safetensors import safe_open
 
 from . import ATTACKS, DESCRIBED, REFUSED, SHOWN, Attack, code_execution
 from . import torch_files as tf

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from ptsave.core.verdict import Verdict
 from ptsave.errors import PtsaveError
 from ptsave.formats import open_checkpoint

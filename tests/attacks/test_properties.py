@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from fuzz.targets import TARGETS, Bench
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from fuzz.targets import TARGETS, Bench
 
 from .strategies import STRATEGIES
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from ptsave.errors import PtsaveError, UnreadableError
 from ptsave.formats import open_checkpoint
 
