@@ -177,7 +177,7 @@ def prepared(folder: Path, kind: str, trials: Trials, num_elements: int) -> Iter
     image = mounts.make_image(folder / f"{kind}.img", kind)
     mounted = folder / kind
     mounted.mkdir()
-    return Stage(image, mounted, folder / "strace.log", trials, folder / "new.pt", folder / "old.pt", *seen)
+    yield Stage(image, mounted, folder / "strace.log", trials, folder / "new.pt", folder / "old.pt", *seen)
 
 
 def run(
