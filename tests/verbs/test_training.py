@@ -430,11 +430,11 @@ def _opaque_loop() -> Opaque:
 def test_hostile_trees_are_described_in_bounded_time(what: str) -> None:
     tree: dict[Any, Any] = {}
     HOSTILE[what](tree)
-    started = time.monotonic()
+    started = time.process_time()
     training = describe_training(Checkpoint("test", Path("test"), tree))
     if training is not None:
         assert sum(map(len, training.sentences)) < 10_000
-    assert time.monotonic() - started < 3
+    assert time.process_time() - started < 30  # unbounded, it would take minutes
 
 
 def test_a_deep_tree_is_given_up() -> None:
