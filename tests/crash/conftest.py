@@ -11,7 +11,7 @@ from tempfile import mkdtemp
 import pytest
 
 from tests.crash import tracing
-from tests.crash.scenes import Sources, make_sources
+from tests.crash.scenes import Scene, Sources, make_scene, make_sources
 from tests.crash.tally import Tally
 from tests.crash.trials import Trials
 
@@ -51,6 +51,12 @@ def memory_path(tmp_path: Path) -> Iterator[Path]:
     folder = Path(mkdtemp(prefix="ptsave-crash-", dir=memory))
     yield folder
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def scene(request: pytest.FixtureRequest, memory_path: Path, sources: Sources, trials: Trials) -> Scene:
+    """The case that the test is parametrized with, indirectly."""
+    return make_scene(memory_path / "scene", request.param, sources, trials)
 
 
 @pytest.fixture

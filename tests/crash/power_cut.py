@@ -177,7 +177,12 @@ def prepared(folder: Path, kind: str, trials: Trials, num_elements: int) -> Iter
     image = mounts.make_image(folder / f"{kind}.img", kind)
     mounted = folder / kind
     mounted.mkdir()
-    yield Stage(image, mounted, folder / "strace.log", trials, folder / "new.pt", folder / "old.pt", *seen)
+    log = folder / "strace.log"
+    try:
+        yield Stage(image, mounted, log, trials, folder / "new.pt", folder / "old.pt", *seen)
+    finally:
+        if os.path.ismount(mounted):  # a trial was cut short
+            mounts.system("umount", "--lazy", mounted)
 
 
 def run(

@@ -10,12 +10,17 @@ from pathlib import Path
 
 import torch
 
+from ptsave.formats import open_checkpoint
 from ptsave.formats.writers import BY_NAME
 from tests.crash.contents import ABSENT, HALF, by_others, by_ptsave, is_litter, of_state, tree
 from tests.crash.trials import Trials
 
-COMMANDS = ("convert", "save")
 FORMATS = tuple(BY_NAME)
+CONVERSIONS = [("convert", name, with_old) for name in FORMATS for with_old in (True, False)]
+"""(command, format, whether there is an old file): every way of writing."""
+SLOWER = [(command, name, True) for command in ("save", "record") for name in ("pt", "dcp")]
+"""The same writers under commands that import torch; `record` is `verify --record`, which writes the
+checkpoint that it has read again."""
 TOML = """\
 [model]
 class = "ptsave.examples.SimpleNet"
@@ -23,6 +28,9 @@ class = "ptsave.examples.SimpleNet"
 input_size = 300
 hidden_size = 301
 output_size = 7
+[inputs.x]
+shape = [2, 300]
+dtype = "float32"
 """
 
 
@@ -103,6 +111,8 @@ class Scene:
         if self.destination.is_dir():
             seen = by_ptsave(self.destination)
             if seen == by_others(self.destination, self.format) and seen in (self.seen_old, self.seen_new):
+                if self.seen_old == self.seen_new:
+                    return "new" if has_behaviour(self.destination) else "old"
                 return "new" if seen == self.seen_new else "old"
         return HALF
 
@@ -117,8 +127,8 @@ class Scene:
 
     def problems_of_next_write(self, trials: Trials) -> list[str]:
         """What is wrong after the same command has run again: it must finish, and leave no litter."""
-        arguments = self.arguments if "--overwrite" in self.arguments else [*self.arguments, "--overwrite"]
-        again = trials.run(arguments, self.folder)
+        needs_flag = "--overwrite" not in self.arguments and "--record" not in self.arguments
+        again = trials.run([*self.arguments, "--overwrite"] if needs_flag else self.arguments, self.folder)
         problems = []
         if again.code != 0:
             problems.append(f"the next write ends with {again.code}: {again.stderr}")
@@ -131,23 +141,25 @@ class Scene:
         return problems
 
 
-def make_scene(
-    folder: Path, command: str, format_name: str, sources: Sources, trials: Trials, *, with_old: bool
-) -> Scene:
+def make_scene(folder: Path, case: tuple[str, str, bool], sources: Sources, trials: Trials) -> Scene:
     """Run the command undisturbed for what it must give, and hold that against every reader."""
+    command, format_name, with_old = case
     folder.mkdir()
     target = BY_NAME[format_name]
     name = f"model{target.suffixes[0]}" if target.suffixes else "model"
     destination = folder / name
 
     def arguments(*, old: bool) -> list[str]:
-        if command == "save":
+        if command == "record" and not old:
+            return ["verify", "-c", str(sources.config), name, "--record", "--checks", "keys"]
+        if command != "convert":
             given = [str(sources.config), name, "--seed", "1" if old else "0"]
         else:
             given = [str(sources.old if old else sources.new), name]
         if (command, format_name) == ("convert", "safetensors-sharded"):
             given += ["--shard-size", "300KB"]
-        return [command, *given, "--format", format_name]
+        verb = "save" if command == "record" else command
+        return [verb, *given, "--format", format_name]
 
     found = []
     for old in (True, False):
@@ -161,14 +173,15 @@ def make_scene(
         bits = tree(destination)
         assert bits is not None
         found.append((bits, seen))
-        remove(destination)
+        if command != "record":
+            remove(destination)
     (old_bits, seen_old), (new_bits, seen_new) = found
-    assert seen_old != seen_new
+    assert old_bits != new_bits
     scene = Scene(
         folder,
         destination,
         format_name,
-        [*arguments(old=False), "--overwrite"] if with_old else arguments(old=False),
+        [*arguments(old=False), "--overwrite"] if with_old and command != "record" else arguments(old=False),
         old_bits if with_old else None,
         new_bits,
         seen_old if with_old else ABSENT,
@@ -178,9 +191,21 @@ def make_scene(
     return scene
 
 
+def has_behaviour(path: Path) -> bool:
+    """Whether a checkpoint's record holds what its model does."""
+    with open_checkpoint(path) as checkpoint:
+        return checkpoint.record is not None and checkpoint.record.behaviour is not None
+
+
 def remove(path: Path) -> None:
     """A file, or a folder and all in it."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
         path.unlink()
+
+
+def name_of(case: tuple[str, str, bool]) -> str:
+    """What a test calls a case."""
+    command, format_name, with_old = case
+    return f"{command}-{format_name}-{'over-old' if with_old else 'fresh'}"

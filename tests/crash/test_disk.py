@@ -11,14 +11,13 @@ import pytest
 
 from ptsave.errors import WriteError
 from tests.crash import mounts
-from tests.crash.scenes import FORMATS, Scene, Sources, make_scene
+from tests.crash.scenes import CONVERSIONS, Scene, Sources, name_of
 from tests.crash.tracing import stopped_at, traced
 from tests.crash.trials import Ended, Trials, ptsave_command
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.parametrize("with_old", [True, False], ids=["over-old", "fresh"]),
-    pytest.mark.parametrize("format_name", FORMATS),
+    pytest.mark.parametrize("scene", CONVERSIONS, ids=name_of, indirect=True),
 ]
 
 NOBODY = 65534
@@ -36,11 +35,6 @@ def tmpfs() -> None:
 def root() -> None:
     if os.geteuid() != 0:
         pytest.skip("NOT RUN, nothing was proved: becoming another user needs root")
-
-
-@pytest.fixture
-def scene(format_name: str, with_old: bool, sources: Sources, trials: Trials, memory_path: Path) -> Scene:
-    return make_scene(memory_path / "scene", "convert", format_name, sources, trials, with_old=with_old)
 
 
 def check_refused(scene: Scene, ended: Ended, *says: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ptsave.errors import UnreadableError, WriteError
-from tests.crash.scenes import COMMANDS, FORMATS, Scene, Sources, make_scene
+from tests.crash.scenes import CONVERSIONS, SLOWER, Scene, name_of
 from tests.crash.tally import Tally
 from tests.crash.tracing import WRITING, Call, first_points, traced
 from tests.crash.trials import Ended, Trials
@@ -21,28 +21,6 @@ CLEANING = {"unlink", "unlinkat", "rmdir"}
 """Calls that remove what is in nobody's way; when they fail, litter stays for the next write to remove."""
 COMMITTED = "new file"
 """What an error says that comes after the new file is in place."""
-
-
-@pytest.fixture(params=[True, False], ids=["over-old", "fresh"])
-def with_old(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
-
-
-@pytest.fixture(params=FORMATS)
-def format_name(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(params=COMMANDS)
-def scene(
-    request: pytest.FixtureRequest,
-    memory_path: Path,
-    format_name: str,
-    with_old: bool,
-    sources: Sources,
-    trials: Trials,
-) -> Scene:
-    return make_scene(memory_path / "scene", request.param, format_name, sources, trials, with_old=with_old)
 
 
 def inject(scene: Scene, trials: Trials, log: Path, what: str) -> tuple[Ended, list[Call]]:
@@ -77,6 +55,16 @@ def problems_of_failure(scene: Scene, ended: Ended, calls: list[Call], name: str
     return [f"{problem} ({ended.stderr.strip()})" for problem in problems]
 
 
+def problems_of_success(scene: Scene, ended: Ended) -> list[str]:
+    """What is wrong after a command that nothing should have kept from its work."""
+    problems = []
+    if ended.code != 0 or scene.state() != "new":
+        problems.append(f"ends with {ended.code}, the destination is {scene.state()}: {ended.stderr}")
+    if litter := scene.litter() + scene.strangers():
+        problems.append(f"leaves {litter}")
+    return problems
+
+
 def retried(calls: list[Call]) -> list[str]:
     """Files that were synced once more after a sync of them had failed."""
     failed: set[str] = set()
@@ -92,37 +80,49 @@ def retried(calls: list[Call]) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("strace")
+@pytest.mark.parametrize("scene", [*CONVERSIONS, *SLOWER], ids=name_of, indirect=True)
 def test_an_error_at_every_call_that_writes(scene: Scene, trials: Trials, tally: Tally, log: Path) -> None:
+    """Every error for `convert`; one after the other for the commands that take longer."""
     ended, calls = traced(trials.prepare_command(scene.arguments, scene.folder), log)
     assert ended.code == 0, ended
+    is_slower = "convert" not in scene.arguments
     for name in first_points(calls).keys() & set(WRITING):
-        for error in ERRORS:
-            n = 1
-            while True:
+        n, is_reached = 1, True
+        while is_reached:
+            for error in ERRORS[n % len(ERRORS) :][:1] if is_slower else ERRORS:
                 ended, calls = inject(scene, trials, log, f"{name}:error={error}:when={n}")
-                if not any(call.is_injected for call in calls):
+                is_reached = any(call.is_injected for call in calls)
+                if not is_reached:
                     break
                 tally.add(f"{name} {n} {error}", problems_of_failure(scene, ended, calls, name))
-                n += 1
+            n += 1
     tally.check()
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("strace")
+@pytest.mark.parametrize("scene", CONVERSIONS, ids=name_of, indirect=True)
 def test_an_interrupted_call_is_called_again(scene: Scene, trials: Trials, tally: Tally, log: Path) -> None:
     ended, calls = traced(trials.prepare_command(scene.arguments, scene.folder), log)
     assert ended.code == 0, ended
     for name in first_points(calls).keys() & set(WRITING):
-        n = 1
-        while True:
+        n, is_reached = 1, True
+        while is_reached:
             ended, calls = inject(scene, trials, log, f"{name}:error=EINTR:when={n}")
-            if not any(call.is_injected for call in calls):
-                break
-            problems = []
-            if ended.code != 0 or scene.state() != "new":
-                problems.append(f"ends with {ended.code}, the destination is {scene.state()}: {ended.stderr}")
-            if litter := scene.litter() + scene.strangers():
-                problems.append(f"leaves {litter}")
-            tally.add(f"{name} {n} EINTR", problems)
+            is_reached = any(call.is_injected for call in calls)
+            if is_reached:
+                tally.add(f"{name} {n} EINTR", problems_of_success(scene, ended))
             n += 1
+    tally.check()
+
+
+@pytest.mark.usefixtures("strace")
+@pytest.mark.parametrize("scene", [("convert", "pt", True)], ids=name_of, indirect=True)
+def test_errors_around_the_commit(scene: Scene, trials: Trials, tally: Tally, log: Path) -> None:
+    """The few points that decide, in the tests that always run."""
+    for name, error in (("pwrite64", "ENOSPC"), ("fsync", "EIO"), ("rename", "EDQUOT")):
+        ended, calls = inject(scene, trials, log, f"{name}:error={error}:when=1")
+        tally.add(f"{name} {error}", problems_of_failure(scene, ended, calls, name))
+        ended, calls = inject(scene, trials, log, f"{name}:error=EINTR:when=1")
+        tally.add(f"{name} EINTR", problems_of_success(scene, ended))
     tally.check()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.scenes import COMMANDS, FORMATS, Scene, Sources, make_scene
+from tests.crash.scenes import CONVERSIONS, SLOWER, Scene, name_of
 from tests.crash.tally import Tally
 from tests.crash.tracing import first_points, traced
 from tests.crash.trials import Trials
@@ -64,23 +64,21 @@ def kill(scene: Scene, trials: Trials, tally: Tally, log: Path, name: str, n: in
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("strace")
-@pytest.mark.parametrize("with_old", [True, False], ids=["over-old", "fresh"])
-@pytest.mark.parametrize("format_name", FORMATS)
-@pytest.mark.parametrize("command", COMMANDS)
-def test_kill_at_every_system_call(
-    command: str,
-    format_name: str,
-    with_old: bool,
-    trials: Trials,
-    sources: Sources,
-    tally: Tally,
-    log: Path,
-    memory_path: Path,
-) -> None:
-    scene = make_scene(memory_path / "scene", command, format_name, sources, trials, with_old=with_old)
+@pytest.mark.parametrize("scene", [*CONVERSIONS, *SLOWER], ids=name_of, indirect=True)
+def test_kill_at_every_system_call(scene: Scene, trials: Trials, tally: Tally, log: Path) -> None:
     ended, calls = traced(trials.prepare_command(scene.arguments, scene.folder), log)
     assert ended.code == 0, ended
     for name, n in first_points(calls).items():
         while name not in PASSIVE and kill(scene, trials, tally, log, name, n):
             n += 1
+    tally.check()
+
+
+@pytest.mark.usefixtures("strace")
+@pytest.mark.parametrize("scene", [("convert", "safetensors", True)], ids=name_of, indirect=True)
+def test_kill_around_the_commit(scene: Scene, trials: Trials, tally: Tally, log: Path) -> None:
+    """The few points that decide, in the tests that always run."""
+    for name in ("fallocate", "pwrite64", "fsync", "rename"):
+        kill(scene, trials, tally, log, name, 1)
+    kill(scene, trials, tally, log, "fsync", 2)
     tally.check()

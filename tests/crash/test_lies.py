@@ -9,7 +9,7 @@ import torch
 
 from ptsave.core.storage import BLOCK_BYTES
 from ptsave.errors import WriteError
-from tests.crash.scenes import FORMATS, Sources, make_scene
+from tests.crash.scenes import CONVERSIONS, Scene, Sources, make_scene, name_of
 from tests.crash.tally import Tally
 from tests.crash.test_errors import COMMITTED, inject, problems_of_failure
 from tests.crash.tracing import Call, traced
@@ -17,6 +17,7 @@ from tests.crash.trials import Trials
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("strace")]
 
+OVER_OLD = [case for case in CONVERSIONS if case[2]]
 SHORT = (1, 4095, 65_537)
 """Bytes that a call reports to have written of more."""
 
@@ -30,11 +31,10 @@ def zeros(tmp_path_factory: pytest.TempPathFactory) -> Sources:
     return Sources(folder / "new.pt", folder / "old.pt", folder / "none.toml")
 
 
-@pytest.mark.parametrize("format_name", FORMATS)
+@pytest.mark.parametrize("scene", OVER_OLD, ids=name_of, indirect=True)
 def test_a_lost_write_is_found_when_it_is_read_back(
-    format_name: str, sources: Sources, trials: Trials, tally: Tally, log: Path, memory_path: Path
+    scene: Scene, trials: Trials, tally: Tally, log: Path
 ) -> None:
-    scene = make_scene(memory_path / "scene", "convert", format_name, sources, trials, with_old=True)
     ended, calls = traced(trials.prepare_command(scene.arguments, scene.folder), log, calls="pwrite64")
     assert ended.code == 0
     for call in calls:
@@ -54,19 +54,10 @@ def test_a_lost_write_is_found_when_it_is_read_back(
 
 
 @pytest.mark.parametrize("lie", ["rename:retval=0", "linkat:retval=0", "fallocate:retval=0"])
-@pytest.mark.parametrize("with_old", [True, False], ids=["over-old", "fresh"])
-@pytest.mark.parametrize("format_name", FORMATS)
+@pytest.mark.parametrize("scene", CONVERSIONS, ids=name_of, indirect=True)
 def test_a_call_that_does_nothing_is_never_taken_for_done(
-    format_name: str,
-    with_old: bool,
-    lie: str,
-    sources: Sources,
-    trials: Trials,
-    tally: Tally,
-    log: Path,
-    memory_path: Path,
+    scene: Scene, lie: str, trials: Trials, tally: Tally, log: Path
 ) -> None:
-    scene = make_scene(memory_path / "scene", "convert", format_name, sources, trials, with_old=with_old)
     n = 1
     while True:
         ended, calls = inject(scene, trials, log, f"{lie}:when={n}")
@@ -83,12 +74,12 @@ def test_a_call_that_does_nothing_is_never_taken_for_done(
         tally.check()
 
 
-@pytest.mark.parametrize("format_name", FORMATS)
+@pytest.mark.parametrize("case", OVER_OLD, ids=name_of)
 def test_a_short_count_is_written_on(
-    format_name: str, trials: Trials, tally: Tally, log: Path, memory_path: Path, zeros: Sources
+    case: tuple[str, str, bool], trials: Trials, tally: Tally, log: Path, memory_path: Path, zeros: Sources
 ) -> None:
     """strace writes nothing where it reports a count, so the bytes are zeros, which a new file holds."""
-    scene = make_scene(memory_path / "scene", "convert", format_name, zeros, trials, with_old=True)
+    scene = make_scene(memory_path / "scene", case, zeros, trials)
     ended, calls = traced(trials.prepare_command(scene.arguments, scene.folder), log, calls="pwrite64")
     assert ended.code == 0
     blocks = [call for call in calls if is_block(call)]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.scenes import FORMATS, Scene, Sources, make_scene
+from tests.crash.scenes import CONVERSIONS, Scene, Sources, make_scene, name_of
 from tests.crash.tally import Tally
 from tests.crash.test_kill import PASSIVE
 from tests.crash.tracing import first_points, traced
@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow
 
 CODES = {"SIGINT": 130, "SIGTERM": 143}
 FINISHED = 0
+CASES = [case for case in CONVERSIONS if case[2] or case[1] in ("safetensors", "dcp")]
 
 
 def problems_of_leaving(scene: Scene, code: int, stderr: str, name: str) -> list[str]:
@@ -39,18 +40,8 @@ def problems_of_leaving(scene: Scene, code: int, stderr: str, name: str) -> list
 
 
 @pytest.mark.usefixtures("strace")
-@pytest.mark.parametrize("with_old", [True, False], ids=["over-old", "fresh"])
-@pytest.mark.parametrize("format_name", FORMATS)
-def test_a_signal_at_every_system_call(
-    format_name: str,
-    with_old: bool,
-    sources: Sources,
-    trials: Trials,
-    tally: Tally,
-    log: Path,
-    memory_path: Path,
-) -> None:
-    scene = make_scene(memory_path / "scene", "convert", format_name, sources, trials, with_old=with_old)
+@pytest.mark.parametrize("scene", CASES, ids=name_of, indirect=True)
+def test_a_signal_at_every_system_call(scene: Scene, trials: Trials, tally: Tally, log: Path) -> None:
     ended, calls = traced(trials.prepare_command(scene.arguments, scene.folder), log)
     assert ended.code == 0
     points = [(name, n) for name, n in first_points(calls).items() if name not in PASSIVE]
@@ -93,7 +84,7 @@ def test_a_signal_at_random_moments(
 ) -> None:
     """Whole processes, from the start of Python on; what comes before ptsave runs is counted apart."""
     writer = command if command in ("save", "convert") else "save"
-    scene = make_scene(tmp_path / "scene", writer, "safetensors", sources, trials, with_old=True)
+    scene = make_scene(tmp_path / "scene", (writer, "safetensors", True), sources, trials)
     times, words = REAL[command]
     arguments = [
         word.format(source=sources.new, config=sources.config, destination=scene.destination)

@@ -94,7 +94,7 @@ def end_writer(writer: Trial, scene: Scene, tally: Tally) -> list[str]:
 def test_saves_under_random_kills(
     format_name: str, trials: Trials, sources: Sources, tally: Tally, memory_path: Path
 ) -> None:
-    scene = make_scene(memory_path / "scene", "convert", format_name, sources, trials, with_old=True)
+    scene = make_scene(memory_path / "scene", ("convert", format_name, True), sources, trials)
     begin = time.monotonic()
     assert trials.run(scene.arguments, scene.folder).code == 0
     whole_seconds = time.monotonic() - begin

@@ -25,6 +25,7 @@ PRELOADED = (
     "secrets",
     "torch",
     "xxhash",
+    "ptsave.__main__",
     "ptsave.cli",
     "ptsave.examples",
     "ptsave.torch_layer.load",
