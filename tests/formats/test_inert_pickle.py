@@ -332,7 +332,7 @@ BOMBS = {
     "nested tuples": (b")" + b"\x85" * 4_000_000 + b".", "pickle_units"),
     "memo": (b"N" + b"\x94" * 12_000_000 + b".", "pickle_units"),
     "nothing": (b"N" * 12_000_000, "pickle_units"),
-    "nothing, for long": (b"N0" * 15_000_000, "pickle_code_bytes"),
+    "one memo place, for long": (b"N" + b"q\0" * 15_000_000, "pickle_code_bytes"),
     "a long integer": (b"\x8b\x01\x04\0\0" + bytes(1025) + b".", "integer_bytes"),
     "many digits": (b"L" + b"9" * 5000 + b"L\n.", "integer_digits"),
     "a long name": (b"c" + b"a" * 5000 + b"\nx\n.", "name_bytes"),
