@@ -24,7 +24,18 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 
+FILLS = {
+    "normal_",
+    "uniform_",
+    "random_",
+    "bernoulli_",
+    "exponential_",
+    "log_normal_",
+    "cauchy_",
+    "geometric_",
+}
 SCALARS = (str, bytes, int, float, bool, complex, type(None), type)
 
 
@@ -34,7 +45,7 @@ def build_skeleton(construct: Callable[[], Any]) -> nn.Module | None:
     A tensor of the state dict that is on the meta device is to be replaced by one with values, by
     assignment (`load_state_dict(assign=True)`); tied parameters are one object, as in a real model.
     """
-    with parameters_on_meta() as births, warnings.catch_warnings():
+    with parameters_on_meta() as births, NothingToFill(), warnings.catch_warnings():
         # Weights that a constructor loads by itself go nowhere, and are not needed.
         warnings.filterwarnings("ignore", message=".*to a meta parameter in the current model")
         try:
@@ -91,6 +102,23 @@ def parameters_on_meta() -> Iterator[Births]:
         yield births
     finally:
         nn.Parameter.__new__ = original  # type: ignore[method-assign]
+
+
+class NothingToFill(TorchFunctionMode):
+    """While active, filling a tensor on the meta device with random numbers does nothing at all.
+
+    It would have no effect but to load torch's decompositions, for which it takes a second.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in FILLS:
+            target = args[0] if args else kwargs.get("tensor")  # torch.nn.init passes it by name
+            if isinstance(target, Tensor) and target.is_meta:
+                return target
+        return func(*args, **kwargs)
 
 
 def defects(model: nn.Module) -> Iterator[str]:
