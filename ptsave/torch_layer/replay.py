@@ -94,7 +94,7 @@ def replay(
     `coarse` names the narrower dtype that the weights went through, if any. `rtol` and `atol` are the
     config's own: then they decide, else rounding does.
     """
-    now = watch(model, arguments)
+    now = watch(model, arguments, known=_samples(recorded))
     changed = environment_changes(recorded.environment, environment(device))
     outputs = _outputs(recorded.outputs, now.outputs, rtol, atol)
     if all(output.is_bitwise_equal for output in outputs) and _has_same_calls(recorded.calls, now.calls):
@@ -133,6 +133,14 @@ def replay(
 
 _LAYERS = ("torch.nn.", "torch.ao.nn.")
 _NUMERIC = {"torch", "machine", "device", "device_name", "tf32", "threads", "float32_matmul_precision"}
+
+
+def _samples(recorded: Behaviour) -> dict[str, Sample]:
+    """Every sample of the record, by its digest; an output's, of which more is kept, before a module's."""
+    samples = {
+        s.digest: s for call in recorded.calls for s in (*call.inputs.values(), *call.outputs.values())
+    }
+    return samples | {sample.digest: sample for sample in recorded.outputs.values()}
 
 
 def environment_changes(

@@ -14,12 +14,14 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
+from torch.nn import functional
 
 from ptsave.core import random
 from ptsave.core.behaviour import SKETCH_PLACES
 
-BLOCK_ELEMENTS = 1 << 16
-"""Summed at once, in the cache; after that many elements the signs repeat, all turned or none."""
+BLOCK_ELEMENTS = (1 << 15) - SKETCH_PLACES
+"""Added up at once: few enough that they stay in the cache, that little is rounded away, and that torch
+(below 2**15) does not call up its threads. After that many elements the signs repeat, all turned or none."""
 HUGE = 1e30
 """Larger elements (masks of the least float there is) are counted, for beside them no other would show."""
 
@@ -33,40 +35,47 @@ class Measured(NamedTuple):
     sketch: tuple[float, ...]
 
 
-def measure(tensor: torch.Tensor) -> Measured:
-    """Norm and sketch of a dense tensor of any plain dtype, where it lies; complex numbers count as two."""
-    flat = tensor.detach().resolve_conj().resolve_neg().reshape(-1)
+def measure(flat: torch.Tensor) -> Measured:
+    """Norm and sketch of a tensor of one dimension and any plain dtype; complex numbers count as two."""
     if flat.is_complex():
         flat = torch.view_as_real(flat.to(torch.complex128) if flat.dtype == torch.complex32 else flat)
         flat = flat.reshape(-1)
     if flat.dtype not in (torch.float32, torch.float64):
         flat = flat.to(torch.float32 if flat.is_floating_point() else torch.float64)
-    norm = float(torch.linalg.vector_norm(flat, dtype=torch.float64))
+    norm, sketch = _measured(flat)
     num_odd = 0
     if not norm < HUGE:
         odd = ~(flat.abs() <= HUGE)
         num_odd = int(odd.sum())
-        flat = flat.masked_fill(odd, 0.0)
-        norm = float(torch.linalg.vector_norm(flat, dtype=torch.float64))
-    return Measured(norm, num_odd, _sketch(flat))
+        norm, sketch = _measured(flat.masked_fill(odd, 0.0).double())
+    return Measured(norm, num_odd, sketch)
 
 
-def _sketch(flat: torch.Tensor) -> tuple[float, ...]:
+def _measured(flat: torch.Tensor) -> tuple[float, tuple[float, ...]]:
     """Of each block, the first sixteenth goes to the first sum, and so on: that is quickest to add up."""
     signs = _signs(flat.device, flat.dtype)
-    total = torch.zeros(SKETCH_PLACES, dtype=torch.float64, device=flat.device)
-    blocks = torch.split(flat, BLOCK_ELEMENTS)
-    turns = random.bits(random.key(0, "sketch turns"), 0, len(blocks))
-    for block, turn in zip(blocks, turns.tolist(), strict=True):
-        signed = block * signs[: len(block)]
-        if rest := -len(block) % SKETCH_PLACES:
-            signed = torch.nn.functional.pad(signed, (0, rest))
-        sums = signed.view(SKETCH_PLACES, -1).sum(1, dtype=torch.float64)
-        total += sums if turn % 2 else -sums
-    return tuple(total.tolist())
+    norms: list[torch.Tensor] = []
+    sums: list[torch.Tensor] = []
+    for block in torch.split(flat, BLOCK_ELEMENTS):
+        if rest := -block.numel() % SKETCH_PLACES:
+            block = functional.pad(block, (0, rest))
+        norms.append(torch.linalg.vector_norm(block))
+        sums.append((block * signs[: block.numel()]).view(SKETCH_PLACES, -1).sum(1))
+    turned = _turns(len(sums)).to(flat.device)[:, None] * torch.stack(sums).double()
+    return float(torch.stack(norms).double().square().sum().sqrt()), tuple(turned.sum(0).tolist())
 
 
 @cache
 def _signs(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    bits = torch.from_numpy((random.bits(random.key(0, "sketch"), 0, BLOCK_ELEMENTS) >> 63).astype("uint8"))
-    return (bits.to(dtype) * 2 - 1).to(device)
+    return _random_signs("sketch", BLOCK_ELEMENTS).to(device, dtype)
+
+
+@cache
+def _turns(num_blocks: int) -> torch.Tensor:
+    return _random_signs("sketch turns", num_blocks)
+
+
+def _random_signs(stream: str, count: int) -> torch.Tensor:
+    """-1 or 1, in float64."""
+    bits = random.bits(random.key(0, stream), 0, count) & 1
+    return torch.from_numpy(bits.astype("float64") * 2 - 1)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +14,11 @@ from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ptsave.core.behaviour import CALL_VALUES, OUTPUT_VALUES, Call, Sample
-from ptsave.core.digest import tensor_digest
+from ptsave.core.digest import DEFAULT, hasher, prefix
+from ptsave.core.dtypes import BY_NAME
 from ptsave.torch_layer.build import seeded
 from ptsave.torch_layer.inputs import Arguments, output_tensors
-from ptsave.torch_layer.live import checkpoint_of, is_plain
+from ptsave.torch_layer.live import is_plain
 from ptsave.torch_layer.load import run
 from ptsave.torch_layer.sketch import measure
 
@@ -49,20 +50,23 @@ def watch(
     mode: AbstractContextManager[Any] | None = None,
     *,
     seed: int = 0,
+    known: Mapping[str, Sample] | None = None,
 ) -> Trace:
     """One eval-mode, no-grad forward pass with every module watched, under `mode` if there is one.
 
     Arguments and buffers are afterwards as they were. A module that is called twice has two entries. Nothing
-    that the modules compute is kept alive.
+    that the modules compute is kept alive. `known` holds samples by their digests: a tensor with the same
+    digest has the same sample, and is not measured again.
 
     Raises: UsageError when the model's own code raises.
     """
     seen = Trace()
     with buffers_restored(model):
-        with _watching(model, seen), seeded(seed), mode or nullcontext():
+        samples = _Samples(known or {})
+        with _watching(model, seen, samples), seeded(seed), mode or nullcontext():
             output = run(model, cloned(arguments))
         tensors = _visible(output, MAX_OUTPUTS)
-        seen.outputs = {path: sample_of(tensor, OUTPUT_VALUES) for path, tensor in tensors}
+        seen.outputs = {path: samples.take(tensor, OUTPUT_VALUES) for path, tensor in tensors}
         seen.training = [name for name, module in model.named_modules() if module.training]
     return seen
 
@@ -100,13 +104,12 @@ def buffers_restored(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _watching(model: nn.Module, seen: Trace) -> Iterator[None]:
+def _watching(model: nn.Module, seen: Trace, samples: _Samples) -> Iterator[None]:
     counts: dict[str, int] = {}
     open_inputs: list[dict[str, Sample]] = []
-    known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
     def look(value: Any) -> dict[str, Sample]:
-        return {path: _sampled_once(tensor, known) for path, tensor in _visible(value, MAX_TENSORS)}
+        return {path: samples.take_once(tensor) for path, tensor in _visible(value, MAX_TENSORS)}
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
         with torch._C.DisableTorchFunction():
@@ -134,14 +137,28 @@ def _watching(model: nn.Module, seen: Trace) -> Iterator[None]:
             handle.remove()
 
 
-def _sampled_once(tensor: torch.Tensor, known: WeakTensorKeyDictionary) -> Sample:
-    """`sample_of`, but what one module returned is not looked at again when the next ones get it."""
-    version, sample = known.get(tensor, (None, None))  # type: ignore[no-untyped-call]
-    if sample is None or version != tensor._version:
-        sample = sample_of(tensor, CALL_VALUES)
-        known[tensor] = tensor._version, sample
-    assert isinstance(sample, Sample)
-    return sample
+class _Samples:
+    """Takes samples, of each tensor once: what one module returned is given to the next ones."""
+
+    def __init__(self, known: Mapping[str, Sample]) -> None:
+        self._known = known
+        self._taken: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+    def take_once(self, tensor: torch.Tensor) -> Sample:
+        """The sample of a module's input or output, unless the tensor has changed in place since."""
+        version, sample = self._taken.get(tensor, (None, None))  # type: ignore[no-untyped-call]
+        if sample is None or version != tensor._version:
+            sample = self.take(tensor, CALL_VALUES)
+            self._taken[tensor] = tensor._version, sample
+        assert isinstance(sample, Sample)
+        return sample
+
+    def take(self, tensor: torch.Tensor, count: int) -> Sample:
+        """The sample of a tensor, with up to `count` of its values."""
+        flat = _flat(tensor)
+        digest = _digest(tensor, flat)
+        sample = self._known.get(digest)
+        return sample if sample is not None else _sample(tensor, flat, digest, count)
 
 
 def _visible(value: Any, limit: int) -> Iterator[tuple[str, torch.Tensor]]:
@@ -159,22 +176,39 @@ def _dense(tensor: torch.Tensor) -> torch.Tensor:
 
 def digest_of(tensor: torch.Tensor) -> str:
     """XXH3-128 of a plain tensor, as `core.digest` takes it."""
-    (entry,) = checkpoint_of({"output": tensor}, Path()).tensors.values()
-    return tensor_digest(entry)
+    return _digest(tensor, _flat(tensor))
 
 
-def sample_of(tensor: torch.Tensor, count: int) -> Sample:
+def _sample(tensor: torch.Tensor, flat: torch.Tensor, digest: str, count: int) -> Sample:
     """What is kept of a plain tensor: digest, norm, sketch, and up to `count` of its values."""
-    size = tensor.numel()
-    places = torch.arange(min(count, size)) * _STEP % max(size, 1)
-    index = torch.unravel_index(places.to(tensor.device), tensor.shape) if tensor.dim() else ()
-    values = tensor[index].cpu().to(torch.complex128 if tensor.is_complex() else torch.float64)
-    if tensor.is_complex():
-        values = torch.view_as_real(values)
+    values = flat[_places(flat.numel(), count).to(flat.device)]
+    if values.is_complex():
+        values = torch.view_as_real(values.to(torch.complex128)).reshape(-1)
     return Sample(
-        str(tensor.dtype).removeprefix("torch."),
+        _name(tensor.dtype),
         tuple(tensor.shape),
-        digest_of(tensor),
-        *measure(tensor),
-        tuple(values.reshape(-1).tolist()),
+        digest,
+        *measure(flat),
+        tuple(values.cpu().to(torch.float64).tolist()),
     )
+
+
+def _digest(tensor: torch.Tensor, flat: torch.Tensor) -> str:
+    dtype = BY_NAME[_name(tensor.dtype)]
+    digest = hasher(DEFAULT, prefix(dtype, tuple(tensor.shape)))
+    digest.update(flat.cpu().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    """The elements in row-major order, one after the other."""
+    return tensor.detach().resolve_conj().resolve_neg().contiguous().view(-1)
+
+
+@cache
+def _places(size: int, count: int) -> torch.Tensor:
+    return torch.arange(min(count, size)) * _STEP % max(size, 1)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
