@@ -363,8 +363,9 @@ def verify(
         typer.Option(metavar="GLOB", help="Names that the check `safe` accepts; repeatable."),
     ] = None,
     through: Annotated[
-        str, typer.Option(metavar="A,B", help="Formats that `roundtrip` goes through.")
-    ] = "pt,safetensors",
+        str | None,
+        typer.Option(metavar="A,B", help="Formats that `roundtrip` goes through; default: its own."),
+    ] = None,
     report: Annotated[
         Path | None,
         typer.Option(

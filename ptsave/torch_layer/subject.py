@@ -13,6 +13,7 @@ from ptsave.config import Config
 from ptsave.core.behaviour import Behaviour
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.keys import Expected, KeyReport, compare
+from ptsave.core.memory import give_back
 from ptsave.core.select import Selection, select_model
 from ptsave.errors import CorruptError
 from ptsave.torch_layer.build import build_model
@@ -29,7 +30,8 @@ class ModelSubject:
     device: str = "cpu"
     select: str | None = None
     app_dir: Path | None = None
-    through: Sequence[str] = ("pt", "safetensors")
+    through: Sequence[str] = ()
+    """Formats that `roundtrip` goes through; none: the checkpoint's own."""
     warn: Callable[[str], None] = lambda line: None
     replayed: Replay | None = None
     """What the check `behaviour` found out."""
@@ -89,6 +91,7 @@ class ModelSubject:
         if self._model is not None:
             self._model.to("meta")
             self._model, self._is_spent = None, True
+            give_back()
 
     def load(
         self,

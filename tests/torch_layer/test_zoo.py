@@ -41,9 +41,10 @@ def configure(workshop: Workshop, model: str, inputs: str, key: str = "class", a
 def test_every_check_passes(workshop: Workshop, model: str) -> None:
     configure(workshop, model, MODELS[model])
     workshop.save("m.pt")
-    outcome = workshop.verify("m.pt")
+    outcome = workshop.verify("m.pt", "--through", "pt,safetensors")
     assert outcome.is_yes, outcome.document
     assert outcome.cause == ""
+    assert {where for where, _ in outcome.found("roundtrip", "ok")} == {"pt", "safetensors"}
     levels = {(f["check"], f["level"]) for f in outcome.document["findings"]}
     assert {("bytes", "ok"), ("keys", "ok"), ("behaviour", "ok"), ("roundtrip", "ok")} <= levels
     assert {level for _, level in levels} == {"ok"}
@@ -96,7 +97,7 @@ def test_nothing_that_could_be_compared_is_skipped(workshop: Workshop, what: str
 def test_what_only_pt_holds(workshop: Workshop, model: str, key: str, inputs: str) -> None:
     configure(workshop, model, inputs, key)
     workshop.save("m.pt")
-    outcome = workshop.verify("m.pt")
+    outcome = workshop.verify("m.pt", "--through", "pt,safetensors")
     assert outcome.is_yes, outcome.document
     assert {where for where, _ in outcome.found("roundtrip", "ok")} == {"pt"}
     ((where, message),) = outcome.found("roundtrip", "skipped")
