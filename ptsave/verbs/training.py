@@ -113,6 +113,14 @@ def describe_training(checkpoint: Checkpoint) -> Training | None:
         return found
 
 
+def optimizer_nodes(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Path → state dict of each optimizer in `checkpoint`, as it nests."""
+    search = _Search()
+    search.run(_nested(checkpoint))
+    pairs = zip(search.parts, search.nodes, strict=True)
+    return {part.where: node for part, node in pairs if isinstance(part, OptimizerState)}
+
+
 @dataclass
 class _Search:
     """A walk over the containers of a tree, nearest the root first, each once."""
@@ -120,6 +128,8 @@ class _Search:
     progress: dict[str, int | float] = field(default_factory=dict)
     metrics: dict[str, int | float] = field(default_factory=dict)
     parts: list[Part] = field(default_factory=list)
+    nodes: list[Any] = field(default_factory=list)
+    """What each part was made of."""
     rng: list[str] = field(default_factory=list)
 
     def run(self, root: Any) -> None:
@@ -130,6 +140,7 @@ class _Search:
             path, node = queue.popleft()
             if (part := part_of(".".join(path), node)) is not None:
                 self.parts.append(part)
+                self.nodes.append(node)
                 continue
             is_model = _is_model(node)
             for key, child in _children(node):

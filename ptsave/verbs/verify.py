@@ -20,6 +20,7 @@ from ptsave.errors import UsageError
 from ptsave.formats.writers import BY_NAME
 from ptsave.verbs.audit import audit
 from ptsave.verbs.diff import describe, diff_tensors
+from ptsave.verbs.resume import resume as find_resumable
 from ptsave.verbs.stats import non_finite
 
 
@@ -75,6 +76,11 @@ def finite(subject: Subject) -> Iterator[Finding]:
         yield Finding("finite", "ok", "", f"{looked} floating-point tensors, every element finite")
 
 
+def resume(subject: Subject) -> Iterator[Finding]:
+    """Optimizer state covers the parameters in order and shape; what is missing is listed."""
+    yield from find_resumable(subject.checkpoint)
+
+
 def against(subject: Subject) -> Iterator[Finding]:
     """The same tensors as a second checkpoint, whatever the two formats."""
     if subject.other is None:
@@ -110,7 +116,13 @@ def _model_or_all(checkpoint: Checkpoint) -> Mapping[str, TensorEntry]:
         return checkpoint.tensors
 
 
-FILE_CHECKS: dict[str, Check] = {"bytes": bytes_, "safe": safe, "finite": finite, "against": against}
+FILE_CHECKS: dict[str, Check] = {
+    "bytes": bytes_,
+    "safe": safe,
+    "finite": finite,
+    "resume": resume,
+    "against": against,
+}
 
 
 def choose_checks(text: str | None, *, with_other: bool) -> list[str]:
@@ -138,12 +150,12 @@ def choose(text: str, known: Sequence[str], flag: str, kind: str) -> list[str]:
     return names
 
 
-def choose_formats(text: str) -> list[str]:
-    """The formats that `--through A,B` names.
+def choose_formats(text: str | None) -> list[str]:
+    """The formats that `--through A,B` names, if it is there.
 
     Raises: UsageError with the nearest name.
     """
-    return choose(text, list(BY_NAME), "--through", "formats")
+    return [] if text is None else choose(text, list(BY_NAME), "--through", "formats")
 
 
 def skipped(check: str, reason: str) -> Iterator[Finding]:
