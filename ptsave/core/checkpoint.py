@@ -40,6 +40,8 @@ class Checkpoint:
     record: Record | None = None
     notes: list[str] = field(default_factory=list)
     """What a reader wants a user to know: a TorchScript archive's code, an index's extra shard."""
+    num_code_files: int = 0
+    """How many files of code it carries that torch would run in an interpreter of its own."""
     checks: list[Callable[[], Iterator[Any]]] = field(default_factory=list)
     """The container's own integrity checks (CRCs, …); each yields `core.verdict.Finding`s."""
     files: ExitStack = field(default_factory=ExitStack)

@@ -32,9 +32,14 @@ from ptsave.formats.zip_sniff import directory_of, sniffed_directory
 MAX_CODE_BYTES = 32 * 1024 * 1024
 """Cap on the text of all classes together."""
 
+OWN_PACKAGE = "__torch__."
+"""How the names of an archive's own classes begin; no other is looked up in its code.
+
+Source: torch/csrc/jit/serialization/import_source.cpp."""
+
 # Each stays within a line and always ends: the text is as hostile as the rest of the file.
 _LINE = re.compile(
-    r"^(?:class (?P<name>\w{1,4096})\(Module\):$"
+    r"^(?:class (?P<name>\w{1,4096})(?P<base>\(\w{1,100}\))?:$"
     r"|  __(?P<which>parameters|buffers)__ = \[(?P<names>[^\]\n]{0,1000000})\]"
     r"|(?P<end>\S))",
     re.MULTILINE,
@@ -95,7 +100,7 @@ def read(file: InputFile) -> Checkpoint:
         on_failure.callback(file.close)
         directory = directory_of(file)
         top = top_folder(directory) or ""
-        classes, num_files = _module_classes(directory, f"{top}code/")
+        classes, defined, num_files = _classes(directory, f"{top}code/")
         is_big = is_big_endian(directory, top)
 
         def build(target: Any, state: Any, budget: Budget) -> bool:
@@ -119,8 +124,9 @@ def read(file: InputFile) -> Checkpoint:
             FORMAT.name,
             file.path,
             loaded.root,
-            globals=uses,
+            globals={name: use for name, use in uses.items() if name not in defined},
             notes=[*loaded.notes, f"holds TorchScript code ({num_files} files), which is not run"],
+            num_code_files=num_files,
         )
         checkpoint.checks.append(lambda: check_records(checkpoint, directory))
         checkpoint.files = on_failure.pop_all()
@@ -147,28 +153,33 @@ _SHAPES: dict[str, Any] = torch_objects.NAMES | {
 }
 
 
-def _module_classes(directory: ZipDirectory, prefix: str) -> tuple[dict[str, ModuleClass], int]:
-    """Every module class of `code/` by its qualified name, and the number of files with code."""
+def _classes(directory: ZipDirectory, prefix: str) -> tuple[dict[str, ModuleClass], set[str], int]:
+    """Every module class of `code/` by its qualified name; the names of all classes that it defines, which
+    torch takes from there and imports from nowhere; and the number of files with code."""
     names = [name for name in directory.entries if name.startswith(prefix) and name.endswith(".py")]
     total = sum(directory.entries[name].num_bytes for name in names)
     if total > MAX_CODE_BYTES:
         raise LimitError("code_bytes", MAX_CODE_BYTES, total, str(directory.file.path))
-    classes: dict[str, dict[str, frozenset[str]]] = {}
+    modules: dict[str, dict[str, frozenset[str]]] = {}
+    defined: set[str] = set()
     for name in names:
-        module = name[len(prefix) : -len(".py")].replace("/", ".")
+        file_module = name[len(prefix) : -len(".py")].replace("/", ".")
         text = directory.read(name, MAX_CODE_BYTES).decode("utf-8", "replace")
         lists: dict[str, frozenset[str]] = {}
         for line in _LINE.finditer(text):
-            if line["name"] is not None:
-                lists = {}
-                classes[f"{module}.{line['name']}"] = lists
-            elif line["which"] is not None:
+            if line["which"] is not None:
                 lists[line["which"]] = frozenset(_QUOTED.findall(line["names"]))
-            else:
-                lists = {}  # what follows is of something else
+                continue
+            lists = {}  # what follows is of something else
+            if line["name"] is not None:
+                qualified = f"{file_module}.{line['name']}"
+                if qualified.startswith(OWN_PACKAGE):
+                    defined.add(qualified)
+                if line["base"] == "(Module)":
+                    modules[qualified] = lists
     nothing: frozenset[str] = frozenset()
     known = {
         name: ModuleClass(lists.get("parameters", nothing), lists.get("buffers", nothing))
-        for name, lists in classes.items()
+        for name, lists in modules.items()
     }
-    return known, len(names)
+    return known, defined, len(names)

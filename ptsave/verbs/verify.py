@@ -58,7 +58,10 @@ def safe(subject: Subject) -> Iterator[Finding]:
             yield Finding(
                 "safe", "fail", use.name, f"{use.used_for} {use.count}×; a plain unpickler imports it"
             )
-    if not uses:
+    if num_files := subject.checkpoint.num_code_files:
+        message = f"carries a program ({num_files} files): torch runs it when it loads or calls the model"
+        yield Finding("safe", "warn", "", message)
+    elif not uses:
         yield Finding("safe", "ok", "", "names nothing that could run")
 
 

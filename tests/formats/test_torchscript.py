@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from ptsave.core.nodes import TensorEntry
 from ptsave.errors import CorruptError
 from ptsave.formats import open_checkpoint
+from ptsave.verbs.verify import Subject, safe
 from tests.formats.test_torch_zip import repacked
 from tests.formats.torch_reading import assert_holds
 
@@ -64,8 +66,28 @@ def test_names_order_values_and_ties(archive: Path) -> None:
         assert checkpoint.format == "torchscript"
         assert_holds(checkpoint, expected)
         assert any("TorchScript code" in note for note in checkpoint.notes)
-        assert all(name.startswith("__torch__.") for name in checkpoint.globals)
+        assert checkpoint.num_code_files > 0
+        assert not checkpoint.globals  # every class is the archive's own
         assert not any(isinstance(leaf, TensorEntry) for leaf in checkpoint.data.values())
+
+
+def test_a_class_that_the_code_does_not_define_is_named(archive: Path, tmp_path: Path) -> None:
+    """torch would look for it elsewhere: among the classes that C++ extensions register."""
+    path = tmp_path / "without.pt"
+    with zipfile.ZipFile(archive) as whole, zipfile.ZipFile(path, "w") as part:
+        for name in whole.namelist():
+            if "/code/" not in name:
+                part.writestr(name, whole.read(name))
+    with open_checkpoint(path) as checkpoint:
+        assert checkpoint.num_code_files == 0
+        assert checkpoint.globals
+        assert all(name.startswith("__torch__.") for name in checkpoint.globals)
+
+
+def test_safe_warns_of_the_program(archive: Path) -> None:
+    with open_checkpoint(archive) as checkpoint:
+        (finding,) = safe(Subject(checkpoint))
+    assert (finding.level, "program" in finding.message) == ("warn", True)
 
 
 def test_plain_attributes_are_data(tmp_path: Path) -> None:
