@@ -28,7 +28,7 @@ from typing import Any
 from ptsave.core import dtypes
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.errors import CorruptError
-from ptsave.formats import numpy_objects, python_objects, torch_tensors, torch_unusual
+from ptsave.formats import numpy_objects, omegaconf, python_objects, torch_tensors, torch_unusual
 from ptsave.formats.pickle_shapes import UNKNOWN, Budget, Known, Shapes
 from ptsave.formats.pickled_module import PickledModule, is_module_state
 from ptsave.formats.torch_storage import STORAGE_DTYPES, StorageNode
@@ -52,15 +52,19 @@ def _device(args: tuple[Any, ...], budget: Budget) -> Any:
 
 
 def build(target: Any, state: Any, budget: Budget) -> bool:
-    """BUILD on a tensor (torch before 0.4), a module, an array, or a state dict."""
+    """BUILD on a tensor (torch before 0.4), a module, a config, an array, or a state dict."""
     if type(target) is TensorEntry:
         return torch_tensors.build_tensor(target, state)
-    if isinstance(target, (PickledModule, StorageNode)):
+    if isinstance(target, (PickledModule, StorageNode, omegaconf.ConfigContainer)):
         raise CorruptError(f"sets the state of a {target.name} twice")
     if isinstance(target, Opaque):
         if type(target) is Opaque and target.state is None and is_module_state(state):
             # the object is already known by identity (memo), so it changes its class in place
             target.__class__ = PickledModule
+            target.state = state
+            return True
+        if type(target) is Opaque and target.state is None and omegaconf.is_container(target.name, state):
+            target.__class__ = omegaconf.ConfigContainer
             target.state = state
             return True
         return numpy_objects.build(target, state, budget)

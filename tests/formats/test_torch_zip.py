@@ -271,6 +271,9 @@ def test_a_file_whose_classes_are_not_installed() -> None:
     with open_checkpoint(path) as checkpoint:
         assert "omegaconf.listconfig.ListConfig" in checkpoint.globals
         assert "state_dict.encoder.fc.weight" in checkpoint.tensors
+        assert checkpoint.data["hparams.encoder.n_chan_layers.0"] == 40  # in an omegaconf.ListConfig
+        assert checkpoint.data["hparams.pitch_shift.max_steps"] == 16
+        assert not [name for name in checkpoint.data if "_content" in name or "_metadata" in name]
 
 
 # --- the container --------------------------------------------------------------------------------
