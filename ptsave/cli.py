@@ -3,8 +3,6 @@
 Imports inside the commands keep `--help` and the torch-free commands quick.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import time
