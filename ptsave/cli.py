@@ -409,7 +409,8 @@ def verify(
         other = opened.enter_context(open_checkpoint(against)) if against is not None else None
         total = verb.total_bytes(names, source, other)
         with render.progress(mode, "reading", total) as advance:
-            subject = verb.Subject(source, other, allow or (), advance)
+            named = names if checks is not None else ()
+            subject = verb.Subject(source, other, allow or (), advance, named)
             table = {name: partial(c, subject) for name, c in verb.FILE_CHECKS.items() if name in names}
             findings = verb.run_checks(table, partial(render.began, mode))
         cause = verb.damage(findings, source)

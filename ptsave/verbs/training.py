@@ -121,6 +121,23 @@ def optimizer_nodes(checkpoint: Checkpoint) -> dict[str, Any]:
     return {part.where: node for part, node in pairs if isinstance(part, OptimizerState)}
 
 
+def state_dict_nodes(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Path → state dict (or pickled module) of each model in `checkpoint`, the one to load first.
+
+    Of a flat file, the tensors that are no optimizer's are one.
+    """
+    search, root = _Search(), _nested(checkpoint)
+    search.run(root)
+    found = dict(search.models)
+    if root is not checkpoint.root:
+        found.setdefault("", {name: leaf for name, leaf in root.items() if isinstance(leaf, TensorEntry)})
+    try:
+        first = select_model(checkpoint).where
+    except UsageError:
+        return found
+    return {where: found[where] for where in sorted(found, key=lambda where: where != first)}
+
+
 @dataclass
 class _Search:
     """A walk over the containers of a tree, nearest the root first, each once."""
@@ -131,6 +148,8 @@ class _Search:
     nodes: list[Any] = field(default_factory=list)
     """What each part was made of."""
     rng: list[str] = field(default_factory=list)
+    models: dict[str, Any] = field(default_factory=dict)
+    """Path → what holds weights: a state dict, a module."""
 
     def run(self, root: Any) -> None:
         queue: deque[tuple[tuple[str, ...], Any]] = deque([((), root)] if _is_container(root) else ())
@@ -143,6 +162,8 @@ class _Search:
                 self.nodes.append(node)
                 continue
             is_model = _is_model(node)
+            if is_model or (isinstance(node, Opaque) and node.shared):
+                self.models[".".join(path)] = node
             for key, child in _children(node):
                 is_weight = is_model and isinstance(child, TensorEntry)
                 if is_weight and child.dtype.name != "uint8":
@@ -156,6 +177,8 @@ class _Search:
                 elif not _is_container(child):
                     if not is_weight:
                         self._take_number(where, child)
+                elif isinstance(child, Opaque) and child.shared:
+                    self.models[".".join(where)] = child
                 elif id(child) not in seen and len(path) < MAX_DEPTH:
                     seen.add(id(child))
                     queue.append((where, child))

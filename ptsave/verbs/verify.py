@@ -20,6 +20,7 @@ from ptsave.errors import UsageError
 from ptsave.formats.writers import BY_NAME
 from ptsave.verbs.audit import audit
 from ptsave.verbs.diff import describe, diff_tensors
+from ptsave.verbs.resume import has_training_state
 from ptsave.verbs.resume import resume as find_resumable
 from ptsave.verbs.stats import non_finite
 
@@ -34,6 +35,10 @@ class Subject:
     allow: Sequence[str] = ()
     """Globs of the dotted names that `safe` accepts."""
     progress: Callable[[int], None] | None = None
+    named: Sequence[str] = ()
+    """The checks that the user asked for by name: they say so where there is nothing to check."""
+    parameters: Callable[[], Mapping[str, tuple[int, ...]]] | None = None
+    """Names and shapes of the architecture's parameters in its order, where there is a config."""
 
 
 Began = Callable[[str], None]
@@ -81,7 +86,8 @@ def finite(subject: Subject) -> Iterator[Finding]:
 
 def resume(subject: Subject) -> Iterator[Finding]:
     """Optimizer state covers the parameters in order and shape; what is missing is listed."""
-    yield from find_resumable(subject.checkpoint)
+    if "resume" in subject.named or has_training_state(subject.checkpoint):
+        yield from find_resumable(subject.checkpoint, subject.parameters() if subject.parameters else None)
 
 
 def against(subject: Subject) -> Iterator[Finding]:

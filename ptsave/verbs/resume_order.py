@@ -1,0 +1,185 @@
+"""Which weights an optimizer's states belong to: held against their order, their shapes and their names.
+
+An optimizer's state dict numbers the parameters in the order in which it was given them, and says no names
+unless it was given these too (`param_names`). Beside a model whose parameters come in another order, or
+another model, torch attaches each state to the wrong weights, and says nothing as long as the counts agree.
+
+Source: `torch.optim.Optimizer.state_dict` and `load_state_dict`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from math import prod
+
+from ptsave.core.select import strip_wrapper_names
+from ptsave.core.verdict import Level
+
+Shape = tuple[int, ...]
+Param = int | str
+"""As a parameter group refers to a parameter."""
+
+MAX_JOINED = 4
+"""How many state dicts of one file an optimizer may be for (`chain(encoder.parameters(), …)`)."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What may be parameters of one model: a state dict in the file, or an architecture."""
+
+    where: str
+    """The path of the state dict, empty for the only one; or `the architecture`."""
+    shapes: Mapping[str, Shape]
+    is_ordered: bool
+    """Whether they come in the order in which the model has its parameters."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """One parameter group."""
+
+    params: Sequence[Param]
+    names: Sequence[str]
+    """Of its parameters, in the same order; empty where the optimizer was not given them."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """How an optimizer's parameters fit the weights."""
+
+    weights: Weights
+    """Those that they were held against."""
+    misfits: tuple[tuple[Level, str], ...] = ()
+    is_order_shown: bool = False
+    """Whether the shapes or the names tell that the order is right."""
+    num_alike: int = 0
+    """Parameters that could be exchanged with another of the same shape, and nothing would show it."""
+
+
+def match(groups: Sequence[Group], shapes: Mapping[Param, Shape | None], known: Sequence[Weights]) -> Match:
+    """Hold the parameters of `groups` against each of `known`, the likeliest first.
+
+    `shapes`: of the weight that each parameter's state belongs to, None where the state does not show it.
+    """
+    if all(group.names for group in groups):
+        return _by_names(groups, shapes, known)
+    in_groups = [[shapes[param] for param in group.params] for group in groups]
+    for weights in (*known, *_joined(known)):
+        if _fits(in_groups, weights):
+            return Match(weights, (), *_order_shown(in_groups, weights))
+    return Match(known[0], tuple(_misfits(groups, in_groups, known)))
+
+
+# --- by shape and place -----------------------------------------------------------------------------------
+
+
+def _joined(known: Sequence[Weights]) -> Iterator[Weights]:
+    """Several models of a file one after the other, in any order."""
+    few = known[:MAX_JOINED]
+    for number in range(2, len(few) + 1):
+        for parts in permutations(few, number):
+            shapes = {f"{i}.{name}": s for i, part in enumerate(parts) for name, s in part.shapes.items()}
+            where = " and ".join(part.where for part in parts)
+            yield Weights(where, shapes, all(part.is_ordered for part in parts))
+
+
+def _fits(groups: Sequence[Sequence[Shape | None]], weights: Weights) -> bool:
+    """Whether there are weights for all the parameters, in the groups' order if the weights have one."""
+    have = list(weights.shapes.values())
+    needed = Counter(shape for group in groups for shape in group if shape is not None)
+    if sum(map(len, groups)) > len(have) or needed - Counter(have):
+        return False
+    return not weights.is_ordered or all(_is_subsequence(group, have) for group in groups)
+
+
+def _is_subsequence(shapes: Sequence[Shape | None], have: Sequence[Shape]) -> bool:
+    """Whether `have`, less some of them, are these shapes in this order; None fits any."""
+    rest = iter(have)
+    return all(any(shape in (None, one) for one in rest) for shape in shapes)
+
+
+def _order_shown(groups: Sequence[Sequence[Shape | None]], weights: Weights) -> tuple[bool, int]:
+    times = Counter(shape for group in groups for shape in group)
+    if not weights.is_ordered or set(times) == {None}:
+        return False, 0
+    return True, sum(number for shape, number in times.items() if number > 1 or shape is None)
+
+
+def _misfits(
+    groups: Sequence[Group], in_groups: Sequence[Sequence[Shape | None]], known: Sequence[Weights]
+) -> Iterator[tuple[Level, str]]:
+    """Why they fit nothing, in a sentence, from the surest reason to the least sure."""
+    weights = known[0]
+    have = list(weights.shapes.values())
+    params = [param for group in groups for param in group.params]
+    flat = [shape for group in in_groups for shape in group]
+    everywhere = {shape for one in known for shape in one.shapes.values()}
+    strange = {shape: param for param, shape in zip(params, flat, strict=True) if shape is not None}
+    strange = {shape: param for shape, param in strange.items() if shape not in everywhere}
+    if strange:
+        if all(_is_reduced(shape, everywhere) for shape in strange) or _is_flattened(flat, everywhere):
+            yield "warn", "its states do not have the shapes of the weights: their order cannot be checked"
+            return
+        shape, param = next(iter(strange.items()))
+        yield "fail", f"the state of parameter {param} has the shape {list(shape)}, and no weight has it"
+    elif len(params) > sum(len(one.shapes) for one in known):
+        yield "fail", f"it is another model's: it has {len(params)} parameters, there are {len(have)} weights"
+    elif excess := Counter(s for s in flat if s is not None) - Counter(have):
+        shape, number = next(iter(excess.items()))
+        more = f"{number} more states than weights have the shape {list(shape)}"
+        yield ("fail", f"it is another model's: {more}") if len(known) == 1 else ("warn", more)
+    elif len(groups) == 1 and len(flat) == len(have):
+        for param, found, (name, one) in zip(params, flat, weights.shapes.items(), strict=True):
+            if found not in (None, one):
+                there = f"the state of parameter {param} has the shape {list(found or ())}"
+                yield "fail", f"another order: {there}, and {name!r} in its place has {list(one)}"
+                return
+    else:
+        # Whoever sorts parameters into groups, or leaves some out, may have meant their order.
+        yield "warn", "its parameters come in another order than the weights"
+
+
+def _is_reduced(shape: Shape, have: set[Shape]) -> bool:
+    """Whether it is a weight's shape with fewer dimensions: one state a row, or all in one dimension."""
+    return any(shape == one[: len(shape)] or (len(shape) == 1 and shape[0] == prod(one)) for one in have)
+
+
+def _is_flattened(shapes: Sequence[Shape | None], have: set[Shape]) -> bool:
+    """Whether they are pieces of one long vector, as FSDP and ZeRO cut the weights."""
+    return all(shape is None or len(shape) == 1 for shape in shapes) and any(len(s) > 1 for s in have)
+
+
+# --- by name ----------------------------------------------------------------------------------------------
+
+
+def _by_names(
+    groups: Sequence[Group], shapes: Mapping[Param, Shape | None], known: Sequence[Weights]
+) -> Match:
+    params = [param for group in groups for param in group.params]
+    clean, _ = strip_wrapper_names(name for group in groups for name in group.names)
+    names = [clean[name] for group in groups for name in group.names]
+    weights = max(known, key=lambda one: len(one.shapes.keys() & set(names)))
+    found: list[tuple[Level, str]] = []
+    for param, name in zip(params, names, strict=True):
+        shape, one = shapes[param], weights.shapes.get(name)
+        if one is not None and shape not in (None, one) and not _is_reduced(shape or (), {one}):
+            found.append(
+                ("fail", f"the state of {name!r} has the shape {list(shape or ())}, the weight {list(one)}")
+            )
+    missing = [name for name in names if name not in weights.shapes]
+    if missing:
+        others = f" (and {len(missing) - 1} others)" if len(missing) > 1 else ""
+        found.append(("warn", f"it has a parameter {missing[0]!r}{others}, and no weight has that name"))
+    by_number = any(isinstance(param, int) for param in params)
+    if by_number and not found and weights.is_ordered and len(groups) == 1:
+        expected = [name for name in weights.shapes if name in set(names)]
+        for param, name, wanted in zip(params, names, expected, strict=True):
+            if name != wanted:
+                found.append(
+                    ("fail", f"another order: parameter {param} is {name!r}, and {wanted!r} is in its place")
+                )
+                break
+    return Match(weights, tuple(found), is_order_shown=True)
