@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from benchmarks.converting import cp, cp_durable
 from benchmarks.files import MOUNTS, Files
 from benchmarks.measure import Command, SkipError
 from benchmarks.rows import Budget, Row, net_ratio, ptsave, wall_ratio
@@ -24,22 +25,33 @@ def convert_reflink(files: Files) -> Row:
         # ptsave's own output is aligned; safetensors and torch.save do not align.
         subprocess.run(ptsave("convert", "-q", paths[0], sources[size]), check=True)
     large, tiny = sources["large"], sources["tiny"]
+    words = "`convert` 1 GiB safetensors → `.pt` on XFS, aligned source"
+    never = "`cp --reflink=never`"
     return Row(
         {
             "convert": Command(lambda out: ptsave("convert", "-q", "--no-check", large, out / "b.pt")),
             "idle": Command(lambda out: ptsave("convert", "-q", "--no-check", tiny, out / "b.pt")),
-            "cp": Command(lambda out: ["cp", "--reflink=never", str(large), str(out / "b")]),
-            "cp-idle": Command(lambda out: ["cp", "--reflink=never", str(tiny), str(out / "b")]),
+            "cp": cp(large),
+            "cp-idle": cp(tiny),
+            "cp-durable": cp_durable(large),
+            "cp-durable-idle": cp_durable(tiny),
         },
         [
             Budget(
-                "`convert` 1 GiB safetensors → `.pt` on XFS, aligned source, start-up subtracted",
-                "`cp --reflink=never`",
-                net_ratio("convert", "idle", "cp", "cp-idle"),
+                f"{words}, start-up subtracted",
+                f"{never} and fsync",
+                net_ratio("convert", "idle", "cp-durable", "cp-durable-idle"),
                 "×",
                 0.3,
             ),
-            Budget("the same, whole process", "the same", wall_ratio("convert", "cp"), "×"),
+            Budget(f"{words}, whole process", f"{never} and fsync", wall_ratio("convert", "cp-durable"), "×"),
+            Budget(
+                f"{words}, start-up subtracted",
+                f"{never} alone",
+                net_ratio("convert", "idle", "cp", "cp-idle"),
+                "×",
+            ),
+            Budget(f"{words}, whole process", f"{never} alone", wall_ratio("convert", "cp"), "×"),
         ],
         touch_bytes=files.gib,
         scratch=folder,
