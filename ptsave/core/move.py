@@ -304,11 +304,11 @@ class _Mover:
                 digest.update(block)
             if target is not None:
                 done = start + num_bytes
-                if done > shared:
+                if done > shared:  # what is shared is on the disk already
                     output.write_at(target + start, block)
-                if done % WRITEBACK_BYTES == 0 or done == end:
-                    first = start - start % WRITEBACK_BYTES
-                    output.begin_writeback(target + first, done - first)
+                    if done % WRITEBACK_BYTES == 0 or done == end:
+                        first = start - start % WRITEBACK_BYTES
+                        output.begin_writeback(target + first, done - first)
                 if self.progress is not None:
                     self.progress(num_bytes)
         item.crc32 = crc
