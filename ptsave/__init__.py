@@ -1,3 +1,39 @@
-"""ptsave keeps PyTorch models: save, load, inspect, convert, verify."""
+"""ptsave keeps PyTorch models: save, load, inspect, convert, verify; and trainings while they run.
+
+>>> ptsave.save("model.safetensors", model)
+>>> model = ptsave.load("model.safetensors", model)
+>>> checkpoint = ptsave.open("any.pt")
+
+`import ptsave` imports neither torch nor numpy: each name below is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ptsave.errors import PtsaveError as PtsaveError
+    from ptsave.torch_layer.training_state import TrainingState as TrainingState
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "PtsaveError": "ptsave.errors",
+    "TrainingState": "ptsave.torch_layer.training_state",
+}
+"""Public name → the module that it is imported from when it is first used."""
+
+__all__ = ["PtsaveError", "TrainingState", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ptsave' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

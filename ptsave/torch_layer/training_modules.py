@@ -1,0 +1,221 @@
+"""A module's part of a training: its state dict under the architecture's own names, and its gradients."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ptsave.core.dtypes import BY_NAME
+from ptsave.core.keys import KeyReport, compare
+from ptsave.core.nodes import TensorEntry, contiguous_strides
+from ptsave.core.select import WRAPPERS, strip_wrapper_names
+from ptsave.core.storage import MemoryStorage
+from ptsave.errors import LossyError
+from ptsave.torch_layer.fill import expected_of, extra_of, misfit
+
+NO_BYTES = MemoryStorage(memoryview(b""))
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The module inside what DataParallel, DDP and torch.compile put around it as a whole."""
+    while True:
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            module = module.module
+        elif type(module).__name__ == "OptimizedModule" and "_orig_mod" in module._modules:
+            module = module._orig_mod  # type: ignore[assignment]
+        else:
+            return module
+
+
+def clean_names(names: Iterable[str]) -> dict[str, str]:
+    """Name of a live module → the architecture's name, without what compiling or checkpointing an inner
+    module puts into it; as they are where two names would become one."""
+    names = list(names)
+    cleaned = {name: ".".join(part for part in name.split(".") if part not in WRAPPERS) for name in names}
+    return cleaned if len(set(cleaned.values())) == len(names) else {name: name for name in names}
+
+
+def state_of(module: nn.Module) -> OrderedDict[str, Any]:
+    """The state dict of `module` under the architecture's names: the live tensors themselves."""
+    state = unwrap(module).state_dict()
+    cleaned = clean_names(state)
+    if all(old == new for old, new in cleaned.items()):
+        return OrderedDict(state) if not isinstance(state, OrderedDict) else state
+    result: Any = OrderedDict((cleaned[name], value) for name, value in state.items())
+    versions = getattr(state, "_metadata", None)
+    if versions is not None:
+        # The innermost module of a name has the version that counts, and comes last.
+        result._metadata = OrderedDict(
+            (".".join(part for part in name.split(".") if part not in WRAPPERS), version)
+            for name, version in versions.items()
+        )
+    return result  # type: ignore[no-any-return]
+
+
+def parameters_of(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Every parameter by the architecture's name, as they are registered; a tied one under each name."""
+    named = dict(unwrap(module).named_parameters(remove_duplicate=False))
+    cleaned = clean_names(named)
+    return {cleaned[name]: parameter for name, parameter in named.items()}
+
+
+class ModulePlan(NamedTuple):
+    """A saved state dict that was found to fit a module."""
+
+    module: nn.Module
+    values: OrderedDict[str, Any]
+    """By the module's own names."""
+    order: list[str]
+    """The parameters in the order of the saved state dict, by the names of here; tied ones once."""
+    notes: list[str]
+
+    def apply(self) -> None:
+        """Copy the values into the module's own tensors."""
+        self.module.load_state_dict(self.values, strict=True)
+
+
+def plan_module(module: nn.Module, saved: Mapping[str, Any], label: str, where: str = "") -> ModulePlan:
+    """Find the values for `module` in the state dict `saved`, whatever wrappers are in front of its names.
+
+    Raises: LossyError with every name that is missing, unexpected or of another shape.
+    """
+    module = unwrap(module)
+    own = clean_names(module.state_dict(keep_vars=True))
+    expected = {own.get(name, name): want for name, want in expected_of(module).items()}
+    extra = {own[name] for name in extra_of(module)}
+    best: tuple[KeyReport, dict[str, Any], list[str]] | None = None
+    for values, notes in _readings(saved, [*expected, *extra], label):
+        tensors = {name: _header(name, value) for name, value in values.items() if _is_plain(value)}
+        report = compare(expected, tensors, extra, [name for name in values if name not in tensors])
+        if best is None or report.fits:
+            best = (report, values, notes)
+        if report.fits:
+            break
+    assert best is not None
+    report, values, notes = best
+    if not report.fits:
+        raise _named_misfit(misfit(report, Path(where or label)), label)
+    if report.recast:
+        name, want, found = report.recast[0]
+        notes.append(
+            f"{label}: {len(report.recast)} tensors are cast to the model's dtype ({name}: {found} → {want})"
+        )
+    full: OrderedDict[str, Any] = OrderedDict()
+    parameters = parameters_of(module)
+    for own_name, name in own.items():
+        if name in values:
+            full[own_name] = values[name]
+        else:  # tied, and in the file under another of its names
+            target = parameters[name]
+            full[own_name] = next(values[n] for n, p in parameters.items() if p is target and n in values)
+    if (versions := getattr(saved, "_metadata", None)) is not None:
+        full._metadata = versions  # type: ignore[attr-defined]
+    seen: set[int] = set()
+    order = []
+    for name in values:
+        if name in parameters and id(parameters[name]) not in seen:
+            seen.add(id(parameters[name]))
+            order.append(name)
+    return ModulePlan(module, full, order, notes)
+
+
+def _readings(
+    saved: Mapping[str, Any], expected: list[str], label: str
+) -> Iterable[tuple[dict[str, Any], list[str]]]:
+    """The saved names as they are, without wrappers, and under a prefix (Lightning's `model.`)."""
+    renamed, _ = strip_wrapper_names(saved)
+    stripped = {renamed[name]: value for name, value in saved.items()}
+    cleaned = {new: saved[old] for old, new in clean_names(saved).items()}
+    yield cleaned, []
+    yield stripped, []
+    first = next(iter(expected), "")
+    for name in stripped:
+        if first and name.endswith(f".{first}"):
+            prefix = name.removesuffix(first)
+            inside = {n.removeprefix(prefix): v for n, v in stripped.items() if n.startswith(prefix)}
+            others = [n for n in stripped if not n.startswith(prefix)]
+            notes = [f"{label}: took the names under {prefix!r}"]
+            if others:
+                notes.append(f"{label}: not used: {_few(others)}")
+            yield inside, notes
+
+
+def _named_misfit(error: LossyError, label: str) -> LossyError:
+    error.what = error.what.replace(
+        "the checkpoint does not fit the model", f"the checkpoint does not fit {label}"
+    )
+    return error
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f", … ({len(names)})" if len(names) > 3 else "")
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and not value.is_quantized
+
+
+def _header(name: str, value: torch.Tensor) -> TensorEntry:
+    """What there is to say of a tensor without its values."""
+    shape = tuple(value.shape)
+    dtype = BY_NAME[str(value.dtype).removeprefix("torch.")]
+    return TensorEntry(name, dtype, shape, contiguous_strides(shape), NO_BYTES, 0)
+
+
+# --- gradients --------------------------------------------------------------------------------------------
+
+
+def gradients_of(module: nn.Module) -> dict[str, Any]:
+    """The gradients that are there, by parameter; a sparse one as its parts. The live tensors themselves."""
+    found: dict[str, Any] = {}
+    seen: set[int] = set()
+    for name, parameter in parameters_of(module).items():
+        if parameter.grad is not None and id(parameter) not in seen:
+            seen.add(id(parameter))
+            found[name] = _parts(parameter.grad.detach())
+    return found
+
+
+def _parts(gradient: torch.Tensor) -> Any:
+    if gradient.layout is not torch.sparse_coo:
+        return gradient
+    gradient = gradient.coalesce()
+    return {
+        "indices": gradient.indices(),
+        "values": gradient.values(),
+        "shape": tuple(gradient.shape),
+    }
+
+
+def check_gradients(module: nn.Module, saved: Mapping[str, Any], label: str) -> None:
+    """Raise LossyError unless each gradient belongs to a parameter of its shape."""
+    parameters = parameters_of(module)
+    for name, value in saved.items():
+        shape = value["shape"] if isinstance(value, Mapping) else value.shape
+        if name not in parameters or tuple(shape) != tuple(parameters[name].shape):
+            raise LossyError(
+                f"{label} has no parameter {name!r} of shape {list(shape)}, and the checkpoint its gradient",
+                label,
+                "resume with the model that was saved",
+            )
+
+
+def set_gradients(module: nn.Module, saved: Mapping[str, Any]) -> None:
+    """Give each parameter its saved gradient, and the others none."""
+    for name, parameter in parameters_of(module).items():
+        value = saved.get(name)
+        if value is None:
+            if not any(other is parameter for n, other in parameters_of(module).items() if n in saved):
+                parameter.grad = None
+            continue
+        if isinstance(value, Mapping):
+            value = torch.sparse_coo_tensor(
+                value["indices"], value["values"], tuple(value["shape"]), is_coalesced=True
+            )
+        gradient = torch.empty_like(parameter) if value.layout is torch.strided else None
+        parameter.grad = value.to(parameter.device) if gradient is None else gradient.copy_(value)

@@ -1,0 +1,340 @@
+"""An optimizer's state by the names of its parameters; torch itself goes by their positions alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ptsave.core.select import strip_wrapper_names
+from ptsave.errors import LossyError
+
+NAMES_KEY = "param_names"
+"""Under which torch (since 2.6) and ptsave keep the names in each parameter group."""
+_DRIVEN = frozenset({"params", NAMES_KEY})
+MAX_LISTED = 4
+
+
+@dataclass(frozen=True)
+class Names:
+    """The parameters of the models that an optimizer may have."""
+
+    by_id: Mapping[int, str]
+    """The first name of each parameter, by the parameter's identity."""
+    by_name: Mapping[str, torch.Tensor]
+    """Under every name, tied ones included."""
+
+
+@dataclass
+class OptimizerPlan:
+    """A saved state that was found to fit an optimizer, in the optimizer's own order."""
+
+    label: str
+    optimizer: Any
+    state: dict[str, Any]
+    """As `load_state_dict` takes it."""
+    kept: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
+    """Saved tensors by position and key, which torch casts to the parameter's dtype and must not."""
+    notes: list[str] = field(default_factory=list)
+
+    def apply(self) -> None:
+        """Load it through the optimizer's own `load_state_dict`."""
+        live_lr = [
+            {key: value for key, value in group.items() if isinstance(value, torch.Tensor)}
+            for group in self.optimizer.param_groups
+        ]
+        self.optimizer.load_state_dict(self.state)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for position, tensors in self.kept.items():
+            state = self.optimizer.state[parameters[position]]
+            for key, tensor in tensors.items():
+                if state[key].dtype is not tensor.dtype:
+                    state[key] = tensor.to(state[key].device)
+        for group, tensors in zip(self.optimizer.param_groups, live_lr, strict=True):
+            for key, tensor in tensors.items():
+                if isinstance(group.get(key), torch.Tensor):
+                    group[key] = group[key].to(tensor.device)
+
+
+def has_groups(optimizer: Any) -> bool:
+    """Whether it is an optimizer as torch has them, and not something else with a `state_dict`."""
+    return isinstance(getattr(optimizer, "param_groups", None), list)
+
+
+def names_in(optimizer: Any, names: Names, label: str) -> list[list[str]]:
+    """The name of each parameter, by group.
+
+    Raises: LossyError for a parameter that is in none of the models: nothing would save it.
+    """
+    result = []
+    for i, group in enumerate(optimizer.param_groups):
+        found = []
+        for parameter in group["params"]:
+            name = names.by_id.get(id(parameter))
+            if name is None:
+                raise LossyError(
+                    f"group {i} of {label} has a parameter of shape {list(parameter.shape)} of no model",
+                    label,
+                    "give its module to TrainingState too, by any name: TrainingState(…, loss=criterion)",
+                )
+            found.append(name)
+        result.append(found)
+    return result
+
+
+def optimizer_state(optimizer: Any, names: Names, label: str) -> dict[str, Any]:
+    """`optimizer.state_dict()` with the names of the parameters in each group; the live tensors themselves.
+
+    Raises: LossyError as `names_in` does.
+    """
+    state = dict(optimizer.state_dict())
+    groups = []
+    for group, found in zip(state["param_groups"], names_in(optimizer, names, label), strict=True):
+        groups.append({**group, NAMES_KEY: found})
+    state["param_groups"] = groups
+    return state
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """One parameter in a file."""
+
+    group: int
+    key: Any
+    """Under which its state lies: torch numbers the parameters."""
+
+
+def plan_optimizer(
+    optimizer: Any, saved: Mapping[str, Any], names: Names, orders: Sequence[Sequence[str]], label: str
+) -> OptimizerPlan:
+    """Find the state and the options of each parameter of `optimizer` in `saved`.
+
+    By name where the groups have names. Without, by position: where the model's parameters are in another
+    order here than in the file (`orders`: there, here), the names are taken from that order.
+
+    Raises: LossyError with what differs.
+    """
+    groups = _groups(saved, label)
+    live = names_in(optimizer, names, label)
+    named = _by_name(groups, names, label)
+    if named is None:
+        named = _by_position(optimizer, saved, groups, live, orders, label)
+    state = _state(saved, label)
+    flat = [name for group in live for name in group]
+    plan = OptimizerPlan(label, optimizer, {**saved, "state": {}, "param_groups": []})
+    _check_bound_to_order(state, groups, named, flat, label)
+    new = []
+    used = set()
+    position = 0
+    for i, (group, own) in enumerate(zip(optimizer.param_groups, live, strict=True)):
+        sources = []
+        for parameter, name in zip(group["params"], own, strict=True):
+            entry = named.get(name)
+            if entry is None:
+                new.append(name)
+            else:
+                used.add(name)
+                sources.append(entry.group)
+                if (values := state.get(entry.key)) is not None:
+                    _check_shapes(values, parameter, name, label)
+                    plan.state["state"][position] = values
+                    plan.kept[position] = {
+                        key: value
+                        for key, value in values.items()
+                        if isinstance(value, torch.Tensor) and value.is_floating_point() and key != "step"
+                    }
+            position += 1
+        options = _options(i, group, groups, list(dict.fromkeys(sources)), plan.notes, label)
+        positions = list(range(position - len(own), position))
+        plan.state["param_groups"].append({**options, "params": positions})
+    if new:
+        plan.notes.append(f"{label}: {_few(new)} had no state in the checkpoint and start anew")
+    if left := [name for name in named if name not in used]:
+        plan.notes.append(
+            f"{label}: the saved state of {_few(left)} is not used, the optimizer does not have them"
+        )
+    return plan
+
+
+def _groups(saved: Mapping[str, Any], label: str) -> list[Mapping[str, Any]]:
+    groups = saved.get("param_groups")
+    if not isinstance(groups, (list, tuple)) or not all(
+        isinstance(group, Mapping) and isinstance(group.get("params"), (list, tuple)) for group in groups
+    ):
+        raise LossyError(
+            "this is not an optimizer's state dict", label, "it needs `state` and `param_groups`"
+        )
+    return list(groups)
+
+
+def _state(saved: Mapping[str, Any], label: str) -> Mapping[Any, Mapping[str, Any]]:
+    """The state by the key of its parameter; text keys ('0', as DCP makes them) as the numbers they spell."""
+    state = saved.get("state")
+    if not isinstance(state, Mapping) or not all(isinstance(value, Mapping) for value in state.values()):
+        raise LossyError(
+            "this is not an optimizer's state dict", label, "it needs `state` and `param_groups`"
+        )
+    return {
+        int(key) if isinstance(key, str) and key.isdecimal() else key: value for key, value in state.items()
+    }
+
+
+def _by_name(groups: Sequence[Mapping[str, Any]], names: Names, label: str) -> dict[str, _Saved] | None:
+    """Each saved parameter by the name that it has here; None where the file has no names."""
+    if not groups or not all(NAMES_KEY in group for group in groups):
+        return None
+    listed = [list(group[NAMES_KEY]) for group in groups]
+    if any(len(own) != len(group["params"]) for own, group in zip(listed, groups, strict=True)):
+        raise LossyError("its param_names and params differ in number", label, "the file is damaged")
+    everything = [str(name) for own in listed for name in own]
+    renamed = {name: name for name in everything}
+    if not all(name in names.by_name for name in everything):
+        renamed, _ = strip_wrapper_names(everything)
+    result: dict[str, _Saved] = {}
+    for i, (group, own) in enumerate(zip(groups, listed, strict=True)):
+        for key, name in zip(group["params"], own, strict=True):
+            new = renamed[str(name)]
+            parameter = names.by_name.get(new)
+            result[names.by_id[id(parameter)] if parameter is not None else new] = _Saved(i, key)
+    return result
+
+
+def _by_position(
+    optimizer: Any,
+    saved: Mapping[str, Any],
+    groups: Sequence[Mapping[str, Any]],
+    live: list[list[str]],
+    orders: Sequence[Sequence[str]],
+    label: str,
+) -> dict[str, _Saved]:
+    """Each saved parameter by the name that its position stands for.
+
+    Raises: LossyError where the position does not say so for sure.
+    """
+    hint = "save with ptsave.TrainingState, which keeps the names, or resume with the code that saved it"
+    sizes, own_sizes = [len(group["params"]) for group in groups], [len(group) for group in live]
+    there, here = orders
+    flat = [name for group in live for name in group]
+    if sizes != own_sizes:
+        raise LossyError(
+            f"has no names, and parameter groups of {sizes} parameters, where {label} has {own_sizes}",
+            label,
+            hint,
+        )
+    if there and list(there) != list(here):
+        if flat != list(here) or len(there) != len(flat):
+            raise LossyError(
+                "has no names, and the model's parameters are in another order than in the checkpoint",
+                label,
+                hint,
+            )
+        flat = list(there)
+    state = _state(saved, label)
+    keys = [(i, key) for i, group in enumerate(groups) for key in group["params"]]
+    named = {name: _Saved(i, key) for name, (i, key) in zip(flat, keys, strict=True)}
+    shapes = {
+        name: tuple(p.shape)
+        for group, own in zip(optimizer.param_groups, live, strict=True)
+        for p, name in zip(group["params"], own, strict=True)
+    }
+    for name, entry in named.items():
+        for key, value in state.get(entry.key, {}).items():
+            if _is_like_a_parameter(key, value) and tuple(value.shape) != shapes[name]:
+                raise LossyError(
+                    f"has no names, and {key} at position {entry.key} has the shape {list(value.shape)}, "
+                    f"where {name!r} has {list(shapes[name])}",
+                    label,
+                    hint,
+                )
+    return named
+
+
+def _is_like_a_parameter(key: Any, value: Any) -> bool:
+    """Whether a value of a state has its parameter's shape in all of torch's optimizers but Adafactor."""
+    return isinstance(value, torch.Tensor) and key in (
+        *("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "sum", "square_avg", "grad_avg"),
+        *("acc_delta", "exp_inf", "prev", "step_size", "ax"),
+    )
+
+
+def _check_shapes(values: Mapping[str, Any], parameter: torch.Tensor, name: str, label: str) -> None:
+    for key, value in values.items():
+        if _is_like_a_parameter(key, value) and value.ndim and tuple(value.shape) != tuple(parameter.shape):
+            raise LossyError(
+                f"{key} of {name!r} has the shape {list(value.shape)}, the parameter {list(parameter.shape)}",
+                label,
+                "resume with the model that was saved",
+            )
+
+
+def _check_bound_to_order(
+    state: Mapping[Any, Mapping[str, Any]],
+    groups: Sequence[Mapping[str, Any]],
+    named: Mapping[str, _Saved],
+    flat: Sequence[str],
+    label: str,
+) -> None:
+    """Raise LossyError where the state runs through all parameters (LBFGS) and these are not as they were."""
+    is_bound = any(isinstance(value, list) for values in state.values() for value in values.values())
+    keys = [key for group in groups for key in group["params"]]
+    order = [name for key in keys for name, entry in named.items() if entry.key == key] if is_bound else []
+    if is_bound and order != list(flat):
+        raise LossyError(
+            f"{label} keeps one state for all parameters, and here they are others or in another order",
+            label,
+            "give the optimizer the parameters in the order in which they were saved",
+        )
+
+
+def _options(
+    index: int,
+    group: Mapping[str, Any],
+    groups: Sequence[Mapping[str, Any]],
+    sources: list[int],
+    notes: list[str],
+    label: str,
+) -> dict[str, Any]:
+    """The options of a group: those of the saved group that its parameters were in.
+
+    Raises: LossyError when they were in several that differ.
+    """
+    own = {key: value for key, value in group.items() if key not in _DRIVEN}
+    if not sources:
+        notes.append(f"{label}: group {index} is new and keeps its own options")
+        result = own
+    else:
+        result = {key: value for key, value in groups[sources[0]].items() if key not in _DRIVEN}
+        for other in sources[1:]:
+            for key in result:
+                value = groups[other].get(key)
+                if not _equal(result[key], value):
+                    raise LossyError(
+                        f"group {index} has parameters of the saved groups {sources[0]} and {other}, whose "
+                        f"{key} differ: {result[key]} and {value}",
+                        label,
+                        "keep the groups apart as they were when it was saved",
+                    )
+        if len(sources) > 1 or len(groups) < index + 1 or sources != [index]:
+            for key, value in result.items():
+                if key in own and not _equal(own[key], value):
+                    notes.append(
+                        f"{label}: group {index} takes {key} = {value} of the saved group {sources[0]}"
+                    )
+    if NAMES_KEY in group:
+        result = {**result, NAMES_KEY: list(group[NAMES_KEY])}
+    return result
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
+        return bool(torch.equal(torch.as_tensor(a).cpu(), torch.as_tensor(b).cpu()))
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return bool(a == b)
+
+
+def _few(names: Sequence[str]) -> str:
+    listed = ", ".join(names[:MAX_LISTED])
+    return f"{listed}, … ({len(names)} parameters)" if len(names) > MAX_LISTED else listed

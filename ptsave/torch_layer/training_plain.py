@@ -1,0 +1,91 @@
+"""Between what objects keep in their state dicts and plain data, which any reader takes."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from ptsave.core.nodes import Global, Opaque
+from ptsave.errors import LossyError
+
+SCALARS = (bool, int, float, complex, str, bytes, bytearray, type(None))
+
+
+def plain(value: Any, where: str) -> Any:
+    """`value` as dicts, lists, tuples, tensors and plain values; tensors are the same ones.
+
+    Raises: LossyError naming what is none of these.
+    """
+    if isinstance(value, (torch.Tensor, torch.dtype)) or type(value) in SCALARS:
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+        return torch.from_numpy(value)
+    if isinstance(value, Mapping):
+        made: Any = OrderedDict() if isinstance(value, OrderedDict) else {}
+        for key, item in value.items():
+            made[key] = plain(item, f"{where}.{key}")
+        return made
+    if isinstance(value, (list, deque, set, frozenset)):
+        return [plain(item, f"{where}.{i}") for i, item in enumerate(value)]
+    if isinstance(value, tuple):
+        return tuple(plain(item, f"{where}.{i}") for i, item in enumerate(value))
+    for kind in (int, float, str):  # an IntEnum, a string of some kind
+        if isinstance(value, kind):
+            return kind(value)
+    raise LossyError(
+        f"{where!r} is a {type(value).__module__}.{type(value).__qualname__}: not a tensor, not plain data",
+        where,
+        "keep plain data and tensors in state_dict()",
+    )
+
+
+def like(own: Any, saved: Any) -> Any:
+    """A copy of `saved` with the containers and number types that `own`, the live state, has there.
+
+    Tensors are the same ones.
+    """
+    if isinstance(own, np.ndarray) and isinstance(saved, torch.Tensor):
+        return saved.cpu().numpy().copy()
+    if isinstance(own, np.generic) and isinstance(saved, (bool, int, float, complex)):
+        return type(own)(saved)
+    if isinstance(saved, Mapping):
+        inner = own if isinstance(own, Mapping) else {}
+        items = {key: like(inner.get(key), value) for key, value in saved.items()}
+        if isinstance(own, Counter):
+            return Counter(items)
+        if isinstance(own, defaultdict):
+            return defaultdict(own.default_factory, items)
+        return OrderedDict(items) if isinstance(saved, OrderedDict) else items
+    if isinstance(saved, (list, tuple)):
+        pattern = list(own) if isinstance(own, (list, tuple, deque)) else []
+        values = [like(pattern[i] if i < len(pattern) else None, item) for i, item in enumerate(saved)]
+        if isinstance(own, deque):
+            return deque(values, own.maxlen)
+        for kind in (list, tuple, set, frozenset):
+            if type(own) is kind:
+                return kind(values)
+        return type(saved)(values) if type(saved) in (list, tuple) else values
+    return saved if isinstance(saved, torch.Tensor) else copy.copy(saved)
+
+
+def first_inert(value: Any, where: str) -> tuple[str, str] | None:
+    """The path and the class of the first thing in `value` that a reader left inert."""
+    if isinstance(value, (Opaque, Global)):
+        return where, value.name
+    if isinstance(value, Mapping):
+        children = list(value.items())
+    elif isinstance(value, (list, tuple)):
+        children = list(enumerate(value))
+    else:
+        return None
+    for key, child in children:
+        if (found := first_inert(child, f"{where}.{key}")) is not None:
+            return found
+    return None

@@ -1,0 +1,355 @@
+"""TrainingState: all that a training is made of, as one dictionary, and back.
+
+What is restored goes by names: parameters by their fully qualified names, optimizer state by the names of its
+parameters. Everything is checked before anything is changed.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ptsave.errors import LossyError, UsageError
+from ptsave.torch_layer import training_rng
+from ptsave.torch_layer.training_keys import canonical
+from ptsave.torch_layer.training_modules import (
+    ModulePlan,
+    check_gradients,
+    gradients_of,
+    parameters_of,
+    plan_module,
+    set_gradients,
+    state_of,
+)
+from ptsave.torch_layer.training_optimizer import (
+    Names,
+    OptimizerPlan,
+    has_groups,
+    names_in,
+    optimizer_state,
+    plan_optimizer,
+)
+from ptsave.torch_layer.training_plain import first_inert, like, plain
+
+Members = dict[str, Any]
+"""Label (`model`, `model.generator`, `optimizer.0`) → object."""
+
+
+class TrainingState:
+    """The model, the optimizer and whatever else a training consists of.
+
+    >>> state = TrainingState(model=model, optimizer=optimizer, scheduler=scheduler, data=loader)
+
+    `model`, `optimizer`, `scheduler`, `scaler`, `data` and each of `others` (an EMA model, a loss with
+    weights) is one object, or a dict or list of some, with `state_dict` and `load_state_dict`. The states of
+    the random number generators of Python, NumPy, torch and CUDA are always part of it, and so are the
+    gradients that are there, for an accumulation may be under way: call `zero_grad()` after the step, and
+    none are.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Any,
+        optimizer: Any = None,
+        scheduler: Any = None,
+        scaler: Any = None,
+        data: Any = None,
+        **others: Any,
+    ) -> None:
+        """Nothing is copied: the objects are asked for their state when it is wanted.
+
+        Raises: UsageError for what has no state to keep, LossyError for an optimizer's parameter that is in
+        none of the models.
+        """
+        given = {
+            "model": model,
+            "optimizer": optimizer,
+            "scheduler": scheduler,
+            "scaler": scaler,
+            "data": data,
+            **others,
+        }
+        self._parts: dict[str, Any] = {name: part for name, part in given.items() if part is not None}
+        for reserved in ("rng", "rng_state", "gradients", "step", "epoch", "metrics"):
+            if reserved in others:
+                raise UsageError(f"{reserved!r} is kept anyway", "TrainingState", "choose another name")
+        for name, part in self._parts.items():
+            for label, member in members(name, part).items():
+                _check_member(label, member, is_model=name == "model")
+        self._optimizer_names()
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of what it was made of: `model`, `optimizer`, …"""
+        return tuple(self._parts)
+
+    # --- taking
+
+    def state_dict(self) -> dict[str, Any]:
+        """The dictionary of PyTorch's tutorial: `model_state_dict`, `optimizer_state_dict`, …, `rng_state`.
+
+        Tensors are the live ones, not copies; all else is plain data. Takes no random number.
+
+        Raises: LossyError naming a value that is not plain data.
+        """
+        names = self._names()
+        state: dict[str, Any] = {}
+        for part_name, part in self._parts.items():
+            key = f"{part_name}_state_dict"
+
+            def take(label: str, member: Any) -> Any:
+                if isinstance(member, nn.Module):
+                    return state_of(member)
+                if has_groups(member):
+                    return plain(optimizer_state(member, names, label), label)
+                return plain(member.state_dict(), label)
+
+            state[key] = _map_members(part_name, part, take)
+        if gradients := {label: found for label, m in self._modules().items() if (found := gradients_of(m))}:
+            state["gradients"] = gradients
+        state["rng_state"] = training_rng.capture()
+        return state
+
+    # --- giving back
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> list[str]:
+        """Give everything its state back; returns in words what could not be restored, best nothing.
+
+        `state` is what `state_dict` gave, or what someone else's training code saved. Parameters stay the
+        same tensors: the values are copied into them.
+
+        Raises: LossyError with what does not fit. Nothing was changed then.
+        """
+        parts, notes = canonical(state, self._parts)
+        modules, optimizers, generic, notes = self._plan(parts, notes)
+        gradients = parts.get("gradients") or {}
+        for label, module in self._modules().items():
+            if label in gradients:
+                check_gradients(module, gradients[label], label)
+        rng, rng_notes = training_rng.check(parts.get("rng") or {})
+        notes += (
+            rng_notes if parts.get("rng") is not None else ["rng_state: random numbers go on from elsewhere"]
+        )
+        _apply(generic, optimizers, modules)
+        for label, module in self._modules().items():
+            set_gradients(module, gradients.get(label) or {})
+        training_rng.restore(rng)
+        return notes
+
+    def _plan(
+        self, parts: Mapping[str, Any], notes: list[str]
+    ) -> tuple[list[ModulePlan], list[OptimizerPlan], list[tuple[str, Any, Any]], list[str]]:
+        """What goes where, with everything checked that can be.
+
+        Raises: LossyError.
+        """
+        names = self._names()
+        modules: dict[str, ModulePlan] = {}
+        optimizers: list[tuple[str, Any, Any]] = []
+        generic: list[tuple[str, Any, Any]] = []
+        for part_name, part in self._parts.items():
+            saved = parts.get(part_name)
+            if saved is None:
+                if part_name == "model":
+                    raise LossyError(
+                        "holds no model's state dict",
+                        "model_state_dict",
+                        "`ptsave inspect` lists what is there",
+                    )
+                if any(member.state_dict() for member in members(part_name, part).values()):  # in use
+                    notes.append(f"{part_name}: not in the checkpoint, goes on as it is")
+                continue
+            for label, (member, value) in _pairs(part_name, part, saved).items():
+                if (inert := first_inert(value, label)) is not None:
+                    raise LossyError(
+                        f"{inert[0]!r} is a {inert[1]}, which is not plain data", label, _INERT_HINT
+                    )
+                if not isinstance(value, Mapping):
+                    raise LossyError(f"is a {type(value).__name__}, not a state dict", label, _INERT_HINT)
+                if isinstance(member, nn.Module):
+                    modules[label] = plan_module(member, value, label)
+                    notes += modules[label].notes
+                elif has_groups(member):
+                    optimizers.append((label, member, value))
+                else:
+                    generic.append((label, member, value))
+        there, here = self._orders(modules)
+        plans = []
+        for label, optimizer, value in optimizers:
+            plans.append(plan_optimizer(optimizer, value, names, (there, here), label))
+            notes += plans[-1].notes
+        checked = []
+        for label, member, value in generic:
+            own = member.state_dict()
+            _check_generic(label, member, own, value)
+            checked.append((label, member, like(own, value)))
+        return list(modules.values()), plans, checked, notes
+
+    def _modules(self) -> dict[str, nn.Module]:
+        """Every module among the parts, the models first."""
+        return {
+            label: member
+            for name, part in self._parts.items()
+            for label, member in members(name, part).items()
+            if isinstance(member, nn.Module)
+        }
+
+    def _names(self) -> Names:
+        """The parameters of all modules; those of a lone model by their bare names."""
+        by_id: dict[int, str] = {}
+        by_name: dict[str, Any] = {}
+        for label, module in self._modules().items():
+            prefix = "" if label == "model" else f"{label.removeprefix('model.')}."
+            for name, parameter in parameters_of(module).items():
+                by_id.setdefault(id(parameter), prefix + name)
+                by_name.setdefault(prefix + name, parameter)
+        return Names(by_id, by_name)
+
+    def _orders(self, plans: Mapping[str, ModulePlan]) -> tuple[list[str], list[str]]:
+        """The parameters of the lone model in the file's order and in the order of here; else nothing."""
+        plan = plans.get("model")
+        if plan is None:
+            return [], []
+        seen: set[int] = set()
+        here = []
+        for name, parameter in parameters_of(plan.module).items():
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                here.append(name)
+        canonical_names = {id(p): n for n, p in reversed(parameters_of(plan.module).items())}
+        named = parameters_of(plan.module)
+        return [canonical_names[id(named[name])] for name in plan.order], here
+
+    def _optimizer_names(self) -> None:
+        """Raise LossyError when an optimizer has a parameter that is in no module."""
+        names = self._names()
+        for name, part in self._parts.items():
+            for label, member in members(name, part).items():
+                if has_groups(member):
+                    names_in(member, names, label)
+
+
+_INERT_HINT = (
+    "only plain data and tensors are restored; leave that part out of TrainingState to go on without"
+)
+
+
+def members(name: str, part: Any) -> Members:
+    """The objects of a part by label: itself, or those in the dict or list that it is."""
+    if isinstance(part, Mapping) and not hasattr(part, "state_dict"):
+        return {f"{name}.{key}": member for key, member in part.items()}
+    if isinstance(part, (list, tuple)):
+        return {f"{name}.{i}": member for i, member in enumerate(part)}
+    return {name: part}
+
+
+def _map_members(name: str, part: Any, take: Callable[[str, Any], Any]) -> Any:
+    """The same structure with what `take` makes of each member."""
+    if isinstance(part, Mapping) and not hasattr(part, "state_dict"):
+        return {key: take(f"{name}.{key}", member) for key, member in part.items()}
+    if isinstance(part, (list, tuple)):
+        return [take(f"{name}.{i}", member) for i, member in enumerate(part)]
+    return take(name, part)
+
+
+def _pairs(name: str, part: Any, saved: Any) -> dict[str, tuple[Any, Any]]:
+    """Label → (object, its saved state).
+
+    Raises: LossyError when the checkpoint has another number of them, or others.
+    """
+    own = members(name, part)
+    if list(own) == [name]:
+        if isinstance(saved, (list, tuple)) and len(saved) == 1:  # Lightning keeps lists
+            saved = saved[0]
+        if isinstance(saved, (list, tuple)):
+            raise LossyError(
+                f"there are {len(saved)} in the checkpoint, one here", name, "give a list of them"
+            )
+        return {name: (part, saved)}
+    if isinstance(part, Mapping):
+        found = saved if isinstance(saved, Mapping) else {}
+        if set(map(str, found)) != set(map(str, part)):
+            there = ", ".join(map(str, found)) or "none by name"
+            raise LossyError(f"there are {there} in the checkpoint, here {', '.join(map(str, part))}", name)
+        by_text = {str(key): value for key, value in found.items()}
+        return {f"{name}.{key}": (member, by_text[str(key)]) for key, member in part.items()}
+    listed = list(saved) if isinstance(saved, (list, tuple)) else [saved]
+    if len(listed) != len(own):
+        raise LossyError(f"there are {len(listed)} in the checkpoint, {len(own)} here", name)
+    return {label: (member, value) for (label, member), value in zip(own.items(), listed, strict=True)}
+
+
+def _check_member(label: str, member: Any, *, is_model: bool) -> None:
+    """Raise UsageError for what has no state to keep."""
+    has_both = all(callable(getattr(member, method, None)) for method in ("state_dict", "load_state_dict"))
+    if isinstance(member, DataLoader) and not has_both:
+        raise UsageError(
+            "torch's DataLoader does not know how far it came",
+            f"TrainingState, {label}",
+            "make it a ptsave.ResumableDataLoader, which takes the same arguments",
+        )
+    if is_model and not isinstance(member, nn.Module):
+        raise UsageError(f"a {type(member).__name__} is no torch.nn.Module", f"TrainingState, {label}")
+    if not has_both:
+        raise UsageError(
+            f"a {type(member).__name__} has no state_dict and load_state_dict",
+            f"TrainingState, {label}",
+            "leave it out, or give it these two methods",
+        )
+
+
+def _check_generic(label: str, member: Any, own: Any, saved: Mapping[str, Any]) -> None:
+    """Raise LossyError for what a scheduler or a scaler would take and then be wrong, or half-way refuse."""
+    optimizer = getattr(member, "optimizer", None)
+    rates = saved.get("base_lrs")
+    if optimizer is not None and has_groups(optimizer) and isinstance(rates, (list, tuple)):
+        num_groups = len(optimizer.param_groups)
+        if len(rates) != num_groups:
+            raise LossyError(
+                f"is for {len(rates)} parameter groups, the optimizer has {num_groups}",
+                label,
+                "group the parameters as they were when it was saved",
+            )
+    if (
+        isinstance(own, Mapping)
+        and hasattr(member, "base_lrs")
+        and (lacking := sorted(set(own) - set(saved)))
+    ):
+        raise LossyError(
+            f"is of another scheduler: it has no {', '.join(map(str, lacking))}", label, "use the same one"
+        )
+
+
+def _apply(
+    generic: list[tuple[str, Any, Any]], optimizers: list[OptimizerPlan], modules: list[ModulePlan]
+) -> None:
+    """Give the states back; what was given is taken back when one refuses.
+
+    Raises: LossyError naming the one that refused.
+    """
+    steps: list[tuple[str, Any, Callable[[], None]]] = [
+        (label, member, functools.partial(member.load_state_dict, value)) for label, member, value in generic
+    ]
+    steps += [(plan.label, plan.optimizer, plan.apply) for plan in optimizers]
+    done: list[tuple[Any, Any]] = []
+    for label, member, give in steps:
+        before = member.state_dict()
+        done.append((member, before if has_groups(member) else copy.deepcopy(before)))
+        try:
+            give()
+        except Exception as error:
+            for taken, before in reversed(done):
+                taken.load_state_dict(before)
+            raise LossyError(
+                f"refuses its saved state: {type(error).__name__}: {error}",
+                label,
+                "resume with the same class",
+            ) from error
+    for module in modules:
+        module.apply()
