@@ -14,17 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ptsave.errors import PtsaveError as PtsaveError
+    from ptsave.torch_layer.data_loader import ResumableDataLoader as ResumableDataLoader
     from ptsave.torch_layer.training_state import TrainingState as TrainingState
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "PtsaveError": "ptsave.errors",
+    "ResumableDataLoader": "ptsave.torch_layer.data_loader",
     "TrainingState": "ptsave.torch_layer.training_state",
 }
 """Public name → the module that it is imported from when it is first used."""
 
-__all__ = ["PtsaveError", "TrainingState", "__version__"]
+__all__ = ["PtsaveError", "ResumableDataLoader", "TrainingState", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,282 @@
+"""A DataLoader that knows how far the training came, and goes on there with the very same batches.
+
+A DataLoader with workers reads ahead, so neither its sampler nor its random numbers stand where the training
+loop does. Here the order of an epoch and the randomness of a batch follow from the seed, the epoch and the
+batch's place in it, and what counts is what the loop was given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+
+from ptsave.errors import LossyError, UsageError
+
+T_co = TypeVar("T_co", covariant=True)
+MAX_SEED = 2**63 - 1
+
+
+class ResumableDataLoader(DataLoader[T_co]):
+    """torch's DataLoader, with the same arguments, that can be resumed in the middle of an epoch.
+
+    >>> loader = ResumableDataLoader(dataset, batch_size=32, shuffle=True, num_workers=4)
+    >>> for epoch in range(loader.epoch, 10):
+    ...     for batch in loader:
+    ...         ...
+
+    After `load_state_dict` the next loop over it begins at the batch that the saved loop would have been
+    given next, and ends where the epoch ends. A loop that is left by `break` has ended its epoch. Iterating
+    takes no number from torch's global generator. What is random in the dataset and comes from `random`,
+    `numpy.random` or torch's default generator is the same for a batch whatever was read before it, and
+    whatever the number of workers.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[T_co],
+        batch_size: int | None = 1,
+        shuffle: bool | None = None,
+        sampler: Iterable[Any] | None = None,
+        batch_sampler: Iterable[list[Any]] | None = None,
+        *,
+        seed: int | None = None,
+        **options: Any,
+    ) -> None:
+        """`seed` decides the orders and the randomness of all epochs; without one it is `generator`'s, or
+        the one of `torch.manual_seed`. A `sampler` or `batch_sampler` is asked anew each epoch, with random
+        numbers that depend on the seed and the epoch alone, and `set_epoch` called where there is one.
+
+        Raises: UsageError for an IterableDataset, which has no order to go by.
+        """
+        if isinstance(dataset, IterableDataset):
+            raise UsageError(
+                "an IterableDataset has no order to go by",
+                "ResumableDataLoader",
+                "use torchdata's StatefulDataLoader, which TrainingState takes as data= too",
+            )
+        if shuffle and (sampler is not None or batch_sampler is not None):
+            raise UsageError("a sampler decides the order: shuffle has no say", "ResumableDataLoader")
+        if options.get("in_order") is False:
+            raise UsageError("in_order=False hands out batches as chance has it", "ResumableDataLoader")
+        generator = options.pop("generator", None)
+        if seed is None:
+            seed = generator.initial_seed() if generator is not None else torch.initial_seed()
+        given = batch_sampler if batch_sampler is not None else sampler
+        self._order = _Order(dataset, given, bool(shuffle), seed & MAX_SEED, batch_sampler is not None)
+        self._is_restored = False
+        self._is_open = False
+        self._num_restored = 0
+        own: dict[str, Any] = {"generator": torch.Generator()}
+        if batch_sampler is not None:
+            own["batch_sampler"] = self._order
+        else:
+            own |= {"batch_size": batch_size, "sampler": self._order}
+        super().__init__(_Seeded(dataset), **own, **options)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that a loop over it is in, or is about to begin; the first is 0."""
+        return self._order.epoch
+
+    @property
+    def position(self) -> int:
+        """How many samples of the epoch (with a `batch_sampler`: batches) the loop was given."""
+        return self._order.position
+
+    def __iter__(self) -> Any:
+        order = self._order
+        if self._is_open and not self._is_restored:  # the last loop was left before its end
+            order.epoch, order.position = order.epoch + 1, 0
+        self._is_restored = False
+        self._is_open = True
+        order.start = order.position
+        # Workers begin with it; nothing depends on it but what a worker_init_fn makes of it.
+        self.generator.manual_seed(_mix(order.seed, order.epoch, 0))
+        return self._counted(super().__iter__(), order.epoch, order.start)
+
+    def _counted(self, batches: Iterator[T_co], epoch: int, position: int) -> Iterator[T_co]:
+        """`batches`, each counted when it is handed out."""
+        order, num_restored = self._order, self._num_restored
+        for batch in batches:
+            if self._num_restored != num_restored:
+                raise UsageError(
+                    "the loader was restored after this loop over it began",
+                    "ResumableDataLoader",
+                    "resume first, then call iter() or begin the loop",
+                )
+            position = min(position + (self.batch_size or 1), len(order))
+            order.epoch, order.position = epoch, position
+            yield batch
+        if self._num_restored == num_restored:
+            order.epoch, order.position = epoch + 1, 0
+            self._is_open = False
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the loop is: plain integers, whose meaning does not depend on the number of workers."""
+        order = self._order
+        return {
+            "epoch": order.epoch,
+            "position": order.position,
+            "seed": order.seed,
+            "length": len(order),
+            "shuffle": int(order.shuffle),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken, in the next loop.
+
+        Raises: LossyError when it is of other data, and nothing is changed then.
+        """
+        order = self._order
+        values: dict[str, int] = {}
+        for key in ("epoch", "position", "seed", "length", "shuffle"):
+            value = state.get(key)
+            if type(value) is not int or not 0 <= value <= MAX_SEED:
+                raise _misfit(f"{key} is {value!r:.40}, not a count", "it is the state of something else")
+            values[key] = value
+        for key, own in (("length", len(order)), ("shuffle", int(order.shuffle))):
+            if values[key] != own:
+                raise _misfit(
+                    f"the {key} of the data is {own} here and was {values[key]}: the order is another",
+                    "resume with the data that was saved, or leave data= out",
+                )
+        if values["position"] > len(order):
+            raise _misfit("is past the end of the data", "it is the state of something else")
+        order.seed, order.epoch, order.position = values["seed"], values["epoch"], values["position"]
+        self._is_restored = True
+        self._num_restored += 1
+
+
+def _misfit(what: str, hint: str) -> LossyError:
+    return LossyError(what, "ResumableDataLoader", hint)
+
+
+class _Key(NamedTuple):
+    """What a worker is asked for."""
+
+    index: Any
+    position: int
+    """In the epoch."""
+    seed: int
+    """Of the epoch."""
+
+
+class _Order:
+    """The sampler: the order of an epoch from `start` on, of samples or of batches."""
+
+    def __init__(
+        self, dataset: Any, sampler: Iterable[Any] | None, shuffle: bool, seed: int, by_batch: bool
+    ) -> None:
+        self.sampler = sampler
+        self.shuffle = shuffle
+        self.seed = seed
+        self.epoch = 0
+        self.position = 0
+        self.start = 0
+        self._dataset = dataset
+        self._by_batch = by_batch
+
+    def __len__(self) -> int:
+        return len(self._dataset if self.sampler is None else self.sampler)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Any]:
+        seed = _mix(self.seed, self.epoch, _rank())
+        indices = self._indices()
+        for position in range(self.start, len(indices)):
+            index = indices[position]
+            yield [_Key(i, position, seed) for i in index] if self._by_batch else _Key(index, position, seed)
+
+    def _indices(self) -> list[Any]:
+        """The whole epoch: the same for the same seed and epoch, on every rank."""
+        seed = _mix(self.seed, self.epoch, 0)
+        if self.sampler is None and self.shuffle:
+            generator = torch.Generator().manual_seed(seed)
+            return torch.randperm(len(self._dataset), generator=generator).tolist()
+        if self.sampler is None:
+            return list(range(len(self._dataset)))
+        if callable(set_epoch := getattr(self.sampler, "set_epoch", None)):
+            set_epoch(self.epoch)
+        inner = getattr(self.sampler, "sampler", None)  # a BatchSampler's
+        for one in (self.sampler, inner):
+            if isinstance(own := getattr(one, "generator", None), torch.Generator):
+                own.manual_seed(seed)
+            if one is inner and callable(set_epoch := getattr(one, "set_epoch", None)):
+                set_epoch(self.epoch)
+        with _seeded_here(seed):
+            return list(self.sampler)
+
+
+class _Seeded(Dataset[Any]):
+    """A dataset whose random numbers, for each batch, follow from the batch's place in the epoch."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "dataset" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __getitem__(self, key: Any) -> Any:
+        if not isinstance(key, _Key):
+            return self.dataset[key]
+        with _seeded(_mix(key.seed, key.position, 1)):
+            return self.dataset[key.index]
+
+    def __getitems__(self, keys: list[_Key]) -> Any:
+        indices = [key.index for key in keys]
+        with _seeded(_mix(keys[0].seed, keys[0].position, 1) if keys else 0):
+            fetch = getattr(self.dataset, "__getitems__", None)
+            return fetch(indices) if fetch else [self.dataset[index] for index in indices]
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Random numbers from `seed`; in the main process, which has its own, only meanwhile."""
+    if get_worker_info() is not None:
+        _seed(seed)
+        yield
+    else:
+        with _seeded_here(seed):
+            yield
+
+
+@contextmanager
+def _seeded_here(seed: int) -> Iterator[None]:
+    """Random numbers from `seed` meanwhile, on the CPU."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    _seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed([seed & 0xFFFFFFFF, seed >> 32])
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the devices as well
+
+
+def _mix(*numbers: int) -> int:
+    """One number of 63 bits from some, the same everywhere."""
+    digest = hashlib.blake2b(",".join(map(str, numbers)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") & MAX_SEED
+
+
+def _rank() -> int:
+    """The rank of this process, so that ranks differ in their augmentations."""
+    is_group = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if is_group else 0
