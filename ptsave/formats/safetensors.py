@@ -59,10 +59,13 @@ def read(file: InputFile) -> Checkpoint:
     try:
         with no_garbage_collection():
             tensors, metadata, record = read_header(file)
-        root = with_aliases(tensors, record, str(file.path))
-        # the library's spelling of the ties that the record has restored
-        metadata = {key: text for key, text in metadata.items() if key not in root or text not in tensors}
-        notes = _notes(metadata, tensors)
+        ties = left_out_ties(metadata, tensors)
+        notes: list[str] = []
+        if record is None:
+            root, notes = with_left_out(tensors, ties), tie_notes(ties)
+        else:
+            root = with_aliases(tensors, record, str(file.path))
+        metadata = {key: text for key, text in metadata.items() if key not in ties or key not in root}
     except BaseException:
         file.close()
         raise
@@ -152,10 +155,7 @@ def with_aliases(
 def left_out_ties(metadata: Mapping[str, str], tensors: Mapping[str, Any]) -> dict[str, str]:
     """Names that `safetensors.torch.save_model` left out → the stored name that shares their memory.
 
-    The file does not say which part of that memory, nor the shape, so it takes the model to restore them.
-
-    Source: `safetensors.torch.save_model`, "This information will not be enough to recover the entire
-    shared structure".
+    Source: `safetensors.torch.save_model`; huggingface_hub `serialization/_torch.py` does the same.
     """
     return {
         name: kept
@@ -164,14 +164,23 @@ def left_out_ties(metadata: Mapping[str, str], tensors: Mapping[str, Any]) -> di
     }
 
 
-def _notes(metadata: Mapping[str, str], tensors: Mapping[str, Any]) -> list[str]:
-    ties = left_out_ties(metadata, tensors)
+def with_left_out(tensors: dict[str, TensorEntry], ties: Mapping[str, str]) -> dict[str, TensorEntry]:
+    """`tensors` and, after them, the names that were left out, each as the tensor that was kept.
+
+    The file does not say whether such a name was all of that tensor (a tied weight: nearly always) or a view
+    of a part of it. So every one is noted.
+    """
+    return {**tensors, **{name: tensors[kept].named(name) for name, kept in ties.items()}}
+
+
+def tie_notes(ties: Mapping[str, str]) -> list[str]:
+    """A line for each name that was left out, up to MAX_NOTES of them."""
     notes = [
-        f"{name} was left out by save_model because it shares memory with {kept}"
+        f"{name} is taken to be {kept}: only one is stored, because they share memory"
         for name, kept in islice(ties.items(), MAX_NOTES)
     ]
     more = len(ties) - len(notes)
-    return [*notes, f"so were {more} more"] if more else notes
+    return [*notes, f"so are {more} more"] if more else notes
 
 
 def _metadata(value: Any, where: str) -> dict[str, str]:

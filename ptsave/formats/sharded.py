@@ -139,17 +139,24 @@ def _read_shards(file: InputFile, folder: InputFolder) -> Checkpoint:
     try:
         shards = _open_shards(folder, list(dict.fromkeys(weight_map.values())), checkpoint)
         tensors = _reconcile(weight_map, shards, where)
-        checkpoint.root = safetensors.with_aliases(tensors, record, where)
+        checkpoint.metadata = _metadata(about, shards)
+        ties: dict[str, str] = {}
+        if record is None:
+            ties = _left_out_ties(weight_map, checkpoint.metadata, shards, tensors)
+            checkpoint.root = safetensors.with_left_out(tensors, ties)
+            checkpoint.metadata = {k: text for k, text in checkpoint.metadata.items() if k not in ties}
+        else:
+            checkpoint.root = safetensors.with_aliases(tensors, record, where)
     except BaseException:
         checkpoint.close()
         raise
     if any(shard.format != safetensors.NAME for shard in shards.values()):
         checkpoint.format = TORCH
-    checkpoint.metadata = _metadata(about, shards)
     checkpoint.globals = {name: use for shard in shards.values() for name, use in shard.globals.items()}
-    checkpoint.notes = _notes(weight_map, about, shards, folder, tensors)
+    notes = _notes({*weight_map, *ties}, about, shards, folder, tensors)
+    checkpoint.notes = [*safetensors.tie_notes(ties), *notes]
     checkpoint.checks = [check for shard in shards.values() for check in shard.checks]
-    checkpoint.checks.append(lambda: _findings(checkpoint.notes, where))
+    checkpoint.checks.append(lambda: _findings(notes, where))
     return checkpoint
 
 
@@ -243,6 +250,22 @@ def _reconcile(
     return {name: shards[file_name].tensors[name] for name, file_name in weight_map.items()}
 
 
+def _left_out_ties(
+    weight_map: dict[str, str],
+    metadata: dict[str, str],
+    shards: dict[str, Checkpoint],
+    tensors: dict[str, TensorEntry],
+) -> dict[str, str]:
+    """Names that were left out → the stored name, as the index says it or a shard's own metadata has."""
+    ties = safetensors.left_out_ties(metadata, tensors)
+    for shard in shards.values():
+        extra = {} if shard.format != safetensors.NAME else shard.tensors.keys() - weight_map.keys()
+        if extra:
+            stored = {entry.view: name for name, entry in shard.tensors.items() if name in weight_map}
+            ties |= {n: stored[v] for n in sorted(extra) if (v := shard.tensors[n].view) in stored}
+    return ties
+
+
 def _metadata(about: dict[str, Any], shards: dict[str, Checkpoint]) -> dict[str, str]:
     """The index's metadata and the shards', as text."""
     found: dict[str, str] = {}
@@ -256,7 +279,7 @@ def _metadata(about: dict[str, Any], shards: dict[str, Checkpoint]) -> dict[str,
 
 
 def _notes(
-    weight_map: dict[str, str],
+    known: set[str],
     about: dict[str, Any],
     shards: dict[str, Checkpoint],
     folder: InputFolder,
@@ -265,7 +288,7 @@ def _notes(
     """What does not agree, and yet leaves no doubt about what the tensors are."""
     notes = []
     for file_name, shard in shards.items():
-        extra = [name for name in shard.tensors if name not in weight_map]
+        extra = [name for name in shard.tensors if name not in known]
         if extra:
             notes.append(
                 f"{len(extra)} tensors of {file_name} are not in the index, and left out (first: {extra[0]})"

@@ -16,7 +16,6 @@ from ptsave.core.files import InputFile
 from ptsave.core.storage import FileStorage
 from ptsave.errors import CorruptError, LimitError, UnknownFormatError
 from ptsave.formats import open_checkpoint, safetensors
-from ptsave.formats.safetensors import left_out_ties
 from tests.formats.torch_reading import assert_same
 
 DTYPES = [getattr(torch, dtype.name) for dtype in TABLE if dtype.safetensors and hasattr(torch, dtype.name)]
@@ -156,12 +155,14 @@ def test_ties_that_contradict_the_file(tmp_path: Path) -> None:
         open_checkpoint(write(tmp_path / "m", header, b"aabb"))
 
 
-def test_names_that_save_model_left_out_are_noted(tmp_path: Path) -> None:
+def test_names_that_save_model_left_out_are_restored_and_noted(tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     model[1].weight = model[0].weight
-    save_model(model, str(tmp_path / "m"))
+    save_model(model, str(tmp_path / "m"), metadata={"0.bias": "0.weight", "made by": "hand"})
     with open_checkpoint(tmp_path / "m") as checkpoint:
-        assert left_out_ties(checkpoint.metadata, checkpoint.tensors) == {"1.weight": "0.weight"}
+        assert checkpoint.tensors.keys() == model.state_dict().keys()
+        assert checkpoint.tensors["1.weight"].view == checkpoint.tensors["0.weight"].view
+        assert checkpoint.metadata == {"0.bias": "0.weight", "made by": "hand"}
         assert checkpoint.notes == [
-            "1.weight was left out by save_model because it shares memory with 0.weight"
+            "1.weight is taken to be 0.weight: only one is stored, because they share memory"
         ]

@@ -55,6 +55,26 @@ def test_the_folder_and_its_index(folder: Path) -> None:
             assert [finding.level for check in checkpoint.checks for finding in check()] == ["ok"]
 
 
+@pytest.mark.parametrize("place", ["index", "shard"])
+def test_a_tie_that_was_left_out_is_restored_and_noted(folder: Path, place: str) -> None:
+    """As huggingface_hub says it: in the index's metadata, and in every shard's."""
+    tie = {"d": "a"}
+    weight_map = {"a": shard_name(1), "b": shard_name(2), "c": shard_name(2)}
+    if place == "index":
+        write_index(folder, weight_map, total_size=36, **tie)
+    else:
+        save_file({"a": STATE["a"]}, folder / shard_name(1), metadata={"format": "pt", **tie})
+        save_file(
+            {"b": STATE["b"], "c": STATE["c"]}, folder / shard_name(2), metadata={"format": "pt", **tie}
+        )
+    with open_checkpoint(folder) as checkpoint:
+        assert sorted(checkpoint.tensors) == ["a", "b", "c", "d"]
+        assert checkpoint.tensors["d"].view == checkpoint.tensors["a"].view
+        assert checkpoint.metadata == {"format": "pt"}
+        assert checkpoint.notes == ["d is taken to be a: only one is stored, because they share memory"]
+        assert [finding.level for check in checkpoint.checks for finding in check()] == ["ok"]
+
+
 def test_shards_of_torch(tmp_path: Path) -> None:
     """`pytorch_model.bin.index.json`; one shard in the legacy format, with a tie inside."""
     tied = torch.ones(3)
