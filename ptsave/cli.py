@@ -350,8 +350,14 @@ def verify(
     trust_recorded: TrustRecorded = False,
     against: Annotated[
         Path | None,
-        typer.Option(metavar="OTHER", help="Checkpoint that must hold the same tensors.", readable=False),
+        typer.Option(
+            metavar="OTHER", help="Checkpoint, or config, that must give the same model.", readable=False
+        ),
     ] = None,
+    close: Annotated[
+        bool,
+        typer.Option("--close", help="Accept values of OTHER within the tolerance of their dtypes."),
+    ] = False,
     checks: Annotated[
         str | None, typer.Option(metavar="A,B", help="Run these checks only; see --list-checks.")
     ] = None,
@@ -383,9 +389,7 @@ def verify(
     verbose: Verbose = False,
 ) -> None:
     """Give a verdict: same bytes, same keys, same behaviour. Exit 0 is yes, 1 is no."""
-    from ptsave.core.verdict import Departure, Verdict
     from ptsave.formats import open_checkpoint
-    from ptsave.reports import annotation_lines, check_report_path, write_report
     from ptsave.verbs import verify as verb
 
     mode = render.Mode(json, quiet, verbose)
@@ -397,51 +401,61 @@ def verify(
     if checkpoint is None:
         raise UsageError("needs a checkpoint", "", "ptsave verify CHECKPOINT")
     if report is not None:
+        from ptsave.reports import check_report_path
+
         check_report_path(report, checkpoint)
-    began = time.monotonic()
-    names = verb.choose_checks(checks, with_other=against is not None)
-    formats = verb.choose_formats(through)
-    has_model = config is not None or trust_recorded
-    if record and not has_model:
-        raise UsageError("--record runs the model", "", "name a config with -c CONFIG")
+    asked = verb.choose(
+        checks,
+        config=config,
+        trust_recorded=trust_recorded,
+        against=against,
+        close=close,
+        through=through,
+        record=record,
+    )
+    start, began = time.monotonic(), partial(render.began, mode)
     with ExitStack() as opened:
         source = opened.enter_context(open_checkpoint(checkpoint))
-        other = opened.enter_context(open_checkpoint(against)) if against is not None else None
-        total = verb.total_bytes(names, source, other)
-        with render.progress(mode, "reading", total) as advance:
-            named = names if checks is not None else ()
-            subject = verb.Subject(source, other, allow or (), advance, named)
-            table = {name: partial(c, subject) for name, c in verb.FILE_CHECKS.items() if name in names}
-            findings = verb.run_checks(table, partial(render.began, mode))
-        cause = verb.damage(findings, source)
-        growth: tuple[Departure, ...] = ()
-        wanted = [name for name in verb.MODEL_CHECKS if name in names]
-        if has_model:
-            from ptsave.torch_layer import checks as model
-            from ptsave.torch_layer.attribution import attribute
-            from ptsave.torch_layer.load import config_for
-            from ptsave.torch_layer.save import add_behaviour
-            from ptsave.torch_layer.subject import ModelSubject
+        other = opened.enter_context(open_checkpoint(asked.other)) if asked.other is not None else None
+        model = None
+        if asked.has_model:
+            from ptsave.torch_layer import verify as live
 
-            chosen = config_for(source, config, set or [], trust_recorded)
-            on = ModelSubject(source, chosen, device, select, app_dir, formats, render.warn)
-            table = {name: partial(model.MODEL_CHECKS[name], on) for name in wanted}
-            findings += verb.run_checks(table, partial(render.began, mode))
-            cause = attribute(on, findings)
-            growth = tuple(on.replayed.growth) if on.replayed is not None else ()
+            model = live.subject_of(
+                source,
+                other,
+                asked.config,
+                set or [],
+                other_config=asked.other_config,
+                select=select,
+                device=device,
+                app_dir=app_dir,
+                through=asked.through,
+                warn=render.warn,
+            )
+            other = model.other
+        total = verb.total_bytes(asked.names, source, other)
+        with render.progress(mode, "reading", total) as advance:
+            subject = verb.Subject(source, other, asked, allow or (), advance)
+            if model is not None:
+                subject = replace(subject, parameters=model.parameters, tolerance=model.config.tolerance)
+            findings = verb.verify_file(subject, began)
+        if model is None:
+            verdict = verb.without_model(subject, findings)
         else:
-            for name in wanted:
-                findings += verb.skipped(name, "needs a config: -c CONFIG")
-        verdict = Verdict(tuple(findings), cause, growth)
-        if record and verdict.is_yes:
-            render.note(mode, add_behaviour(on))
-        facts = verb.facts(
-            source, chosen.model.target if has_model else None, device, time.monotonic() - began
-        )
+            verdict = live.verify_model(model, asked.names, findings, began)
+            if record and verdict.is_yes:
+                render.note(mode, live.add_behaviour(model))
+        target = model.config.model.target if model is not None else None
+        facts = verb.facts(source, target, device, time.monotonic() - start)
     if report is not None:
+        from ptsave.reports import write_report
+
         write_report(report, verdict, facts, as_json.versioned(as_json.verdict(verdict, checkpoint)))
     render.verdict(mode, verdict, checkpoint)
     if os.environ.get("GITHUB_ACTIONS") == "true":
+        from ptsave.reports import annotation_lines
+
         render.workflow_commands(annotation_lines(verdict, str(checkpoint)))
     if not verdict.is_yes:
         raise typer.Exit(EXIT_NO)

@@ -43,15 +43,24 @@ class ValueDiff:
     worst_b: Any = None
     """The values there."""
     num_both_nan: int = 0
+    num_outside: int = 0
+    """Of those that differ, how many are farther apart than the tolerance that was asked for."""
 
 
-def compare(a: TensorEntry, b: TensorEntry, advance: Progress) -> ValueDiff | None:
+Tolerance = tuple[float, float]
+"""(rtol, atol): |a - b| may be as much as atol + rtol · |b|."""
+EXACT: Tolerance = (0.0, 0.0)
+
+
+def compare(
+    a: TensorEntry, b: TensorEntry, advance: Progress, tolerance: Tolerance = EXACT
+) -> ValueDiff | None:
     """How the values of two tensors of one shape differ; None when they are bitwise equal.
 
     Raises: CorruptError, UnreadableError or LimitError when one cannot be read.
     """
     num_same = _count_same(a, b, advance) if a.dtype is b.dtype else 0
-    return None if num_same is None else _compare_values(a, b, num_same, advance)
+    return None if num_same is None else _compare_values(a, b, num_same, advance, tolerance)
 
 
 def _paired_blocks(
@@ -74,9 +83,11 @@ def _count_same(a: TensorEntry, b: TensorEntry, advance: Progress) -> int | None
     return None
 
 
-def _compare_values(a: TensorEntry, b: TensorEntry, num_reported: int, advance: Progress) -> ValueDiff:
+def _compare_values(
+    a: TensorEntry, b: TensorEntry, num_reported: int, advance: Progress, tolerance: Tolerance
+) -> ValueDiff:
     """Compare all values; the progress of the first `num_reported` elements was reported before."""
-    num_different = num_both_nan = num_done = 0
+    num_different = num_both_nan = num_outside = num_done = 0
     worst_index = -1
     max_abs: int | float = 0
     max_rel = 0.0
@@ -88,6 +99,7 @@ def _compare_values(a: TensorEntry, b: TensorEntry, num_reported: int, advance: 
         num_both_nan += num_nan
         num_different += len(places)
         if len(places):
+            num_outside += _num_outside(gaps, values_b[places], tolerance)
             top = int(gaps.argmax())
             gap = gaps[top : top + 1].tolist()[0]
             max_rel = max(max_rel, float(relative.max()))
@@ -98,7 +110,19 @@ def _compare_values(a: TensorEntry, b: TensorEntry, num_reported: int, advance: 
         num_new = min(len(block_a) // a.dtype.itemsize, max(num_done - num_reported, 0))
         advance(num_new * (a.dtype.itemsize + b.dtype.itemsize))
     worst = _unravel(worst_index, a.shape) if worst_index >= 0 else None
-    return ValueDiff(num_different, max_abs, max_rel, worst, worst_a, worst_b, num_both_nan)
+    return ValueDiff(num_different, max_abs, max_rel, worst, worst_a, worst_b, num_both_nan, num_outside)
+
+
+def _num_outside(gaps: Array, b: Array, tolerance: Tolerance) -> int:
+    """How many of `gaps`, each at least as great as it is called, are beyond the tolerance beside `b`."""
+    import numpy as np
+
+    if tolerance == EXACT:
+        return len(gaps)
+    rtol, atol = tolerance
+    with np.errstate(all="ignore"):
+        allowed = atol + rtol * np.abs(b.astype(np.complex128 if b.dtype.kind == "c" else np.float64))
+        return int(np.count_nonzero(~(gaps.astype(np.float64) <= np.where(np.isfinite(allowed), allowed, 0))))
 
 
 def _unravel(index: int, shape: tuple[int, ...]) -> tuple[int, ...]:

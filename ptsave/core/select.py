@@ -96,6 +96,20 @@ def select_model(checkpoint: Checkpoint, key: str | None = None) -> Selection:
     return strip_wrappers(selection)
 
 
+def comparable(a: Checkpoint, b: Checkpoint) -> tuple[Mapping[str, TensorEntry], Mapping[str, TensorEntry]]:
+    """All tensors of both where they have the same names, else the models' state dicts in them."""
+    if a.tensors.keys() == b.tensors.keys():
+        return a.tensors, b.tensors
+    return _model_or_all(a), _model_or_all(b)
+
+
+def _model_or_all(checkpoint: Checkpoint) -> Mapping[str, TensorEntry]:
+    try:
+        return select_model(checkpoint).tensors
+    except UsageError:
+        return checkpoint.tensors
+
+
 def strip_wrappers(selection: Selection) -> Selection:
     """The same tensors without what DDP, torch.compile, FSDP and checkpointing put into their names.
 

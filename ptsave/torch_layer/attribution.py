@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ptsave.core.cause import damage, difference, first_names
 from ptsave.core.digest import HEX_DIGITS, tensor_digest
 from ptsave.core.verdict import Finding, places
 from ptsave.specs import ModelSpec
@@ -18,7 +19,7 @@ from ptsave.torch_layer.subject import ModelSubject
 
 def attribute(subject: ModelSubject, findings: Sequence[Finding]) -> str:
     """What explains the findings, the surest evidence first; empty where there is nothing to explain."""
-    for clue in (_training, _ties, _weights, _keys, _dtype, _code, _buffers, _numerics):
+    for clue in (_training, _ties, _weights, _keys, _other, _dtype, _code, _buffers, _numerics):
         if line := clue(subject, findings):
             return line
     return ""
@@ -26,7 +27,7 @@ def attribute(subject: ModelSubject, findings: Sequence[Finding]) -> str:
 
 def _training(subject: ModelSubject, findings: Sequence[Finding]) -> str:
     stuck = [f.where for f in findings if f.level == "fail" and f.message.startswith("left in train mode")]
-    return f"left in train mode: {_names([name or 'the model' for name in stuck])}" if stuck else ""
+    return f"left in train mode: {first_names([name or 'the model' for name in stuck])}" if stuck else ""
 
 
 # --- the weights ----------------------------------------------------------------------------------------
@@ -44,8 +45,7 @@ def _weights(subject: ModelSubject, findings: Sequence[Finding]) -> str:
         return f"exchanged: {swapped[0]!r} and {swapped[1]!r} hold each other's values"
     if len(bad) * 2 > total > 1:
         return f"not the same weights: {len(bad)} of {total} tensors do not match their digests"
-    verb, its = ("does", "its") if len(bad) == 1 else ("do", "their")
-    return f"damaged: {len(bad)} of {total} tensors {verb} not match {its} digest ({_names(bad)})"
+    return damage(bad, total, "digest")
 
 
 def _mismatched_digests(subject: ModelSubject, findings: Sequence[Finding]) -> Iterator[str]:
@@ -83,7 +83,7 @@ def _ties(subject: ModelSubject, findings: Sequence[Finding]) -> str:
     """Ties that were lost, where nothing else is wrong with the weights."""
     lost = [f.where for f in findings if f.level == "fail" and f.message.startswith("lost tie")]
     bad = {name for name in places(findings, "bytes", "fail") if name in subject.checkpoint.tensors}
-    return f"lost ties: {_names(lost)}" if lost and bad <= set(lost) else ""
+    return f"lost ties: {first_names(lost)}" if lost and bad <= set(lost) else ""
 
 
 def _dtype(subject: ModelSubject, findings: Sequence[Finding]) -> str:
@@ -120,7 +120,7 @@ def _code(subject: ModelSubject, findings: Sequence[Finding]) -> str:
     changed = _changed_code(subject) or _changed_arguments(subject)
     if not changed or found is None:
         return ""
-    buffers = f", {_names(subject.lost_buffers)} made otherwise" if subject.lost_buffers else ""
+    buffers = f", {first_names(subject.lost_buffers)} made otherwise" if subject.lost_buffers else ""
     if found.is_bitwise_equal:
         effect = "outputs bitwise equal"
     elif found.has_same_outputs:
@@ -138,7 +138,7 @@ def _changed_code(subject: ModelSubject) -> str:
     if isinstance(parts, dict):
         changed = changed_parts(parts, subject.skeleton)
         if changed:
-            names = _names([_part(name) for name in changed])
+            names = first_names([_part(name) for name in changed])
             return f"class changed since save: {names} differs (source digest)"
         return ""
     digest = described.get("source_digest")
@@ -180,7 +180,9 @@ def _buffers(subject: ModelSubject, findings: Sequence[Finding]) -> str:
     departs = subject.replayed is not None and not subject.replayed.is_same
     lost = list(dict.fromkeys([*made_anew, *(subject.lost_buffers if departs else [])]))
     return (
-        f"uninitialised buffer: {_names(lost)} is not in the state dict, and not what it was" if lost else ""
+        f"uninitialised buffer: {first_names(lost)} is not in the state dict, and not what it was"
+        if lost
+        else ""
     )
 
 
@@ -198,6 +200,17 @@ def _numerics(subject: ModelSubject, findings: Sequence[Finding]) -> str:
     return f"changed numerics: {how}, more than rounding explains{_from(found)}"
 
 
+def _other(subject: ModelSubject, findings: Sequence[Finding]) -> str:
+    """What is not as in the checkpoint, or the config, that `--against` names."""
+    failed = {finding.check for finding in findings if finding.level == "fail"}
+    if subject.other is None or "against" not in failed or "behaviour" in failed:
+        return ""
+    if line := difference(findings, subject.checkpoint, subject.other):
+        return line
+    found = subject.compared
+    return f"another function than {subject.other.path}: the tensors are equal{_from(found) if found else ''}"
+
+
 def _precision(dtypes: Mapping[str, int]) -> str:
     floats = {name: count for name, count in dtypes.items() if "float" in name or "complex" in name}
     return max(floats, key=lambda name: floats[name]) if floats else "rounding"
@@ -211,8 +224,3 @@ def _from(found: Replay) -> str:
     if found.is_same or found.first is None:
         return ""
     return f" from {found.first.module!r} on" if found.first.module else ""
-
-
-def _names(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:3])
-    return f"{shown}, …" if len(names) > 3 else shown

@@ -50,7 +50,7 @@ def behaviour(subject: ModelSubject) -> Iterator[Finding]:
         yield Finding(CHECK, "warn", "", f"the model is not deterministic: {seeds} when it was recorded")
     yield from _training(found, recorded)
     yield from lost
-    yield from _judged(found)
+    yield from judged(found, CHECK)
 
 
 def coarser_dtype(subject: ModelSubject, recorded: Behaviour) -> str | None:
@@ -96,14 +96,15 @@ def _training(found: Replay, recorded: Behaviour) -> Iterator[Finding]:
             yield Finding(CHECK, "warn" if found.is_same else "fail", name, message)
 
 
-def _judged(found: Replay) -> Iterator[Finding]:
+def judged(found: Replay, check: str) -> Iterator[Finding]:
+    """Findings on each output, and on the module in which a difference begins."""
     if not found.outputs:
-        yield Finding(CHECK, "skipped", "", "the model returns no tensor that could be compared")
+        yield Finding(check, "skipped", "", "the model returns no tensor that could be compared")
     for output in found.outputs:
         if output.why_not:
-            yield Finding(CHECK, "fail", output.path, output.why_not)
+            yield Finding(check, "fail", output.path, output.why_not)
         elif output.is_bitwise_equal:
-            yield Finding(CHECK, "ok", output.path, "bitwise equal")
+            yield Finding(check, "ok", output.path, "bitwise equal")
         else:
             excess = found.excesses[output.path]
             off = f"{excess.relative:.2g} relative off, rounding explains {excess.allowed:.2g}"
@@ -116,15 +117,15 @@ def _judged(found: Replay) -> Iterator[Finding]:
                 level, how = "warn", "the model is not deterministic, and two runs of it differ as much"
             else:
                 level, how = "ok", "explained by rounding"
-            yield Finding(CHECK, level, output.path, f"{how}: {off}; {output.figures}")
+            yield Finding(check, level, output.path, f"{how}: {off}; {output.figures}")
     if found.structure:
-        yield Finding(CHECK, "warn", "", found.structure)
+        yield Finding(check, "warn", "", found.structure)
     if found.first is not None and not found.is_tolerated:
-        yield _departure(found, found.first)
+        yield _departure(found, found.first, check)
 
 
-def _departure(found: Replay, first: Departure) -> Finding:
+def _departure(found: Replay, first: Departure, check: str) -> Finding:
     call = f" (call {first.number + 1})" if first.number else ""
     inputs = "its inputs agree" if found.begins_there else "and so does what it is given"
     message = f"first to depart: {first.kind}{call}, {first.relative:.2g} off, {inputs}"
-    return Finding(CHECK, "warn" if found.is_same else "fail", first.module, message)
+    return Finding(check, "warn" if found.is_same else "fail", first.module, message)

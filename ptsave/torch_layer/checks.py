@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from ptsave.core.digest import tensor_digest
 from ptsave.core.renaming import propose
 from ptsave.core.verdict import Finding, Level
+from ptsave.torch_layer.against import against
 from ptsave.torch_layer.behaviour_check import behaviour
 from ptsave.torch_layer.roundtrip import roundtrip
 from ptsave.torch_layer.subject import ModelSubject
@@ -73,6 +74,7 @@ def _ties(subject: ModelSubject) -> Iterator[Finding]:
 
 MODEL_CHECKS: dict[str, Callable[[ModelSubject], Iterator[Finding]]] = {
     "keys": keys,
+    "against": against,
     "behaviour": behaviour,
     "roundtrip": roundtrip,
 }

@@ -9,17 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from ptsave.core.behaviour import Sample, folded
+from ptsave.core.tolerances import TOLERANCES, tolerance
 
-TOLERANCES = {
-    "float16": (1e-3, 1e-5),
-    "bfloat16": (1.6e-2, 1e-5),
-    "float32": (1.3e-6, 1e-5),
-    "float64": (1e-7, 1e-7),
-    "complex32": (1e-3, 1e-5),
-    "complex64": (1.3e-6, 1e-5),
-    "complex128": (1e-7, 1e-7),
-}
-"""dtype → (rtol, atol). Source: torch.testing.assert_close."""
 SKETCH_MARGIN = 2.0
 """How far the length that sketches give of a difference may be above the true one, rarely more."""
 
@@ -66,8 +57,7 @@ def compare_output(
         odd = f"{old.num_odd} → {new.num_odd} elements"
         return OutputDifference(path, why_not=f"NaN, infinite or beyond 1e30: {odd}")
     dtype = max(old.dtype, new.dtype, key=lambda name: TOLERANCES.get(name, (0.0, 0.0)))
-    own_rtol, own_atol = TOLERANCES.get(dtype, (0.0, 0.0))
-    rtol, atol = own_rtol if rtol is None else rtol, own_atol if atol is None else atol
+    rtol, atol = tolerance(old.dtype, new.dtype, rtol, atol)
     same = (a == b) | (a.isnan() & b.isnan())
     gap = torch.where(same, 0.0, (a - b).abs())
     largest = float(gap.max()) if gap.numel() else 0.0

@@ -18,6 +18,8 @@ from ptsave.core.select import Selection, select_model
 from ptsave.errors import CorruptError
 from ptsave.torch_layer.build import build_model
 from ptsave.torch_layer.fill import expected_of, extra_of, fill
+from ptsave.torch_layer.fresh import Fresh
+from ptsave.torch_layer.lazy import lazy_names
 from ptsave.torch_layer.replay import Replay
 
 
@@ -33,6 +35,12 @@ class ModelSubject:
     through: Sequence[str] = ()
     """Formats that `roundtrip` goes through; none: the checkpoint's own."""
     warn: Callable[[str], None] = lambda line: None
+    other: Checkpoint | None = None
+    """What `--against` names."""
+    fresh: Fresh | None = None
+    """The model that `other` is of, where `--against` names a config."""
+    compared: Replay | None = None
+    """What the check `against` found out."""
     replayed: Replay | None = None
     """What the check `behaviour` found out."""
     lost_buffers: list[str] = field(default_factory=list)
@@ -63,6 +71,12 @@ class ModelSubject:
         """How the checkpoint fits the architecture."""
         extra = extra_of(self.skeleton)
         return compare(self.expected, self.selection.tensors, extra, self.selection.extra)
+
+    def parameters(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the architecture's parameters, in its order; none where it is lazy."""
+        if lazy_names(self.skeleton):
+            return {}
+        return {name: tuple(value.shape) for name, value in self.skeleton.named_parameters()}
 
     @cached_property
     def behaviour(self) -> Behaviour | None:

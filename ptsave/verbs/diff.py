@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.compare import ValueDiff, compare
+from ptsave.core.compare import EXACT, ValueDiff, compare
 from ptsave.core.nodes import Global, Opaque, TensorEntry
 from ptsave.core.sharing import sharing_groups
 from ptsave.core.values import has_values, values_per_element
 
 Progress = Callable[[int], None]
 """Called with the bytes of tensors done since the last call; the calls add up to both sides' `num_bytes`."""
+ToleranceOf = Callable[[str, str], tuple[float, float]]
+"""(rtol, atol) for values of two dtypes, as `core.tolerances` gives them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,11 @@ class TensorDiff:
     def is_equal(self) -> bool:
         """Whether the values are equal: bitwise, or but for dtype, signs of zeros and payloads of NaNs."""
         return self.is_bitwise_equal or (self.values is not None and not self.values.num_different)
+
+    @property
+    def is_close(self) -> bool:
+        """Whether no value is farther off than the tolerance that was asked for."""
+        return self.is_bitwise_equal or (self.values is not None and not self.values.num_outside)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +131,15 @@ def diff(a: Checkpoint, b: Checkpoint, *, progress: Progress | None = None) -> D
 
 
 def diff_tensors(
-    a: Mapping[str, TensorEntry], b: Mapping[str, TensorEntry], *, progress: Progress | None = None
+    a: Mapping[str, TensorEntry],
+    b: Mapping[str, TensorEntry],
+    *,
+    progress: Progress | None = None,
+    tolerance: ToleranceOf | None = None,
 ) -> Diff:
     """Compare two sets of tensors by name, such as the state dicts that were found in two checkpoints.
+
+    `tolerance` gives (rtol, atol) for a pair of dtypes; without it, every difference is outside.
 
     Raises: as `diff`.
     """
@@ -134,7 +147,7 @@ def diff_tensors(
     for alone, other in ((a, b), (b, a)):
         advance(sum(entry.num_bytes for name, entry in alone.items() if name not in other))
     both = [name for name in a if name in b]
-    found = tuple(_diff_tensor(name, a[name], b[name], advance) for name in both)
+    found = tuple(_diff_tensor(name, a[name], b[name], advance, tolerance) for name in both)
     groups_a = sharing_groups({name: a[name] for name in both})
     groups_b = sharing_groups({name: b[name] for name in both})
     return Diff(
@@ -156,13 +169,16 @@ def _not_inside(groups: list[tuple[str, ...]], others: list[tuple[str, ...]]) ->
     return tuple(g for g in groups if any(where.get(name, -1) != where.get(g[0], -2) for name in g))
 
 
-def _diff_tensor(name: str, a: TensorEntry, b: TensorEntry, advance: Progress) -> TensorDiff:
+def _diff_tensor(
+    name: str, a: TensorEntry, b: TensorEntry, advance: Progress, tolerance: ToleranceOf | None
+) -> TensorDiff:
     why_not = _why_not(a, b)
     values = None
     if why_not:
         advance(a.num_bytes + b.num_bytes)
     else:
-        values = compare(a, b, advance)
+        allowed = tolerance(a.dtype.name, b.dtype.name) if tolerance is not None else EXACT
+        values = compare(a, b, advance, allowed)
     is_bitwise_equal = not why_not and values is None
     return TensorDiff(name, a.dtype.name, b.dtype.name, a.shape, b.shape, is_bitwise_equal, values, why_not)
 

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
+from ptsave.config import Tolerance
+from ptsave.core.cause import damage, difference
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.names import matches
 from ptsave.core.nearest import hint_for
-from ptsave.core.nodes import TensorEntry
-from ptsave.core.select import select_model
-from ptsave.core.verdict import Finding, places
+from ptsave.core.select import comparable
+from ptsave.core.tolerances import tolerance
+from ptsave.core.verdict import Finding, Verdict, places
 from ptsave.errors import UsageError
 from ptsave.formats.writers import BY_NAME
 from ptsave.verbs.audit import audit
@@ -26,17 +30,41 @@ from ptsave.verbs.stats import non_finite
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What a user asks of verify."""
+
+    names: Sequence[str]
+    """The checks to run."""
+    by_name: bool = False
+    """Whether the user named them: then each says so where there is nothing to check."""
+    config: Path | None = None
+    trusts_record: bool = False
+    other: Path | None = None
+    """A second checkpoint."""
+    other_config: Path | None = None
+    """A config whose fresh model stands in for a second checkpoint."""
+    through: Sequence[str] = ()
+    """Formats that `roundtrip` goes through."""
+    is_close: bool = False
+    """Whether `against` accepts values within a tolerance."""
+
+    @property
+    def has_model(self) -> bool:
+        return self.config is not None or self.trusts_record
+
+
+@dataclass(frozen=True)
 class Subject:
     """What the checks of a file look at."""
 
     checkpoint: Checkpoint
-    other: Checkpoint | None = None
-    """What `--against` names."""
+    other: Checkpoint | None
+    asked: Asked
     allow: Sequence[str] = ()
     """Globs of the dotted names that `safe` accepts."""
     progress: Callable[[int], None] | None = None
-    named: Sequence[str] = ()
-    """The checks that the user asked for by name: they say so where there is nothing to check."""
+    tolerance: Tolerance | None = None
+    """The config's own."""
     parameters: Callable[[], Mapping[str, tuple[int, ...]]] | None = None
     """Names and shapes of the architecture's parameters in its order, where there is a config."""
 
@@ -45,7 +73,7 @@ Began = Callable[[str], None]
 Check = Callable[[Subject], Iterator[Finding]]
 
 MODEL_CHECKS = ("keys", "behaviour", "roundtrip")
-"""The checks of `torch_layer.checks`, named here so that a run without a model need not import torch."""
+"""The checks that `torch_layer.checks` alone has: to name them takes no torch."""
 
 
 def bytes_(subject: Subject) -> Iterator[Finding]:
@@ -86,43 +114,38 @@ def finite(subject: Subject) -> Iterator[Finding]:
 
 def resume(subject: Subject) -> Iterator[Finding]:
     """Optimizer state covers the parameters in order and shape; what is missing is listed."""
-    if "resume" in subject.named or has_training_state(subject.checkpoint):
+    if subject.asked.by_name or has_training_state(subject.checkpoint):
         yield from find_resumable(subject.checkpoint, subject.parameters() if subject.parameters else None)
 
 
 def against(subject: Subject) -> Iterator[Finding]:
-    """The same tensors as a second checkpoint, whatever the two formats."""
+    """The same tensors and the same behaviour as OTHER, whatever the two formats."""
     if subject.other is None:
         yield Finding("against", "skipped", "", "needs a second checkpoint: --against OTHER")
         return
-    one, other = _comparable(subject.checkpoint, subject.other)
-    found = diff_tensors(one, other, progress=subject.progress)
+    one, other = comparable(subject.checkpoint, subject.other)
+    own = subject.tolerance or Tolerance()
+    allowed = partial(tolerance, rtol=own.rtol, atol=own.atol) if subject.asked.is_close else None
+    found = diff_tensors(one, other, progress=subject.progress, tolerance=allowed)
     for name in found.only_in_a:
         yield Finding("against", "fail", name, f"is not in {subject.other.path}")
     for name in found.only_in_b:
         yield Finding("against", "fail", name, f"is only in {subject.other.path}")
+    close = [tensor for tensor in found.different if allowed is not None and tensor.is_close]
     for tensor in found.different:
-        yield Finding("against", "fail", tensor.name, describe(tensor))
+        if tensor not in close:
+            yield Finding("against", "fail", tensor.name, describe(tensor))
     for names in found.ties_broken:
         yield Finding("against", "warn", names[0], f"shares memory with {', '.join(names[1:])} here only")
     for names in found.ties_new:
         yield Finding("against", "warn", names[0], f"shares memory with {', '.join(names[1:])} there only")
-    if found.has_same_values and not found.different:
+    if close:
+        such = (
+            f"{len(close)} of {len(found.tensors)} tensors (such as {close[0].name!r}: {describe(close[0])})"
+        )
+        yield Finding("against", "ok", "", f"{such} are within the tolerance")
+    if found.tensors and not found.different and not found.only_in_a and not found.only_in_b:
         yield Finding("against", "ok", "", f"{len(found.tensors)} tensors are bitwise equal")
-
-
-def _comparable(a: Checkpoint, b: Checkpoint) -> tuple[Mapping[str, TensorEntry], Mapping[str, TensorEntry]]:
-    """All tensors of both where they have the same names, else the models' state dicts in them."""
-    if a.tensors.keys() == b.tensors.keys():
-        return a.tensors, b.tensors
-    return _model_or_all(a), _model_or_all(b)
-
-
-def _model_or_all(checkpoint: Checkpoint) -> Mapping[str, TensorEntry]:
-    try:
-        return select_model(checkpoint).tensors
-    except UsageError:
-        return checkpoint.tensors
 
 
 FILE_CHECKS: dict[str, Check] = {
@@ -134,22 +157,45 @@ FILE_CHECKS: dict[str, Check] = {
 }
 
 
-def choose_checks(text: str | None, *, with_other: bool) -> list[str]:
-    """The checks that `--checks A,B` names; without it all, `against` where there is a second checkpoint.
+def choose(
+    checks: str | None,
+    *,
+    config: Path | None = None,
+    trust_recorded: bool = False,
+    against: Path | None = None,
+    close: bool = False,
+    through: str | None = None,
+    record: bool = False,
+) -> Asked:
+    """What the flags ask for: without `--checks`, all, and `against` where there is a second checkpoint.
 
-    Raises: UsageError with the nearest name.
+    OTHER may be a config: without `-c`, it is that of the checkpoint, too.
+
+    Raises: UsageError with the nearest name, or where flags do not go together.
     """
     known = [*FILE_CHECKS, *MODEL_CHECKS]
-    if text is None:
-        return [name for name in known if name != "against" or with_other]
-    return choose(text, known, "--checks", "checks")
+    names = [name for name in known if name != "against" or against is not None]
+    other_config = against if against is not None and against.suffix == ".toml" else None
+    if config is None and not trust_recorded:
+        config = other_config
+    if record and config is None and not trust_recorded:
+        raise UsageError("--record runs the model", "", "name a config with -c CONFIG")
+    if close and against is None:
+        raise UsageError("--close is for a comparison", "", "name a second checkpoint with --against OTHER")
+    return Asked(
+        names if checks is None else _listed(checks, known, "--checks", "checks"),
+        checks is not None,
+        config,
+        trust_recorded,
+        against if other_config is None else None,
+        other_config,
+        [] if through is None else _listed(through, list(BY_NAME), "--through", "formats"),
+        close,
+    )
 
 
-def choose(text: str, known: Sequence[str], flag: str, kind: str) -> list[str]:
-    """The names in a comma-separated list, each of them known.
-
-    Raises: UsageError with the nearest name.
-    """
+def _listed(text: str, known: Sequence[str], flag: str, kind: str) -> list[str]:
+    """The names in a comma-separated list, each of them known."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in known:
@@ -157,19 +203,6 @@ def choose(text: str, known: Sequence[str], flag: str, kind: str) -> list[str]:
     if not names:
         raise UsageError("names nothing", flag, f"known {kind}: {', '.join(known)}")
     return names
-
-
-def choose_formats(text: str | None) -> list[str]:
-    """The formats that `--through A,B` names, if it is there.
-
-    Raises: UsageError with the nearest name.
-    """
-    return [] if text is None else choose(text, list(BY_NAME), "--through", "formats")
-
-
-def skipped(check: str, reason: str) -> Iterator[Finding]:
-    """The finding of a check that could not run; it is never counted as passed."""
-    yield Finding(check, "skipped", "", reason)
 
 
 def total_bytes(names: Sequence[str], checkpoint: Checkpoint, other: Checkpoint | None) -> int:
@@ -180,13 +213,26 @@ def total_bytes(names: Sequence[str], checkpoint: Checkpoint, other: Checkpoint 
     return size * passes + beside
 
 
-def run_checks(checks: Mapping[str, Callable[[], Iterator[Finding]]], began: Began) -> list[Finding]:
-    """Run the checks in order and collect what they find; `began` is told the name of each."""
+def verify_file(subject: Subject, began: Began) -> list[Finding]:
+    """What the checks find that need the file alone; `began` is told the name of each."""
     findings: list[Finding] = []
-    for name, check in checks.items():
-        began(name)
-        findings.extend(check())
+    for name, check in FILE_CHECKS.items():
+        if name in subject.asked.names:
+            began(name)
+            findings += check(subject)
     return findings
+
+
+def without_model(subject: Subject, found: Sequence[Finding]) -> Verdict:
+    """The verdict without a model: what needs one was skipped, not passed."""
+    left_out = [name for name in MODEL_CHECKS if name in subject.asked.names]
+    skipped = [Finding(name, "skipped", "", "needs a config: -c CONFIG") for name in left_out]
+    checkpoint, other = subject.checkpoint, subject.other
+    bad = [name for name in places(found, "bytes", "fail") if name in checkpoint.tensors]
+    cause = damage(bad, len(checkpoint.tensors), "checksum") if bad else ""
+    if not bad and other is not None:
+        cause = difference(found, checkpoint, other)
+    return Verdict((*found, *skipped), cause)
 
 
 def facts(
@@ -205,16 +251,3 @@ def facts(
         known |= {"class": model, "device": device}
     environment = checkpoint.record.environment if checkpoint.record is not None else None
     return known | {f"saved with {name}": text for name, text in (environment or {}).items()}
-
-
-def damage(findings: Sequence[Finding], checkpoint: Checkpoint) -> str:
-    """What the check `bytes` found out, in a line; empty where all is whole."""
-    bad = [name for name in places(findings, "bytes", "fail") if name in checkpoint.tensors]
-    if not bad:
-        return ""
-    more = ", …" if len(bad) > 3 else ""
-    verb, its = ("does", "its") if len(bad) == 1 else ("do", "their")
-    names = ", ".join(bad[:3]) + more
-    return (
-        f"damaged: {len(bad)} of {len(checkpoint.tensors)} tensors {verb} not match {its} checksum ({names})"
-    )

@@ -1,0 +1,32 @@
+"""The words in which a verdict says what happened, where the files alone show it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.select import comparable
+from ptsave.core.verdict import Finding, places
+
+
+def damage(bad: Sequence[str], total: int, checksum: str) -> str:
+    """That some of `total` tensors are not what was written."""
+    verb, its = ("does", "its") if len(bad) == 1 else ("do", "their")
+    return f"damaged: {len(bad)} of {total} tensors {verb} not match {its} {checksum} ({first_names(bad)})"
+
+
+def difference(findings: Sequence[Finding], one: Checkpoint, other: Checkpoint) -> str:
+    """How the tensors differ from those that `--against` names; empty where they do not."""
+    here, there = comparable(one, other)
+    bad = [name for name in places(findings, "against", "fail") if name in here or name in there]
+    if not bad:
+        return ""
+    verb = "differs" if len(bad) == 1 else "differ"
+    total = len(here.keys() | there.keys())
+    return f"not the same weights as {other.path}: {len(bad)} of {total} tensors {verb} ({first_names(bad)})"
+
+
+def first_names(names: Sequence[str]) -> str:
+    """The first few names of many."""
+    shown = ", ".join(names[:3])
+    return f"{shown}, …" if len(names) > 3 else shown
