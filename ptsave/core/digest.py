@@ -6,13 +6,14 @@ without dimensions) and then the tensor's elements, contiguous, row-major, littl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Protocol
 
 from ptsave.core.dtypes import DType
 from ptsave.core.gather import contiguous
 from ptsave.core.nodes import TensorEntry
+from ptsave.core.record import Digests, Record
 from ptsave.core.storage import BLOCK_BYTES, MemoryStorage
 
 DEFAULT = "xxh3_128"
@@ -71,3 +72,12 @@ def tensor_digest(entry: TensorEntry, algorithm: str = DEFAULT) -> str:
         storage.read_into(offset_bytes + start, block)
         digest.update(block)
     return digest.hexdigest()
+
+
+def recorded_digests(entries: Iterable[TensorEntry], record: Record | None) -> Digests:
+    """The digests of `record` that speak for `entries`, by their names in the checkpoint."""
+    digests = record.digests if record is not None else None
+    if record is None or digests is None or digests.algorithm not in HEX_DIGITS:
+        return Digests("")
+    known = (e.name for e in entries if e.name in digests.tensors and not record.was_cast(e.dtype))
+    return Digests(digests.algorithm, {name: digests.tensors[name] for name in known})

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ptsave.core.nodes import Global, Opaque
 from ptsave.core.select import MODEL_KEYS
 
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -48,8 +49,12 @@ ALIASES: dict[str, tuple[str, ...]] = {
 Source: PyTorch's tutorial (`epoch`, `model_state_dict`, …); lightning.pytorch's checkpoint_connector.py
 (`optimizer_states`, `lr_schedulers`, the precision plugin's class); timm, detectron2, fairseq, ultralytics.
 """
-PROGRESS = frozenset({"epoch", "step", "global_step", "metrics", "iteration", "iter", "loss", "best"})
+STEP_KEYS = ("step", "global_step", "iteration", "iter", "it", "n_iter", "num_updates", "global_steps")
+"""Keys of the number of steps, the likeliest first."""
+PROGRESS = frozenset({"epoch", "metrics", "loss", "best", *STEP_KEYS})
 """Keys that are the caller's: how far it came."""
+MAX_LISTED = 8
+"""How many keys a sentence lists."""
 RNG_KEYS = ("rng_state", "rng_states", "rng", "random_state", "random_states", "rng_state_dict")
 GENERATORS: dict[str, tuple[str, ...]] = {
     "python": ("python", "random_state", "python_rng_state", "random", "python_state", "py"),
@@ -97,11 +102,18 @@ def canonical(state: Mapping[str, Any], wanted: Iterable[str]) -> tuple[dict[str
     if isinstance(state.get("gradients"), Mapping):
         parts["gradients"] = state["gradients"]
         used.add("gradients")
-    left = [str(key) for key in state if key not in used and key not in PROGRESS]
-    notes = (
-        [f"not used of the checkpoint: {', '.join(left[:8])}{', …' if len(left) > 8 else ''}"] if left else []
-    )
-    return parts, notes
+    left = [_in_words(key, state[key]) for key in state if key not in used and key not in PROGRESS]
+    more = ", …" if len(left) > MAX_LISTED else ""
+    return parts, [f"not used of the checkpoint: {', '.join(left[:MAX_LISTED])}{more}"] if left else []
+
+
+def is_count(value: Any) -> bool:
+    """Whether `value` is a whole number that counts something."""
+    return type(value) is int and value >= 0
+
+
+def _in_words(key: Any, value: Any) -> str:
+    return f"{key} (a {value.name})" if isinstance(value, (Opaque, Global)) else str(key)
 
 
 def _generators(state: Mapping[str, Any], used: set[str]) -> dict[str, Any]:

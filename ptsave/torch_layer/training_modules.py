@@ -71,7 +71,8 @@ class ModulePlan(NamedTuple):
     values: OrderedDict[str, Any]
     """By the module's own names."""
     order: list[str]
-    """The parameters in the order of the saved state dict, by the names of here; tied ones once."""
+    """The parameters in the order of registration there, by the names of here; tied ones once. Empty where
+    the checkpoint does not say: only an OrderedDict keeps the order, and safetensors sorts."""
     notes: list[str]
 
     def apply(self) -> None:
@@ -117,7 +118,7 @@ def plan_module(module: nn.Module, saved: Mapping[str, Any], label: str, where: 
         full._metadata = versions  # type: ignore[attr-defined]
     seen: set[int] = set()
     order = []
-    for name in values:
+    for name in values if isinstance(saved, OrderedDict) else ():
         if name in parameters and id(parameters[name]) not in seen:
             seen.add(id(parameters[name]))
             order.append(name)

@@ -1,0 +1,240 @@
+"""Reading a training that was saved, by ptsave or by others, as the dictionary that TrainingState takes.
+
+Files are read by ptsave's own readers, so nothing in them runs. What is not plain data stays inert, and
+TrainingState says so where it would have been wanted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.digest import recorded_digests
+from ptsave.core.dtypes import DType
+from ptsave.core.nodes import Opaque, TensorEntry
+from ptsave.core.select import select_model
+from ptsave.errors import CorruptError, LimitError, MissingFileError, UsageError
+from ptsave.formats import open_checkpoint
+from ptsave.formats.quantized import is_quantized
+from ptsave.torch_layer.tensors import read_tensors, to_torch
+from ptsave.torch_layer.training_keys import ALIASES, STEP_KEYS, is_count
+
+FOLDER_FILES: dict[str, tuple[re.Pattern[str], ...]] = {
+    part: tuple(re.compile(pattern) for pattern in patterns)
+    for part, patterns in {
+        "model_state_dict": (
+            r"model(_(?P<n>\d+))?\.safetensors",
+            r"model(_(?P<n>\d+))?\.safetensors\.index\.json",
+            r"pytorch_model(_(?P<n>\d+))?\.bin",
+            r"pytorch_model(_(?P<n>\d+))?\.bin\.index\.json",
+        ),
+        "optimizer_state_dict": (r"optimizer(_(?P<n>\d+))?\.(bin|pt)",),
+        "scheduler_state_dict": (r"scheduler(_(?P<n>\d+))?\.(bin|pt)",),
+        "scaler_state_dict": (r"scaler\.pt",),
+        "data_state_dict": (r"dl_state_dict(_(?P<n>\d+))?\.bin",),
+        "rng_state": (r"rng_state(_0)?\.pth", r"random_states_0\.pkl"),
+    }.items()
+}
+"""Part → the names of its files in a folder; the first pattern that fits any is taken.
+
+Source: accelerate's checkpointing.py and utils/constants.py; transformers' trainer.py (`_save_checkpoint`).
+"""
+_TRAINING_FILE = re.compile(
+    r"(optimizer|scheduler)(_\d+)?\.(bin|pt)|rng_state(_0)?\.pth|random_states_0\.pkl"
+)
+MAX_JSON_BYTES = 64 * 1024 * 1024
+"""Cap on a `trainer_state.json`, which logs every step."""
+
+
+def read_training(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The training at `path` as nested plain data with torch tensors on the CPU.
+
+    `path` is a file (ptsave's, the tutorial's dictionary, a Lightning `.ckpt`, weights alone) or a folder of
+    accelerate's or transformers' Trainer. `step` and `epoch` are there where the training says them.
+    Checksums and recorded digests are held on the way.
+
+    Raises: MissingFileError, UnknownFormatError, CorruptError, LimitError; UsageError where no weights are.
+    """
+    target = Path(path)
+    names = sorted(os.listdir(target)) if os.path.isdir(target) else []
+    state = _folder(target, names) if any(map(_TRAINING_FILE.fullmatch, names)) else _file(target)
+    if "step" not in state:
+        steps = (state[key] for key in STEP_KEYS if is_count(state.get(key)))
+        if (step := next(steps, None)) is not None:
+            state["step"] = step
+    return state
+
+
+def _file(path: Path) -> dict[str, Any]:
+    with open_checkpoint(path) as checkpoint:
+        root = checkpoint.root
+        is_nested = isinstance(root, dict) and any(
+            isinstance(root.get(key), (dict, list)) for key in ALIASES["model"]
+        )
+        if is_nested:
+            return dict(as_torch(checkpoint, root))
+        selection = select_model(checkpoint)
+        others = {
+            str(key): value
+            for key, value in (root.items() if isinstance(root, dict) else ())
+            if not isinstance(value, TensorEntry) and str(key) != selection.where
+        }
+        kind: Any = OrderedDict if isinstance(root, (OrderedDict, Opaque)) else dict
+        weights = kind(selection.tensors) | kind(selection.extra)
+        if selection.metadata is not None and kind is OrderedDict:
+            weights._metadata = selection.metadata
+        return dict(as_torch(checkpoint, others | {"model_state_dict": weights}))
+
+
+def as_torch(checkpoint: Checkpoint, root: Any) -> Any:
+    """`root`, a part of `checkpoint`'s tree, with torch tensors; what is shared there is shared here."""
+    names = {entry.view: name for name, entry in checkpoint.tensors.items()}
+    wanted = {
+        entry.view: entry.named(names.get(entry.view, entry.name))
+        for entry in _tensors(root, set())
+        if entry.kind in ("tensor", "parameter")
+    }
+    by_view = {names.get(view, str(i)): (view, entry) for i, (view, entry) in enumerate(wanted.items())}
+    digests = recorded_digests(wanted.values(), checkpoint.record)
+    read = dict(
+        read_tensors(
+            {name: entry for name, (_, entry) in by_view.items()},
+            digests=digests.tensors,
+            algorithm=digests.algorithm,
+        )
+    )
+    tensors = {view: read[name] for name, (view, _) in by_view.items()}
+    return _copy(root, tensors, {})
+
+
+def _tensors(value: Any, seen: set[int]) -> Iterator[TensorEntry]:
+    """Every tensor below `value`, each container once."""
+    if isinstance(value, TensorEntry):
+        yield value
+    elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+        seen.add(id(value))
+        for child in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(child, seen)
+
+
+def _copy(value: Any, tensors: Mapping[Any, torch.Tensor], done: dict[int, Any]) -> Any:
+    """`value` with each entry as its tensor, and NumPy's values as torch's and Python's."""
+    if isinstance(value, TensorEntry):
+        return tensors.get(value.view, value)
+    if isinstance(value, DType):
+        return getattr(torch, value.name, value)
+    if is_quantized(value):
+        return to_torch(value, "")
+    if isinstance(value, Opaque):
+        return _numpy(value)
+    if not isinstance(value, (dict, list, tuple)):
+        return value
+    if id(value) not in done:
+        if isinstance(value, dict):
+            made: Any = OrderedDict() if isinstance(value, OrderedDict) else {}
+            done[id(value)] = made
+            made.update((key, _copy(child, tensors, done)) for key, child in value.items())
+            if hasattr(value, "_metadata"):
+                made._metadata = value._metadata
+        elif isinstance(value, list):
+            done[id(value)] = made = []
+            made.extend(_copy(child, tensors, done) for child in value)
+        else:
+            done[id(value)] = tuple(_copy(child, tensors, done) for child in value)
+    return done[id(value)]
+
+
+def _numpy(value: Opaque) -> Any:
+    """A NumPy array as a tensor, a NumPy number as Python's; anything else as it is."""
+    if value.name.startswith("numpy.") and value.is_call_of_scalars and len(value.args) == 1:
+        return value.args[0] if value.name != "numpy.dtype" else value
+    state = value.state
+    if (
+        value.name != "numpy.ndarray"
+        or not isinstance(state, dict)
+        or not isinstance(state.get("dtype"), str)
+    ):
+        return value
+    values = state.get("values")
+    if values is None:
+        data = state.get("data")
+        if not isinstance(data, (bytes, bytearray)):
+            storage = getattr(data, "storage", None)
+            if storage is None:
+                return value
+            data = storage.read(0, storage.num_bytes)
+        array = np.frombuffer(bytearray(data), dtype=state["dtype"])
+    else:
+        array = np.array(values, dtype=state["dtype"])
+    return torch.from_numpy(array.reshape(state["shape"], order=state["order"]).copy())
+
+
+# --- folders ----------------------------------------------------------------------------------------------
+
+
+def _folder(path: Path, names: list[str]) -> dict[str, Any]:
+    """A folder of accelerate's or of transformers' Trainer."""
+    state: dict[str, Any] = {}
+    used: set[str] = set()
+    for part, patterns in FOLDER_FILES.items():
+        for pattern in patterns:
+            matches = sorted(
+                (int(match.groupdict().get("n") or 0), name)
+                for name in names
+                if (match := pattern.fullmatch(name)) is not None
+            )
+            if matches:
+                parts = [_part(path / name) for _, name in matches]
+                state[part] = parts[0] if len(parts) == 1 else parts
+                used.update(name for _, name in matches)
+                break
+    if "model_state_dict" not in state:
+        hint = "model.safetensors or pytorch_model.bin is expected"
+        raise UsageError("holds no model's weights", str(path), hint)
+    if "trainer_state.json" in names:
+        used.add("trainer_state.json")
+        trainer = _json(path / "trainer_state.json")
+        if is_count(trainer.get("global_step")):
+            state["step"] = trainer["global_step"]
+        if isinstance(trainer.get("epoch"), (int, float)):
+            state["epoch"] = trainer["epoch"]
+    state.update({name: None for name in names if name not in used and _is_state(name)})
+    return state
+
+
+def _is_state(name: str) -> bool:
+    """Whether a file of a folder is a part of a training that TrainingState has no place for."""
+    return name.startswith(("sampler", "custom_checkpoint")) and name.endswith((".bin", ".pkl"))
+
+
+def _part(path: Path) -> Any:
+    with open_checkpoint(path) as checkpoint:
+        return as_torch(checkpoint, checkpoint.root)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises: MissingFileError, LimitError, CorruptError.
+    """
+    try:
+        size = os.path.getsize(path)
+        if size > MAX_JSON_BYTES:
+            raise LimitError("trainer_state_bytes", MAX_JSON_BYTES, size, str(path))
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise MissingFileError(f"cannot be read: {error.strerror}", str(path)) from error
+    except (ValueError, RecursionError) as error:
+        raise CorruptError("is not valid JSON", str(path), "the file is damaged") from error
+    if not isinstance(document, dict):
+        raise CorruptError("is not a JSON object", str(path), "the file is damaged")
+    return document
