@@ -55,7 +55,8 @@ def differences(result: Diff, a: Path, b: Path) -> dict[str, Any]:
 
 def saved(result: Saved) -> dict[str, Any]:
     """The object of `save --json`; a save that did not fit is an error object."""
-    return {**plain(result), "missing": [], "unexpected": [], "mismatched": []}
+    fields = {name: value for name, value in plain(result).items() if name not in ("mesh", "num_rank_bytes")}
+    return {**fields, **_spread(result), "missing": [], "unexpected": [], "mismatched": []}
 
 
 def loaded(result: Loaded) -> dict[str, Any]:
@@ -81,7 +82,13 @@ def loaded(result: Loaded) -> dict[str, Any]:
         "cast": [plain(cast) for cast in result.report.recast],
         "outputs": outputs,
         "outputs_path": plain(result.outputs_path),
+        **_spread(result),
     }
+
+
+def _spread(result: Saved | Loaded) -> dict[str, Any]:
+    """Over how many ranks; nothing without torchrun."""
+    return {"mesh": dict(result.mesh), "num_rank_bytes": result.num_rank_bytes} if result.mesh else {}
 
 
 def converted(result: Conversion) -> dict[str, Any]:

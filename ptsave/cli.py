@@ -17,6 +17,7 @@ import typer
 
 from ptsave import __version__, as_json, render, stopping, streams
 from ptsave.errors import EXIT_INTERRUPTED, EXIT_NO, EXIT_OK, PtsaveError, RefusedError, UsageError
+from ptsave.torch_layer.parallel.environment import is_first_rank, is_under_torchrun
 
 app = typer.Typer(
     name="ptsave",
@@ -82,6 +83,8 @@ def ptsave(
     ] = False,
 ) -> None:
     """Keep PyTorch models: save, load, inspect, convert and verify checkpoints."""
+    if context.invoked_subcommand in ("inspect", "convert") and not is_first_rank():
+        raise typer.Exit  # what takes one process is done by one of them
     if context.invoked_subcommand is None:
         render.out(context.get_help())
         raise typer.Exit(UsageError.exit_code)
@@ -167,9 +170,31 @@ def load(
     verbose: Verbose = False,
 ) -> None:
     """Rebuild the model, load the weights strictly, and run it once if asked."""
+    mode = render.Mode(json, quiet, verbose)
+    if is_under_torchrun():
+        from ptsave.torch_layer.parallel.group import joined
+        from ptsave.torch_layer.parallel.load import load as spread
+
+        with joined(device) as group:
+            loaded = spread(
+                group,
+                checkpoint,
+                config,
+                overrides=set or [],
+                trust_recorded=trust_recorded,
+                select=select,
+                inputs=inputs,
+                outputs=outputs,
+                overwrite=overwrite,
+                app_dir=app_dir,
+                warn=render.warn,
+            )
+            if group.is_first:
+                render.loaded(mode, loaded)
+                streams.finish(EXIT_OK)  # before anyone leaves
+        return
     from ptsave.torch_layer.load import load as run
 
-    mode = render.Mode(json, quiet, verbose)
     result = run(
         checkpoint,
         config,
@@ -491,6 +516,8 @@ def run(arguments: list[str]) -> int:
         return app(arguments, prog_name="ptsave", standalone_mode=False) or EXIT_OK
     except usage_error as error:
         problem: PtsaveError = UsageError(str(getattr(error, "message", error)), "", _usage_hint(error))
+        if not is_first_rank():  # the same command line on every rank: one says so
+            return problem.exit_code
     except PtsaveError as error:
         problem = error
     except (KeyboardInterrupt, typer.Abort):

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -200,7 +201,7 @@ def loaded(mode: Mode, result: Loaded) -> None:
     note(
         mode,
         f"loaded {result.model} from {result.path} ({result.format}) on {result.device}: "
-        f"{_totals(result)}, every key matched",
+        f"{_totals(result)}, every key matched{_spread(result)}",
     )
     if result.outputs_path is not None:
         note(mode, f"wrote {count(len(outputs), 'output')} to {result.outputs_path}")
@@ -212,6 +213,15 @@ def _tensor_value(tensor: Any) -> str:
     """A small tensor's values, a larger one's dtype and shape."""
     dtype = str(tensor.dtype).removeprefix("torch.")
     return f"{dtype} {shape(tensor.shape)}"
+
+
+def _spread(result: Saved | Loaded) -> str:
+    """Over how many ranks, where there is more than this process."""
+    if not result.mesh:
+        return ""
+    mesh = ", ".join(f"{name} = {ranks}" for name, ranks in result.mesh.items())
+    ranks = count(prod(result.mesh.values()), "rank")
+    return f"; over {ranks} ({mesh}), at most {size(result.num_rank_bytes)} each"
 
 
 def _totals(result: Saved | Loaded) -> str:

@@ -20,7 +20,7 @@ ARROWS: dict[str, set[str]] = {
     "config": {"input_specs", "specs", "core", "errors"},
     "formats": {"formats", "core", "errors"},
     "verbs": {"verbs", "formats", "core", "errors", "config", "input_specs", "specs"},
-    "torch_layer": {"torch_layer", "formats", "core", "errors", "config", "input_specs", "specs"},
+    "torch_layer": {"torch_layer", "formats", "core", "errors", "config", "input_specs", "specs", "stopping"},
     "examples": {"examples"},
     "reports": {"reports", "core", "errors"},
     "as_json": {"verbs", "core", "errors"},

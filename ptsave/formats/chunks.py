@@ -92,6 +92,21 @@ def assemble(name: str, shape: tuple[int, ...], chunks: Sequence[tuple[Box, Tens
     return TensorEntry(name, first.dtype, shape, contiguous_strides(shape), storage, 0, first.kind)
 
 
+def window(entry: TensorEntry, box: Box) -> TensorEntry:
+    """The part of a tensor that lies in `box`, as a view; nothing is read."""
+    offset = entry.offset + sum(o * stride for o, stride in zip(box.offsets, entry.strides, strict=True))
+    return TensorEntry(
+        entry.name,
+        entry.dtype,
+        box.sizes,
+        entry.strides,
+        entry.storage,
+        offset if box.num_elements else entry.offset,
+        entry.kind,
+        entry.requires_grad,
+    )
+
+
 class ConcatenatedStorage:
     """Runs of bytes of other storages, end to end."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,24 @@ from ptsave.core.digest import HEX_DIGITS, tensor_digest
 from ptsave.core.keys import Expected, KeyReport, compare
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.record import Digests, Record
-from ptsave.core.select import Selection
+from ptsave.core.select import Selection, named_as
 from ptsave.errors import LossyError
 from ptsave.torch_layer.tensors import read_tensor, read_tensors, to_torch
 
 Warn = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What of each tensor a model takes: all of it, unless the model is spread over ranks."""
+
+    cut: Callable[[TensorEntry, torch.Tensor], TensorEntry] = lambda entry, want: entry
+    """The part of an entry that the model's tensor of its name holds here."""
+    join: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = lambda tensor, want: tensor
+    """That part, once it is read, as the tensor that the model expects."""
+
+
+WHOLE = Parts()
 
 
 def expected_of(model: nn.Module) -> dict[str, Expected]:
@@ -65,15 +79,18 @@ def fill(
     warn: Warn,
     *,
     is_checked: bool = True,
+    parts: Parts = WHOLE,
 ) -> KeyReport:
     """Put the tensors of `selection` into `model` (built on the meta device) and move it to `device`.
 
-    The model keeps its own dtypes, as `load_state_dict` has it; what is cast is said through `warn`.
+    The model keeps its own dtypes, as `load_state_dict` has it; what is cast is said through `warn`. Only
+    tensors that are read whole are held against their checksums.
 
     Raises: LossyError when a name is missing, unexpected or of another shape; CorruptError for a tensor that
     does not match its checksum, unless `is_checked` is off.
     """
     state = model.state_dict(keep_vars=True)
+    selection = named_as(selection, state)
     report = compare(expected_of(model), selection.tensors, extra_of(model), selection.extra)
     if not report.fits:
         raise misfit(report, source.path)
@@ -82,7 +99,7 @@ def fill(
         warn(f"{len(report.recast)} tensors are cast to the model's dtype ({name}: {found} → {want})")
     _compare_recomputed(model, report.recomputed, selection, warn)
     is_skeleton = any(isinstance(value, torch.Tensor) and value.is_meta for value in state.values())
-    filled: Any = OrderedDict(_values(state, source, selection, device, warn, is_checked))
+    filled: Any = OrderedDict(_values(state, source, selection, device, warn, is_checked, parts))
     filled.update((name, to_torch(selection.extra[name], name, is_checked)) for name in extra_of(model))
     filled._metadata = selection.metadata or getattr(state, "_metadata", None)
     with warnings.catch_warnings():
@@ -99,6 +116,7 @@ def _values(
     device: str,
     warn: Warn,
     is_checked: bool,
+    parts: Parts,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor of the state dict, read once; names that the model ties get one and the same object."""
     groups: dict[int, list[str]] = {}
@@ -110,8 +128,9 @@ def _values(
         there = [name for name in names if name in selection.tensors]
         _warn_if_untied(there, selection, warn)
         chosen[there[0]] = names
-    entries = {name: selection.tensors[name].named(selection.original[name]) for name in chosen}
-    digests = _digests_for(entries.values(), source.record)
+    whole = {name: selection.tensors[name].named(selection.original[name]) for name in chosen}
+    entries = {name: parts.cut(entry, state[name]) for name, entry in whole.items()}
+    digests = _digests_for((e for name, e in entries.items() if e is whole[name]), source.record)
     tensors = read_tensors(
         entries,
         digests=digests.tensors,
@@ -120,7 +139,7 @@ def _values(
     )
     for first, tensor in tensors:
         want = state[first]
-        tensor = tensor.to(device=device, dtype=want.dtype)
+        tensor = parts.join(tensor.to(device=device, dtype=want.dtype), want)
         if isinstance(want, nn.Parameter):
             tensor = nn.Parameter(tensor, requires_grad=want.requires_grad)
         for name in chosen[first]:

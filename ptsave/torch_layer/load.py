@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,10 @@ class Loaded:
     report: KeyReport
     outputs: dict[str, torch.Tensor] | None = None
     outputs_path: Path | None = None
+    mesh: Mapping[str, int] = field(default_factory=dict)
+    """How many ranks it is spread over, by kind; empty without torchrun."""
+    num_rank_bytes: int = 0
+    """The most bytes that one rank holds."""
 
 
 def load(

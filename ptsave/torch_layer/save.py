@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,10 @@ class Saved:
     num_bytes: int
     behaviour_bytes: int = 0
     """Of the behaviour record; 0 where there is none."""
+    mesh: Mapping[str, int] = field(default_factory=dict)
+    """How many ranks it was spread over, by kind; empty without torchrun."""
+    num_rank_bytes: int = 0
+    """The most bytes that one rank held."""
 
 
 def save(

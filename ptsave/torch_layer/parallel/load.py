@@ -1,0 +1,92 @@
+"""load under torchrun: a model spread over the ranks, each of which fills its own part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.keys import KeyReport
+from ptsave.core.select import Selection, select_model
+from ptsave.formats import open_checkpoint
+from ptsave.torch_layer.build import build_model
+from ptsave.torch_layer.fill import Warn, fill
+from ptsave.torch_layer.inputs import check_outputs, output_tensors, write_tensors
+from ptsave.torch_layer.load import Loaded, arguments_for, config_for, run, warn_if_changed
+from ptsave.torch_layer.parallel.group import Group
+from ptsave.torch_layer.parallel.materialise import OWN_PARTS, num_local_bytes, whole
+from ptsave.torch_layer.parallel.plan import Plan, make_plan
+from ptsave.torch_layer.parallel.sameness import check_same_config, check_same_folder
+
+
+def load(
+    group: Group,
+    path: Path,
+    config_path: Path | None,
+    *,
+    overrides: Sequence[str] = (),
+    trust_recorded: bool = False,
+    select: str | None = None,
+    inputs: Path | None = None,
+    outputs: Path | None = None,
+    overwrite: bool = False,
+    app_dir: Path | None = None,
+    warn: Warn,
+) -> Loaded:
+    """Rebuild the model over all ranks, load its weights strictly, and with `inputs` or `outputs` run it.
+
+    Every rank calls this, and gets the same result but for its own model; rank 0 alone writes `outputs`.
+
+    Raises: what `torch_layer.load.load` raises; RankError when the ranks do not agree.
+    """
+    say = group.speak(warn)
+    if outputs is not None:
+        check_outputs(outputs, overwrite=overwrite)
+    with open_checkpoint(path) as checkpoint:
+        config = config_for(checkpoint, config_path, overrides, trust_recorded)
+        check_same_config(group, config)
+        check_same_folder(group, checkpoint)
+        plan = make_plan(config, group)
+        selection = select_model(checkpoint, select)
+        model = build_model(config.model, device="meta", app_dir=app_dir)
+        warn_if_changed(model, checkpoint, say)
+        report = spread_and_fill(group, plan, model, checkpoint, selection, say)
+        format_ = checkpoint.format
+    most = max(group.gather(num_local_bytes(model)))
+    result: dict[str, torch.Tensor] | None = None
+    if inputs is not None or outputs is not None:
+        plan.check_runs(model)
+        arguments = arguments_for(config.inputs, inputs, model, group.device)
+        result = output_tensors(whole(run(plan.replicate(model), arguments)))
+        if outputs is not None and group.is_first:
+            write_tensors(outputs, result, overwrite=overwrite)
+    unique = {entry.view: entry for entry in selection.tensors.values()}.values()
+    return Loaded(
+        path=path,
+        format=format_,
+        model=config.model.target,
+        device=torch.device(group.device).type,
+        num_tensors=len(selection.tensors),
+        num_elements=sum(entry.num_elements for entry in unique),
+        num_bytes=sum(entry.num_bytes for entry in unique),
+        took=selection.sentence(),
+        report=report,
+        outputs=result,
+        outputs_path=outputs,
+        mesh=plan.sizes,
+        num_rank_bytes=most,
+    )
+
+
+def spread_and_fill(
+    group: Group, plan: Plan, model: nn.Module, source: Checkpoint, selection: Selection, warn: Warn
+) -> KeyReport:
+    """Spread a model that was built on the meta device, and read this rank's part of it.
+
+    Raises: UsageError when it cannot be spread, LossyError when the keys do not fit; what reading raises.
+    """
+    plan.spread(model)
+    return fill(model, source, selection, group.device, warn, parts=OWN_PARTS)

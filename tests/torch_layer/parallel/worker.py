@@ -1,0 +1,69 @@
+"""One rank of many cases: each loads a checkpoint over all ranks, and says what the model holds and returns.
+
+`python -m` of this module under torchrun, with the name of a file of cases.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from ptsave.config import load_config
+from ptsave.core.select import select_model
+from ptsave.errors import PtsaveError
+from ptsave.formats import open_checkpoint
+from ptsave.torch_layer.build import build_model
+from ptsave.torch_layer.load import arguments_for, run
+from ptsave.torch_layer.parallel.group import Group, joined
+from ptsave.torch_layer.parallel.load import spread_and_fill
+from ptsave.torch_layer.parallel.materialise import num_local_bytes, whole
+from ptsave.torch_layer.parallel.plan import make_plan
+from ptsave.torch_layer.trace import digest_of
+
+
+def _digests(model: torch.nn.Module) -> dict[str, str]:
+    """Of every tensor, buffers outside the state dict included, gathered whole."""
+    named = {**dict(model.named_buffers()), **model.state_dict()}
+    return {name: digest_of(whole(tensor).detach()) for name, tensor in named.items()}
+
+
+def _case(group: Group, case: dict[str, Any]) -> dict[str, Any]:
+    config = load_config(Path(case["config"]), case.get("set", []))
+    plan = make_plan(config, group)
+    lines: list[str] = []
+    with open_checkpoint(case["path"]) as checkpoint:
+        model = build_model(config.model, device="meta", app_dir=Path())
+        spread_and_fill(group, plan, model, checkpoint, select_model(checkpoint), lines.append)
+    state = model.state_dict(keep_vars=True)
+    found: dict[str, Any] = {
+        "bytes": group.gather(num_local_bytes(model)),
+        "split": [name for name, tensor in state.items() if isinstance(tensor, DTensor)],
+        "digests": _digests(model),
+        "warnings": lines,
+    }
+    if case.get("runs", True):
+        plan.check_runs(model)
+        output = whole(run(plan.replicate(model), arguments_for(config.inputs, None, model, "cpu")))
+        found |= {"output": output.flatten().tolist(), "digest": digest_of(output)}
+    return found
+
+
+def main() -> None:
+    with joined("cpu") as group:
+        results = []
+        for case in json.loads(Path(sys.argv[1]).read_text()):
+            try:
+                results.append(_case(group, case))
+            except PtsaveError as error:
+                results.append({"error": str(error), "hint": error.hint, "kind": type(error).__name__})
+        if group.is_first:
+            Path("results.json").write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
