@@ -130,6 +130,29 @@ def strip_wrappers(selection: Selection) -> Selection:
     )
 
 
+def named_as(selection: Selection, wanted: Iterable[str]) -> Selection:
+    """The same tensors under the names `wanted`, where these have wrappers in them themselves.
+
+    A model that compiles a part of itself, or whose only child is called `module`, has names like those
+    that were stripped.
+    """
+    plain, stripped = strip_wrapper_names(wanted)
+    if not stripped:
+        return selection
+    own = {new: old for old, new in plain.items() if new in selection.tensors or new in selection.extra}
+    if not own:
+        return selection
+    return Selection(
+        selection.where,
+        {own.get(name, name): entry for name, entry in selection.tensors.items()},
+        {own.get(name, name): value for name, value in selection.extra.items()},
+        selection.metadata,
+        {own.get(name, name): selection.original[name] for name in selection.tensors},
+        tuple(prefix for prefix in selection.stripped if prefix not in stripped),
+        selection.others,
+    )
+
+
 def strip_wrapper_names(names: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
     """Old name → new name without wrappers, and the prefixes (with their dot) that were removed."""
     names = list(names)

@@ -159,7 +159,8 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 
 
 def _is_float(tensor: torch.Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
+    """Whether it can be computed with: the 8-bit floats have no arithmetic of their own."""
+    return tensor.dtype in WIDE or tensor.dtype in WIDE.values()
 
 
 def _like(tensor: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

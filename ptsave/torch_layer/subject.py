@@ -14,7 +14,7 @@ from ptsave.core.behaviour import Behaviour
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.keys import Expected, KeyReport, compare
 from ptsave.core.memory import give_back
-from ptsave.core.select import Selection, select_model
+from ptsave.core.select import Selection, named_as, select_model
 from ptsave.errors import CorruptError
 from ptsave.torch_layer.build import build_model
 from ptsave.torch_layer.fill import expected_of, extra_of, fill
@@ -54,7 +54,8 @@ class ModelSubject:
     @cached_property
     def selection(self) -> Selection:
         """The state dict that is the model's."""
-        return select_model(self.checkpoint, self.select)
+        found = select_model(self.checkpoint, self.select)
+        return named_as(found, self.skeleton.state_dict(keep_vars=True))
 
     @cached_property
     def skeleton(self) -> nn.Module:

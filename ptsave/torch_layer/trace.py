@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -63,7 +64,7 @@ def watch(
     seen = Trace()
     with buffers_restored(model):
         samples = _Samples(known or {})
-        with _watching(model, seen, samples), seeded(seed), mode or nullcontext():
+        with _uncompiled(), _watching(model, seen, samples), seeded(seed), mode or nullcontext():
             output = run(model, cloned(arguments))
         tensors = _visible(output, MAX_OUTPUTS)
         seen.outputs = {path: samples.take(tensor, OUTPUT_VALUES) for path, tensor in tensors}
@@ -74,7 +75,7 @@ def watch(
 def output_digests(model: nn.Module, arguments: Arguments, seed: int = 0) -> dict[str, str]:
     """Output path → digest of the same pass, with nothing watched."""
     with buffers_restored(model):
-        with seeded(seed):
+        with _uncompiled(), seeded(seed):
             output = run(model, cloned(arguments))
         return {path: digest_of(tensor) for path, tensor in _visible(output, MAX_OUTPUTS)}
 
@@ -96,11 +97,22 @@ def cloned(value: Any) -> Any:
 def buffers_restored(model: nn.Module) -> Iterator[None]:
     """Undo afterwards what happens to buffers inside: a model may count its calls, or learn in batch norm."""
     before = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
+    held = [(m, dict(m._buffers)) for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
     yield
+    for module, buffers in held:
+        module._buffers.update(buffers)  # `self.mean = …` puts another tensor in its place
     for buffer, version, values in before:
         if buffer._version != version and buffer.shape == values.shape:
             with torch.no_grad():
                 buffer.copy_(values)
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """What torch.compile was put on runs as it is written: compiled, it would not call the hooks."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 @contextmanager

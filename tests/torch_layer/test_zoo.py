@@ -30,6 +30,12 @@ MODELS = {
     "Writer": TOKENS,
     "Scripted": X,
     "Computed": X,
+    "Averaging": X,
+    "Compiled": X,
+    "Wrapping": X,
+    "Experts": X,
+    "Force": X,
+    "Extreme": X,
 }
 
 
@@ -50,7 +56,7 @@ def test_every_check_passes(workshop: Workshop, model: str) -> None:
     assert {level for _, level in levels} == {"ok"}
 
 
-@pytest.mark.parametrize("model", ["Lstm", "Half", "Picture", "Attention"])
+@pytest.mark.parametrize("model", ["Lstm", "Half", "Picture", "Attention", "Compiled", "Force", "Extreme"])
 def test_other_kernels_are_no_other_model(workshop: Workshop, model: str) -> None:
     configure(workshop, model, MODELS[model])
     workshop.save("m.safetensors")
@@ -73,6 +79,35 @@ def test_whatever_a_model_returns(workshop: Workshop, what: str) -> None:
         assert [where for where, _ in outcome.found("behaviour", "ok")] == [
             *("logits", "loss", "hidden.0", "hidden.1.0")
         ]
+
+
+def test_random_numbers_in_eval_mode(workshop: Workshop) -> None:
+    configure(workshop, "Autoencoder", X)
+    workshop.save("m.pt")
+    outcome = workshop.verify("m.pt")
+    assert outcome.is_yes, outcome.document
+    assert "two seeds gave two results" in outcome.found("behaviour", "warn")[0][1]
+
+
+def test_a_cast_beside_8_bit_floats(workshop: Workshop) -> None:
+    """They have no arithmetic, so that nothing can be perturbed in them."""
+    configure(workshop, "Small", X)
+    workshop.save("m.pt")
+    assert workshop.verify("m.pt").is_yes
+    assert workshop.run("convert", "m.pt", "h.pt", "--dtype", "bfloat16")[0] == 0
+    outcome = workshop.verify("h.pt")
+    assert outcome.is_yes, outcome.document
+    assert outcome.cause.endswith("outputs within bfloat16 tolerance")
+
+
+def test_names_that_have_wrappers_in_them_load(workshop: Workshop) -> None:
+    """What torch saved of such a model, with the wrapper's prefix in front of all, too."""
+    configure(workshop, "Wrapping", X)
+    for prefix in ("", "module."):
+        state = {f"{prefix}{name}": value for name, value in zoo.Wrapping().state_dict().items()}
+        torch.save(state, "m.pt")
+        assert workshop.run("load", "m.pt", "-c", "net.toml")[0] == 0
+        assert workshop.verify("m.pt").is_yes
 
 
 @pytest.mark.parametrize("what", ["nothing", "text"])

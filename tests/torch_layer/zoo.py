@@ -154,6 +154,119 @@ class InPlace(nn.Module):
         return y
 
 
+class Averaging(nn.Module):
+    """Puts another tensor in the place of its buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+        self.register_buffer("mean", torch.zeros(6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+        y: torch.Tensor = self.fc(x - self.mean)
+        return y
+
+
+class Compiled(nn.Module):
+    """Has compiled a part of itself, which puts `_orig_mod` into the names of its state dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.compile(
+            nn.Sequential(nn.Linear(6, 16), nn.GELU(), nn.Linear(16, 6)), backend="eager"
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.inner(x).softmax(-1)
+        return y
+
+
+class Wrapping(nn.Module):
+    """Has one child, of the name that wrappers put in front."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = nn.Sequential(nn.Linear(6, 6), nn.Tanh())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.module(x)
+        return y
+
+
+class Experts(nn.Module):
+    """Calls those of its modules that the data choose, some with no rows, and one that returns None."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.log = nn.Linear(6, 4), Returns("nothing")
+        self.experts = nn.ModuleList(nn.Linear(6, 6) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.log(x)
+        chosen = self.gate(x).argmax(-1)
+        y = torch.zeros_like(x)
+        for i in chosen.unique().tolist():
+            y[chosen == i] = self.experts[i](x[chosen == i])
+        return {"y": y, "chosen": chosen, "empty": self.experts[0](x[:0])}
+
+
+class Force(nn.Module):
+    """Takes a gradient in its forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.energy = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self.energy(x).sum(), x)
+        return -gradient
+
+
+class Extreme(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        y = self.fc(x)
+        return {
+            "huge": y * 1e37,
+            "tiny": y * 1e-40,
+            "infinite": (y * 1e30) ** 2,
+            "nan": (-y.abs() - 1).sqrt(),
+            "masked": y.masked_fill(y > 0, torch.finfo(y.dtype).min),
+        }
+
+
+class Small(nn.Module):
+    """Keeps a buffer of 8-bit floats."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+        self.register_buffer("w8", torch.randn(6, 6).to(torch.float8_e4m3fn))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.fc(x) @ self.w8.float()
+        return y
+
+
+class Autoencoder(nn.Module):
+    """Draws random numbers in eval mode, too, and drops out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(6, 8), nn.Linear(4, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean, log = self.encoder(functional.dropout(x, 0.2)).chunk(2, -1)
+        y: torch.Tensor = self.decoder(mean + torch.randn_like(mean) * torch.exp(log / 2))
+        return y
+
+
 class Talkative(nn.Module):
     def __init__(self) -> None:
         super().__init__()
