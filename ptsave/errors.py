@@ -11,7 +11,8 @@ PtsaveError                     what, where, hint
 │   ├── ExistsError             it would overwrite
 │   ├── UnsafeError             it would run or import what a file names
 │   ├── LossyError              it would drop or change data
-│   └── WriteError              the destination cannot be written (full disk, no permission)
+│   └── WriteError              the destination cannot be written (no permission, a failing disk)
+│       └── NoRoomError             the disk or the quota is full
 └── RankError               5   a rank failed
 
 A bug in ptsave is any other exception: exit 70. An interrupt is exit 130.
@@ -94,6 +95,10 @@ class LossyError(RefusedError):
 
 
 class WriteError(RefusedError):
+    pass
+
+
+class NoRoomError(WriteError):
     pass
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ptsave.core import system
-from ptsave.errors import ExistsError, PtsaveError, WriteError
+from ptsave.errors import ExistsError, NoRoomError, PtsaveError, WriteError
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def write_error(target: Path, error: OSError, num_bytes: int = 0) -> PtsaveError
         need = f": needs {num_bytes} bytes" if num_bytes else ""
         have = f", {free} are free" if free is not None else ""
         kind = "the disk is full" if error.errno == errno.ENOSPC else "the quota is used up"
-        return WriteError(f"{kind}{need}{have}", where, "free some space, or write elsewhere")
+        return NoRoomError(f"{kind}{need}{have}", where, "free some space, or write elsewhere")
     if error.errno == errno.EFBIG:
         return WriteError(
             "larger than a file may be here", where, "see `ulimit -f` and the file system's limit"
@@ -52,11 +52,11 @@ def write_error(target: Path, error: OSError, num_bytes: int = 0) -> PtsaveError
 
 
 def check_room(folder: Path, num_bytes: int, target: Path) -> None:
-    """Raise WriteError when `num_bytes` more do not fit in `folder`'s file system."""
+    """Raise NoRoomError when `num_bytes` more do not fit in `folder`'s file system."""
     with errors_of(target, num_bytes):
         free = system.free_bytes(folder)
     if free is not None and free < num_bytes:
-        raise WriteError(
+        raise NoRoomError(
             f"no room: needs {num_bytes} bytes, {free} are free",
             str(target),
             "free some space, or write elsewhere",
