@@ -43,6 +43,8 @@ def temporary_name(target: Path) -> Path:
 ORPHAN_NAME = re.compile(r"(\d+)-[0-9a-f]{8}" + re.escape(SUFFIX))
 """The end of a temporary name, with the process that made it."""
 
+_TEMPORARY_NAME = re.compile(r"\.(?P<target>.+)\.(?P<pid>\d+)-[0-9a-f]{8}" + re.escape(SUFFIX))
+
 
 def remove_litter(target: Path) -> None:
     """Remove what killed writers of `target` left beside it. A living writer's file is left alone."""
@@ -53,6 +55,29 @@ def remove_litter(target: Path) -> None:
         if name.startswith(stem) and (rest := ORPHAN_NAME.fullmatch(name, len(stem))):
             with contextlib.suppress(OSError):  # someone else's, or already gone: not in our way
                 _remove_if_orphan(target.parent / name, int(rest[1]))
+
+
+def temporary_files(folder: Path, target: re.Pattern[str]) -> dict[Path, int]:
+    """The temporary files in `folder` of every file whose name `target` fits, each with its writer's process.
+
+    Raises: OSError when the folder cannot be listed.
+    """
+    found = {}
+    for name in os.listdir(folder):
+        parts = _TEMPORARY_NAME.fullmatch(name)
+        if parts is not None and target.fullmatch(parts["target"]):
+            found[folder / name] = int(parts["pid"])
+    return found
+
+
+def remove_litter_of(folder: Path, target: re.Pattern[str]) -> None:
+    """Remove what killed writers of every file whose name `target` fits left in `folder`.
+
+    Raises: OSError when the folder cannot be listed.
+    """
+    for path, pid in temporary_files(folder, target).items():
+        with contextlib.suppress(OSError):  # someone else's, or already gone: not in our way
+            _remove_if_orphan(path, pid)
 
 
 def _remove_if_orphan(path: Path, pid: int) -> None:
