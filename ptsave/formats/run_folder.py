@@ -1,0 +1,155 @@
+"""The folder of a training run: one file a checkpoint, named by its step, each found from itself alone.
+
+There is no index: what a run has saved is what lies in its folder, so a crash can leave nothing that
+contradicts it. A file's own `step`, `epoch` and `metrics` are read from its pickle; no tensor is read.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ptsave.core.temporary import temporary_files
+from ptsave.errors import MissingFileError, PtsaveError
+from ptsave.formats import open_checkpoint
+
+FILE_NAME = re.compile(r"step-(?P<step>\d{9}|[1-9]\d{9,17})(?:-(?P<number>[2-9]|[1-9]\d{1,8}))?\.pt")
+"""`step-000000123.pt`; `step-000000123-2.pt` where something else has that name."""
+STEP, EPOCH, METRICS = "step", "epoch", "metrics"
+"""The keys of a file's dictionary that are the run's and not the training state's."""
+MAX_STEP = 10**18 - 1
+
+Fingerprint = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class RunFile:
+    """One checkpoint of a run."""
+
+    path: Path
+    step: int
+    """The training step that it was saved after: as its name says, and what opens says the same."""
+    number: int = 1
+    """Tells two files of one step apart."""
+    epoch: int | float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    num_bytes: int = 0
+    """Of the file."""
+    is_ours: bool = False
+    """Whether ptsave wrote it: it has a record."""
+    problem: str = ""
+    """Why it cannot be used, in words; empty where it opens. Its tensors were not looked at."""
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Sorts the files of a run, the oldest step first."""
+        return self.step, self.number
+
+
+Known = dict[Path, tuple[Fingerprint, RunFile]]
+
+
+def file_name(step: int, number: int = 1) -> str:
+    """What the checkpoint of `step` is called; sorted as text the names are in the order of the steps."""
+    return f"step-{step:09d}.pt" if number == 1 else f"step-{step:09d}-{number}.pt"
+
+
+def is_run(folder: Path) -> bool:
+    """Whether something in `folder` has the name of a run's checkpoint. Never raises."""
+    try:
+        return any(map(FILE_NAME.fullmatch, os.listdir(folder)))
+    except OSError:
+        return False
+
+
+def list_run(folder: Path, known: Known | None = None) -> list[RunFile]:
+    """Everything in `folder` that has the name of a run's checkpoint, the oldest step first.
+
+    A missing folder has none. `known` spares reading again what has not changed since the last call with it.
+
+    Raises: MissingFileError when the folder cannot be listed.
+    """
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        what = f"the folder cannot be listed: {error.strerror}"
+        raise MissingFileError(what, str(folder), "check its permissions") from None
+    known = {} if known is None else known
+    files = []
+    for path in (folder / name for name in names if FILE_NAME.fullmatch(name)):
+        now = fingerprint(path)
+        if now is None:
+            known.pop(path, None)
+            continue
+        if path not in known or known[path][0] != now:
+            known[path] = now, read_run_file(path)
+        files.append(known[path][1])
+    for gone in known.keys() - {file.path for file in files}:
+        del known[gone]
+    return sorted(files, key=lambda file: file.order)
+
+
+def litter_of(folder: Path) -> list[Path]:
+    """What writers of the run's checkpoints that were killed, or are writing now, have in `folder`.
+
+    Raises: OSError.
+    """
+    return sorted(temporary_files(folder, FILE_NAME))
+
+
+def fingerprint(path: Path) -> Fingerprint | None:
+    """What changes when another file takes the name; None when there is none."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def read_run_file(path: Path) -> RunFile:
+    """What the checkpoint at `path`, which has the name of one, says of itself.
+
+    Reads the container's frame and its pickle, whose CRC-32 is held against it; not the tensors.
+    """
+    parts = FILE_NAME.fullmatch(path.name)
+    assert parts is not None
+    step, number = int(parts["step"]), int(parts["number"] or 1)
+
+    num_bytes = 0
+
+    def unusable(problem: str) -> RunFile:
+        return RunFile(path, step, number, num_bytes=num_bytes, problem=problem)
+
+    try:
+        status = os.stat(path)
+        num_bytes = status.st_size
+        if not stat.S_ISREG(status.st_mode):
+            return unusable("it is not a file")
+        with open_checkpoint(path) as checkpoint:
+            root, is_ours = checkpoint.root, checkpoint.record is not None
+    except PtsaveError as error:
+        return unusable(error.what)
+    except OSError as error:
+        return unusable(f"cannot be read: {error.strerror}")
+    if not isinstance(root, dict) or type(root.get(STEP)) is not int:
+        return unusable("it is no training checkpoint: it says no step")
+    if root[STEP] != step:
+        return unusable(f"it says that it is of step {root[STEP]}")
+    epoch, metrics = root.get(EPOCH), root.get(METRICS)
+    return RunFile(
+        path,
+        step,
+        number,
+        epoch if isinstance(epoch, (int, float)) and not isinstance(epoch, bool) else None,
+        {str(name): float(value) for name, value in metrics.items() if isinstance(value, (int, float))}
+        if isinstance(metrics, dict)
+        else {},
+        num_bytes,
+        is_ours,
+    )
