@@ -14,19 +14,36 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ptsave.errors import PtsaveError as PtsaveError
+    from ptsave.torch_layer.api import load as load
+    from ptsave.torch_layer.api import save as save
+    from ptsave.torch_layer.checkpoints import Checkpoints as Checkpoints
     from ptsave.torch_layer.data_loader import ResumableDataLoader as ResumableDataLoader
+    from ptsave.torch_layer.opened import open as open
     from ptsave.torch_layer.training_state import TrainingState as TrainingState
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Checkpoints": "ptsave.torch_layer.checkpoints",
     "PtsaveError": "ptsave.errors",
     "ResumableDataLoader": "ptsave.torch_layer.data_loader",
+    "load": "ptsave.torch_layer.api",
+    "open": "ptsave.torch_layer.opened",
+    "save": "ptsave.torch_layer.api",
     "TrainingState": "ptsave.torch_layer.training_state",
 }
 """Public name → the module that it is imported from when it is first used."""
 
-__all__ = ["PtsaveError", "ResumableDataLoader", "TrainingState", "__version__"]
+__all__ = [
+    "Checkpoints",
+    "PtsaveError",
+    "ResumableDataLoader",
+    "TrainingState",
+    "__version__",
+    "load",
+    "open",
+    "save",
+]
 
 
 def __getattr__(name: str) -> Any:
