@@ -237,6 +237,7 @@ def inspect(
     verbose: Verbose = False,
 ) -> None:
     """Say what is in a checkpoint, of any format, without running any of it."""
+    from ptsave.core.memory import no_garbage_collection
     from ptsave.formats import open_checkpoint
     from ptsave.verbs.inspect import inspect as run
     from ptsave.verbs.inspect import sort_key
@@ -257,7 +258,7 @@ def inspect(
             raise typer.Exit(EXIT_NO)
         return
 
-    with render.inspections(mode, many=len(paths) > 1) as show:
+    with no_garbage_collection(), render.inspections(mode, many=len(paths) > 1) as show:
         for path in paths:
             with open_checkpoint(path) as checkpoint:
                 result = run(checkpoint, globs=filter or (), sort=order, limit=limit)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.memory import no_garbage_collection
 from ptsave.core.nearest import hint_for
 from ptsave.core.nodes import Global, Opaque, TensorEntry
 from ptsave.core.plain import plain
@@ -45,6 +46,7 @@ class Conversion:
     is_plan: bool = False
 
 
+@no_garbage_collection()
 def convert(
     sources: Sequence[Checkpoint],
     destination: Path,
