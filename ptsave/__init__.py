@@ -47,6 +47,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return import_module("ptsave.errors")
     if name not in _HOMES:
         raise AttributeError(f"module 'ptsave' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)
@@ -55,4 +57,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*__all__, "errors", *(name for name in globals() if name.startswith("__"))})

@@ -75,6 +75,11 @@ class ModulePlan(NamedTuple):
     the checkpoint does not say: only an OrderedDict keeps the order, and safetensors sorts."""
     notes: list[str]
 
+    def dtypes(self) -> dict[int, torch.dtype]:
+        """The saved dtype of each parameter, by the parameter's identity."""
+        parameters = self.module.named_parameters(remove_duplicate=False)
+        return {id(p): self.values[name].dtype for name, p in parameters if name in self.values}
+
     def apply(self) -> None:
         """Copy the values into the module's own tensors."""
         self.module.load_state_dict(self.values, strict=True)

@@ -107,12 +107,18 @@ class _Saved:
 
 
 def plan_optimizer(
-    optimizer: Any, saved: Mapping[str, Any], names: Names, orders: Sequence[Sequence[str]], label: str
+    optimizer: Any,
+    saved: Mapping[str, Any],
+    names: Names,
+    orders: Sequence[Sequence[str]],
+    dtypes: Mapping[int, torch.dtype],
+    label: str,
 ) -> OptimizerPlan:
     """Find the state and the options of each parameter of `optimizer` in `saved`.
 
     By name where the groups have names. Without, by position: where the model's parameters are in another
-    order here than in the file (`orders`: there, here), the names are taken from that order.
+    order here than in the file (`orders`: there, here), the names are taken from that order. `dtypes` are the
+    saved ones of the parameters, by identity.
 
     Raises: LossyError with what differs.
     """
@@ -123,7 +129,8 @@ def plan_optimizer(
         named = _by_position(optimizer, saved, groups, live, orders, label)
     state = _state(saved, label)
     flat = [name for group in live for name in group]
-    plan = OptimizerPlan(label, optimizer, {**saved, "state": {}, "param_groups": []})
+    shared = {key: value for key, value in saved["state"].items() if not is_key(key)}
+    plan = OptimizerPlan(label, optimizer, {**saved, "state": shared, "param_groups": []})
     _check_bound_to_order(state, groups, named, flat, label)
     new = []
     used = set()
@@ -140,11 +147,12 @@ def plan_optimizer(
                 if (values := state.get(entry.key)) is not None:
                     _check_shapes(values, parameter, name, label)
                     plan.state["state"][position] = values
-                    plan.kept[position] = {
-                        key: value
-                        for key, value in values.items()
-                        if isinstance(value, torch.Tensor) and value.is_floating_point() and key != "step"
-                    }
+                    if dtypes.get(id(parameter), parameter.dtype) is parameter.dtype:
+                        plan.kept[position] = {
+                            key: value
+                            for key, value in values.items()
+                            if isinstance(value, torch.Tensor) and value.is_floating_point() and key != "step"
+                        }
             position += 1
         options = _options(i, group, groups, list(dict.fromkeys(sources)), plan.notes, label)
         positions = list(range(position - len(own), position))
@@ -172,13 +180,17 @@ def _groups(saved: Mapping[str, Any], label: str) -> list[Mapping[str, Any]]:
 def _state(saved: Mapping[str, Any], label: str) -> Mapping[Any, Mapping[str, Any]]:
     """The state by the key of its parameter; text keys ('0', as DCP makes them) as the numbers they spell."""
     state = saved.get("state")
-    if not isinstance(state, Mapping) or not all(isinstance(value, Mapping) for value in state.values()):
+    by_key = {key: value for key, value in state.items() if is_key(key)} if isinstance(state, Mapping) else {}
+    if not isinstance(state, Mapping) or not all(isinstance(value, Mapping) for value in by_key.values()):
         raise LossyError(
             "this is not an optimizer's state dict", label, "it needs `state` and `param_groups`"
         )
-    return {
-        int(key) if isinstance(key, str) and key.isdecimal() else key: value for key, value in state.items()
-    }
+    return {int(key): value for key, value in by_key.items()}
+
+
+def is_key(key: Any) -> bool:
+    """Whether it is the number of a parameter, and not the name of a state that all share."""
+    return type(key) is int or (isinstance(key, str) and key.isdecimal() and key.isascii())
 
 
 def _by_name(groups: Sequence[Mapping[str, Any]], names: Names, label: str) -> dict[str, _Saved] | None:

@@ -30,7 +30,9 @@ def plain(value: Any, where: str) -> Any:
     if isinstance(value, Mapping):
         made: Any = OrderedDict() if isinstance(value, OrderedDict) else {}
         for key, item in value.items():
-            made[key] = plain(item, f"{where}.{key}")
+            made[key] = plain(item, f"{where}.{key}" if where else str(key))
+        if hasattr(value, "_metadata"):  # a state dict's, with the versions of its modules
+            made._metadata = value._metadata
         return made
     if isinstance(value, (list, deque, set, frozenset)):
         return [plain(item, f"{where}.{i}") for i, item in enumerate(value)]
@@ -39,10 +41,11 @@ def plain(value: Any, where: str) -> Any:
     for kind in (int, float, str):  # an IntEnum, a string of some kind
         if isinstance(value, kind):
             return kind(value)
+    has_state = callable(getattr(value, "state_dict", None))
     raise LossyError(
         f"{where!r} is a {type(value).__module__}.{type(value).__qualname__}: not a tensor, not plain data",
-        where,
-        "keep plain data and tensors in state_dict()",
+        "",
+        "give its state_dict()" if has_state else "keep plain data and tensors there",
     )
 
 

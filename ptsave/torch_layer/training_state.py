@@ -180,9 +180,10 @@ class TrainingState:
                 else:
                     generic.append((label, member, value))
         there, here = self._orders(modules)
+        dtypes = {key: dtype for plan in modules.values() for key, dtype in plan.dtypes().items()}
         plans = []
         for label, optimizer, value in optimizers:
-            plans.append(plan_optimizer(optimizer, value, names, (there, here), label))
+            plans.append(plan_optimizer(optimizer, value, names, (there, here), dtypes, label))
             notes += plans[-1].notes
         checked = []
         for label, member, value in generic:
@@ -205,7 +206,10 @@ class TrainingState:
         by_id: dict[int, str] = {}
         by_name: dict[str, Any] = {}
         for label, module in self._modules().items():
-            prefix = "" if label == "model" else f"{label.removeprefix('model.')}."
+            is_model = label.startswith("model.")  # one of several
+            prefix = (
+                f"{label.removeprefix('model.')}." if is_model else "" if label == "model" else f"{label}:"
+            )
             for name, parameter in parameters_of(module).items():
                 by_id.setdefault(id(parameter), prefix + name)
                 by_name.setdefault(prefix + name, parameter)
@@ -337,10 +341,12 @@ def _apply(
         (label, member, functools.partial(member.load_state_dict, value)) for label, member, value in generic
     ]
     steps += [(plan.label, plan.optimizer, plan.apply) for plan in optimizers]
+    steps += [("the model", None, plan.apply) for plan in modules]
     done: list[tuple[Any, Any]] = []
     for label, member, give in steps:
-        before = member.state_dict()
-        done.append((member, before if has_groups(member) else copy.deepcopy(before)))
+        if member is not None:
+            before = member.state_dict()
+            done.append((member, before if has_groups(member) else copy.deepcopy(before)))
         try:
             give()
         except Exception as error:
@@ -351,5 +357,3 @@ def _apply(
                 label,
                 "resume with the same class",
             ) from error
-    for module in modules:
-        module.apply()
