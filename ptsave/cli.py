@@ -119,15 +119,38 @@ def save(
     """Build the model of CONFIG, fill it, and write its state dict with a record of what it is."""
     from ptsave.config import load_config
     from ptsave.formats.base import WriteOptions, digest_algorithm
-    from ptsave.formats.writers import destination_writer
-    from ptsave.torch_layer.save import save as run
 
     mode = render.Mode(json, quiet, verbose)
-    writer = destination_writer(destination, format)
-    loaded = load_config(config, set or [])
     options = WriteOptions(
         overwrite=overwrite, record=not no_record, digest=digest_algorithm(digest), check=not no_check
     )
+    if is_under_torchrun():
+        from ptsave.torch_layer.parallel.group import joined
+        from ptsave.torch_layer.parallel.save import check_format
+        from ptsave.torch_layer.parallel.save import save as save_spread
+
+        with joined(device) as group:
+            check_format(format)
+            saved = save_spread(
+                group,
+                load_config(config, set or []),
+                destination,
+                options,
+                weights=weights,
+                select=select,
+                seed=seed,
+                app_dir=app_dir,
+                warn=render.warn,
+            )
+            if group.is_first:
+                render.saved(mode, saved)
+                streams.finish(EXIT_OK)  # before anyone leaves
+        return
+    from ptsave.formats.writers import destination_writer
+    from ptsave.torch_layer.save import save as run
+
+    writer = destination_writer(destination, format)
+    loaded = load_config(config, set or [])
     result = run(
         loaded,
         destination,
@@ -516,15 +539,13 @@ def run(arguments: list[str]) -> int:
     try:
         return app(arguments, prog_name="ptsave", standalone_mode=False) or EXIT_OK
     except usage_error as error:
-        problem: PtsaveError = UsageError(str(getattr(error, "message", error)), "", _usage_hint(error))
+        problem: PtsaveError = UsageError(_usage_message(error), "", _usage_hint(error))
         if not is_first_rank():  # the same command line on every rank: one says so
             return problem.exit_code
     except PtsaveError as error:
         problem = error
     except (KeyboardInterrupt, typer.Abort):
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        return EXIT_OK
     except OSError as error:
         problem = _refused_by_the_system(error)
     except Exception as error:
@@ -535,6 +556,11 @@ def run(arguments: list[str]) -> int:
         traceback.print_exception(problem.__cause__ or problem)
     render.failure(problem, json="--json" in arguments)
     return problem.exit_code
+
+
+def _usage_message(error: Exception) -> str:
+    format_message = getattr(error, "format_message", None)  # `message` is empty where an argument is missing
+    return str(format_message() if format_message is not None else error).rstrip(".")
 
 
 def _usage_hint(error: Exception) -> str:

@@ -50,14 +50,14 @@ class Mode:
 
 
 def out(line: str = "") -> None:
-    """One line of data, on stdout.
+    """One line of data, on stdout. Once a reader (`| head`) has what it wanted, the rest goes nowhere.
 
     Raises: WriteError when stdout does not take it.
     """
     try:
         print(line)
     except BrokenPipeError:
-        raise
+        streams.discard(sys.stdout)
     except OSError as error:
         raise streams.lost(error) from None
 
@@ -184,7 +184,7 @@ def saved(mode: Mode, result: Saved) -> None:
     note(
         mode,
         f"saved {result.model} to {result.destination} ({result.format}): "
-        f"{_totals(result)}, from {result.weights}",
+        f"{_totals(result)}, from {result.weights}{_spread(result)}",
     )
     if result.behaviour_bytes:
         detail(mode, f"the behaviour record takes {size(result.behaviour_bytes)}")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TextIO
 
-from ptsave.errors import EXIT_OK, WriteError
+from ptsave.errors import WriteError
 
 _DESCRIPTORS = 3
 
@@ -33,14 +34,13 @@ def finish(code: int) -> int:
     try:
         sys.stderr.flush()
     except OSError:
-        _discard(sys.stderr.fileno())
+        discard(sys.stderr)
     try:
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader (`| head`) has what it wanted
-        _discard(sys.stdout.fileno())
-        return EXIT_OK
+    except BrokenPipeError:  # the reader (`| head`) has what it wanted; a verdict is the same without it
+        discard(sys.stdout)
     except OSError as error:
-        _discard(sys.stdout.fileno())
+        discard(sys.stdout)
         raise lost(error) from None
     return code
 
@@ -50,8 +50,8 @@ def lost(error: OSError) -> WriteError:
     return WriteError(f"cannot print: {error.strerror}", "stdout", "see where the output goes")
 
 
-def _discard(number: int) -> None:
+def discard(stream: TextIO) -> None:
     """Let the stream go nowhere, so that what its buffer holds does not fail again when Python exits."""
     fd = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(fd, number)
+    os.dup2(fd, stream.fileno())
     os.close(fd)

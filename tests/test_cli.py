@@ -298,6 +298,11 @@ def test_bad_input_gets_an_error_and_a_hint(run: Run, arguments: list[object], c
     assert error["hint"]
 
 
+def test_a_missing_argument_is_named(run: Run) -> None:
+    code, _, err = run("save", SIMPLE)
+    assert (code, err.splitlines()[0]) == (2, "error: Missing argument 'DST'")
+
+
 def test_quiet_is_quiet(run: Run) -> None:
     assert run("save", SIMPLE, "a.pt", "-q") == (0, "", "")
     assert run("convert", "a.pt", "b.safetensors", "-q") == (0, "", "")
