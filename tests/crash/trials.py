@@ -24,6 +24,7 @@ PRELOADED = (
     "safetensors.torch",
     "secrets",
     "torch",
+    "torch._dynamo",  # which an optimizer imports when it is made
     "xxhash",
     "ptsave.__main__",
     "ptsave.cli",
@@ -33,6 +34,7 @@ PRELOADED = (
     "ptsave.verbs.convert",
     "ptsave.verbs.inspect",
     "ptsave.verbs.verify",
+    "tests.crash.training",
 )
 PR_SET_PTRACER = 0x59616D61
 """Source: linux/prctl.h; lets a tracer that is no ancestor attach."""
