@@ -44,6 +44,8 @@ class Checkpoint:
     """How many files of code it carries that torch would run in an interpreter of its own."""
     checks: list[Callable[[], Iterator[Any]]] = field(default_factory=list)
     """The container's own integrity checks (CRCs, …); each yields `core.verdict.Finding`s."""
+    parts_of_checks: list[Callable[[], Iterator[Any]]] = field(default_factory=list)
+    """The same in parts that several processes can share; empty where the checks cannot be divided."""
     files: ExitStack = field(default_factory=ExitStack)
     """Closes what is open."""
 

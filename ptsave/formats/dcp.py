@@ -10,8 +10,9 @@ default_planner.py of torch 2.13.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from ptsave.core.checkpoint import Checkpoint
@@ -50,12 +51,14 @@ def sniff(folder: InputFolder) -> bool:
     return METADATA in folder.names or any(name.endswith(_SUFFIX) for name in folder.names)
 
 
-def read(folder: InputFolder) -> Checkpoint:
+def read(folder: InputFolder, metadata: bytes | None = None) -> Checkpoint:
     """Open a DCP folder; the nested state dict is rebuilt, with an optimizer's parameters by number.
+
+    `metadata` takes the place of a `.metadata` that is not written yet, and then there is no record either.
 
     Raises: CorruptError, LimitError, MissingFileError, UnreadableError.
     """
-    if METADATA not in folder.names:
+    if metadata is None and METADATA not in folder.names:
         raise UnreadableError(
             "is half written: it has .distcp files and no .metadata, which is written last",
             str(folder.path),
@@ -63,20 +66,20 @@ def read(folder: InputFolder) -> Checkpoint:
             + (" (with coordination among the ranks)" if _has_rank_metadata(folder) else ""),
         )
     with ExitStack() as on_failure, no_garbage_collection():
-        reader = _Reader(folder, on_failure)
+        reader = _Reader(folder, on_failure, metadata)
         values = [(name, reader.value(name)) for name in reader.metadata.items]
         paths = reader.metadata.paths
         where = str(folder.path / METADATA)
         root = nest(((paths.get(name, (name,)), value) for name, value in values), where)
-        checkpoint = Checkpoint(
-            FORMAT.name, folder.path, root, globals=reader.globals, record=_read_record(folder, reader)
-        )
+        record = _read_record(folder, reader) if metadata is None else None
+        checkpoint = Checkpoint(FORMAT.name, folder.path, root, globals=reader.globals, record=record)
         checkpoint.notes += reader.notes
         if restore_parameter_numbers(root):
             checkpoint.notes.append(
                 "the optimizer's parameters are numbered again (DCP makes text of numbers)"
             )
         checkpoint.checks.append(reader.check)
+        checkpoint.parts_of_checks += reader.parts_of_check()
         checkpoint.files = on_failure.pop_all()
     return checkpoint
 
@@ -123,10 +126,11 @@ def _record_at(folder: InputFolder, name: str) -> Record | None:
 class _Reader:
     """The items of one folder, read one after the other."""
 
-    def __init__(self, folder: InputFolder, owner: ExitStack) -> None:
-        """Reads the metadata. The files are closed with `owner`."""
+    def __init__(self, folder: InputFolder, owner: ExitStack, metadata: bytes | None) -> None:
+        """Reads the metadata, unless it is given. The files are closed with `owner`."""
         self.folder = folder
-        data, where = _read_metadata(folder)
+        where = str(folder.path / METADATA)
+        data = _read_metadata(folder) if metadata is None else metadata
         self.metadata = parse_metadata(data, where)
         self.metadata_digest = hasher("xxh3_128", data).hexdigest()
         self.globals = dict(self.metadata.globals)
@@ -136,6 +140,7 @@ class _Reader:
         self._files: dict[str, InputFile] = {}
         self._parts = TorchParts()
         self._by_place: dict[Place, tuple[str, Loaded]] = {}
+        self._by_chunks: dict[tuple[Any, ...], TensorEntry] = {}
 
     def value(self, name: str) -> Any:
         """The tensor or the plain data of that name."""
@@ -147,9 +152,14 @@ class _Reader:
     def _tensor(self, name: str, about: TensorAbout) -> TensorEntry:
         where = f"{self.folder.path / METADATA}, tensor {name!r}"
         check_cover(about.shape, about.boxes, where)
-        chunks = [(box, self._chunk(name, about, box)) for box in about.boxes if _is_stored(box, about)]
+        stored = [box for box in about.boxes if _is_stored(box, about)]
+        key = (about.shape, *((box, self.metadata.places.get((name, box.offsets))) for box in stored))
+        if stored and key in self._by_chunks:  # two names of one tensor
+            return self._by_chunks[key].named(name)
+        chunks = [(box, self._chunk(name, about, box)) for box in stored]
         if chunks:
-            return assemble(name, about.shape, chunks)
+            self._by_chunks[key] = assemble(name, about.shape, chunks)
+            return self._by_chunks[key]
         return TensorEntry(
             name, about.dtype, about.shape, contiguous_strides(about.shape), MemoryStorage(memoryview(b"")), 0
         )
@@ -209,6 +219,14 @@ class _Reader:
 
     def check(self) -> Iterator[Finding]:
         """Hold every record of every item against its CRC-32, and the metadata against the record."""
+        yield from self._check_record()
+        yield from self._check_files(self._files)
+
+    def parts_of_check(self) -> list[Callable[[], Iterator[Finding]]]:
+        """The same, file by file."""
+        return [self._check_record, *(partial(self._check_files, (name,)) for name in self._files)]
+
+    def _check_record(self) -> Iterator[Finding]:
         if self.has_stale_record:
             yield Finding(
                 "bytes",
@@ -217,9 +235,12 @@ class _Reader:
                 f"was written with another {METADATA}: that is damaged, or the folder was saved over; "
                 f"remove {FILE_NAME} to accept the folder as it is",
             )
+
+    def _check_files(self, names: Collection[str]) -> Iterator[Finding]:
         yield from check_storages(
             (name, directory.storage(record))
             for place, (name, _) in self._by_place.items()
+            if place.file_name in names
             # read again: to keep them all would take more memory than the tensors' names
             for directory in [
                 read_directory(self._files[place.file_name], place.offset_bytes, place.num_bytes)
@@ -233,9 +254,9 @@ def _is_stored(box: Box, about: TensorAbout) -> bool:
     return box.num_elements > 0 or box.sizes == about.shape
 
 
-def _read_metadata(folder: InputFolder) -> tuple[bytes, str]:
-    """The metadata pickle, and where it lies."""
+def _read_metadata(folder: InputFolder) -> bytes:
+    """The metadata pickle."""
     with folder.open(METADATA) as file:
         if file.size_bytes > MAX_METADATA_BYTES:
             raise LimitError("metadata_bytes", MAX_METADATA_BYTES, file.size_bytes, str(file.path))
-        return file.read_at(0, file.size_bytes), str(file.path)
+        return file.read_at(0, file.size_bytes)

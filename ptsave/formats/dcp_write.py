@@ -8,12 +8,12 @@ default_planner.py of torch 2.13.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ptsave.core.atomic_folder import check_folder_destination, replacing_folder
+from ptsave.core.atomic_folder import OutputFolder, check_folder_destination, replacing_folder
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.digest import hasher
 from ptsave.core.gather import contiguous
@@ -75,24 +75,40 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
             if options.check:
                 check_back(spans, output, options.progress)
         metadata = layout.metadata(file_name)
-        mine = hasher("xxh3_128", metadata).hexdigest()
-        beside = []
+        record = None
         if options.record:
             by_name = {name: layout.by_view[view] for view, same in names.items() for name in same}
             digests = {name: by_name[name].digest(options.digest) for name in checkpoint.tensors}
             aliases = distinct(checkpoint.tensors).aliases
-            record = record_text(checkpoint, digests, aliases, options, belongs_to=mine)
-            beside.append((FILE_NAME, record or b""))
-        taken = set(folder.taken)
-        if any(name == FILE_NAME or is_new_record(name) for name in taken):
-            # for a moment the old record stands beside metadata that it does not belong to
-            record = beside[0][1] if beside else Record(belongs_to=mine).to_json().encode()
-            folder.small_file(new_record, record)
-            taken.add(new_record)
-        kept = [DCP_METADATA, file_name, *(name for name, _ in beside)]
-        folder.commit((DCP_METADATA, metadata), beside, old=superfluous(folder.path, taken, kept))
-    num_bytes = layout.num_bytes + len(metadata) + sum(len(data) for _, data in beside)
+            record = record_text(checkpoint, digests, aliases, options, belongs_to=metadata_digest(metadata))
+        commit(folder, [file_name], metadata, record, new_record)
+    num_bytes = layout.num_bytes + len(metadata) + len(record or b"")
     return Written(num_bytes, tuple(notes))
+
+
+def metadata_digest(metadata: bytes) -> str:
+    """What a record says it belongs to."""
+    return hasher("xxh3_128", metadata).hexdigest()
+
+
+def commit(
+    folder: OutputFolder, data_files: Sequence[str], metadata: bytes, record: bytes | None, new_record: str
+) -> None:
+    """Make a DCP checkpoint whose data files are written the one that readers see.
+
+    `record` is the text of its record, if it has one, and `new_record` a name that is free.
+
+    Raises: WriteError.
+    """
+    taken = set(folder.taken)
+    if any(name == FILE_NAME or is_new_record(name) for name in taken):
+        # for a moment the old record stands beside metadata that it does not belong to
+        beside = record or Record(belongs_to=metadata_digest(metadata)).to_json().encode()
+        folder.small_file(new_record, beside)
+        taken.add(new_record)
+    kept = [DCP_METADATA, *data_files, *([FILE_NAME] if record is not None else [])]
+    beside_main = [(FILE_NAME, record)] if record is not None else []
+    folder.commit((DCP_METADATA, metadata), beside_main, old=superfluous(folder.path, taken, kept))
 
 
 @dataclass(slots=True)

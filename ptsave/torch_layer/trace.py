@@ -130,7 +130,7 @@ def _watching(model: nn.Module, seen: Trace, samples: _Samples) -> Iterator[None
     def after(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             number = counts[name] = counts.get(name, -1) + 1
-            kind = f"{type(module).__module__}.{type(module).__qualname__}"
+            kind = _kind(module)
             with torch._C.DisableTorchFunction():
                 seen.calls.append(Call(name, number, kind, open_inputs.pop(), look(output)))
 
@@ -147,6 +147,13 @@ def _watching(model: nn.Module, seen: Trace, samples: _Samples) -> Iterator[None
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _kind(module: nn.Module) -> str:
+    """The module's class; FSDP2 derives one of its own, in place, from the one that was written."""
+    kinds = type(module).__mro__
+    kind = next((kind for kind in kinds if not kind.__module__.startswith("torch.distributed.")), kinds[0])
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 class _Samples:

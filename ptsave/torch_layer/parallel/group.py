@@ -206,13 +206,16 @@ class _Failures:
     def __init__(self, store: Store, rank: int, size: int) -> None:
         self._store, self._rank, self._size = store, rank, size
         self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="ptsave-ranks", daemon=True)
 
     def watch(self) -> None:
         """From here on, leave when another rank fails."""
-        threading.Thread(target=self._look, name="ptsave-ranks", daemon=True).start()
+        self._thread.start()
 
     def stop(self) -> None:
+        """Watch no longer. A thread that is inside the store when Python exits would abort the process."""
         self._is_over.set()
+        self._thread.join()
 
     def meet(self, timeout_seconds: float) -> None:
         """Wait for all ranks in a way that a signal can end, as torch's own wait cannot.

@@ -1,0 +1,198 @@
+"""A spread state dict → a DCP folder, by torch.distributed.checkpoint; old or new, never half.
+
+Every rank writes one file, under a name that nothing uses yet: in a temporary folder, or beside an older
+checkpoint. The table of contents is made apart and read back through ptsave's own reader, all ranks sharing
+the work: the bytes against their CRC-32, and every tensor for its digest, of which no rank holds the whole.
+Only then rank 0 puts it in its place.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import SavePlan
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.storage import WriteResult
+
+from ptsave.core.atomic_folder import OutputFolder, replacing_folder
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.files import InputFolder
+from ptsave.core.record import Record
+from ptsave.errors import RankError, WriteError
+from ptsave.formats import dcp as reader
+from ptsave.formats.base import WriteOptions
+from ptsave.formats.dcp_write import commit, metadata_digest
+from ptsave.formats.folder_files import DCP_METADATA, new_record_name
+from ptsave.formats.stored import record_text
+from ptsave.stopping import unfinished
+from ptsave.torch_layer.parallel.group import Group
+from ptsave.torch_layer.parallel.shares import digests_of_share, findings_of_share
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the ranks write."""
+
+    folder: str
+    tag: str
+    """What tells the data files from those of an earlier save in the same folder."""
+    new_record: str
+
+
+def write_spread(
+    group: Group,
+    state: Mapping[str, Any],
+    aliases: Mapping[str, str],
+    destination: Path,
+    record: Record,
+    options: WriteOptions,
+    num_bytes: int,
+) -> None:
+    """Write `state` (the same names on every rank; tensors whole or DTensors), about `num_bytes` in all.
+
+    `aliases`: further names of tensors in it, which point at the same bytes.
+
+    Raises: ExistsError, WriteError; RankError naming a rank that could not write.
+    """
+    with ExitStack() as on_first:
+        folder: OutputFolder | None = None
+        if group.is_first:
+            folder = on_first.enter_context(
+                replacing_folder(destination, num_bytes, overwrite=options.overwrite, sync=options.sync)
+            )
+        place = group.from_first(lambda: _place(folder, group.size))
+        writer = _Writer(place, aliases, options.sync)
+        _save(dict(state), writer)
+        metadata = group.from_first(lambda: writer.metadata)
+        with reader.read(InputFolder(place.folder), metadata) as written:
+            text = _record_text(group, written, aliases, record, options, metadata)
+        if folder is not None:
+            names = [name for name in folder.made if (folder.path / name).exists()]
+            commit(folder, names, metadata, text, place.new_record)
+        group.wait()
+    group.wait()
+
+
+def _place(folder: OutputFolder | None, num_ranks: int) -> _Place:
+    assert folder is not None
+    generation = 1
+    while any(_is_of(name, generation) for name in folder.taken):
+        generation += 1
+    tag = f"{generation}_" if generation > 1 else ""
+    # Known before they are there, so that they are removed again whatever happens.
+    folder.made += [f"__{rank}_{tag}0.distcp" for rank in range(num_ranks)]
+    unfinished.update(str(folder.path / name) for name in folder.made)
+    return _Place(str(folder.path), tag, new_record_name(generation))
+
+
+def _is_of(name: str, generation: int) -> bool:
+    """Whether a save of that generation may have made a file of that name."""
+    tag = f"{generation}_" if generation > 1 else ""
+    return re.match(rf"__\d+_{tag}", name) is not None or name == new_record_name(generation)
+
+
+class _Writer(FileSystemWriter):
+    """torch's writer, with names of its own for the data, and the metadata kept back."""
+
+    def __init__(self, place: _Place, aliases: Mapping[str, str], sync: bool) -> None:
+        super().__init__(place.folder, sync_files=sync)
+        self._place = place
+        self._aliases = aliases
+        self.metadata = b""
+        """On the rank that makes the plan, once all have written."""
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        return plan  # the folder is there, and an older checkpoint in it stays as it is
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        plans = super().prepare_global_plan(plans)
+        tag = self._place.tag
+        return [_renamed(plan, plan.storage_data.prefix + tag) for plan in plans]
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        for name, kept in self._aliases.items():
+            metadata.state_dict_metadata[name] = metadata.state_dict_metadata[kept]
+            if isinstance(metadata.planner_data, dict):
+                metadata.planner_data[name] = (name,)
+        names: dict[str, list[str]] = {}
+        for name, kept in self._aliases.items():
+            names.setdefault(kept, []).append(name)
+        more = [
+            replace(result, index=replace(result.index, fqn=name))
+            for written in results
+            for result in written
+            for name in names.get(result.index.fqn, ())
+        ]
+        with TemporaryDirectory() as folder:
+            self.path = Path(folder)
+            super().finish(metadata, [*results, more])
+            self.metadata = (Path(folder) / DCP_METADATA).read_bytes()
+
+
+def _renamed(plan: SavePlan, prefix: str) -> SavePlan:
+    return replace(plan, storage_data=replace(plan.storage_data, prefix=prefix))
+
+
+def _save(state: dict[str, Any], writer: _Writer) -> None:
+    """`torch.distributed.checkpoint.save`, whose errors are none of Python's usual ones.
+
+    Raises: WriteError, RankError.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            save(state, storage_writer=writer)
+    except CheckpointException as error:
+        rank, (cause, _) = next(iter(error.failures.items()))
+        if isinstance(cause, OSError):
+            raise WriteError(
+                f"rank {rank} cannot write: {cause.strerror or cause}",
+                str(cause.filename or writer.path),
+                "check the disk and the permissions of every rank",
+            ) from None
+        raise RankError(f"rank {rank} failed while it wrote: {type(cause).__name__}: {cause}") from error
+
+
+def _record_text(
+    group: Group,
+    written: Checkpoint,
+    aliases: Mapping[str, str],
+    record: Record,
+    options: WriteOptions,
+    metadata: bytes,
+) -> bytes | None:
+    """The record's text on rank 0, once what was written has been read back.
+
+    Raises: WriteError when something reads differently than it was written.
+    """
+    if options.check:
+        bad = [finding for finding in findings_of_share(group, written) if finding.level == "fail"]
+        if bad:
+            what = f"what was written of {bad[0].where!r} reads differently: {bad[0].message}"
+            raise WriteError(what, str(written.path), "check the disk")
+    if not options.record:
+        return None
+    digests = digests_of_share(group, written, options.digest)
+    written.record = record
+    if not group.is_first:
+        return None
+    return record_text(written, digests, dict(aliases), options, belongs_to=metadata_digest(metadata))
+
+
+def tied_names(state: Mapping[str, Any]) -> dict[str, str]:
+    """Further name → first name, of the tensors in a state dict (with `keep_vars`) that are one object."""
+    first: dict[int, str] = {}
+    tensors = ((name, value) for name, value in state.items() if isinstance(value, torch.Tensor))
+    pairs = [(name, first.setdefault(id(value), name)) for name, value in tensors]
+    return {name: kept for name, kept in pairs if name != kept}
