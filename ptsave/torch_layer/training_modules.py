@@ -198,30 +198,44 @@ def _parts(gradient: torch.Tensor) -> Any:
     }
 
 
-def check_gradients(module: nn.Module, saved: Mapping[str, Any], label: str) -> None:
-    """Raise LossyError unless each gradient belongs to a parameter of its shape."""
+def plan_gradients(module: nn.Module, saved: Any, label: str) -> dict[str, torch.Tensor]:
+    """The gradients of `saved` as the parameters of `module` take them, by name.
+
+    Raises: LossyError for one that belongs to no parameter, or to one of another shape.
+    """
     parameters = parameters_of(module)
-    for name, value in saved.items():
-        shape = value["shape"] if isinstance(value, Mapping) else value.shape
-        if name not in parameters or tuple(shape) != tuple(parameters[name].shape):
+    ready = {}
+    for name, value in saved.items() if isinstance(saved, Mapping) else ():
+        gradient = value
+        if isinstance(value, Mapping):
+            try:
+                gradient = torch.sparse_coo_tensor(
+                    value["indices"], value["values"], value["shape"], check_invariants=True
+                )
+            except (RuntimeError, TypeError, ValueError, KeyError) as error:
+                raise LossyError(f"the gradient of {name!r} is damaged: {error}", label) from error
+        parameter = parameters.get(name)
+        if (
+            not isinstance(gradient, torch.Tensor)
+            or parameter is None
+            or gradient.shape != parameter.shape
+            or gradient.dtype is not parameter.dtype
+        ):
             raise LossyError(
-                f"{label} has no parameter {name!r} of shape {list(shape)}, and the checkpoint its gradient",
+                f"the checkpoint has a gradient of {name!r} that no parameter takes",
                 label,
                 "resume with the model that was saved",
             )
+        if gradient.layout is torch.strided:
+            gradient = torch.empty_like(parameter).copy_(gradient)
+        ready[name] = gradient.to(parameter.device).coalesce() if gradient.is_sparse else gradient
+    return ready
 
 
-def set_gradients(module: nn.Module, saved: Mapping[str, Any]) -> None:
-    """Give each parameter its saved gradient, and the others none."""
-    for name, parameter in parameters_of(module).items():
-        value = saved.get(name)
-        if value is None:
-            if not any(other is parameter for n, other in parameters_of(module).items() if n in saved):
-                parameter.grad = None
-            continue
-        if isinstance(value, Mapping):
-            value = torch.sparse_coo_tensor(
-                value["indices"], value["values"], tuple(value["shape"]), is_coalesced=True
-            )
-        gradient = torch.empty_like(parameter) if value.layout is torch.strided else None
-        parameter.grad = value.to(parameter.device) if gradient is None else gradient.copy_(value)
+def set_gradients(module: nn.Module, ready: Mapping[str, torch.Tensor]) -> None:
+    """Give each parameter its gradient, and the others none."""
+    parameters = parameters_of(module)
+    for parameter in parameters.values():
+        parameter.grad = None
+    for name, gradient in ready.items():  # of a tied parameter, under one of its names
+        parameters[name].grad = gradient

@@ -154,7 +154,9 @@ def plan_optimizer(
                             if isinstance(value, torch.Tensor) and value.is_floating_point() and key != "step"
                         }
             position += 1
-        options = _options(i, group, groups, list(dict.fromkeys(sources)), plan.notes, label)
+        sources = list(dict.fromkeys(sources))
+        is_same = sources == [i] and len(groups) == len(live)
+        options = _options(i, group, groups, sources, plan.notes if not is_same else [], label)
         positions = list(range(position - len(own), position))
         plan.state["param_groups"].append({**options, "params": positions})
     if new:
@@ -328,12 +330,9 @@ def _options(
                         label,
                         "keep the groups apart as they were when it was saved",
                     )
-        if len(sources) > 1 or len(groups) < index + 1 or sources != [index]:
-            for key, value in result.items():
-                if key in own and not _equal(own[key], value):
-                    notes.append(
-                        f"{label}: group {index} takes {key} = {value} of the saved group {sources[0]}"
-                    )
+        for key, value in result.items():
+            if key in own and not _equal(own[key], value):
+                notes.append(f"{label}: group {index} takes {key} = {value} of the saved group {sources[0]}")
     if NAMES_KEY in group:
         result = {**result, NAMES_KEY: list(group[NAMES_KEY])}
     return result

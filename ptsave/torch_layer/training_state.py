@@ -19,9 +19,9 @@ from ptsave.torch_layer import training_rng
 from ptsave.torch_layer.training_keys import canonical
 from ptsave.torch_layer.training_modules import (
     ModulePlan,
-    check_gradients,
     gradients_of,
     parameters_of,
+    plan_gradients,
     plan_module,
     set_gradients,
     state_of,
@@ -128,17 +128,18 @@ class TrainingState:
         """
         parts, notes = canonical(state, self._parts)
         modules, optimizers, generic, notes = self._plan(parts, notes)
-        gradients = parts.get("gradients") or {}
-        for label, module in self._modules().items():
-            if label in gradients:
-                check_gradients(module, gradients[label], label)
+        saved = parts.get("gradients") or {}
+        gradients = {
+            label: plan_gradients(module, saved.get(label), label)
+            for label, module in self._modules().items()
+        }
         rng, rng_notes = training_rng.check(parts.get("rng") or {})
         notes += (
             rng_notes if parts.get("rng") is not None else ["rng_state: random numbers go on from elsewhere"]
         )
         _apply(generic, optimizers, modules)
         for label, module in self._modules().items():
-            set_gradients(module, gradients.get(label) or {})
+            set_gradients(module, gradients[label])
         training_rng.restore(rng)
         return notes
 
@@ -342,18 +343,30 @@ def _apply(
     ]
     steps += [(plan.label, plan.optimizer, plan.apply) for plan in optimizers]
     steps += [("the model", None, plan.apply) for plan in modules]
-    done: list[tuple[Any, Any]] = []
+    done: list[tuple[str, Any, Any]] = []
     for label, member, give in steps:
         if member is not None:
             before = member.state_dict()
-            done.append((member, before if has_groups(member) else copy.deepcopy(before)))
+            done.append((label, member, before if has_groups(member) else copy.deepcopy(before)))
         try:
             give()
         except Exception as error:
-            for taken, before in reversed(done):
-                taken.load_state_dict(before)
+            stuck = _undo(done)
             raise LossyError(
                 f"refuses its saved state: {type(error).__name__}: {error}",
                 label,
-                "resume with the same class",
+                f"{', '.join(stuck)} may be half restored: begin anew"
+                if stuck
+                else "resume with the same class",
             ) from error
+
+
+def _undo(done: list[tuple[str, Any, Any]]) -> list[str]:
+    """Give each its state of before; returns the labels of those that refuse that as well."""
+    stuck = []
+    for label, member, before in reversed(done):
+        try:
+            member.load_state_dict(before)
+        except Exception:  # whatever it raises, the others are still to be given theirs
+            stuck.append(label)
+    return stuck

@@ -1,0 +1,527 @@
+"""TrainingState: everything goes back by name, or nothing does and the error says what differs."""
+
+from __future__ import annotations
+
+import copy
+import io
+import random
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, lr_scheduler
+
+import ptsave
+from ptsave.errors import LossyError, UsageError
+
+State = dict[str, Any]
+
+
+class Net(nn.Module):
+    """Two layers of the same shape, registered in either order."""
+
+    def __init__(self, *, swapped: bool = False, head: int = 2) -> None:
+        super().__init__()
+        for name in ("second", "first") if swapped else ("first", "second"):
+            setattr(self, name, nn.Linear(4, 4))
+        self.head = nn.Linear(4, head)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.head(self.second(self.first(inputs).relu()))
+
+
+def steps(model: nn.Module, optimizer: Any, number: int = 3) -> None:
+    for _ in range(number):
+        optimizer.zero_grad()
+        model(torch.randn(6, 4)).square().mean().backward()
+        optimizer.step()
+    optimizer.zero_grad()
+
+
+def moments(model: nn.Module, optimizer: Any) -> dict[str, Any]:
+    """The state of each parameter by its name."""
+    return {name: optimizer.state[p] for name, p in model.named_parameters() if optimizer.state.get(p)}
+
+
+def assert_same(own: Any, other: Any) -> None:
+    assert own.keys() == other.keys()
+    for key, value in own.items():
+        if isinstance(value, dict):
+            assert_same(value, other[key])
+        else:
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(other[key])), key
+
+
+def trained(**options: Any) -> tuple[Net, Adam, State]:
+    model = Net()
+    optimizer = Adam(model.parameters(), 0.1, **options)
+    steps(model, optimizer)
+    return model, optimizer, ptsave.TrainingState(model=model, optimizer=optimizer).state_dict()
+
+
+def test_it_is_the_tutorials_dictionary() -> None:
+    """Plain torch code loads it."""
+    model, optimizer, state = trained()
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)
+    other = Net()
+    other.load_state_dict(loaded["model_state_dict"])
+    other_optimizer = Adam(other.parameters())
+    other_optimizer.load_state_dict(loaded["optimizer_state_dict"])
+    assert_same(moments(model, optimizer), moments(other, other_optimizer))
+    random.setstate(loaded["rng_state"]["python"])
+    np.random.set_state(loaded["rng_state"]["numpy"])
+    torch.set_rng_state(loaded["rng_state"]["torch"])
+
+
+def test_tensors_are_the_live_ones() -> None:
+    model, optimizer, state = trained()
+    assert state["model_state_dict"]["head.bias"].data_ptr() == model.head.bias.data_ptr()
+    moment = state["optimizer_state_dict"]["state"][0]["exp_avg"]
+    assert moment is optimizer.state[model.first.weight]["exp_avg"]
+
+
+def test_parameters_stay_the_same_tensors() -> None:
+    model, optimizer, state = trained()
+    pointers = [p.data_ptr() for p in model.parameters()]
+    assert ptsave.TrainingState(model=model, optimizer=optimizer).load_state_dict(copy.deepcopy(state)) == []
+    assert pointers == [p.data_ptr() for p in model.parameters()]
+    assert all(a is b for a, b in zip(optimizer.param_groups[0]["params"], model.parameters(), strict=True))
+
+
+def test_taking_and_giving_back_take_no_random_number() -> None:
+    model, optimizer, state = trained()
+    training = ptsave.TrainingState(model=model, optimizer=optimizer)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    training.state_dict()
+    training.load_state_dict({key: value for key, value in state.items() if key != "rng_state"})
+    assert before[0] == random.getstate()
+    assert before[1] == np.random.get_state()[1].tolist()
+    assert torch.equal(before[2], torch.get_rng_state())
+
+
+def test_the_generators_go_on_as_they_would_have() -> None:
+    training = ptsave.TrainingState(model=Net())
+    state = copy.deepcopy(training.state_dict())
+    np.random.standard_normal()  # leaves a second number for later
+
+    def draw() -> list[float]:
+        return [random.random(), random.gauss(0, 1), np.random.standard_normal(), torch.rand(()).item()]
+
+    wanted = draw(), draw()
+    training.load_state_dict(state)
+    np.random.standard_normal()
+    assert (draw(), draw()) == wanted
+
+
+# --- names ------------------------------------------------------------------------------------------------
+
+
+def test_registration_in_another_order_is_followed_by_name() -> None:
+    model, optimizer, state = trained()
+    other = Net(swapped=True)
+    other_optimizer = Adam(other.parameters())
+    assert ptsave.TrainingState(model=other, optimizer=other_optimizer).load_state_dict(state) == []
+    assert_same(moments(model, optimizer), moments(other, other_optimizer))
+
+
+def test_without_names_the_order_of_the_weights_tells_the_names() -> None:
+    """The tutorial's dictionary, whose optimizer torch would attach to the wrong layers without a word."""
+    model, optimizer, _ = trained()
+    state = {"model_state_dict": model.state_dict(), "optimizer_state_dict": optimizer.state_dict()}
+    other = Net(swapped=True)
+    other_optimizer = Adam(other.parameters())
+    ptsave.TrainingState(model=other, optimizer=other_optimizer).load_state_dict(state)
+    assert_same(moments(model, optimizer), moments(other, other_optimizer))
+
+
+def test_without_names_an_order_that_says_nothing_is_refused() -> None:
+    model, _, _ = trained()
+    some = Adam([*model.second.parameters(), *model.head.parameters()])
+    steps(model, some)
+    state = {"model_state_dict": model.state_dict(), "optimizer_state_dict": some.state_dict()}
+    other = Net(swapped=True)
+    optimizer = Adam([*other.first.parameters(), *other.head.parameters()])
+    training = ptsave.TrainingState(model=other, optimizer=optimizer)
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(LossyError, match="another order"):
+        training.load_state_dict(state)
+    assert_same(before, other.state_dict())
+    assert not optimizer.state
+
+
+@pytest.mark.parametrize("change", ["number", "shape", "groups"])
+def test_without_names_positions_must_agree_exactly(change: str) -> None:
+    model, optimizer, _ = trained()
+    saved = optimizer.state_dict()
+    state = {"model": dict(model.state_dict()), "optimizer": saved}
+    other = Net()
+    parameters = list(other.parameters())
+    groups: dict[str, Any] = {
+        "number": parameters[:-1],
+        "shape": [parameters[1], parameters[0], *parameters[2:]],
+        "groups": [{"params": parameters[:2]}, {"params": parameters[2:]}],
+    }
+    training = ptsave.TrainingState(model=other, optimizer=Adam(groups[change]))
+    with pytest.raises(LossyError, match="has no names"):
+        training.load_state_dict(state)
+
+
+def test_split_groups_take_the_options_of_the_one_that_was() -> None:
+    model, optimizer, state = trained(weight_decay=0.5)
+    other = Net()
+    groups = [{"params": other.head.parameters(), "weight_decay": 0.25}, {"params": other.first.parameters()}]
+    groups.append({"params": other.second.parameters(), "weight_decay": 0.5})
+    other_optimizer = Adam(groups, 0.1)
+    notes = ptsave.TrainingState(model=other, optimizer=other_optimizer).load_state_dict(state)
+    assert_same(moments(model, optimizer), moments(other, other_optimizer))
+    assert [group["weight_decay"] for group in other_optimizer.param_groups] == [0.5] * 3
+    assert any("group 0 takes weight_decay = 0.5" in note for note in notes)
+
+
+def test_merged_groups_are_refused_where_their_options_differ() -> None:
+    model = Net()
+    groups: list[dict[str, Any]] = [
+        {"params": list(model.first.parameters()), "lr": 0.1},
+        {"params": [*model.second.parameters(), *model.head.parameters()], "lr": 0.2},
+    ]
+    optimizer = AdamW(groups)
+    steps(model, optimizer)
+    state = ptsave.TrainingState(model=model, optimizer=optimizer).state_dict()
+    merged = ptsave.TrainingState(model=model, optimizer=AdamW(model.parameters()))
+    with pytest.raises(LossyError, match=r"whose lr differ: 0\.1 and 0\.2"):
+        merged.load_state_dict(state)
+    optimizer.param_groups[1]["lr"] = 0.1
+    state = ptsave.TrainingState(model=model, optimizer=optimizer).state_dict()
+    assert not [note for note in merged.load_state_dict(state) if "start anew" in note]
+
+
+def test_frozen_and_unfrozen_layers_are_said() -> None:
+    model = Net()
+    optimizer = Adam([*model.first.parameters(), *model.head.parameters()])
+    steps(model, optimizer)
+    state = ptsave.TrainingState(model=model, optimizer=optimizer).state_dict()
+    other = Net()
+    other_optimizer = Adam([*other.second.parameters(), *other.head.parameters()])
+    notes = ptsave.TrainingState(model=other, optimizer=other_optimizer).load_state_dict(state)
+    assert "optimizer: second.weight, second.bias had no state in the checkpoint and start anew" in notes
+    assert any("first.weight, first.bias is not used" in note for note in notes)
+    assert_same(
+        moments(other, other_optimizer), {n: v for n, v in moments(model, optimizer).items() if n[0] == "h"}
+    )
+
+
+def test_tied_parameters_go_by_any_of_their_names() -> None:
+    def tied(first: str, second: str) -> nn.Module:
+        model = nn.ModuleDict({first: nn.Linear(3, 3), second: nn.Linear(3, 3)})
+        model[second].weight = model[first].weight
+        return model
+
+    model = tied("a", "b")
+    optimizer = Adam(model.parameters())
+    model["a"](model["b"](torch.randn(2, 3))).sum().backward()
+    optimizer.step()
+    state = copy.deepcopy(ptsave.TrainingState(model=model, optimizer=optimizer).state_dict())
+    other = tied("b", "a")
+    other_optimizer = Adam(other.parameters())
+    assert ptsave.TrainingState(model=other, optimizer=other_optimizer).load_state_dict(state) == []
+    assert torch.equal(other["a"].weight.grad, model["a"].weight.grad)
+    assert torch.equal(
+        optimizer.state[model["a"].weight]["exp_avg"], other_optimizer.state[other["a"].weight]["exp_avg"]
+    )
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.DataParallel,
+        lambda model: torch.compile(model, backend="eager"),
+        lambda model: torch.compile(nn.DataParallel(model), backend="eager"),
+    ],
+    ids=["DataParallel", "compile", "both"],
+)
+def test_wrappers_leave_no_trace(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model, optimizer, state = trained()
+    wrapped = wrap(model)
+    taken = ptsave.TrainingState(model=wrapped, optimizer=optimizer).state_dict()
+    assert list(taken["model_state_dict"]) == list(state["model_state_dict"])
+    assert taken["optimizer_state_dict"]["param_groups"] == state["optimizer_state_dict"]["param_groups"]
+    other = wrap(Net())
+    training = ptsave.TrainingState(model=other, optimizer=Adam(other.parameters()))
+    assert training.load_state_dict(copy.deepcopy(taken)) == []
+    plain = {
+        "state_dict": {f"_orig_mod.module.{key}": value for key, value in model.state_dict().items()},
+        "optimizer": optimizer.state_dict(),
+    }
+    assert training.load_state_dict(plain) == ["rng_state: random numbers go on from elsewhere"]
+
+
+def test_a_compiled_layer_keeps_the_layers_name() -> None:
+    model = Net()
+    model.first = torch.compile(model.first, backend="eager")  # type: ignore[assignment]
+    state = ptsave.TrainingState(model=model, optimizer=Adam(model.parameters())).state_dict()
+    assert list(state["model_state_dict"]) == list(Net().state_dict())
+    assert "first" in state["model_state_dict"]._metadata
+    other = Net()
+    assert ptsave.TrainingState(model=other, optimizer=Adam(other.parameters())).load_state_dict(state) == []
+    assert torch.equal(other.first.weight, model.first.weight)
+
+
+def test_a_shared_state_runs_through_the_parameters_in_their_order() -> None:
+    model = Net()
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=2)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = model(torch.ones(6, 4)).square().mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    optimizer.step(closure)
+    state = ptsave.TrainingState(model=model, optimizer=optimizer).state_dict()
+    same = ptsave.TrainingState(model=model, optimizer=torch.optim.LBFGS(model.parameters()))
+    assert same.load_state_dict(copy.deepcopy(state)) == []
+    other = Net(swapped=True)
+    with pytest.raises(LossyError, match="in another order"):
+        ptsave.TrainingState(model=other, optimizer=torch.optim.LBFGS(other.parameters())).load_state_dict(
+            state
+        )
+
+
+# --- several, and others ----------------------------------------------------------------------------------
+
+
+def test_dicts_and_lists_of_models_and_optimizers() -> None:
+    def make() -> tuple[ptsave.TrainingState, dict[str, Net], list[Any]]:
+        models = {"g": Net(), "d": Net(swapped=True)}
+        optimizers = [Adam(models["g"].parameters()), SGD(models["d"].parameters(), 0.1, momentum=0.9)]
+        return ptsave.TrainingState(model=models, optimizer=optimizers), models, optimizers
+
+    training, models, optimizers = make()
+    for model, optimizer in zip(models.values(), optimizers, strict=True):
+        steps(model, optimizer)
+    state = training.state_dict()
+    assert state["optimizer_state_dict"][1]["param_groups"][0]["param_names"][0] == "d.second.weight"
+    other, other_models, other_optimizers = make()
+    assert other.load_state_dict(copy.deepcopy(state)) == []
+    for name in models:
+        assert_same(models[name].state_dict(), other_models[name].state_dict())
+    assert_same(moments(models["d"], optimizers[1]), moments(other_models["d"], other_optimizers[1]))
+    with pytest.raises(LossyError, match="2 in the checkpoint, one here"):
+        ptsave.TrainingState(model=other_models, optimizer=other_optimizers[0]).load_state_dict(state)
+
+
+def test_a_loss_with_weights_is_kept_and_named() -> None:
+    model, criterion = Net(), nn.Linear(2, 2)
+    everything = [*model.parameters(), *criterion.parameters()]
+    with pytest.raises(LossyError, match=r"shape \[2, 2\] of no model"):
+        ptsave.TrainingState(model=model, optimizer=Adam(everything))
+    state = ptsave.TrainingState(model=model, optimizer=Adam(everything), criterion=criterion).state_dict()
+    assert state["optimizer_state_dict"]["param_groups"][0]["param_names"][-1] == "criterion:bias"
+    assert list(state["criterion_state_dict"]) == ["weight", "bias"]
+
+
+def test_gradients_of_an_accumulation_are_kept() -> None:
+    model, optimizer, _ = trained()
+    model.head(torch.randn(2, 4)).sum().backward()
+    state = copy.deepcopy(ptsave.TrainingState(model=model, optimizer=optimizer).state_dict())
+    assert list(state["gradients"]["model"]) == ["head.weight", "head.bias"]
+    other = Net()
+    other(torch.randn(2, 4)).sum().backward()
+    ptsave.TrainingState(model=other, optimizer=Adam(other.parameters())).load_state_dict(state)
+    assert other.first.weight.grad is None
+    assert model.head.bias.grad is not None
+    assert torch.equal(other.head.bias.grad, model.head.bias.grad)  # type: ignore[arg-type]
+
+
+def test_sparse_gradients_and_their_optimizer() -> None:
+    model = nn.Embedding(5, 3, sparse=True)
+    optimizer = torch.optim.SparseAdam(model.parameters())
+    model(torch.tensor([1, 1, 3])).sum().backward()
+    optimizer.step()
+    state = copy.deepcopy(ptsave.TrainingState(model=model, optimizer=optimizer).state_dict())
+    other = nn.Embedding(5, 3, sparse=True)
+    other_optimizer = torch.optim.SparseAdam(other.parameters())
+    assert ptsave.TrainingState(model=other, optimizer=other_optimizer).load_state_dict(state) == []
+    optimizer.step()
+    other_optimizer.step()
+    assert torch.equal(model.weight, other.weight)
+
+
+def test_float32_moments_of_bfloat16_parameters_stay_float32() -> None:
+    """torch's own load_state_dict rounds them to the parameter's dtype."""
+    model = nn.Linear(3, 3, dtype=torch.bfloat16)
+    optimizer = SGD(model.parameters(), 0.1, momentum=0.9)
+    for parameter in model.parameters():
+        optimizer.state[parameter]["momentum_buffer"] = torch.rand_like(parameter, dtype=torch.float32)
+    state = ptsave.TrainingState(model=model, optimizer=optimizer).state_dict()
+    other = nn.Linear(3, 3, dtype=torch.bfloat16)
+    other_optimizer = SGD(other.parameters(), 0.1, momentum=0.9)
+    ptsave.TrainingState(model=other, optimizer=other_optimizer).load_state_dict(copy.deepcopy(state))
+    assert_same(moments(model, optimizer), moments(other, other_optimizer))
+
+
+def test_containers_come_back_as_the_object_had_them() -> None:
+    model = Net()
+    optimizer = SGD(model.parameters(), 0.1)
+    scheduler = lr_scheduler.MultiStepLR(optimizer, [1, 2])
+    state = ptsave.TrainingState(model=model, optimizer=optimizer, scheduler=scheduler).state_dict()
+    assert type(state["scheduler_state_dict"]["milestones"]) is dict
+    ptsave.TrainingState(model=model, optimizer=optimizer, scheduler=scheduler).load_state_dict(state)
+    assert type(scheduler.milestones) is Counter
+
+
+# --- what does not fit ------------------------------------------------------------------------------------
+
+
+class Fails:
+    """A part that refuses its state."""
+
+    def state_dict(self) -> State:
+        return {"x": 1}
+
+    def load_state_dict(self, state: State) -> None:
+        raise ValueError("not mine")
+
+
+def test_nothing_changes_when_a_part_refuses() -> None:
+    model, optimizer, _ = trained()
+    scheduler = lr_scheduler.StepLR(optimizer, 2)
+    training = ptsave.TrainingState(model=model, optimizer=optimizer, scheduler=scheduler, zzz=Fails())
+    state = copy.deepcopy(training.state_dict())
+    steps(model, optimizer)
+    scheduler.step()
+    before = copy.deepcopy(training.state_dict())
+    with pytest.raises(LossyError, match=r"refuses its saved state: ValueError: not mine \(zzz\)"):
+        training.load_state_dict(state)
+    after = training.state_dict()
+    assert_same(before["model_state_dict"], after["model_state_dict"])
+    assert_same(before["optimizer_state_dict"]["state"], after["optimizer_state_dict"]["state"])
+    assert before["scheduler_state_dict"] == after["scheduler_state_dict"]
+
+
+def test_a_model_of_another_shape_is_refused_with_every_name() -> None:
+    state = trained()[2]
+    other = Net(head=3)
+    training = ptsave.TrainingState(model=other, optimizer=Adam(other.parameters()))
+    with pytest.raises(LossyError, match=r"does not fit model: 2 of another shape \(head.weight"):
+        training.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("model_state_dict"), "holds no model's state dict"),
+        (lambda s: s["optimizer_state_dict"].pop("param_groups"), "not an optimizer's state dict"),
+        (lambda s: s["optimizer_state_dict"].update(state=[1]), "not an optimizer's state dict"),
+        (lambda s: s["optimizer_state_dict"]["param_groups"][0].update(params=[0]), "differ in number"),
+        (lambda s: s["optimizer_state_dict"]["state"][0].update(exp_avg=torch.ones(2)), "has the shape"),
+        (
+            lambda s: s["rng_state"].update(torch=torch.ones(3, dtype=torch.uint8)),
+            "generator 'torch' is malformed",
+        ),
+        (lambda s: s["rng_state"].update(python=(3, (1, 2), None)), "generator 'python' is malformed"),
+        (lambda s: s["rng_state"].update(numpy=("MT19937", [1], 3)), "generator 'numpy' is malformed"),
+        (lambda s: s.update(gradients={"model": {"x": torch.ones(1)}}), "no parameter takes"),
+        (lambda s: s.update(optimizer_state_dict=[{}, {}]), "2 in the checkpoint"),
+    ],
+)
+def test_damage_is_said_and_nothing_changes(change: Callable[[State], Any], message: str) -> None:
+    model, optimizer, state = trained()
+    state = copy.deepcopy(state)
+    change(state)
+    steps(model, optimizer)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(LossyError, match=message):
+        ptsave.TrainingState(model=model, optimizer=optimizer).load_state_dict(state)
+    assert_same(before, model.state_dict())
+
+
+def test_a_scheduler_for_another_number_of_groups_is_refused() -> None:
+    model = Net()
+    two = SGD([{"params": model.first.parameters()}, {"params": model.head.parameters()}], 0.1)
+    one = SGD([*model.first.parameters(), *model.head.parameters()], 0.1)
+    state = ptsave.TrainingState(
+        model=model, optimizer=two, scheduler=lr_scheduler.StepLR(two, 3)
+    ).state_dict()
+    training = ptsave.TrainingState(model=model, optimizer=one, scheduler=lr_scheduler.StepLR(one, 3))
+    with pytest.raises(LossyError, match="is for 2 parameter groups, the optimizer has 1"):
+        training.load_state_dict(state)
+
+
+def test_what_is_missing_is_said() -> None:
+    model = Net()
+    optimizer = Adam(model.parameters())
+    training = ptsave.TrainingState(
+        model=model, optimizer=optimizer, scheduler=lr_scheduler.StepLR(optimizer, 3), scaler=None
+    )
+    notes = training.load_state_dict({"state_dict": model.state_dict(), "epoch": 3, "hparams": {"lr": 1}})
+    assert notes == [
+        "not used of the checkpoint: hparams",
+        "optimizer: not in the checkpoint, goes on as it is",
+        "scheduler: not in the checkpoint, goes on as it is",
+        "rng_state: random numbers go on from elsewhere",
+    ]
+
+
+def test_a_scaler_that_is_off_has_nothing_to_say() -> None:
+    training = ptsave.TrainingState(model=Net(), scaler=torch.amp.GradScaler("cpu", enabled=False))
+    assert training.load_state_dict(copy.deepcopy(training.state_dict())) == []
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"model": object()}, "no torch.nn.Module"),
+        ({"model": Net(), "optimizer": 3}, "a int has no state_dict"),
+        ({"model": Net(), "data": torch.utils.data.DataLoader([1])}, "does not know how far it came"),
+        ({"model": Net(), "step": Fails()}, "'step' is kept anyway"),
+    ],
+)
+def test_what_has_no_state_is_refused_at_once(parts: State, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        ptsave.TrainingState(**parts)
+
+
+def test_what_is_not_plain_data_is_refused_by_its_path() -> None:
+    class Odd(Fails):
+        def state_dict(self) -> State:
+            return {"a": [{"f": print}]}
+
+    with pytest.raises(LossyError, match=r"'odd\.a\.0\.f' is a builtins\.builtin_function"):
+        ptsave.TrainingState(model=Net(), odd=Odd()).state_dict()
+
+
+def test_numpy_values_become_plain_and_come_back() -> None:
+    class Counts:
+        def __init__(self) -> None:
+            self.values: State = {"best": np.float32(0.1), "history": np.arange(3), "last": (1, 2)}
+
+        def state_dict(self) -> State:
+            return self.values
+
+        def load_state_dict(self, state: State) -> None:
+            self.values = state
+
+    counts = Counts()
+    training = ptsave.TrainingState(model=Net(), counts=counts)
+    state = training.state_dict()
+    assert type(state["counts_state_dict"]["best"]) is float
+    training.load_state_dict(state)
+    assert type(counts.values["best"]) is np.float32
+    assert counts.values["best"] == np.float32(0.1)
+    assert counts.values["history"].tolist() == [0, 1, 2]
+    assert counts.values["last"] == (1, 2)
+
+
+def test_an_ordered_dict_stays_one_with_its_versions() -> None:
+    state = ptsave.TrainingState(model=Net()).state_dict()
+    assert type(state["model_state_dict"]) is OrderedDict
+    assert state["model_state_dict"]._metadata["first"] == {"version": 1}
