@@ -6,6 +6,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from ptsave.core.nodes import TensorEntry
 from ptsave.core.record import Digests, Record
 from ptsave.core.select import Selection, named_as
 from ptsave.errors import LossyError
+from ptsave.torch_layer.streaming import map_tensors
 from ptsave.torch_layer.tensors import read_tensor, read_tensors, to_torch
 
 Warn = Callable[[str], None]
+Tensors = Iterable[tuple[str, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -79,12 +82,14 @@ def fill(
     warn: Warn,
     *,
     is_checked: bool = True,
+    is_mapped: bool = False,
     parts: Parts = WHOLE,
 ) -> KeyReport:
     """Put the tensors of `selection` into `model` (built on the meta device) and move it to `device`.
 
     The model keeps its own dtypes, as `load_state_dict` has it; what is cast is said through `warn`. Only
-    tensors that are read whole are held against their checksums.
+    tensors that are read whole are held against their checksums. With `is_mapped`, tensors that stay as they
+    are lie in the file's own pages, and none is held against anything.
 
     Raises: LossyError when a name is missing, unexpected or of another shape; CorruptError for a tensor that
     does not match its checksum, unless `is_checked` is off.
@@ -99,7 +104,8 @@ def fill(
         warn(f"{len(report.recast)} tensors are cast to the model's dtype ({name}: {found} → {want})")
     _compare_recomputed(model, report.recomputed, selection, warn)
     is_skeleton = any(isinstance(value, torch.Tensor) and value.is_meta for value in state.values())
-    filled: Any = OrderedDict(_values(state, source, selection, device, warn, is_checked, parts))
+    read = partial(_read, source=source, is_checked=is_checked, is_mapped=is_mapped)
+    filled: Any = OrderedDict(_values(state, selection, device, warn, read, parts))
     filled.update((name, to_torch(selection.extra[name], name, is_checked)) for name in extra_of(model))
     filled._metadata = selection.metadata or getattr(state, "_metadata", None)
     with warnings.catch_warnings():
@@ -111,11 +117,10 @@ def fill(
 
 def _values(
     state: Mapping[str, Any],
-    source: Checkpoint,
     selection: Selection,
     device: str,
     warn: Warn,
-    is_checked: bool,
+    read: Callable[[Mapping[str, TensorEntry], Mapping[str, TensorEntry]], Tensors],
     parts: Parts,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor of the state dict, read once; names that the model ties get one and the same object."""
@@ -130,20 +135,28 @@ def _values(
         chosen[there[0]] = names
     whole = {name: selection.tensors[name].named(selection.original[name]) for name in chosen}
     entries = {name: parts.cut(entry, state[name]) for name, entry in whole.items()}
-    digests = _digests_for((e for name, e in entries.items() if e is whole[name]), source.record)
-    tensors = read_tensors(
-        entries,
-        digests=digests.tensors,
-        algorithm=digests.algorithm,
-        is_checked=is_checked,
-    )
-    for first, tensor in tensors:
+    for first, tensor in read(entries, whole):
         want = state[first]
         tensor = parts.join(tensor.to(device=device, dtype=want.dtype), want)
         if isinstance(want, nn.Parameter):
             tensor = nn.Parameter(tensor, requires_grad=want.requires_grad)
         for name in chosen[first]:
             yield name, tensor
+
+
+def _read(
+    entries: Mapping[str, TensorEntry],
+    whole: Mapping[str, TensorEntry],
+    *,
+    source: Checkpoint,
+    is_checked: bool,
+    is_mapped: bool,
+) -> Tensors:
+    """The tensors of `entries`, which are those of `whole` or parts of them."""
+    if is_mapped:
+        return map_tensors(entries).items()
+    digests = _digests_for((e for name, e in entries.items() if e is whole[name]), source.record)
+    return read_tensors(entries, digests=digests.tensors, algorithm=digests.algorithm, is_checked=is_checked)
 
 
 def _digests_for(entries: Iterable[TensorEntry], record: Record | None) -> Digests:

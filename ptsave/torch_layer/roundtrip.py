@@ -88,7 +88,8 @@ def _reread(
     """Load what was written, and hold it against what was there before."""
     try:
         with open_checkpoint(path) as copy:
-            model = subject.load(copy, select_model(copy))
+            # Nobody cuts this file short while it is mapped, and every byte of it is compared below.
+            model = subject.load(copy, select_model(copy), is_mapped=True)
     except PtsaveError as error:
         yield Finding(CHECK, "fail", name, f"what was written cannot be loaded: {error}")
         return

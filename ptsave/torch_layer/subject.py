@@ -115,8 +115,9 @@ class ModelSubject:
         skeleton: nn.Module | None = None,
         *,
         is_checked: bool = True,
+        is_mapped: bool = False,
     ) -> nn.Module:
         """A model of the architecture, filled from `source`."""
         model = skeleton or build_model(self.config.model, device="meta", app_dir=self.app_dir)
-        fill(model, source, selection, self.device, self.warn, is_checked=is_checked)
+        fill(model, source, selection, self.device, self.warn, is_checked=is_checked, is_mapped=is_mapped)
         return model.eval()
