@@ -14,7 +14,8 @@ from ptsave.core.gather import contiguous
 from ptsave.core.move import Move, check_back, move
 from ptsave.core.nodes import TensorEntry
 from ptsave.formats.base import WriteOptions, Written
-from ptsave.formats.pickle_emit import Emitter
+from ptsave.formats.pickle_emit import Emitter, can_emit
+from ptsave.formats.quantized import is_quantized
 from ptsave.formats.storage_plan import Part, Place, View, plan_storages
 from ptsave.formats.stored import (
     distinct,
@@ -62,6 +63,11 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
         if options.check:
             check_back(spans, output, options.progress)
     return Written(num_bytes)
+
+
+def holds(leaf: Any) -> bool:
+    """Whether a leaf of a checkpoint's tree, no tensor, can be written."""
+    return can_emit(leaf) or is_quantized(leaf)
 
 
 def part_moves(parts: list[Part], entries: list[Entry], begin: int = 0) -> list[Move]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ptsave.core.atomic import check_file_destination
 from ptsave.core.atomic_folder import check_folder_destination
@@ -16,6 +17,7 @@ from ptsave.core.nearest import hint_for
 from ptsave.errors import UsageError
 from ptsave.formats import dcp_write, npz_write, safetensors_write, sharded_write, torch_zip_write
 from ptsave.formats.base import WriteOptions, Written
+from ptsave.formats.pickle_emit import can_emit
 
 
 @dataclass(frozen=True)
@@ -27,17 +29,17 @@ class Writer:
     write: Callable[[Checkpoint, Path, WriteOptions], Written]
     suffixes: tuple[str, ...] = ()
     """Which names of a destination choose it."""
-    holds_data: bool = False
-    """Whether it holds nested plain data beside the tensors, or a flat table of tensors only."""
+    holds: Callable[[Any], bool] | None = None
+    """Which leaves it holds beside the tensors, of a nested tree; None: it holds a flat table of tensors."""
     is_folder: bool = False
 
 
 WRITERS = (
     Writer("safetensors", safetensors_write.write, (".safetensors",)),
-    Writer("pt", torch_zip_write.write, (".pt", ".pth", ".bin", ".ckpt"), holds_data=True),
+    Writer("pt", torch_zip_write.write, (".pt", ".pth", ".bin", ".ckpt"), torch_zip_write.holds),
     Writer("npz", npz_write.write, (".npz",)),
     Writer("safetensors-sharded", sharded_write.write, is_folder=True),
-    Writer("dcp", dcp_write.write, holds_data=True, is_folder=True),
+    Writer("dcp", dcp_write.write, holds=can_emit, is_folder=True),
 )
 BY_NAME = {writer.name: writer for writer in WRITERS}
 

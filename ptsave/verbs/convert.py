@@ -8,23 +8,19 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.memory import no_garbage_collection
 from ptsave.core.nearest import hint_for
-from ptsave.core.nodes import Global, Opaque, TensorEntry
-from ptsave.core.plain import plain
+from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.record import Digests, Record
 from ptsave.core.select import OPTIMIZER_KEYS, lookup_path, select_model
-from ptsave.errors import LossyError, RefusedError, UsageError
+from ptsave.errors import RefusedError, UsageError
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.writers import Writer
 from ptsave.verbs.edit import Edits, edit, state_dict_of
-
-Extras = Literal["fail", "drop", "keep"]
-MAX_LISTED = 12
-"""How many names an error lists."""
+from ptsave.verbs.extras import Extras, fit_extras
 
 
 @dataclass(frozen=True)
@@ -64,6 +60,9 @@ def convert(
     destination is in the way, and what reading and writing raise.
     """
     notes: list[str] = []
+    num_before = sum(
+        len(source.tensors) for source in sources
+    )  # this walk of each tree bounds all later ones
     roots = [_selected(source, select, notes) for source in sources]
     edited = edit(_merged(roots, sources), edits)
     dropped = list(edited.dropped)
@@ -75,8 +74,8 @@ def convert(
         metadata=_merged_metadata(sources),
         record=_carried_record(sources, edits, edited.renamed, select),
     )
-    plan = _fit_extras(plan, target, extras, dropped, notes)
-    if not plan.tensors and any(source.tensors for source in sources):
+    plan = fit_extras(plan, target, extras, dropped, notes)
+    if num_before and not plan.tensors:
         raise RefusedError("nothing is left to write", str(source.path), "loosen --select, --only or --drop")
     num_bytes = sum({entry.view: entry.num_bytes for entry in plan.tensors.values()}.values())
     result = Conversion(
@@ -194,72 +193,6 @@ def _carried_record(
             digests.algorithm, {renamed.get(name, name): text for name, text in digests.tensors.items()}
         )
     return replace(record, digests=digests, aliases={})
-
-
-# --- what a target cannot hold --------------------------------------------------------------------------
-
-
-def _fit_extras(
-    plan: Checkpoint,
-    target: Writer,
-    extras: Extras,
-    dropped: list[str],
-    notes: list[str],
-) -> Checkpoint:
-    """`plan` with only what the target holds, as `--extras` has it."""
-    if target.holds_data:
-        misfits = {name: leaf for name, leaf in plan.data.items() if isinstance(leaf, (Opaque, Global))}
-    else:
-        misfits = dict(plan.data)
-        if extras != "fail" or not misfits:
-            plan = replace(plan, root=dict(plan.tensors))
-    if not misfits:
-        return plan
-    if extras == "fail":
-        raise LossyError(
-            f"{target.name} cannot hold {len(misfits)} of its values: {_in_words(misfits)}",
-            str(plan.path),
-            "take the weights alone with --select model, or choose --extras drop or --extras keep",
-            extras=list(misfits),
-        )
-    if extras == "keep":
-        record = plan.record or Record()
-        kept = {name: plain(leaf) for name, leaf in misfits.items()}
-        notes.append(f"kept {len(misfits)} values that are not tensors as JSON in the record")
-        plan = replace(plan, record=replace(record, extras=kept))
-    else:
-        dropped.extend(misfits)
-    return replace(plan, root=_without_inert(plan.root)) if target.holds_data else plan
-
-
-def _in_words(misfits: Mapping[str, Any]) -> str:
-    """The values by the key that they lie under, inert objects with their class: `epoch, opt (12 values)`."""
-    tops: dict[str, list[Any]] = {}
-    for name, leaf in misfits.items():
-        tops.setdefault(name.partition(".")[0], []).append(leaf)
-    words = []
-    for top, values in list(tops.items())[:MAX_LISTED]:
-        kinds = [leaf.name for leaf in values if isinstance(leaf, (Opaque, Global))]
-        inside = kinds[:1] if kinds else []
-        inside += [f"{len(values)} values"] if len(values) > 1 else []
-        words.append(f"{top} ({', '.join(inside)})" if inside else top)
-    more = [f"… {len(tops) - MAX_LISTED} more"] if len(tops) > MAX_LISTED else []
-    return ", ".join(words + more)
-
-
-def _without_inert(node: Any) -> Any:
-    if isinstance(node, dict):
-        copy: Any = type(node)()
-        for key, child in node.items():
-            if not isinstance(child, (Opaque, Global)):
-                copy[key] = _without_inert(child)
-        if hasattr(node, "_metadata"):
-            copy._metadata = node._metadata
-        return copy
-    if isinstance(node, (list, tuple)):
-        items = [_without_inert(child) for child in node if not isinstance(child, (Opaque, Global))]
-        return items if isinstance(node, list) else tuple(items)
-    return node
 
 
 def _free_bytes(destination: Path) -> int:

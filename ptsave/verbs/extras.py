@@ -1,0 +1,115 @@
+"""`--extras`: what becomes of values that a target format cannot hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.nodes import Global, Opaque, TensorEntry
+from ptsave.core.plain import plain
+from ptsave.core.record import Record
+from ptsave.core.tree import leaves
+from ptsave.errors import LossyError
+from ptsave.formats.writers import Writer
+
+Extras = Literal["fail", "drop", "keep"]
+MAX_LISTED = 12
+"""How many names an error lists."""
+
+
+def fit_extras(
+    plan: Checkpoint,
+    target: Writer,
+    extras: Extras,
+    dropped: list[str],
+    notes: list[str],
+) -> Checkpoint:
+    """`plan` with only what the target holds, as `--extras` has it."""
+    if not plan.data or (target.holds is not None and all(map(target.holds, plan.data.values()))):
+        return plan
+    held, misfits = dict(plan.tensors), dict(plan.data)
+    if target.holds is not None:
+        held, misfits = _held(plan.root, target.holds, extras == "keep")
+    if extras == "fail":
+        raise LossyError(
+            f"{target.name} cannot hold {len(misfits)} of its values: {_in_words(misfits)}",
+            str(plan.path),
+            "take the weights alone with --select model, or choose --extras drop or --extras keep",
+            extras=list(misfits),
+        )
+    if extras == "keep":
+        record = plan.record or Record()
+        kept = {name: plain(leaf) for name, leaf in misfits.items()}
+        notes.append(f"kept {len(misfits)} values that are not tensors as JSON in the record")
+        plan = replace(plan, record=replace(record, extras=kept))
+    else:
+        dropped.extend(misfits)
+    return replace(plan, root=held)
+
+
+_GONE = object()
+
+
+def _held(root: Any, holds: Callable[[Any], bool], keep: bool) -> tuple[Any, dict[str, Any]]:
+    """A copy of `root` with what `holds` accepts, and the other leaves by their paths.
+
+    With `keep`, the tensors inside an object that goes stay, under the names that they have.
+    """
+    misfits: dict[str, Any] = {}
+    met: set[int] = set()
+
+    def visit(node: Any, path: str) -> Any:
+        if isinstance(node, TensorEntry):
+            return node
+        if isinstance(node, dict):
+            copy: Any = type(node)()
+            for key, child in node.items():
+                value = visit(child, _join(path, key))
+                if value is not _GONE:
+                    copy[key] = value
+            if hasattr(node, "_metadata"):
+                copy._metadata = node._metadata
+            return copy
+        if isinstance(node, (list, tuple)):
+            items = [visit(child, _join(path, i)) for i, child in enumerate(node)]
+            stay = [item for item in items if item is not _GONE]
+            return stay if isinstance(node, list) else tuple(stay)
+        return node if holds(node) else refuse(node, path)
+
+    def refuse(node: Any, path: str) -> Any:
+        misfits[path] = node
+        if id(node) in met:  # its contents are listed once, however often it is met
+            return _GONE
+        met.add(id(node))
+        tensors = {}
+        for inner, leaf in leaves(node):
+            name = ".".join(map(str, inner))
+            if keep and isinstance(leaf, TensorEntry):
+                tensors[name] = leaf
+            elif inner:
+                misfits[_join(path, name)] = leaf
+        return tensors or _GONE
+
+    held = visit(root, "")
+    return {} if held is _GONE else held, misfits
+
+
+def _join(path: str, key: Any) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def _in_words(misfits: Mapping[str, Any]) -> str:
+    """The values by the key that they lie under, inert objects with their class: `epoch, opt (12 values)`."""
+    tops: dict[str, list[Any]] = {}
+    for name, leaf in misfits.items():
+        tops.setdefault(name.partition(".")[0], []).append(leaf)
+    words = []
+    for top, values in list(tops.items())[:MAX_LISTED]:
+        kinds = [leaf.name for leaf in values if isinstance(leaf, (Opaque, Global))]
+        inside = kinds[:1] if kinds else []
+        inside += [f"{len(values)} values"] if len(values) > 1 else []
+        words.append(f"{top} ({', '.join(inside)})" if inside else top)
+    more = [f"… {len(tops) - MAX_LISTED} more"] if len(tops) > MAX_LISTED else []
+    return ", ".join(words + more)
