@@ -1,0 +1,216 @@
+"""ResumableDataLoader: what is left of an epoch is the same whenever it is read, and by however many."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    WeightedRandomSampler,
+)
+
+import ptsave
+from ptsave.errors import LossyError, UsageError
+
+State = dict[str, int]
+
+
+class Noisy(Dataset[Any]):
+    """Samples that draw from every generator."""
+
+    classes = 7
+
+    def __len__(self) -> int:
+        return 23
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        numbers = [index, random.random(), np.random.rand(), torch.rand((), dtype=torch.float64).item()]
+        return torch.tensor(numbers, dtype=torch.float64)
+
+
+class Batched(Noisy):
+    """A dataset that reads a batch at once."""
+
+    def __getitems__(self, indices: list[int]) -> list[torch.Tensor]:
+        return [self[index] for index in indices]
+
+
+class Endless(IterableDataset[int]):
+    def __iter__(self) -> Iterator[int]:
+        yield from range(9)
+
+
+def loader(**options: Any) -> ptsave.ResumableDataLoader[Any]:
+    given = {"dataset": Noisy(), "batch_size": 4, "shuffle": True, "seed": 3, **options}
+    return ptsave.ResumableDataLoader(**given)
+
+
+def take(source: ptsave.ResumableDataLoader[Any], number: int) -> list[torch.Tensor]:
+    """The next batches, however many epochs they are."""
+    batches: list[torch.Tensor] = []
+    while len(batches) < number:
+        for batch in source:
+            batches.append(batch)
+            if len(batches) == number:
+                break
+    return batches
+
+
+def same(own: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return len(own) == len(other) and all(map(torch.equal, own, other))
+
+
+@pytest.mark.parametrize("stop", [1, 5, 6, 7, 12])
+@pytest.mark.parametrize("dataset", [Noisy(), Batched()], ids=["samples", "batches"])
+def test_what_is_left_is_the_same(stop: int, dataset: Dataset[Any]) -> None:
+    whole = take(loader(dataset=dataset), 16)
+    first = loader(dataset=dataset)
+    taken = take(first, stop)
+    second = loader(dataset=dataset, seed=99)
+    second.load_state_dict(first.state_dict())
+    assert same(whole, taken + take(second, 16 - stop))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [(2, 0), (0, 2), (2, 1)])
+@pytest.mark.parametrize("is_persistent", [False, True])
+def test_the_number_of_workers_changes_nothing(workers: tuple[int, int], is_persistent: bool) -> None:
+    """They read ahead: their number of batches in flight is no part of the state."""
+    options = [{"num_workers": n, "persistent_workers": is_persistent and n > 0} for n in workers]
+    first = loader(**options[0])
+    taken = take(first, 8)
+    second = loader(**options[1])
+    second.load_state_dict(first.state_dict())
+    assert same(take(loader(), 16), taken + take(second, 8))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"shuffle": False},
+        {"drop_last": True},
+        {"batch_size": None},
+        {"shuffle": None, "sampler": WeightedRandomSampler(torch.rand(23), 17)},
+        {"shuffle": None, "sampler": RandomSampler(range(23), generator=torch.Generator())},
+        {"shuffle": None, "sampler": torch.utils.data.DistributedSampler(Noisy(), 2, 1)},
+        {"shuffle": None, "batch_size": 1, "batch_sampler": BatchSampler(RandomSampler(range(23)), 5, False)},
+    ],
+    ids=["in order", "drop last", "single", "weighted", "with generator", "distributed", "batch sampler"],
+)
+def test_other_orders(options: dict[str, Any]) -> None:
+    whole = take(loader(**options), 13)
+    torch.rand(5)
+    first = loader(**options)
+    taken = take(first, 6)
+    second = loader(**options)
+    second.load_state_dict(first.state_dict())
+    assert same(whole, taken + take(second, 7))
+
+
+def test_epochs_differ_and_hold_every_sample_once() -> None:
+    source = loader()
+    epochs = [torch.cat(list(source))[:, 0].tolist() for _ in range(3)]
+    assert len(source) == 6
+    assert source.epoch == 3
+    assert [sorted(epoch) for epoch in epochs] == [list(range(23))] * 3
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_an_epoch_that_was_read_to_its_last_batch_ends_first() -> None:
+    """What comes after the loop (a scheduler's step) is still to be done: it was saved inside the loop."""
+    first = loader()
+    saved = [first.state_dict() for _ in first][-1]
+    assert saved["position"] == 23
+    second = loader()
+    second.load_state_dict(saved)
+    assert second.epoch == 0
+    assert list(second) == []
+    assert second.epoch == 1
+    assert same(take(second, 2), take(first, 2))
+
+
+def test_iterating_takes_no_number_of_the_global_generators() -> None:
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    take(loader(), 8)
+    assert states[0] == random.getstate()
+    assert states[1] == np.random.get_state()[1].tolist()
+    assert torch.equal(states[2], torch.get_rng_state())
+
+
+def test_the_seed_is_torchs_unless_one_is_named() -> None:
+    torch.manual_seed(5)
+    first = ptsave.ResumableDataLoader(Noisy(), 4, True)
+    torch.rand(3)
+    assert same(take(first, 3), take(loader(seed=5), 3))
+    with_generator = ptsave.ResumableDataLoader(Noisy(), 4, True, generator=torch.Generator().manual_seed(5))
+    assert same(take(loader(seed=5), 3), take(with_generator, 3))
+
+
+def test_it_is_a_dataloader_of_the_dataset() -> None:
+    source = loader()
+    assert isinstance(source, DataLoader)
+    assert source.batch_size == 4
+    assert len(source.dataset) == 23  # type: ignore[arg-type]
+    assert source.dataset.classes == 7  # type: ignore[attr-defined]
+    assert source.dataset[3][0] == 3
+    with pytest.raises(AttributeError):
+        _ = source.dataset.missing  # type: ignore[attr-defined]
+
+
+def test_a_loop_that_was_left_is_followed_by_the_next_epoch() -> None:
+    source = loader()
+    take(source, 2)
+    assert (source.epoch, source.position) == (0, 8)
+    assert len(list(source)) == 6
+    assert source.epoch == 2
+
+
+def test_a_loop_that_began_before_the_state_came_is_stopped() -> None:
+    source = loader()
+    batches = iter(source)
+    next(batches)
+    source.load_state_dict(loader().state_dict())
+    with pytest.raises(UsageError, match="restored after this loop"):
+        next(batches)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"length": 24}, "the length of the data is 23 here and was 24"),
+        ({"shuffle": 0}, "the shuffle of the data is 1 here and was 0"),
+        ({"position": 24}, "past the end"),
+        ({"position": -1}, "position is -1"),
+        ({"epoch": None}, "epoch is None"),
+        ({"seed": 2.0}, r"seed is 2\.0"),
+        ({"epoch": True}, "epoch is True"),
+    ],
+)
+def test_the_state_of_something_else_is_refused(change: dict[str, Any], message: str) -> None:
+    source = loader()
+    before = source.state_dict()
+    with pytest.raises(LossyError, match=message):
+        source.load_state_dict(before | change)
+    assert source.state_dict() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dataset": Endless(), "shuffle": None}, "no order to go by"),
+        ({"sampler": [1, 2]}, "shuffle has no say"),
+        ({"in_order": False, "num_workers": 1}, "as chance has it"),
+    ],
+)
+def test_what_has_no_order_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        loader(**options)
