@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor
+from typing import Any
 
 import torch
-from isal.isal_zlib import crc32
 
-from ptsave.core.digest import Hasher, hasher, prefix
+from ptsave.core.digest import DEFAULT
 from ptsave.core.dtypes import DType
-from ptsave.core.move import damaged
+from ptsave.core.fetch import fetch, fetching
 from ptsave.core.nodes import Global, Opaque, TensorEntry
-from ptsave.core.storage import BLOCK_BYTES
 from ptsave.core.workers import NUM_THREADS
 from ptsave.errors import LossyError
 from ptsave.formats.quantized import is_quantized, parameters
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 MAX_STRIDED_WASTE = 2
 """A strided view keeps its strides while it spans at most this many times its own bytes."""
@@ -30,73 +27,74 @@ def read_tensors(
     entries: Mapping[str, TensorEntry],
     *,
     digests: Mapping[str, str] | None = None,
-    algorithm: str = "xxh3_128",
+    algorithm: str = DEFAULT,
     is_checked: bool = True,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Each entry as a CPU tensor of its own memory, with the entry's dtype, shape and strides.
 
-    A few are read ahead on threads. Where the container has a CRC-32 or `digests` a digest of exactly the
-    bytes that are read, they are held against it, unless `is_checked` is off.
+    A few are read ahead on threads, large ones in parts. Where the container has a CRC-32 or `digests` a
+    digest of exactly the bytes that are read, they are held against it, unless `is_checked` is off.
 
     Raises: CorruptError naming the tensor; LossyError for what is not a plain tensor, or of a dtype that
     this torch lacks.
     """
     digests = digests or {}
-
-    def read(item: tuple[str, TensorEntry]) -> tuple[str, torch.Tensor]:
-        name, entry = item
-        return name, read_tensor(entry, digests.get(entry.name), algorithm, is_checked)
-
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
-        yield from _ahead(pool, read, entries.items())
-
-
-def _ahead(pool: Executor, read: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """`map` on a pool that is never more than NUM_THREADS tensors ahead of its consumer."""
-    waiting: list[Future[R]] = []
-    for item in items:
-        waiting.append(pool.submit(read, item))
-        if len(waiting) > NUM_THREADS:
-            yield waiting.pop(0).result()
-    for future in waiting:
-        yield future.result()
+    ahead: deque[tuple[str, Callable[[], torch.Tensor]]] = deque()
+    with fetching() as pool:
+        for name, entry in entries.items():
+            finish = _begin(pool, entry, digests.get(entry.name), algorithm, is_checked)
+            ahead.append((name, finish))
+            if len(ahead) > NUM_THREADS:
+                done, finish = ahead.popleft()
+                yield done, finish()
+        while ahead:
+            done, finish = ahead.popleft()
+            yield done, finish()
 
 
 def read_tensor(
-    entry: TensorEntry, digest: str | None = None, algorithm: str = "xxh3_128", is_checked: bool = True
+    entry: TensorEntry, digest: str | None = None, algorithm: str = DEFAULT, is_checked: bool = True
 ) -> torch.Tensor:
     """One entry as a CPU tensor; see `read_tensors`."""
+    with fetching() as pool:
+        return _begin(pool, entry, digest, algorithm, is_checked)()
+
+
+def _begin(
+    pool: Executor, entry: TensorEntry, digest: str | None, algorithm: str, is_checked: bool
+) -> Callable[[], torch.Tensor]:
+    """Begin to read one entry; returns what waits for it and gives the tensor.
+
+    The memory is torch's own, and ordinary: huge pages halve the time on an idle machine of one's own, but
+    in a virtual machine whose free memory goes back to its host they took three times as long.
+    """
     dtype = torch_dtype(entry)
     first, end = entry.byte_range
     memory = torch.empty(end - first, dtype=torch.uint8)
-    if end > first:
-        _read_into(entry, first, memory.numpy().data, digest if is_checked else None, algorithm, is_checked)
-    tensor = torch.empty(0, dtype=dtype).set_(memory.untyped_storage(), 0, entry.shape, entry.strides)
-    if end - first > MAX_STRIDED_WASTE * entry.num_bytes or 0 in entry.strides:
-        tensor = tensor.clone(memory_format=torch.contiguous_format)
-    return tensor
+    wait = fetch(pool, entry, memory_of(memory), digest, algorithm, is_checked) if end > first else None
+
+    def finish() -> torch.Tensor:
+        if wait is not None:
+            wait()
+        tensor = torch.empty(0, dtype=dtype).set_(memory.untyped_storage(), 0, entry.shape, entry.strides)
+        return tensor if is_dense(entry) else tensor.clone(memory_format=torch.contiguous_format)
+
+    return finish
 
 
-def _read_into(
-    entry: TensorEntry, first: int, memory: memoryview, digest: str | None, algorithm: str, is_checked: bool
-) -> None:
-    is_whole = first == 0 and len(memory) == entry.storage.num_bytes
-    expected_crc32 = entry.storage.crc32 if is_whole and is_checked else None
-    hash_: Hasher | None = None
-    if digest is not None and entry.is_contiguous and expected_crc32 is None:
-        hash_ = hasher(algorithm, prefix(entry.dtype, entry.shape))
-    crc = 0
-    for start in range(0, len(memory), BLOCK_BYTES):
-        block = memory[start : start + BLOCK_BYTES]
-        entry.storage.read_into(first + start, block)
-        if expected_crc32 is not None:
-            crc = crc32(block, crc)
-        if hash_ is not None:
-            hash_.update(block)
-    if expected_crc32 not in (None, crc):
-        raise damaged("", entry.name, "CRC-32")
-    if hash_ is not None and hash_.hexdigest() != digest:
-        raise damaged("", entry.name, f"recorded {algorithm} digest")
+def is_dense(entry: TensorEntry) -> bool:
+    """Whether a tensor with the entry's strides holds each element once, and little else."""
+    first, end = entry.byte_range
+    return entry.num_bytes <= end - first <= MAX_STRIDED_WASTE * entry.num_bytes and 0 not in entry.strides
+
+
+def memory_of(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous CPU tensor, where they lie: what is written there is written to the tensor.
+
+    The tensor must outlive it.
+    """
+    num_bytes = tensor.numel() * tensor.element_size()
+    return memoryview((ctypes.c_ubyte * num_bytes).from_address(tensor.data_ptr())).cast("B")
 
 
 def to_torch(value: Any, name: str, is_checked: bool = True) -> Any:
