@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ import torch
 from torch import nn
 
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.digest import HEX_DIGITS, tensor_digest
+from ptsave.core.digest import recorded_digests, tensor_digest
 from ptsave.core.keys import Expected, KeyReport, compare
 from ptsave.core.nodes import TensorEntry
-from ptsave.core.record import Digests, Record
 from ptsave.core.select import Selection, named_as
 from ptsave.errors import LossyError
-from ptsave.torch_layer.streaming import map_tensors
+from ptsave.torch_layer.live import is_plain
+from ptsave.torch_layer.mapped import map_tensors
+from ptsave.torch_layer.streaming import stream_into, stream_to
 from ptsave.torch_layer.tensors import read_tensor, read_tensors, to_torch
 
 Warn = Callable[[str], None]
@@ -89,10 +90,13 @@ def fill(
 
     The model keeps its own dtypes, as `load_state_dict` has it; what is cast is said through `warn`. Only
     tensors that are read whole are held against their checksums. With `is_mapped`, tensors that stay as they
-    are lie in the file's own pages, and none is held against anything.
+    are lie in the file's own pages, and none is held against anything: for those who know that the file stays
+    as it is. A model that has memory already is filled in place, with nothing held beside it, and one on
+    another device through a small buffer.
 
-    Raises: LossyError when a name is missing, unexpected or of another shape; CorruptError for a tensor that
-    does not match its checksum, unless `is_checked` is off.
+    Raises: LossyError when a name is missing, unexpected or of another shape, and the model is as it was;
+    CorruptError for a tensor that does not match its checksum, unless `is_checked` is off, and a model that
+    had memory already is filled in part.
     """
     state = model.state_dict(keep_vars=True)
     selection = named_as(selection, state)
@@ -103,10 +107,37 @@ def fill(
         name, want, found = report.recast[0]
         warn(f"{len(report.recast)} tensors are cast to the model's dtype ({name}: {found} → {want})")
     _compare_recomputed(model, report.recomputed, selection, warn)
+    chosen = _chosen(state, selection, warn)
+    whole = {names[0]: selection.tensors[names[0]].named(selection.original[names[0]]) for names in chosen}
+    extra = extra_of(model)
+    if parts is WHOLE and not extra and _only_copies(model, state):
+        model.to(device)
+        state = model.state_dict(keep_vars=True)
+        digests = recorded_digests(whole.values(), source.record)
+        targets = {name: state[name] for name in whole}
+        stream_into(targets, whole, digests=digests, is_checked=is_checked and not is_mapped)
+        return report
     is_skeleton = any(isinstance(value, torch.Tensor) and value.is_meta for value in state.values())
-    read = partial(_read, source=source, is_checked=is_checked, is_mapped=is_mapped)
-    filled: Any = OrderedDict(_values(state, selection, device, warn, read, parts))
-    filled.update((name, to_torch(selection.extra[name], name, is_checked)) for name in extra_of(model))
+    entries = {name: parts.cut(entry, state[name]) for name, entry in whole.items()}
+    digests = recorded_digests((e for name, e in entries.items() if e is whole[name]), source.record)
+    tensors: Tensors
+    if is_mapped:
+        tensors = map_tensors(entries).items()
+    elif parts is WHOLE and torch.device(device).type != "cpu":
+        dtypes = {name: state[name].dtype for name in entries}
+        tensors = stream_to(device, entries, dtypes, digests=digests, is_checked=is_checked).items()
+    else:
+        tensors = read_tensors(
+            entries, digests=digests.tensors, algorithm=digests.algorithm, is_checked=is_checked
+        )
+    filled: Any = OrderedDict()
+    for names, (name, tensor) in zip(chosen, tensors, strict=True):
+        want = state[name]
+        tensor = parts.join(tensor.to(device=device, dtype=want.dtype), want)
+        if isinstance(want, nn.Parameter):
+            tensor = nn.Parameter(tensor, requires_grad=want.requires_grad)
+        filled.update(dict.fromkeys(names, tensor))
+    filled.update((name, to_torch(selection.extra[name], name, is_checked)) for name in extra)
     filled._metadata = selection.metadata or getattr(state, "_metadata", None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of what `assign` means to do
@@ -115,57 +146,39 @@ def fill(
     return report
 
 
-def _values(
-    state: Mapping[str, Any],
-    selection: Selection,
-    device: str,
-    warn: Warn,
-    read: Callable[[Mapping[str, TensorEntry], Mapping[str, TensorEntry]], Tensors],
-    parts: Parts,
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of the state dict, read once; names that the model ties get one and the same object."""
+def _only_copies(model: nn.Module, state: Mapping[str, Any]) -> bool:
+    """Whether `load_state_dict` does nothing but copy each value into the tensor of its name.
+
+    The model must have memory, and no code of its own to load with.
+    """
+    own = {id(tensor) for tensor in chain(model.parameters(), model.buffers())}
+    return (
+        type(model).load_state_dict is nn.Module.load_state_dict
+        and all(_has_no_loading_code(module) for module in model.modules())
+        and all(id(value) in own and is_plain(value) for value in state.values())
+    )
+
+
+def _has_no_loading_code(module: nn.Module) -> bool:
+    load = type(module)._load_from_state_dict
+    if module._load_state_dict_pre_hooks or module._load_state_dict_post_hooks:
+        return False
+    # torch's own layers (batch norm) only make up for keys that are missing, and none is.
+    return load is nn.Module._load_from_state_dict or load.__module__.startswith("torch.nn.modules.")
+
+
+def _chosen(state: Mapping[str, Any], selection: Selection, warn: Warn) -> list[list[str]]:
+    """The names of each tensor of the state dict, all that are tied to it, one that the file has first."""
     groups: dict[int, list[str]] = {}
     for name, value in state.items():
         if _is_tensor(value):
             groups.setdefault(id(value), []).append(name)
-    chosen: dict[str, list[str]] = {}
+    chosen = []
     for names in groups.values():
         there = [name for name in names if name in selection.tensors]
         _warn_if_untied(there, selection, warn)
-        chosen[there[0]] = names
-    whole = {name: selection.tensors[name].named(selection.original[name]) for name in chosen}
-    entries = {name: parts.cut(entry, state[name]) for name, entry in whole.items()}
-    for first, tensor in read(entries, whole):
-        want = state[first]
-        tensor = parts.join(tensor.to(device=device, dtype=want.dtype), want)
-        if isinstance(want, nn.Parameter):
-            tensor = nn.Parameter(tensor, requires_grad=want.requires_grad)
-        for name in chosen[first]:
-            yield name, tensor
-
-
-def _read(
-    entries: Mapping[str, TensorEntry],
-    whole: Mapping[str, TensorEntry],
-    *,
-    source: Checkpoint,
-    is_checked: bool,
-    is_mapped: bool,
-) -> Tensors:
-    """The tensors of `entries`, which are those of `whole` or parts of them."""
-    if is_mapped:
-        return map_tensors(entries).items()
-    digests = _digests_for((e for name, e in entries.items() if e is whole[name]), source.record)
-    return read_tensors(entries, digests=digests.tensors, algorithm=digests.algorithm, is_checked=is_checked)
-
-
-def _digests_for(entries: Iterable[TensorEntry], record: Record | None) -> Digests:
-    """The recorded digests that speak for `entries`."""
-    digests = record.digests if record is not None else None
-    if record is None or digests is None or digests.algorithm not in HEX_DIGITS:
-        return Digests("")
-    known = (e.name for e in entries if e.name in digests.tensors and not record.was_cast(e.dtype))
-    return Digests(digests.algorithm, {name: digests.tensors[name] for name in known})
+        chosen.append([there[0], *(name for name in names if name != there[0])])
+    return chosen
 
 
 def _compare_recomputed(model: nn.Module, names: Sequence[str], selection: Selection, warn: Warn) -> None:

@@ -88,7 +88,7 @@ def entry_of(tensor: torch.Tensor, storages: Storages, name: str) -> TensorEntry
 
     Raises: LossyError when it is not a plain strided tensor (sparse, quantized, nested, meta, a subclass).
     """
-    kind = _refused_kind(tensor)
+    kind = refused_kind(tensor)
     if kind is not None:
         raise LossyError(
             f"{name!r} is {kind}, which cannot be kept as plain bytes",
@@ -110,7 +110,8 @@ def entry_of(tensor: torch.Tensor, storages: Storages, name: str) -> TensorEntry
     )
 
 
-def _refused_kind(tensor: torch.Tensor) -> str | None:
+def refused_kind(tensor: torch.Tensor) -> str | None:
+    """What `tensor` is where it is no plain strided tensor with values of its own; else None."""
     if tensor.layout is not torch.strided:
         return f"a {str(tensor.layout).removeprefix('torch.')} tensor"
     if tensor.is_nested:
@@ -126,7 +127,7 @@ def _refused_kind(tensor: torch.Tensor) -> str | None:
 
 def is_plain(tensor: torch.Tensor) -> bool:
     """Whether `entry_of` takes it."""
-    return _refused_kind(tensor) is None
+    return refused_kind(tensor) is None
 
 
 def _storage_of(tensor: torch.Tensor, storages: Storages) -> MemoryStorage:

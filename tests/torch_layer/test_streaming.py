@@ -12,7 +12,8 @@ import torch
 
 from ptsave.errors import CorruptError, LossyError
 from ptsave.formats import open_checkpoint
-from ptsave.torch_layer.streaming import STREAM_BYTES, map_tensors, stream_into
+from ptsave.torch_layer.mapped import map_tensors
+from ptsave.torch_layer.streaming import STREAM_BYTES, stream_into
 
 
 @pytest.fixture(params=["pt", "safetensors"])
@@ -57,7 +58,7 @@ def test_streaming_fills_what_is_there(saved: tuple[Path, dict[str, torch.Tensor
     where = targets["big"].data_ptr()
     moved: list[int] = []
     with open_checkpoint(path) as checkpoint:
-        stream_into(targets, checkpoint.tensors, moved.append)
+        stream_into(targets, checkpoint.tensors, progress=moved.append)
     assert targets["big"].data_ptr() == where
     assert sum(moved) == sum(t.numel() * t.element_size() for t in state.values())
     for name, tensor in state.items():
@@ -83,6 +84,7 @@ def test_streaming_needs_little_beside_the_model(tmp_path: Path) -> None:
     code = """
 import resource, sys, torch
 from ptsave.formats import open_checkpoint
+from ptsave.torch_layer.mapped import map_tensors
 from ptsave.torch_layer.streaming import stream_into
 target = {"w": torch.ones(64 * 1024 * 1024)}
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
