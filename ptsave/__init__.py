@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ptsave.torch_layer.checkpoints import Checkpoints as Checkpoints
     from ptsave.torch_layer.data_loader import ResumableDataLoader as ResumableDataLoader
     from ptsave.torch_layer.opened import open as open
+    from ptsave.torch_layer.training_files import read_training as read_training
     from ptsave.torch_layer.training_state import TrainingState as TrainingState
 
 __version__ = "0.1.0"
@@ -29,6 +30,7 @@ _HOMES = {
     "ResumableDataLoader": "ptsave.torch_layer.data_loader",
     "load": "ptsave.torch_layer.api",
     "open": "ptsave.torch_layer.opened",
+    "read_training": "ptsave.torch_layer.training_files",
     "save": "ptsave.torch_layer.api",
     "TrainingState": "ptsave.torch_layer.training_state",
 }
@@ -42,6 +44,7 @@ __all__ = [
     "__version__",
     "load",
     "open",
+    "read_training",
     "save",
 ]
 

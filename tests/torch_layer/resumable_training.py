@@ -19,7 +19,6 @@ from torch.optim import lr_scheduler, swa_utils
 from torch.utils.data import Dataset
 
 import ptsave
-from ptsave.torch_layer.training_files import read_training
 
 STEPS, SAVED_AT = 17, 8
 """Batches in all, and after how many the state is saved: in the middle of the second epoch."""
@@ -179,7 +178,7 @@ def main(folder: Path, what: str) -> None:
             train(run, 0, folder)
         else:
             run = Run(name, seed=2)
-            saved = read_training(folder / f"{name}.pt")
+            saved = ptsave.read_training(folder / f"{name}.pt")
             run.micro = saved.pop("micro")
             assert run.state.load_state_dict(saved) == []
             train(run, SAVED_AT)

@@ -214,3 +214,27 @@ def test_the_state_of_something_else_is_refused(change: dict[str, Any], message:
 def test_what_has_no_order_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         loader(**options)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torchdata's own
+def test_torchdatas_loader_is_taken_as_well() -> None:
+    stateful = pytest.importorskip("torchdata.stateful_dataloader", exc_type=ImportError)
+
+    def make() -> tuple[Any, ptsave.TrainingState]:
+        source = stateful.StatefulDataLoader(Batched(), 4, shuffle=True)
+        return source, ptsave.TrainingState(model=torch.nn.Linear(1, 1), data=source)
+
+    first, training = make()
+    batches = iter(first)
+    next(batches)
+    state = training.state_dict()
+    second, other = make()
+    other.load_state_dict(state)
+    assert [batch[:, 0].tolist() for batch in second] == [batch[:, 0].tolist() for batch in batches]
+
+
+@pytest.mark.slow
+def test_workers_that_are_spawned() -> None:
+    first = loader(num_workers=1, multiprocessing_context="spawn")
+    assert same(take(first, 2), take(loader(), 2))
