@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
 
 from ptsave.core.gather import contiguous
@@ -14,6 +15,8 @@ from ptsave.errors import CorruptError, LimitError
 
 MAX_COMPARISONS = 4_000_000
 """Cap on the pairs of chunks that are held against each other to show that none overlap."""
+FEW_ROWS = 16
+"""So many are copied one by one; importing NumPy costs as much as a hundred thousand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,14 +150,16 @@ class TiledStorage:
         self.num_bytes = prod(shape) * item_bytes
         self.crc32: int | None = None
         self._tiles = [_Tile(shape, box, entry, item_bytes) for box, entry in chunks]
-        # a tile's first and last byte in the tensor: most requests touch few of many tiles
         self._tiles.sort(key=lambda tile: tile.first)
+        self._reach = list(accumulate((tile.last for tile in self._tiles), max))
+        """How far the tiles up to each reach: those before it need not be looked at."""
         self.sources = tuple(tile.source for tile in self._tiles)
 
     def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset_bytes`."""
         end = offset_bytes + len(buffer)
-        for tile in self._tiles:
+        for i in range(bisect_right(self._reach, offset_bytes), len(self._tiles)):
+            tile = self._tiles[i]
             if tile.first >= end:
                 break
             if tile.last > offset_bytes:
@@ -183,9 +188,10 @@ class _Tile:
             data = memoryview(bytearray(min(BLOCK_BYTES, high - piece)))
             self.source.read_into(self.begin + piece, data)
             at = 0
-            for position, count in self._rows(piece, piece + len(data)):
-                buffer[position - start : position - start + count] = data[at : at + count]
-                at += count
+            for position, count, repeats, step in self._rows(piece, piece + len(data)):
+                rows = data[at : at + count * repeats]
+                _spread(rows, buffer[position - start :], count, repeats, step)
+                at += len(rows)
 
     def _before(self, position: int) -> int:
         """How many of the box's bytes come before the tensor's byte `position`."""
@@ -199,14 +205,32 @@ class _Tile:
             before += (index - offset) * local_stride
         return before + position
 
-    def _rows(self, low: int, high: int) -> Iterator[tuple[int, int]]:
-        """The box's bytes [low, high) as (position in the tensor, number of bytes)."""
+    def _rows(self, low: int, high: int) -> Iterator[tuple[int, int, int, int]]:
+        """The box's bytes [low, high) as runs: position in the tensor, bytes, times, bytes to the next."""
         while low < high:
             rest = low
             position = 0
             for offset, _, stride, local_stride in self._row_axes:
                 index, rest = divmod(rest, local_stride)
                 position += (offset + index) * stride
-            count = min(self._run - low % self._run, high - low)
-            yield position + rest, count
-            low += count
+            count, repeats, step = min(self._run - low % self._run, high - low), 1, 0
+            if count == self._run and len(self._row_axes) > 1:
+                # whole rows, as many as follow each other along the axis above
+                _, size, step, local_stride = self._row_axes[-2]
+                repeats = min(size - low // local_stride % size, (high - low) // count)
+            yield position + rest, count, repeats, step
+            low += count * repeats
+
+
+def _spread(rows: memoryview, target: memoryview, count: int, repeats: int, step: int) -> None:
+    """Copy rows of `count` bytes that lie end to end to places that are `step` bytes apart."""
+    if repeats < FEW_ROWS:
+        for i in range(repeats):
+            target[i * step : i * step + count] = rows[i * count : (i + 1) * count]
+        return
+    import numpy as np
+
+    last = (repeats - 1) * step
+    places = np.frombuffer(target[:last], np.uint8).reshape(repeats - 1, step)
+    places[:, :count] = np.frombuffer(rows[:-count], np.uint8).reshape(repeats - 1, count)
+    target[last : last + count] = rows[-count:]

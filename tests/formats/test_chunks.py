@@ -43,11 +43,21 @@ def chunk(array: np.ndarray, box: Box) -> tuple[Box, TensorEntry]:
     )
 
 
-@given(tilings(), st.sampled_from(["int8", "int16", "float32", "complex128"]), st.data())
+@given(
+    tilings(),
+    st.sampled_from(["int8", "int16", "float32", "complex128"]),
+    st.sampled_from([2, chunks.FEW_ROWS]),
+    st.data(),
+)
 def test_any_tiling_reads_as_the_whole(
-    tiling: tuple[Shape, list[Box]], dtype: str, data: st.DataObject
+    tiling: tuple[Shape, list[Box]], dtype: str, few_rows: int, data: st.DataObject
 ) -> None:
-    shape, boxes = tiling
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "FEW_ROWS", few_rows)
+        check_reading(*tiling, dtype, data)
+
+
+def check_reading(shape: Shape, boxes: list[Box], dtype: str, data: st.DataObject) -> None:
     array = np.arange(np.prod(shape, dtype=int)).astype(dtype).reshape(shape)
     check_cover(shape, boxes, "")
     entry = assemble("name", shape, [chunk(array, box) for box in boxes])
@@ -58,6 +68,16 @@ def test_any_tiling_reads_as_the_whole(
         buffer = bytearray(end - start)
         entry.storage.read_into(start, memoryview(buffer))
         assert buffer == array.tobytes()[start:end]
+
+
+def test_many_narrow_rows() -> None:
+    array = np.random.default_rng(0).integers(0, 255, (3, 40_000, 10), dtype="uint8")
+    boxes = list(grid([[0, 1, 3], [0, 17, 40_000], [0, 1, 6, 10]]))
+    entry = assemble("x", array.shape, [chunk(array, box) for box in boxes])
+    buffer = bytearray(array.nbytes)
+    for start in range(0, array.nbytes, 99_991):
+        entry.storage.read_into(start, memoryview(buffer)[start : start + 99_991])
+    assert buffer == array.tobytes()
 
 
 @given(tilings(), st.data())
