@@ -11,13 +11,17 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from ptsave import __version__, as_json, render, stopping, streams
 from ptsave.errors import EXIT_INTERRUPTED, EXIT_NO, EXIT_OK, PtsaveError, RefusedError, UsageError
 from ptsave.torch_layer.parallel.environment import is_first_rank, is_under_torchrun
+
+if TYPE_CHECKING:
+    from ptsave.core.verdict import Verdict
+    from ptsave.verbs.verify import Asked
 
 app = typer.Typer(
     name="ptsave",
@@ -462,6 +466,12 @@ def verify(
         through=through,
         record=record,
     )
+    if is_under_torchrun():
+        if against is not None or record:
+            flag = "--record" if record else "--against"
+            raise UsageError(f"{flag} is for one process", "", "run it without torchrun")
+        _verify_together(mode, checkpoint, asked, allow, select, device, set or [], app_dir, report)
+        return
     start, began = time.monotonic(), partial(render.began, mode)
     with ExitStack() as opened:
         source = opened.enter_context(open_checkpoint(checkpoint))
@@ -497,6 +507,65 @@ def verify(
                 render.note(mode, live.add_behaviour(model))
         target = model.config.model.target if model is not None else None
         facts = verb.facts(source, target, device, time.monotonic() - start)
+    _show_verdict(mode, verdict, facts, checkpoint, report)
+    if not verdict.is_yes:
+        raise typer.Exit(EXIT_NO)
+
+
+def _verify_together(
+    mode: render.Mode,
+    checkpoint: Path,
+    asked: "Asked",
+    allow: list[str] | None,
+    select: str | None,
+    device: str,
+    overrides: list[str],
+    app_dir: Path,
+    report: Path | None,
+) -> None:
+    """`verify` under torchrun: the ranks share the bytes, and run the model together."""
+    from ptsave.formats import open_checkpoint
+    from ptsave.torch_layer.parallel import verify as live
+    from ptsave.torch_layer.parallel.group import joined
+    from ptsave.verbs import verify as verb
+
+    with joined(device) as group, open_checkpoint(checkpoint) as source:
+        start, began = time.monotonic(), group.speak(partial(render.began, mode))
+        part, findings = live.share(group, source), []
+        model = None
+        if asked.has_model:
+            model = live.subject_of(
+                group, source, asked.config, overrides, select, app_dir, group.speak(render.warn)
+            )
+        for name in (name for name in verb.FILE_CHECKS if name in asked.names):
+            shared = name in verb.SHARED_CHECKS
+            subject = verb.Subject(
+                part if shared else source, None, replace(asked, names=[name]), allow or ()
+            )
+            if model is not None:
+                subject = replace(subject, parameters=model.parameters)
+            found = verb.verify_file(subject, began)
+            findings += live.merged(group, found) if shared else found
+        if model is None:
+            verdict = verb.without_model(verb.Subject(source, None, asked), findings)
+        else:
+            verdict = live.verify_model(model, asked.names, findings, began)
+        target = model.config.model.target if model is not None else None
+        facts = verb.facts(source, target, device, time.monotonic() - start)
+        if group.is_first:
+            _show_verdict(mode, verdict, {**facts, "ranks": group.size}, checkpoint, report)
+            streams.finish(EXIT_OK)  # before anyone leaves
+    if not verdict.is_yes:
+        raise typer.Exit(EXIT_NO)
+
+
+def _show_verdict(
+    mode: render.Mode,
+    verdict: "Verdict",
+    facts: dict[str, str | int | float],
+    checkpoint: Path,
+    report: Path | None,
+) -> None:
     if report is not None:
         from ptsave.reports import write_report
 
@@ -506,8 +575,6 @@ def verify(
         from ptsave.reports import annotation_lines
 
         render.workflow_commands(annotation_lines(verdict, str(checkpoint)))
-    if not verdict.is_yes:
-        raise typer.Exit(EXIT_NO)
 
 
 # --- leaving ----------------------------------------------------------------------------------------

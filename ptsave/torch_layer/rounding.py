@@ -66,8 +66,8 @@ class Rounding(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name in _METADATA:
-            return func(*args, **kwargs)
+        if name in _METADATA or "c10d" in (getattr(func, "__module__", None) or ""):
+            return func(*args, **kwargs)  # what a collective returns may not be there before it is waited for
         target = kwargs.get("out", args[0] if args and _changes_in_place(name) else None)
         if isinstance(target, torch.Tensor) and target.dtype in WIDE:
             # What the model keeps stays what it is; the others come down to it.
@@ -96,7 +96,7 @@ class Rounding(TorchFunctionMode):
         return wide * _factors(wide, self._weights, generator)
 
     def _perturbed(self, tensor: torch.Tensor) -> torch.Tensor:
-        if not _is_float(tensor) or not tensor.numel():
+        if not _is_float(tensor) or not tensor.numel() or _is_spread(tensor):
             return tensor
         device = tensor.device
         if device not in self._generators:
@@ -112,7 +112,7 @@ class Rounding(TorchFunctionMode):
 
     def _map(self, value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
         if isinstance(value, torch.Tensor):
-            return change(value) if _is_plain(value) else value
+            return change(value) if _is_plain(value) or _is_spread(value) else value
         return _mapped(value, lambda item: self._map(item, change))
 
 
@@ -158,6 +158,11 @@ def _is_plain(tensor: torch.Tensor) -> bool:
     return type(tensor) in (torch.Tensor, nn.Parameter, nn.Buffer) and tensor.layout is torch.strided
 
 
+def _is_spread(tensor: torch.Tensor) -> bool:
+    """Whether it is a DTensor, told without importing torch.distributed."""
+    return hasattr(type(tensor), "full_tensor")
+
+
 def _is_float(tensor: torch.Tensor) -> bool:
     """Whether it can be computed with: the 8-bit floats have no arithmetic of their own."""
     return tensor.dtype in WIDE or tensor.dtype in WIDE.values()
@@ -169,7 +174,7 @@ def _like(tensor: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def _address(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else id(tensor)
+    return tensor.untyped_storage().data_ptr() if _is_plain(tensor) else id(tensor)
 
 
 def _factors(like: torch.Tensor, size: float, generator: torch.Generator) -> torch.Tensor:

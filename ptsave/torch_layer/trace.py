@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice
@@ -29,6 +30,12 @@ MAX_OUTPUTS = 1000
 """How many of the model's own outputs are."""
 _STEP = 2_654_435_761
 """A prime, so that multiples of it visit every place of a tensor once before any twice."""
+
+
+together: ContextVar[Callable[[Callable[[], Trace]], Trace]] = ContextVar(
+    "together", default=lambda run: run()
+)
+"""How a pass is watched: by this process alone, unless several have to go by what one of them saw."""
 
 
 @dataclass
@@ -61,9 +68,19 @@ def watch(
 
     Raises: UsageError when the model's own code raises.
     """
+    return together.get()(lambda: _watch(model, arguments, mode, seed, known or {}))
+
+
+def _watch(
+    model: nn.Module,
+    arguments: Arguments,
+    mode: AbstractContextManager[Any] | None,
+    seed: int,
+    known: Mapping[str, Sample],
+) -> Trace:
     seen = Trace()
     with buffers_restored(model):
-        samples = _Samples(known or {})
+        samples = _Samples(known)
         with _uncompiled(), _watching(model, seen, samples), seeded(seed), mode or nullcontext():
             output = run(model, cloned(arguments))
         tensors = _visible(output, MAX_OUTPUTS)

@@ -156,6 +156,9 @@ FILE_CHECKS: dict[str, Check] = {
     "against": against,
 }
 
+SHARED_CHECKS = ("bytes", "finite")
+"""The checks that look at one tensor at a time, so that several processes can share the tensors."""
+
 
 def choose(
     checks: str | None,

@@ -1,0 +1,200 @@
+"""verify under torchrun: the ranks share the bytes, run the model together, and come to one verdict."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from ptsave.core.behaviour import Call, Sample
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.select import Selection
+from ptsave.core.verdict import Finding, Verdict
+from ptsave.errors import UsageError
+from ptsave.torch_layer import trace
+from ptsave.torch_layer.attribution import attribute
+from ptsave.torch_layer.behaviour_check import behaviour
+from ptsave.torch_layer.build import build_model
+from ptsave.torch_layer.checks import keys
+from ptsave.torch_layer.fill import Warn
+from ptsave.torch_layer.load import config_for
+from ptsave.torch_layer.parallel.group import Group
+from ptsave.torch_layer.parallel.load import spread_and_fill
+from ptsave.torch_layer.parallel.plan import Plan, make_plan
+from ptsave.torch_layer.parallel.sameness import check_same_config, check_same_folder
+from ptsave.torch_layer.parallel.shares import share_of
+from ptsave.torch_layer.subject import ModelSubject
+from ptsave.torch_layer.trace import Trace
+
+
+def share(group: Group, checkpoint: Checkpoint) -> Checkpoint:
+    """The part of a checkpoint whose bytes this rank looks at, as a checkpoint."""
+    mine = share_of(checkpoint, group.rank, group.size)
+    checks = checkpoint.parts_of_checks[group.rank :: group.size]
+    if not checkpoint.parts_of_checks and group.is_first:
+        checks = checkpoint.checks
+    part = Checkpoint(
+        checkpoint.format,
+        checkpoint.path,
+        mine,
+        checkpoint.metadata,
+        record=checkpoint.record,
+        checks=checks,
+        num_code_files=checkpoint.num_code_files,
+    )
+    digests = checkpoint.record.digests if checkpoint.record is not None else None
+    if checkpoint.record is not None and digests is not None:
+        known = {
+            name: digest
+            for name, digest in digests.tensors.items()
+            if name in mine or (group.is_first and name not in checkpoint.tensors)
+        }
+        part.record = replace(checkpoint.record, digests=replace(digests, tensors=known))
+    return part
+
+
+def merged(group: Group, findings: Sequence[Finding]) -> list[Finding]:
+    """What all ranks found of one check, counts added up; the same list on every rank."""
+    everyone = [finding for part in group.gather(list(findings)) for finding in part]
+    judged = {(f.check, f.where) for f in everyone if f.level != "skipped"}
+    numbers: dict[tuple[str, str, str, str], int | None] = {}
+    for finding in everyone:
+        match = _COUNTED.match(finding.message)
+        if finding.level == "skipped" and match is None and (finding.check, finding.where) in judged:
+            continue  # this rank's share has nothing to check
+        text = match[2] if match else finding.message
+        key = (finding.check, finding.level, finding.where, text)
+        numbers[key] = (numbers.get(key) or 0) + int(match[1]) if match else None
+    merged = [
+        Finding(check, level, where, text if number is None else f"{number} {text}")  # type: ignore[arg-type]
+        for (check, level, where, text), number in numbers.items()
+    ]
+    has_failed = {finding.check for finding in merged if finding.level == "fail"}
+    return [
+        f for f in merged if not (f.level == "ok" and f.check in has_failed and _COUNTED.match(f.message))
+    ]
+
+
+_COUNTED = re.compile(r"(\d+) (.+)", re.DOTALL)
+
+
+@dataclass
+class SpreadSubject(ModelSubject):
+    """A model that is loaded over all ranks, and watched by rank 0."""
+
+    group: Group | None = None
+    plan: Plan | None = None
+
+    def load(
+        self,
+        source: Checkpoint,
+        selection: Selection,
+        skeleton: nn.Module | None = None,
+        *,
+        is_checked: bool = True,
+        is_mapped: bool = False,
+    ) -> nn.Module:
+        """A model of its own, which FSDP2 makes another class of: the skeleton stays what it is."""
+        assert self.group is not None
+        assert self.plan is not None
+        model = build_model(self.config.model, device="meta", app_dir=self.app_dir)
+        spread_and_fill(self.group, self.plan, model, source, selection, self.warn)
+        self.plan.check_runs(model)
+        return model.eval()
+
+
+def subject_of(
+    group: Group,
+    source: Checkpoint,
+    config_path: Path | None,
+    overrides: Sequence[str],
+    select: str | None,
+    app_dir: Path,
+    warn: Warn,
+) -> SpreadSubject:
+    """The model of `config_path`, or of the record where that is None, as the ranks check it together.
+
+    Raises: UsageError for the config; RankError when the ranks do not have the same one.
+    """
+    config = config_for(source, config_path, overrides, trust_recorded=config_path is None)
+    check_same_config(group, config)
+    check_same_folder(group, source)
+    plan = make_plan(config, group)
+    return SpreadSubject(source, config, group.device, select, app_dir, warn=warn, group=group, plan=plan)
+
+
+def verify_model(
+    subject: SpreadSubject,
+    names: Collection[str],
+    found: Sequence[Finding],
+    began: Callable[[str], None],
+) -> Verdict:
+    """Run the checks among `names` that need the model; the verdict is over these and what was `found`.
+
+    Every rank calls it, and gets the same verdict.
+
+    Raises: UsageError where the model cannot be built or spread.
+    """
+    assert subject.group is not None
+    assert subject.plan is not None
+    findings = list(found)
+    if "keys" in names:
+        began("keys")
+        findings += keys(subject)
+    if "behaviour" in names:
+        began("behaviour")
+        with _together(subject.group, subject if subject.plan.splits_tensors else None):
+            findings += behaviour(subject)
+    if "roundtrip" in names:
+        message = "one process does it: run verify without torchrun, where the model fits"
+        findings.append(Finding("roundtrip", "skipped", "", message))
+    growth = subject.replayed.growth if subject.replayed is not None else ()
+    verdict = Verdict(tuple(findings), attribute(subject, findings), tuple(growth))
+    return subject.group.from_first(lambda: verdict)
+
+
+@contextmanager
+def _together(group: Group, split: SpreadSubject | None) -> Iterator[None]:
+    """While open, every rank goes by what rank 0 saw of a forward pass, so that all do the same next.
+
+    `split`: whose modules see parts of tensors. Such a part is left out, since the record has the whole
+    tensor; the model's own outputs stay.
+    """
+
+    def watch(run: Callable[[], Trace]) -> Trace:
+        seen: Trace | UsageError
+        try:
+            seen = run()
+        except UsageError as error:
+            seen = UsageError(error.what, error.where, error.hint)
+        outcome = group.from_first(lambda: seen)
+        if isinstance(outcome, UsageError):
+            raise outcome
+        if split is not None and split.behaviour is not None:
+            outcome.calls = _comparable(split.behaviour.calls, outcome.calls)
+        return outcome
+
+    token = trace.together.set(watch)
+    try:
+        yield
+    finally:
+        trace.together.reset(token)
+
+
+def _comparable(recorded: Sequence[Call], now: Sequence[Call]) -> list[Call]:
+    """Today's calls without the tensors of which they saw a part."""
+    known = {call.key: call for call in recorded}
+
+    def kept(old: Mapping[str, Sample], new: Mapping[str, Sample]) -> Mapping[str, Sample]:
+        return new if [s.shape for s in old.values()] == [s.shape for s in new.values()] else {}
+
+    return [
+        replace(new, inputs=kept(old.inputs, new.inputs), outputs=kept(old.outputs, new.outputs))
+        if (old := known.get(new.key)) is not None
+        else new
+        for new in now
+    ]
