@@ -9,7 +9,6 @@ import time
 import traceback
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -472,7 +471,7 @@ def verify(
             raise UsageError(f"{flag} is for one process", "", "run it without torchrun")
         _verify_together(mode, checkpoint, asked, allow, select, device, set or [], app_dir, report)
         return
-    start, began = time.monotonic(), partial(render.began, mode)
+    start, began = time.monotonic(), render.checking(mode)
     with ExitStack() as opened:
         source = opened.enter_context(open_checkpoint(checkpoint))
         other = opened.enter_context(open_checkpoint(asked.other)) if asked.other is not None else None
@@ -504,7 +503,7 @@ def verify(
         else:
             verdict = live.verify_model(model, asked.names, findings, began)
             if record and verdict.is_yes:
-                render.note(mode, live.add_behaviour(model))
+                render.recorded(mode, live.add_behaviour(model))
         target = model.config.model.target if model is not None else None
         facts = verb.facts(source, target, device, time.monotonic() - start)
     _show_verdict(mode, verdict, facts, checkpoint, report)
@@ -530,7 +529,7 @@ def _verify_together(
     from ptsave.verbs import verify as verb
 
     with joined(device) as group, open_checkpoint(checkpoint) as source:
-        start, began = time.monotonic(), group.speak(partial(render.began, mode))
+        start, began = time.monotonic(), group.speak(render.checking(mode))
         part, findings = live.share(group, source), []
         model = None
         if asked.has_model:

@@ -23,10 +23,10 @@ from ptsave.words import count, shape, size, value
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from ptsave.core.verdict import Verdict
+    from ptsave.core.verdict import Finding, Level, Verdict
     from ptsave.errors import PtsaveError
     from ptsave.torch_layer.load import Loaded
-    from ptsave.torch_layer.save import Saved
+    from ptsave.torch_layer.save import Recorded, Saved
     from ptsave.verbs.convert import Conversion
     from ptsave.verbs.diff import Diff
     from ptsave.verbs.inspect import Inspection, ModuleNode, TensorRow
@@ -258,8 +258,8 @@ def converted(mode: Mode, result: Conversion) -> None:
 
 
 LEVELS = {"ok": ("ok", "32"), "warn": ("warn", "33"), "fail": ("FAIL", "1;31"), "skipped": ("skipped", "2")}
-MAX_ALIKE = 8
-"""How many findings of one check and level are printed without --verbose."""
+MAX_ALIKE = {"fail": 6, "warn": 3, "ok": 3, "skipped": 3}
+"""How many findings of one check and level are printed without --verbose: all of verify fits on a screen."""
 
 
 def workflow_commands(lines: Sequence[str]) -> None:
@@ -277,10 +277,23 @@ def checks(mode: Mode, functions: Mapping[str, Any]) -> None:
         table(list(lines.items()))
 
 
-def began(mode: Mode, check: str) -> None:
-    """A line for each check on a terminal or with --verbose: some take a while."""
-    if mode.verbose:
-        detail(mode, f"checking {check} …")
+def checking(mode: Mode) -> Callable[[str], None]:
+    """The function to call as each check begins: it says so with --verbose, and on a terminal once the work
+    has taken a second."""
+    started = time.monotonic()
+
+    def began(check: str) -> None:
+        is_long = sys.stderr.isatty() and time.monotonic() - started > 1
+        if mode.verbose or (is_long and not mode.quiet):
+            _say(f"checking {check} …")
+
+    return began
+
+
+def recorded(mode: Mode, result: Recorded) -> None:
+    """What `verify --record` prints."""
+    taken = size(result.num_bytes)
+    note(mode, f"recorded the behaviour of {result.model} in {result.path}: the record takes {taken}")
 
 
 def verdict(mode: Mode, result: Verdict, path: Path) -> None:
@@ -305,18 +318,18 @@ def verdict(mode: Mode, result: Verdict, path: Path) -> None:
 
 
 def _findings(result: Verdict, mode: Mode) -> None:
-    shown: dict[tuple[str, str], int] = {}
+    alike: dict[tuple[str, Level], list[Finding]] = {}
     for finding in result.findings:
-        alike = (finding.check, finding.level)
-        shown[alike] = shown.get(alike, 0) + 1
-        if shown[alike] > MAX_ALIKE and not mode.verbose:
-            continue
-        word, code = LEVELS[finding.level]
-        where = f"{finding.where}: " if finding.where else ""
-        out(f"{finding.check:<10} {_styled(f'{word:<8}', code)} {escape(where + finding.message)}")
-    for (check, level), number in shown.items():
-        if number > MAX_ALIKE and not mode.verbose:
-            out(f"{check:<10} {LEVELS[level][0]:<8} … {number - MAX_ALIKE:,} more (--verbose lists them)")
+        alike.setdefault((finding.check, finding.level), []).append(finding)
+    for (check, level), findings in alike.items():
+        word, code = LEVELS[level]
+        start = f"{check:<10} {_styled(f'{word:<8}', code)}"
+        shown = len(findings) if mode.verbose else MAX_ALIKE[level]
+        for finding in findings[:shown]:
+            where = f"{finding.where}: " if finding.where else ""
+            out(f"{start} {escape(where + finding.message)}")
+        if len(findings) > shown:
+            out(f"{start} … {len(findings) - shown:,} more (--verbose lists them)")
 
 
 # --- inspect ------------------------------------------------------------------------------------------

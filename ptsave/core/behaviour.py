@@ -9,6 +9,7 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal
 
 from ptsave.core.dtypes import BY_NAME
@@ -173,7 +174,7 @@ def _document(behaviour: Behaviour, step: int) -> dict[str, Any]:
         "has_all_calls": behaviour.has_all_calls and len(calls) == len(behaviour.calls),
         "tensors": table.tensors,
         "kinds": list(table.kinds),
-        "buffers": dict(behaviour.buffers),
+        "buffers": dict(islice(behaviour.buffers.items(), 0, None, keep)),
         "dtypes": dict(behaviour.dtypes),
         "training": list(behaviour.training),
     }

@@ -51,6 +51,16 @@ class Saved:
     """The most bytes that one rank held."""
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """What `verify --record` wrote."""
+
+    model: str
+    path: Path
+    num_bytes: int
+    """Of the behaviour record."""
+
+
 def save(
     config: Config,
     destination: Path,
@@ -149,8 +159,8 @@ def describe(model: nn.Module, config: Config, device: str) -> Record:
     )
 
 
-def add_behaviour(subject: ModelSubject) -> str:
-    """Write today's behaviour into the record of a checkpoint that was verified; returns a sentence.
+def add_behaviour(subject: ModelSubject) -> Recorded:
+    """Write today's behaviour into the record of a checkpoint that was verified.
 
     Raises: UsageError when the config has no inputs, RefusedError when the format cannot be written.
     """
@@ -172,4 +182,4 @@ def add_behaviour(subject: ModelSubject) -> str:
         behaviour=behaviour,
     )
     target.write(replace(source, record=record), source.path, WriteOptions(overwrite=True))
-    return f"recorded the behaviour of {config.model.target} in {source.path}"
+    return Recorded(config.model.target, source.path, num_bytes(behaviour))
