@@ -71,7 +71,6 @@ class ResumableDataLoader(DataLoader[T_co]):
         given = batch_sampler if batch_sampler is not None else sampler
         self._order = _Order(dataset, given, bool(shuffle), seed & MAX_SEED, batch_sampler is not None)
         self._is_restored = False
-        self._is_open = False
         self._num_restored = 0
         own: dict[str, Any] = {"generator": torch.Generator()}
         if batch_sampler is not None:
@@ -92,10 +91,10 @@ class ResumableDataLoader(DataLoader[T_co]):
 
     def __iter__(self) -> Any:
         order = self._order
-        if self._is_open and not self._is_restored:  # the last loop was left before its end
+        if order.is_open and not self._is_restored:  # the last loop was left before its end
             order.epoch, order.position = order.epoch + 1, 0
         self._is_restored = False
-        self._is_open = True
+        order.is_open = True
         order.start = order.position
         # Workers begin with it; nothing depends on it but what a worker_init_fn makes of it.
         self.generator.manual_seed(_mix(order.seed, order.epoch, 0))
@@ -116,7 +115,7 @@ class ResumableDataLoader(DataLoader[T_co]):
             yield batch
         if self._num_restored == num_restored:
             order.epoch, order.position = epoch + 1, 0
-            self._is_open = False
+            order.is_open = False
 
     def state_dict(self) -> dict[str, int]:
         """Where the loop is: plain integers, whose meaning does not depend on the number of workers."""
@@ -180,8 +179,16 @@ class _Order:
         self.epoch = 0
         self.position = 0
         self.start = 0
+        """Of the loop that is about to begin."""
+        self.is_open = False
+        """Whether a loop over the epoch began, and did not end."""
         self._dataset = dataset
         self._by_batch = by_batch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin that epoch, unless it is the one that it is in: what trainers call before each."""
+        if epoch != self.epoch:
+            self.epoch, self.position, self.start, self.is_open = epoch, 0, 0, False
 
     def __len__(self) -> int:
         return len(self._dataset if self.sampler is None else self.sampler)  # type: ignore[arg-type]

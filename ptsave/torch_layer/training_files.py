@@ -21,7 +21,7 @@ from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.digest import recorded_digests
 from ptsave.core.dtypes import DType
 from ptsave.core.nodes import Opaque, TensorEntry
-from ptsave.core.select import select_model
+from ptsave.core.select import is_state_dict, select_model
 from ptsave.errors import CorruptError, LimitError, MissingFileError, UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.quantized import is_quantized
@@ -77,10 +77,11 @@ def read_training(path: str | os.PathLike[str]) -> dict[str, Any]:
 def _file(path: Path) -> dict[str, Any]:
     with open_checkpoint(path) as checkpoint:
         root = checkpoint.root
-        is_nested = isinstance(root, dict) and any(
-            isinstance(root.get(key), (dict, list)) for key in ALIASES["model"]
-        )
-        if is_nested:
+        if isinstance(root, dict) and any(
+            key == "model_state_dict" or (isinstance(root[key], dict) and is_state_dict(root[key]))
+            for key in ALIASES["model"]
+            if key in root
+        ):
             return dict(as_torch(checkpoint, root))
         selection = select_model(checkpoint)
         others = {

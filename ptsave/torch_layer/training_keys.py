@@ -40,8 +40,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
         *("MixedPrecision", "MixedPrecisionPlugin", "NativeMixedPrecisionPlugin", "amp"),
     ),
     "data": (
-        *("data_state_dict", "sampler_state_dict", "dataloader_state_dict", "loader_state_dict", "sampler"),
-        *("dataloader", "train_dataloader", "data_loader", "data"),
+        *("data_state_dict", "sampler_state_dict", "dataloader_state_dict", "loader_state_dict"),
+        *("dataloader", "train_dataloader", "data_loader"),
     ),
 }
 """Part → the keys that training code keeps it under, ours first.

@@ -154,7 +154,7 @@ def plan_optimizer(
                             if isinstance(value, torch.Tensor) and value.is_floating_point() and key != "step"
                         }
             position += 1
-        sources = list(dict.fromkeys(sources))
+        sources = list(dict.fromkeys(sources)) if own or i >= len(groups) else [i]
         is_same = sources == [i] and len(groups) == len(live)
         options = _options(i, group, groups, sources, plan.notes if not is_same else [], label)
         positions = list(range(position - len(own), position))

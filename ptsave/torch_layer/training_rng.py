@@ -46,9 +46,9 @@ def check(states: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     for name, value in states.items():
         try:
             if name == "python":
-                ready[name] = _python(value)
+                ready[name] = python_state(value)
             elif name == "numpy":
-                ready[name] = _numpy(value)
+                ready[name] = numpy_state(value)
             elif name == "torch":
                 ready[name] = _bytes(value)
                 torch.Generator().set_state(ready[name])
@@ -64,7 +64,7 @@ def check(states: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
                 ready[name] = _bytes(value)
             else:
                 notes.append(f"rng_state: no generator here for {name!r}")
-        except (TypeError, ValueError, IndexError, RuntimeError, OverflowError) as error:
+        except (TypeError, ValueError, LookupError, RuntimeError, OverflowError) as error:
             raise LossyError(
                 f"the state of the generator {name!r} is malformed: {error}",
                 f"rng_state.{name}",
@@ -90,14 +90,22 @@ def restore(ready: Mapping[str, Any]) -> None:
         torch.mps.set_rng_state(ready["mps"])
 
 
-def _python(value: Sequence[Any]) -> tuple[Any, ...]:
+def python_state(value: Sequence[Any]) -> tuple[Any, ...]:
+    """What `random.setstate` takes.
+
+    Raises: TypeError, ValueError.
+    """
     version, words, gauss = value
     state = (int(version), tuple(int(word) for word in words), gauss)
     random.Random().setstate(state)
     return state
 
 
-def _numpy(value: Any) -> tuple[Any, ...]:
+def numpy_state(value: Any) -> tuple[Any, ...]:
+    """What `np.random.set_state` takes, from either of its spellings.
+
+    Raises: TypeError, ValueError, KeyError, OverflowError.
+    """
     if isinstance(value, Mapping):  # get_state(legacy=False)
         inner = value["state"]
         value = (value["bit_generator"], inner["key"], inner["pos"], value["has_gauss"], value["gauss"])

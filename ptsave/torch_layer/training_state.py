@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
-from torch.utils.data import DataLoader
 
 from ptsave.errors import LossyError, UsageError
 from ptsave.torch_layer import training_rng
 from ptsave.torch_layer.training_keys import canonical
+from ptsave.torch_layer.training_members import check_member, map_members, members, pairs, stateful
 from ptsave.torch_layer.training_modules import (
     ModulePlan,
     gradients_of,
@@ -35,9 +35,6 @@ from ptsave.torch_layer.training_optimizer import (
     plan_optimizer,
 )
 from ptsave.torch_layer.training_plain import first_inert, like, plain
-
-Members = dict[str, Any]
-"""Label (`model`, `model.generator`, `optimizer.0`) → object."""
 
 
 class TrainingState:
@@ -75,13 +72,17 @@ class TrainingState:
             "data": data,
             **others,
         }
-        self._parts: dict[str, Any] = {name: part for name, part in given.items() if part is not None}
+        self._parts: dict[str, Any] = {
+            name: map_members(name, part, lambda _, member: stateful(member))
+            for name, part in given.items()
+            if part is not None
+        }
         for reserved in ("rng", "rng_state", "gradients", "step", "epoch", "metrics"):
             if reserved in others:
                 raise UsageError(f"{reserved!r} is kept anyway", "TrainingState", "choose another name")
         for name, part in self._parts.items():
             for label, member in members(name, part).items():
-                _check_member(label, member, is_model=name == "model")
+                check_member(label, member, is_model=name == "model")
         self._optimizer_names()
 
     @property
@@ -110,7 +111,7 @@ class TrainingState:
                     return plain(optimizer_state(member, names, label), label)
                 return plain(member.state_dict(), label)
 
-            state[key] = _map_members(part_name, part, take)
+            state[key] = map_members(part_name, part, take)
         if gradients := {label: found for label, m in self._modules().items() if (found := gradients_of(m))}:
             state["gradients"] = gradients
         state["rng_state"] = training_rng.capture()
@@ -166,7 +167,7 @@ class TrainingState:
                 if any(member.state_dict() for member in members(part_name, part).values()):  # in use
                     notes.append(f"{part_name}: not in the checkpoint, goes on as it is")
                 continue
-            for label, (member, value) in _pairs(part_name, part, saved).items():
+            for label, (member, value) in pairs(part_name, part, saved).items():
                 if (inert := first_inert(value, label)) is not None:
                     raise LossyError(
                         f"{inert[0]!r} is a {inert[1]}, which is not plain data", label, _INERT_HINT
@@ -243,70 +244,6 @@ class TrainingState:
 _INERT_HINT = (
     "only plain data and tensors are restored; leave that part out of TrainingState to go on without"
 )
-
-
-def members(name: str, part: Any) -> Members:
-    """The objects of a part by label: itself, or those in the dict or list that it is."""
-    if isinstance(part, Mapping) and not hasattr(part, "state_dict"):
-        return {f"{name}.{key}": member for key, member in part.items()}
-    if isinstance(part, (list, tuple)):
-        return {f"{name}.{i}": member for i, member in enumerate(part)}
-    return {name: part}
-
-
-def _map_members(name: str, part: Any, take: Callable[[str, Any], Any]) -> Any:
-    """The same structure with what `take` makes of each member."""
-    if isinstance(part, Mapping) and not hasattr(part, "state_dict"):
-        return {key: take(f"{name}.{key}", member) for key, member in part.items()}
-    if isinstance(part, (list, tuple)):
-        return [take(f"{name}.{i}", member) for i, member in enumerate(part)]
-    return take(name, part)
-
-
-def _pairs(name: str, part: Any, saved: Any) -> dict[str, tuple[Any, Any]]:
-    """Label → (object, its saved state).
-
-    Raises: LossyError when the checkpoint has another number of them, or others.
-    """
-    own = members(name, part)
-    if list(own) == [name]:
-        if isinstance(saved, (list, tuple)) and len(saved) == 1:  # Lightning keeps lists
-            saved = saved[0]
-        if isinstance(saved, (list, tuple)):
-            raise LossyError(
-                f"there are {len(saved)} in the checkpoint, one here", name, "give a list of them"
-            )
-        return {name: (part, saved)}
-    if isinstance(part, Mapping):
-        found = saved if isinstance(saved, Mapping) else {}
-        if set(map(str, found)) != set(map(str, part)):
-            there = ", ".join(map(str, found)) or "none by name"
-            raise LossyError(f"there are {there} in the checkpoint, here {', '.join(map(str, part))}", name)
-        by_text = {str(key): value for key, value in found.items()}
-        return {f"{name}.{key}": (member, by_text[str(key)]) for key, member in part.items()}
-    listed = list(saved) if isinstance(saved, (list, tuple)) else [saved]
-    if len(listed) != len(own):
-        raise LossyError(f"there are {len(listed)} in the checkpoint, {len(own)} here", name)
-    return {label: (member, value) for (label, member), value in zip(own.items(), listed, strict=True)}
-
-
-def _check_member(label: str, member: Any, *, is_model: bool) -> None:
-    """Raise UsageError for what has no state to keep."""
-    has_both = all(callable(getattr(member, method, None)) for method in ("state_dict", "load_state_dict"))
-    if isinstance(member, DataLoader) and not has_both:
-        raise UsageError(
-            "torch's DataLoader does not know how far it came",
-            f"TrainingState, {label}",
-            "make it a ptsave.ResumableDataLoader, which takes the same arguments",
-        )
-    if is_model and not isinstance(member, nn.Module):
-        raise UsageError(f"a {type(member).__name__} is no torch.nn.Module", f"TrainingState, {label}")
-    if not has_both:
-        raise UsageError(
-            f"a {type(member).__name__} has no state_dict and load_state_dict",
-            f"TrainingState, {label}",
-            "leave it out, or give it these two methods",
-        )
 
 
 def _check_generic(label: str, member: Any, own: Any, saved: Mapping[str, Any]) -> None:

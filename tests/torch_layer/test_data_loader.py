@@ -183,6 +183,22 @@ def test_a_loop_that_began_before_the_state_came_is_stopped() -> None:
         next(batches)
 
 
+def test_trainers_that_set_the_epoch_say_nothing_new() -> None:
+    source, plain = loader(), loader()
+    for epoch in range(3):
+        source.sampler.set_epoch(epoch)  # type: ignore[union-attr]
+        assert same(list(source), list(plain))
+    taken = take(source, 2)
+    other = loader()
+    other.load_state_dict(source.state_dict())
+    other.sampler.set_epoch(3)  # type: ignore[union-attr]
+    rest = list(other)
+    source.sampler.set_epoch(4)  # type: ignore[union-attr]
+    assert source.epoch == 4
+    assert same(taken + rest, list(plain))
+    assert same(list(source), list(plain))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

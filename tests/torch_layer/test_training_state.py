@@ -7,6 +7,7 @@ import io
 import random
 from collections import Counter, OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -525,3 +526,26 @@ def test_an_ordered_dict_stays_one_with_its_versions() -> None:
     state = ptsave.TrainingState(model=Net()).state_dict()
     assert type(state["model_state_dict"]) is OrderedDict
     assert state["model_state_dict"]._metadata["first"] == {"version": 1}
+
+
+@pytest.mark.parametrize(
+    ("make", "draw"),
+    [
+        (lambda seed: torch.Generator().manual_seed(seed), lambda g: torch.rand((), generator=g).item()),
+        (np.random.default_rng, lambda g: g.random()),
+        (lambda seed: np.random.Generator(np.random.MT19937(seed)), lambda g: g.random()),
+        (np.random.RandomState, lambda g: g.standard_normal()),
+        (random.Random, lambda g: g.gauss(0, 1)),
+    ],
+    ids=["torch", "PCG64", "MT19937", "RandomState", "random"],
+)
+def test_generators_of_ones_own_go_on(
+    make: Callable[[int], Any], draw: Callable[[Any], float], tmp_path: Path
+) -> None:
+    generator, other = make(1), make(2)
+    draw(generator)
+    model = Net()
+    ptsave.save(tmp_path / "s.pt", ptsave.TrainingState(model=model, noise=generator))
+    training = ptsave.TrainingState(model=model, noise=other)
+    assert training.load_state_dict(torch.load(tmp_path / "s.pt", weights_only=True)) == []
+    assert [draw(other) for _ in range(3)] == [draw(generator) for _ in range(3)]
