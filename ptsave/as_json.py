@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ptsave.verbs.convert import Conversion
     from ptsave.verbs.diff import Diff
     from ptsave.verbs.inspect import Inspection, TensorRow
+    from ptsave.verbs.runs import RunInspection
     from ptsave.verbs.stats import TensorStats
 
 SCHEMA_VERSION = 1
@@ -43,6 +44,19 @@ def inspection(result: Inspection, stats: Sequence[TensorStats] | None = None) -
         "training": plain(result.training),
         "notes": list(result.notes),
         **measured,
+    }
+
+
+def run(result: RunInspection) -> dict[str, Any]:
+    """The object of `inspect --json` for the folder of a run."""
+    return {
+        "path": str(result.path),
+        "format": "run",
+        "num_checkpoints": len(result.checkpoints),
+        "num_bytes": result.num_bytes,
+        "latest": str(result.latest.path) if result.latest is not None else None,
+        "checkpoints": [plain(file) for file in result.checkpoints],
+        "litter": [str(path) for path in result.litter],
     }
 
 

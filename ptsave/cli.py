@@ -19,6 +19,8 @@ from ptsave.errors import EXIT_INTERRUPTED, EXIT_NO, EXIT_OK, PtsaveError, Refus
 from ptsave.torch_layer.parallel.environment import is_first_rank, is_under_torchrun
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ptsave.core.verdict import Verdict
     from ptsave.verbs.verify import Asked
 
@@ -262,7 +264,7 @@ def inspect(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Say what is in a checkpoint, of any format, without running any of it."""
+    """Say what is in a checkpoint, of any format, or in a run's folder, without running any of it."""
     from ptsave.core.memory import no_garbage_collection
     from ptsave.formats import open_checkpoint
     from ptsave.verbs.inspect import inspect as run
@@ -286,6 +288,8 @@ def inspect(
 
     with no_garbage_collection(), render.inspections(mode, many=len(paths) > 1) as show:
         for path in paths:
+            if os.path.isdir(path) and _show_run(path, {"--tree": tree, "--stats": stats}, show):
+                continue
             with open_checkpoint(path) as checkpoint:
                 result = run(checkpoint, globs=filter or (), sort=order, limit=limit)
                 if not stats:
@@ -298,6 +302,17 @@ def inspect(
                 with render.progress(mode, "reading", total) as advance:
                     measured = list(measure(checkpoint, names, progress=advance))
                 show(result, tree=tree, stats=measured)
+
+
+def _show_run(path: Path, flags: dict[str, bool], show: "Callable[..., None]") -> bool:
+    """Show the folder of a run; False where `path` is none."""
+    from ptsave.verbs import runs
+
+    if not runs.is_run(path):
+        return False
+    runs.refuse_flags(path, [flag for flag, is_given in flags.items() if is_given])
+    show(runs.inspect_run(path))
+    return True
 
 
 @app.command()
@@ -443,6 +458,7 @@ def verify(
     """Give a verdict: same bytes, same keys, same behaviour. Exit 0 is yes, 1 is no."""
     from ptsave.formats import open_checkpoint
     from ptsave.verbs import verify as verb
+    from ptsave.verbs.runs import is_run, refuse_flags
 
     mode = render.Mode(json, quiet, verbose)
     if list_checks:
@@ -465,6 +481,11 @@ def verify(
         through=through,
         record=record,
     )
+    if os.path.isdir(checkpoint) and is_run(checkpoint):
+        flags = {"-c": config, "--trust-recorded": trust_recorded, "--against": against, "--record": record}
+        refuse_flags(checkpoint, [flag for flag, given in flags.items() if given])
+        _verify_run(mode, checkpoint, asked, allow, report)
+        return
     if is_under_torchrun():
         if against is not None or record:
             flag = "--record" if record else "--against"
@@ -507,6 +528,22 @@ def verify(
         target = model.config.model.target if model is not None else None
         facts = verb.facts(source, target, device, time.monotonic() - start)
     _show_verdict(mode, verdict, facts, checkpoint, report)
+    if not verdict.is_yes:
+        raise typer.Exit(EXIT_NO)
+
+
+def _verify_run(
+    mode: render.Mode, folder: Path, asked: "Asked", allow: list[str] | None, report: Path | None
+) -> None:
+    """`verify` on the folder of a run."""
+    from ptsave.formats.run_folder import list_run
+    from ptsave.verbs import verify_run as verb
+
+    start, files = time.monotonic(), list_run(folder)
+    with render.progress(mode, "reading", verb.total_bytes(files, asked)) as advance:
+        began = render.checking(mode)
+        verdict = verb.verify_run(files, asked, allow=allow or (), progress=advance, began=began)
+    _show_verdict(mode, verdict, verb.facts(folder, files, time.monotonic() - start), folder, report)
     if not verdict.is_yes:
         raise typer.Exit(EXIT_NO)
 

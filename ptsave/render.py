@@ -30,9 +30,12 @@ if TYPE_CHECKING:
     from ptsave.verbs.convert import Conversion
     from ptsave.verbs.diff import Diff
     from ptsave.verbs.inspect import Inspection, ModuleNode, TensorRow
+    from ptsave.verbs.runs import RunInspection
     from ptsave.verbs.stats import TensorStats
 
 
+MAX_METRICS = 8
+"""How many metrics of a run get a column; `--json` has all."""
 MAX_COLUMN_CHARS = 120
 """How wide a column of a table gets: a longer cell stands out, and does not widen every line."""
 
@@ -340,17 +343,57 @@ def inspections(mode: Mode, *, many: bool) -> Iterator[Callable[..., None]]:
     """The function that shows one inspection after the other: as text, or all in one JSON object."""
     files: list[dict[str, Any]] = []
 
-    def show(result: Inspection, *, tree: bool, stats: Sequence[TensorStats] | None = None) -> None:
-        if mode.json:
-            files.append(as_json.inspection(result, stats))
+    from ptsave.verbs.inspect import Inspection
+
+    def show(
+        result: Inspection | RunInspection,
+        *,
+        tree: bool = False,
+        stats: Sequence[TensorStats] | None = None,
+    ) -> None:
+        if isinstance(result, Inspection):
+            if mode.json:
+                files.append(as_json.inspection(result, stats))
+            else:
+                inspection(result, tree=tree, stats=stats)
+        elif mode.json:
+            files.append(as_json.run(result))
         else:
-            inspection(result, tree=tree, stats=stats)
-            if many:
-                out()
+            run(result)
+        if many and not mode.json:
+            out()
 
     yield show
     if mode.json:
         document({"files": files} if many else files[0])
+
+
+def run(result: RunInspection) -> None:
+    """What `inspect` prints for the folder of a run."""
+    latest = f"; latest step {result.latest.step}" if result.latest is not None else ""
+    number = count(len(result.checkpoints), "checkpoint")
+    out(f"{escape(str(result.path))}: run, {number}, {size(result.num_bytes)}{latest}")
+    out()
+    metrics = result.metrics[:MAX_METRICS]
+    header = ("name", "step", "epoch", *map(escape, metrics), "size", "health")
+    rows = [
+        (
+            file.path.name,
+            str(file.step),
+            "" if file.epoch is None else value(file.epoch),
+            *(value(file.metrics[name]) if name in file.metrics else "" for name in metrics),
+            size(file.num_bytes),
+            escape(file.problem) or "opens",
+        )
+        for file in result.checkpoints
+    ]
+    table(rows, header, right=range(1, len(header) - 1))
+    out()
+    if len(result.metrics) > len(metrics):
+        out(f"… {count(len(result.metrics) - len(metrics), 'metric')} not shown")
+    out("health is what opening a file shows; `ptsave verify` on the folder reads every byte")
+    if result.litter:
+        out(f"{count(len(result.litter), 'temporary file')} of a writer that was killed, or is at work")
 
 
 def inspection(result: Inspection, *, tree: bool, stats: Sequence[TensorStats] | None = None) -> None:

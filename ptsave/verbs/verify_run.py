@@ -1,0 +1,89 @@
+"""verify on the folder of a training run: the checks of each checkpoint, and one verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ptsave.core.verdict import Finding, Verdict
+from ptsave.errors import UnreadableError
+from ptsave.formats import open_checkpoint
+from ptsave.formats.run_folder import RunFile
+from ptsave.verbs.runs import FORMAT
+from ptsave.verbs.verify import FILE_CHECKS, Asked, Began, Subject
+
+READING_CHECKS = ("bytes", "finite")
+"""Those that read every byte."""
+
+
+def verify_run(
+    files: Sequence[RunFile],
+    asked: Asked,
+    *,
+    allow: Sequence[str] = (),
+    progress: Callable[[int], None] | None = None,
+    began: Began,
+) -> Verdict:
+    """Every finding says which checkpoint it is about; `began` is told the name of each.
+
+    The checks that need a model or a second checkpoint are skipped where they were asked for by name.
+    """
+    findings: list[Finding] = []
+    for file in files:
+        began(file.path.name)
+        for finding in _findings(file, asked, allow, progress):
+            where = f"{file.path.name}: {finding.where}" if finding.where else file.path.name
+            findings.append(replace(finding, where=where))
+    if asked.by_name:
+        others = (name for name in asked.names if name == "against" or name not in FILE_CHECKS)
+        findings += [
+            Finding(name, "skipped", "", "is about one checkpoint, not about a run") for name in others
+        ]
+    return Verdict(tuple(findings), _what_resumes(files, findings))
+
+
+def total_bytes(files: Sequence[RunFile], asked: Asked) -> int:
+    """How many bytes `verify_run` reads at most, for a progress bar."""
+    return sum(file.num_bytes for file in files) * sum(name in asked.names for name in READING_CHECKS)
+
+
+def facts(folder: Path, files: Sequence[RunFile], seconds: float) -> dict[str, str | int | float]:
+    """What was verified, for a report."""
+    num_bytes = sum(file.num_bytes for file in files)
+    return {
+        "path": str(folder),
+        "format": FORMAT,
+        "checkpoints": len(files),
+        "bytes": num_bytes,
+        "seconds": seconds,
+    }
+
+
+def _findings(
+    file: RunFile, asked: Asked, allow: Sequence[str], progress: Callable[[int], None] | None
+) -> Iterator[Finding]:
+    if file.problem:
+        yield Finding("bytes", "fail", "", file.problem)
+        return
+    try:
+        with open_checkpoint(file.path) as checkpoint:
+            subject = Subject(checkpoint, None, asked, allow, progress)
+            for name, check in FILE_CHECKS.items():
+                if name in asked.names and name != "against":
+                    yield from check(subject)
+    except UnreadableError as error:
+        yield Finding("bytes", "fail", "", error.what)
+
+
+def _what_resumes(files: Sequence[RunFile], findings: Sequence[Finding]) -> str:
+    """Which checkpoint a training would go on from, where it is not the newest one."""
+    failed = (finding for finding in findings if (finding.check, finding.level) == ("bytes", "fail"))
+    damaged = {finding.where.partition(": ")[0] for finding in failed}
+    good = [file for file in files if file.path.name not in damaged]
+    if not good:
+        return f"all {len(files)} checkpoints are damaged: a training cannot go on from any"
+    if good[-1] is files[-1]:
+        return ""
+    number = f"{len(damaged)} of {len(files)} checkpoints are damaged"
+    return f"{number}; a training would go on from {good[-1].path.name}"
