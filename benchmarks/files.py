@@ -7,9 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from zlib import crc32
 
 from benchmarks.measure import environment
 
@@ -117,14 +118,11 @@ class Files:
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
         return folder
 
-    def model(self, config: Path, arguments: Mapping[str, int]) -> Path:
-        """A `.pt` that `ptsave save` wrote: the config's model with these of its arguments replaced."""
-        path = self.folder / f"{config.stem}.pt"
+    def model(self, config: Path, flags: Sequence[str]) -> Path:
+        """A `.pt` that `ptsave save` wrote of a config; `flags` override some of it."""
+        path = self.folder / f"{config.stem}-{crc32(' '.join(flags).encode()):08x}.pt"
         if not path.exists():
-            settings = [
-                word for key, value in arguments.items() for word in ("--set", f"model.args.{key}={value}")
-            ]
-            command = [*PTSAVE, "save", "-q", str(config), str(path), *settings]
+            command = [*PTSAVE, "save", "-q", str(config), str(path), *flags]
             subprocess.run(command, check=True, env=environment())
         return path
 
@@ -137,11 +135,6 @@ class Files:
                 shutil.rmtree(entry)
             else:
                 os.unlink(entry)
-
-
-def settings(arguments: Mapping[str, int]) -> list[str]:
-    """`--set` flags for arguments of the model."""
-    return [word for key, value in arguments.items() for word in ("--set", f"model.args.{key}={value}")]
 
 
 def _python(script: str, *arguments: object) -> None:

@@ -1,4 +1,7 @@
-"""What is measured inside a process: `inside.py CASE ARGUMENTS…` prints seconds and peak bytes as JSON."""
+"""What is measured inside a process: `inside.py CASE ARGUMENTS…` prints seconds and peak bytes as JSON.
+
+A case that returns bytes is about the memory that it takes beyond them.
+"""
 
 from __future__ import annotations
 
@@ -88,6 +91,43 @@ def load_ptsave_used(taken: Seconds, path: str) -> None:
         use(dict(read_tensors(checkpoint.tensors)))
 
 
+def lazy_ptsave(taken: Seconds, path: str) -> None:
+    """Every tensor over the file's own pages, and every byte used."""
+    from ptsave.formats import open_checkpoint
+    from ptsave.torch_layer.mapped import map_tensors
+
+    with timed(taken), open_checkpoint(path) as checkpoint:
+        use(map_tensors(checkpoint.tensors))
+
+
+def stream_ptsave(taken: Seconds, path: str) -> int:
+    """Every tensor into one that is there; returns how many bytes were resident before."""
+    from ptsave.formats import open_checkpoint
+    from ptsave.torch_layer.streaming import stream_into
+
+    with open_checkpoint(path) as checkpoint:
+        model = {name: torch.ones(entry.shape) for name, entry in checkpoint.tensors.items()}
+        before = peak()
+        with timed(taken):
+            stream_into(model, checkpoint.tensors)
+    return before
+
+
+def copy_torch(taken: Seconds, path: str) -> int:
+    """The same by torch.load and copying."""
+    model = {name: torch.ones(tensor.shape) for name, tensor in torch.load(path, mmap=True).items()}
+    before = peak()
+    with timed(taken):
+        for name, tensor in torch.load(path, weights_only=True).items():
+            model[name].copy_(tensor)
+    return before
+
+
+def peak() -> int:
+    """The most bytes that were ever resident in this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def use(state: dict[str, torch.Tensor]) -> None:
     """Look at every byte."""
     assert all(tensor.view(torch.int32).max() for tensor in state.values())
@@ -95,11 +135,20 @@ def use(state: dict[str, torch.Tensor]) -> None:
 
 CASES = {
     case.__name__.replace("_", "-"): case
-    for case in (save_ptsave, save_torch, load_ptsave, load_torch, load_safetensors, load_ptsave_used)
+    for case in (
+        save_ptsave,
+        save_torch,
+        load_ptsave,
+        load_torch,
+        load_safetensors,
+        load_ptsave_used,
+        lazy_ptsave,
+        stream_ptsave,
+        copy_torch,
+    )
 }
 
 if __name__ == "__main__":
     seconds: Seconds = []
-    CASES[sys.argv[1]](seconds, *sys.argv[2:])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    print(json.dumps({"wall_s": seconds[0], "peak_bytes": peak}))
+    before = CASES[sys.argv[1]](seconds, *sys.argv[2:]) or 0
+    print(json.dumps({"wall_s": seconds[0], "peak_bytes": peak() - before}))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.files import Files
 from benchmarks.measure import Command
-from benchmarks.rows import Budget, Row, wall_ratio
+from benchmarks.rows import Budget, Row, peak, wall_ratio
 
 INSIDE = Path(__file__).with_name("inside.py")
 
@@ -74,4 +74,51 @@ def load_fresh(files: Files) -> Row:
     )
 
 
-ROWS = [save_pt, load_fresh]
+def load_lazy(files: Files) -> Row:
+    """Mapped, until every byte was used."""
+    pt, safetensors = files.state(files.gib)
+    return Row(
+        {
+            "pt": _inside("lazy-ptsave", pt),
+            "safetensors": _inside("lazy-ptsave", safetensors),
+            "load_file": _inside("load-safetensors", safetensors),
+        },
+        [
+            Budget(
+                f"`load` 1 GiB {name} lazily, until every byte was used",
+                "`safetensors.torch.load_file`",
+                wall_ratio(side, "load_file"),
+                "×",
+                1.1,
+            )
+            for side, name in (("safetensors", "safetensors"), ("pt", "`.pt`"))
+        ],
+    )
+
+
+def load_streaming(files: Files) -> Row:
+    """Into the tensors of a model that is there."""
+    pt, _ = files.state(files.gib)
+    return Row(
+        {"ptsave": _inside("stream-ptsave", pt), "torch": _inside("copy-torch", pt)},
+        [
+            Budget(
+                "`load` 1 GiB `.pt` into an existing model, peak beyond the model",
+                "",
+                peak("ptsave"),
+                "MiB",
+                32,
+            ),
+            Budget("`torch.load` and copying, peak beyond the model", "", peak("torch"), "MiB"),
+            Budget(
+                "`load` 1 GiB `.pt` into an existing model, CRCs checked",
+                "`torch.load` and copying",
+                wall_ratio("ptsave", "torch"),
+                "×",
+            ),
+        ],
+        touch_bytes=2 * files.gib,
+    )
+
+
+ROWS = [save_pt, load_fresh, load_lazy, load_streaming]
