@@ -67,6 +67,11 @@ class Place:
     """What the item's bytes went through before they were written (compression)."""
 
 
+BYTES_PER_ROOM = 4 * 1024 * 1024
+"""For each so many bytes of metadata, the usual caps of a pickle once more. Torch writes 200 bytes and 65
+units for a tensor or a chunk, so 40,000 of them would exceed the caps for a state dict."""
+
+
 @dataclass(frozen=True, slots=True)
 class Metadata:
     """A DCP folder's table of contents."""
@@ -87,7 +92,8 @@ def parse_metadata(data: bytes, where: str) -> Metadata:
     Raises: CorruptError when it is not the metadata of a checkpoint; LimitError.
     """
     base = torch_shapes()
-    loaded = load(data, 0, Shapes({**base.names, **_NAMES}, base.build, None), where)
+    room = 1 + len(data) // BYTES_PER_ROOM
+    loaded = load(data, 0, Shapes({**base.names, **_NAMES}, base.build, None, room), where)
     root = loaded.root
     try:
         fields = _fields(root, "Metadata")

@@ -245,8 +245,9 @@ def _rare(
 def _check_caps(machine: Machine, read: int, units: int, stack: list[Any], frames: list[list[Any]]) -> None:
     """Hold what the last window of the pickle made against the caps."""
     code_bytes = read - machine.payload_bytes
-    if code_bytes > MAX_CODE_BYTES:
-        raise LimitError("pickle_code_bytes", MAX_CODE_BYTES, code_bytes, machine.where)
+    max_code_bytes = machine.shapes.room * MAX_CODE_BYTES
+    if code_bytes > max_code_bytes:
+        raise LimitError("pickle_code_bytes", max_code_bytes, code_bytes, machine.where)
     if len(frames) > MAX_OPEN_MARKS:
         raise LimitError("open_marks", MAX_OPEN_MARKS, len(frames), machine.where)
     machine.budget.spend(units)

@@ -43,7 +43,7 @@ class Machine:
         self.data = b""
         self.shapes = shapes
         self.where = where
-        self.budget = Budget(where)
+        self.budget = Budget(where, shapes.room)
         self.memo: list[Any] = []
         """By index, as picklers number them: from 0, without gaps."""
         self.far_memo: dict[int, Any] = {}

@@ -30,10 +30,12 @@ UNKNOWN: Final = Unknown()
 class Budget:
     """What one pickle may still cost, and what its reader has to say about it."""
 
-    __slots__ = ("notes", "num_unusual_keys", "used", "where")
+    __slots__ = ("max_units", "notes", "num_unusual_keys", "used", "where")
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, room: int = 1) -> None:
+        """`room`: as `Shapes.room`."""
         self.where = where
+        self.max_units = room * MAX_UNITS
         self.used = 0
         self.num_unusual_keys = 0
         self.notes: list[str] = []
@@ -41,7 +43,7 @@ class Budget:
     def spend(self, units: int) -> None:
         """Pay for work or memory before it is done.
 
-        Raises: LimitError past MAX_UNITS.
+        Raises: LimitError past `max_units`.
         """
         self.used += units
         self.check(0)
@@ -49,10 +51,10 @@ class Budget:
     def check(self, units: int) -> None:
         """Hold what was spent, and `units` that are held for a time only, against the cap.
 
-        Raises: LimitError past MAX_UNITS.
+        Raises: LimitError past `max_units`.
         """
-        if self.used + units > MAX_UNITS:
-            raise LimitError("pickle_units", MAX_UNITS, "more", self.where)
+        if self.used + units > self.max_units:
+            raise LimitError("pickle_units", self.max_units, "more", self.where)
 
     def spend_unusual_key(self) -> None:
         """Pay for a key whose hash the file can choose.
@@ -111,3 +113,5 @@ class Shapes:
     """Asked when the pickle sets `state` on `target` (BUILD): whether it took the state."""
     persistent_load: Callable[[Any], Any] | None = None
     """What stands for a persistent id; None where the container has no such thing."""
+    room: int = 1
+    """How many times the usual units and code this pickle may have: what its own length allows."""
