@@ -26,6 +26,15 @@ def difference(findings: Sequence[Finding], one: Checkpoint, other: Checkpoint) 
     return f"not the same weights as {other.path}: {len(bad)} of {total} tensors {verb} ({first_names(bad)})"
 
 
+def resumption(findings: Sequence[Finding]) -> str:
+    """Why a training cannot go on as it was; empty where it can."""
+    bad = [finding for finding in findings if (finding.check, finding.level) == ("resume", "fail")]
+    if not bad:
+        return ""
+    where = f"{bad[0].where}: " if bad[0].where else ""
+    return f"training state does not fit: {where}{bad[0].message}"
+
+
 def first_names(names: Sequence[str]) -> str:
     """The first few names of many."""
     shown = ", ".join(names[:3])

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ptsave.core.cause import damage, difference, first_names
+from ptsave.core.cause import damage, difference, first_names, resumption
 from ptsave.core.digest import HEX_DIGITS, tensor_digest
 from ptsave.core.verdict import Finding, places
 from ptsave.specs import ModelSpec
@@ -19,7 +19,7 @@ from ptsave.torch_layer.subject import ModelSubject
 
 def attribute(subject: ModelSubject, findings: Sequence[Finding]) -> str:
     """What explains the findings, the surest evidence first; empty where there is nothing to explain."""
-    for clue in (_training, _ties, _weights, _keys, _other, _dtype, _code, _buffers, _numerics):
+    for clue in (_training, _ties, _weights, _keys, _other, _resume, _dtype, _code, _buffers, _numerics):
         if line := clue(subject, findings):
             return line
     return ""
@@ -209,6 +209,11 @@ def _other(subject: ModelSubject, findings: Sequence[Finding]) -> str:
         return line
     found = subject.compared
     return f"another function than {subject.other.path}: the tensors are equal{_from(found) if found else ''}"
+
+
+def _resume(subject: ModelSubject, findings: Sequence[Finding]) -> str:
+    failed = {finding.check for finding in findings if finding.level == "fail"}
+    return resumption(findings) if failed == {"resume"} else ""
 
 
 def _precision(dtypes: Mapping[str, int]) -> str:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from ptsave.config import Tolerance
-from ptsave.core.cause import damage, difference
+from ptsave.core.cause import damage, difference, resumption
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.names import matches
 from ptsave.core.nearest import hint_for
@@ -235,6 +235,7 @@ def without_model(subject: Subject, found: Sequence[Finding]) -> Verdict:
     cause = damage(bad, len(checkpoint.tensors), "checksum") if bad else ""
     if not bad and other is not None:
         cause = difference(found, checkpoint, other)
+    cause = cause or resumption(found)
     return Verdict((*found, *skipped), cause)
 
 
