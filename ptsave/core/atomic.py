@@ -20,6 +20,23 @@ from ptsave.core.write_errors import errors_of, write_error
 from ptsave.errors import ExistsError, WriteError
 from ptsave.stopping import unfinished
 
+_open: set[int] = set()
+"""Descriptors of files in the making."""
+
+
+def _let_go() -> None:
+    """Close them in a fork that another thread has made (a DataLoader's worker).
+
+    There they would keep the lock of a file whose writer was killed, and the blocks of one that was removed.
+    """
+    while _open:
+        with contextlib.suppress(OSError):
+            os.close(_open.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
+
 
 @contextmanager
 def replacing_file(
@@ -47,6 +64,7 @@ def replacing_file(
     try:
         with errors_of(target, num_bytes):
             fd = create(path, 0o666 if old is None else stat.S_IMODE(old.st_mode) & 0o777)
+            _open.add(fd)
             if old is not None:
                 _keep_owner_and_mode(fd, old)
         yield OutputFile(fd, path, target, num_bytes, sync=sync)
@@ -54,6 +72,7 @@ def replacing_file(
             if sync:
                 system.sync_file(fd)
             if system.IS_WINDOWS:  # an open file cannot be renamed there
+                _open.discard(fd)
                 os.close(fd)
                 fd = -1
             if overwrite:
@@ -69,6 +88,7 @@ def replacing_file(
                 system.again(os.unlink, path)
         unfinished.discard(str(path))
         if fd >= 0:
+            _open.discard(fd)
             with contextlib.suppress(OSError):
                 os.close(fd)
 

@@ -343,3 +343,19 @@ def test_the_check_before_any_work_says_what_would_be_replaced(tmp_path: Path) -
     target, old = check_file_destination(tmp_path / "m", overwrite=True)
     assert old is not None
     assert (target, old.st_size) == (tmp_path.resolve() / "m", 3)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform does not fork")
+def test_a_fork_keeps_no_file_in_the_making_open(tmp_path: Path) -> None:
+    with replacing_file(tmp_path / "new", 4) as output:
+        child = os.fork()
+        if not child:
+            try:
+                os.fstat(output.fd)
+            except OSError:
+                os._exit(0)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        output.reserve()
+        output.write_at(0, b"data")
+    assert (tmp_path / "new").read_bytes() == b"data"
