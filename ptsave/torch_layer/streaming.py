@@ -120,14 +120,14 @@ def _pairs(
         name = there[0]
         target, entry = targets[name], entries[name]
         torch_dtype(entry)
+        if (kind := refused_kind(target)) is not None:
+            raise LossyError(f"{name!r} is {kind} in the model", "", "give the model plain tensors first")
         if tuple(target.shape) != entry.shape:
             raise LossyError(
                 f"{name!r} has the shape {list(entry.shape)}, the model {list(target.shape)}",
                 "",
                 "check the config",
             )
-        if (kind := refused_kind(target)) is not None:
-            raise LossyError(f"{name!r} is {kind} in the model", "", "give the model plain tensors first")
         if any(step == 0 and size > 1 for size, step in zip(target.shape, target.stride(), strict=True)):
             raise LossyError(f"{name!r} is an expanded view in the model", "", "make it contiguous first")
         if target.is_inference() and not torch.is_inference_mode_enabled():
