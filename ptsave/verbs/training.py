@@ -124,18 +124,30 @@ def optimizer_nodes(checkpoint: Checkpoint) -> dict[str, Any]:
 def state_dict_nodes(checkpoint: Checkpoint) -> dict[str, Any]:
     """Path → state dict (or pickled module) of each model in `checkpoint`, the one to load first.
 
-    Of a flat file, the tensors that are no optimizer's are one.
+    Of a flat file, they are the tensors that are no optimizer's.
     """
     search, root = _Search(), _nested(checkpoint)
     search.run(root)
     found = dict(search.models)
     if root is not checkpoint.root:
-        found.setdefault("", {name: leaf for name, leaf in root.items() if isinstance(leaf, TensorEntry)})
+        found = _flat_models({name: leaf for name, leaf in root.items() if isinstance(leaf, TensorEntry)})
     try:
         first = select_model(checkpoint).where
     except UsageError:
         return found
     return {where: found[where] for where in sorted(found, key=lambda where: where != first)}
+
+
+def _flat_models(tensors: Mapping[str, TensorEntry]) -> dict[str, Any]:
+    """Those under each of the well-known keys, where all weights are under one; else all together."""
+    models: dict[str, Any] = {}
+    for name, entry in tensors.items():
+        key, _, rest = name.partition(".")
+        if rest and key in MODEL_KEYS:
+            models.setdefault(key, {})[rest] = entry
+        elif entry.dtype.is_float:
+            return {"": tensors}
+    return models
 
 
 @dataclass

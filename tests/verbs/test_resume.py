@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from ptsave.cli import run as run_cli
 from ptsave.core.verdict import Finding
 from ptsave.formats import open_checkpoint
 from ptsave.verbs.resume import has_training_state, resume
@@ -431,3 +432,19 @@ def test_a_flat_file(flat: Path) -> None:
         found = list(resume(checkpoint))
     assert not failures(found)
     assert warnings(found) == ["says nothing of its parameter groups: their order cannot be checked"]
+
+
+@pytest.mark.parametrize("format_", ["safetensors", "dcp"])
+def test_what_convert_makes_of_a_training_checkpoint(tmp_path: Path, format_: str) -> None:
+    model = Net()
+    optimizer = train(model, torch.optim.AdamW(model.named_parameters()))
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "t.pt")
+    destination = str(tmp_path / f"t.{format_}")
+    flags = ["--format", format_, "--extras", "keep", "-q"]
+    assert run_cli(["convert", str(tmp_path / "t.pt"), destination, *flags]) == 0
+    with open_checkpoint(Path(destination)) as checkpoint:
+        found = list(resume(checkpoint))
+    assert not failures(found)
+    assert not warnings(found)
+    (line,) = [f.message for f in found if f.level == "ok"]
+    assert line == "covers 9 of 9 weights (model), in their order and shapes"
