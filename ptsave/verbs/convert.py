@@ -59,6 +59,7 @@ def convert(
     Raises: LossyError when the target cannot hold something, RefusedError when names collide or the
     destination is in the way, and what reading and writing raise.
     """
+    _refuse_sources(sources, destination, target)
     notes: list[str] = []
     num_before = sum(
         len(source.tensors) for source in sources
@@ -193,6 +194,24 @@ def _carried_record(
             digests.algorithm, {renamed.get(name, name): text for name, text in digests.tensors.items()}
         )
     return replace(record, digests=digests, aliases={})
+
+
+def _refuse_sources(sources: Sequence[Checkpoint], destination: Path, target: Writer) -> None:
+    """Raise RefusedError where writing `destination` would replace or remove a file of a source."""
+    real = Path(os.path.realpath(destination))
+    for source in sources:
+        if not real.exists() or not source.path.exists():
+            continue
+        is_folder = source.path.is_dir()
+        mine = real if target.is_folder else real.parent
+        folder = source.path if is_folder else source.path.parent
+        is_beside = (target.is_folder or is_folder) and mine.samefile(folder)
+        if is_beside or real.samefile(source.path):
+            raise RefusedError(
+                "the destination is the source, which is never changed",
+                str(destination),
+                "name another destination, and move it there when you are content with it",
+            )
 
 
 def _free_bytes(destination: Path) -> int:
