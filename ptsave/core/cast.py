@@ -39,7 +39,8 @@ class CastStorage:
     """The elements of a tensor in another dtype, rounded to nearest, ties to even.
 
     Narrowing goes through float32, as torch's own conversions do (c10/util/Half.h, BFloat16.h take a
-    float), so that float64 → bfloat16 rounds twice here as it does there.
+    float), so that float64 → bfloat16 rounds twice here as it does there. A NaN stays one; as bfloat16 it is
+    0x7fc0, where torch says that or 0xffff, as the tensor's layout and the processor have it.
     """
 
     crc32 = None
@@ -74,12 +75,14 @@ def _converted(values: np.ndarray[Any, Any], dtype: DType) -> tuple[np.ndarray[A
 
     with np.errstate(over="ignore", invalid="ignore"):
         if dtype.name == "float64":
-            return np.ascontiguousarray(values, "<f8"), 0
+            return _quiet(np.ascontiguousarray(values, "<f8"), 1 << 51), 0
         singles = np.ascontiguousarray(values, "<f4")
         if dtype.name == "float32":
-            result = singles
+            result = (
+                singles if values.dtype == singles.dtype else _quiet(singles, 1 << 22)
+            )  # bfloat16: shifted
         elif dtype.name == "float16":
-            result = singles.astype("<f2")
+            result = _quiet(singles, 1 << 22).astype("<f2")
         else:
             bits = singles.view("<u4")
             rounded = bits + (((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF))
@@ -91,3 +94,15 @@ def _converted(values: np.ndarray[Any, Any], dtype: DType) -> tuple[np.ndarray[A
             return result, int(np.count_nonzero(infinite & np.isfinite(values))) if infinite.any() else 0
     infinite = np.isinf(result)
     return result, int(np.count_nonzero(infinite & np.isfinite(values))) if infinite.any() else 0
+
+
+def _quiet(result: np.ndarray[Any, Any], quiet_bit: int) -> np.ndarray[Any, Any]:
+    """`result` with its signalling NaNs made quiet, as the processor does when it converts for torch."""
+    import numpy as np
+
+    nan = np.isnan(result)
+    if nan.any():
+        if not result.flags.writeable:
+            result = result.copy()
+        result.view(f"<u{result.itemsize}")[nan] |= quiet_bit
+    return result
