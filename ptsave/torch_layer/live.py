@@ -49,7 +49,9 @@ def present(value: Any, storages: Storages, name: str) -> Any:
         return items if isinstance(value, list) else tuple(items)
     if isinstance(value, torch.dtype):
         return BY_NAME[str(value).removeprefix("torch.")]
-    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, bytearray)):
+    if isinstance(value, bytearray):  # which may change while a snapshot is written
+        return bytearray(value)
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
         return value
     raise LossyError(
         f"{name!r} is a {type(value).__module__}.{type(value).__qualname__}: not a tensor, not plain data",
@@ -136,7 +138,7 @@ def _storage_of(tensor: torch.Tensor, storages: Storages) -> MemoryStorage:
     num_bytes = storage.nbytes()
     if num_bytes == 0:
         return MemoryStorage(memoryview(b""))
-    if key not in storages:
+    if key not in storages or storages[key].num_bytes < num_bytes:  # NumPy's views of one array, as storages
         host = storage.cpu()  # type: ignore[no-untyped-call]
         array = (ctypes.c_ubyte * num_bytes).from_address(host.data_ptr())
         # Both are kept as owners: the addresses stay valid, and are not given out again.

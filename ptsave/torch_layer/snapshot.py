@@ -73,8 +73,9 @@ def _storages(tree: Any) -> dict[tuple[str, int], torch.UntypedStorage]:
     for tensor in _tensors(tree):
         if is_plain(tensor):
             storage = tensor.untyped_storage()
-            if storage.nbytes():
-                found.setdefault((str(storage.device), storage.data_ptr()), storage)
+            key = (str(storage.device), storage.data_ptr())
+            if storage.nbytes() > (found[key].nbytes() if key in found else 0):
+                found[key] = storage
     return found
 
 
@@ -107,12 +108,11 @@ def _allocate(num_bytes: int, pinned: bool) -> torch.Tensor:
 
 
 def _mapped(num_bytes: int) -> mmap.mmap:
-    """Fresh memory, in huge pages where the system has them: they are touched much faster the first time."""
+    """Fresh memory that a fork does not share."""
     if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
         return mmap.mmap(-1, num_bytes)
     memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if sys.platform == "linux":
-        for advice in (mmap.MADV_HUGEPAGE, WIPE_ON_FORK):
-            with suppress(OSError):  # only advice
-                memory.madvise(advice)
+        with suppress(OSError):  # only advice
+            memory.madvise(WIPE_ON_FORK)
     return memory

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -112,6 +113,26 @@ def test_what_is_saved_is_what_was_there_when_save_returned(tmp_path: Path) -> N
     for step in range(4):
         loaded = torch.load(tmp_path / f"step-{step:09d}.pt", weights_only=True)
         assert loaded["model_state_dict"]["weight"].unique().tolist() == [step]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_what_is_saved_of_a_cuda_device_is_what_was_there(tmp_path: Path) -> None:
+    state = Weights()
+    state.weight = torch.zeros(1024, 1024, device="cuda")
+    with Checkpoints(tmp_path) as keeper:
+        for step in range(4):
+            state.weight.fill_(step)
+            keeper.save(state, step=step)
+            state.weight.fill_(-1)
+        for step in range(4):
+            file = tmp_path / f"step-{step:09d}.pt"
+            keeper.wait()
+            loaded = torch.load(file, weights_only=True, map_location="cpu")
+            assert loaded["model_state_dict"]["weight"].unique().tolist() == [step]
+        state.weight.zero_()
+        assert keeper.resume(state) == 4
+    assert state.weight.unique().tolist() == [3]
 
 
 @pytest.mark.parametrize("how", DAMAGES)
@@ -474,6 +495,7 @@ def test_the_last_save_is_finished_or_reported_at_exit(tmp_path: Path) -> None:
 def test_any_kind_of_state_comes_back_from_the_host_copy(tmp_path: Path) -> None:
     """Ties, views, strides, dtypes, empty tensors and buffers that grow from save to save."""
     base = torch.arange(24.0)
+    array = np.arange(9)
     tree = {
         "tied": {"a": base, "b": base},
         "views": [base[2:6], base.view(4, 6).t()],
@@ -482,9 +504,10 @@ def test_any_kind_of_state_comes_back_from_the_host_copy(tmp_path: Path) -> None
         },
         "conj": torch.tensor([1 + 2j]).conj(),
         "empty": torch.empty(0, 3),
+        "of one array": [torch.from_numpy(array[:4]), torch.from_numpy(array)],
         "scalar": torch.tensor(3.5),
         "parameter": nn.Parameter(torch.ones(2)),
-        "plain": {"lr": 0.1, "names": ("a", "b"), 3: None, "big": 2**70},
+        "plain": {"lr": 0.1, "names": ("a", "b"), 3: None, "big": 2**70, "bytes": bytearray(b"ab")},
     }
 
     class Tree(Weights):
@@ -501,6 +524,7 @@ def test_any_kind_of_state_comes_back_from_the_host_copy(tmp_path: Path) -> None
     assert torch.equal(loaded["views"][0], base[2:6])
     assert torch.equal(loaded["views"][1], base.view(4, 6).t())
     assert torch.equal(loaded["conj"], tree["conj"])
+    assert [one.tolist() for one in loaded["of one array"]] == [list(range(4)), list(range(9))]
     assert loaded["plain"] == tree["plain"]
     for name, tensor in tree["dtypes"].items():
         assert torch.equal(loaded["dtypes"][name], tensor)
