@@ -1,3 +1,9 @@
 """What limits each budget that was missed, by row: the README's table says it beside the number."""
 
-LIMITS: dict[str, str] = {}
+_DURABLE = "`convert` waits until the disk has every byte, and the other side does not"
+
+LIMITS: dict[str, str] = {
+    "convert-pt-safetensors": _DURABLE,
+    "convert-safetensors-pt": _DURABLE,
+    "convert-reflink": "nothing is copied, but every byte is read once for its CRC-32 and digest",
+}
