@@ -58,8 +58,8 @@ class Subject:
     """What the checks of a file look at."""
 
     checkpoint: Checkpoint
-    other: Checkpoint | None
-    asked: Asked
+    other: Checkpoint | None = None
+    asked: Asked = Asked(())
     allow: Sequence[str] = ()
     """Globs of the dotted names that `safe` accepts."""
     progress: Callable[[int], None] | None = None
