@@ -82,12 +82,6 @@ def note(mode: Mode, line: str) -> None:
         _say(escape(line))
 
 
-def detail(mode: Mode, line: str) -> None:
-    """Something for the curious, on stderr; only with `--verbose`."""
-    if mode.verbose:
-        _say(escape(line))
-
-
 def warn(line: str) -> None:
     """Something that may be wrong, on stderr, whatever the mode."""
     _say(f"{_styled('warning:', '33', sys.stderr)} {escape(line)}")
@@ -184,13 +178,12 @@ def saved(mode: Mode, result: Saved) -> None:
     if mode.json:
         document(as_json.saved(result))
         return
+    behaviour = f", with {size(result.behaviour_bytes)} of behaviour" if result.behaviour_bytes else ""
     note(
         mode,
         f"saved {result.model} to {result.destination} ({result.format}): "
-        f"{_totals(result)}, from {result.weights}{_spread(result)}",
+        f"{_totals(result)}{behaviour}, from {result.weights}{_spread(result)}",
     )
-    if result.behaviour_bytes:
-        detail(mode, f"the behaviour record takes {size(result.behaviour_bytes)}")
 
 
 def loaded(mode: Mode, result: Loaded) -> None:

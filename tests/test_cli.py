@@ -48,6 +48,9 @@ def test_save_inspect_load_verify(run: Run, suffix: str) -> None:
     saved = as_json(run("save", SIMPLE, f"net.{suffix}", "--seed", "7", "--json"))
     assert saved["num_tensors"] == 4
     assert saved["missing"] == saved["unexpected"] == saved["mismatched"] == []
+    assert 1000 < saved["behaviour_bytes"] < 10_000
+    _, _, told = run("save", SIMPLE, f"net.{suffix}", "--seed", "7", "--overwrite")
+    assert "KiB of behaviour, from fresh weights of seed 7" in told
 
     torch.manual_seed(7)
     expected = SimpleNet(10, 5, 2).state_dict()
