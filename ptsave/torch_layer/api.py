@@ -225,7 +225,8 @@ def load(
     What is worth knowing (tensors cast to the model's dtype, changed code) is a warning.
 
     Raises: LossyError with every name that is missing, unexpected or of another shape, and the module is as
-    it was; UsageError; MissingFileError, UnknownFormatError, CorruptError, LimitError.
+    it was; UsageError; MissingFileError, UnknownFormatError, LimitError; CorruptError, and a `model` that is
+    filled in place has the tensors that came before the damaged one.
     """
     notes: list[str] = []
     with python_words(), open_checkpoint(path) as checkpoint:
