@@ -23,8 +23,6 @@ STEP, EPOCH, METRICS = "step", "epoch", "metrics"
 """The keys of a file's dictionary that are the run's and not the training state's."""
 MAX_STEP = 10**18 - 1
 
-Fingerprint = tuple[int, int, int]
-
 
 @dataclass(frozen=True)
 class RunFile:
@@ -50,9 +48,6 @@ class RunFile:
         return self.step, self.number
 
 
-Known = dict[Path, tuple[Fingerprint, RunFile]]
-
-
 def file_name(step: int, number: int = 1) -> str:
     """What the checkpoint of `step` is called; sorted as text the names are in the order of the steps."""
     return f"step-{step:09d}.pt" if number == 1 else f"step-{step:09d}-{number}.pt"
@@ -66,12 +61,20 @@ def is_run(folder: Path) -> bool:
         return False
 
 
-def list_run(folder: Path, known: Known | None = None) -> list[RunFile]:
+def list_run(folder: Path) -> list[RunFile]:
     """Everything in `folder` that has the name of a run's checkpoint, the oldest step first.
 
-    A missing folder has none. `known` spares reading again what has not changed since the last call with it.
+    A missing folder has none.
 
     Raises: MissingFileError when the folder cannot be listed.
+    """
+    return [read_run_file(path) for path in paths_of_run(folder)]
+
+
+def paths_of_run(folder: Path) -> list[Path]:
+    """The same without looking into the files.
+
+    Raises: MissingFileError.
     """
     try:
         names = os.listdir(folder)
@@ -80,19 +83,14 @@ def list_run(folder: Path, known: Known | None = None) -> list[RunFile]:
     except OSError as error:
         what = f"the folder cannot be listed: {error.strerror}"
         raise MissingFileError(what, str(folder), "check its permissions") from None
-    known = {} if known is None else known
-    files = []
-    for path in (folder / name for name in names if FILE_NAME.fullmatch(name)):
-        now = fingerprint(path)
-        if now is None:
-            known.pop(path, None)
-            continue
-        if path not in known or known[path][0] != now:
-            known[path] = now, read_run_file(path)
-        files.append(known[path][1])
-    for gone in known.keys() - {file.path for file in files}:
-        del known[gone]
-    return sorted(files, key=lambda file: file.order)
+    return [folder / name for name in sorted(filter(FILE_NAME.fullmatch, names), key=_order_of)]
+
+
+def _order_of(name: str) -> tuple[int, int]:
+    """What sorts the names of a run's files, the oldest step first."""
+    parts = FILE_NAME.fullmatch(name)
+    assert parts is not None
+    return int(parts["step"]), int(parts["number"] or 1)
 
 
 def litter_of(folder: Path) -> list[Path]:
@@ -101,15 +99,6 @@ def litter_of(folder: Path) -> list[Path]:
     Raises: OSError.
     """
     return sorted(temporary_files(folder, FILE_NAME))
-
-
-def fingerprint(path: Path) -> Fingerprint | None:
-    """What changes when another file takes the name; None when there is none."""
-    try:
-        status = os.lstat(path)
-    except OSError:
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def read_run_file(path: Path) -> RunFile:

@@ -153,12 +153,12 @@ class Checkpoints:
         if self._has_saved:
             return
         try:
-            later = [file for file in self._files.usable() if file.step > step]
+            latest = next((file for file in self._files.newest_first() if not file.problem), None)
         except MissingFileError:  # the write says more about it
             return
-        if later:
+        if latest is not None and latest.step > step:
             raise RefusedError(
-                f"step {step} comes before {later[-1].path.name}, which is there already",
+                f"step {step} comes before {latest.path.name}, which is there already",
                 str(self.folder),
                 "resume from it, remove it, or name another folder",
             )
@@ -198,23 +198,24 @@ class Checkpoints:
 
         Raises: CorruptError.
         """
-        files = self._files.all()
-        for file in reversed(files):
+        num_damaged = 0
+        for file in self._files.newest_first():
             problem = file.problem
             if not problem:
                 try:
                     tree = read_whole(file.path)
                 except UnreadableError as error:
                     problem = error.what
-                    self._files.note_damaged(file.path, problem)
+                    self._files.note_damaged(file, problem)
             if not problem:
                 self._files.note_whole(file.path)
                 _tell(state.load_state_dict(_state_of(tree)))
                 return file
+            num_damaged += 1
             warnings.warn(f"passed over {file.path}: {problem}", stacklevel=3)
-        if files:
+        if num_damaged:
             raise CorruptError(
-                f"all {len(files)} checkpoints of the run are damaged",
+                f"all {num_damaged} checkpoints of the run are damaged",
                 str(self.folder),
                 "`ptsave verify` says how; move them away to start anew",
             )
@@ -228,8 +229,7 @@ class Checkpoints:
         Raises: what a write has raised, like `wait`.
         """
         self.wait()
-        files = self._files.usable()
-        return files[-1].path if files else None
+        return next((file.path for file in self._files.newest_first() if not file.problem), None)
 
     def best(self) -> Path | None:
         """The best checkpoint by the metric of `keep_best`, of equal ones the latest; NaN is never best.

@@ -6,6 +6,7 @@ import os
 import platform
 import stat
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,10 +20,12 @@ from ptsave.core.temporary import remove_litter_of
 from ptsave.core.write_errors import errors_of
 from ptsave.errors import NoRoomError, WriteError
 from ptsave.formats.base import WriteOptions
-from ptsave.formats.run_folder import FILE_NAME, Fingerprint, Known, RunFile, file_name, fingerprint, list_run
+from ptsave.formats.run_folder import FILE_NAME, RunFile, file_name, paths_of_run, read_run_file
 from ptsave.formats.torch_zip_write import write
 from ptsave.torch_layer.retention import Retention
 from ptsave.torch_layer.whole import is_whole
+
+Fingerprint = tuple[int, int, int]
 
 
 class RunFiles:
@@ -33,48 +36,61 @@ class RunFiles:
         self.notes: list[str] = []
         """What a write in the background has to say."""
         self._retention = retention
-        self._known: Known = {}
-        self._damaged: dict[Path, tuple[Fingerprint, str]] = {}
+        self._known: dict[Path, tuple[Fingerprint, RunFile]] = {}
         self._whole: dict[Path, Fingerprint] = {}
         self._lock = threading.Lock()
 
-    def all(self) -> list[RunFile]:
-        """Every file that has the name of a checkpoint, the oldest step first.
+    def newest_first(self) -> Iterator[RunFile]:
+        """All that have the name of a checkpoint, the latest step first; each is opened as it is reached.
 
         Raises: MissingFileError when the folder cannot be listed.
         """
+        paths = paths_of_run(self.folder)
         with self._lock:
-            files = list_run(self.folder, self._known)
-            return [self._with_damage(file) for file in files]
+            for gone in (self._known.keys() | self._whole.keys()).difference(paths):
+                self._known.pop(gone, None)
+                self._whole.pop(gone, None)
+        for path in reversed(paths):
+            if (file := self._read(path)) is not None:
+                yield file
 
     def usable(self) -> list[RunFile]:
         """Those that open, less those that turned out to be damaged; the oldest step first."""
-        return [file for file in self.all() if not file.problem]
+        return [file for file in self.newest_first() if not file.problem][::-1]
 
-    def _with_damage(self, file: RunFile) -> RunFile:
-        found, problem = self._damaged.get(file.path, (None, ""))
-        if found is None or file.problem or found != fingerprint(file.path):
-            return file
-        return replace(file, problem=problem)
+    def _read(self, path: Path) -> RunFile | None:
+        """What the file says, which is read once, until another one has the name; None when it is gone."""
+        found = _fingerprint(path)
+        if found is None:
+            return None
+        with self._lock:
+            known = self._known.get(path)
+        if known is None or known[0] != found:
+            known = found, read_run_file(path)
+            with self._lock:
+                self._known[path] = known
+        return known[1]
 
-    def note_damaged(self, path: Path, problem: str) -> None:
-        """Remember that the file now at `path` cannot be used."""
-        if (found := fingerprint(path)) is not None:
-            self._damaged[path] = found, problem
+    def note_damaged(self, file: RunFile, problem: str) -> None:
+        """Remember that `file` cannot be used, until another one has its name."""
+        with self._lock:
+            if file.path in self._known:
+                found, _ = self._known[file.path]
+                self._known[file.path] = found, replace(file, problem=problem)
 
     def note_whole(self, path: Path) -> None:
         """Remember that every byte of the file now at `path` was just read and was right."""
-        if (found := fingerprint(path)) is not None:
+        if (found := _fingerprint(path)) is not None:
             self._whole[path] = found
 
     def _is_whole(self, file: RunFile) -> bool:
-        found = fingerprint(file.path)
+        found = _fingerprint(file.path)
         if found is not None and self._whole.get(file.path) == found:
             return True
         if is_whole(file.path):
             self.note_whole(file.path)
             return True
-        self.note_damaged(file.path, "its bytes are damaged")
+        self.note_damaged(file, "its bytes are damaged")
         return False
 
     # --- writing
@@ -101,8 +117,9 @@ class RunFiles:
             else:
                 break
         self.note_whole(path)
-        for file in self._retention.superseded(self.all(), path):
-            self._remove(file)
+        if self._retention.last is not None:
+            for file in self._retention.superseded(self.usable(), path):
+                self._remove(file)
 
     def _make_folder(self) -> None:
         if self.folder.is_dir():
@@ -161,3 +178,12 @@ def _environment() -> dict[str, str]:
         "platform": platform.platform(terse=True),
         "machine": platform.machine(),
     }
+
+
+def _fingerprint(path: Path) -> Fingerprint | None:
+    """What changes when another file takes the name; None when there is none."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -22,6 +22,8 @@ from torch import nn
 import ptsave
 from ptsave.core.temporary import SUFFIX
 from ptsave.errors import CorruptError, LossyError, PtsaveError, RefusedError, UsageError, WriteError
+from ptsave.formats.run_folder import read_run_file
+from ptsave.torch_layer import run_files
 from ptsave.torch_layer.checkpoints import Checkpoints
 
 
@@ -558,3 +560,21 @@ def test_whatever_happens_the_last_good_one_is_resumed(tmp_path: Path) -> None:
                 step = keeper.resume(state)
             assert step == max(good) + 1
             assert state.weight.tolist() == [max(good)] * 8
+
+
+def test_a_long_run_is_not_read_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resuming, saving and the latest look at the newest file alone, however many there are."""
+    save_steps(tmp_path, *range(6))
+    read: list[str] = []
+
+    def reading(path: Path) -> Any:
+        read.append(path.name)
+        return read_run_file(path)
+
+    monkeypatch.setattr(run_files, "read_run_file", reading)
+    with Checkpoints(tmp_path) as keeper:
+        assert keeper.resume(Weights()) == 6
+        keeper.save(Weights(), step=6)
+        keeper.save(Weights(), step=7)
+        keeper.latest()
+    assert set(read) == {"step-000000005.pt", "step-000000007.pt"}
