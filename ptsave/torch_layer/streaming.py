@@ -66,7 +66,7 @@ def stream_into(
                 others.append((target, entry))
                 continue
             storages.add(address)
-            target.view(-1)[:0].zero_()  # tells autograd that the values change
+            target.view(-1)[:0].view(torch.uint8).zero_()  # tells autograd that the values change
             digest = expected.tensors.get(entry.name)
             if entry.num_bytes:
                 wait = fetch(pool, entry, memory_of(target), digest, expected.algorithm, is_checked)

@@ -96,7 +96,15 @@ def sample() -> Tensors:
     }
     for name in ("float8_e4m3fn", "float8_e5m2", "bfloat16", "float16", "int8", "uint16", "float64"):
         state[name] = torch.randn(33, 21).abs().to(getattr(torch, name))
+    if (fours := packed_fours()) is not None:
+        state["fours"] = fours
     return state
+
+
+def packed_fours() -> torch.Tensor | None:
+    """Two 4-bit floats a byte, where this torch has them."""
+    dtype = getattr(torch, "float4_e2m1fn_x2", None)
+    return torch.arange(64, dtype=torch.uint8).view(8, 8).view(dtype) if dtype is not None else None
 
 
 def as_bytes(tensor: torch.Tensor) -> bytes:
