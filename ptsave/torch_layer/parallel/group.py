@@ -111,6 +111,8 @@ def joined(device: str) -> Iterator[Group]:
         yield group
         group.wait()
     except BaseException as error:
+        # torchrun sends it to all as soon as it sees that one has ended: it is not to interrupt this
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         error = _explained(error)
         if isinstance(error, KeyboardInterrupt):
             raise  # a person, not torchrun
@@ -167,10 +169,7 @@ class _LostError(RankError):
 
 def _explained(error: BaseException) -> BaseException:
     """`error`, or what it means where it comes from a collective that broke, or from torchrun's signal."""
-    if stopping.received == signal.SIGTERM or isinstance(error, stopping.Stopped):
-        if stopping.received != signal.SIGTERM:
-            return error
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if stopping.received == signal.SIGTERM:
         stopping.received = 0
         return _LostError("torchrun stopped the ranks", "", "see what it says of the rank that ended first")
     link: BaseException | None = error

@@ -20,6 +20,7 @@ from ptsave.torch_layer.parallel.group import Group
 from ptsave.torch_layer.parallel.materialise import OWN_PARTS, num_local_bytes, whole
 from ptsave.torch_layer.parallel.plan import Plan, make_plan
 from ptsave.torch_layer.parallel.sameness import check_same_config, check_same_folder
+from ptsave.torch_layer.parallel.shares import check_bytes
 
 
 def load(
@@ -82,11 +83,22 @@ def load(
 
 
 def spread_and_fill(
-    group: Group, plan: Plan, model: nn.Module, source: Checkpoint, selection: Selection, warn: Warn
+    group: Group,
+    plan: Plan,
+    model: nn.Module,
+    source: Checkpoint,
+    selection: Selection,
+    warn: Warn,
+    *,
+    is_checked: bool = True,
 ) -> KeyReport:
     """Spread a model that was built on the meta device, and read this rank's part of it.
 
-    Raises: UsageError when it cannot be spread, LossyError when the keys do not fit; what reading raises.
+    Raises: UsageError when it cannot be spread, LossyError when the keys do not fit; CorruptError for a
+    tensor that does not match its checksum, unless `is_checked` is off.
     """
     plan.spread(model)
-    return fill(model, source, selection, group.device, warn, parts=OWN_PARTS)
+    report = fill(model, source, selection, group.device, warn, is_checked=False, parts=OWN_PARTS)
+    if is_checked:
+        check_bytes(group, source, selection.original.values())
+    return report

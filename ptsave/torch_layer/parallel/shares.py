@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+
+from isal.isal_zlib import crc32
 
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.digest import prefix
+from ptsave.core.digest import DEFAULT, HEX_DIGITS, hasher, prefix
 from ptsave.core.gather import contiguous
+from ptsave.core.move import damaged
 from ptsave.core.nodes import TensorEntry
-from ptsave.core.reading import Reading, read_all
-from ptsave.core.verdict import Finding
+from ptsave.core.storage import BLOCK_BYTES, Storage
+from ptsave.core.workers import Stopped, run_tasks
+from ptsave.formats.chunks import ConcatenatedStorage, TiledStorage
 from ptsave.torch_layer.parallel.group import Group
 
 
-def share_of(checkpoint: Checkpoint, rank: int, size: int) -> dict[str, TensorEntry]:
+def share_of(tensors: Mapping[str, TensorEntry], rank: int, size: int) -> dict[str, TensorEntry]:
     """The tensors that one rank looks after: every storage whole, and about as many bytes for each rank."""
     groups: dict[int, dict[str, TensorEntry]] = {}
-    for name, entry in checkpoint.tensors.items():
+    for name, entry in tensors.items():
         groups.setdefault(id(entry.storage), {})[name] = entry
     loads = [(0, number) for number in range(size)]
     mine: dict[str, TensorEntry] = {}
@@ -26,39 +31,100 @@ def share_of(checkpoint: Checkpoint, rank: int, size: int) -> dict[str, TensorEn
         heapq.heappush(loads, (load + _num_bytes(entries) + 1, number))
         if number == rank:
             mine |= entries
-    return {name: mine[name] for name in checkpoint.tensors if name in mine}
+    return {name: mine[name] for name in tensors if name in mine}
 
 
-def _num_bytes(entries: dict[str, TensorEntry]) -> int:
+def _num_bytes(entries: Mapping[str, TensorEntry]) -> int:
     return max(entry.storage.num_bytes for entry in entries.values())
 
 
-def findings_of_share(group: Group, checkpoint: Checkpoint) -> Iterator[Finding]:
-    """What this rank's part of the container's own checks finds."""
-    checks = checkpoint.parts_of_checks[group.rank :: group.size]
-    if not checkpoint.parts_of_checks and group.is_first:
-        checks = checkpoint.checks
-    for check in checks:
-        yield from check()
+def check_bytes(group: Group, checkpoint: Checkpoint, names: Iterable[str]) -> None:
+    """Hold tensors against whatever the container and the record say of their bytes, the ranks sharing them.
 
+    A rank that loads its own parts of tensors cannot: checksums are of whole ones.
 
-def digests_of_share(group: Group, checkpoint: Checkpoint, algorithm: str) -> dict[str, str]:
-    """The digest of every tensor, each taken by one rank; on every rank.
-
-    Raises: UnreadableError.
+    Raises: CorruptError naming a tensor that is damaged.
     """
-    readings: dict[object, tuple[list[str], Reading]] = {}
-    for name, entry in share_of(checkpoint, group.rank, group.size).items():
-        if entry.view not in readings:
-            start = prefix(entry.dtype, entry.shape)
-            one = Reading(*contiguous(entry), entry.num_bytes, algorithm, start)
-            readings[entry.view] = ([], one)
-        readings[entry.view][0].append(name)
-    read_all([one for _, one in readings.values()])
-    mine = {}
-    for names, one in readings.values():
-        if one.error is not None:
-            raise one.error
-        mine.update(dict.fromkeys(names, one.digest))
+    tensors = {name: checkpoint.tensors[name] for name in names}
+    record = checkpoint.record
+    digests = record.digests if record is not None else None
+    known: Mapping[str, str] = {}
+    algorithm = DEFAULT
+    if record is not None and digests is not None and digests.algorithm in HEX_DIGITS:
+        algorithm = digests.algorithm
+        known = {
+            n: d for n, d in digests.tensors.items() if n in tensors and not record.was_cast(tensors[n].dtype)
+        }
+    if not known and not any(_has_crc32(entry.storage) for entry in tensors.values()):
+        return
+    found = read_back(group, str(checkpoint.path), tensors, algorithm)
+    for name, digest in known.items():
+        if found[name] != digest:
+            raise damaged(str(checkpoint.path), name, f"recorded {algorithm} digest")
+
+
+def _has_crc32(storage: Storage) -> bool:
+    if isinstance(storage, ConcatenatedStorage):
+        return any(part.crc32 is not None for part, _, _ in storage.parts)
+    if isinstance(storage, TiledStorage):
+        return any(source.crc32 is not None for source in storage.sources)
+    return storage.crc32 is not None
+
+
+def read_back(group: Group, where: str, tensors: Mapping[str, TensorEntry], algorithm: str) -> dict[str, str]:
+    """The digest of every tensor, each read by one rank and once, its parts held against their CRC-32.
+
+    The same on every rank.
+
+    Raises: CorruptError for a part that is not what it was when it was written.
+    """
+    mine: dict[str, str] = {}
+    names: dict[object, list[str]] = {}
+    entries: dict[object, TensorEntry] = {}
+    for name, entry in share_of(tensors, group.rank, group.size).items():
+        names.setdefault(entry.view, []).append(name)
+        entries[entry.view] = entry
+
+    def read(entry: TensorEntry, buffer: memoryview, stopped: Stopped) -> None:
+        digest = hasher(algorithm, prefix(entry.dtype, entry.shape))
+        for storage, begin, num_bytes in _runs(entry):
+            crc = 0
+            for block in _blocks(storage, begin, num_bytes, buffer):
+                if stopped():
+                    return
+                digest.update(block)
+                crc = crc32(block, crc)
+            if begin == 0 and num_bytes == storage.num_bytes:
+                _check(storage, crc, entry, where)
+        if isinstance(entry.storage, TiledStorage):
+            for source in entry.storage.sources:
+                crc = 0
+                for block in _blocks(source, 0, source.num_bytes, buffer):
+                    crc = crc32(block, crc)
+                _check(source, crc, entry, where)
+        mine.update(dict.fromkeys(names[entry.view], digest.hexdigest()))
+
+    run_tasks([(entry.num_bytes, partial(read, entry)) for entry in entries.values()])
     everyone = {name: digest for part in group.gather(mine) for name, digest in part.items()}
-    return {name: everyone[name] for name in checkpoint.tensors}
+    return {name: everyone[name] for name in tensors}
+
+
+def _runs(entry: TensorEntry) -> Iterator[tuple[Storage, int, int]]:
+    """The runs of bytes that an entry's elements are, each as a storage, where it begins, and its length."""
+    storage, begin = contiguous(entry)
+    if isinstance(storage, ConcatenatedStorage) and begin == 0 and entry.num_bytes == storage.num_bytes:
+        yield from storage.parts
+    else:
+        yield storage, begin, entry.num_bytes
+
+
+def _blocks(storage: Storage, begin: int, num_bytes: int, buffer: memoryview) -> Iterator[memoryview]:
+    for start in range(0, num_bytes, BLOCK_BYTES):
+        block = buffer[: min(BLOCK_BYTES, num_bytes - start)]
+        storage.read_into(begin + start, block)
+        yield block
+
+
+def _check(storage: Storage, crc: int, entry: TensorEntry, where: str) -> None:
+    if storage.crc32 not in (None, crc):
+        raise damaged(where, entry.name, "CRC-32")

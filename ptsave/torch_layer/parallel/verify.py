@@ -33,7 +33,7 @@ from ptsave.torch_layer.trace import Trace
 
 def share(group: Group, checkpoint: Checkpoint) -> Checkpoint:
     """The part of a checkpoint whose bytes this rank looks at, as a checkpoint."""
-    mine = share_of(checkpoint, group.rank, group.size)
+    mine = share_of(checkpoint.tensors, group.rank, group.size)
     checks = checkpoint.parts_of_checks[group.rank :: group.size]
     if not checkpoint.parts_of_checks and group.is_first:
         checks = checkpoint.checks
@@ -102,7 +102,7 @@ class SpreadSubject(ModelSubject):
         assert self.group is not None
         assert self.plan is not None
         model = build_model(self.config.model, device="meta", app_dir=self.app_dir)
-        spread_and_fill(self.group, self.plan, model, source, selection, self.warn)
+        spread_and_fill(self.group, self.plan, model, source, selection, self.warn, is_checked=False)
         self.plan.check_runs(model)
         return model.eval()
 

@@ -37,7 +37,7 @@ from ptsave.formats.folder_files import DCP_METADATA, new_record_name
 from ptsave.formats.stored import record_text
 from ptsave.stopping import unfinished
 from ptsave.torch_layer.parallel.group import Group
-from ptsave.torch_layer.parallel.shares import digests_of_share, findings_of_share
+from ptsave.torch_layer.parallel.shares import read_back
 
 
 @dataclass(frozen=True)
@@ -174,16 +174,13 @@ def _record_text(
 ) -> bytes | None:
     """The record's text on rank 0, once what was written has been read back.
 
-    Raises: WriteError when something reads differently than it was written.
+    Raises: CorruptError when something reads differently than it was written.
     """
-    if options.check:
-        bad = [finding for finding in findings_of_share(group, written) if finding.level == "fail"]
-        if bad:
-            what = f"what was written of {bad[0].where!r} reads differently: {bad[0].message}"
-            raise WriteError(what, str(written.path), "check the disk")
+    if not (options.check or options.record):
+        return None
+    digests = read_back(group, str(written.path), written.tensors, options.digest)
     if not options.record:
         return None
-    digests = digests_of_share(group, written, options.digest)
     written.record = record
     if not group.is_first:
         return None

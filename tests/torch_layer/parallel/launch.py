@@ -16,6 +16,12 @@ QUIET = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONWARNINGS
 """Without the first, torchrun prints a page about it."""
 
 
+def ptsave(folder: Path, *arguments: object) -> None:
+    """One command of one process, which must succeed."""
+    argv = [sys.executable, "-m", "ptsave", *map(str, arguments)]
+    subprocess.run(argv, cwd=folder, env=environment(), check=True, capture_output=True)
+
+
 def environment(**more: str) -> dict[str, str]:
     """Of a process of these tests: it finds the checkout from wherever it runs."""
     kept = {key: value for key, value in os.environ.items() if key not in AMBIENT}

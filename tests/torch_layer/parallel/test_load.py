@@ -4,29 +4,46 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ptsave.core.digest import tensor_digest
+from ptsave.core.storage import FileStorage
 from ptsave.formats import open_checkpoint
-from tests.support import Command
-from tests.torch_layer.parallel.launch import errors, run_cases, torchrun
+from tests.torch_layer.parallel.launch import errors, ptsave, run_cases, torchrun
 from tests.torch_layer.parallel.models import write_models
 
 SOURCES = {"m.safetensors": (), "m.pt": (), "m.dcp": ("--format", "dcp"), "m.folder": ()}
 
 
-@pytest.fixture
-def studio(tmp_path: Path, ptsave: Command) -> Path:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, its configs, and its weights in every format."""
-    write_models(tmp_path)
-    ptsave("save", "plain.toml", "m.safetensors")
-    ptsave("convert", "m.safetensors", "m.pt")
-    ptsave("convert", "m.safetensors", "m.dcp", "--format", "dcp")
-    ptsave("convert", "m.safetensors", "m.folder", "--format", "safetensors-sharded", "--shard-size", "1kB")
-    return tmp_path
+    folder = tmp_path_factory.mktemp("made")
+    write_models(folder)
+    ptsave(folder, "save", "plain.toml", "m.safetensors")
+    ptsave(folder, "convert", "m.safetensors", "m.pt")
+    ptsave(folder, "convert", "m.safetensors", "m.dcp", "--format", "dcp")
+    ptsave(
+        folder,
+        "convert",
+        "m.safetensors",
+        "m.folder",
+        "--format",
+        "safetensors-sharded",
+        "--shard-size",
+        "1kB",
+    )
+    return folder
+
+
+@pytest.fixture
+def studio(made: Path, tmp_path: Path) -> Path:
+    """A copy of it for each test."""
+    return Path(shutil.copytree(made, tmp_path / "studio"))
 
 
 def expected(path: Path) -> dict[str, str]:
@@ -86,6 +103,22 @@ def test_one_rank_says_what_does_not_fit(studio: Path) -> None:
     assert done.returncode == 1
     (line,) = errors(done.stderr)
     assert "does not fit the model: 5 unexpected" in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["m.safetensors", "m.pt", "m.dcp/__0_0.distcp"])
+def test_damage_does_not_load(studio: Path, name: str) -> None:
+    """No rank reads a whole tensor, and yet each is held against its checksum."""
+    path = studio / name
+    with open_checkpoint(studio / Path(name).parts[0]) as checkpoint:
+        storage = checkpoint.tensors["blocks.1.up.weight"].storage
+    assert isinstance(storage, FileStorage)
+    data = bytearray(path.read_bytes())
+    data[storage.offset_bytes + 8] ^= 4
+    path.write_bytes(data)
+    done = torchrun(2, "load", Path(name).parts[0], "-c", "dp.toml", cwd=studio)
+    (line,) = errors(done.stderr)
+    assert "'blocks.1.up.weight' is damaged" in line
 
 
 @pytest.mark.slow

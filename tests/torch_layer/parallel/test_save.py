@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,17 +14,23 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from ptsave.core.digest import tensor_digest
 from ptsave.formats import open_checkpoint
 from ptsave.torch_layer.trace import digest_of
-from tests.support import Command
-from tests.torch_layer.parallel.launch import errors, run_cases, torchrun
+from tests.torch_layer.parallel.launch import errors, ptsave, run_cases, torchrun
 from tests.torch_layer.parallel.models import write_models
 
 
-@pytest.fixture
-def studio(tmp_path: Path, ptsave: Command) -> Path:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, its configs, and its weights in one file."""
-    write_models(tmp_path)
-    ptsave("save", "plain.toml", "m.safetensors")
-    return tmp_path
+    folder = tmp_path_factory.mktemp("made")
+    write_models(folder)
+    ptsave(folder, "save", "plain.toml", "m.safetensors")
+    return folder
+
+
+@pytest.fixture
+def studio(made: Path, tmp_path: Path) -> Path:
+    """A copy of it for each test."""
+    return Path(shutil.copytree(made, tmp_path / "studio"))
 
 
 def digests(path: Path) -> dict[str, str]:
@@ -38,7 +45,7 @@ def save(studio: Path, ranks: int, config: str, destination: str, *more: str) ->
     assert done.stderr.count("saved odd.Odd") == 1
 
 
-def test_a_folder_of_two_ranks_is_the_file_it_was_made_of(studio: Path, ptsave: Command) -> None:
+def test_a_folder_of_two_ranks_is_the_file_it_was_made_of(studio: Path) -> None:
     """Tensors, ties, digests, behaviour and the model: one process takes it for its own save."""
     save(studio, 2, "dp.toml", "ckpt", "--weights", "m.safetensors")
     assert sorted(path.name for path in (studio / "ckpt").iterdir()) == [
@@ -57,9 +64,9 @@ def test_a_folder_of_two_ranks_is_the_file_it_was_made_of(studio: Path, ptsave: 
         assert other.record.behaviour is not None
         assert one.record.behaviour["calls"] == other.record.behaviour["calls"]
         assert one.tensors["head.weight"].view == one.tensors["embed.weight"].view
-    ptsave("verify", "ckpt", "-c", "plain.toml")
-    ptsave("convert", "ckpt", "back.safetensors")
-    ptsave("inspect", "back.safetensors", "--diff", "m.safetensors")
+    ptsave(studio, "verify", "ckpt", "-c", "plain.toml")
+    ptsave(studio, "convert", "ckpt", "back.safetensors")
+    ptsave(studio, "inspect", "back.safetensors", "--diff", "m.safetensors")
 
 
 @pytest.mark.slow
@@ -77,7 +84,7 @@ def test_torch_reads_it_without_ptsave(studio: Path) -> None:
 
 
 @pytest.mark.slow
-def test_any_layout_to_any_layout(studio: Path, ptsave: Command) -> None:
+def test_any_layout_to_any_layout(studio: Path) -> None:
     """Saved on one mesh and saved again, over it, from another: the tensors stay what they are."""
     want = digests(studio / "m.safetensors")
     source = "m.safetensors"
@@ -94,7 +101,7 @@ def test_any_layout_to_any_layout(studio: Path, ptsave: Command) -> None:
         names = {path.name for path in (studio / "ckpt").iterdir()}
         files = {name for name in names if name.endswith(".distcp")}
         assert names == {".metadata", "ptsave.json", *files}
-        ptsave("verify", "ckpt", "-c", "plain.toml")
+        ptsave(studio, "verify", "ckpt", "-c", "plain.toml")
     cases = [{"path": "ckpt", "config": name} for name in ("dp.toml", "tp2.toml", "plain.toml")]
     (reference,) = run_cases(1, studio, [{"path": "m.safetensors", "config": "plain.toml"}])
     for found in run_cases(2, studio, cases):
@@ -102,8 +109,8 @@ def test_any_layout_to_any_layout(studio: Path, ptsave: Command) -> None:
 
 
 @pytest.mark.slow
-def test_fresh_weights_are_those_of_one_process(studio: Path, ptsave: Command) -> None:
-    ptsave("save", "plain.toml", "one.safetensors", "--seed", "7")
+def test_fresh_weights_are_those_of_one_process(studio: Path) -> None:
+    ptsave(studio, "save", "plain.toml", "one.safetensors", "--seed", "7")
     save(studio, 2, "dp.toml", "ckpt", "--seed", "7", "--no-record", "--no-check")
     assert digests(studio / "ckpt") == digests(studio / "one.safetensors")
     assert not (studio / "ckpt" / "ptsave.json").exists()

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support import Command
-from tests.torch_layer.parallel.launch import torchrun
+from tests.torch_layer.parallel.launch import ptsave, torchrun
 from tests.torch_layer.parallel.models import CODE, write_models
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def studio(tmp_path: Path, ptsave: Command) -> Path:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, its configs, and its weights, recorded by one process."""
-    write_models(tmp_path)
-    ptsave("save", "plain.toml", "m.safetensors")
-    ptsave("convert", "m.safetensors", "m.dcp", "--format", "dcp")
-    return tmp_path
+    folder = tmp_path_factory.mktemp("made")
+    write_models(folder)
+    ptsave(folder, "save", "plain.toml", "m.safetensors")
+    ptsave(folder, "convert", "m.safetensors", "m.dcp", "--format", "dcp")
+    return folder
+
+
+@pytest.fixture
+def studio(made: Path, tmp_path: Path) -> Path:
+    """A copy of it for each test."""
+    return Path(shutil.copytree(made, tmp_path / "studio"))
 
 
 def verify(studio: Path, path: str, config: str, *more: str, code: int = 0) -> dict[str, Any]:

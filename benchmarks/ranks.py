@@ -1,0 +1,123 @@
+"""Saving and loading a sharded model, timed: `torchrun … ranks.py CASE FOLDER BYTES`; rank 0 prints JSON."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from ptsave.core.record import Record
+from ptsave.core.select import select_model
+from ptsave.formats import open_checkpoint
+from ptsave.formats.base import WriteOptions
+from ptsave.torch_layer.fill import fill
+from ptsave.torch_layer.parallel.group import Group, joined
+from ptsave.torch_layer.parallel.materialise import OWN_PARTS
+from ptsave.torch_layer.parallel.shares import check_bytes
+from ptsave.torch_layer.parallel.writer import write_spread
+
+WIDTH = 1024
+Run = Callable[[], None]
+
+
+def model(num_bytes: int, group: Group) -> nn.Module:
+    """Square layers of 4 MiB, each an FSDP unit, without values."""
+    with torch.device("meta"):
+        layers = nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(max(1, num_bytes // (4 * WIDTH**2)))))
+    mesh = init_device_mesh("cpu", (group.size,), mesh_dim_names=("dp",))
+    for layer in layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(layers, mesh=mesh)
+    return layers
+
+
+def filled(num_bytes: int, group: Group) -> nn.Module:
+    """The same with values."""
+    layers = model(num_bytes, group).to_empty(device="cpu")
+    for parameter in layers.parameters():
+        nn.init.normal_(parameter.detach())
+    return layers
+
+
+def save_ptsave(folder: Path, num_bytes: int, group: Group) -> Run:
+    """All that `ptsave save` does: written durably, read back, with digests."""
+    state = dict(filled(num_bytes, group).state_dict())
+    return lambda: write_spread(group, state, {}, folder, Record(), WriteOptions(), num_bytes)
+
+
+def save_plain(folder: Path, num_bytes: int, group: Group) -> Run:
+    """torch.distributed.checkpoint as it is, which is durable too."""
+    state = filled(num_bytes, group).state_dict()
+    return lambda: save(state, storage_writer=FileSystemWriter(folder)) and None
+
+
+def load_ptsave(folder: Path, num_bytes: int, group: Group) -> Run:
+    """Into a sharded model, strictly, every byte held against its checksum."""
+    layers = model(num_bytes, group)
+
+    def run() -> None:
+        with open_checkpoint(folder) as source:
+            selection = select_model(source)
+            fill(layers, source, selection, "cpu", lambda line: None, is_checked=False, parts=OWN_PARTS)
+            check_bytes(group, source, selection.original.values())
+
+    return run
+
+
+def load_plain(folder: Path, num_bytes: int, group: Group) -> Run:
+    """Into a sharded model whose memory is there."""
+    layers = model(num_bytes, group)
+
+    def run() -> None:
+        layers.to_empty(device="cpu")
+        state = layers.state_dict()
+        load(state, storage_reader=FileSystemReader(folder))
+        layers.load_state_dict(state)
+
+    return run
+
+
+CASES = {
+    "save-ptsave": save_ptsave,
+    "save-plain": save_plain,
+    "load-ptsave": load_ptsave,
+    "load-plain": load_plain,
+}
+
+
+def main() -> None:
+    """Time one case from when all ranks are ready until all are done."""
+    case, path, num_bytes = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    warnings.simplefilter("ignore")
+    with joined("cpu") as group:
+        run = CASES[case](path, num_bytes, group)
+        group.wait()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        begin = time.perf_counter()
+        run()
+        group.wait()
+        wall_s = time.perf_counter() - begin
+        grown = max(group.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+        if group.is_first:
+            if "keep" in sys.argv:
+                return
+            if case.startswith("save"):
+                shutil.rmtree(path)
+            print(json.dumps({"wall_s": wall_s, "peak_bytes": grown * 1024}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
