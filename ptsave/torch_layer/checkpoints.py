@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import signal
 import warnings
@@ -12,15 +11,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol
 
-import torch
-
-from ptsave.core.nearest import hint_for
 from ptsave.errors import CorruptError, MissingFileError, RankError, RefusedError, UnreadableError, UsageError
-from ptsave.formats.run_folder import EPOCH, MAX_STEP, METRICS, STEP, RunFile, file_name
+from ptsave.formats.run_folder import RunFile, file_name
 from ptsave.torch_layer import ranks
 from ptsave.torch_layer.background import Background
 from ptsave.torch_layer.preemption import Signals
-from ptsave.torch_layer.retention import Best, Retention
+from ptsave.torch_layer.retention import Retention, parse_best
+from ptsave.torch_layer.run_contents import state_of, step_of, tree_of
 from ptsave.torch_layer.run_files import RunFiles
 from ptsave.torch_layer.snapshot import HostMemory
 from ptsave.torch_layer.whole import read_whole
@@ -78,7 +75,7 @@ class Checkpoints:
         for name, number in (("keep_last", keep_last), ("keep_every", keep_every)):
             if number is not None and number < 1:
                 raise UsageError(f"{name}={number!r} keeps nothing", "Checkpoints", "give 1 or more")
-        self._best = _parse_best(keep_best)
+        self._best = parse_best(keep_best)
         self._files = RunFiles(self.folder, Retention(keep_last, self._best, keep_every))
         self._memory = HostMemory()
         self._background = Background()
@@ -110,13 +107,13 @@ class Checkpoints:
         Raises: RefusedError where the folder has later steps of a run that was not resumed; LossyError for
         what is not plain data; what the write before has raised (WriteError).
         """
-        step = _step(step)
+        step = step_of(step)
         number = self._signals.received()
         if ranks.is_first():
             self._wait_for_last(is_leaving=bool(number))
             self._refuse_to_go_back(step)
             snapshot = self._memory.snapshot(
-                _tree(state, step, epoch, metrics), self.folder / file_name(step)
+                tree_of(state.state_dict(), step, epoch, metrics), self.folder / file_name(step)
             )
             self._has_saved = True
             self._background.start(
@@ -188,7 +185,7 @@ class Checkpoints:
             and (number := ranks.of_first(file.number if file is not None else 0))
             and not file
         ):
-            tree = _state_of(read_whole(self.folder / file_name(step, number)))
+            tree = state_of(read_whole(self.folder / file_name(step, number)))
             tree.pop("rng_state", None)  # rank 0's
             _tell(state.load_state_dict(tree))
         return 0 if step == NOTHING else step + 1
@@ -209,7 +206,7 @@ class Checkpoints:
                     self._files.note_damaged(file, problem)
             if not problem:
                 self._files.note_whole(file.path)
-                _tell(state.load_state_dict(_state_of(tree)))
+                _tell(state.load_state_dict(state_of(tree)))
                 return file
             num_damaged += 1
             warnings.warn(f"passed over {file.path}: {problem}", stacklevel=3)
@@ -293,67 +290,6 @@ class Checkpoints:
             raise SystemExit(128 + number)
 
 
-def _tree(
-    state: Stateful, step: int, epoch: float | None, metrics: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """What goes into the file."""
-    tree: dict[str, Any] = {STEP: step}
-    if epoch is not None:
-        tree[EPOCH] = _number("epoch", epoch)
-    tree[METRICS] = {str(name): float(_number(name, value)) for name, value in (metrics or {}).items()}
-    for key, value in state.state_dict().items():
-        if key in (STEP, EPOCH, METRICS):
-            raise UsageError(f"the state has a key {key!r}", "save", "that key is the checkpoint's own")
-        tree[key] = value
-    return tree
-
-
-def _state_of(tree: Any) -> dict[str, Any]:
-    """The tree less what is not the state's."""
-    return {key: value for key, value in tree.items() if key not in (STEP, EPOCH, METRICS)}
-
-
 def _tell(notes: Sequence[str]) -> None:
     for note in notes:
         warnings.warn(f"not restored: {note}", stacklevel=4)
-
-
-def _step(step: Any) -> int:
-    try:
-        number = operator.index(step)
-    except TypeError:
-        raise UsageError(f"step={step!r} is no integer", "save", "count the steps in whole numbers") from None
-    if not 0 <= number <= MAX_STEP:
-        raise UsageError(f"step={number} is out of range", "save", f"from 0 to {MAX_STEP}")
-    return number
-
-
-def _number(name: Any, value: Any) -> int | float:
-    """A plain number of Python's.
-
-    Raises: UsageError.
-    """
-    if isinstance(value, int):
-        return int(value)
-    try:
-        return float(value.detach() if isinstance(value, torch.Tensor) else value)
-    except (TypeError, ValueError, RuntimeError):
-        raise UsageError(
-            f"{name!r} is no number: a {type(value).__name__}", "save", "give a number, or leave it out"
-        ) from None
-
-
-def _parse_best(wanted: Any) -> Best | None:
-    if wanted is None:
-        return None
-    if not isinstance(wanted, (tuple, list)) or len(wanted) not in (2, 3):
-        raise UsageError(
-            "keep_best names a metric and min or max", "Checkpoints", 'such as ("val_loss", "min")'
-        )
-    metric, mode, number = (*wanted, 1)[:3]
-    if mode not in ("min", "max"):
-        hint = hint_for(str(mode), ("min", "max"), "modes")
-        raise UsageError(f"keep_best has the mode {mode!r}", "Checkpoints", hint)
-    if not isinstance(metric, str) or type(number) is not int or number < 1:
-        raise UsageError("keep_best names a metric and how many, 1 or more", "Checkpoints")
-    return Best(metric, mode == "max", number)

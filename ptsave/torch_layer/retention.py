@@ -6,7 +6,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from ptsave.core.nearest import hint_for
+from ptsave.errors import UsageError
 from ptsave.formats.run_folder import RunFile
 
 
@@ -55,3 +58,23 @@ class Retention:
         """Those that are kept however old they are."""
         found = [file for file in usable if self.every and file.step % self.every == 0]
         return found + (self.best.ranked(usable)[: self.best.number] if self.best is not None else [])
+
+
+def parse_best(wanted: Any) -> Best | None:
+    """What `keep_best` asks for.
+
+    Raises: UsageError.
+    """
+    if wanted is None:
+        return None
+    if not isinstance(wanted, (tuple, list)) or len(wanted) not in (2, 3):
+        raise UsageError(
+            "keep_best names a metric and min or max", "Checkpoints", 'such as ("val_loss", "min")'
+        )
+    metric, mode, number = (*wanted, 1)[:3]
+    if mode not in ("min", "max"):
+        hint = hint_for(str(mode), ("min", "max"), "modes")
+        raise UsageError(f"keep_best has the mode {mode!r}", "Checkpoints", hint)
+    if not isinstance(metric, str) or type(number) is not int or number < 1:
+        raise UsageError("keep_best names a metric and how many, 1 or more", "Checkpoints")
+    return Best(metric, mode == "max", number)

@@ -58,6 +58,7 @@ def await_change(trial: Trial, folder: Path, num_changes: int) -> None:
         if (now := names(folder)) != seen:
             seen = now
             num_changes -= 1
+        time.sleep(0.0002)
 
 
 def lives(

@@ -349,6 +349,7 @@ def test_a_wish_that_means_nothing_is_refused(tmp_path: Path, options: dict[str,
         {"step": 10**18},
         {"step": 1, "metrics": {"loss": "low"}},
         {"step": 1, "metrics": {"loss": torch.ones(2)}},
+        {"step": 1, "metrics": {"loss": 10**400}},
         {"step": 1, "epoch": "first"},
     ],
 )
