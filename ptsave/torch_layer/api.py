@@ -201,6 +201,7 @@ def load(
     select: str | None = ...,
     device: str | None = ...,
     app_dir: PathLike | None = ...,
+    lazy: bool = ...,
 ) -> nn.Module: ...
 
 
@@ -213,6 +214,7 @@ def load(
     select: str | None = None,
     device: str | None = None,
     app_dir: PathLike | None = None,
+    lazy: bool = False,
 ) -> nn.Module:
     """Load a model's weights strictly, from any checkpoint, and return the model.
 
@@ -223,6 +225,11 @@ def load(
     The model's state dict is found under well-known keys, or is the one under the dotted key `select`, and
     the prefixes of wrappers are removed from its names. Checksums and recorded digests are held on the way.
     What is worth knowing (tensors cast to the model's dtype, changed code) is a warning.
+
+    With `lazy` the weights of a model that is built here lie in the file's own pages, each read when it is
+    first used, and are held against nothing. They are the model's to change, and the file may be replaced, as
+    ptsave and every careful writer does; one that is written over in place changes them, and one that is cut
+    short ends the process.
 
     Raises: LossyError with every name that is missing, unexpected or of another shape, and the module is as
     it was; UsageError; MissingFileError, UnknownFormatError, LimitError; CorruptError, and a `model` that is
@@ -237,13 +244,19 @@ def load(
                 raise UsageError(
                     "a model that is there needs no config", "ptsave.load", "give one of the two"
                 )
+            if lazy:
+                raise UsageError(
+                    "a model that is there has memory already",
+                    "ptsave.load: lazy",
+                    "leave one of the two out",
+                )
             _into(model, checkpoint, select_model(checkpoint, select), device, notes)
         else:
             folder = Path(app_dir) if app_dir is not None else None
             wanted = config_for(checkpoint, Path(config) if config else None, (), trust_recorded)
             selection = select_model(checkpoint, select)
             model = build_model(wanted.model, device="meta", app_dir=folder)
-            fill(model, checkpoint, selection, device or "cpu", notes.append)
+            fill(model, checkpoint, selection, device or "cpu", notes.append, is_mapped=lazy)
             warn_if_changed(model, checkpoint, notes.append)
             model.eval()
     for note in notes:

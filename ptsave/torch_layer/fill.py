@@ -20,7 +20,7 @@ from ptsave.core.nodes import TensorEntry
 from ptsave.core.select import Selection, named_as
 from ptsave.errors import LossyError
 from ptsave.torch_layer.live import is_plain
-from ptsave.torch_layer.mapped import map_tensors
+from ptsave.torch_layer.mapped import map_apart
 from ptsave.torch_layer.streaming import stream_into, stream_to
 from ptsave.torch_layer.tensors import read_tensor, read_tensors, to_torch
 
@@ -122,7 +122,7 @@ def fill(
     digests = recorded_digests((e for name, e in entries.items() if e is whole[name]), source.record)
     tensors: Tensors
     if is_mapped:
-        tensors = map_tensors(entries).items()
+        tensors = map_apart(entries).items()
     elif parts is WHOLE and torch.device(device).type != "cpu":
         dtypes = {name: state[name].dtype for name in entries}
         tensors = stream_to(device, entries, dtypes, digests=digests, is_checked=is_checked).items()

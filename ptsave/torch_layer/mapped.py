@@ -9,7 +9,7 @@ import torch
 
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.storage import FileStorage
-from ptsave.torch_layer.tensors import read_tensor, torch_dtype
+from ptsave.torch_layer.tensors import is_dense, read_tensor, torch_dtype
 
 
 def map_tensors(entries: Mapping[str, TensorEntry]) -> dict[str, torch.Tensor]:
@@ -43,6 +43,17 @@ def map_tensors(entries: Mapping[str, TensorEntry]) -> dict[str, torch.Tensor]:
             )
         memory = bytes_of[id(storage)].untyped_storage()
         tensors[name] = torch.empty(0, dtype=dtype).set_(memory, entry.offset, entry.shape, entry.strides)
+    return tensors
+
+
+def map_apart(entries: Mapping[str, TensorEntry]) -> dict[str, torch.Tensor]:
+    """The same for a model, whose tensors are to be changed one by one: what shares memory is copied."""
+    tensors = map_tensors(entries)
+    seen: set[int] = set()
+    for name, entry in entries.items():
+        if id(entry.storage) in seen or not is_dense(entry):
+            tensors[name] = tensors[name].clone(memory_format=torch.contiguous_format)
+        seen.add(id(entry.storage))
     return tensors
 
 

@@ -103,9 +103,10 @@ class OpenCheckpoint(Mapping[str, "torch.Tensor"]):
     def __contains__(self, name: object) -> bool:
         return name in self.tensors
 
-    def state_dict(self, select: str | None = None) -> dict[str, Any]:
+    def state_dict(self, select: str | None = None, *, lazy: bool = False) -> dict[str, Any]:
         """The model's state dict, for `load_state_dict`: found under well-known keys, without the prefixes of
-        wrappers; or the one under the dotted key `select`. Tied tensors share their memory.
+        wrappers; or the one under the dotted key `select`. Tied tensors share their memory. With `lazy` they
+        lie in the file's own pages, read when they are first used and unchecked, as in `ptsave.load`.
 
         Raises: UsageError where there is none; CorruptError, LossyError.
         """
@@ -114,7 +115,7 @@ class OpenCheckpoint(Mapping[str, "torch.Tensor"]):
         selection = select_model(self._checkpoint, select)
         first = {entry.view: name for name, entry in reversed(list(selection.tensors.items()))}
         entries = {name: selection.tensors[name].named(selection.original[name]) for name in first.values()}
-        read = self._read(entries)
+        read = self._map(entries) if lazy else self._read(entries)
         state: Any = OrderedDict((name, read[first[e.view]]) for name, e in selection.tensors.items())
         state.update((name, to_torch(value, name)) for name, value in selection.extra.items())
         if selection.metadata is not None:
@@ -124,13 +125,22 @@ class OpenCheckpoint(Mapping[str, "torch.Tensor"]):
     def _read(self, entries: Mapping[str, TensorEntry]) -> dict[str, torch.Tensor]:
         from ptsave.torch_layer.tensors import read_tensor, read_tensors
 
-        if self._is_closed:
-            raise UsageError("the checkpoint is closed", str(self.path), "read inside `with ptsave.open(…)`")
+        self._check_open()
         digests = recorded_digests(entries.values(), self.record)
         if len(entries) == 1:
             ((name, entry),) = entries.items()
             return {name: read_tensor(entry, digests.tensors.get(entry.name), digests.algorithm)}
         return dict(read_tensors(entries, digests=digests.tensors, algorithm=digests.algorithm))
+
+    def _map(self, entries: Mapping[str, TensorEntry]) -> dict[str, torch.Tensor]:
+        from ptsave.torch_layer.mapped import map_tensors
+
+        self._check_open()
+        return map_tensors(entries)
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise UsageError("the checkpoint is closed", str(self.path), "read inside `with ptsave.open(…)`")
 
     def close(self) -> None:
         """Close the file; tensors that were read stay."""

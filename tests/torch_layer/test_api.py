@@ -163,6 +163,25 @@ def test_hyperparameters_make_the_model_again(tmp_path: Path, model: nn.Module) 
     assert not built.training
 
 
+def test_a_lazy_model_is_its_own(tmp_path: Path, model: nn.Module) -> None:
+    path = tmp_path / "m.pt"
+    ptsave.save(path, model, hyperparameters=HYPERPARAMETERS)
+    built = ptsave.load(path, trust_recorded=True, lazy=True)
+    assert same(model, built)
+    with torch.no_grad():
+        next(built.parameters()).add_(1)
+    assert same(model, ptsave.load(path, trust_recorded=True))
+    ptsave.save(path, built)  # over the file that it lies in
+    with ptsave.open(path) as checkpoint:
+        state = checkpoint.state_dict(lazy=True)
+    assert same(built, ptsave.load(path, SimpleNet(**HYPERPARAMETERS)))
+    assert torch.equal(state["fc1.weight"], built.state_dict()["fc1.weight"])
+    with pytest.raises(UsageError, match="has memory already"):
+        ptsave.load(path, model, lazy=True)  # type: ignore[call-overload]
+    with pytest.raises(UsageError, match="is closed"):
+        checkpoint.state_dict(lazy=True)
+
+
 def test_hyperparameters_of_another_model_are_refused(tmp_path: Path, model: nn.Module) -> None:
     with pytest.raises(LossyError, match=r"make another model: 3 of another shape"):
         ptsave.save(tmp_path / "m.pt", model, hyperparameters=HYPERPARAMETERS | {"hidden_size": 6})

@@ -23,7 +23,7 @@ from ptsave.formats.base import WriteOptions
 from ptsave.formats.torch_zip_write import write
 from ptsave.torch_layer import streaming
 from ptsave.torch_layer.live import checkpoint_of
-from ptsave.torch_layer.mapped import map_tensors
+from ptsave.torch_layer.mapped import map_apart, map_tensors
 from ptsave.torch_layer.streaming import stream_into
 from ptsave.torch_layer.tensors import read_tensors
 
@@ -55,6 +55,7 @@ def buffered(checkpoint: Checkpoint) -> Tensors:
 
 WAYS: dict[str, Way] = {
     "read": read,
+    "apart": lambda checkpoint: map_apart(checkpoint.tensors),
     "map": lambda checkpoint: map_tensors(checkpoint.tensors),
     "stream": streamed,
     "buffers": buffered,
@@ -168,10 +169,11 @@ def test_big_endian_bytes(tmp_path: Path, way: Way) -> None:
         assert_same(way(checkpoint), state)
 
 
-def test_fresh_tensors_share_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["read", "apart"])
+def test_a_model_s_tensors_share_nothing(tmp_path: Path, name: str) -> None:
     torch.save(sample(), tmp_path / "a.pt")
     with open_checkpoint(tmp_path / "a.pt") as checkpoint:
-        found = read(checkpoint)
+        found = WAYS[name](checkpoint)
     for name in ("expanded", "overlapping"):
         found[name].add_(1)  # torch refuses where elements share memory
     before = found["wide"].clone()
