@@ -247,7 +247,8 @@ class Checkpoints:
         """From now on these signals (SIGTERM if none is named) only ask to stop: the next `save` leaves.
 
         A loop that saves now and then asks `should_stop` at each step. The end of the `with` block, or
-        `close`, gives the signals back. A second SIGINT is a KeyboardInterrupt.
+        `close`, gives the signals back. A second SIGINT is a KeyboardInterrupt. Send them to the training's
+        process alone: a DataLoader's workers end on a SIGTERM of their own, and their batches are missed.
 
         Raises: UsageError outside the main thread.
         """
