@@ -368,13 +368,14 @@ def run(result: RunInspection) -> None:
     out(f"{escape(str(result.path))}: run, {number}, {size(result.num_bytes)}{latest}")
     out()
     metrics = result.metrics[:MAX_METRICS]
-    header = ("name", "step", "epoch", *map(escape, metrics), "size", "health")
+    has_epochs = any(file.epoch is not None for file in result.checkpoints)
+    header = ("name", "step", *["epoch"] * has_epochs, *map(escape, metrics), "size", "health")
     rows = [
         (
             file.path.name,
             str(file.step),
-            "" if file.epoch is None else value(file.epoch),
-            *(value(file.metrics[name]) if name in file.metrics else "" for name in metrics),
+            *["" if file.epoch is None else value(file.epoch)] * has_epochs,
+            *(f"{file.metrics[name]:.6g}" if name in file.metrics else "" for name in metrics),
             size(file.num_bytes),
             escape(file.problem) or "opens",
         )

@@ -10,14 +10,18 @@ import os
 import re
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ptsave.core.temporary import temporary_files
 from ptsave.errors import MissingFileError, PtsaveError
 from ptsave.formats import open_checkpoint
 
-FILE_NAME = re.compile(r"step-(?P<step>\d{9}|[1-9]\d{9,17})(?:-(?P<number>[2-9]|[1-9]\d{1,8}))?\.pt")
+FILE_NAME = re.compile(
+    r"step-(?P<step>\d{9}|[1-9]\d{9,17})(?:-(?P<number>[2-9]|[1-9]\d{1,8}))?\.pt", re.ASCII
+)
 """`step-000000123.pt`; `step-000000123-2.pt` where something else has that name."""
 STEP, EPOCH, METRICS = "step", "epoch", "metrics"
 """The keys of a file's dictionary that are the run's and not the training state's."""
@@ -136,9 +140,17 @@ def read_run_file(path: Path) -> RunFile:
         step,
         number,
         epoch if isinstance(epoch, (int, float)) and not isinstance(epoch, bool) else None,
-        {str(name): float(value) for name, value in metrics.items() if isinstance(value, (int, float))}
-        if isinstance(metrics, dict)
-        else {},
+        _numbers_in(metrics),
         num_bytes,
         is_ours,
     )
+
+
+def _numbers_in(metrics: Any) -> dict[str, float]:
+    """The metrics that are numbers, and no larger than a float."""
+    numbers: dict[str, float] = {}
+    for name, value in metrics.items() if isinstance(metrics, dict) else ():
+        if isinstance(value, (int, float)):
+            with suppress(OverflowError):
+                numbers[str(name)] = float(value)
+    return numbers

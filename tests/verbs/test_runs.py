@@ -110,6 +110,7 @@ def test_a_folder_without_checkpoints_is_no_run(tmp_path: Path) -> None:
         ({"epoch": 1}, "says no step"),
         (torch.ones(2), "says no step"),
         ({"step": 3, "epoch": "x", "metrics": [1]}, ""),
+        ({"step": 3, "epoch": 10**600, "metrics": {"loss": 10**600}}, ""),
         ({"step": 3, "metrics": {"loss": 1, "note": "x", "nested": {}}}, ""),
     ],
 )
@@ -128,3 +129,12 @@ def test_names_sort_as_their_steps(tmp_path: Path) -> None:
     for step in steps:
         (tmp_path / file_name(step)).touch()
     assert [file.step for file in list_run(tmp_path)] == steps
+
+
+def test_a_hostile_file_is_shown(ptsave: Command, tmp_path: Path) -> None:
+    metrics: dict[str, object] = {f"m{i}\x1b[31m": i for i in range(20)}
+    torch.save({"step": 3, "epoch": 10**600, "metrics": metrics | {"x": 10**600}}, tmp_path / file_name(3))
+    shown = ptsave("inspect", tmp_path).stdout
+    assert "… 12 metrics not shown" in shown
+    assert "\x1b" not in shown
+    assert len(json.loads(ptsave("inspect", tmp_path, "--json").stdout)["checkpoints"][0]["metrics"]) == 20
