@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import chain, combinations, permutations
 from math import prod
 
 from ptsave.core.select import strip_wrapper_names
@@ -67,7 +67,9 @@ def match(groups: Sequence[Group], shapes: Mapping[Param, Shape | None], known: 
     if all(group.names for group in groups):
         return _by_names(groups, shapes, known)
     in_groups = [[shapes[param] for param in group.params] for group in groups]
-    for weights in (*known, *_joined(known)):
+    needed = Counter(shape for group in in_groups for shape in group if shape is not None)
+    num_params = sum(map(len, in_groups))
+    for weights in (*known, *_joined(known, needed, num_params)):
         if _fits(in_groups, weights):
             return Match(weights, (), *_order_shown(in_groups, weights))
     return Match(known[0], tuple(_misfits(groups, in_groups, known)))
@@ -76,14 +78,18 @@ def match(groups: Sequence[Group], shapes: Mapping[Param, Shape | None], known: 
 # --- by shape and place -----------------------------------------------------------------------------------
 
 
-def _joined(known: Sequence[Weights]) -> Iterator[Weights]:
-    """Several models of a file one after the other, in any order."""
+def _joined(known: Sequence[Weights], needed: Counter[Shape], num_params: int) -> Iterator[Weights]:
+    """Several models of a file one after the other, in any order, that have what is needed."""
     few = known[:MAX_JOINED]
     for number in range(2, len(few) + 1):
-        for parts in permutations(few, number):
-            shapes = {f"{i}.{name}": s for i, part in enumerate(parts) for name, s in part.shapes.items()}
-            where = " and ".join(part.where for part in parts)
-            yield Weights(where, shapes, all(part.is_ordered for part in parts))
+        for chosen in combinations(few, number):
+            have = Counter(chain.from_iterable(part.shapes.values() for part in chosen))
+            if have.total() < num_params or needed - have:
+                continue
+            for parts in permutations(chosen):
+                shapes = {f"{i}.{name}": s for i, part in enumerate(parts) for name, s in part.shapes.items()}
+                where = " and ".join(part.where for part in parts)
+                yield Weights(where, shapes, all(part.is_ordered for part in parts))
 
 
 def _fits(groups: Sequence[Sequence[Shape | None]], weights: Weights) -> bool:
