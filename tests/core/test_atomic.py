@@ -345,6 +345,7 @@ def test_the_check_before_any_work_says_what_would_be_replaced(tmp_path: Path) -
     assert (target, old.st_size) == (tmp_path.resolve() / "m", 3)
 
 
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # of Python 3.12: there are threads
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform does not fork")
 def test_a_fork_keeps_no_file_in_the_making_open(tmp_path: Path) -> None:
     with replacing_file(tmp_path / "new", 4) as output:

@@ -360,6 +360,7 @@ def test_what_is_no_step_or_number_is_refused(tmp_path: Path, arguments: dict[st
     assert names(tmp_path) == []
 
 
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # of Python 3.12: there are threads
 def test_a_fork_leaves_the_write_to_its_parent(tmp_path: Path) -> None:
     keeper = Checkpoints(tmp_path)
     keeper.save(Weights(1024, 1024), step=0)
@@ -439,6 +440,7 @@ def test_a_second_interrupt_interrupts(tmp_path: Path) -> None:
         train()
 
 
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # of Python 3.12: there are threads
 def test_a_fork_obeys_signals_at_once(tmp_path: Path) -> None:
     with Checkpoints(tmp_path) as keeper:
         keeper.on_signal(signal.SIGTERM)
