@@ -89,6 +89,17 @@ class ResumableDataLoader(DataLoader[T_co]):
         """How many samples of the epoch (with a `batch_sampler`: batches) the loop was given."""
         return self._order.position
 
+    def leave_finished_epoch(self) -> None:
+        """Begin the next epoch if the loop was given all of this one.
+
+        For trainers that mind the empty rest of an epoch. A loop of one's own is better without: after the
+        rest, what it does at the end of an epoch is still to come.
+        """
+        order = self._order
+        left = len(order) - order.position
+        if order.position and (left < (self.batch_size or 1) if self.drop_last else left == 0):
+            order.set_epoch(order.epoch + 1)
+
     def __iter__(self) -> Any:
         order = self._order
         if order.is_open and not self._is_restored:  # the last loop was left before its end

@@ -138,6 +138,20 @@ def test_an_epoch_that_was_read_to_its_last_batch_ends_first() -> None:
     assert same(take(second, 2), take(first, 2))
 
 
+@pytest.mark.parametrize(("drop_last", "number"), [(False, 6), (True, 5)])
+def test_a_finished_epoch_is_left_on_request(drop_last: bool, number: int) -> None:
+    source = loader(drop_last=drop_last)
+    source.leave_finished_epoch()
+    for done in range(1, number + 1):
+        batches = iter(source)
+        for _ in range(done):
+            next(batches)
+        epoch = source.epoch
+        source.leave_finished_epoch()
+        assert source.epoch - epoch == (done == number)
+        assert source.position == (0 if done == number else 4 * done)
+
+
 def test_iterating_takes_no_number_of_the_global_generators() -> None:
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     take(loader(), 8)
