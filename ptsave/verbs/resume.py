@@ -110,7 +110,8 @@ def _optimizer(
         message = "its states are under text keys ('0', not 0): load_state_dict would attach none of them"
         yield Finding(CHECK, "fail", where, message)
     # Under text keys among numbers, an optimizer keeps what belongs to no parameter.
-    strange = [key for key in numbered if key not in set(params) and type(key) in map(type, params)]
+    in_groups, kinds = set(params), set(map(type, params))
+    strange = [key for key in numbered if type(key) in kinds and key not in in_groups]
     if strange:
         message = f"{len(strange)} states (such as {strange[0]!r}) belong to no parameter of its groups"
         yield Finding(CHECK, "fail", where, message)
