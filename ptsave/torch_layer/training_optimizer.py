@@ -168,15 +168,23 @@ def plan_optimizer(
     return plan
 
 
-def _groups(saved: Mapping[str, Any], label: str) -> list[Mapping[str, Any]]:
+def _groups(saved: Mapping[str, Any], label: str) -> list[dict[str, Any]]:
+    """The parameter groups, with each parameter's number as an integer ('0', as DCP makes it, too).
+
+    Raises: LossyError when they are not what torch makes.
+    """
     groups = saved.get("param_groups")
-    if not isinstance(groups, (list, tuple)) or not all(
-        isinstance(group, Mapping) and isinstance(group.get("params"), (list, tuple)) for group in groups
-    ):
+    if not isinstance(groups, (list, tuple)) or not all(map(_is_group, groups)):
         raise LossyError(
             "this is not an optimizer's state dict", label, "it needs `state` and `param_groups`"
         )
-    return list(groups)
+    return [{**group, "params": [int(key) for key in group["params"]]} for group in groups]
+
+
+def _is_group(group: Any) -> bool:
+    if not isinstance(group, Mapping) or not isinstance(group.get("params"), (list, tuple)):
+        return False
+    return all(map(is_key, group["params"])) and isinstance(group.get(NAMES_KEY, []), (list, tuple))
 
 
 def _state(saved: Mapping[str, Any], label: str) -> Mapping[Any, Mapping[str, Any]]:

@@ -79,7 +79,11 @@ def like(own: Any, saved: Any) -> Any:
 
 
 def first_inert(value: Any, where: str) -> tuple[str, str] | None:
-    """The path and the class of the first thing in `value` that a reader left inert."""
+    """The path and the class of the first thing in `value` that a reader left inert, or that holds itself."""
+    return _first_inert(value, where, set(), set())
+
+
+def _first_inert(value: Any, where: str, inside: set[int], done: set[int]) -> tuple[str, str] | None:
     if isinstance(value, (Opaque, Global)):
         return where, value.name
     if isinstance(value, Mapping):
@@ -88,7 +92,14 @@ def first_inert(value: Any, where: str) -> tuple[str, str] | None:
         children = list(enumerate(value))
     else:
         return None
+    if id(value) in inside:
+        return where, "container that it is in"
+    if id(value) in done:
+        return None
+    inside.add(id(value))
     for key, child in children:
-        if (found := first_inert(child, f"{where}.{key}")) is not None:
+        if (found := _first_inert(child, f"{where}.{key}", inside, done)) is not None:
             return found
+    inside.discard(id(value))
+    done.add(id(value))
     return None

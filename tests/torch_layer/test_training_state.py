@@ -142,6 +142,17 @@ def test_without_names_the_order_of_the_weights_tells_the_names() -> None:
     assert_same(moments(model, optimizer), moments(other, other_optimizer))
 
 
+def test_numbers_that_became_text_are_numbers() -> None:
+    """As torch.distributed.checkpoint makes them; torch's own load_state_dict would attach nothing."""
+    model, optimizer, state = trained()
+    saved = state["optimizer_state_dict"]
+    saved["state"] = {str(key): value for key, value in saved["state"].items()}
+    other = Net()
+    other_optimizer = Adam(other.parameters())
+    assert ptsave.TrainingState(model=other, optimizer=other_optimizer).load_state_dict(state) == []
+    assert_same(moments(model, optimizer), moments(other, other_optimizer))
+
+
 def test_without_names_an_order_that_says_nothing_is_refused() -> None:
     model, _, _ = trained()
     some = Adam([*model.second.parameters(), *model.head.parameters()])
@@ -423,6 +434,9 @@ def test_a_model_of_another_shape_is_refused_with_every_name() -> None:
         (lambda s: s["optimizer_state_dict"].pop("param_groups"), "not an optimizer's state dict"),
         (lambda s: s["optimizer_state_dict"].update(state=[1]), "not an optimizer's state dict"),
         (lambda s: s["optimizer_state_dict"]["param_groups"][0].update(params=[0]), "differ in number"),
+        (lambda s: s["optimizer_state_dict"]["param_groups"][0].update(params=[[0]]), "not an optimizer's"),
+        (lambda s: s["optimizer_state_dict"]["param_groups"][0].update(param_names=3), "not an optimizer's"),
+        (lambda s: s["optimizer_state_dict"].update(x=s["optimizer_state_dict"]), "container that it is in"),
         (lambda s: s["optimizer_state_dict"]["state"][0].update(exp_avg=torch.ones(2)), "has the shape"),
         (
             lambda s: s["rng_state"].update(torch=torch.ones(3, dtype=torch.uint8)),
