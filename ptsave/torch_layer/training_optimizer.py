@@ -10,10 +10,8 @@ import torch
 
 from ptsave.core.select import strip_wrapper_names
 from ptsave.errors import LossyError
+from ptsave.torch_layer.training_groups import NAMES_KEY, options_of
 
-NAMES_KEY = "param_names"
-"""Under which torch (since 2.6) and ptsave keep the names in each parameter group."""
-_DRIVEN = frozenset({"params", NAMES_KEY})
 MAX_LISTED = 4
 
 
@@ -156,7 +154,7 @@ def plan_optimizer(
             position += 1
         sources = list(dict.fromkeys(sources)) if own or i >= len(groups) else [i]
         is_same = sources == [i] and len(groups) == len(live)
-        options = _options(i, group, groups, sources, plan.notes if not is_same else [], label)
+        options = options_of(i, group, groups, sources, plan.notes if not is_same else [], label)
         positions = list(range(position - len(own), position))
         plan.state["param_groups"].append({**options, "params": positions})
     if new:
@@ -308,50 +306,6 @@ def _check_bound_to_order(
             label,
             "give the optimizer the parameters in the order in which they were saved",
         )
-
-
-def _options(
-    index: int,
-    group: Mapping[str, Any],
-    groups: Sequence[Mapping[str, Any]],
-    sources: list[int],
-    notes: list[str],
-    label: str,
-) -> dict[str, Any]:
-    """The options of a group: those of the saved group that its parameters were in.
-
-    Raises: LossyError when they were in several that differ.
-    """
-    own = {key: value for key, value in group.items() if key not in _DRIVEN}
-    if not sources:
-        notes.append(f"{label}: group {index} is new and keeps its own options")
-        result = own
-    else:
-        result = {key: value for key, value in groups[sources[0]].items() if key not in _DRIVEN}
-        for other in sources[1:]:
-            for key in result:
-                value = groups[other].get(key)
-                if not _equal(result[key], value):
-                    raise LossyError(
-                        f"group {index} has parameters of the saved groups {sources[0]} and {other}, whose "
-                        f"{key} differ: {result[key]} and {value}",
-                        label,
-                        "keep the groups apart as they were when it was saved",
-                    )
-        for key, value in result.items():
-            if key in own and not _equal(own[key], value):
-                notes.append(f"{label}: group {index} takes {key} = {value} of the saved group {sources[0]}")
-    if NAMES_KEY in group:
-        result = {**result, NAMES_KEY: list(group[NAMES_KEY])}
-    return result
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
-        return bool(torch.equal(torch.as_tensor(a).cpu(), torch.as_tensor(b).cpu()))
-    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-        return len(a) == len(b) and all(map(_equal, a, b))
-    return bool(a == b)
 
 
 def _few(names: Sequence[str]) -> str:
