@@ -31,7 +31,7 @@ BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 UNORDERED_FORMATS = ("dcp", "safetensors", "safetensors-sharded", "npz")
 """Formats that know no keys but text (whoever reads them makes numbers of them again), and whose own writers
 sort the names of the tensors."""
-_SAMPLER = re.compile(r"(?i)(^|[._])(\w*sampler|data_?loader\w*)([._]|$)")
+_SAMPLER = re.compile(r"(?i)(^|[._])(\w*sampler|data_?loader\w*|data_state_dict)([._]|$)")
 
 State = Mapping[Any, Any]
 

@@ -18,6 +18,8 @@ from torch.optim import SGD, Adam, AdamW, lr_scheduler
 
 import ptsave
 from ptsave.errors import LossyError, UsageError
+from ptsave.formats import open_checkpoint
+from ptsave.verbs.resume import resume
 
 State = dict[str, Any]
 
@@ -563,3 +565,21 @@ def test_generators_of_ones_own_go_on(
     training = ptsave.TrainingState(model=model, noise=other)
     assert training.load_state_dict(torch.load(tmp_path / "s.pt", weights_only=True)) == []
     assert [draw(other) for _ in range(3)] == [draw(generator) for _ in range(3)]
+
+
+def test_verify_finds_everything_in_it(tmp_path: Path) -> None:
+    model = Net()
+    optimizer = Adam(model.parameters())
+    steps(model, optimizer)
+    training = ptsave.TrainingState(
+        model=model,
+        optimizer=optimizer,
+        scheduler=lr_scheduler.StepLR(optimizer, 2),
+        scaler=torch.amp.GradScaler("cpu"),
+        data=ptsave.ResumableDataLoader([1, 2, 3], shuffle=True),  # type: ignore[arg-type]
+    )
+    ptsave.save(tmp_path / "s.pt", {"step": 3, **training.state_dict()})
+    with open_checkpoint(tmp_path / "s.pt") as checkpoint:
+        findings = list(resume(checkpoint))
+    assert {finding.level for finding in findings} == {"ok"}
+    assert "data_state_dict" in findings[-1].message
