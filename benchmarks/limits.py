@@ -6,4 +6,8 @@ LIMITS: dict[str, str] = {
     "convert-pt-safetensors": _DURABLE,
     "convert-safetensors-pt": _DURABLE,
     "convert-reflink": "nothing is copied, but every byte is read once for its CRC-32 and digest",
+    **dict.fromkeys(
+        ("save-ranks-1", "save-ranks-2", "save-ranks-4"),
+        "the ranks read back what they wrote, to digest it and to see that it is whole; plain DCP does not",
+    ),
 }

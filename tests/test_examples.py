@@ -21,6 +21,7 @@ SHAPES = {
     "train_simple_net": (4, 2),
     "conv_net": (2, 10),
     "tiny_transformer": (2, 16, 64),
+    "sharded_transformer": (2, 16, 64),
 }
 
 
