@@ -624,8 +624,14 @@ def main() -> NoReturn:
         code = _finished(run(sys.argv[1:]))
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
+    except SystemExit as left:  # a rank that lets another one speak
+        code = int(left.code or 0)
     stopping.finish()
-    sys.exit(stopping.exit_code() if stopping.received else code)
+    code = stopping.exit_code() if stopping.received else code
+    if is_under_torchrun():
+        # Threads of torch.distributed may outlive its groups, and abort a Python that is being taken down.
+        os._exit(code)
+    sys.exit(code)
 
 
 def _finished(code: int) -> int:

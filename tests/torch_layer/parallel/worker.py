@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ from ptsave.torch_layer.trace import digest_of
 def _digests(model: torch.nn.Module) -> dict[str, str]:
     """Of every tensor, buffers outside the state dict included, gathered whole."""
     named = {**dict(model.named_buffers()), **model.state_dict()}
-    return {name: digest_of(whole(tensor).detach()) for name, tensor in named.items()}
+    tensors = {name: value for name, value in named.items() if isinstance(value, torch.Tensor)}
+    return {name: digest_of(whole(tensor).detach()) for name, tensor in tensors.items()}
 
 
 def _case(group: Group, case: dict[str, Any]) -> dict[str, Any]:
@@ -67,3 +69,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    os._exit(0)  # as the command line does: threads of torch's may abort a Python that is taken down
