@@ -19,7 +19,7 @@ TO_A_PERSON = {"write"}
 """Calls that carry what a command says: when they fail there is nobody to tell."""
 CLEANING = {"unlink", "unlinkat", "rmdir"}
 """Calls that remove what is in nobody's way; when they fail, litter stays for the next write to remove."""
-COMMITTED = "new file"
+COMMITTED = re.compile(r"new file|cannot print")
 """What an error says that comes after the new file is in place."""
 
 
@@ -42,7 +42,7 @@ def problems_of_failure(scene: Scene, ended: Ended, calls: list[Call], name: str
     else:
         if ended.code not in FAILED:
             problems.append(f"ends with {ended.code}")
-        if state not in ("new" if COMMITTED in ended.stderr else "old", scene.seen_old):
+        if state not in ("new" if COMMITTED.search(ended.stderr) else "old", scene.seen_old):
             problems.append(f"the destination is {state}")
         if name not in TO_A_PERSON and not re.search(r"^error: .+\nhint: .+", ended.stderr, re.MULTILINE):
             problems.append("does not say what is wrong and what to do")

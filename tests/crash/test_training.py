@@ -15,7 +15,7 @@ import torch
 from ptsave.formats.run_folder import FILE_NAME
 from tests.crash import mounts
 from tests.crash.tally import Tally
-from tests.crash.training import NUM_STEPS, problems_of, train
+from tests.crash.training import MOST_FILES, NUM_STEPS, problems_of, train
 from tests.crash.trials import Ended, Trial, Trials
 
 pytestmark = pytest.mark.slow
@@ -164,6 +164,8 @@ def test_told_to_leave_at_random(
         # Before the handler is there, and after it is gone, the signal ends the process itself.
         assert ended.code in (0, PREEMPTED, -signal.SIGTERM), ended
         tally.count("saved and left", ended.code == PREEMPTED)
+        if ended.code == PREEMPTED:
+            assert len(names(run)) <= MOST_FILES
         tally.add("the folder", problems_of(run))
     tally.check()
     assert tally.fields["saved and left"] > 0
