@@ -116,6 +116,7 @@ def test_make_verifies_and_says_yes_and_no(make, tmp_path: Path) -> None:  # typ
     assert not (tmp_path / "weights.safetensors.verified").exists()
 
 
+@pytest.mark.slow
 def test_the_ci_step_verifies(readme: str, root: Path, tmp_path: Path, ptsave: Command, run) -> None:  # type: ignore[no-untyped-def]
     (step,) = re.findall(r"^ +run: (ptsave verify .*)$", block(readme, "yaml"), re.MULTILINE)
     shutil.copytree(root / "configs", tmp_path / "configs")

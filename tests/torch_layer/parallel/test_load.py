@@ -87,6 +87,7 @@ def test_every_source_over_every_mesh(studio: Path) -> None:
                 assert max(found["bytes"]) < 0.75 * whole, case
 
 
+@pytest.mark.slow
 def test_the_command_prints_once(studio: Path) -> None:
     done = torchrun(2, "load", "m.dcp", "-c", "dp.toml", "--json", "--outputs", "o.safetensors", cwd=studio)
     assert done.returncode == 0, done.stderr
