@@ -5,8 +5,8 @@ _DURABLE = "`convert` waits until the disk has every byte, and the other side do
 LIMITS: dict[str, str] = {
     "convert-pt-safetensors": _DURABLE,
     "convert-safetensors-pt": _DURABLE,
-    "load-lazy": "the first touch of the pages of a file that `torch.save` wrote: `torch.load(mmap=True)` of it "
-    "takes about 1.2× as well",
+    "load-lazy": "the first touch of the pages of a file that `torch.save` wrote: `torch.load(mmap=True)` "
+    "of it takes about 1.2× as well",
     "convert-reflink": "nothing is copied, but every byte is read once for its CRC-32 and digest",
     **dict.fromkeys(
         ("save-ranks-1", "save-ranks-2", "save-ranks-4"),
