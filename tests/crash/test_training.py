@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 MAX_LIVES = 300
 """When a training that never ends is a failure."""
 MAX_DAMAGED = 60
-"""How many of the first lives may end in damage: it throws the training back, which would not end otherwise."""
+"""How many of the first lives may end in damage, which throws the training back."""
 PREEMPTED = 128 + signal.SIGTERM
 
 
