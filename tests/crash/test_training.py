@@ -15,7 +15,7 @@ import torch
 from ptsave.formats.run_folder import FILE_NAME
 from tests.crash import mounts
 from tests.crash.tally import Tally
-from tests.crash.training import MOST_FILES, NUM_STEPS, problems_of, train
+from tests.crash.training import MOST_FILES, NUM_STEPS, num_files, problems_of, problems_of_kept, train
 from tests.crash.trials import Ended, Trial, Trials
 
 pytestmark = pytest.mark.slow
@@ -100,12 +100,14 @@ def check_same(result: Path, expected: dict[str, torch.Tensor]) -> None:
 
 def test_killed_at_random(trials: Trials, run: Path, expected: dict[str, torch.Tensor], tally: Tally) -> None:
     result = run.parent / "result.pt"
+    before = 0
     for ended in lives(trials, run, result, random.Random(1), kill):
         assert ended.code in (0, -signal.SIGKILL), ended
         assert ended.stderr == ""
         tally.count("killed", ended.code != 0)
         tally.count("left litter", any(name.startswith(".") for name in names(run)))
-        tally.add("the folder", problems_of(run))
+        tally.add("the folder", problems_of(run) + problems_of_kept(run, before))
+        before = num_files(run)
     tally.check()
     check_same(result, expected)
     assert tally.fields["killed"] >= 8
@@ -162,13 +164,15 @@ def test_told_to_leave_at_random(
 ) -> None:
     """SIGTERM: the step under way is saved, and the code says why the process left."""
     result = run.parent / "result.pt"
+    before = 0
     for ended in lives(trials, run, result, random.Random(3), terminate):
         # Before the handler is there, and after it is gone, the signal ends the process itself.
         assert ended.code in (0, PREEMPTED, -signal.SIGTERM), ended
         tally.count("saved and left", ended.code == PREEMPTED)
         if ended.code == PREEMPTED:
             assert len(names(run)) <= MOST_FILES
-        tally.add("the folder", problems_of(run))
+        tally.add("the folder", problems_of(run) + problems_of_kept(run, before))
+        before = num_files(run)
     tally.check()
     assert tally.fields["saved and left"] > 0
     check_same(result, expected)
@@ -189,10 +193,12 @@ def test_on_a_disk_with_room_for_hardly_more_than_what_is_kept(
     with mounts.tmpfs(tmp_path / "small", f"size={file_bytes * 3 + 32 * 1024}") as folder:
         run, result = folder / "run", tmp_path / "result.pt"
         run.mkdir()
+        before = 0
         for ended in lives(trials, run, result, random.Random(4), kill):
             assert ended.code in (0, -signal.SIGKILL), ended
             tally.count("made room", ended.stderr.count("the disk is full: removed"))
-            tally.add("the folder", problems_of(run))
+            tally.add("the folder", problems_of(run) + problems_of_kept(run, before))
+            before = num_files(run)
     tally.check()
     assert tally.fields["made room"] > 0
     check_same(result, expected)

@@ -21,7 +21,7 @@ from ptsave.verbs.audit import audit
 NUM_STEPS = 40
 KEPT = {"keep_last": 2, "keep_best": ("loss", "min")}
 MOST_FILES = 3
-"""The last two and the best, when a save has ended. A kill before the old one goes leaves it to the next."""
+"""The last two and the best, when a save has ended."""
 
 
 def train(folder: str, result: str, num_steps: int = NUM_STEPS) -> None:
@@ -69,6 +69,21 @@ def problems_of(folder: Path) -> list[str]:
         elif path not in litter:
             problems.append(f"{path.name} is a stranger")
     return problems
+
+
+def num_files(folder: Path) -> int:
+    """How many checkpoints there are."""
+    return sum(FILE_NAME.fullmatch(path.name) is not None for path in folder.iterdir())
+
+
+def problems_of_kept(folder: Path, before: int) -> list[str]:
+    """Whether a life that began with `before` checkpoints has left too many.
+
+    A save ends by removing all that it supersedes, and a kill may come between the two: one more than is
+    kept, or one more than there were.
+    """
+    most = max(MOST_FILES, before) + 1
+    return [f"keeps {num_files(folder)} files, not {most}"] if num_files(folder) > most else []
 
 
 if __name__ == "__main__":
