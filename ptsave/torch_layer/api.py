@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +12,6 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import nn
 
-import ptsave
 from ptsave.config import Config, load_config
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.keys import compare
@@ -25,6 +23,7 @@ from ptsave.formats.base import WriteOptions
 from ptsave.formats.writers import destination_writer
 from ptsave.specs import Place, parse_model
 from ptsave.torch_layer.build import build_model, resolve_device
+from ptsave.torch_layer.environment import environment
 from ptsave.torch_layer.fill import expected_of, extra_of, fill, misfit
 from ptsave.torch_layer.imports import import_path
 from ptsave.torch_layer.live import checkpoint_of
@@ -92,7 +91,7 @@ def save(
             tree = value.state_dict() if isinstance(value, TrainingState) else value
             tree = plain(tree, "")
         checkpoint = checkpoint_of(tree, Path(path))
-        checkpoint.record = _record(module, spec) if spec is not None else Record(environment=_environment())
+        checkpoint.record = _record(module, spec) if spec is not None else Record(environment=environment())
         if spec is not None:
             _check_rebuilds(spec, checkpoint)
         written = target.write(checkpoint, Path(path), WriteOptions(overwrite=overwrite))
@@ -161,16 +160,6 @@ def _record(module: nn.Module, config: Config) -> Record:
 
 def _has_device(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
-
-
-def _environment() -> dict[str, str]:
-    return {
-        "ptsave": ptsave.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(terse=True),
-        "machine": platform.machine(),
-    }
 
 
 def _check_rebuilds(config: Config, checkpoint: Checkpoint) -> None:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import os
-import platform
 import stat
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-import ptsave
 from ptsave.core import system
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.record import Record
@@ -22,6 +18,7 @@ from ptsave.errors import NoRoomError, WriteError
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.run_folder import FILE_NAME, RunFile, file_name, paths_of_run, read_run_file
 from ptsave.formats.torch_zip_write import write
+from ptsave.torch_layer.environment import environment
 from ptsave.torch_layer.retention import Retention
 from ptsave.torch_layer.whole import is_whole
 
@@ -107,7 +104,7 @@ class RunFiles:
         with errors_of(self.folder):
             remove_litter_of(self.folder, FILE_NAME)
         state.path = path = self._place(step)
-        state.record = Record(environment=_environment())
+        state.record = Record(environment=environment())
         while True:
             try:
                 write(state, path, WriteOptions(overwrite=True))
@@ -168,16 +165,6 @@ class RunFiles:
             self.notes.append(f"cannot remove {file.path}: {error.strerror}")
             return False
         return True
-
-
-def _environment() -> dict[str, str]:
-    return {
-        "ptsave": ptsave.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(terse=True),
-        "machine": platform.machine(),
-    }
 
 
 def _fingerprint(path: Path) -> Fingerprint | None:

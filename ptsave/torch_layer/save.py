@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-import ptsave
 from ptsave.config import Config
 from ptsave.core.behaviour import num_bytes
 from ptsave.core.record import Record
@@ -21,6 +18,7 @@ from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.writers import BY_NAME, Writer, check_destination
 from ptsave.torch_layer.build import build_model
+from ptsave.torch_layer.environment import environment
 from ptsave.torch_layer.fill import fill
 from ptsave.torch_layer.imports import import_path
 from ptsave.torch_layer.inputs import make_inputs
@@ -147,14 +145,7 @@ def describe(model: nn.Module, config: Config, device: str) -> Record:
     described["source_parts"] = source_parts(model)
     return Record(
         model=described,
-        environment={
-            "ptsave": ptsave.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "platform": platform.platform(terse=True),
-            "machine": platform.machine(),
-            "device": device,
-        },
+        environment={**environment(), "device": device},
         inputs=config.inputs.to_json() if config.inputs is not None else None,
     )
 
