@@ -48,6 +48,14 @@ def propose(expected: Mapping[str, Expected], found: Mapping[str, TensorEntry]) 
     return best if best.num_fitting > start else None
 
 
+def _strip(prefix: str) -> Callable[[str], str]:
+    return lambda name: name.removeprefix(prefix)
+
+
+def _substitute(pattern: str, to: str) -> Callable[[str], str]:
+    return lambda name: re.sub(pattern, to, name)
+
+
 def _candidates(wanted: list[str], found: list[str]) -> Iterator[tuple[str, Callable[[str], str]]]:
     """Flags worth trying, the simplest first."""
     missing = [name for name in wanted if name not in set(found)]
@@ -55,9 +63,9 @@ def _candidates(wanted: list[str], found: list[str]) -> Iterator[tuple[str, Call
     pairs = Counter(_edges(missing, strange))
     for (old, new), _ in pairs.most_common(32):
         if old and not new and all(name.startswith(old) for name in strange):
-            yield f"--strip-prefix '{old}'", lambda name, old=old: name.removeprefix(old)  # type: ignore[misc]
+            yield f"--strip-prefix '{old}'", _strip(old)
         pattern, to = f"^{re.escape(old)}", new.replace("\\", "\\\\")
-        yield f"--rename '{pattern}={to}'", lambda name, p=pattern, t=to: re.sub(p, t, name)  # type: ignore[misc]
+        yield f"--rename '{pattern}={to}'", _substitute(pattern, to)
     yield from _inner(missing, strange)
     yield from _shifts(wanted, found)
 
@@ -89,7 +97,7 @@ def _inner(missing: list[str], strange: list[str]) -> Iterator[tuple[str, Callab
         for new in sorted(come, key=lambda part: abs(new_parts[part] - old_parts[old]))[:8]:
             pattern = rf"(^|\.){re.escape(old)}(?=\.|$)"
             to = rf"\1{new}"
-            yield f"--rename '{pattern}={to}'", lambda name, p=pattern, t=to: re.sub(p, t, name)  # type: ignore[misc]
+            yield f"--rename '{pattern}={to}'", _substitute(pattern, to)
 
 
 def _shifts(wanted: list[str], found: list[str]) -> Iterator[tuple[str, Callable[[str], str]]]:
