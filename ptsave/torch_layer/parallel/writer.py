@@ -29,7 +29,7 @@ from ptsave.core.atomic_folder import OutputFolder, replacing_folder
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.files import InputFolder
 from ptsave.core.record import Record
-from ptsave.errors import RankError, WriteError
+from ptsave.errors import PtsaveError, RankError, WriteError
 from ptsave.formats import dcp as reader
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.dcp_write import commit, metadata_digest
@@ -41,7 +41,7 @@ from ptsave.torch_layer.parallel.shares import read_back
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Where the ranks write."""
 
     folder: str
@@ -71,8 +71,8 @@ def write_spread(
             folder = on_first.enter_context(
                 replacing_folder(destination, num_bytes, overwrite=options.overwrite, sync=options.sync)
             )
-        place = group.from_first(lambda: _place(folder, group.size))
-        writer = _Writer(place, aliases, options.sync)
+        place = group.from_first(lambda: place_in(folder, group.size))
+        writer = Writer(place, aliases, options.sync)
         _save(dict(state), writer)
         metadata = group.from_first(lambda: writer.metadata)
         with reader.read(InputFolder(place.folder), metadata) as written:
@@ -84,7 +84,8 @@ def write_spread(
     group.wait()
 
 
-def _place(folder: OutputFolder | None, num_ranks: int) -> _Place:
+def place_in(folder: OutputFolder | None, num_ranks: int) -> Place:
+    """The names that the ranks' files take in `folder`, which is open on rank 0."""
     assert folder is not None
     generation = 1
     while any(_is_of(name, generation) for name in folder.taken):
@@ -93,7 +94,7 @@ def _place(folder: OutputFolder | None, num_ranks: int) -> _Place:
     # Known before they are there, so that they are removed again whatever happens.
     folder.made += [f"__{rank}_{tag}0.distcp" for rank in range(num_ranks)]
     unfinished.update(str(folder.path / name) for name in folder.made)
-    return _Place(str(folder.path), tag, new_record_name(generation))
+    return Place(str(folder.path), tag, new_record_name(generation))
 
 
 def _is_of(name: str, generation: int) -> bool:
@@ -102,12 +103,12 @@ def _is_of(name: str, generation: int) -> bool:
     return re.match(rf"__\d+_{tag}", name) is not None or name == new_record_name(generation)
 
 
-class _Writer(FileSystemWriter):
+class Writer(FileSystemWriter):
     """torch's writer, with names of its own for the data, and the metadata kept back."""
 
-    def __init__(self, place: _Place, aliases: Mapping[str, str], sync: bool) -> None:
+    def __init__(self, place: Place, aliases: Mapping[str, str], sync: bool) -> None:
         super().__init__(place.folder, sync_files=sync)
-        self._place = place
+        self.place = place
         self._aliases = aliases
         self.metadata = b""
         """On the rank that makes the plan, once all have written."""
@@ -117,7 +118,7 @@ class _Writer(FileSystemWriter):
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         plans = super().prepare_global_plan(plans)
-        tag = self._place.tag
+        tag = self.place.tag
         return [_renamed(plan, plan.storage_data.prefix + tag) for plan in plans]
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
@@ -144,7 +145,7 @@ def _renamed(plan: SavePlan, prefix: str) -> SavePlan:
     return replace(plan, storage_data=replace(plan.storage_data, prefix=prefix))
 
 
-def _save(state: dict[str, Any], writer: _Writer) -> None:
+def _save(state: dict[str, Any], writer: Writer) -> None:
     """`torch.distributed.checkpoint.save`, whose errors are none of Python's usual ones.
 
     Raises: WriteError, RankError.
@@ -154,14 +155,20 @@ def _save(state: dict[str, Any], writer: _Writer) -> None:
             warnings.simplefilter("ignore")
             save(state, storage_writer=writer)
     except CheckpointException as error:
-        rank, (cause, _) = next(iter(error.failures.items()))
-        if isinstance(cause, OSError):
-            raise WriteError(
-                f"rank {rank} cannot write: {cause.strerror or cause}",
-                str(cause.filename or writer.path),
-                "check the disk and the permissions of every rank",
-            ) from None
-        raise RankError(f"rank {rank} failed while it wrote: {type(cause).__name__}: {cause}") from error
+        raise explained(error, str(writer.path)) from error
+
+
+def explained(error: CheckpointException, where: str) -> PtsaveError:
+    """What torch's error means: the first rank that failed, and why."""
+    rank, (cause, _) = next(iter(error.failures.items()))
+    if isinstance(cause, OSError):
+        hint = "check the disk and the permissions of every rank"
+        return WriteError(
+            f"rank {rank} cannot write: {cause.strerror or cause}", str(cause.filename or where), hint
+        )
+    if isinstance(cause, PtsaveError):
+        return cause
+    return RankError(f"rank {rank} failed while it wrote: {type(cause).__name__}: {cause}")
 
 
 def _record_text(
