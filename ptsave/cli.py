@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from ptsave import __version__, as_json, render, stopping, streams
+from ptsave import __version__, as_json, stopping, streams
 from ptsave.errors import EXIT_INTERRUPTED, EXIT_NO, EXIT_OK, PtsaveError, RefusedError, UsageError
+from ptsave.render import terminal
 from ptsave.torch_layer.parallel.environment import is_first_rank, is_under_torchrun
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ TrustRecorded = Annotated[
 
 def _version(wanted: bool) -> None:
     if wanted:
-        render.out(f"ptsave {__version__}")
+        terminal.out(f"ptsave {__version__}")
         raise typer.Exit
 
 
@@ -91,7 +92,7 @@ def ptsave(
     if context.invoked_subcommand in ("inspect", "convert") and not is_first_rank():
         raise typer.Exit  # what takes one process is done by one of them
     if context.invoked_subcommand is None:
-        render.out(context.get_help())
+        terminal.out(context.get_help())
         raise typer.Exit(UsageError.exit_code)
 
 
@@ -124,8 +125,9 @@ def save(
     """Build the model of CONFIG, fill it, and write its state dict with a record of what it is."""
     from ptsave.config import load_config
     from ptsave.formats.base import WriteOptions, digest_algorithm
+    from ptsave.render.models import show_saved
 
-    mode = render.Mode(json, quiet, verbose)
+    mode = terminal.Mode(json, quiet, verbose)
     options = WriteOptions(
         overwrite=overwrite, record=not no_record, digest=digest_algorithm(digest), check=not no_check
     )
@@ -145,10 +147,10 @@ def save(
                 select=select,
                 seed=seed,
                 app_dir=app_dir,
-                warn=render.warn,
+                warn=terminal.warn,
             )
             if group.is_first:
-                render.saved(mode, saved)
+                show_saved(mode, saved)
                 streams.finish(EXIT_OK)  # before anyone leaves
         return
     from ptsave.formats.writers import destination_writer
@@ -166,9 +168,9 @@ def save(
         seed=seed,
         device=device,
         app_dir=app_dir,
-        warn=render.warn,
+        warn=terminal.warn,
     )
-    render.saved(mode, result)
+    show_saved(mode, result)
 
 
 @app.command()
@@ -198,7 +200,9 @@ def load(
     verbose: Verbose = False,
 ) -> None:
     """Rebuild the model, load the weights strictly, and run it once if asked."""
-    mode = render.Mode(json, quiet, verbose)
+    from ptsave.render.models import show_loaded
+
+    mode = terminal.Mode(json, quiet, verbose)
     if is_under_torchrun():
         from ptsave.torch_layer.parallel.group import joined
         from ptsave.torch_layer.parallel.load import load as spread
@@ -215,10 +219,10 @@ def load(
                 outputs=outputs,
                 overwrite=overwrite,
                 app_dir=app_dir,
-                warn=render.warn,
+                warn=terminal.warn,
             )
             if group.is_first:
-                render.loaded(mode, loaded)
+                show_loaded(mode, loaded)
                 streams.finish(EXIT_OK)  # before anyone leaves
         return
     from ptsave.torch_layer.load import load as run
@@ -234,9 +238,9 @@ def load(
         outputs=outputs,
         overwrite=overwrite,
         app_dir=app_dir,
-        warn=render.warn,
+        warn=terminal.warn,
     )
-    render.loaded(mode, result)
+    show_loaded(mode, result)
 
 
 @app.command()
@@ -267,26 +271,28 @@ def inspect(
     """Say what is in a checkpoint, of any format, or in a run's folder, without running any of it."""
     from ptsave.core.memory import no_garbage_collection
     from ptsave.formats import open_checkpoint
+    from ptsave.render.inspect import inspections
     from ptsave.verbs.inspect import inspect as run
     from ptsave.verbs.inspect import sort_key
 
-    mode = render.Mode(json, quiet, verbose)
+    mode = terminal.Mode(json, quiet, verbose)
     order = sort_key(sort)
     if diff is not None:
+        from ptsave.render.diff import show_differences
         from ptsave.verbs.diff import diff as compare
 
         if len(paths) != 1:
             raise UsageError("--diff compares two checkpoints", "", "ptsave inspect A --diff B")
         with open_checkpoint(paths[0]) as a, open_checkpoint(diff) as b:
             total = sum(entry.num_bytes for c in (a, b) for entry in c.tensors.values())
-            with render.progress(mode, "comparing", total) as advance:
+            with terminal.progress(mode, "comparing", total) as advance:
                 differences = compare(a, b, progress=advance)
-        render.differences(mode, differences, paths[0], diff)
+        show_differences(mode, differences, paths[0], diff)
         if not differences.is_same:
             raise typer.Exit(EXIT_NO)
         return
 
-    with no_garbage_collection(), render.inspections(mode, many=len(paths) > 1) as show:
+    with no_garbage_collection(), inspections(mode, many=len(paths) > 1) as show:
         for path in paths:
             if os.path.isdir(path) and _show_run(path, {"--tree": tree, "--stats": stats}, show):
                 continue
@@ -299,7 +305,7 @@ def inspect(
 
                 names = [row.entry.name for row in result.rows]
                 total = sum(row.entry.num_bytes for row in result.rows)
-                with render.progress(mode, "reading", total) as advance:
+                with terminal.progress(mode, "reading", total) as advance:
                     measured = list(measure(checkpoint, names, progress=advance))
                 show(result, tree=tree, stats=measured)
 
@@ -368,11 +374,12 @@ def convert(
     from ptsave.formats import open_checkpoint
     from ptsave.formats.base import WriteOptions, digest_algorithm
     from ptsave.formats.writers import check_destination, destination_writer
+    from ptsave.render.convert import show_converted
     from ptsave.verbs.convert import convert as run
     from ptsave.verbs.convert import num_bytes_of, parse_extras, parse_size
     from ptsave.verbs.edit import parse_edits
 
-    mode = render.Mode(json, quiet, verbose)
+    mode = terminal.Mode(json, quiet, verbose)
     if len(paths) < 2:
         raise UsageError("needs a source and a destination", "", "ptsave convert SRC DST")
     *sources, destination = paths
@@ -391,7 +398,7 @@ def convert(
         if not dry_run:
             check_destination(destination, target, overwrite=overwrite)
         total = num_bytes_of(checkpoints) * (2 if options.check else 1)
-        with render.progress(mode, "converting", total) as advance:
+        with terminal.progress(mode, "converting", total) as advance:
             result = run(
                 checkpoints,
                 destination,
@@ -402,7 +409,7 @@ def convert(
                 extras=how,
                 dry_run=dry_run,
             )
-    render.converted(mode, result)
+    show_converted(mode, result)
 
 
 @app.command()
@@ -457,14 +464,15 @@ def verify(
 ) -> None:
     """Give a verdict: same bytes, same keys, same behaviour. Exit 0 is yes, 1 is no."""
     from ptsave.formats import open_checkpoint
+    from ptsave.render.verify import checking, show_checks, show_recorded
     from ptsave.verbs import verify as verb
     from ptsave.verbs.runs import is_run, refuse_flags
 
-    mode = render.Mode(json, quiet, verbose)
+    mode = terminal.Mode(json, quiet, verbose)
     if list_checks:
         from ptsave.torch_layer.checks import MODEL_CHECKS
 
-        render.checks(mode, {**verb.FILE_CHECKS, **MODEL_CHECKS})
+        show_checks(mode, {**verb.FILE_CHECKS, **MODEL_CHECKS})
         return
     if checkpoint is None:
         raise UsageError("needs a checkpoint", "", "ptsave verify CHECKPOINT")
@@ -492,7 +500,7 @@ def verify(
             raise UsageError(f"{flag} is for one process", "", "run it without torchrun")
         _verify_together(mode, checkpoint, asked, allow, select, device, set or [], app_dir, report)
         return
-    start, began = time.monotonic(), render.checking(mode)
+    start, began = time.monotonic(), checking(mode)
     with ExitStack() as opened:
         source = opened.enter_context(open_checkpoint(checkpoint))
         other = opened.enter_context(open_checkpoint(asked.other)) if asked.other is not None else None
@@ -510,11 +518,11 @@ def verify(
                 device=device,
                 app_dir=app_dir,
                 through=asked.through,
-                warn=render.warn,
+                warn=terminal.warn,
             )
             other = model.other
         total = verb.total_bytes(asked.names, source, other)
-        with render.progress(mode, "reading", total) as advance:
+        with terminal.progress(mode, "reading", total) as advance:
             subject = verb.Subject(source, other, asked, allow or (), advance)
             if model is not None:
                 subject = replace(subject, parameters=model.parameters, tolerance=model.config.tolerance)
@@ -524,7 +532,7 @@ def verify(
         else:
             verdict = live.verify_model(model, asked.names, findings, began)
             if record and verdict.is_yes:
-                render.recorded(mode, live.add_behaviour(model))
+                show_recorded(mode, live.add_behaviour(model))
         target = model.config.model.target if model is not None else None
         facts = verb.facts(source, target, device, time.monotonic() - start)
     _show_verdict(mode, verdict, facts, checkpoint, report)
@@ -533,15 +541,16 @@ def verify(
 
 
 def _verify_run(
-    mode: render.Mode, folder: Path, asked: "Asked", allow: list[str] | None, report: Path | None
+    mode: terminal.Mode, folder: Path, asked: "Asked", allow: list[str] | None, report: Path | None
 ) -> None:
     """`verify` on the folder of a run."""
     from ptsave.formats.run_folder import list_run
+    from ptsave.render.verify import checking
     from ptsave.verbs import verify_run as verb
 
     start, files = time.monotonic(), list_run(folder)
-    with render.progress(mode, "reading", verb.total_bytes(files, asked)) as advance:
-        began = render.checking(mode)
+    with terminal.progress(mode, "reading", verb.total_bytes(files, asked)) as advance:
+        began = checking(mode)
         verdict = verb.verify_run(files, asked, allow=allow or (), progress=advance, began=began)
     _show_verdict(mode, verdict, verb.facts(folder, files, time.monotonic() - start), folder, report)
     if not verdict.is_yes:
@@ -549,7 +558,7 @@ def _verify_run(
 
 
 def _verify_together(
-    mode: render.Mode,
+    mode: terminal.Mode,
     checkpoint: Path,
     asked: "Asked",
     allow: list[str] | None,
@@ -561,17 +570,18 @@ def _verify_together(
 ) -> None:
     """`verify` under torchrun: the ranks share the bytes, and run the model together."""
     from ptsave.formats import open_checkpoint
+    from ptsave.render.verify import checking
     from ptsave.torch_layer.parallel import verify as live
     from ptsave.torch_layer.parallel.group import joined
     from ptsave.verbs import verify as verb
 
     with joined(device) as group, open_checkpoint(checkpoint) as source:
-        start, began = time.monotonic(), group.speak(render.checking(mode))
+        start, began = time.monotonic(), group.speak(checking(mode))
         part, findings = live.share(group, source), []
         model = None
         if asked.has_model:
             model = live.subject_of(
-                group, source, asked.config, overrides, select, app_dir, group.speak(render.warn)
+                group, source, asked.config, overrides, select, app_dir, group.speak(terminal.warn)
             )
         for name in (name for name in verb.FILE_CHECKS if name in asked.names):
             shared = name in verb.SHARED_CHECKS
@@ -596,21 +606,23 @@ def _verify_together(
 
 
 def _show_verdict(
-    mode: render.Mode,
+    mode: terminal.Mode,
     verdict: "Verdict",
     facts: dict[str, str | int | float],
     checkpoint: Path,
     report: Path | None,
 ) -> None:
+    from ptsave.render.verify import show_verdict, workflow_commands
+
     if report is not None:
         from ptsave.reports import write_report
 
         write_report(report, verdict, facts, as_json.versioned(as_json.verdict(verdict, checkpoint)))
-    render.verdict(mode, verdict, checkpoint)
+    show_verdict(mode, verdict, checkpoint)
     if os.environ.get("GITHUB_ACTIONS") == "true":
         from ptsave.reports import annotation_lines
 
-        render.workflow_commands(annotation_lines(verdict, str(checkpoint)))
+        workflow_commands(annotation_lines(verdict, str(checkpoint)))
 
 
 # --- leaving ----------------------------------------------------------------------------------------
@@ -638,7 +650,7 @@ def _finished(code: int) -> int:
     try:
         return streams.finish(code)
     except PtsaveError as problem:
-        render.failure(problem, json=False)
+        terminal.failure(problem, json=False)
         return problem.exit_code
 
 
@@ -663,7 +675,7 @@ def run(arguments: list[str]) -> int:
         return stopping.exit_code()
     if os.environ.get("PTSAVE_DEBUG"):
         traceback.print_exception(problem.__cause__ or problem)
-    render.failure(problem, json="--json" in arguments)
+    terminal.failure(problem, json="--json" in arguments)
     return problem.exit_code
 
 

@@ -25,7 +25,7 @@ ARROWS: dict[str, set[str]] = {
     "reports": {"reports", "core", "errors"},
     "as_json": {"verbs", "core", "errors"},
     "words": {"core"},
-    "render": {"as_json", "words", "streams", "verbs", "core", "errors"},
+    "render": {"render", "as_json", "words", "streams", "verbs", "core", "errors"},
     "cli": {
         "stopping",
         "streams",
@@ -166,8 +166,8 @@ def test_every_layer_is_drawn() -> None:
     ("path", "source"),
     [
         ("core/x.py", "import ptsave.formats.base"),
-        ("render.py", "from ptsave.torch_layer import load"),
-        ("render.py", "if not TYPE_CHECKING:\n    from ptsave.torch_layer import load"),
+        ("render/x.py", "from ptsave.torch_layer import load"),
+        ("render/x.py", "if not TYPE_CHECKING:\n    from ptsave.torch_layer import load"),
         ("verbs/x.py", "if TYPE_CHECKING:\n    from ptsave.torch_layer import load"),
         ("core/x.py", "from ptsave import formats"),
         ("core/x.py", "from ..formats import base"),
@@ -197,8 +197,8 @@ def test_the_checker_sees(path: str, source: str) -> None:
         ("formats/x.py", "from ptsave.core.files import InputFile\nfrom ptsave.errors import CorruptError"),
         ("formats/x.py", "from . import base"),
         ("torch_layer/x.py", "import torch\nfrom ptsave.core import nodes"),
-        ("render.py", "print('x')"),
-        ("render.py", "if TYPE_CHECKING:\n    from ptsave.torch_layer.load import Loaded"),
+        ("render/x.py", "print('x')"),
+        ("render/x.py", "if TYPE_CHECKING:\n    from ptsave.torch_layer.load import Loaded"),
         ("verbs/x.py", "import pickletools, torchlike"),
     ],
 )

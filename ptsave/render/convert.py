@@ -1,0 +1,32 @@
+"""What `convert` prints."""
+
+from __future__ import annotations
+
+from ptsave import as_json
+from ptsave.core.names import escape
+from ptsave.render.terminal import Mode, document, note, out, pairs, section
+from ptsave.verbs.convert import Conversion
+from ptsave.words import count, size
+
+
+def show_converted(mode: Mode, result: Conversion) -> None:
+    """What `convert` prints: a line that it is done, or the plan."""
+    if mode.json:
+        document(as_json.converted(result))
+        return
+    for line in result.notes:
+        note(mode, line)
+    sources = ", ".join(map(str, result.sources))
+    what = f"{count(result.num_tensors, 'tensor')}, {size(result.num_bytes)}"
+    if not result.is_plan:
+        note(mode, f"converted {sources} to {result.destination} ({result.format}): {what}")
+        for name in result.dropped if mode.verbose else ():
+            note(mode, f"dropped {name}")
+        return
+    out(escape(f"would convert {sources} ({', '.join(result.source_formats)})"))
+    out(escape(f"to {result.destination} ({result.format}): {what}; {size(result.free_bytes)} free"))
+    pairs("renamed", {escape(old): escape(new) for old, new in result.renamed.items()})
+    if result.dropped:
+        section("dropped")
+        for name in result.dropped:
+            out(escape(name))

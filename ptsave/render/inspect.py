@@ -1,0 +1,171 @@
+"""What `inspect` prints for a checkpoint, and how it puts several of them together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ptsave import as_json
+from ptsave.core.names import escape
+from ptsave.core.record import Record
+from ptsave.render.run import show_run
+from ptsave.render.terminal import Mode, document, out, pairs, section, table
+from ptsave.verbs.inspect import Inspection, ModuleNode, TensorRow
+from ptsave.words import count, shape, size, value
+
+if TYPE_CHECKING:
+    from ptsave.verbs.runs import RunInspection
+    from ptsave.verbs.stats import TensorStats
+
+
+@contextmanager
+def inspections(mode: Mode, *, many: bool) -> Iterator[Callable[..., None]]:
+    """The function that shows one inspection after the other: as text, or all in one JSON object."""
+    files: list[dict[str, Any]] = []
+
+    def show(
+        result: Inspection | RunInspection,
+        *,
+        tree: bool = False,
+        stats: Sequence[TensorStats] | None = None,
+    ) -> None:
+        if mode.json:
+            one = as_json.inspection(result, stats) if isinstance(result, Inspection) else as_json.run(result)
+            files.append(one)
+            return
+        if isinstance(result, Inspection):
+            _show_checkpoint(result, tree, stats)
+        else:
+            show_run(result)
+        if many:
+            out()
+
+    yield show
+    if mode.json:
+        document({"files": files} if many else files[0])
+
+
+def _show_checkpoint(result: Inspection, tree: bool, stats: Sequence[TensorStats] | None) -> None:
+    out(
+        f"{escape(str(result.path))}: {result.format}, {count(result.num_tensors, 'tensor')}, "
+        f"{count(result.num_elements, 'element')}, {size(result.num_bytes)}"
+    )
+    if stats is not None:
+        _stats(stats)
+    elif tree:
+        _tree(result.tree, result.num_bytes)
+    elif result.rows:
+        out()
+        table([_row(r) for r in result.rows], ("name", "dtype", "shape", "size", ""), right=(3,))
+    if result.num_hidden:
+        out(f"… {count(result.num_hidden, 'tensor')} not shown")
+    if len(result.dtypes) > 1:
+        section("by dtype")
+        table(
+            [
+                (s.name, count(s.num_tensors, "tensor"), count(s.num_elements, "element"), size(s.num_bytes))
+                for s in result.dtypes
+            ],
+            right=(1, 2, 3),
+        )
+    if result.training is not None:
+        section("training state")
+        for sentence in result.training.sentences:
+            out(escape(sentence))
+    pairs("data", {escape(name): value(item) for name, item in result.data.items()})
+    pairs(
+        "metadata",
+        {escape(key): value(text) for key, text in result.metadata.items() if key != "ptsave"},
+    )
+    _record(result.record)
+    if result.globals:
+        section("names outside the known shapes (nothing here was imported or run)")
+        table([(escape(u.name), u.used_for, f"{u.count}×") for u in result.globals.values()])
+    if result.notes:
+        section("notes")
+        for line in result.notes:
+            out(escape(line))
+
+
+def _row(row: TensorRow) -> tuple[str, ...]:
+    entry = row.entry
+    remarks = []
+    if entry.kind not in ("tensor", "parameter"):
+        remarks.append(entry.kind)
+    if row.alias_of is not None:
+        remarks.append(f"tied to {row.alias_of}")
+    elif row.view_of is not None:
+        remarks.append(f"shares storage with {row.view_of}")
+    if not entry.is_contiguous:
+        remarks.append(f"strides {shape(entry.strides)}")
+    return (
+        escape(entry.name),
+        entry.dtype.name,
+        shape(entry.shape),
+        size(entry.num_bytes),
+        escape(", ".join(remarks)),
+    )
+
+
+def _stats(measured: Sequence[TensorStats]) -> None:
+    def number(x: float | None) -> str:
+        return "-" if x is None else f"{x:.6g}"
+
+    header = ("name", "min", "max", "mean", "std", "norm", "zeros", "NaN", "inf")
+    rows = [
+        (
+            escape(s.name),
+            *map(number, (s.min, s.max, s.mean, s.std, s.norm)),
+            *map(str, (s.zeros, s.nans, s.infs)),
+        )
+        for s in measured
+    ]
+    out()
+    table(rows, header, right=range(1, len(header)))
+
+
+def _tree(root: ModuleNode, total_bytes: int) -> None:
+    rows: list[tuple[str, str, str, str]] = []
+
+    def share(num_bytes: int) -> str:
+        return f"{100 * num_bytes / total_bytes:.1f}%" if total_bytes else ""
+
+    def walk(node: ModuleNode, indent: str) -> None:
+        lines: list[tuple[str, TensorRow | ModuleNode]] = [
+            *((row.entry.name.rpartition(".")[2], row) for row in node.rows),
+            *node.children.items(),
+        ]
+        for i, (label, item) in enumerate(lines):
+            is_last = i == len(lines) - 1
+            branch = f"{indent}{'└─ ' if is_last else '├─ '}{escape(label)}"
+            if isinstance(item, TensorRow):
+                entry = item.entry
+                taken = "tied" if item.alias_of else share(entry.num_bytes)
+                rows.append(
+                    (branch, f"{entry.dtype.name} {shape(entry.shape)}", size(entry.num_bytes), taken)
+                )
+            else:
+                rows.append((branch, "", size(item.num_bytes), share(item.num_bytes)))
+                walk(item, indent + ("   " if is_last else "│  "))
+
+    walk(root, "")
+    out()
+    table(rows, right=(2, 3))
+
+
+def _record(record: Record | None) -> None:
+    if record is None:
+        return
+    known = {}
+    if record.model is not None:
+        known["class"] = value(record.model.get("class"))
+        for key, item in (record.model.get("args") or {}).items():
+            known[f"  {escape(str(key))}"] = value(item)
+    if record.digests is not None:
+        known["digests"] = f"{record.digests.algorithm}, {count(len(record.digests.tensors), 'tensor')}"
+    for key, item in (record.environment or {}).items():
+        known[escape(key)] = value(item)
+    if record.behaviour is not None:
+        known["behaviour"] = "recorded"
+    pairs("record", known)

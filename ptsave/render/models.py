@@ -1,0 +1,68 @@
+"""What `save` and `load` print."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from ptsave import as_json
+from ptsave.core.names import escape
+from ptsave.render.terminal import Mode, document, note, table
+from ptsave.words import count, shape, size
+
+if TYPE_CHECKING:
+    from ptsave.torch_layer.load import Loaded
+    from ptsave.torch_layer.save import Saved
+
+
+def show_saved(mode: Mode, result: Saved) -> None:
+    """What `save` prints."""
+    if mode.json:
+        document(as_json.saved(result))
+        return
+    behaviour = f", with {size(result.behaviour_bytes)} of behaviour" if result.behaviour_bytes else ""
+    note(
+        mode,
+        f"saved {result.model} to {result.destination} ({result.format}): "
+        f"{_totals(result)}{behaviour}, from {result.weights}{_spread(result)}",
+    )
+
+
+def show_loaded(mode: Mode, result: Loaded) -> None:
+    """What `load` prints."""
+    if mode.json:
+        document(as_json.loaded(result))
+        return
+    if result.took:
+        note(mode, result.took)
+    note(
+        mode,
+        f"loaded {result.model} from {result.path} ({result.format}) on {result.device}: "
+        f"{_totals(result)}, every key matched{_spread(result)}",
+    )
+    outputs = result.outputs or {}
+    if result.outputs_path is not None:
+        note(mode, f"wrote {count(len(outputs), 'output')} to {result.outputs_path}")
+    elif not mode.quiet:
+        table([(escape(name), _kind(tensor)) for name, tensor in outputs.items()])
+
+
+def _kind(tensor: Any) -> str:
+    """`float32 [4, 2]`."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} {shape(tensor.shape)}"
+
+
+def _spread(result: Saved | Loaded) -> str:
+    """Over how many ranks, where there is more than this process."""
+    if not result.mesh:
+        return ""
+    mesh = ", ".join(f"{name} = {ranks}" for name, ranks in result.mesh.items())
+    ranks = count(prod(result.mesh.values()), "rank")
+    return f"; over {ranks} ({mesh}), at most {size(result.num_rank_bytes)} each"
+
+
+def _totals(result: Saved | Loaded) -> str:
+    return (
+        f"{count(result.num_tensors, 'tensor')}, {count(result.num_elements, 'element')}, "
+        f"{size(result.num_bytes)}"
+    )

@@ -1,0 +1,44 @@
+"""What `inspect` prints for the folder of a training run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ptsave.core.names import escape
+from ptsave.render.terminal import out, table
+from ptsave.words import count, size, value
+
+if TYPE_CHECKING:
+    from ptsave.verbs.runs import RunInspection
+
+MAX_METRICS = 8
+"""How many metrics of a run get a column; `--json` has all."""
+
+
+def show_run(result: RunInspection) -> None:
+    """What `inspect` prints for the folder of a run."""
+    latest = f"; latest step {result.latest.step}" if result.latest is not None else ""
+    number = count(len(result.checkpoints), "checkpoint")
+    out(f"{escape(str(result.path))}: run, {number}, {size(result.num_bytes)}{latest}")
+    out()
+    metrics = result.metrics[:MAX_METRICS]
+    has_epochs = any(file.epoch is not None for file in result.checkpoints)
+    header = ("name", "step", *["epoch"] * has_epochs, *map(escape, metrics), "size", "health")
+    rows = [
+        (
+            file.path.name,
+            str(file.step),
+            *["" if file.epoch is None else value(file.epoch)] * has_epochs,
+            *(f"{file.metrics[name]:.6g}" if name in file.metrics else "" for name in metrics),
+            size(file.num_bytes),
+            escape(file.problem) or "opens",
+        )
+        for file in result.checkpoints
+    ]
+    table(rows, header, right=range(1, len(header) - 1))
+    out()
+    if len(result.metrics) > len(metrics):
+        out(f"… {count(len(result.metrics) - len(metrics), 'metric')} not shown")
+    out("health is what opening a file shows; `ptsave verify` on the folder reads every byte")
+    if result.litter:
+        out(f"{count(len(result.litter), 'temporary file')} of a writer that was killed, or is at work")

@@ -1,0 +1,93 @@
+"""What `verify` prints."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ptsave import as_json
+from ptsave.core.names import escape
+from ptsave.core.verdict import Finding, Level, Verdict
+from ptsave.render.terminal import Mode, document, note, out, say, styled, table
+from ptsave.words import size
+
+if TYPE_CHECKING:
+    from ptsave.torch_layer.save import Recorded
+
+
+LEVELS = {"ok": ("ok", "32"), "warn": ("warn", "33"), "fail": ("FAIL", "1;31"), "skipped": ("skipped", "2")}
+MAX_ALIKE = {"fail": 6, "warn": 3, "ok": 3, "skipped": 3}
+"""How many findings of one check and level are printed without --verbose: all of verify fits on a screen."""
+
+
+def workflow_commands(lines: Sequence[str]) -> None:
+    """GitHub's workflow commands, on stderr so that stdout stays one result; they are escaped already."""
+    for line in lines:
+        say(line)
+
+
+def show_checks(mode: Mode, functions: Mapping[str, Any]) -> None:
+    """What `--list-checks` prints: each check with the first line of its docstring."""
+    lines = {name: (function.__doc__ or "").strip().splitlines()[0] for name, function in functions.items()}
+    if mode.json:
+        document({"checks": lines})
+    else:
+        table(list(lines.items()))
+
+
+def checking(mode: Mode) -> Callable[[str], None]:
+    """The function to call as each check begins: it says so with --verbose, and on a terminal once the work
+    has taken a second."""
+    started = time.monotonic()
+
+    def began(check: str) -> None:
+        is_long = sys.stderr.isatty() and time.monotonic() - started > 1
+        if mode.verbose or (is_long and not mode.quiet):
+            say(f"checking {check} …")
+
+    return began
+
+
+def show_recorded(mode: Mode, result: Recorded) -> None:
+    """What `verify --record` prints."""
+    taken = size(result.num_bytes)
+    note(mode, f"recorded the behaviour of {result.model} in {result.path}: the record takes {taken}")
+
+
+def show_verdict(mode: Mode, result: Verdict, path: Path) -> None:
+    """What `verify` prints: the findings, and the verdict on the last line."""
+    if mode.json:
+        document(as_json.verdict(result, path))
+        return
+    if not mode.quiet:
+        _findings(result, mode)
+        if result.cause:
+            out(f"{'because':<10} {escape(result.cause)}")
+    failed = sorted({finding.check for finding in result.findings if finding.level == "fail"})
+    if result.is_yes:
+        passed = {finding.check for finding in result.findings if finding.level in ("ok", "warn")}
+        left_out = {finding.check for finding in result.findings if finding.level == "skipped"} - passed
+        skipped = f"; skipped: {', '.join(sorted(left_out))}" if left_out else ""
+        out(f"{styled('yes', '1;32')}: {escape(str(path))} passed {', '.join(sorted(passed))}{skipped}")
+    elif failed:
+        out(f"{styled('no', '1;31')}: {escape(str(path))} failed {', '.join(failed)}")
+    else:
+        out(f"{styled('no', '1;31')}: nothing could be checked of {escape(str(path))}")
+
+
+def _findings(result: Verdict, mode: Mode) -> None:
+    alike: dict[tuple[str, Level], list[Finding]] = {}
+    for finding in result.findings:
+        alike.setdefault((finding.check, finding.level), []).append(finding)
+    for (check, level), findings in alike.items():
+        word, code = LEVELS[level]
+        start = f"{check:<10} {styled(f'{word:<8}', code)}"
+        shown = len(findings) if mode.verbose else MAX_ALIKE[level]
+        for finding in findings[:shown]:
+            where = f"{finding.where}: " if finding.where else ""
+            out(f"{start} {escape(where + finding.message)}")
+        if len(findings) > shown:
+            out(f"{start} … {len(findings) - shown:,} more (--verbose lists them)")
