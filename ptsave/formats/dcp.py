@@ -129,9 +129,9 @@ class _Reader:
     def __init__(self, folder: InputFolder, owner: ExitStack, metadata: bytes | None) -> None:
         """Reads the metadata, unless it is given. The files are closed with `owner`."""
         self.folder = folder
-        where = str(folder.path / METADATA)
+        self._where = str(folder.path / METADATA)
         data = _read_metadata(folder) if metadata is None else metadata
-        self.metadata = parse_metadata(data, where)
+        self.metadata = parse_metadata(data, self._where)
         self.metadata_digest = hasher("xxh3_128", data).hexdigest()
         self.globals = dict(self.metadata.globals)
         self.notes = list(self.metadata.notes)
@@ -150,9 +150,9 @@ class _Reader:
         return self._tensor(name, about)
 
     def _tensor(self, name: str, about: TensorAbout) -> TensorEntry:
-        where = f"{self.folder.path / METADATA}, tensor {name!r}"
-        check_cover(about.shape, about.boxes, where)
-        stored = [box for box in about.boxes if _is_stored(box, about)]
+        check_cover(about.shape, about.boxes, f"{self._where}, tensor {name!r}")
+        # torch writes chunks of no elements too, some in another shape, and its readers pass them over
+        stored = [box for box in about.boxes if box.num_elements]
         key = (about.shape, *((box, self.metadata.places.get((name, box.offsets))) for box in stored))
         if stored and key in self._by_chunks:  # two names of one tensor
             return self._by_chunks[key].named(name)
@@ -247,11 +247,6 @@ class _Reader:
             ]
             for record in directory.entries
         )
-
-
-def _is_stored(box: Box, about: TensorAbout) -> bool:
-    """Whether a chunk has bytes; torch writes those of empty tensors too, and readers pass them over."""
-    return box.num_elements > 0 or box.sizes == about.shape
 
 
 def _read_metadata(folder: InputFolder) -> bytes:

@@ -67,7 +67,7 @@ def write_sharded(folder: Path, change: Callable[[Metadata], None] = lambda meta
         chunks = []
         for box in boxes_of(name):
             part = tensor[tuple(slice(o, o + s) for o, s in zip(box.offsets, box.sizes, strict=True))]
-            put(MetadataIndex(name, box.offsets), part.clone())
+            put(MetadataIndex(name, box.offsets), part.clone() if part.numel() else torch.empty(0, 0))
             chunks.append(ChunkStorageMetadata(torch.Size(box.offsets), torch.Size(box.sizes)))
         properties = TensorProperties.create_from_tensor(tensor)
         items[name] = TensorStorageMetadata(properties, tensor.shape, chunks)
