@@ -24,10 +24,8 @@ def box_of(tensor: DTensor) -> Box:
 
 
 def _cut(entry: TensorEntry, want: torch.Tensor) -> TensorEntry:
-    if not isinstance(want, DTensor):
-        return entry
-    box = box_of(want)
-    return entry if box.sizes == entry.shape else laid_out(window(entry, box))
+    # a file may hold a tensor in other strides than the shards that FSDP2 flattens
+    return laid_out(window(entry, box_of(want))) if isinstance(want, DTensor) else entry
 
 
 def _join(tensor: torch.Tensor, want: torch.Tensor) -> torch.Tensor:

@@ -125,6 +125,9 @@ class Plan:
     def _shard(self, model: nn.Module) -> None:
         names = [name for name in ("ddp", "dp") if name in self.sizes]
         mesh = self.mesh[tuple(names)] if len(names) > 1 else self.mesh["dp"]
+        model.requires_grad_(False)  # nothing is trained here, and of what is, FSDP2 wants one dtype
+        for parameter in model.parameters():
+            parameter.data = parameter.data.contiguous()  # FSDP2 takes no other
         scalars = {parameter for parameter in model.parameters() if not parameter.dim()}  # FSDP2 takes none
         shard = partial(fully_shard, ignored_params=scalars) if scalars else fully_shard
         for module in (*self._units(model), model):

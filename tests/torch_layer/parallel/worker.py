@@ -19,6 +19,7 @@ from ptsave.core.select import select_model
 from ptsave.errors import PtsaveError
 from ptsave.formats import open_checkpoint
 from ptsave.torch_layer.build import build_model
+from ptsave.torch_layer.inputs import output_tensors
 from ptsave.torch_layer.load import arguments_for, run
 from ptsave.torch_layer.parallel.group import Group, joined
 from ptsave.torch_layer.parallel.load import spread_and_fill
@@ -51,7 +52,9 @@ def _case(group: Group, case: dict[str, Any]) -> dict[str, Any]:
     if case.get("runs", True):
         plan.check_runs(model)
         output = whole(run(plan.replicate(model), arguments_for(config.inputs, None, model, "cpu")))
-        found |= {"output": output.flatten().tolist(), "digest": digest_of(output)}
+        tensors = output_tensors(output).values()
+        found["output"] = [number for tensor in tensors for number in tensor.flatten().tolist()]
+        found["digest"] = [digest_of(tensor) for tensor in tensors]
     return found
 
 
