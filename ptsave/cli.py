@@ -1,29 +1,36 @@
-"""The command line: flags → one verb → render. The only file that knows Typer; commands never catch.
+"""The command line: flags → one command, and its errors → exit codes. Commands never catch.
 
 Imports inside the commands keep `--help` and the torch-free commands quick.
 """
 
 import os
 import sys
-import time
 import traceback
-from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
-from ptsave import __version__, as_json, stopping, streams
+from ptsave import __version__, stopping, streams
 from ptsave.errors import EXIT_INTERRUPTED, EXIT_NO, EXIT_OK, PtsaveError, RefusedError, UsageError
-from ptsave.render import terminal
+from ptsave.options import (
+    AppDir,
+    ConfigPath,
+    Device,
+    Digest,
+    FormatName,
+    Json,
+    NoCheck,
+    NoRecord,
+    Overwrite,
+    Quiet,
+    Select,
+    Set,
+    TrustRecorded,
+    Verbose,
+)
+from ptsave.render.terminal import Mode, failure, out
 from ptsave.torch_layer.parallel.environment import is_first_rank, is_under_torchrun
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from ptsave.core.verdict import Verdict
-    from ptsave.verbs.verify import Asked
 
 app = typer.Typer(
     name="ptsave",
@@ -33,51 +40,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-# `readable=False` throughout: a file that may not be read is the reader's error (3), not one of usage (2).
-
-# --- options that several commands share ------------------------------------------------------------
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors and results only.")]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print what is being done.")]
-ConfigPath = Annotated[
-    Path | None,
-    typer.Option(
-        "-c", "--config", metavar="CONFIG", help="TOML that names the model's class.", readable=False
-    ),
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override one value of the TOML; repeatable."),
-]
-AppDir = Annotated[
-    Path,
-    typer.Option("--app-dir", metavar="DIR", help="Folder to import the model's class from.", readable=False),
-]
-Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps, …")]
-Select = Annotated[
-    str | None,
-    typer.Option("--select", metavar="KEY.PATH", help="Key of the state dict inside the checkpoint."),
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the destination if it exists.")]
-FormatName = Annotated[
-    str | None,
-    typer.Option("--format", metavar="FORMAT", help="Format to write; default: as the suffix says."),
-]
-NoRecord = Annotated[bool, typer.Option("--no-record", help="Leave ptsave's record out.")]
-NoCheck = Annotated[bool, typer.Option("--no-check", help="Do not read back what was written.")]
-Digest = Annotated[str, typer.Option("--digest", metavar="ALGORITHM", help="xxh3_128, blake3 or sha256.")]
-TrustRecorded = Annotated[
-    bool, typer.Option("--trust-recorded", help="Import the class that the checkpoint's record names.")
-]
-
-
 # --- the commands -----------------------------------------------------------------------------------
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        terminal.out(f"ptsave {__version__}")
+        out(f"ptsave {__version__}")
         raise typer.Exit
 
 
@@ -92,7 +60,7 @@ def ptsave(
     if context.invoked_subcommand in ("inspect", "convert") and not is_first_rank():
         raise typer.Exit  # what takes one process is done by one of them
     if context.invoked_subcommand is None:
-        terminal.out(context.get_help())
+        out(context.get_help())
         raise typer.Exit(UsageError.exit_code)
 
 
@@ -123,54 +91,24 @@ def save(
     verbose: Verbose = False,
 ) -> None:
     """Build the model of CONFIG, fill it, and write its state dict with a record of what it is."""
-    from ptsave.config import load_config
+    from ptsave.commands.save import save as run
     from ptsave.formats.base import WriteOptions, digest_algorithm
-    from ptsave.render.models import show_saved
 
-    mode = terminal.Mode(json, quiet, verbose)
-    options = WriteOptions(
-        overwrite=overwrite, record=not no_record, digest=digest_algorithm(digest), check=not no_check
-    )
-    if is_under_torchrun():
-        from ptsave.torch_layer.parallel.group import joined
-        from ptsave.torch_layer.parallel.save import check_format
-        from ptsave.torch_layer.parallel.save import save as save_spread
-
-        with joined(device) as group:
-            check_format(format)
-            saved = save_spread(
-                group,
-                load_config(config, set or []),
-                destination,
-                options,
-                weights=weights,
-                select=select,
-                seed=seed,
-                app_dir=app_dir,
-                warn=terminal.warn,
-            )
-            if group.is_first:
-                show_saved(mode, saved)
-                streams.finish(EXIT_OK)  # before anyone leaves
-        return
-    from ptsave.formats.writers import destination_writer
-    from ptsave.torch_layer.save import save as run
-
-    writer = destination_writer(destination, format)
-    loaded = load_config(config, set or [])
-    result = run(
-        loaded,
+    run(
+        Mode(json, quiet, verbose),
+        config,
         destination,
-        writer,
-        options,
+        WriteOptions(
+            overwrite=overwrite, record=not no_record, digest=digest_algorithm(digest), check=not no_check
+        ),
+        overrides=set or [],
         weights=weights,
         select=select,
         seed=seed,
         device=device,
+        format=format,
         app_dir=app_dir,
-        warn=terminal.warn,
     )
-    show_saved(mode, result)
 
 
 @app.command()
@@ -200,34 +138,10 @@ def load(
     verbose: Verbose = False,
 ) -> None:
     """Rebuild the model, load the weights strictly, and run it once if asked."""
-    from ptsave.render.models import show_loaded
+    from ptsave.commands.load import load as run
 
-    mode = terminal.Mode(json, quiet, verbose)
-    if is_under_torchrun():
-        from ptsave.torch_layer.parallel.group import joined
-        from ptsave.torch_layer.parallel.load import load as spread
-
-        with joined(device) as group:
-            loaded = spread(
-                group,
-                checkpoint,
-                config,
-                overrides=set or [],
-                trust_recorded=trust_recorded,
-                select=select,
-                inputs=inputs,
-                outputs=outputs,
-                overwrite=overwrite,
-                app_dir=app_dir,
-                warn=terminal.warn,
-            )
-            if group.is_first:
-                show_loaded(mode, loaded)
-                streams.finish(EXIT_OK)  # before anyone leaves
-        return
-    from ptsave.torch_layer.load import load as run
-
-    result = run(
+    run(
+        Mode(json, quiet, verbose),
         checkpoint,
         config,
         overrides=set or [],
@@ -238,9 +152,7 @@ def load(
         outputs=outputs,
         overwrite=overwrite,
         app_dir=app_dir,
-        warn=terminal.warn,
     )
-    show_loaded(mode, result)
 
 
 @app.command()
@@ -269,56 +181,14 @@ def inspect(
     verbose: Verbose = False,
 ) -> None:
     """Say what is in a checkpoint, of any format, or in a run's folder, without running any of it."""
-    from ptsave.core.memory import no_garbage_collection
-    from ptsave.formats import open_checkpoint
-    from ptsave.render.inspect import inspections
-    from ptsave.verbs.inspect import inspect as run
-    from ptsave.verbs.inspect import sort_key
+    from ptsave.commands.inspect import compare
+    from ptsave.commands.inspect import inspect as run
 
-    mode = terminal.Mode(json, quiet, verbose)
-    order = sort_key(sort)
-    if diff is not None:
-        from ptsave.render.diff import show_differences
-        from ptsave.verbs.diff import diff as compare
-
-        if len(paths) != 1:
-            raise UsageError("--diff compares two checkpoints", "", "ptsave inspect A --diff B")
-        with open_checkpoint(paths[0]) as a, open_checkpoint(diff) as b:
-            total = sum(entry.num_bytes for c in (a, b) for entry in c.tensors.values())
-            with terminal.progress(mode, "comparing", total) as advance:
-                differences = compare(a, b, progress=advance)
-        show_differences(mode, differences, paths[0], diff)
-        if not differences.is_same:
-            raise typer.Exit(EXIT_NO)
-        return
-
-    with no_garbage_collection(), inspections(mode, many=len(paths) > 1) as show:
-        for path in paths:
-            if os.path.isdir(path) and _show_run(path, {"--tree": tree, "--stats": stats}, show):
-                continue
-            with open_checkpoint(path) as checkpoint:
-                result = run(checkpoint, globs=filter or (), sort=order, limit=limit)
-                if not stats:
-                    show(result, tree=tree)
-                    continue
-                from ptsave.verbs.stats import stats as measure
-
-                names = [row.entry.name for row in result.rows]
-                total = sum(row.entry.num_bytes for row in result.rows)
-                with terminal.progress(mode, "reading", total) as advance:
-                    measured = list(measure(checkpoint, names, progress=advance))
-                show(result, tree=tree, stats=measured)
-
-
-def _show_run(path: Path, flags: dict[str, bool], show: "Callable[..., None]") -> bool:
-    """Show the folder of a run; False where `path` is none."""
-    from ptsave.verbs import runs
-
-    if not runs.is_run(path):
-        return False
-    runs.refuse_flags(path, [flag for flag, is_given in flags.items() if is_given])
-    show(runs.inspect_run(path))
-    return True
+    mode = Mode(json, quiet, verbose)
+    if diff is None:
+        run(mode, paths, tree=tree, stats=stats, globs=filter or (), sort=sort, limit=limit)
+    elif not compare(mode, paths, diff):
+        raise typer.Exit(EXIT_NO)
 
 
 @app.command()
@@ -371,45 +241,27 @@ def convert(
     verbose: Verbose = False,
 ) -> None:
     """Write the same tensors in another format: renamed, selected, cast, merged or sharded if asked."""
-    from ptsave.formats import open_checkpoint
+    from ptsave.commands.convert import convert as run
     from ptsave.formats.base import WriteOptions, digest_algorithm
-    from ptsave.formats.writers import check_destination, destination_writer
-    from ptsave.render.convert import show_converted
-    from ptsave.verbs.convert import convert as run
-    from ptsave.verbs.convert import num_bytes_of, parse_extras, parse_size
+    from ptsave.verbs.convert import parse_extras, parse_size
     from ptsave.verbs.edit import parse_edits
 
-    mode = terminal.Mode(json, quiet, verbose)
-    if len(paths) < 2:
-        raise UsageError("needs a source and a destination", "", "ptsave convert SRC DST")
-    *sources, destination = paths
-    target = destination_writer(destination, format)
-    edits = parse_edits(only, drop, strip_prefix, rename, dtype, contiguous)
-    options = WriteOptions(
-        overwrite=overwrite,
-        record=not no_record,
-        digest=digest_algorithm(digest),
-        check=not no_check,
-        shard_bytes=parse_size(shard_size),
+    run(
+        Mode(json, quiet, verbose),
+        paths,
+        WriteOptions(
+            overwrite=overwrite,
+            record=not no_record,
+            digest=digest_algorithm(digest),
+            check=not no_check,
+            shard_bytes=parse_size(shard_size),
+        ),
+        parse_edits(only, drop, strip_prefix, rename, dtype, contiguous),
+        format=format,
+        select=select,
+        extras=parse_extras(extras),
+        dry_run=dry_run,
     )
-    how = parse_extras(extras)
-    with ExitStack() as opened:
-        checkpoints = [opened.enter_context(open_checkpoint(path)) for path in sources]
-        if not dry_run:
-            check_destination(destination, target, overwrite=overwrite)
-        total = num_bytes_of(checkpoints) * (2 if options.check else 1)
-        with terminal.progress(mode, "converting", total) as advance:
-            result = run(
-                checkpoints,
-                destination,
-                target,
-                replace(options, progress=advance),
-                edits,
-                select=select,
-                extras=how,
-                dry_run=dry_run,
-            )
-    show_converted(mode, result)
 
 
 @app.command()
@@ -463,24 +315,16 @@ def verify(
     verbose: Verbose = False,
 ) -> None:
     """Give a verdict: same bytes, same keys, same behaviour. Exit 0 is yes, 1 is no."""
-    from ptsave.formats import open_checkpoint
-    from ptsave.render.verify import checking, show_checks, show_recorded
-    from ptsave.verbs import verify as verb
-    from ptsave.verbs.runs import is_run, refuse_flags
+    from ptsave.commands import verify as command
+    from ptsave.verbs.verify import choose
 
-    mode = terminal.Mode(json, quiet, verbose)
+    mode = Mode(json, quiet, verbose)
     if list_checks:
-        from ptsave.torch_layer.checks import MODEL_CHECKS
-
-        show_checks(mode, {**verb.FILE_CHECKS, **MODEL_CHECKS})
+        command.list_checks(mode)
         return
     if checkpoint is None:
         raise UsageError("needs a checkpoint", "", "ptsave verify CHECKPOINT")
-    if report is not None:
-        from ptsave.reports import check_report_path
-
-        check_report_path(report, checkpoint)
-    asked = verb.choose(
+    asked = choose(
         checks,
         config=config,
         trust_recorded=trust_recorded,
@@ -489,140 +333,9 @@ def verify(
         through=through,
         record=record,
     )
-    if os.path.isdir(checkpoint) and is_run(checkpoint):
-        flags = {"-c": config, "--trust-recorded": trust_recorded, "--against": against, "--record": record}
-        refuse_flags(checkpoint, [flag for flag, given in flags.items() if given])
-        _verify_run(mode, checkpoint, asked, allow, report)
-        return
-    if is_under_torchrun():
-        if against is not None or record:
-            flag = "--record" if record else "--against"
-            raise UsageError(f"{flag} is for one process", "", "run it without torchrun")
-        _verify_together(mode, checkpoint, asked, allow, select, device, set or [], app_dir, report)
-        return
-    start, began = time.monotonic(), checking(mode)
-    with ExitStack() as opened:
-        source = opened.enter_context(open_checkpoint(checkpoint))
-        other = opened.enter_context(open_checkpoint(asked.other)) if asked.other is not None else None
-        model = None
-        if asked.has_model:
-            from ptsave.torch_layer import verify as live
-
-            model = live.subject_of(
-                source,
-                other,
-                asked.config,
-                set or [],
-                other_config=asked.other_config,
-                select=select,
-                device=device,
-                app_dir=app_dir,
-                through=asked.through,
-                warn=terminal.warn,
-            )
-            other = model.other
-        total = verb.total_bytes(asked.names, source, other)
-        with terminal.progress(mode, "reading", total) as advance:
-            subject = verb.Subject(source, other, asked, allow or (), advance)
-            if model is not None:
-                subject = replace(subject, parameters=model.parameters, tolerance=model.config.tolerance)
-            findings = verb.verify_file(subject, began)
-        if model is None:
-            verdict = verb.without_model(subject, findings)
-        else:
-            verdict = live.verify_model(model, asked.names, findings, began)
-            if record and verdict.is_yes:
-                show_recorded(mode, live.add_behaviour(model))
-        target = model.config.model.target if model is not None else None
-        facts = verb.facts(source, target, device, time.monotonic() - start)
-    _show_verdict(mode, verdict, facts, checkpoint, report)
-    if not verdict.is_yes:
+    request = command.Request(checkpoint, asked, allow or (), set or [], select, device, app_dir)
+    if not command.verify(mode, request, report):
         raise typer.Exit(EXIT_NO)
-
-
-def _verify_run(
-    mode: terminal.Mode, folder: Path, asked: "Asked", allow: list[str] | None, report: Path | None
-) -> None:
-    """`verify` on the folder of a run."""
-    from ptsave.formats.run_folder import list_run
-    from ptsave.render.verify import checking
-    from ptsave.verbs import verify_run as verb
-
-    start, files = time.monotonic(), list_run(folder)
-    with terminal.progress(mode, "reading", verb.total_bytes(files, asked)) as advance:
-        began = checking(mode)
-        verdict = verb.verify_run(files, asked, allow=allow or (), progress=advance, began=began)
-    _show_verdict(mode, verdict, verb.facts(folder, files, time.monotonic() - start), folder, report)
-    if not verdict.is_yes:
-        raise typer.Exit(EXIT_NO)
-
-
-def _verify_together(
-    mode: terminal.Mode,
-    checkpoint: Path,
-    asked: "Asked",
-    allow: list[str] | None,
-    select: str | None,
-    device: str,
-    overrides: list[str],
-    app_dir: Path,
-    report: Path | None,
-) -> None:
-    """`verify` under torchrun: the ranks share the bytes, and run the model together."""
-    from ptsave.formats import open_checkpoint
-    from ptsave.render.verify import checking
-    from ptsave.torch_layer.parallel import verify as live
-    from ptsave.torch_layer.parallel.group import joined
-    from ptsave.verbs import verify as verb
-
-    with joined(device) as group, open_checkpoint(checkpoint) as source:
-        start, began = time.monotonic(), group.speak(checking(mode))
-        part, findings = live.share(group, source), []
-        model = None
-        if asked.has_model:
-            model = live.subject_of(
-                group, source, asked.config, overrides, select, app_dir, group.speak(terminal.warn)
-            )
-        for name in (name for name in verb.FILE_CHECKS if name in asked.names):
-            shared = name in verb.SHARED_CHECKS
-            subject = verb.Subject(
-                part if shared else source, None, replace(asked, names=[name]), allow or ()
-            )
-            if model is not None:
-                subject = replace(subject, parameters=model.parameters)
-            found = verb.verify_file(subject, began)
-            findings += live.merged(group, found) if shared else found
-        if model is None:
-            verdict = verb.without_model(verb.Subject(source, None, asked), findings)
-        else:
-            verdict = live.verify_model(model, asked.names, findings, began)
-        target = model.config.model.target if model is not None else None
-        facts = verb.facts(source, target, device, time.monotonic() - start)
-        if group.is_first:
-            _show_verdict(mode, verdict, {**facts, "ranks": group.size}, checkpoint, report)
-            streams.finish(EXIT_OK)  # before anyone leaves
-    if not verdict.is_yes:
-        raise typer.Exit(EXIT_NO)
-
-
-def _show_verdict(
-    mode: terminal.Mode,
-    verdict: "Verdict",
-    facts: dict[str, str | int | float],
-    checkpoint: Path,
-    report: Path | None,
-) -> None:
-    from ptsave.render.verify import show_verdict, workflow_commands
-
-    if report is not None:
-        from ptsave.reports import write_report
-
-        write_report(report, verdict, facts, as_json.versioned(as_json.verdict(verdict, checkpoint)))
-    show_verdict(mode, verdict, checkpoint)
-    if os.environ.get("GITHUB_ACTIONS") == "true":
-        from ptsave.reports import annotation_lines
-
-        workflow_commands(annotation_lines(verdict, str(checkpoint)))
 
 
 # --- leaving ----------------------------------------------------------------------------------------
@@ -633,7 +346,11 @@ def main() -> NoReturn:
     stopping.install()
     try:
         streams.prepare()
-        code = _finished(run(sys.argv[1:]))
+        code = run(sys.argv[1:])
+        streams.flush()
+    except PtsaveError as problem:
+        failure(problem, json=False)
+        code = problem.exit_code
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
     except SystemExit as left:  # a rank that lets another one speak
@@ -644,14 +361,6 @@ def main() -> NoReturn:
         # Threads of torch.distributed may outlive its groups, and abort a Python that is being taken down.
         os._exit(code)
     sys.exit(code)
-
-
-def _finished(code: int) -> int:
-    try:
-        return streams.finish(code)
-    except PtsaveError as problem:
-        terminal.failure(problem, json=False)
-        return problem.exit_code
 
 
 def run(arguments: list[str]) -> int:
@@ -675,7 +384,7 @@ def run(arguments: list[str]) -> int:
         return stopping.exit_code()
     if os.environ.get("PTSAVE_DEBUG"):
         traceback.print_exception(problem.__cause__ or problem)
-    terminal.failure(problem, json="--json" in arguments)
+    failure(problem, json="--json" in arguments)
     return problem.exit_code
 
 

@@ -26,8 +26,8 @@ def prepare() -> None:
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
-def finish(code: int) -> int:
-    """Print what is still in the buffers; returns the exit code.
+def flush() -> None:
+    """Print what is still in the buffers.
 
     Raises: WriteError when the data on stdout was lost. What cannot be said on stderr is not.
     """
@@ -42,7 +42,6 @@ def finish(code: int) -> int:
     except OSError as error:
         discard(sys.stdout)
         raise lost(error) from None
-    return code
 
 
 def lost(error: OSError) -> WriteError:

@@ -23,7 +23,7 @@ MAX_ALIKE = {"fail": 6, "warn": 3, "ok": 3, "skipped": 3}
 """How many findings of one check and level are printed without --verbose: all of verify fits on a screen."""
 
 
-def workflow_commands(lines: Sequence[str]) -> None:
+def show_workflow_commands(lines: Sequence[str]) -> None:
     """GitHub's workflow commands, on stderr so that stdout stays one result; they are escaped already."""
     for line in lines:
         say(line)

@@ -47,10 +47,27 @@ class Asked:
     """Formats that `roundtrip` goes through."""
     is_close: bool = False
     """Whether `against` accepts values within a tolerance."""
+    records: bool = False
+    """Whether today's behaviour is written into the record of what passes."""
 
     @property
     def has_model(self) -> bool:
         return self.config is not None or self.trusts_record
+
+    @property
+    def has_other(self) -> bool:
+        return self.other is not None or self.other_config is not None
+
+    @property
+    def about_one(self) -> list[str]:
+        """The flags among those given that are about one checkpoint, and so not about a run."""
+        flags = {
+            "--against": self.has_other,
+            "-c": self.config is not None,
+            "--trust-recorded": self.trusts_record,
+            "--record": self.records,
+        }
+        return [flag for flag, is_given in flags.items() if is_given]
 
 
 @dataclass(frozen=True)
@@ -194,6 +211,7 @@ def choose(
         other_config,
         [] if through is None else _listed(through, list(BY_NAME), "--through", "formats"),
         close,
+        record,
     )
 
 

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
-from ptsave import stopping
+from ptsave import stopping, streams
 from ptsave.errors import CorruptError, MissingFileError, PtsaveError, RankError, UsageError, WriteError
 
 T = TypeVar("T")
@@ -109,6 +109,7 @@ def joined(device: str) -> Iterator[Group]:
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
         group = Group(rank, size, own)
         yield group
+        streams.flush()  # torchrun ends the others as soon as it sees that one has failed
         group.wait()
     except BaseException as error:
         # torchrun sends it to all as soon as it sees that one has ended: it is not to interrupt this

@@ -1,0 +1,82 @@
+"""inspect: what is in checkpoints, and what differs between two."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.memory import no_garbage_collection
+from ptsave.errors import UsageError
+from ptsave.formats import open_checkpoint
+from ptsave.render.inspect import inspections
+from ptsave.render.terminal import Mode, progress
+from ptsave.verbs.inspect import Inspection, sort_key
+from ptsave.verbs.inspect import inspect as inspect_one
+
+
+def inspect(
+    mode: Mode,
+    paths: Sequence[Path],
+    *,
+    tree: bool,
+    stats: bool,
+    globs: Sequence[str],
+    sort: str,
+    limit: int | None,
+) -> None:
+    """Show what is in each of `paths`: a checkpoint, or the folder of a run.
+
+    Raises: UsageError for a flag, and what opening a checkpoint raises.
+    """
+    order = sort_key(sort)
+    with no_garbage_collection(), inspections(mode, many=len(paths) > 1) as show:
+        for path in paths:
+            if os.path.isdir(path) and _is_shown_run(path, {"--tree": tree, "--stats": stats}, show):
+                continue
+            with open_checkpoint(path) as checkpoint:
+                result = inspect_one(checkpoint, globs=globs, sort=order, limit=limit)
+                if stats:
+                    _show_measured(mode, checkpoint, result, show)
+                else:
+                    show(result, tree=tree)
+
+
+def _is_shown_run(path: Path, flags: Mapping[str, bool], show: Callable[..., None]) -> bool:
+    """Show the folder of a run; False where `path` is none."""
+    from ptsave.verbs import runs
+
+    if not runs.is_run(path):
+        return False
+    runs.refuse_flags(path, [flag for flag, is_given in flags.items() if is_given])
+    show(runs.inspect_run(path))
+    return True
+
+
+def _show_measured(mode: Mode, checkpoint: Checkpoint, result: Inspection, show: Callable[..., None]) -> None:
+    from ptsave.verbs.stats import stats
+
+    names = [row.entry.name for row in result.rows]
+    total = sum(row.entry.num_bytes for row in result.rows)
+    with progress(mode, "reading", total) as advance:
+        measured = list(stats(checkpoint, names, progress=advance))
+    show(result, stats=measured)
+
+
+def compare(mode: Mode, paths: Sequence[Path], other: Path) -> bool:
+    """Show what differs between the one of `paths` and `other`; returns whether they are the same.
+
+    Raises: UsageError where there is more than one, and what opening a checkpoint raises.
+    """
+    from ptsave.render.diff import show_differences
+    from ptsave.verbs.diff import diff
+
+    if len(paths) != 1:
+        raise UsageError("--diff compares two checkpoints", "", "ptsave inspect A --diff B")
+    with open_checkpoint(paths[0]) as a, open_checkpoint(other) as b:
+        total = sum(entry.num_bytes for checkpoint in (a, b) for entry in checkpoint.tensors.values())
+        with progress(mode, "comparing", total) as advance:
+            found = diff(a, b, progress=advance)
+    show_differences(mode, found, paths[0], other)
+    return found.is_same

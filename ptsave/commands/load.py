@@ -1,0 +1,55 @@
+"""load: a model rebuilt from a checkpoint by one process or by all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from ptsave.commands.ranks import ranks
+from ptsave.render.models import show_loaded
+from ptsave.render.terminal import Mode, warn
+from ptsave.torch_layer.parallel.environment import is_first_rank
+
+
+def load(
+    mode: Mode,
+    path: Path,
+    config_path: Path | None,
+    *,
+    overrides: Sequence[str],
+    trust_recorded: bool,
+    select: str | None,
+    device: str,
+    inputs: Path | None,
+    outputs: Path | None,
+    overwrite: bool,
+    app_dir: Path,
+) -> None:
+    """Rebuild the model, load its weights, run it if there is something to run it on or for, and say so.
+
+    Raises: what `torch_layer.load.load` raises.
+    """
+    with ranks(device) as group:
+        if group is None:
+            from ptsave.torch_layer.load import load as load_alone
+
+            run = partial(load_alone, device=device)
+        else:
+            from ptsave.torch_layer.parallel.load import load as load_spread
+
+            run = partial(load_spread, group)
+        loaded = run(
+            path,
+            config_path,
+            overrides=overrides,
+            trust_recorded=trust_recorded,
+            select=select,
+            inputs=inputs,
+            outputs=outputs,
+            overwrite=overwrite,
+            app_dir=app_dir,
+            warn=warn,
+        )
+        if is_first_rank():
+            show_loaded(mode, loaded)

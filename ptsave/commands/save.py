@@ -1,0 +1,61 @@
+"""save: the model of a config, built and written by one process or by all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from ptsave.commands.ranks import ranks
+from ptsave.config import load_config
+from ptsave.formats.base import WriteOptions
+from ptsave.formats.writers import destination_writer
+from ptsave.render.models import show_saved
+from ptsave.render.terminal import Mode, warn
+from ptsave.torch_layer.parallel.environment import is_first_rank
+
+
+def save(
+    mode: Mode,
+    config_path: Path,
+    destination: Path,
+    options: WriteOptions,
+    *,
+    overrides: Sequence[str],
+    weights: Path | None,
+    select: str | None,
+    seed: int,
+    device: str,
+    format: str | None,
+    app_dir: Path,
+) -> None:
+    """Build the model, fill it, write it, and say so.
+
+    Raises: UsageError for a flag, and what `torch_layer.save.save` raises.
+    """
+    with ranks(device) as group:
+        if group is None:
+            writer = destination_writer(destination, format)
+            config = load_config(config_path, overrides)
+            from ptsave.torch_layer.save import save as save_alone  # takes seconds: after what may be refused
+
+            run = partial(save_alone, target=writer, device=device)
+        else:
+            from ptsave.torch_layer.parallel.save import check_format
+            from ptsave.torch_layer.parallel.save import save as save_spread
+
+            check_format(format)
+            config = load_config(config_path, overrides)
+            run = partial(save_spread, group)
+        saved = run(
+            config=config,
+            destination=destination,
+            options=options,
+            weights=weights,
+            select=select,
+            seed=seed,
+            app_dir=app_dir,
+            warn=warn,
+        )
+        if is_first_rank():
+            show_saved(mode, saved)

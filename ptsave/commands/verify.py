@@ -1,0 +1,182 @@
+"""verify: a verdict on a checkpoint, by one process or by all ranks, or on the folder of a run."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ptsave import as_json
+from ptsave.commands.ranks import ranks
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.verdict import Finding, Verdict
+from ptsave.errors import UsageError
+from ptsave.formats import open_checkpoint
+from ptsave.render.terminal import Mode, progress, warn
+from ptsave.render.verify import checking, show_checks, show_recorded, show_verdict, show_workflow_commands
+from ptsave.torch_layer.parallel.environment import is_first_rank
+from ptsave.verbs import verify as verb
+from ptsave.verbs.runs import is_run, refuse_flags
+
+if TYPE_CHECKING:
+    from ptsave.torch_layer.parallel.group import Group
+    from ptsave.torch_layer.subject import ModelSubject
+
+Outcome = tuple[Verdict, Mapping[str, str | int | float]]
+"""A verdict, and what a report says of how it came about."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to verify, and how."""
+
+    path: Path
+    asked: verb.Asked
+    allow: Sequence[str]
+    overrides: Sequence[str]
+    select: str | None
+    device: str
+    app_dir: Path
+
+
+def list_checks(mode: Mode) -> None:
+    """Show what each check proves."""
+    from ptsave.torch_layer.checks import MODEL_CHECKS
+
+    show_checks(mode, {**verb.FILE_CHECKS, **MODEL_CHECKS})
+
+
+def verify(mode: Mode, request: Request, report: Path | None) -> bool:
+    """Come to a verdict, show it, and write it to `report`; returns whether it is yes.
+
+    Raises: UsageError for flags that do not go together, and what opening a checkpoint raises.
+    """
+    if os.path.isdir(request.path) and is_run(request.path):
+        _check_report(report, request.path)
+        return _show(mode, _verify_run(mode, request), request.path, report)
+    with ranks(request.device) as group:
+        if is_first_rank():
+            _check_report(report, request.path)
+        outcome = _verify_alone(mode, request) if group is None else _verify_together(mode, request, group)
+        return _show(mode, outcome, request.path, report)
+
+
+def _verify_alone(mode: Mode, request: Request) -> Outcome:
+    asked, start, began = request.asked, time.monotonic(), checking(mode)
+    with ExitStack() as opened:
+        source = opened.enter_context(open_checkpoint(request.path))
+        other = opened.enter_context(open_checkpoint(asked.other)) if asked.other is not None else None
+        model = _model(request, source, other) if asked.has_model else None
+        if model is not None:
+            other = model.other
+        with progress(mode, "reading", verb.total_bytes(asked.names, source, other)) as advance:
+            subject = verb.Subject(source, other, asked, request.allow, advance)
+            if model is not None:
+                subject = replace(subject, parameters=model.parameters, tolerance=model.config.tolerance)
+            findings = verb.verify_file(subject, began)
+        if model is None:
+            verdict = verb.without_model(subject, findings)
+        else:
+            from ptsave.torch_layer.verify import add_behaviour, verify_model
+
+            verdict = verify_model(model, asked.names, findings, began)
+            if asked.records and verdict.is_yes:
+                show_recorded(mode, add_behaviour(model))
+        target = model.config.model.target if model is not None else None
+        return verdict, verb.facts(source, target, request.device, time.monotonic() - start)
+
+
+def _model(request: Request, source: Checkpoint, other: Checkpoint | None) -> ModelSubject:
+    from ptsave.torch_layer.verify import subject_of
+
+    return subject_of(
+        source,
+        other,
+        request.asked.config,
+        request.overrides,
+        other_config=request.asked.other_config,
+        select=request.select,
+        device=request.device,
+        app_dir=request.app_dir,
+        through=request.asked.through,
+        warn=warn,
+    )
+
+
+def _verify_together(mode: Mode, request: Request, group: Group) -> Outcome:
+    """The ranks share the bytes and run the model together; all come to the same verdict."""
+    from ptsave.torch_layer.parallel.verify import subject_of, verify_model
+
+    asked, start, began = request.asked, time.monotonic(), group.speak(checking(mode))
+    if asked.has_other or asked.records:
+        flag = "--against" if asked.has_other else "--record"
+        raise UsageError(f"{flag} is for one process", "", "run it without torchrun")
+    with open_checkpoint(request.path) as source:
+        model = None
+        subject = verb.Subject(source, None, asked, request.allow)
+        if asked.has_model:
+            say, app_dir = group.speak(warn), request.app_dir
+            model = subject_of(group, source, asked.config, request.overrides, request.select, app_dir, say)
+            subject = replace(subject, parameters=model.parameters)
+        findings = _shared_findings(subject, group, began)
+        if model is None:
+            verdict = verb.without_model(subject, findings)
+        else:
+            verdict = verify_model(model, asked.names, findings, began)
+        target = model.config.model.target if model is not None else None
+        facts = verb.facts(source, target, request.device, time.monotonic() - start)
+        return verdict, {**facts, "ranks": group.size}
+
+
+def _shared_findings(subject: verb.Subject, group: Group, began: verb.Began) -> list[Finding]:
+    """What the checks of the file find; where a check can be shared, each rank looks at its own tensors."""
+    from ptsave.torch_layer.parallel.verify import merged, share
+
+    own = replace(subject, checkpoint=share(group, subject.checkpoint))
+    findings: list[Finding] = []
+    for name, check in verb.FILE_CHECKS.items():
+        if name in subject.asked.names:
+            began(name)
+            findings += merged(group, list(check(own))) if name in verb.SHARED_CHECKS else check(subject)
+    return findings
+
+
+def _verify_run(mode: Mode, request: Request) -> Outcome:
+    from ptsave.formats.run_folder import list_run
+    from ptsave.verbs import verify_run as verb_of_run
+
+    path, asked = request.path, request.asked
+    refuse_flags(path, asked.about_one)
+    start, files = time.monotonic(), list_run(path)
+    with progress(mode, "reading", verb_of_run.total_bytes(files, asked)) as advance:
+        verdict = verb_of_run.verify_run(
+            files, asked, allow=request.allow, progress=advance, began=checking(mode)
+        )
+    return verdict, verb_of_run.facts(path, files, time.monotonic() - start)
+
+
+def _check_report(report: Path | None, path: Path) -> None:
+    if report is not None:
+        from ptsave.reports import check_report_path
+
+        check_report_path(report, path)
+
+
+def _show(mode: Mode, outcome: Outcome, path: Path, report: Path | None) -> bool:
+    verdict, facts = outcome
+    if not is_first_rank():
+        return verdict.is_yes
+    if report is not None:
+        from ptsave.reports import write_report
+
+        write_report(report, verdict, facts, as_json.versioned(as_json.verdict(verdict, path)))
+    show_verdict(mode, verdict, path)
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        from ptsave.reports import annotation_lines
+
+        show_workflow_commands(annotation_lines(verdict, str(path)))
+    return verdict.is_yes

@@ -1,0 +1,43 @@
+"""Options that several commands share.
+
+`readable=False`, here as in `cli`: a file that may not be read is the reader's error (3), not one of usage.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors and results only.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print what is being done.")]
+ConfigPath = Annotated[
+    Path | None,
+    typer.Option(
+        "-c", "--config", metavar="CONFIG", help="TOML that names the model's class.", readable=False
+    ),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one value of the TOML; repeatable."),
+]
+AppDir = Annotated[
+    Path,
+    typer.Option("--app-dir", metavar="DIR", help="Folder to import the model's class from.", readable=False),
+]
+Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps, …")]
+Select = Annotated[
+    str | None,
+    typer.Option("--select", metavar="KEY.PATH", help="Key of the state dict inside the checkpoint."),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the destination if it exists.")]
+FormatName = Annotated[
+    str | None,
+    typer.Option("--format", metavar="FORMAT", help="Format to write; default: as the suffix says."),
+]
+NoRecord = Annotated[bool, typer.Option("--no-record", help="Leave ptsave's record out.")]
+NoCheck = Annotated[bool, typer.Option("--no-check", help="Do not read back what was written.")]
+Digest = Annotated[str, typer.Option("--digest", metavar="ALGORITHM", help="xxh3_128, blake3 or sha256.")]
+TrustRecorded = Annotated[
+    bool, typer.Option("--trust-recorded", help="Import the class that the checkpoint's record names.")
+]
