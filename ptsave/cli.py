@@ -370,8 +370,6 @@ def run(arguments: list[str]) -> int:
         return app(arguments, prog_name="ptsave", standalone_mode=False) or EXIT_OK
     except usage_error as error:
         problem: PtsaveError = UsageError(_usage_message(error), "", _usage_hint(error))
-        if not is_first_rank():  # the same command line on every rank: one says so
-            return problem.exit_code
     except PtsaveError as error:
         problem = error
     except (KeyboardInterrupt, typer.Abort):
@@ -382,6 +380,8 @@ def run(arguments: list[str]) -> int:
         problem = _bug(error)
     if stopping.received:  # code in between made another error of the interrupt
         return stopping.exit_code()
+    if isinstance(problem, UsageError) and not is_first_rank() and "rank" not in problem.details:
+        return problem.exit_code  # the same command line on every rank: one says so
     if os.environ.get("PTSAVE_DEBUG"):
         traceback.print_exception(problem.__cause__ or problem)
     failure(problem, json="--json" in arguments)

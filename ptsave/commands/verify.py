@@ -56,6 +56,8 @@ def verify(mode: Mode, request: Request, report: Path | None) -> bool:
     Raises: UsageError for flags that do not go together, and what opening a checkpoint raises.
     """
     if os.path.isdir(request.path) and is_run(request.path):
+        if not is_first_rank():
+            return True  # one process does it, and says what came of it
         _check_report(report, request.path)
         return _show(mode, _verify_run(mode, request), request.path, report)
     with ranks(request.device) as group:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from tests.torch_layer.parallel.launch import ptsave, torchrun
+import ptsave as package
+from tests.torch_layer.parallel.launch import errors, ptsave, torchrun
 from tests.torch_layer.parallel.models import CODE, write_models
 
 pytestmark = pytest.mark.slow
@@ -77,3 +79,31 @@ def test_changed_code_is_found_where_it_departs(studio: Path, config: str) -> No
     departs = [where for level, where, message in lines(result, "behaviour") if "first to depart" in message]
     assert departs == ["blocks.0"]
     assert "forward of odd.Block differs" in result["cause"]
+
+
+def test_a_run_is_verified_by_one_rank(studio: Path) -> None:
+    with package.Checkpoints(studio / "run") as keeper:
+        for step in range(2):
+            keeper.save(package.TrainingState(model=torch.nn.Linear(3, 2)), step=step)
+    done = torchrun(2, "verify", "run", cwd=studio)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("yes: run passed bytes")
+    assert done.stdout.count("yes: ") == 1
+    newest = sorted((studio / "run").glob("*.pt"))[-1]
+    newest.write_bytes(newest.read_bytes()[:900])
+    done = torchrun(2, "verify", "run", "--json", "--report", "verdict.json", cwd=studio)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["cause"].endswith("a training would go on from step-000000000.pt")
+    assert json.loads((studio / "verdict.json").read_text()) == json.loads(done.stdout)
+    assert errors(done.stderr) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [(["--checks", "bites"], "bites"), (["--against", "m.dcp"], "--against is for one process")],
+)
+def test_a_wrong_flag_is_named_by_one_rank(studio: Path, flags: list[str], word: str) -> None:
+    done = torchrun(2, "verify", "m.dcp", "-c", "dp.toml", *flags, cwd=studio)
+    assert done.returncode == 1
+    (line,) = errors(done.stderr)
+    assert word in line
