@@ -36,6 +36,7 @@ from ptsave.formats.dcp_write import commit, metadata_digest
 from ptsave.formats.folder_files import DCP_METADATA, new_record_name
 from ptsave.formats.stored import record_text
 from ptsave.stopping import unfinished
+from ptsave.torch_layer.parallel.eager import EagerFileSystem
 from ptsave.torch_layer.parallel.group import Group
 from ptsave.torch_layer.parallel.shares import read_back
 
@@ -108,6 +109,8 @@ class Writer(FileSystemWriter):
 
     def __init__(self, place: Place, aliases: Mapping[str, str], sync: bool) -> None:
         super().__init__(place.folder, sync_files=sync)
+        if sync:
+            self.fs = EagerFileSystem()
         self.place = place
         self._aliases = aliases
         self.metadata = b""
