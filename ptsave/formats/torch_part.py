@@ -2,52 +2,55 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ptsave.core.files import InputFile
 from ptsave.core.nodes import TensorEntry
+from ptsave.core.storage import FileStorage
 from ptsave.errors import CorruptError
 from ptsave.formats.inert_pickle import Loaded
+from ptsave.formats.torch_form import Form, form_of
 from ptsave.formats.torch_zip import ZipStorages, is_big_endian, load_pickle, top_folder
 from ptsave.formats.zip_reader import read_directory
 
-_MAX_KNOWN = 4096
-_MAX_KNOWN_BYTES = 1024
+_MAX_FORMS = 4096
+_MAX_FORMS_OF_A_SIZE = 8
 
 
 class TorchParts:
     """Opens parts, of which a checkpoint has one for each chunk of each tensor.
 
-    Tensors of one shape and dtype have the same pickle, byte for byte, and it is interpreted once.
+    Those of tensors of one shape and dtype have one form, which is read and checked once.
     """
 
     def __init__(self) -> None:
-        self._known: dict[bytes, tuple[Loaded, str]] = {}
+        self._forms: dict[int, list[Form]] = {}
+        """By the length of the part in bytes."""
+        self._num_forms = 0
 
     def read(self, file: InputFile, offset_bytes: int, num_bytes: int) -> Loaded:
         """What `torch.save` wrote into `num_bytes` bytes of `file` from `offset_bytes`; nothing in it runs.
 
         Raises: CorruptError, LimitError, UnreadableError.
         """
+        if offset_bytes + num_bytes > file.size_bytes:
+            raise file.too_short(offset_bytes, num_bytes)
+        known = self._forms.get(num_bytes, ())
+        for form in known:
+            if (found := form.read(file, offset_bytes)) is not None:
+                return found
         directory = read_directory(file, offset_bytes, num_bytes)
         top = top_folder(directory)
         if top is None:
             raise CorruptError("has no data.pkl", str(file.path), "torch.save writes one")
         storages = ZipStorages(directory, f"{top}data/", is_big_endian(directory, top))
-        record = f"{top}data.pkl"
-        if directory.entry(record).num_bytes > _MAX_KNOWN_BYTES or storages.big_endian:
-            return load_pickle(directory, record, storages)
-        pickle = directory.read(record, _MAX_KNOWN_BYTES)
-        if pickle in self._known:
-            loaded, key = self._known[pickle]
-            entry: TensorEntry = loaded.root
-            if f"{top}data/{key}" in directory.entries:
-                storage = directory.storage(f"{top}data/{key}")
-                if storage.num_bytes == entry.storage.num_bytes:
-                    return replace(loaded, root=replace(entry, storage=storage))
-        loaded = load_pickle(directory, record, storages)
-        if isinstance(loaded.root, TensorEntry) and len(self._known) < _MAX_KNOWN:
-            for name in directory.entries:
-                if directory.storage(name) is loaded.root.storage:
-                    self._known[pickle] = (loaded, name.removeprefix(f"{top}data/"))
+        loaded = load_pickle(directory, f"{top}data.pkl", storages)
+        if (
+            isinstance(loaded.root, TensorEntry)
+            and type(loaded.root.storage) is FileStorage
+            and len(known) < _MAX_FORMS_OF_A_SIZE
+            and self._num_forms < _MAX_FORMS
+        ):
+            new = form_of(directory, offset_bytes, num_bytes, loaded, f"{top}.data/serialization_id")
+            if new is not None:
+                self._forms.setdefault(num_bytes, []).append(new)
+                self._num_forms += 1
         return loaded
