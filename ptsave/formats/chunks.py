@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
+from typing import NamedTuple
 
 from ptsave.core.gather import contiguous
 from ptsave.core.nodes import TensorEntry, contiguous_strides
@@ -19,8 +19,7 @@ FEW_ROWS = 16
 """So many are copied one by one; importing NumPy costs as much as a hundred thousand."""
 
 
-@dataclass(frozen=True, slots=True)
-class Box:
+class Box(NamedTuple):
     """Where a chunk lies in its tensor, in elements."""
 
     offsets: tuple[int, ...]
@@ -36,6 +35,8 @@ def check_cover(shape: tuple[int, ...], boxes: Sequence[Box], where: str) -> Non
 
     Raises: CorruptError; LimitError past MAX_COMPARISONS.
     """
+    if len(boxes) == 1 and boxes[0] == ((0,) * len(shape), shape):
+        return
     for box in boxes:
         if not (len(box.offsets) == len(box.sizes) == len(shape)) or any(
             offset < 0 or size < 0 or offset + size > whole

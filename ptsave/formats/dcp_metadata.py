@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 from ptsave.core.dtypes import DType
 from ptsave.core.nodes import GlobalUse, Opaque
@@ -20,10 +20,11 @@ from ptsave.errors import CorruptError, LimitError
 from ptsave.formats.chunks import Box
 from ptsave.formats.inert_pickle import load
 from ptsave.formats.pickle_shapes import UNKNOWN, Budget, Known, Shapes
-from ptsave.formats.torch_objects import torch_shapes
+from ptsave.formats.torch_objects import NAMES, build
 
 MAX_RANK = 64
 
+_INT = {int}
 _INT64_MAX = 2**63 - 1
 _HINT = "the checkpoint's metadata is damaged; copy the folder again"
 _DATACLASSES = (
@@ -56,8 +57,7 @@ class TensorAbout:
     boxes: tuple[Box, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """The window of a file that an item fills."""
 
     file_name: str
@@ -91,14 +91,13 @@ def parse_metadata(data: bytes, where: str) -> Metadata:
 
     Raises: CorruptError when it is not the metadata of a checkpoint; LimitError.
     """
-    base = torch_shapes()
     room = 1 + len(data) // BYTES_PER_ROOM
-    loaded = load(data, 0, Shapes({**base.names, **_NAMES}, base.build, None, room), where)
-    root = loaded.root
+    loaded = load(data, 0, Shapes(_ALL_NAMES, _build, None, room), where)
     try:
-        fields = _fields(root, "Metadata")
-        items = {_text(name): _item(about) for name, about in _table(fields["state_dict_metadata"])}
-        places = dict(map(_place, _table(fields["storage_data"])))
+        fields = _fields(loaded.root, "Metadata")
+        # what is done with is let go, so that the table is not in memory twice
+        places = dict(map(_place, _table(fields.pop("storage_data"))))
+        items = {_text(name): _item(about) for name, about in _table(fields.pop("state_dict_metadata"))}
         paths = _paths(fields.get("planner_data"))
     except _ShapeError as error:
         raise CorruptError(f"is not the metadata of a DCP checkpoint: {error}", where, _HINT) from None
@@ -111,12 +110,26 @@ class _ShapeError(Exception):
     """The metadata has something in a place where torch puts something else."""
 
 
+class _Part(Opaque):
+    """An object of one of DCP's dataclasses, of which there are three for each chunk."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name  # all else is as the class has it
+
+
+def _build(target: Any, state: Any, budget: Budget) -> bool:
+    if type(target) is _Part and target.state is None:
+        target.state = state
+        return True
+    return build(target, state, budget)
+
+
 def _made_empty(name: str) -> Known:
     """A dataclass that the pickle makes without arguments, and whose attributes it sets afterwards."""
 
     def make(args: tuple[Any, ...], budget: Budget) -> Any:
         budget.spend(4)
-        return UNKNOWN if args else Opaque(name)
+        return UNKNOWN if args else _Part(name)
 
     return Known(name, make, new=True)
 
@@ -149,6 +162,7 @@ _NAMES: dict[str, Known] = {
         for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
     },
 }
+_ALL_NAMES = NAMES | _NAMES
 
 
 def _fields(node: Any, name: str) -> dict[str, Any]:
@@ -175,7 +189,9 @@ def _text(value: Any) -> str:
 
 
 def _is_numbers(value: Any) -> TypeGuard[tuple[int, ...]]:
-    return type(value) is tuple and all(type(n) is int and 0 <= n <= _INT64_MAX for n in value)
+    if type(value) is not tuple or not {*map(type, value)} <= _INT:
+        return False
+    return not value or (min(value) >= 0 and max(value) <= _INT64_MAX)
 
 
 def _item(node: Any) -> TensorAbout | None:
@@ -221,11 +237,16 @@ def _place(item: tuple[Any, Any]) -> tuple[tuple[str, tuple[int, ...] | None], P
     start, length = info["offset"], info["length"]
     if not _is_numbers((start, length)):
         raise _ShapeError("an item's place in its file is malformed")
-    transforms = info.get("transform_descriptors") or ()
-    if not isinstance(transforms, (list, tuple)) or not all(isinstance(name, str) for name in transforms):
-        raise _ShapeError("an item's transforms are malformed")
-    place = Place(_text(info["relative_path"]), start, length, tuple(transforms))
+    place = Place(_text(info["relative_path"]), start, length, _transforms(info.get("transform_descriptors")))
     return (_text(index["fqn"]), offsets), place
+
+
+def _transforms(value: Any) -> tuple[str, ...]:
+    if not value:
+        return ()
+    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
+        raise _ShapeError("an item's transforms are malformed")
+    return tuple(value)
 
 
 def _paths(value: Any) -> dict[str, tuple[str | int, ...]]:

@@ -102,28 +102,12 @@ def _run(machine: Machine) -> tuple[Any, int]:
             while pos < window:
                 op = data[pos]
                 pos += 1
-                if op >= 0x68:
-                    if op == 0x72:  # LONG_BINPUT
-                        index = u32(data, pos)[0]
-                        pos += 4
-                        if index == len(memo) and not far_memo:
-                            memo.append(stack[-1])
-                        else:
-                            machine.remember(index, stack[-1])
-                    elif op == 0x68:  # BINGET
-                        index = data[pos]
-                        pos += 1
-                        stack.append(memo[index] if index < len(memo) else machine.recall(index))
-                    elif op == 0x94:  # MEMOIZE
+                if op >= 0x7E:
+                    if op == 0x94:  # MEMOIZE
                         if far_memo:
                             machine.remember(len(memo) + len(far_memo), stack[-1])
                         else:
                             memo.append(stack[-1])
-                    elif op == 0x74:  # TUPLE
-                        made = tuple(stack)
-                        stack = frames.pop()
-                        stack.append(made)
-                        units += 2
                     elif op == 0x8C:  # SHORT_BINUNICODE
                         end = pos + 1 + data[pos]
                         if end > size:
@@ -140,6 +124,40 @@ def _run(machine: Machine) -> tuple[Any, int]:
                         units += 1
                     elif op == 0x89:  # NEWFALSE
                         stack.append(False)
+                    elif op == 0x81:  # NEWOBJ
+                        args = stack.pop()
+                        stack[-1] = machine.new(stack[-1], args, {})
+                        num_rare += 1
+                    elif op == 0x87:  # TUPLE3
+                        last, middle = stack.pop(), stack.pop()
+                        stack[-1] = (stack[-1], middle, last)
+                        units += 1
+                    elif op == 0x88:  # NEWTRUE
+                        stack.append(True)
+                    else:
+                        stack, pos = _rare(machine, op, stack, frames, pos)
+                        num_rare += 1
+                elif op >= 0x68:
+                    if op == 0x72:  # LONG_BINPUT
+                        index = u32(data, pos)[0]
+                        pos += 4
+                        if index == len(memo) and not far_memo:
+                            memo.append(stack[-1])
+                        else:
+                            machine.remember(index, stack[-1])
+                    elif op == 0x68:  # BINGET
+                        index = data[pos]
+                        pos += 1
+                        stack.append(memo[index] if index < len(memo) else machine.recall(index))
+                    elif op == 0x74:  # TUPLE
+                        made = tuple(stack)
+                        stack = frames.pop()
+                        stack.append(made)
+                        units += 2
+                    elif op == 0x6A:  # LONG_BINGET
+                        index = u32(data, pos)[0]
+                        pos += 4
+                        stack.append(memo[index] if index < len(memo) else machine.recall(index))
                     elif op == 0x71:  # BINPUT
                         index = data[pos]
                         pos += 1
@@ -147,18 +165,14 @@ def _run(machine: Machine) -> tuple[Any, int]:
                             memo.append(stack[-1])
                         else:
                             machine.remember(index, stack[-1])
-                    elif op == 0x87:  # TUPLE3
-                        last, middle = stack.pop(), stack.pop()
-                        stack[-1] = (stack[-1], middle, last)
-                        units += 1
-                    elif op == 0x6A:  # LONG_BINGET
-                        stack.append(machine.recall(u32(data, pos)[0]))
-                        pos += 4
-                    elif op == 0x88:  # NEWTRUE
-                        stack.append(True)
                     elif op == 0x7D:  # EMPTY_DICT
                         stack.append({})
                         units += 1
+                    elif op == 0x75:  # SETITEMS
+                        items = stack
+                        stack = frames.pop()
+                        machine.set_items(stack[-1], items)
+                        num_rare += 1
                     else:
                         stack, pos = _rare(machine, op, stack, frames, pos)
                         num_rare += 1
@@ -204,6 +218,10 @@ def _run(machine: Machine) -> tuple[Any, int]:
                     elif op == 0x5D:  # EMPTY_LIST
                         stack.append([])
                         units += 1
+                    elif op == 0x62:  # BUILD
+                        state = stack.pop()
+                        stack[-1] = machine.build(stack[-1], state)
+                        num_rare += 1
                     else:
                         stack, pos = _rare(machine, op, stack, frames, pos)
                         num_rare += 1

@@ -113,21 +113,9 @@ def _ext4(machine: Machine, stack: Stack, pos: int) -> int:
     return pos + 4
 
 
-def _newobj_opcode(machine: Machine, stack: Stack, pos: int) -> int:
-    args = stack.pop()
-    stack[-1] = machine.new(stack[-1], args, {})
-    return pos
-
-
 def _newobj_ex_opcode(machine: Machine, stack: Stack, pos: int) -> int:
     kwargs, args = stack.pop(), stack.pop()
     stack[-1] = machine.new(stack[-1], args, kwargs)
-    return pos
-
-
-def _build(machine: Machine, stack: Stack, pos: int) -> int:
-    state = stack.pop()
-    stack[-1] = machine.build(stack[-1], state)
     return pos
 
 
@@ -163,9 +151,7 @@ PLAIN: dict[int, Callable[[Machine, Stack, int], int]] = {
         b"\x82": _ext1,
         b"\x83": _ext2,
         b"\x84": _ext4,
-        b"\x81": _newobj_opcode,
         b"\x92": _newobj_ex_opcode,
-        b"b": _build,
         b"P": _persid,
         b"\x97": _next_buffer,
         b"\x98": _readonly_buffer,
@@ -186,11 +172,6 @@ def _dict(machine: Machine, stack: Stack, items: Stack, pos: int) -> int:
     made: dict[Any, Any] = {}
     machine.set_items(made, items)
     stack.append(made)
-    return pos
-
-
-def _setitems(machine: Machine, stack: Stack, items: Stack, pos: int) -> int:
-    machine.set_items(stack[-1], items)
     return pos
 
 
@@ -232,7 +213,6 @@ MARKED: dict[int, Callable[[Machine, Stack, Stack, int], int]] = {
         b"1": _pop_mark,
         b"l": _list,
         b"d": _dict,
-        b"u": _setitems,
         b"e": _appends,
         b"\x91": _frozenset,
         b"\x90": _additems,

@@ -46,7 +46,8 @@ class Budget:
         Raises: LimitError past `max_units`.
         """
         self.used += units
-        self.check(0)
+        if self.used > self.max_units:
+            self.check(0)
 
     def check(self, units: int) -> None:
         """Hold what was spent, and `units` that are held for a time only, against the cap.

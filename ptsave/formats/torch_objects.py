@@ -34,13 +34,15 @@ from ptsave.formats.pickled_module import PickledModule, is_module_state
 from ptsave.formats.torch_storage import STORAGE_DTYPES, StorageNode
 from ptsave.formats.torch_tensors import MAX_RANK
 
+_INT = {int}
+
 
 def _size(args: tuple[Any, ...], budget: Budget) -> Any:
     if not args:
         return ()
     if len(args) != 1 or type(args[0]) not in (tuple, list) or len(args[0]) > MAX_RANK:
         return UNKNOWN
-    return tuple(args[0]) if all(type(length) is int for length in args[0]) else UNKNOWN
+    return tuple(args[0]) if {*map(type, args[0])} <= _INT else UNKNOWN
 
 
 def _device(args: tuple[Any, ...], budget: Budget) -> Any:
