@@ -231,6 +231,14 @@ def test_verify_finite(run: Run) -> None:
     assert out.splitlines()[-1].startswith("no")
 
 
+def test_one_tensor_is_not_said_to_be_many(run: Run) -> None:
+    torch.save({"w": torch.ones(1)}, "a.pt")
+    out = run("verify", "a.pt")[1]
+    assert "1 tensor lies within" in out
+    assert "1 tensor matches its CRC-32" in out
+    assert "1 floating-point tensor, every" in out
+
+
 def test_verify_without_a_config_skips_the_model(run: Run) -> None:
     run("save", SIMPLE, "a.pt")
     document = as_json(run("verify", "a.pt", "--json"))

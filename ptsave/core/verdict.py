@@ -9,6 +9,27 @@ from typing import Literal
 Level = Literal["ok", "warn", "fail", "skipped"]
 
 
+class Counted(str):
+    """`1 tensor lies …`, `4 tensors lie …`: a message that begins with a number, and can be added up."""
+
+    def __new__(cls, number: int, one: str, many: str) -> Counted:
+        message = super().__new__(cls, f"{number} {one if number == 1 else many}")
+        message.number, message.one, message.many = number, one, many
+        return message
+
+    number: int
+    one: str
+    """What follows the number 1."""
+    many: str
+
+    def __reduce__(self) -> tuple[type[Counted], tuple[int, str, str]]:
+        return Counted, (self.number, self.one, self.many)
+
+    def plus(self, other: Counted) -> Counted:
+        """The same of the two together."""
+        return Counted(self.number + other.number, self.one, self.many)
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One thing that one check found out."""

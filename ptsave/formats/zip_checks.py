@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from isal.isal_zlib import crc32
 
 from ptsave.core.storage import BLOCK_BYTES, FileStorage, Storage
-from ptsave.core.verdict import Finding
+from ptsave.core.verdict import Counted, Finding
 from ptsave.errors import CorruptError
 from ptsave.formats.zip_reader import ZipDirectory
 
@@ -40,7 +40,8 @@ def check_storages(labelled: Iterable[tuple[str, Storage]]) -> Iterator[Finding]
     if silent:
         yield Finding("bytes", "skipped", "", f"the archive states no CRC-32 for {silent} records")
     if matching and not damaged:
-        yield Finding("bytes", "ok", "", f"{matching} records match their CRC-32")
+        message = Counted(matching, "record matches its CRC-32", "records match their CRC-32")
+        yield Finding("bytes", "ok", "", message)
 
 
 def crc32_of(storage: Storage) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ptsave.core.digest import tensor_digest
 from ptsave.core.renaming import propose
-from ptsave.core.verdict import Finding, Level
+from ptsave.core.verdict import Counted, Finding, Level
 from ptsave.torch_layer.against import against
 from ptsave.torch_layer.behaviour_check import behaviour
 from ptsave.torch_layer.roundtrip import roundtrip
@@ -30,7 +30,8 @@ def keys(subject: ModelSubject) -> Iterator[Finding]:
     yield from _ties(subject)
     if report.fits:
         sentence = subject.selection.sentence()
-        message = f"{len(subject.selection.tensors)} tensors fit the architecture"
+        count = len(subject.selection.tensors)
+        message = Counted(count, "tensor fits the architecture", "tensors fit the architecture")
         yield Finding("keys", "ok", "", f"{message} ({sentence})" if sentence else message)
     elif proposal := propose(subject.expected, subject.selection.tensors):
         yield Finding("keys", "warn", "", f"would fit better renamed: {proposal}")

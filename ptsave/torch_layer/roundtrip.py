@@ -10,7 +10,7 @@ from torch import nn
 
 from ptsave.core.memory import give_back
 from ptsave.core.select import select_model
-from ptsave.core.verdict import Finding
+from ptsave.core.verdict import Counted, Finding
 from ptsave.errors import LossyError, PtsaveError, UnreadableError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
@@ -124,4 +124,5 @@ def _compare_tensors(name: str, before: Digests, after: Digests, made_anew: Dige
         else:
             yield Finding(CHECK, "fail", key, f"differs after a round trip through {name}")
     if not changed:
-        yield Finding(CHECK, "ok", name, f"{len(before)} tensors are bitwise equal")
+        message = Counted(len(before), "tensor is bitwise equal", "tensors are bitwise equal")
+        yield Finding(CHECK, "ok", name, message)

@@ -11,7 +11,7 @@ from ptsave.core.gather import contiguous
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.reading import Reading, read_all
 from ptsave.core.record import Digests
-from ptsave.core.verdict import Finding
+from ptsave.core.verdict import Counted, Finding
 
 CHECK = "bytes"
 
@@ -34,7 +34,8 @@ def audit(checkpoint: Checkpoint, progress: Callable[[int], None] | None = None)
     The bounds were checked when it was opened.
     """
     tensors = checkpoint.tensors
-    yield Finding(CHECK, "ok", "", f"{len(tensors)} tensors lie within the bounds of the file")
+    bounds = "within the bounds of the file"
+    yield Finding(CHECK, "ok", "", Counted(len(tensors), f"tensor lies {bounds}", f"tensors lie {bounds}"))
     digests = _known_digests(checkpoint)
     jobs = _jobs(tensors, digests)
     read_all([job.reading for job in jobs], progress)
@@ -59,8 +60,10 @@ def audit(checkpoint: Checkpoint, progress: Callable[[int], None] | None = None)
     for name, message in damaged.items():
         yield Finding(CHECK, "fail", name, f"damaged: {message}")
     if cast:
-        such = f"{len(cast)} tensors (such as {cast[0]!r}) were cast to {tensors[cast[0]].dtype}"
-        yield Finding(CHECK, "warn", "", f"{such} since they were recorded: no digest speaks for them")
+        such, to = repr(cast[0]), f"cast to {tensors[cast[0]].dtype} since"
+        one = f"tensor ({such}) was {to} it was recorded: no digest speaks for it"
+        many = f"tensors (such as {such}) were {to} they were recorded: no digest speaks for them"
+        yield Finding(CHECK, "warn", "", Counted(len(cast), one, many))
     yield from _summary(checkpoint, jobs, digests, len(damaged), cast)
     for check in checkpoint.checks:
         yield from check()
@@ -128,10 +131,12 @@ def _summary(
             )
             if there and word
         )
-        yield Finding(CHECK, "ok", "", f"{len(checked)} tensors match their {how}")
+        matches = Counted(len(checked), f"tensor matches its {how}", f"tensors match their {how}")
+        yield Finding(CHECK, "ok", "", matches)
     if unchecked:
-        what = "there is no checksum to hold them against"
-        yield Finding(CHECK, "skipped", "", f"{len(unchecked)} tensors (such as {unchecked[0]!r}): {what}")
+        one = f"tensor ({unchecked[0]!r}): there is no checksum to hold it against"
+        many = f"tensors (such as {unchecked[0]!r}): there is no checksum to hold them against"
+        yield Finding(CHECK, "skipped", "", Counted(len(unchecked), one, many))
     record = checkpoint.record
     if record is not None and record.digests is not None:
         if digests is None:

@@ -19,7 +19,7 @@ from ptsave.core.names import matches
 from ptsave.core.nearest import hint_for
 from ptsave.core.select import comparable
 from ptsave.core.tolerances import tolerance
-from ptsave.core.verdict import Finding, Verdict, places
+from ptsave.core.verdict import Counted, Finding, Verdict, places
 from ptsave.errors import UsageError
 from ptsave.formats.writers import BY_NAME
 from ptsave.verbs.audit import audit
@@ -126,7 +126,8 @@ def finite(subject: Subject) -> Iterator[Finding]:
     if not looked:
         yield Finding("finite", "skipped", "", "there is no floating-point tensor")
     elif not bad:
-        yield Finding("finite", "ok", "", f"{looked} floating-point tensors, every element finite")
+        one, many = (f"floating-point {noun}, every element finite" for noun in ("tensor", "tensors"))
+        yield Finding("finite", "ok", "", Counted(looked, one, many))
 
 
 def resume(subject: Subject) -> Iterator[Finding]:
@@ -157,12 +158,12 @@ def against(subject: Subject) -> Iterator[Finding]:
     for names in found.ties_new:
         yield Finding("against", "warn", names[0], f"shares memory with {', '.join(names[1:])} there only")
     if close:
-        such = (
-            f"{len(close)} of {len(found.tensors)} tensors (such as {close[0].name!r}: {describe(close[0])})"
-        )
-        yield Finding("against", "ok", "", f"{such} are within the tolerance")
+        such = f"(such as {close[0].name!r}: {describe(close[0])})"
+        of, verb = f"of {len(found.tensors)} tensors", "is" if len(close) == 1 else "are"
+        yield Finding("against", "ok", "", f"{len(close)} {of} {such} {verb} within the tolerance")
     if found.tensors and not found.different and not found.only_in_a and not found.only_in_b:
-        yield Finding("against", "ok", "", f"{len(found.tensors)} tensors are bitwise equal")
+        message = Counted(len(found.tensors), "tensor is bitwise equal", "tensors are bitwise equal")
+        yield Finding("against", "ok", "", message)
 
 
 FILE_CHECKS: dict[str, Check] = {

@@ -85,5 +85,5 @@ def _what_resumes(files: Sequence[RunFile], findings: Sequence[Finding]) -> str:
         return f"all {len(files)} checkpoints are damaged: a training cannot go on from any"
     if good[-1] is files[-1]:
         return ""
-    number = f"{len(damaged)} of {len(files)} checkpoints are damaged"
+    number = f"{len(damaged)} of {len(files)} checkpoints {'is' if len(damaged) == 1 else 'are'} damaged"
     return f"{number}; a training would go on from {good[-1].path.name}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from torch import nn
 from ptsave.core.behaviour import Call, Sample
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.select import Selection
-from ptsave.core.verdict import Finding, Verdict
+from ptsave.core.verdict import Counted, Finding, Verdict
 from ptsave.errors import UsageError
 from ptsave.torch_layer import trace
 from ptsave.torch_layer.attribution import attribute
@@ -61,25 +60,25 @@ def merged(group: Group, findings: Sequence[Finding]) -> list[Finding]:
     """What all ranks found of one check, counts added up; the same list on every rank."""
     everyone = [finding for part in group.gather(list(findings)) for finding in part]
     judged = {(f.check, f.where) for f in everyone if f.level != "skipped"}
-    numbers: dict[tuple[str, str, str, str], int | None] = {}
+    found: dict[tuple[str, str, str, str], Finding] = {}
     for finding in everyone:
-        match = _COUNTED.match(finding.message)
-        if finding.level == "skipped" and match is None and (finding.check, finding.where) in judged:
+        message = finding.message
+        if isinstance(message, Counted):
+            key = (finding.check, finding.level, finding.where, message.many)
+            before = found[key].message if key in found else None
+            if isinstance(before, Counted):
+                finding = replace(finding, message=before.plus(message))
+        elif finding.level == "skipped" and (finding.check, finding.where) in judged:
             continue  # this rank's share has nothing to check
-        text = match[2] if match else finding.message
-        key = (finding.check, finding.level, finding.where, text)
-        numbers[key] = (numbers.get(key) or 0) + int(match[1]) if match else None
-    merged = [
-        Finding(check, level, where, text if number is None else f"{number} {text}")  # type: ignore[arg-type]
-        for (check, level, where, text), number in numbers.items()
-    ]
-    has_failed = {finding.check for finding in merged if finding.level == "fail"}
+        else:
+            key = (finding.check, finding.level, finding.where, message)
+        found[key] = finding
+    failed = {finding.check for finding in found.values() if finding.level == "fail"}
     return [
-        f for f in merged if not (f.level == "ok" and f.check in has_failed and _COUNTED.match(f.message))
+        finding
+        for finding in found.values()
+        if not (finding.level == "ok" and finding.check in failed and isinstance(finding.message, Counted))
     ]
-
-
-_COUNTED = re.compile(r"(\d+) (.+)", re.DOTALL)
 
 
 @dataclass
