@@ -10,7 +10,7 @@ default_planner.py of torch 2.13.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -42,6 +42,9 @@ MAX_FILES = 20_000
 MAX_RECORDS = 8
 """How many files that may hold the record, beside the usual one, are looked at."""
 
+Items = Mapping[str, TensorAbout | None]
+"""What the metadata says of each item, by its name; None for what is no tensor."""
+
 _SUFFIX = ".distcp"
 _DAMAGED = "the folder is incomplete or mixes two checkpoints; copy it again"
 
@@ -51,14 +54,12 @@ def sniff(folder: InputFolder) -> bool:
     return METADATA in folder.names or any(name.endswith(_SUFFIX) for name in folder.names)
 
 
-def read(folder: InputFolder, metadata: bytes | None = None) -> Checkpoint:
+def read(folder: InputFolder) -> Checkpoint:
     """Open a DCP folder; the nested state dict is rebuilt, with an optimizer's parameters by number.
-
-    `metadata` takes the place of a `.metadata` that is not written yet, and then there is no record either.
 
     Raises: CorruptError, LimitError, MissingFileError, UnreadableError.
     """
-    if metadata is None and METADATA not in folder.names:
+    if METADATA not in folder.names:
         raise UnreadableError(
             "is half written: it has .distcp files and no .metadata, which is written last",
             str(folder.path),
@@ -66,12 +67,12 @@ def read(folder: InputFolder, metadata: bytes | None = None) -> Checkpoint:
             + (" (with coordination among the ranks)" if _has_rank_metadata(folder) else ""),
         )
     with ExitStack() as on_failure, no_garbage_collection():
-        reader = _Reader(folder, on_failure, metadata)
+        reader = _Reader(folder, on_failure, _read_metadata(folder))
         values = [(name, reader.value(name)) for name in reader.metadata.items]
         paths = reader.metadata.paths
         where = str(folder.path / METADATA)
         root = nest(((paths.get(name, (name,)), value) for name, value in values), where)
-        record = _read_record(folder, reader) if metadata is None else None
+        record = _read_record(folder, reader)
         checkpoint = Checkpoint(FORMAT.name, folder.path, root, globals=reader.globals, record=record)
         checkpoint.notes += reader.notes
         if restore_parameter_numbers(root):
@@ -80,6 +81,21 @@ def read(folder: InputFolder, metadata: bytes | None = None) -> Checkpoint:
             )
         checkpoint.checks.append(reader.check)
         checkpoint.parts_of_checks += reader.parts_of_check()
+        checkpoint.files = on_failure.pop_all()
+    return checkpoint
+
+
+def read_items(folder: InputFolder, metadata: bytes, choose: Callable[[Items], Iterable[str]]) -> Checkpoint:
+    """Open some items of a folder whose `.metadata` is not written yet, side by side, without a record.
+
+    `choose`: from all items, by the names that the metadata has for them, to the names of those.
+
+    Raises: CorruptError, LimitError, MissingFileError, UnreadableError.
+    """
+    with ExitStack() as on_failure, no_garbage_collection():
+        reader = _Reader(folder, on_failure, metadata)
+        root = {name: reader.value(name) for name in choose(reader.metadata.items)}
+        checkpoint = Checkpoint(FORMAT.name, folder.path, root)
         checkpoint.files = on_failure.pop_all()
     return checkpoint
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from functools import partial
+from typing import TypeVar
 
 from isal.isal_zlib import crc32
 
@@ -18,24 +19,25 @@ from ptsave.core.workers import Stopped, run_tasks
 from ptsave.formats.chunks import ConcatenatedStorage, TiledStorage
 from ptsave.torch_layer.parallel.group import Group
 
+K = TypeVar("K", bound=Hashable)
+
+
+def divided(num_bytes: Mapping[K, int], rank: int, size: int) -> set[K]:
+    """What one rank looks after: about as many bytes for each rank."""
+    loads = [(0, number) for number in range(size)]
+    mine = set()
+    for key in sorted(num_bytes, key=num_bytes.__getitem__, reverse=True):
+        load, number = heapq.heappop(loads)
+        heapq.heappush(loads, (load + num_bytes[key] + 1, number))
+        if number == rank:
+            mine.add(key)
+    return mine
+
 
 def share_of(tensors: Mapping[str, TensorEntry], rank: int, size: int) -> dict[str, TensorEntry]:
-    """The tensors that one rank looks after: every storage whole, and about as many bytes for each rank."""
-    groups: dict[int, dict[str, TensorEntry]] = {}
-    for name, entry in tensors.items():
-        groups.setdefault(id(entry.storage), {})[name] = entry
-    loads = [(0, number) for number in range(size)]
-    mine: dict[str, TensorEntry] = {}
-    for entries in sorted(groups.values(), key=_num_bytes, reverse=True):
-        load, number = heapq.heappop(loads)
-        heapq.heappush(loads, (load + _num_bytes(entries) + 1, number))
-        if number == rank:
-            mine |= entries
-    return {name: mine[name] for name in tensors if name in mine}
-
-
-def _num_bytes(entries: Mapping[str, TensorEntry]) -> int:
-    return max(entry.storage.num_bytes for entry in entries.values())
+    """The tensors that one rank looks after, every storage whole."""
+    mine = divided({id(entry.storage): entry.storage.num_bytes for entry in tensors.values()}, rank, size)
+    return {name: entry for name, entry in tensors.items() if id(entry.storage) in mine}
 
 
 def check_bytes(group: Group, checkpoint: Checkpoint, names: Iterable[str]) -> None:
@@ -57,7 +59,7 @@ def check_bytes(group: Group, checkpoint: Checkpoint, names: Iterable[str]) -> N
         }
     if not known and not any(_has_crc32(entry.storage) for entry in tensors.values()):
         return
-    found = read_back(group, str(checkpoint.path), tensors, algorithm)
+    found = read_back(group, str(checkpoint.path), share_of(tensors, group.rank, group.size), algorithm)
     for name, digest in known.items():
         if found[name] != digest:
             raise damaged(str(checkpoint.path), name, f"recorded {algorithm} digest")
@@ -71,8 +73,8 @@ def _has_crc32(storage: Storage) -> bool:
     return storage.crc32 is not None
 
 
-def read_back(group: Group, where: str, tensors: Mapping[str, TensorEntry], algorithm: str) -> dict[str, str]:
-    """The digest of every tensor, each read by one rank and once, its parts held against their CRC-32.
+def read_back(group: Group, where: str, share: Mapping[str, TensorEntry], algorithm: str) -> dict[str, str]:
+    """The digest of every tensor of all ranks' shares, each read once, its parts held against their CRC-32.
 
     The same on every rank.
 
@@ -81,7 +83,7 @@ def read_back(group: Group, where: str, tensors: Mapping[str, TensorEntry], algo
     mine: dict[str, str] = {}
     names: dict[object, list[str]] = {}
     entries: dict[object, TensorEntry] = {}
-    for name, entry in share_of(tensors, group.rank, group.size).items():
+    for name, entry in share.items():
         names.setdefault(entry.view, []).append(name)
         entries[entry.view] = entry
 
@@ -105,8 +107,7 @@ def read_back(group: Group, where: str, tensors: Mapping[str, TensorEntry], algo
         mine.update(dict.fromkeys(names[entry.view], digest.hexdigest()))
 
     run_tasks([(entry.num_bytes, partial(read, entry)) for entry in entries.values()])
-    everyone = {name: digest for part in group.gather(mine) for name, digest in part.items()}
-    return {name: everyone[name] for name in tensors}
+    return dict(sorted(pair for part in group.gather(mine) for pair in part.items()))
 
 
 def _runs(entry: TensorEntry) -> Iterator[tuple[Storage, int, int]]:

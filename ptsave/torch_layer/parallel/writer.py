@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,19 +27,19 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import WriteResult
 
 from ptsave.core.atomic_folder import OutputFolder, replacing_folder
-from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.files import InputFolder
 from ptsave.core.record import Record
 from ptsave.errors import PtsaveError, RankError, WriteError
-from ptsave.formats import dcp as reader
 from ptsave.formats.base import WriteOptions
+from ptsave.formats.dcp import Items, read_items
+from ptsave.formats.dcp_metadata import TensorAbout
 from ptsave.formats.dcp_write import commit, metadata_digest
 from ptsave.formats.folder_files import DCP_METADATA, new_record_name
 from ptsave.formats.stored import record_text
 from ptsave.stopping import unfinished
 from ptsave.torch_layer.parallel.eager import EagerFileSystem
 from ptsave.torch_layer.parallel.group import Group
-from ptsave.torch_layer.parallel.shares import read_back
+from ptsave.torch_layer.parallel.shares import divided, read_back
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,7 @@ def write_spread(
         writer = Writer(place, aliases, options.sync)
         _save(dict(state), writer)
         metadata = group.from_first(lambda: writer.metadata)
-        with reader.read(InputFolder(place.folder), metadata) as written:
-            text = _record_text(group, written, aliases, record, options, metadata)
+        text = _record_text(group, place.folder, aliases, record, options, metadata)
         if folder is not None:
             names = [name for name in folder.made if (folder.path / name).exists()]
             commit(folder, names, metadata, text, place.new_record)
@@ -176,7 +176,7 @@ def explained(error: CheckpointException, where: str) -> PtsaveError:
 
 def _record_text(
     group: Group,
-    written: Checkpoint,
+    folder: str,
     aliases: Mapping[str, str],
     record: Record,
     options: WriteOptions,
@@ -188,13 +188,22 @@ def _record_text(
     """
     if not (options.check or options.record):
         return None
-    digests = read_back(group, str(written.path), written.tensors, options.digest)
-    if not options.record:
+
+    def choose(items: Items) -> list[str]:
+        sizes = {name: _num_bytes(about) for name, about in items.items() if name not in aliases}
+        mine = divided(sizes, group.rank, group.size)
+        return [name for name in items if aliases.get(name, name) in mine]
+
+    with read_items(InputFolder(folder), metadata, choose) as share:
+        digests = read_back(group, folder, share.tensors, options.digest)
+    if not options.record or not group.is_first:
         return None
-    written.record = record
-    if not group.is_first:
-        return None
-    return record_text(written, digests, dict(aliases), options, belongs_to=metadata_digest(metadata))
+    share.record = record
+    return record_text(share, digests, dict(aliases), options, belongs_to=metadata_digest(metadata))
+
+
+def _num_bytes(about: TensorAbout | None) -> int:
+    return prod(about.shape) * about.dtype.itemsize if about is not None else 0
 
 
 def tied_names(state: Mapping[str, Any]) -> dict[str, str]:

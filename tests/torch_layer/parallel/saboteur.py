@@ -63,11 +63,29 @@ def half_written(what: str) -> None:
     FileSystemWriter.write_data = patched  # type: ignore[method-assign]
 
 
+def flipped() -> None:
+    """Let one bit of a tensor be another once the rank has written it."""
+    original = FileSystemWriter.write_data
+
+    def patched(self: Any, plan: Any, planner: Any) -> Any:
+        done = original(self, plan, planner)
+        item = max((item for item in plan.items if item.tensor_data), key=lambda item: item.tensor_data.size)
+        path = Path(self.path) / f"{plan.storage_data.prefix}0.distcp"
+        data = bytearray(path.read_bytes())
+        data[data.index(planner.resolve_data(item).contiguous().numpy().tobytes())] ^= 1
+        path.write_bytes(data)
+        return done
+
+    FileSystemWriter.write_data = patched  # type: ignore[method-assign]
+
+
 def run() -> None:
     what, when, rank = sys.argv[1:4]
     sys.argv[1:4] = []
     if os.environ["RANK"] == rank:
-        if when == "before":
+        if what == "flip":
+            flipped()
+        elif when == "before":
             at(writer, "write_spread", what)
         elif when == "during":
             half_written(what)

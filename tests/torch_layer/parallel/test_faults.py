@@ -110,6 +110,13 @@ def test_a_rank_that_cannot_write_says_so(studio: Path, rank: int) -> None:
     ]
 
 
+def test_a_bit_that_the_disk_turns_is_seen_before_the_old_folder_goes(studio: Path) -> None:
+    done = sabotaged(studio, "flip", "written", 1, *SAVE)
+    (line,) = errors(done.stderr)
+    assert "is damaged: its bytes do not match their CRC-32" in line
+    assert digests(studio / "ckpt") == digests(studio / "old.safetensors")
+
+
 def test_three_ranks_lose_one_while_they_load(studio: Path) -> None:
     done = sabotaged(studio, "kill", "reading", 2, "load", "m.safetensors", "-c", "dp.toml", ranks=3)
     assert "rank 2 died, or hangs" in done.stderr
