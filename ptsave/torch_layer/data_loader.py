@@ -137,29 +137,38 @@ class ResumableDataLoader(DataLoader[T_co]):
             "seed": order.seed,
             "length": len(order),
             "shuffle": int(order.shuffle),
+            "replicas": order.num_replicas,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken, in the next loop.
 
+        Where a DistributedSampler deals the samples to another number of ranks than there were, the position
+        is the one that as many samples of the epoch lie before, rounded down: none is left out.
+
         Raises: LossyError when it is of other data, and nothing is changed then.
         """
         order = self._order
         values: dict[str, int] = {}
-        for key in ("epoch", "position", "seed", "length", "shuffle"):
+        for key in ("epoch", "position", "seed", "length", "shuffle", "replicas"):
             value = state.get(key)
             if type(value) is not int or not 0 <= value <= MAX_SEED:
                 raise _misfit(f"{key} is {value!r:.40}, not a count", "it is the state of something else")
             values[key] = value
-        for key, own in (("length", len(order)), ("shuffle", int(order.shuffle))):
-            if values[key] != own:
+        if values["position"] > values["length"]:
+            raise _misfit("is past the end of the data", "it is the state of something else")
+        length, position = values["length"], values["position"]
+        if (then := values["replicas"]) != (now := order.num_replicas):
+            if abs(length * then - len(order) * now) < max(then, now):  # but for what evens out the shares
+                length = len(order)
+            position = min(position * then // now, length)
+        for key, was, own in (("length", length, len(order)), ("shuffle", values["shuffle"], order.shuffle)):
+            if was != int(own):
                 raise _misfit(
-                    f"the {key} of the data is {own} here and was {values[key]}: the order is another",
+                    f"the {key} of the data is {int(own)} here and was {was}: the order is another",
                     "resume with the data that was saved, or leave data= out",
                 )
-        if values["position"] > len(order):
-            raise _misfit("is past the end of the data", "it is the state of something else")
-        order.seed, order.epoch, order.position = values["seed"], values["epoch"], values["position"]
+        order.seed, order.epoch, order.position = values["seed"], values["epoch"], position
         self._is_restored = True
         self._num_restored += 1
 
@@ -195,6 +204,11 @@ class _Order:
         """Whether a loop over the epoch began, and did not end."""
         self._dataset = dataset
         self._by_batch = by_batch
+
+    @property
+    def num_replicas(self) -> int:
+        """To how many ranks the sampler deals out the samples; 1 where it is none that does."""
+        return int(getattr(self.sampler, "num_replicas", 1))
 
     def set_epoch(self, epoch: int) -> None:
         """Begin that epoch, unless it is the one that it is in: what trainers call before each."""
