@@ -105,6 +105,16 @@ def remove_temporary(path: Path) -> None:
     system.again(os.rmdir, path)
 
 
+def discard(path: Path) -> None:
+    """Remove a folder with the files in it. It loses its name first, so that no reader meets half of it.
+
+    Raises: OSError.
+    """
+    aside = temporary_name(path)
+    system.again(os.rename, path, aside)
+    remove_temporary(aside)
+
+
 def create(path: Path, mode: int) -> int:
     """A new, empty, locked file. Its lock tells the next writer that this one lives."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL

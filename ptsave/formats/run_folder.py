@@ -1,7 +1,8 @@
-"""The folder of a training run: one file a checkpoint, named by its step, each found from itself alone.
+"""The folder of a training run: one checkpoint a step, named by it, each found from itself alone.
 
-There is no index: what a run has saved is what lies in its folder, so a crash can leave nothing that
-contradicts it. A file's own `step`, `epoch` and `metrics` are read from its pickle; no tensor is read.
+A checkpoint is a file (`.pt`), or, where many ranks wrote it together, a folder of theirs (`.dcp`). There is
+no index: what a run has saved is what lies in its folder, so a crash can leave nothing that contradicts it.
+A checkpoint's own `step`, `epoch` and `metrics` are read from itself; no tensor is read.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from typing import Any
 from ptsave.core.temporary import temporary_files
 from ptsave.errors import MissingFileError, PtsaveError
 from ptsave.formats import open_checkpoint
+from ptsave.formats.folder_files import superfluous
 
 FILE_NAME = re.compile(
-    r"step-(?P<step>\d{9}|[1-9]\d{9,17})(?:-(?P<number>[2-9]|[1-9]\d{1,8}))?\.pt", re.ASCII
+    r"step-(?P<step>\d{9}|[1-9]\d{9,17})(?:-(?P<number>[2-9]|[1-9]\d{1,8}))?(?P<suffix>\.pt|\.dcp)", re.ASCII
 )
 """`step-000000123.pt`; `step-000000123-2.pt` where something else has that name."""
+FILE, FOLDER = ".pt", ".dcp"
+"""How the names of the two kinds end."""
 STEP, EPOCH, METRICS = "step", "epoch", "metrics"
 """The keys of a file's dictionary that are the run's and not the training state's."""
 MAX_STEP = 10**18 - 1
@@ -40,9 +44,9 @@ class RunFile:
     epoch: int | float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     num_bytes: int = 0
-    """Of the file."""
+    """Of the file, or of all files in the folder."""
     is_ours: bool = False
-    """Whether ptsave wrote it: it has a record."""
+    """Whether ptsave wrote it, and all that is in it: it has a record."""
     problem: str = ""
     """Why it cannot be used, in words; empty where it opens. Its tensors were not looked at."""
 
@@ -52,9 +56,9 @@ class RunFile:
         return self.step, self.number
 
 
-def file_name(step: int, number: int = 1) -> str:
+def file_name(step: int, number: int = 1, suffix: str = FILE) -> str:
     """What the checkpoint of `step` is called; sorted as text the names are in the order of the steps."""
-    return f"step-{step:09d}.pt" if number == 1 else f"step-{step:09d}-{number}.pt"
+    return f"step-{step:09d}{suffix}" if number == 1 else f"step-{step:09d}-{number}{suffix}"
 
 
 def is_run(folder: Path) -> bool:
@@ -90,11 +94,11 @@ def paths_of_run(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(filter(FILE_NAME.fullmatch, names), key=_order_of)]
 
 
-def _order_of(name: str) -> tuple[int, int]:
+def _order_of(name: str) -> tuple[int, int, str]:
     """What sorts the names of a run's files, the oldest step first."""
     parts = FILE_NAME.fullmatch(name)
     assert parts is not None
-    return int(parts["step"]), int(parts["number"] or 1)
+    return int(parts["step"]), int(parts["number"] or 1), parts["suffix"]
 
 
 def litter_of(folder: Path) -> list[Path]:
@@ -108,7 +112,7 @@ def litter_of(folder: Path) -> list[Path]:
 def read_run_file(path: Path) -> RunFile:
     """What the checkpoint at `path`, which has the name of one, says of itself.
 
-    Reads the container's frame and its pickle, whose CRC-32 is held against it; not the tensors.
+    Reads what says where the tensors lie, and plain data, whose CRC-32s are held against it; not the tensors.
     """
     parts = FILE_NAME.fullmatch(path.name)
     assert parts is not None
@@ -120,12 +124,18 @@ def read_run_file(path: Path) -> RunFile:
         return RunFile(path, step, number, num_bytes=num_bytes, problem=problem)
 
     try:
-        status = os.stat(path)
-        num_bytes = status.st_size
-        if not stat.S_ISREG(status.st_mode):
+        mode = os.stat(path).st_mode
+        if parts["suffix"] == FILE and not stat.S_ISREG(mode):
             return unusable("it is not a file")
+        if parts["suffix"] == FOLDER and not stat.S_ISDIR(mode):
+            return unusable("it is not a folder")
+        files = [path] if stat.S_ISREG(mode) else [path / name for name in os.listdir(path)]
+        num_bytes = sum(file.lstat().st_size for file in files)
         with open_checkpoint(path) as checkpoint:
             root, is_ours = checkpoint.root, checkpoint.record is not None
+        if stat.S_ISDIR(mode):
+            names = [file.name for file in files]
+            is_ours = is_ours and len(superfluous(path, names, ())) == len(names)
     except PtsaveError as error:
         return unusable(error.what)
     except OSError as error:

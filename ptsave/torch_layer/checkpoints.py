@@ -5,25 +5,26 @@ from __future__ import annotations
 import os
 import signal
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from ptsave.errors import CorruptError, MissingFileError, RankError, RefusedError, UnreadableError, UsageError
+from ptsave.errors import CorruptError, MissingFileError, RefusedError, UnreadableError, UsageError
 from ptsave.formats.run_folder import RunFile, file_name
 from ptsave.torch_layer import ranks
 from ptsave.torch_layer.background import Background
 from ptsave.torch_layer.preemption import Signals
 from ptsave.torch_layer.retention import Retention, parse_best
-from ptsave.torch_layer.run_contents import state_of, step_of, tree_of
+from ptsave.torch_layer.run_contents import state_of, step_of, tree_of, with_other_ranks
 from ptsave.torch_layer.run_files import RunFiles
 from ptsave.torch_layer.snapshot import HostMemory
+from ptsave.torch_layer.spread import has_spread
 from ptsave.torch_layer.whole import read_whole
 
-NOTHING, FAILED = -1, -2
-"""What rank 0 tells the others in place of a step."""
+if TYPE_CHECKING:
+    from ptsave.torch_layer.parallel.run_write import SpreadWriter
 
 
 class Stateful(Protocol):
@@ -52,6 +53,9 @@ class Checkpoints:
     and durable when it has its name, and what is in the folder is all that there is to know of a run.
 
     With `torch.distributed`, call everything on every rank: rank 0 writes, all resume from the same file.
+    Where parameters are spread over the ranks (FSDP2, tensor parallelism), each writes its part of a folder,
+    `step-000000123.dcp`, that plain `torch.distributed.checkpoint.load` opens; another number of ranks, or
+    one process, can go on from it.
     """
 
     def __init__(
@@ -78,6 +82,9 @@ class Checkpoints:
         self._best = parse_best(keep_best)
         self._files = RunFiles(self.folder, Retention(keep_last, self._best, keep_every))
         self._memory = HostMemory()
+        self._spread: SpreadWriter | None = None
+        self._group: Any = None
+        """Of all ranks, for the keeper alone."""
         self._background = Background()
         self._signals = Signals()
         self._has_saved = False
@@ -109,21 +116,41 @@ class Checkpoints:
         """
         step = step_of(step)
         number = self._signals.received()
-        if ranks.is_first():
-            self._wait_for_last(is_leaving=bool(number))
-            self._refuse_to_go_back(step)
-            snapshot = self._memory.snapshot(
-                tree_of(state.state_dict(), step, epoch, metrics), self.folder / file_name(step)
-            )
-            self._has_saved = True
-            self._background.start(
-                partial(self._files.write, snapshot, step), f"the checkpoint of step {step}"
-            )
-            if number:
-                self.wait()
+        group = self._own_group()
+        ranks.together(lambda: self._wait_for_last(is_leaving=bool(number)), group)
+        ranks.from_first(lambda: self._refuse_to_go_back(step), group)
+        tree = ranks.together(lambda: tree_of(state.state_dict(), step, epoch, metrics), group)
+        tree = with_other_ranks(tree, group)
+        finish = (
+            self._spread_writer().begin(self._files, tree, step, group)
+            if has_spread(tree)
+            else ranks.together(lambda: self._copied(tree, step), group)
+        )
+        self._has_saved = True
+        self._background.start(finish, f"the checkpoint of step {step}")
         if number:
+            self.wait()
             ranks.meet()
             raise SystemExit(128 + number)
+
+    def _copied(self, tree: Mapping[str, Any], step: int) -> Callable[[], None]:
+        """What writes a copy of `tree`, on rank 0; nothing on the others."""
+        if not ranks.is_first():
+            return lambda: None
+        snapshot = self._memory.snapshot(tree, self.folder / file_name(step))
+        return partial(self._files.write, snapshot, step)
+
+    def _own_group(self) -> Any:
+        if self._group is None:
+            self._group = ranks.own_group()
+        return self._group
+
+    def _spread_writer(self) -> SpreadWriter:
+        if self._spread is None:
+            from ptsave.torch_layer.parallel.run_write import SpreadWriter  # imports torch.distributed
+
+            self._spread = SpreadWriter()
+        return self._spread
 
     def wait(self) -> None:
         """Return when what was saved is durably in place.
@@ -172,51 +199,33 @@ class Checkpoints:
         a damaged run; LossyError when the state does not fit; then nothing was changed.
         """
         self.wait()
-        try:
-            file = self._resume(state) if ranks.is_first() else None
-        except BaseException:
-            ranks.of_first(FAILED)
-            raise
-        step = ranks.of_first(NOTHING if file is None else file.step)
-        if step == FAILED:
-            raise RankError("rank 0 could not resume", str(self.folder), "its own message says why")
-        if (
-            step != NOTHING
-            and (number := ranks.of_first(file.number if file is not None else 0))
-            and not file
-        ):
-            tree = state_of(read_whole(self.folder / file_name(step, number)))
-            tree.pop("rng_state", None)  # rank 0's
-            _tell(state.load_state_dict(tree))
-        return 0 if step == NOTHING else step + 1
-
-    def _resume(self, state: Stateful) -> RunFile | None:
-        """Restore from the newest good checkpoint; returns it.
-
-        Raises: CorruptError.
-        """
+        group = self._own_group()
+        live = state.state_dict() if group is not None else {}
         num_damaged = 0
-        for file in self._files.newest_first():
-            problem = file.problem
-            if not problem:
-                try:
-                    tree = read_whole(file.path)
-                except UnreadableError as error:
-                    problem = error.what
-                    self._files.note_damaged(file, problem)
+        for file in self._newest_first(group):
+            tree, problem = _read(file, live, group)
             if not problem:
                 self._files.note_whole(file.path)
-                _tell(state.load_state_dict(state_of(tree)))
-                return file
+                notes = ranks.together(partial(_give, state, tree), group)
+                _tell(notes if ranks.is_first() else ())
+                return file.step + 1
             num_damaged += 1
-            warnings.warn(f"passed over {file.path}: {problem}", stacklevel=3)
+            if ranks.is_first():
+                self._files.note_damaged(file, problem)
+                warnings.warn(f"passed over {file.path}: {problem}", stacklevel=2)
         if num_damaged:
             raise CorruptError(
                 f"all {num_damaged} checkpoints of the run are damaged",
                 str(self.folder),
                 "`ptsave verify` says how; move them away to start anew",
             )
-        return None
+        return 0
+
+    def _newest_first(self, group: Any) -> Iterator[RunFile]:
+        """What rank 0 finds in the folder, the latest step first, on every rank."""
+        files = self._files.newest_first()
+        while (file := ranks.from_first(lambda: next(files, None), group)) is not None:
+            yield file
 
     def latest(self) -> Path | None:
         """The checkpoint of the latest step that opens; None when there is none.
@@ -269,6 +278,10 @@ class Checkpoints:
         finally:
             self._signals.restore()
             self._memory.release()
+            if self._spread is not None:
+                self._spread.release()
+            group, self._group = self._group, None
+            ranks.leave(group)
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -291,6 +304,32 @@ class Checkpoints:
             raise SystemExit(128 + number)
 
 
+def _read(file: RunFile, live: Mapping[str, Any], group: Any) -> tuple[Any, str]:
+    """The tree of a checkpoint, every byte of it checked, or why it cannot be used; alike on all ranks.
+
+    Where the state of now, `live`, is spread over ranks, each reads the parts that it holds.
+    """
+    if file.problem:
+        return None, file.problem
+    if has_spread(live):
+        from ptsave.torch_layer.parallel.run_read import problem_of, read_parts  # import torch.distributed
+
+        problem = problem_of(file.path, group)
+        return None if problem else ranks.together(lambda: read_parts(file.path, live), group), problem
+    tree, problem = None, ""
+    try:
+        tree = read_whole(file.path)
+    except UnreadableError as error:
+        problem = error.what
+    return tree, next(filter(None, ranks.gather(problem, group)), "")
+
+
+def _give(state: Stateful, tree: Mapping[str, Any]) -> list[str]:
+    """Give `state` its part of `tree`; in words what could not be given."""
+    own, notes = state_of(tree)
+    return [*notes, *state.load_state_dict(own)]
+
+
 def _tell(notes: Sequence[str]) -> None:
     for note in notes:
-        warnings.warn(f"not restored: {note}", stacklevel=4)
+        warnings.warn(f"not restored: {note}", stacklevel=3)

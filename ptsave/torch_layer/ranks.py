@@ -2,22 +2,73 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import torch
 import torch.distributed as dist
 
+from ptsave.errors import PtsaveError, RankError
+
+T = TypeVar("T")
+
 
 def is_first() -> bool:
-    """Whether this process is the one that writes: rank 0, or the only one."""
-    return not _is_distributed() or dist.get_rank() == 0
+    """Whether this process speaks for all: rank 0, or the only one."""
+    return number() == 0
 
 
-def of_first(number: int) -> int:
-    """The `number` of rank 0. Every rank calls it."""
+def number() -> int:
+    """The rank of this process; 0 where it is the only one."""
+    return dist.get_rank() if _is_distributed() else 0
+
+
+def size() -> int:
+    """How many ranks there are."""
+    return dist.get_world_size() if _is_distributed() else 1
+
+
+def gather(value: T, group: Any = None) -> list[T]:
+    """Every rank's value, by rank. Every rank calls it; `group`: in place of the default one, with all."""
     if not _is_distributed():
-        return number
-    told = torch.tensor([number], device=_device())
-    dist.broadcast(told, src=0)
-    return int(told.item())
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value, group=group)
+    return values
+
+
+def together(work: Callable[[], T], group: Any = None) -> T:
+    """What `work` returns here, when it has succeeded on every rank. Every rank calls it, and none is left
+    behind in what comes next.
+
+    Raises: what `work` raises here; RankError where it fails on another rank.
+    """
+    try:
+        result = work()
+    except Exception as error:
+        gather(_why(error), group)
+        raise
+    for rank, why in enumerate(gather("", group)):
+        if why:
+            raise RankError(f"rank {rank} failed: {why}", "", "its own message says more")
+    return result
+
+
+def from_first(make: Callable[[], T], group: Any = None) -> T:
+    """What `make` returns on rank 0, on every rank; only rank 0 calls it.
+
+    Raises: what it raises on rank 0; RankError on the others.
+    """
+    made = together(lambda: make() if is_first() else None, group)
+    if not _is_distributed():
+        return made  # type: ignore[return-value]
+    values = [made]
+    dist.broadcast_object_list(values, src=0, group=group)
+    return values[0]  # type: ignore[return-value]
+
+
+def _why(error: Exception) -> str:
+    return str(error) if isinstance(error, PtsaveError) else f"{type(error).__name__}: {error}"
 
 
 def largest(number: int) -> int:
@@ -34,8 +85,22 @@ def meet() -> None:
     largest(0)
 
 
+def own_group() -> Any:
+    """A group of all ranks on the CPU, for what goes on beside the training's own collectives.
+
+    None where there are no ranks. Every rank calls it.
+    """
+    return dist.new_group(backend="gloo") if _is_distributed() else None
+
+
+def leave(group: Any) -> None:
+    """Give a group back, unless the training has ended them all."""
+    if group is not None and dist.is_initialized():
+        dist.destroy_process_group(group)
+
+
 def _is_distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return dist.is_available() and dist.is_initialized()
 
 
 def _device() -> torch.device:

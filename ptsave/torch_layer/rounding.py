@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from ptsave.torch_layer.spread import is_spread
+
 WIDE = {
     torch.float32: torch.float64,
     torch.float16: torch.float64,
@@ -96,7 +98,7 @@ class Rounding(TorchFunctionMode):
         return wide * _factors(wide, self._weights, generator)
 
     def _perturbed(self, tensor: torch.Tensor) -> torch.Tensor:
-        if not _is_float(tensor) or not tensor.numel() or _is_spread(tensor):
+        if not _is_float(tensor) or not tensor.numel() or is_spread(tensor):
             return tensor
         device = tensor.device
         if device not in self._generators:
@@ -112,7 +114,7 @@ class Rounding(TorchFunctionMode):
 
     def _map(self, value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
         if isinstance(value, torch.Tensor):
-            return change(value) if _is_plain(value) or _is_spread(value) else value
+            return change(value) if _is_plain(value) or is_spread(value) else value
         return _mapped(value, lambda item: self._map(item, change))
 
 
@@ -156,11 +158,6 @@ def _is_random(name: str) -> bool:
 
 def _is_plain(tensor: torch.Tensor) -> bool:
     return type(tensor) in (torch.Tensor, nn.Parameter, nn.Buffer) and tensor.layout is torch.strided
-
-
-def _is_spread(tensor: torch.Tensor) -> bool:
-    """Whether it is a DTensor, told without importing torch.distributed."""
-    return hasattr(type(tensor), "full_tensor")
 
 
 def _is_float(tensor: torch.Tensor) -> bool:

@@ -5,18 +5,32 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ptsave.core import system
+from ptsave.core.atomic_folder import OutputFolder, replacing_folder
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.record import Record
-from ptsave.core.temporary import remove_litter_of
+from ptsave.core.temporary import discard, remove_litter_of
 from ptsave.core.write_errors import errors_of
 from ptsave.errors import NoRoomError, WriteError
 from ptsave.formats.base import WriteOptions
-from ptsave.formats.run_folder import FILE_NAME, RunFile, file_name, paths_of_run, read_run_file
+from ptsave.formats.folder_files import DCP_METADATA
+from ptsave.formats.run_folder import (
+    EPOCH,
+    FILE,
+    FILE_NAME,
+    FOLDER,
+    METRICS,
+    RunFile,
+    file_name,
+    paths_of_run,
+    read_run_file,
+)
 from ptsave.formats.torch_zip_write import write
 from ptsave.torch_layer.environment import environment
 from ptsave.torch_layer.retention import Retention
@@ -100,10 +114,7 @@ class RunFiles:
 
         Raises: WriteError; nothing was removed then but to make room.
         """
-        self._make_folder()
-        with errors_of(self.folder):
-            remove_litter_of(self.folder, FILE_NAME)
-        state.path = path = self._place(step)
+        state.path = path = self._prepare(step, FILE)
         state.record = Record(environment=environment())
         while True:
             try:
@@ -113,9 +124,51 @@ class RunFiles:
                     raise
             else:
                 break
-        self.note_whole(path)
+        self._tidy(path)
+
+    @contextmanager
+    def open_folder(self, step: int, num_bytes: int) -> Iterator[OutputFolder]:
+        """The folder that becomes the checkpoint of `step`, of about `num_bytes` bytes, when it is committed.
+
+        Room is made for it as for a file.
+
+        Raises: WriteError.
+        """
+        path = self._prepare(step, FOLDER)
+        with ExitStack() as opened:
+            while True:
+                try:
+                    folder = opened.enter_context(replacing_folder(path, num_bytes, overwrite=True))
+                except NoRoomError:
+                    if not self._make_room(path):
+                        raise
+                else:
+                    break
+            yield folder
+
+    def note_written(self, path: Path, step: int, tree: Mapping[str, Any]) -> None:
+        """Take a folder that is durably in place for the checkpoint of `step`; remove what it supersedes."""
+        parts = FILE_NAME.fullmatch(path.name)
+        found = _fingerprint(path)
+        if parts is not None and found is not None:  # known from here: to read it takes its time
+            number = int(parts["number"] or 1)
+            num_bytes = sum(file.lstat().st_size for file in path.iterdir())
+            file = RunFile(path, step, number, tree.get(EPOCH), tree[METRICS], num_bytes, is_ours=True)
+            with self._lock:
+                self._known[path] = found, file
+        self._tidy(path)
+
+    def _prepare(self, step: int, suffix: str) -> Path:
+        """Make the run's folder, remove what killed writers left in it, and find the name for `step`."""
+        self._make_folder()
+        with errors_of(self.folder):
+            remove_litter_of(self.folder, FILE_NAME)
+        return self._place(step, suffix)
+
+    def _tidy(self, just_written: Path) -> None:
+        self.note_whole(just_written)
         if self._retention.last is not None:
-            for file in self._retention.superseded(self.usable(), path):
+            for file in self._retention.superseded(self.usable(), just_written):
                 self._remove(file)
 
     def _make_folder(self) -> None:
@@ -127,21 +180,20 @@ class RunFiles:
             self.folder.mkdir(parents=True, exist_ok=True)
             system.sync_folder(self.folder.parent)
 
-    def _place(self, step: int) -> Path:
-        """The name that the checkpoint of `step` takes: another one where something that is no file has it.
+    def _place(self, step: int, suffix: str) -> Path:
+        """The name that the checkpoint of `step` takes: the next one where something else has it.
 
-        A file with further hard links is left alone as well: they are someone's copy of it.
+        A file with further hard links is left alone as well: they are someone's copy of it. After one of the
+        other kind comes a later number, so that the newest is the last.
         """
-        number = 1
-        while True:
-            path = self.folder / file_name(step, number)
-            try:
-                status = os.lstat(path)
-            except OSError:
-                return path
-            if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
-                return path
+        taken = [
+            parts for name in os.listdir(self.folder) if (parts := FILE_NAME.fullmatch(name)) is not None
+        ]
+        others = (int(p["number"] or 1) for p in taken if int(p["step"]) == step and p["suffix"] != suffix)
+        number = max(others, default=0) + 1
+        while not _may_be_replaced(path := self.folder / file_name(step, number, suffix)):
             number += 1
+        return path
 
     def _make_room(self, place: Path) -> bool:
         """Remove the oldest checkpoint that need not be kept; False where there is none."""
@@ -158,7 +210,10 @@ class RunFiles:
 
     def _remove(self, file: RunFile) -> bool:
         try:
-            os.unlink(file.path)
+            if file.path.name.endswith(FOLDER):
+                discard(file.path)
+            else:
+                os.unlink(file.path)
         except FileNotFoundError:
             return True
         except OSError as error:
@@ -167,10 +222,23 @@ class RunFiles:
         return True
 
 
+def _may_be_replaced(path: Path) -> bool:
+    """Whether a checkpoint may take the name: nothing has it, or only a checkpoint of the same kind."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return True
+    if path.name.endswith(FOLDER):
+        return stat.S_ISDIR(status.st_mode)
+    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+
+
 def _fingerprint(path: Path) -> Fingerprint | None:
-    """What changes when another file takes the name; None when there is none."""
+    """What changes when another checkpoint takes the name; None when there is none."""
     try:
         status = os.lstat(path)
     except OSError:
         return None
+    with suppress(OSError):
+        status = os.lstat(path / DCP_METADATA)
     return status.st_ino, status.st_size, status.st_mtime_ns

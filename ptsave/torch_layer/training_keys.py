@@ -51,8 +51,10 @@ Source: PyTorch's tutorial (`epoch`, `model_state_dict`, …); lightning.pytorch
 """
 STEP_KEYS = ("step", "global_step", "iteration", "iter", "it", "n_iter", "num_updates", "global_steps")
 """Keys of the number of steps, the likeliest first."""
-PROGRESS = frozenset({"epoch", "metrics", "loss", "best", *STEP_KEYS})
-"""Keys that are the caller's: how far it came."""
+WORLD_SIZE, RANKS = "world_size", "ranks"
+"""Keys of how many ranks saved it, and of what each had for itself."""
+PROGRESS = frozenset({"epoch", "metrics", "loss", "best", WORLD_SIZE, RANKS, *STEP_KEYS})
+"""Keys that are the caller's: how far it came, and with how many."""
 MAX_LISTED = 8
 """How many keys a sentence lists."""
 RNG_KEYS = ("rng_state", "rng_states", "rng", "random_state", "random_states", "rng_state_dict")

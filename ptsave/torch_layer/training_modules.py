@@ -17,6 +17,7 @@ from ptsave.core.select import WRAPPERS, strip_wrapper_names
 from ptsave.core.storage import MemoryStorage
 from ptsave.errors import LossyError
 from ptsave.torch_layer.fill import expected_of, extra_of, misfit
+from ptsave.torch_layer.spread import placed
 
 NO_BYTES = MemoryStorage(memoryview(b""))
 
@@ -91,7 +92,8 @@ def plan_module(module: nn.Module, saved: Mapping[str, Any], label: str, where: 
     Raises: LossyError with every name that is missing, unexpected or of another shape.
     """
     module = unwrap(module)
-    own = clean_names(module.state_dict(keep_vars=True))
+    state = module.state_dict(keep_vars=True)
+    own = clean_names(state)
     expected = {own.get(name, name): want for name, want in expected_of(module).items()}
     extra = {own[name] for name in extra_of(module)}
     best: tuple[KeyReport, dict[str, Any], list[str]] | None = None
@@ -119,6 +121,7 @@ def plan_module(module: nn.Module, saved: Mapping[str, Any], label: str, where: 
         else:  # tied, and in the file under another of its names
             target = parameters[name]
             full[own_name] = next(values[n] for n, p in parameters.items() if p is target and n in values)
+        full[own_name] = placed(full[own_name], state[own_name])
     if (versions := getattr(saved, "_metadata", None)) is not None:
         full._metadata = versions  # type: ignore[attr-defined]
     seen: set[int] = set()
@@ -226,6 +229,7 @@ def plan_gradients(module: nn.Module, saved: Any, label: str) -> dict[str, torch
                 label,
                 "resume with the model that was saved",
             )
+        gradient = placed(gradient, parameter)
         if gradient.layout is torch.strided:
             gradient = torch.empty_like(parameter).copy_(gradient)
         ready[name] = gradient.to(parameter.device).coalesce() if gradient.is_sparse else gradient

@@ -10,7 +10,9 @@ import torch
 
 from ptsave.core.select import strip_wrapper_names
 from ptsave.errors import LossyError
+from ptsave.torch_layer.spread import placed
 from ptsave.torch_layer.training_groups import NAMES_KEY, options_of
+from ptsave.torch_layer.training_names import by_number
 
 MAX_LISTED = 4
 
@@ -120,6 +122,7 @@ def plan_optimizer(
 
     Raises: LossyError with what differs.
     """
+    saved = by_number(saved)
     groups = _groups(saved, label)
     live = names_in(optimizer, names, label)
     named = _by_name(groups, names, label)
@@ -127,7 +130,7 @@ def plan_optimizer(
         named = _by_position(optimizer, saved, groups, live, orders, label)
     state = _state(saved, label)
     flat = [name for group in live for name in group]
-    shared = {key: value for key, value in saved["state"].items() if not is_key(key)}
+    shared = {key: value for key, value in saved.get("state", {}).items() if not is_key(key)}
     plan = OptimizerPlan(label, optimizer, {**saved, "state": shared, "param_groups": []})
     _check_bound_to_order(state, groups, named, flat, label)
     new = []
@@ -144,6 +147,7 @@ def plan_optimizer(
                 sources.append(entry.group)
                 if (values := state.get(entry.key)) is not None:
                     _check_shapes(values, parameter, name, label)
+                    values = {key: _placed(value, parameter) for key, value in values.items()}
                     plan.state["state"][position] = values
                     if dtypes.get(id(parameter), parameter.dtype) is parameter.dtype:
                         plan.kept[position] = {
@@ -187,7 +191,7 @@ def _is_group(group: Any) -> bool:
 
 def _state(saved: Mapping[str, Any], label: str) -> Mapping[Any, Mapping[str, Any]]:
     """The state by the key of its parameter; text keys ('0', as DCP makes them) as the numbers they spell."""
-    state = saved.get("state")
+    state = saved.get("state", {})
     by_key = {key: value for key, value in state.items() if is_key(key)} if isinstance(state, Mapping) else {}
     if not isinstance(state, Mapping) or not all(isinstance(value, Mapping) for value in by_key.values()):
         raise LossyError(
@@ -287,6 +291,12 @@ def _check_shapes(values: Mapping[str, Any], parameter: torch.Tensor, name: str,
                 label,
                 "resume with the model that was saved",
             )
+
+
+def _placed(value: Any, parameter: torch.Tensor) -> Any:
+    """A value of the parameter's state, spread over the ranks where the parameter is and its shape fits."""
+    is_like_it = isinstance(value, torch.Tensor) and value.shape == parameter.shape
+    return placed(value, parameter) if is_like_it else value
 
 
 def _check_bound_to_order(

@@ -15,6 +15,7 @@ from torch import nn
 
 from ptsave.errors import LossyError, UsageError
 from ptsave.torch_layer import training_rng
+from ptsave.torch_layer.spread import gather_no_more
 from ptsave.torch_layer.training_keys import canonical
 from ptsave.torch_layer.training_members import check_member, map_members, members, pairs, stateful
 from ptsave.torch_layer.training_modules import (
@@ -208,6 +209,7 @@ class TrainingState:
         by_id: dict[int, str] = {}
         by_name: dict[str, Any] = {}
         for label, module in self._modules().items():
+            gather_no_more(module)
             is_model = label.startswith("model.")  # one of several
             prefix = (
                 f"{label.removeprefix('model.')}." if is_model else "" if label == "model" else f"{label}:"

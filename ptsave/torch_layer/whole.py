@@ -28,7 +28,7 @@ def read_whole(path: Path) -> Any:
     """
     try:
         with open_checkpoint(path) as checkpoint:
-            return _with_tensors(checkpoint.root, dict(_checked_tensors(checkpoint)))
+            return with_tensors(checkpoint.root, dict(_checked_tensors(checkpoint)))
     except OSError as error:
         what = f"cannot be read: {error.strerror or error}"
         raise UnreadableError(what, str(path), "check the disk and its permissions") from error
@@ -63,14 +63,15 @@ def _checked_tensors(checkpoint: Checkpoint) -> Iterator[tuple[Any, torch.Tensor
                 raise CorruptError(f"{finding.where}: {finding.message}", str(checkpoint.path))
 
 
-def _with_tensors(node: Any, tensors: dict[Any, torch.Tensor]) -> Any:
+def with_tensors(node: Any, tensors: dict[Any, torch.Tensor]) -> Any:
+    """The tree `node` with each entry as the tensor of its view."""
     if isinstance(node, TensorEntry):
         return tensors[node.view]
     if isinstance(node, dict):
-        copy = type(node)((key, _with_tensors(item, tensors)) for key, item in node.items())
+        copy = type(node)((key, with_tensors(item, tensors)) for key, item in node.items())
         if hasattr(node, "_metadata"):
             copy._metadata = node._metadata  # type: ignore[attr-defined]
         return copy
     if isinstance(node, (list, tuple)):
-        return type(node)(_with_tensors(item, tensors) for item in node)
+        return type(node)(with_tensors(item, tensors) for item in node)
     return to_torch(node, "") if isinstance(node, DType) or is_quantized(node) else node

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.tensor import DTensor
 
 from ptsave.core.gather import laid_out
@@ -41,6 +42,18 @@ def _join(tensor: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
     )
 
 
+def part_of(tensor: torch.Tensor, want: DTensor) -> torch.Tensor:
+    """What this rank holds of a whole tensor that is to be spread as `want` is; of memory of its own.
+
+    Raises: ValueError for another shape.
+    """
+    if tensor.shape != want.shape:
+        raise ValueError(f"{list(tensor.shape)} is spread as {list(want.shape)}")
+    box = box_of(want)
+    own = tensor[tuple(slice(o, o + size) for o, size in zip(box.offsets, box.sizes, strict=True))]
+    return _join(own.to(want.device, copy=True, memory_format=torch.contiguous_format), want)
+
+
 OWN_PARTS = Parts(_cut, _join)
 """For `fill`: what this rank holds of each tensor."""
 
@@ -59,6 +72,8 @@ def whole(value: Any) -> Any:
     """What a forward pass returned, with each DTensor in it gathered on every rank."""
     if isinstance(value, DTensor):
         return value.full_tensor()
+    if isinstance(value, AsyncCollectiveTensor):
+        return value.wait()
     if isinstance(value, dict):
         return {key: whole(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

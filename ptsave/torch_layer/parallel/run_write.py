@@ -1,0 +1,199 @@
+"""A training spread over ranks → one DCP folder of its run, by torch's `async_save`; complete or not there.
+
+Every rank copies its part to host memory, pinned where it comes from CUDA, and goes on; a thread of each
+writes its file into a temporary folder. When all have written, rank 0 puts the metadata there and gives the
+folder its name, and only then any rank hears that the save has succeeded.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.state_dict_saver import async_save
+from torch.distributed.checkpoint.storage import WriteResult
+
+from ptsave.core.atomic_folder import OutputFolder
+from ptsave.core.record import Record
+from ptsave.errors import LossyError, RankError
+from ptsave.formats.dcp_write import commit, metadata_digest
+from ptsave.torch_layer import ranks
+from ptsave.torch_layer.environment import environment
+from ptsave.torch_layer.live import refused_kind
+from ptsave.torch_layer.parallel.writer import Place, Writer, explained, place_in
+from ptsave.torch_layer.run_files import RunFiles
+from ptsave.torch_layer.spread import has_spread, is_spread
+from ptsave.torch_layer.training_names import by_name, is_optimizer
+from ptsave.torch_layer.training_plain import plain
+
+Path = tuple[str | int, ...]
+
+
+class SpreadWriter:
+    """Writes what many ranks hold, one state at a time; its memory is used again by the next one."""
+
+    def __init__(self) -> None:
+        self._stager: DefaultStager | None = None
+
+    def begin(self, files: RunFiles, tree: Mapping[str, Any], step: int, group: Any) -> Callable[[], None]:
+        """Copy this rank's part of `tree` to host memory; returns what waits until all have written theirs.
+
+        Every rank calls it, with a `group` that no one else uses meanwhile, and with the same names in
+        `tree`; what is not spread is rank 0's.
+
+        Raises: LossyError for what is no tensor and no plain data; WriteError, RankError, alike on all ranks.
+        """
+        items = ranks.together(lambda: dict(flatten(tree)), group)
+        num_bytes = sum(v.numel() * v.element_size() for v in items.values() if isinstance(v, torch.Tensor))
+        opened = ExitStack()
+        folder: OutputFolder | None = None
+
+        def open_() -> Place:
+            nonlocal folder
+            folder = opened.enter_context(files.open_folder(step, num_bytes))
+            return place_in(folder, ranks.size())
+
+        place = ranks.from_first(open_, group)
+        try:
+            writer = _RunWriter(place, {_name(path): path for path in items}, folder, opened)
+            # what is not spread is rank 0's: a buffer may differ (batch norm's, of the rank's own samples)
+            state = {_name(p): value for p, value in items.items() if ranks.is_first() or is_spread(value)}
+            stager = self._stager = self._stager or _stager()
+            future = _begin(state, writer, group, stager)
+        except BaseException:
+            opened.close()
+            raise
+
+        def finish() -> None:
+            with opened:  # of a save that failed, nothing is left
+                _wait(future, place.folder)
+            if folder is not None:
+                files.note_written(folder.destination, step, tree)
+
+        return finish
+
+    def release(self) -> None:
+        """Give the memory back."""
+        if self._stager is not None:
+            self._stager.close()
+            self._stager = None
+
+
+class _RunWriter(Writer):
+    """torch's writer, which gives the folder its name when all have written."""
+
+    def __init__(
+        self, place: Place, paths: Mapping[str, Path], folder: OutputFolder | None, opened: ExitStack
+    ) -> None:
+        super().__init__(place, {}, sync=True)
+        self._paths = dict(paths)
+        self._folder = folder
+        self._opened = opened
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        metadata.planner_data = self._paths
+        super().finish(metadata, results)
+        folder = self._folder
+        assert folder is not None
+        names = [name for name in folder.made if (folder.path / name).exists()]
+        record = Record(environment=environment(), belongs_to=metadata_digest(self.metadata))
+        commit(folder, names, self.metadata, record.to_json().encode(), self.place.new_record)
+        self._opened.close()
+
+
+def _stager() -> DefaultStager:
+    has_cuda = torch.cuda.is_available()
+    options = StagingOptions(
+        use_pinned_memory=has_cuda,
+        use_shared_memory=False,
+        use_async_staging=False,
+        use_non_blocking_copy=has_cuda,
+    )
+    return DefaultStager(options)
+
+
+def _begin(
+    state: dict[str, Any], writer: Writer, group: dist.ProcessGroup, stager: DefaultStager
+) -> Future[Any]:
+    # the state is flat; both would make text of the keys of what is kept as one value
+    planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torch says of itself
+        begun = async_save(
+            state, storage_writer=writer, planner=planner, process_group=group, async_stager=stager
+        )
+    assert isinstance(begun, Future)
+    return begun
+
+
+def _wait(future: Future[Any], where: str) -> None:
+    """Return when all ranks have written.
+
+    Raises: WriteError naming the rank that cannot; RankError.
+    """
+    try:
+        future.result()
+    except CheckpointException as error:
+        raise explained(error, where) from error
+    except (RuntimeError, dist.DistError) as error:
+        raise RankError(f"the connection to another rank broke: {error}", where, "resume") from error
+
+
+# --- the items of a state ---------------------------------------------------------------------------------
+
+
+def flatten(tree: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:
+    """Path → tensor or plain value, as torch.distributed.checkpoint keeps them, optimizers by name.
+
+    A dictionary that would lose something, since it is empty or has keys that are no text, is one value.
+
+    Raises: LossyError for what is neither.
+    """
+    for key, value in tree.items():
+        yield from _flatten((key,), value)
+
+
+def _flatten(path: Path, value: Any) -> Iterator[tuple[Path, Any]]:
+    value = by_name(value) if is_optimizer(value) else value
+    if isinstance(value, Mapping) and (has_spread(value) or _is_kept_by_key(value)):
+        for key, item in value.items():
+            yield from _flatten((*path, str(key)), item)
+    elif isinstance(value, list) and any(isinstance(item, (Mapping, torch.Tensor, list)) for item in value):
+        for number, item in enumerate(value):
+            yield from _flatten((*path, number), item)
+    else:
+        yield path, _kept(value, path)
+
+
+def _is_kept_by_key(value: Mapping[Any, Any]) -> bool:
+    return bool(value) and all(isinstance(key, str) for key in value)
+
+
+def _kept(value: Any, path: Path) -> Any:
+    """Raises: LossyError."""
+    if is_spread(value):
+        return value.detach()
+    if isinstance(value, torch.Tensor):
+        if (kind := refused_kind(value)) is not None:
+            raise LossyError(
+                f"{_name(path)!r} is {kind}, which cannot be kept as plain bytes",
+                "",
+                "convert it to a dense tensor first",
+            )
+        return value.detach()
+    if has_spread(value):
+        raise LossyError(f"{_name(path)!r} has parts of tensors in a tuple", "", "make it a list")
+    return plain(value, _name(path))
+
+
+def _name(path: Path) -> str:
+    return ".".join(map(str, path))

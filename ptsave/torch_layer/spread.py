@@ -1,0 +1,42 @@
+"""Tensors that are spread over ranks (DTensor), told without importing torch.distributed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def is_spread(value: Any) -> bool:
+    """Whether it is a DTensor, of which this process holds a part."""
+    return isinstance(value, torch.Tensor) and hasattr(type(value), "full_tensor")
+
+
+def has_spread(tree: Any) -> bool:
+    """Whether there is one anywhere in nested data."""
+    if isinstance(tree, Mapping):
+        return any(map(has_spread, tree.values()))
+    if isinstance(tree, (list, tuple)):
+        return any(map(has_spread, tree))
+    return is_spread(tree)
+
+
+def placed(value: Any, want: torch.Tensor) -> Any:
+    """`value` as it goes into the tensor `want`: where that is spread and `value` whole, this rank's part."""
+    if not is_spread(want) or is_spread(value) or not isinstance(value, torch.Tensor):
+        return value
+    from ptsave.torch_layer.parallel.materialise import part_of  # which imports torch.distributed
+
+    return part_of(value, want)  # type: ignore[arg-type]
+
+
+def gather_no_more(module: nn.Module) -> None:
+    """Free what FSDP2 has gathered for a forward pass: the parameters are the spread ones again.
+
+    After a pass without a backward one, the outermost unit's are whole; an optimizer knows only the others.
+    """
+    for inner in module.modules():
+        if callable(reshard := getattr(inner, "reshard", None)) and hasattr(inner, "unshard"):
+            reshard()
