@@ -7,7 +7,6 @@ import os
 import stat
 import threading
 from pathlib import Path
-from types import TracebackType
 
 from ptsave.errors import CorruptError, MissingFileError, UnreadableError
 
@@ -102,12 +101,7 @@ class InputFile:
     def __enter__(self) -> InputFile:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
