@@ -15,11 +15,16 @@ from ptsave.formats import open_checkpoint
 from ptsave.torch_layer.build import build_model
 from ptsave.torch_layer.fill import Warn, fill
 from ptsave.torch_layer.inputs import check_outputs, output_tensors, write_tensors
-from ptsave.torch_layer.load import Loaded, arguments_for, config_for, run, warn_if_changed
+from ptsave.torch_layer.load import Loaded, arguments_for, config_for, warn_if_changed
 from ptsave.torch_layer.parallel.group import Group
-from ptsave.torch_layer.parallel.materialise import OWN_PARTS, num_local_bytes, whole
+from ptsave.torch_layer.parallel.materialise import OWN_PARTS, num_local_bytes
 from ptsave.torch_layer.parallel.plan import Plan, make_plan
-from ptsave.torch_layer.parallel.sameness import check_same_config, check_same_folder
+from ptsave.torch_layer.parallel.sameness import (
+    check_same_config,
+    check_same_folder,
+    check_same_outputs,
+    look,
+)
 from ptsave.torch_layer.parallel.shares import check_bytes
 
 
@@ -59,9 +64,10 @@ def load(
     most = max(group.gather(num_local_bytes(model)))
     result: dict[str, torch.Tensor] | None = None
     if inputs is not None or outputs is not None:
-        plan.check_runs(model)
-        arguments = arguments_for(config.inputs, inputs, model, group.device)
-        result = output_tensors(whole(run(plan.replicate(model), arguments)))
+        result = output_tensors(plan.run(model, arguments_for(config.inputs, inputs, model, group.device)))
+        if plan.splits_tensors:
+            looks = {name: look(tensor) for name, tensor in result.items()}
+            check_same_outputs(group, looks, f"{plan.where}: tensor")
         if outputs is not None and group.is_first:
             write_tensors(outputs, result, overwrite=overwrite)
     unique = {entry.view: entry for entry in selection.tensors.values()}.values()

@@ -9,32 +9,25 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from math import prod
+from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard
-from torch.distributed.tensor.parallel import (
-    ColwiseParallel,
-    ParallelStyle,
-    RowwiseParallel,
-    SequenceParallel,
-    parallelize_module,
-)
 from torch.nn.parallel import DistributedDataParallel
 
 from ptsave.config import Config, ParallelSpec
 from ptsave.core.nearest import hint_for
 from ptsave.errors import UsageError
+from ptsave.torch_layer.inputs import Arguments
 from ptsave.torch_layer.lazy import lazy_names
+from ptsave.torch_layer.load import run
 from ptsave.torch_layer.parallel.group import Group
+from ptsave.torch_layer.parallel.materialise import whole
+from ptsave.torch_layer.parallel.styles import split
 
-STYLES: dict[str, type[ParallelStyle]] = {
-    "colwise": ColwiseParallel,
-    "rowwise": RowwiseParallel,
-    "sequence": SequenceParallel,
-}
 _HINT = "check [parallel]"
 
 
@@ -61,7 +54,8 @@ class Plan:
         Raises: UsageError when a name matches nothing, or torch refuses.
         """
         if names := lazy_names(model):
-            raise UsageError(f"{names[0]!r} has no shape yet, and cannot be split", self.where, _HINT)
+            hint = "build it of layers that are told their sizes"
+            raise UsageError(f"{names[0]!r} has no shape yet, and cannot be split", self.where, hint)
         before = _ties(model)
         try:
             with warnings.catch_warnings():
@@ -79,7 +73,8 @@ class Plan:
             state = dict(model.named_parameters(remove_duplicate=False))
             if state[one] is not state[other]:
                 what = f"{one!r} and {other!r} are one parameter, and would become two"
-                raise UsageError(what, self.where, "wrap or split both in one unit, or neither")
+                hint = "wrap both in one unit and split both alike, or neither"
+                raise UsageError(what, self.where, hint)
 
     def check_runs(self, model: nn.Module) -> None:
         """Refuse to run what torch cannot: it takes the parts of a split tensor to be of one size.
@@ -101,6 +96,21 @@ class Plan:
                     )
                     raise UsageError(f"{what}, and the model cannot be run so", self.where, _HINT)
 
+    def run(self, model: nn.Module, arguments: Arguments) -> Any:
+        """One forward pass of a spread model that is filled; what it returns is whole on every rank.
+
+        Raises: UsageError when the model cannot be run.
+        """
+        self.check_runs(model)
+        try:
+            return whole(run(self.replicate(model), arguments))
+        except UsageError as error:
+            if "DTensor" in error.what:  # a parameter that was not gathered before it was used
+                error.hint = "wrap, or split, the module whose forward() is called, not one inside it"
+            elif self.splits_tensors:
+                error.hint = "check [parallel.tensor]; without torchrun, the model is run whole"
+            raise
+
     def replicate(self, model: nn.Module) -> nn.Module:
         """`model`, filled, as DistributedDataParallel runs it where the mesh has `ddp` alone.
 
@@ -113,6 +123,7 @@ class Plan:
     def _split(self, model: nn.Module) -> None:
         mesh = self.mesh["tp"]
         modules = dict(model.named_modules())
+        styles: dict[str, tuple[str, str]] = {}
         for glob, style in self.spec.tensor.items():
             names = [name for name in modules if name and fnmatchcase(name, glob)]
             if not names:
@@ -120,7 +131,20 @@ class Plan:
                     f"no module is named {glob!r}", f"{self.where}: tensor", _near(glob, modules)
                 )
             for name in names:
-                parallelize_module(modules[name], mesh, STYLES[style]())
+                first, other = styles.setdefault(name, (style, glob))
+                if style != first:
+                    what = f"{name!r} is {first} by {other!r} and {style} by {glob!r}"
+                    hint = "`*` stands for dots too: name more of it"
+                    raise UsageError(what, f"{self.where}: tensor", hint)
+        ties = _ties(model)
+        for name, (style, _) in styles.items():
+            try:
+                split(modules[name], style, mesh)
+            except NotImplementedError as error:
+                what = f"torch cannot split {name!r}, a {_path(type(modules[name]))}: {error}"
+                raise UsageError(what, f"{self.where}: tensor", _HINT) from error
+        for one, other in ties:
+            _tie_again(model, one, other)
 
     def _shard(self, model: nn.Module) -> None:
         names = [name for name in ("ddp", "dp") if name in self.sizes]
@@ -151,12 +175,14 @@ class Plan:
                 known = {*modules, *(_path(type(module)) for module in modules.values())}
                 what = f"no module is, or is named, {pattern!r}"
                 raise UsageError(what, f"{self.where}.wrap", _near(pattern, known))
-            wanted |= found
-        units = sorted(wanted, key=lambda name: -name.count("."))
-        # a container has no forward of its own, so nothing would gather its parameters
-        return (
-            wanted[name] for name in units if not isinstance(wanted[name], (nn.ModuleList, nn.ModuleDict))
-        )
+            # nothing would gather the parameters of a container, which has no forward of its own
+            units = {name: m for name, m in found.items() if type(m).forward is not nn.Module.forward}
+            if not units:
+                name, module = next(iter(found.items()))
+                what = f"{name!r} is a container, a {_path(type(module))}, whose forward nobody calls"
+                raise UsageError(what, f"{self.where}.wrap", f"wrap what is in it: {name + '.*'!r}")
+            wanted |= units
+        return (wanted[name] for name in sorted(wanted, key=lambda name: -name.count(".")))
 
 
 def make_plan(config: Config, group: Group) -> Plan:
@@ -208,3 +234,12 @@ def _ties(model: nn.Module) -> list[tuple[str, str]]:
     named = model.named_parameters(remove_duplicate=False)
     pairs = ((name, first.setdefault(id(parameter), name)) for name, parameter in named)
     return [(first_name, name) for name, first_name in pairs if name != first_name]
+
+
+def _tie_again(model: nn.Module, one: str, other: str) -> None:
+    """Make one parameter again of two that were split alike: a vocabulary by `rowwise` and `colwise`."""
+    state = dict(model.named_parameters(remove_duplicate=False))
+    kept, left = state[one], state[other]
+    if isinstance(kept, DTensor) and isinstance(left, DTensor) and kept.placements == left.placements:
+        path, _, name = other.rpartition(".")
+        setattr(model.get_submodule(path), name, kept)

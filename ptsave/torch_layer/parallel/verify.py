@@ -24,7 +24,12 @@ from ptsave.torch_layer.load import config_for
 from ptsave.torch_layer.parallel.group import Group
 from ptsave.torch_layer.parallel.load import spread_and_fill
 from ptsave.torch_layer.parallel.plan import Plan, make_plan
-from ptsave.torch_layer.parallel.sameness import check_same_config, check_same_folder
+from ptsave.torch_layer.parallel.sameness import (
+    Look,
+    check_same_config,
+    check_same_folder,
+    check_same_outputs,
+)
 from ptsave.torch_layer.parallel.shares import share_of
 from ptsave.torch_layer.subject import ModelSubject
 from ptsave.torch_layer.trace import Trace
@@ -170,6 +175,10 @@ def _together(group: Group, split: SpreadSubject | None) -> Iterator[None]:
             seen = run()
         except UsageError as error:
             seen = UsageError(error.what, error.where, error.hint)
+        if split is not None and split.plan is not None:
+            outputs = seen.outputs if isinstance(seen, Trace) else {}
+            looks = {path: Look(s.shape, s.norm, s.sketch) for path, s in outputs.items()}
+            check_same_outputs(group, looks, f"{split.plan.where}: tensor")
         outcome = group.from_first(lambda: seen)
         if isinstance(outcome, UsageError):
             raise outcome
