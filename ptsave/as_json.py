@@ -127,7 +127,7 @@ def verdict(result: Verdict, path: Path) -> dict[str, Any]:
     """The object of `verify --json`."""
     return {
         "path": str(path),
-        "verdict": "yes" if result.is_yes else "no",
+        "verdict": result.answer,
         "cause": result.cause,
         "findings": [plain(finding) for finding in result.findings],
         "growth": [plain(departure) for departure in result.growth],

@@ -18,7 +18,7 @@ def size(num_bytes: int) -> str:
     value = float(num_bytes)
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if value < 1024 or unit == "TiB":
-            return f"{num_bytes} B" if unit == "B" else f"{value:.1f} {unit}"
+            return f"{num_bytes} B" if unit == "B" else f"{value:,.1f} {unit}"
         value /= 1024
     raise AssertionError
 

@@ -32,7 +32,7 @@ ARROWS: dict[str, set[str]] = {
         "streams",
     },
     "examples": {"examples"},
-    "reports": {"reports", "core", "errors"},
+    "reports": {"reports", "words", "core", "errors"},
     "as_json": {"verbs", "core", "errors"},
     "words": {"core"},
     "render": {"render", "as_json", "words", "streams", "verbs", "core", "errors"},

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Level = Literal["ok", "warn", "fail", "skipped"]
+LEVELS: tuple[Level, ...] = ("fail", "warn", "ok", "skipped")
+"""From what asks for attention to what does not."""
 
 
 class Counted(str):
@@ -39,6 +41,10 @@ class Finding:
     where: str
     """The tensor, module or file that it is about; empty for the whole."""
     message: str
+
+    def __str__(self) -> str:
+        """`encoder.weight: 3 NaN, 0 infinite`."""
+        return f"{self.where}: {self.message}" if self.where else self.message
 
 
 def places(findings: Iterable[Finding], check: str, level: Level) -> list[str]:
@@ -75,3 +81,35 @@ class Verdict:
         """No check failed, and at least one passed: nothing but skips proves nothing."""
         levels = {finding.level for finding in self.findings}
         return "fail" not in levels and bool(levels & {"ok", "warn"})
+
+    @property
+    def answer(self) -> Literal["yes", "no"]:
+        """The answer as a word."""
+        return "yes" if self.is_yes else "no"
+
+    @property
+    def by_check(self) -> dict[str, list[Finding]]:
+        """The findings of each check, checks in the order in which they ran."""
+        checks: dict[str, list[Finding]] = {}
+        for finding in self.findings:
+            checks.setdefault(finding.check, []).append(finding)
+        return checks
+
+    @property
+    def outcome(self) -> str:
+        """`failed bytes, finite`, `passed bytes, finite; skipped: keys` or `could not be checked`."""
+        checks: dict[Level, list[str]] = {level: [] for level in LEVELS}
+        for check, findings in sorted(self.by_check.items()):
+            checks[level_of(findings)].append(check)
+        if checks["fail"]:
+            return f"failed {', '.join(checks['fail'])}"
+        passed = sorted(checks["ok"] + checks["warn"])
+        if not passed:
+            return "could not be checked"
+        skipped = f"; skipped: {', '.join(checks['skipped'])}" if checks["skipped"] else ""
+        return f"passed {', '.join(passed)}{skipped}"
+
+
+def level_of(findings: Iterable[Finding]) -> Level:
+    """What one check came to: the worst that it found, and `skipped` only where it did nothing else."""
+    return min((finding.level for finding in findings), key=LEVELS.index)

@@ -66,16 +66,8 @@ def show_verdict(mode: Mode, result: Verdict, path: Path) -> None:
         _findings(result, mode)
         if result.cause:
             out(f"{'because':<10} {escape(result.cause)}")
-    failed = sorted({finding.check for finding in result.findings if finding.level == "fail"})
-    if result.is_yes:
-        passed = {finding.check for finding in result.findings if finding.level in ("ok", "warn")}
-        left_out = {finding.check for finding in result.findings if finding.level == "skipped"} - passed
-        skipped = f"; skipped: {', '.join(sorted(left_out))}" if left_out else ""
-        out(f"{styled('yes', '1;32')}: {escape(str(path))} passed {', '.join(sorted(passed))}{skipped}")
-    elif failed:
-        out(f"{styled('no', '1;31')}: {escape(str(path))} failed {', '.join(failed)}")
-    else:
-        out(f"{styled('no', '1;31')}: nothing could be checked of {escape(str(path))}")
+    answer = styled(result.answer, "1;32" if result.is_yes else "1;31")
+    out(f"{answer}: {escape(str(path))} {result.outcome}")
 
 
 def _findings(result: Verdict, mode: Mode) -> None:
@@ -87,7 +79,6 @@ def _findings(result: Verdict, mode: Mode) -> None:
         start = f"{check:<10} {styled(f'{word:<8}', code)}"
         shown = len(findings) if mode.verbose else MAX_ALIKE[level]
         for finding in findings[:shown]:
-            where = f"{finding.where}: " if finding.where else ""
-            out(f"{start} {escape(where + finding.message)}")
+            out(f"{start} {escape(str(finding))}")
         if len(findings) > shown:
             out(f"{start} … {len(findings) - shown:,} more (--verbose lists them)")

@@ -7,7 +7,7 @@ and `escapeProperty` in actions/toolkit's `core/src/command.ts`.
 from __future__ import annotations
 
 from ptsave.core.verdict import Level, Verdict
-from ptsave.reports.words import clean, line, outcome
+from ptsave.reports.words import clean
 
 MAX_OF_A_KIND = 10
 """GitHub shows so many errors and so many warnings of one step, and drops the others unseen."""
@@ -25,9 +25,9 @@ def annotation_lines(verdict: Verdict, path: str) -> list[str]:
     """
     lines: list[str] = []
     for level, command in _COMMANDS.items():
-        found = [(f"ptsave {f.check}", line(f)) for f in verdict.findings if f.level == level]
+        found = [(f"ptsave {f.check}", str(f)) for f in verdict.findings if f.level == level]
         if level == "fail" and not verdict.is_yes and (verdict.cause or not found):
-            found.insert(0, ("ptsave verify", verdict.cause or outcome(verdict)))
+            found.insert(0, ("ptsave verify", verdict.cause or verdict.outcome))
         if len(found) > MAX_OF_A_KIND:
             left = len(found) - (MAX_OF_A_KIND - 1)
             found[MAX_OF_A_KIND - 1 :] = [("ptsave verify", f"… and {left:,} more; the log names them")]

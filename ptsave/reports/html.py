@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape as escape_html
 from importlib.resources import files
 
-from ptsave.core.verdict import Departure, Finding, Level, Verdict
+from ptsave.core.verdict import LEVELS, Departure, Finding, Level, Verdict, level_of
 from ptsave.reports.plot import amount, gathered, plot
-from ptsave.reports.words import LEVELS, by_check, clean, fact, level_of, outcome
+from ptsave.reports.words import clean, fact
 
 MAX_ROWS = 1000
 """Findings of one level that the table shows: with many more, a phone could not open the page."""
@@ -28,7 +28,7 @@ def html(verdict: Verdict, path: str, facts: Mapping[str, object]) -> str:
     """The page about the checkpoint at `path`; `facts` are shown in their order."""
     style, script = _asset("page.css"), _asset("page.js")
     policy = f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {_digest(script)}"
-    word = "yes" if verdict.is_yes else "no"
+    word = verdict.answer
     parts = [
         "<!DOCTYPE html>",
         '<html lang="en">',
@@ -58,11 +58,11 @@ def _head(verdict: Verdict, path: str, word: str) -> Iterator[str]:
     yield f'<header class="{word}">'
     yield '<p class="tool">ptsave verify</p>'
     yield f'<h1><span class="word">{word}</span> <code>{_text(path)}</code></h1>'
-    yield f'<p class="outcome">{_text(_sentence(outcome(verdict)))}</p>'
+    yield f'<p class="outcome">{_text(_sentence(verdict.outcome))}</p>'
     if verdict.cause:
         yield f'<p class="cause"><strong>Cause</strong> {_text(verdict.cause)}</p>'
     yield '<ul class="checks">'
-    for check, findings in by_check(verdict).items():
+    for check, findings in verdict.by_check.items():
         level = level_of(findings)
         yield f'<li class="{level}"><span class="level">{level}</span> {_text(check)}</li>'
     yield "</ul>"

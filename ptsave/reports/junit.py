@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from xml.etree import ElementTree
 
 from ptsave.core.verdict import Finding, Verdict
-from ptsave.reports.words import by_check, clean, fact, line, outcome
+from ptsave.reports.words import clean, fact
 
 
 def junit(
@@ -32,14 +32,14 @@ def junit(
     moment = (when or datetime.now(timezone.utc)).astimezone(timezone.utc)
     suite = ElementTree.Element("testsuite")
     properties = ElementTree.SubElement(suite, "properties")
-    _property(properties, "verdict", "yes" if verdict.is_yes else "no")
+    _property(properties, "verdict", verdict.answer)
     if verdict.cause:
         _property(properties, "cause", verdict.cause)
     for name, value in (facts or {}).items():
         _property(properties, name, fact(name, value))
 
     names: Counter[str] = Counter()
-    for check, findings in by_check(verdict).items():
+    for check, findings in verdict.by_check.items():
         for name, result, rest in _cases(check, findings):
             case = _case(suite, _unused(name, names), path)
             if result is not None:
@@ -47,7 +47,7 @@ def junit(
     if not verdict.is_yes and not any(finding.level == "fail" for finding in verdict.findings):
         # Skips alone would turn a CI run green: a verdict of no is a failure whatever its reason.
         failure = ElementTree.SubElement(_case(suite, _unused("verdict", names), path), "failure")
-        failure.attrib |= {"type": "verify", "message": clean(outcome(verdict))}
+        failure.attrib |= {"type": "verify", "message": clean(verdict.outcome)}
 
     ElementTree.SubElement(suite, "system-out").text = "\n".join(map(clean, _lines(verdict, path)))
     ElementTree.SubElement(suite, "system-err")
@@ -89,12 +89,10 @@ def _cases(
 
 def _result(case: ElementTree.Element, finding: Finding, rest: Sequence[Finding]) -> None:
     if finding.level == "skipped":
-        ElementTree.SubElement(case, "skipped", {"message": clean(line(finding))})
+        ElementTree.SubElement(case, "skipped", {"message": clean(finding)})
         return
-    failure = ElementTree.SubElement(
-        case, "failure", {"type": finding.check, "message": clean(line(finding))}
-    )
-    failure.text = "\n".join(f"{f.level}: {clean(line(f))}" for f in (finding, *rest))
+    failure = ElementTree.SubElement(case, "failure", {"type": finding.check, "message": clean(finding)})
+    failure.text = "\n".join(f"{f.level}: {clean(f)}" for f in (finding, *rest))
 
 
 def _case(suite: ElementTree.Element, name: str, path: str) -> ElementTree.Element:
@@ -122,10 +120,10 @@ def _unused(name: str, names: Counter[str]) -> str:
 
 def _lines(verdict: Verdict, path: str) -> Iterator[str]:
     for finding in verdict.findings:
-        yield f"{finding.check:<10} {finding.level:<8} {line(finding)}"
+        yield f"{finding.check:<10} {finding.level:<8} {finding!s}"
     for call in verdict.growth:
         repeat = f" (call {call.number + 1})" if call.number else ""
         yield f"difference {call.relative:<8.2g} {call.module or 'the model'}{repeat}, {call.kind}"
     if verdict.cause:
         yield f"cause: {verdict.cause}"
-    yield f"{'yes' if verdict.is_yes else 'no'}: {path} {outcome(verdict)}"
+    yield f"{verdict.answer}: {path} {verdict.outcome}"

@@ -47,7 +47,7 @@ def test_the_cause_comes_first_then_failures_then_warnings() -> None:
 
 def test_a_no_without_a_failure_is_an_error_too() -> None:
     (line,) = annotation_lines(Verdict((Finding("keys", "skipped", "", "needs a config"),)), "a.pt")
-    assert line == "::error file=a.pt,title=ptsave verify::nothing could be checked"
+    assert line == "::error file=a.pt,title=ptsave verify::could not be checked"
 
 
 def test_no_name_can_end_a_command_or_begin_one() -> None:

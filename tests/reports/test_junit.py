@@ -106,7 +106,7 @@ def test_the_output_has_every_finding_the_growth_and_the_cause() -> None:
         assert finding.message in output
     assert "difference 0.00031  encoder.layer.4.attention.self.value, Linear" in output
     assert f"cause: {BAD.cause}" in output
-    assert output.endswith("no: a.pt failed bytes, behaviour")
+    assert output.endswith("no: a.pt failed behaviour, bytes")
     properties = {one.name: one.value for one in suite.properties()}
     assert properties["verdict"] == "no"
     assert properties["cause"] == BAD.cause
@@ -117,7 +117,7 @@ def test_a_verdict_without_evidence_is_a_failure() -> None:
     for verdict in (SKIPPED, Verdict(())):
         (failure,) = cases(verdict)["verdict"].result
         assert isinstance(failure, Failure)
-        assert failure.message == "nothing could be checked"
+        assert failure.message == "could not be checked"
 
 
 def test_names_stay_apart() -> None:

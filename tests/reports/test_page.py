@@ -75,7 +75,7 @@ def overflow(browser: Browser) -> int:
 def test_the_verdict_and_its_cause_are_at_the_top(browser: Browser, page) -> None:  # type: ignore[no-untyped-def]
     browser.show(page(BAD), DESK)
     assert browser.texts("h1") == ["No runs/a.pt"]
-    assert browser.texts(".outcome") == ["Failed bytes, behaviour."]
+    assert browser.texts(".outcome") == ["Failed behaviour, bytes."]
     assert browser.texts(".cause") == [f"Cause {BAD.cause}"]
     assert browser.texts(".checks li") == [
         "fail bytes",
@@ -94,7 +94,7 @@ def test_the_verdict_and_its_cause_are_at_the_top(browser: Browser, page) -> Non
 
     browser.show(page(GOOD), DESK)
     assert browser.texts("h1") == ["Yes runs/a.pt"]
-    assert browser.texts(".outcome") == ["Passed bytes, safe, finite; skipped keys."]
+    assert browser.texts(".outcome") == ["Passed bytes, finite, safe; skipped: keys."]
     assert browser.find(".cause") == browser.find(".plot") == []
     assert len(rows(browser)) == len(GOOD.findings)
 

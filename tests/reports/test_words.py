@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ptsave.core.verdict import Finding, Verdict
-from ptsave.reports.words import clean, fact, level_of, line, outcome
+from ptsave.reports.words import clean, fact
 
 
 @pytest.mark.parametrize(
@@ -31,30 +30,5 @@ def test_an_integer_that_python_refuses_to_print_is_spelt_in_hexadecimal() -> No
     assert fact("tensors", 10**5000) == fact("bytes", 10**5000) == hex(10**5000)
 
 
-def test_what_a_check_came_to_is_the_worst_that_it_found() -> None:
-    def findings(*levels: str) -> list[Finding]:
-        return [Finding("c", level, "", "") for level in levels]  # type: ignore[arg-type]
-
-    assert level_of(findings("ok", "skipped", "warn", "fail")) == "fail"
-    assert level_of(findings("ok", "skipped", "warn")) == "warn"
-    assert level_of(findings("skipped", "ok")) == "ok"
-    assert level_of(findings("skipped")) == "skipped"
-
-
-def test_the_outcome_agrees_with_the_verdict() -> None:
-    ok, skip, fail = (Finding(level, level, "", "") for level in ("ok", "skipped", "fail"))  # type: ignore[arg-type]
-    for findings, words in (
-        ((ok, skip), "passed ok; skipped skipped"),
-        ((ok,), "passed ok"),
-        ((ok, skip, fail), "failed fail"),
-        ((skip,), "nothing could be checked"),
-        ((), "nothing could be checked"),
-    ):
-        assert outcome(Verdict(findings)) == words
-        assert words.startswith("passed") == Verdict(findings).is_yes
-
-
-def test_lines_and_clean_text() -> None:
-    assert line(Finding("c", "ok", "", "fine")) == "fine"
-    assert line(Finding("c", "ok", "a.b", "fine")) == "a.b: fine"
+def test_clean_text() -> None:
     assert clean("a\0\u202e\ud800\uffff") == r"a\x00\u202e\ud800\uffff"
