@@ -106,15 +106,11 @@ def _property(properties: ElementTree.Element, name: str, value: str) -> None:
 
 def _unused(name: str, names: Counter[str]) -> str:
     """`name` cleaned, or `name (2)` where a case has it: CI systems keep a test's history by its name."""
-    name = clean(name)
-    names[name] += 1
-    unused = name
-    while unused != name or names[name] > 1:
-        unused = f"{name} ({names[name]})"
-        if unused not in names:
-            names[unused] = 1
-            break
+    name = unused = clean(name)
+    while unused in names:
         names[name] += 1
+        unused = f"{name} ({names[name]})"
+    names[unused] = 1
     return unused
 
 
