@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.memory import no_garbage_collection
 from ptsave.errors import UsageError
 from ptsave.formats import open_checkpoint
-from ptsave.render.inspect import inspections
+from ptsave.render.inspect import Inspections
 from ptsave.render.terminal import Mode, progress
 from ptsave.verbs.inspect import Inspection, sort_key
 from ptsave.verbs.inspect import inspect as inspect_one
+
+if TYPE_CHECKING:
+    from ptsave.verbs.stats import TensorStats
 
 
 def inspect(
@@ -30,38 +34,36 @@ def inspect(
 
     Raises: UsageError for a flag, and what opening a checkpoint raises.
     """
-    order = sort_key(sort)
-    with no_garbage_collection(), inspections(mode, many=len(paths) > 1) as show:
+    order, shown = sort_key(sort), Inspections(mode, many=len(paths) > 1)
+    with no_garbage_collection():
         for path in paths:
-            if os.path.isdir(path) and _is_shown_run(path, {"--tree": tree, "--stats": stats}, show):
+            if os.path.isdir(path) and _is_shown_run(path, {"--tree": tree, "--stats": stats}, shown):
                 continue
             with open_checkpoint(path) as checkpoint:
                 result = inspect_one(checkpoint, globs=globs, sort=order, limit=limit)
-                if stats:
-                    _show_measured(mode, checkpoint, result, show)
-                else:
-                    show(result, tree=tree)
+                measured = _measured(mode, checkpoint, result) if stats else None
+                shown.checkpoint(result, tree=tree, stats=measured)
+        shown.end()
 
 
-def _is_shown_run(path: Path, flags: Mapping[str, bool], show: Callable[..., None]) -> bool:
+def _is_shown_run(path: Path, flags: Mapping[str, bool], shown: Inspections) -> bool:
     """Show the folder of a run; False where `path` is none."""
     from ptsave.verbs import runs
 
     if not runs.is_run(path):
         return False
     runs.refuse_flags(path, [flag for flag, is_given in flags.items() if is_given])
-    show(runs.inspect_run(path))
+    shown.run(runs.inspect_run(path))
     return True
 
 
-def _show_measured(mode: Mode, checkpoint: Checkpoint, result: Inspection, show: Callable[..., None]) -> None:
+def _measured(mode: Mode, checkpoint: Checkpoint, result: Inspection) -> list[TensorStats]:
     from ptsave.verbs.stats import stats
 
     names = [row.entry.name for row in result.rows]
     total = sum(row.entry.num_bytes for row in result.rows)
     with progress(mode, "reading", total) as advance:
-        measured = list(stats(checkpoint, names, progress=advance))
-    show(result, stats=measured)
+        return list(stats(checkpoint, names, progress=advance))
 
 
 def compare(mode: Mode, paths: Sequence[Path], other: Path) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ptsave import as_json
@@ -19,31 +19,41 @@ if TYPE_CHECKING:
     from ptsave.verbs.stats import TensorStats
 
 
-@contextmanager
-def inspections(mode: Mode, *, many: bool) -> Iterator[Callable[..., None]]:
-    """The function that shows one inspection after the other: as text, or all in one JSON object."""
-    files: list[dict[str, Any]] = []
+@dataclass
+class Inspections:
+    """Shows one inspection after the other: each as text, or all in one JSON object."""
 
-    def show(
-        result: Inspection | RunInspection,
-        *,
-        tree: bool = False,
-        stats: Sequence[TensorStats] | None = None,
+    mode: Mode
+    many: bool
+    """Whether there may be more than one."""
+    _documents: list[dict[str, Any]] = field(default_factory=list)
+
+    def checkpoint(
+        self, result: Inspection, *, tree: bool = False, stats: Sequence[TensorStats] | None = None
     ) -> None:
-        if mode.json:
-            one = as_json.inspection(result, stats) if isinstance(result, Inspection) else as_json.run(result)
-            files.append(one)
-            return
-        if isinstance(result, Inspection):
+        """Show a checkpoint, by module with `tree`, or the statistics of its tensors."""
+        if self.mode.json:
+            self._documents.append(as_json.inspection(result, stats))
+        else:
             _show_checkpoint(result, tree, stats)
+            self._part()
+
+    def run(self, result: RunInspection) -> None:
+        """Show the folder of a run."""
+        if self.mode.json:
+            self._documents.append(as_json.run(result))
         else:
             show_run(result)
-        if many:
+            self._part()
+
+    def _part(self) -> None:
+        if self.many:
             out()
 
-    yield show
-    if mode.json:
-        document({"files": files} if many else files[0])
+    def end(self) -> None:
+        """Print the JSON object."""
+        if self.mode.json:
+            document({"files": self._documents} if self.many else self._documents[0])
 
 
 def _show_checkpoint(result: Inspection, tree: bool, stats: Sequence[TensorStats] | None) -> None:
