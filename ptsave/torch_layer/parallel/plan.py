@@ -118,7 +118,7 @@ class Plan:
         """
         if set(self.sizes) != {"ddp"} or not any(p.requires_grad for p in model.parameters()):
             return model
-        return DistributedDataParallel(model)
+        return DistributedDataParallel(model, broadcast_buffers=False, init_sync=False)  # all are alike
 
     def _split(self, model: nn.Module) -> None:
         mesh = self.mesh["tp"]

@@ -81,13 +81,15 @@ class Extra(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Integers, complex numbers, no elements at all, and more than one floating-point type."""
+    """Types that not every collective has, no elements at all, and more than one floating-point type."""
 
     def __init__(self):
         super().__init__()
         self.a = nn.Linear(4, 4)
         self.b = nn.Linear(4, 4).to(torch.bfloat16)
         self.i = nn.Parameter(torch.arange(6), requires_grad=False)
+        self.register_buffer("f", torch.randn(5).to(torch.float8_e4m3fn))
+        self.register_buffer("s", torch.arange(3, dtype=torch.int16))
         self.z = nn.Parameter(torch.zeros(0, 3))
         self.c = nn.Parameter(torch.randn(3, dtype=torch.complex64))
 
@@ -144,10 +146,14 @@ def test_awkward_models(tmp_path: Path) -> None:
         (tmp_path / f"{name}.toml").write_text(text)
         ptsave(tmp_path, "save", f"{name}.toml", f"{name}.pt")
     cases = [{"path": f"{name}.pt", "config": f"{name}.toml"} for name in INPUTS]
-    for one, two in zip(run_cases(1, tmp_path, cases), run_cases(2, tmp_path, cases), strict=True):
+    spread = run_cases(2, tmp_path, cases)
+    for one, two in zip(run_cases(1, tmp_path, cases), spread, strict=True):
         assert "error" not in two, two
         assert (one["digests"], one.get("digest")) == (two["digests"], two.get("digest"))
         assert max(two["bytes"]) < sum(one["bytes"])
+    replicated = [case | {"set": ["parallel.mesh={ddp=2}"]} for case in cases]
+    for one, two in zip(run_cases(2, tmp_path, replicated), spread, strict=True):
+        assert one.get("digest") == two["digest"], one
     for name in INPUTS:
         done = torchrun(2, "save", f"{name}.toml", name, "--weights", f"{name}.pt", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
