@@ -15,7 +15,7 @@ from torch import nn
 from ptsave.config import Config, InputsSpec, ModelSpec, load_config
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.keys import KeyReport
-from ptsave.core.select import select_model
+from ptsave.core.select import Selection, select_model
 from ptsave.errors import UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.torch_layer.build import build_model, resolve_device
@@ -80,16 +80,28 @@ def load(
         model = build_model(config.model, device="meta", app_dir=app_dir)
         report = fill(model, checkpoint, selection, device, warn)
         warn_if_changed(model, checkpoint, warn)
-        format_ = checkpoint.format
     result: dict[str, torch.Tensor] | None = None
     if inputs is not None or outputs is not None:
         result = output_tensors(run(model, arguments_for(config.inputs, inputs, model, device)))
         if outputs is not None:
             write_tensors(outputs, result, overwrite=overwrite)
+    return summary(checkpoint, config, selection, report, device, result, outputs)
+
+
+def summary(
+    checkpoint: Checkpoint,
+    config: Config,
+    selection: Selection,
+    report: KeyReport,
+    device: str,
+    outputs: dict[str, torch.Tensor] | None,
+    outputs_path: Path | None,
+) -> Loaded:
+    """What was loaded; the checkpoint may be closed."""
     unique = {entry.view: entry for entry in selection.tensors.values()}.values()
     return Loaded(
-        path=path,
-        format=format_,
+        path=checkpoint.path,
+        format=checkpoint.format,
         model=config.model.target,
         device=device,
         num_tensors=len(selection.tensors),
@@ -97,8 +109,8 @@ def load(
         num_bytes=sum(entry.num_bytes for entry in unique),
         took=selection.sentence(),
         report=report,
-        outputs=result,
-        outputs_path=outputs,
+        outputs=outputs,
+        outputs_path=outputs_path,
     )
 
 

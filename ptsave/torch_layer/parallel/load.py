@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from ptsave.formats import open_checkpoint
 from ptsave.torch_layer.build import build_model
 from ptsave.torch_layer.fill import Warn, fill
 from ptsave.torch_layer.inputs import check_outputs, output_tensors, write_tensors
-from ptsave.torch_layer.load import Loaded, arguments_for, config_for, warn_if_changed
+from ptsave.torch_layer.load import Loaded, arguments_for, config_for, summary, warn_if_changed
 from ptsave.torch_layer.parallel.group import Group
 from ptsave.torch_layer.parallel.materialise import OWN_PARTS, num_local_bytes
 from ptsave.torch_layer.parallel.plan import Plan, make_plan
@@ -60,7 +61,6 @@ def load(
         model = build_model(config.model, device="meta", app_dir=app_dir)
         warn_if_changed(model, checkpoint, say)
         report = spread_and_fill(group, plan, model, checkpoint, selection, say)
-        format_ = checkpoint.format
     most = max(group.gather(num_local_bytes(model)))
     result: dict[str, torch.Tensor] | None = None
     if inputs is not None or outputs is not None:
@@ -70,22 +70,9 @@ def load(
             check_same_outputs(group, looks, f"{plan.where}: tensor")
         if outputs is not None and group.is_first:
             write_tensors(outputs, result, overwrite=overwrite)
-    unique = {entry.view: entry for entry in selection.tensors.values()}.values()
-    return Loaded(
-        path=path,
-        format=format_,
-        model=config.model.target,
-        device=torch.device(group.device).type,
-        num_tensors=len(selection.tensors),
-        num_elements=sum(entry.num_elements for entry in unique),
-        num_bytes=sum(entry.num_bytes for entry in unique),
-        took=selection.sentence(),
-        report=report,
-        outputs=result,
-        outputs_path=outputs,
-        mesh=plan.sizes,
-        num_rank_bytes=most,
-    )
+    kind = torch.device(group.device).type
+    loaded = summary(checkpoint, config, selection, report, kind, result, outputs)
+    return replace(loaded, mesh=plan.sizes, num_rank_bytes=most)
 
 
 def spread_and_fill(

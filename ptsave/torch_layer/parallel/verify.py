@@ -86,25 +86,17 @@ def merged(group: Group, findings: Sequence[Finding]) -> list[Finding]:
     ]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class SpreadSubject(ModelSubject):
     """A model that is loaded over all ranks, and watched by rank 0."""
 
-    group: Group | None = None
-    plan: Plan | None = None
+    group: Group
+    plan: Plan
 
     def load(
-        self,
-        source: Checkpoint,
-        selection: Selection,
-        skeleton: nn.Module | None = None,
-        *,
-        is_checked: bool = True,
-        is_mapped: bool = False,
+        self, source: Checkpoint, selection: Selection, skeleton: nn.Module | None = None, **how: bool
     ) -> nn.Module:
         """A model of its own, which FSDP2 makes another class of: the skeleton stays what it is."""
-        assert self.group is not None
-        assert self.plan is not None
         model = build_model(self.config.model, device="meta", app_dir=self.app_dir)
         spread_and_fill(self.group, self.plan, model, source, selection, self.warn, is_checked=False)
         self.plan.check_runs(model)
@@ -143,8 +135,6 @@ def verify_model(
 
     Raises: UsageError where the model cannot be built or spread.
     """
-    assert subject.group is not None
-    assert subject.plan is not None
     findings = list(found)
     if "keys" in names:
         began("keys")
@@ -175,7 +165,7 @@ def _together(group: Group, split: SpreadSubject | None) -> Iterator[None]:
             seen = run()
         except UsageError as error:
             seen = UsageError(error.what, error.where, error.hint)
-        if split is not None and split.plan is not None:
+        if split is not None:
             outputs = seen.outputs if isinstance(seen, Trace) else {}
             looks = {path: Look(s.shape, s.norm, s.sketch) for path, s in outputs.items()}
             check_same_outputs(group, looks, f"{split.plan.where}: tensor")
