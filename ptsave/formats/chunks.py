@@ -167,6 +167,13 @@ class TiledStorage:
                 tile.copy(offset_bytes, end, buffer)
 
 
+def sources_of(storage: Storage) -> list[Storage]:
+    """The storages that the bytes of `storage` come from: itself, unless it was put together."""
+    if isinstance(storage, ConcatenatedStorage):
+        return [part for part, _, _ in storage.parts]
+    return list(storage.sources) if isinstance(storage, TiledStorage) else [storage]
+
+
 class _Tile:
     """One box of a tensor; all offsets are in bytes, in units of whole elements where they matter."""
 

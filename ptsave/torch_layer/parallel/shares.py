@@ -16,7 +16,7 @@ from ptsave.core.move import damaged
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.storage import BLOCK_BYTES, Storage
 from ptsave.core.workers import Stopped, run_tasks
-from ptsave.formats.chunks import ConcatenatedStorage, TiledStorage
+from ptsave.formats.chunks import ConcatenatedStorage, TiledStorage, sources_of
 from ptsave.torch_layer.parallel.group import Group
 
 K = TypeVar("K", bound=Hashable)
@@ -66,11 +66,7 @@ def check_bytes(group: Group, checkpoint: Checkpoint, names: Iterable[str]) -> N
 
 
 def _has_crc32(storage: Storage) -> bool:
-    if isinstance(storage, ConcatenatedStorage):
-        return any(part.crc32 is not None for part, _, _ in storage.parts)
-    if isinstance(storage, TiledStorage):
-        return any(source.crc32 is not None for source in storage.sources)
-    return storage.crc32 is not None
+    return any(source.crc32 is not None for source in sources_of(storage))
 
 
 def read_back(group: Group, where: str, share: Mapping[str, TensorEntry], algorithm: str) -> dict[str, str]:

@@ -17,6 +17,7 @@ import torch
 
 import ptsave
 from ptsave.formats import open_checkpoint
+from ptsave.verbs.audit import audit
 from tests.torch_layer.parallel.launch import TORCHRUN, environment, torchrun
 from tests.torch_layer.parallel.trainer import build, train
 
@@ -68,6 +69,11 @@ def test_what_was_saved_is_restored_on_every_rank(saved: Path) -> None:
         }
         assert after["warnings"] == []
     assert again[0]["names"] == [f"step-00000000{n}.dcp" for n in (4, 5, 6)]
+
+
+def test_every_byte_has_a_checksum(saved: Path) -> None:
+    with open_checkpoint(saved / "split" / "step-000000006.dcp") as checkpoint:
+        assert {finding.level for finding in audit(checkpoint)} == {"ok"}
 
 
 def test_it_ends_as_one_that_was_left_alone(saved: Path, tmp_path: Path) -> None:
