@@ -55,7 +55,7 @@ def verify(mode: Mode, request: Request, report: Path | None) -> bool:
 
     Raises: UsageError for flags that do not go together, and what opening a checkpoint raises.
     """
-    if os.path.isdir(request.path) and is_run(request.path):
+    if is_run(request.path):
         if not is_first_rank():
             return True  # one process does it, and says what came of it
         _check_report(report, request.path)
@@ -83,10 +83,12 @@ def _verify_alone(mode: Mode, request: Request) -> Outcome:
         if model is None:
             verdict = verb.without_model(subject, findings)
         else:
-            from ptsave.torch_layer.verify import add_behaviour, verify_model
+            from ptsave.torch_layer.verify import verify_model
 
             verdict = verify_model(model, asked.names, findings, began)
             if asked.records and verdict.is_yes:
+                from ptsave.torch_layer.save import add_behaviour
+
                 show_recorded(mode, add_behaviour(model))
         target = model.config.model.target if model is not None else None
         return verdict, verb.facts(source, target, request.device, time.monotonic() - start)
@@ -169,6 +171,7 @@ def _check_report(report: Path | None, path: Path) -> None:
 
 
 def _show(mode: Mode, outcome: Outcome, path: Path, report: Path | None) -> bool:
+    """Print and write the outcome, where this process speaks for all; returns whether it is yes."""
     verdict, facts = outcome
     if not is_first_rank():
         return verdict.is_yes

@@ -11,10 +11,7 @@ from ptsave.torch_layer.attribution import attribute
 from ptsave.torch_layer.checks import MODEL_CHECKS
 from ptsave.torch_layer.fresh import fresh_model
 from ptsave.torch_layer.load import config_for
-from ptsave.torch_layer.save import add_behaviour
 from ptsave.torch_layer.subject import ModelSubject
-
-__all__ = ["add_behaviour", "subject_of", "verify_model"]
 
 
 def subject_of(

@@ -41,24 +41,15 @@ def share(group: Group, checkpoint: Checkpoint) -> Checkpoint:
     checks = checkpoint.parts_of_checks[group.rank :: group.size]
     if not checkpoint.parts_of_checks and group.is_first:
         checks = checkpoint.checks
-    part = Checkpoint(
-        checkpoint.format,
-        checkpoint.path,
-        mine,
-        checkpoint.metadata,
-        record=checkpoint.record,
-        checks=checks,
-        num_code_files=checkpoint.num_code_files,
-    )
-    digests = checkpoint.record.digests if checkpoint.record is not None else None
-    if checkpoint.record is not None and digests is not None:
+    record = checkpoint.record
+    if record is not None and record.digests is not None:
         known = {
             name: digest
-            for name, digest in digests.tensors.items()
+            for name, digest in record.digests.tensors.items()
             if name in mine or (group.is_first and name not in checkpoint.tensors)
         }
-        part.record = replace(checkpoint.record, digests=replace(digests, tensors=known))
-    return part
+        record = replace(record, digests=replace(record.digests, tensors=known))
+    return replace(checkpoint, root=mine, checks=checks, parts_of_checks=[], record=record)
 
 
 def merged(group: Group, findings: Sequence[Finding]) -> list[Finding]:
