@@ -108,6 +108,16 @@ def test_help_imports_nothing_heavy(command: list[str], clean_env: dict[str, str
     assert loaded(clean_env, [*command, "--help"]) == []
 
 
+def test_help_imports_no_command(clean_env: dict[str, str]) -> None:
+    code = (
+        "import sys\nfrom ptsave import cli\ncli.run(['--help'])\n"
+        "parts = ('as_json', 'commands', 'core.record', 'formats', 'reports', 'verbs', 'words')\n"
+        "print([part for part in parts if f'ptsave.{part}' in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=clean_env, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
 @pytest.mark.parametrize("kind", NAMES)
 def test_inspect_imports_nothing_heavy(
     kind: str, checkpoints: dict[str, Path], clean_env: dict[str, str]
