@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from ptsave.errors import LossyError, UsageError
 from ptsave.torch_layer.training_rng import numpy_state, python_state
 
+FSDP1 = "FullyShardedDataParallel"
 Members = dict[str, Any]
 """Label (`model`, `model.generator`, `optimizer.0`) → object."""
 
@@ -113,6 +114,12 @@ def check_member(label: str, member: Any, *, is_model: bool) -> None:
             "torch's DataLoader does not know how far it came",
             f"TrainingState, {label}",
             "make it a ptsave.ResumableDataLoader, which takes the same arguments",
+        )
+    if isinstance(member, nn.Module) and any(type(m).__name__ == FSDP1 for m in member.modules()):
+        raise UsageError(
+            f"{FSDP1} keeps its parameters in flat pieces that have no names",
+            f"TrainingState, {label}",
+            "spread the model with torch.distributed.fsdp.fully_shard (FSDP2)",
         )
     if is_model and not isinstance(member, nn.Module):
         raise UsageError(f"a {type(member).__name__} is no torch.nn.Module", f"TrainingState, {label}")

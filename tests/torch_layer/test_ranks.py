@@ -7,7 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import FullyShardedDataParallel
+
+from ptsave import TrainingState
+from ptsave.errors import UsageError
 
 pytestmark = [
     pytest.mark.slow,
@@ -68,3 +73,15 @@ def test_ranks_keep_and_resume_one_run(tmp_path: Path) -> None:
     told = ["from 3 [2.0, 2.0]", "left with 143 step-000000007.pt"]
     assert outputs[0] == ["from 0 [0.0, 0.0]", *told, "CorruptError"]
     assert outputs[1] == ["from 0 [-1.0, -1.0]", *told, "CorruptError"]
+
+
+@pytest.mark.filterwarnings("ignore")  # torch means to do away with it
+def test_parameters_without_names_are_refused(tmp_path: Path) -> None:
+    """The first FSDP flattens them: each rank would save a piece under a name that means nothing."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        model = FullyShardedDataParallel(torch.nn.Linear(2, 3), device_id=torch.device("cpu"))
+        with pytest.raises(UsageError, match="flat pieces that have no names"):
+            TrainingState(model=model)
+    finally:
+        dist.destroy_process_group()
