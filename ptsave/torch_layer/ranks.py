@@ -9,8 +9,11 @@ import torch
 import torch.distributed as dist
 
 from ptsave.errors import PtsaveError, RankError
+from ptsave.torch_layer.parallel.environment import timeout
 
 T = TypeVar("T")
+TIMEOUT_SECONDS = 1800.0
+"""How long a rank of a training waits for the slowest disk: as torch does. PTSAVE_TIMEOUT says otherwise."""
 
 
 def is_first() -> bool:
@@ -90,7 +93,9 @@ def own_group() -> Any:
 
     None where there are no ranks. Every rank calls it.
     """
-    return dist.new_group(backend="gloo") if _is_distributed() else None
+    if not _is_distributed():
+        return None
+    return dist.new_group(backend="gloo", timeout=timeout(TIMEOUT_SECONDS))
 
 
 def leave(group: Any) -> None:

@@ -26,6 +26,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from ptsave import stopping, streams
 from ptsave.errors import CorruptError, MissingFileError, PtsaveError, RankError, UsageError, WriteError
+from ptsave.torch_layer.parallel import environment
 
 T = TypeVar("T")
 
@@ -97,7 +98,7 @@ def joined(device: str) -> Iterator[Group]:
 
     Raises: UsageError for a device that is not there, RankError when a rank is lost.
     """
-    timeout = timedelta(seconds=_timeout_seconds())
+    timeout = environment.timeout(TIMEOUT_SECONDS)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     failures = _Failures(_store(timeout), rank, size)
     failures.watch()
@@ -128,22 +129,17 @@ def joined(device: str) -> Iterator[Group]:
     dist.destroy_process_group()
 
 
-def _timeout_seconds() -> float:
-    text = os.environ.get("PTSAVE_TIMEOUT", "")
-    try:
-        seconds = float(text) if text else TIMEOUT_SECONDS
-    except ValueError:
-        seconds = -1.0
-    if not 0 < seconds < 1e6:
-        raise UsageError(f"{text!r} is not a number of seconds", "PTSAVE_TIMEOUT", "for example: 600")
-    return seconds
-
-
 def _store(timeout: timedelta) -> Store:
     """A connection of our own to torchrun's store: its operations must not wait behind a collective's."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     run = f"{os.environ['TORCHELASTIC_RUN_ID']}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    return PrefixStore(f"ptsave/{run}", TCPStore(host, port, is_master=False, timeout=timeout))
+    try:
+        return PrefixStore(f"ptsave/{run}", TCPStore(host, port, is_master=False, timeout=timeout))
+    except dist.DistError:
+        if os.environ["RANK"] != "0":
+            raise SystemExit(RankError.exit_code) from None
+        hint = "start it again; see why it ended, or what is in the way of this port"
+        raise RankError("torchrun's own process cannot be reached", f"{host}:{port}", hint) from None
 
 
 def _own_device(device: str) -> str:
