@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from ptsave.core.digest import tensor_digest
 from ptsave.formats import open_checkpoint
-from tests.torch_layer.parallel.launch import errors, ptsave, torchrun
+from tests.torch_layer.parallel.launch import environment, errors, ptsave, torchrun
 from tests.torch_layer.parallel.models import write_models
 
 pytestmark = pytest.mark.slow
@@ -120,6 +121,29 @@ def test_a_bit_that_the_disk_turns_is_seen_before_the_old_folder_goes(studio: Pa
 def test_three_ranks_lose_one_while_they_load(studio: Path) -> None:
     done = sabotaged(studio, "kill", "reading", 2, "load", "m.safetensors", "-c", "dp.toml", ranks=3)
     assert "rank 2 died, or hangs" in done.stderr
+
+
+def test_torchrun_is_killed_before_the_ranks_have_met(studio: Path) -> None:
+    """They outlive it, and find nobody at the place that it named."""
+    lost = {
+        "TORCHELASTIC_RUN_ID": "none",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": "1",
+        "PTSAVE_TIMEOUT": "1",
+    }
+    for rank in ("0", "1"):
+        done = subprocess.run(
+            [sys.executable, "-m", "ptsave", *SAVE],
+            cwd=studio,
+            env=environment(RANK=rank, **lost),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 5
+        said = ["error: torchrun's own process cannot be reached (localhost:1)"] if rank == "0" else []
+        assert errors(done.stderr) == said
 
 
 def test_ranks_that_do_not_agree(studio: Path) -> None:

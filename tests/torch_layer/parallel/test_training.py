@@ -49,6 +49,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"folder": "left", "mesh": DP4, "total": 15},
         {"folder": "run", "mesh": DP4, "total": 7, "again": True},
         {"folder": "split", "mesh": {"ddp": 2, "dp": 2}, "total": 7},
+        {"folder": "copies", "mesh": {"ddp": 2, "dp": 2}, "total": 7},
     )
     (folder / "said.json").write_text(json.dumps(results))
     return folder
@@ -60,7 +61,7 @@ def said(saved: Path) -> list[list[Any]]:
 
 
 def test_what_was_saved_is_restored_on_every_rank(saved: Path) -> None:
-    first, _, _, again, _ = said(saved)
+    first, _, _, again, *_ = said(saved)
     assert [one["from"] for one in first] == [0] * 4
     assert [one["from"] for one in again] == [7] * 4
     for before, after in zip(first, again, strict=True):
@@ -86,23 +87,30 @@ def test_it_ends_as_one_that_was_left_alone(saved: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
 def test_another_number_of_ranks_goes_on(saved: Path, tmp_path: Path, num_ranks: int) -> None:
-    for name in ("run", "split"):
+    folders = ("run", "split", "copies")
+    for name in folders:
         shutil.copytree(saved / name, tmp_path / name)
     mesh = {"dp": num_ranks}
-    first, split, *_ = said(saved)
-    found = run(
-        num_ranks,
-        tmp_path,
-        {"folder": "run", "mesh": mesh, "total": 8},
-        {"folder": "split", "mesh": mesh, "total": 8},
-    )
-    for ranks, before in zip(found, (first, split), strict=True):
+    first, split, *_, copies = said(saved)
+    found = run(num_ranks, tmp_path, *({"folder": name, "mesh": mesh, "total": 8} for name in folders))
+    for ranks, before in zip(found, (first, split, copies), strict=True):
         for one in ranks:
             assert one["from"] == 7
             assert one["first"] == before[0]["last"]
             assert one["position"] == [1, 3 * 12 // num_ranks]
         assert "saved by 4 ranks" in ranks[0]["warnings"][0]
         assert not any(one["warnings"] for one in ranks[1:])
+
+
+def test_replicas_end_as_ones_that_were_left_alone(tmp_path: Path) -> None:
+    """Each rank has its own dropout, so each must have its own random numbers back."""
+    ddp = {"mesh": {"ddp": 2}}
+    _, (alone, _) = run(2, tmp_path, {"folder": "a", "total": 4, **ddp}, {"folder": "b", "total": 8, **ddp})
+    ((resumed, _),) = run(2, tmp_path, {"folder": "a", "total": 8, **ddp})
+    assert resumed["from"] == 4
+    assert resumed["last"] == alone["last"]
+    assert resumed["warnings"] == []
+    assert resumed["names"] == [f"step-00000000{n}.pt" for n in (5, 6, 7)]
 
 
 def test_one_process_goes_on_and_ranks_after_it(saved: Path, tmp_path: Path) -> None:

@@ -49,11 +49,13 @@ class Net(nn.Module):
 
 
 def build(mesh: dict[str, int] | None) -> nn.Module:
-    """The model, spread over the ranks; whole on one process without `mesh`."""
+    """The model, spread over the ranks; whole and alike on all with `ddp` alone, and without `mesh`."""
     torch.manual_seed(0)
     model = Net()
     if mesh is None:
         return model
+    if set(mesh) == {"ddp"}:
+        return nn.parallel.DistributedDataParallel(model)
     whole = init_device_mesh("cpu", tuple(mesh.values()), mesh_dim_names=tuple(mesh))
     if "tp" in mesh:
         parallelize_module(model, whole["tp"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
