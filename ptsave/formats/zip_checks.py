@@ -38,7 +38,8 @@ def check_storages(labelled: Iterable[tuple[str, Storage]]) -> Iterator[Finding]
             damaged += 1
             yield Finding("bytes", "fail", label, "damaged: its bytes do not match their CRC-32")
     if silent:
-        yield Finding("bytes", "skipped", "", f"the archive states no CRC-32 for {silent} records")
+        records = Counted(silent, "record", "records")
+        yield Finding("bytes", "skipped", "", f"the archive states no CRC-32 for {records}")
     if matching and not damaged:
         message = Counted(matching, "record matches its CRC-32", "records match their CRC-32")
         yield Finding("bytes", "ok", "", message)

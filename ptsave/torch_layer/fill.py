@@ -18,6 +18,7 @@ from ptsave.core.digest import recorded_digests, tensor_digest
 from ptsave.core.keys import Expected, KeyReport, compare
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.select import Selection, named_as
+from ptsave.core.verdict import Counted
 from ptsave.errors import LossyError
 from ptsave.torch_layer.live import is_plain
 from ptsave.torch_layer.mapped import map_apart
@@ -105,7 +106,8 @@ def fill(
         raise misfit(report, source.path)
     if report.recast:
         name, want, found = report.recast[0]
-        warn(f"{len(report.recast)} tensors are cast to the model's dtype ({name}: {found} → {want})")
+        cast = Counted(len(report.recast), "tensor is cast", "tensors are cast")
+        warn(f"{cast} to the model's dtype ({name}: {found} → {want})")
     _compare_recomputed(model, report.recomputed, selection, warn)
     chosen = _chosen(state, selection, warn)
     whole = {names[0]: selection.tensors[names[0]].named(selection.original[names[0]]) for names in chosen}

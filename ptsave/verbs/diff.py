@@ -12,6 +12,7 @@ from ptsave.core.compare import EXACT, ValueDiff, compare
 from ptsave.core.nodes import Global, Opaque, TensorEntry
 from ptsave.core.sharing import sharing_groups
 from ptsave.core.values import has_values, values_per_element
+from ptsave.core.verdict import Counted
 
 Progress = Callable[[int], None]
 """Called with the bytes of tensors done since the last call; the calls add up to both sides' `num_bytes`."""
@@ -104,10 +105,8 @@ def describe(tensor: TensorDiff) -> str:
     elif not values.num_different:
         words.append("equal values")
     else:
-        words.append(
-            f"{values.num_different} values differ by up to {values.max_abs:.3g} "
-            f"({values.max_rel:.3g} relative)"
-        )
+        differ = Counted(values.num_different, "value differs by", "values differ by up to")
+        words.append(f"{differ} {values.max_abs:.3g} ({values.max_rel:.3g} relative)")
     return ", ".join(words)
 
 

@@ -81,6 +81,8 @@ def _what_resumes(files: Sequence[RunFile], findings: Sequence[Finding]) -> str:
     failed = (finding for finding in findings if (finding.check, finding.level) == ("bytes", "fail"))
     damaged = {finding.where.partition(": ")[0] for finding in failed}
     good = [file for file in files if file.path.name not in damaged]
+    if not good and len(files) == 1:
+        return "the only checkpoint is damaged: a training cannot go on from it"
     if not good:
         return f"all {len(files)} checkpoints are damaged: a training cannot go on from any"
     if good[-1] is files[-1]:
