@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from threading import Lock
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ptsave import streams
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     from ptsave.errors import PtsaveError
 
+PATIENCE_SECONDS = 1.0
+"""How long a command works before it says on a terminal what it is doing."""
 MAX_COLUMN_CHARS = 120
 """How wide a column of a table gets: a longer cell stands out, and does not widen every line."""
 
@@ -73,7 +76,7 @@ def warn(line: str) -> None:
 
 
 def failure(problem: PtsaveError, *, json: bool) -> None:
-    """A failure: `error:` and `hint:` on stderr, or the error object on stdout."""
+    """A failure: `error:` and `hint:` on stderr, and with `json` the error object on stdout."""
     if json:
         from ptsave import as_json
 
@@ -94,28 +97,29 @@ def styled(text: str, code: str, stream: TextIO | None = None) -> str:
 
 @contextmanager
 def progress(mode: Mode, label: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
-    """A bar with bytes, rate and time left on a terminal's stderr, once the work has taken a second.
+    """A bar with bytes, rate and time left on a terminal's stderr, once the work has taken a while.
 
     Yields the function to call with the bytes done since the last call, from any thread.
     """
     if mode.quiet or not sys.stderr.isatty():
         yield lambda num_bytes: None
         return
-    started = time.monotonic()
+    started, lock = time.monotonic(), Lock()
     bar: Progress | None = None
     task: Any = None
     done = 0
 
     def advance(num_bytes: int) -> None:
         nonlocal bar, task, done
-        done += num_bytes
-        if bar is None:
-            if time.monotonic() - started < 1:
-                return
-            bar = _bar()
-            task = bar.add_task(label, total=total_bytes)
-            bar.start()
-        bar.update(task, completed=done)
+        with lock:
+            done += num_bytes
+            if bar is None:
+                if time.monotonic() - started < PATIENCE_SECONDS:
+                    return
+                bar = _bar()
+                task = bar.add_task(label, total=total_bytes)
+                bar.start()
+            bar.update(task, completed=done)
 
     try:
         yield advance

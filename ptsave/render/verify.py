@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ptsave import as_json
 from ptsave.core.names import escape
 from ptsave.core.verdict import Finding, Level, Verdict
-from ptsave.render.terminal import Mode, document, note, out, say, styled, table
+from ptsave.render.terminal import PATIENCE_SECONDS, Mode, document, note, out, say, styled, table
 from ptsave.words import size
 
 if TYPE_CHECKING:
@@ -40,11 +40,11 @@ def show_checks(mode: Mode, functions: Mapping[str, Any]) -> None:
 
 def checking(mode: Mode) -> Callable[[str], None]:
     """The function to call as each check begins: it says so with --verbose, and on a terminal once the work
-    has taken a second."""
+    has taken a while."""
     started = time.monotonic()
 
     def began(check: str) -> None:
-        is_long = sys.stderr.isatty() and time.monotonic() - started > 1
+        is_long = sys.stderr.isatty() and time.monotonic() - started > PATIENCE_SECONDS
         if mode.verbose or (is_long and not mode.quiet):
             say(f"checking {check} …")
 

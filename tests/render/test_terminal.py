@@ -1,0 +1,47 @@
+"""The bar on a terminal, driven as readers drive it."""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from threading import Barrier, Thread
+
+import pytest
+from rich.progress import Progress
+
+from ptsave.render import terminal
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_many_threads_have_one_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is gone at the end."""
+    make, start = terminal._bar, Barrier(8)
+    bars: list[Progress] = []
+
+    def slow() -> Progress:
+        time.sleep(0.05)  # the others come meanwhile
+        bars.append(make())
+        return bars[-1]
+
+    def read() -> None:
+        start.wait()
+        for _ in range(100):
+            advance(3)
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(terminal, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(terminal, "_bar", slow)
+    with terminal.progress(terminal.Mode(), "reading", 2400) as advance:
+        threads = [Thread(target=read) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    (bar,) = bars
+    assert bar.tasks[0].completed == 2400
+    assert not bar.live.is_started
