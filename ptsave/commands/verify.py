@@ -47,7 +47,8 @@ def list_checks(mode: Mode) -> None:
     """Show what each check proves."""
     from ptsave.torch_layer.checks import MODEL_CHECKS
 
-    show_checks(mode, {**verb.FILE_CHECKS, **MODEL_CHECKS})
+    if is_first_rank():
+        show_checks(mode, {**verb.FILE_CHECKS, **MODEL_CHECKS})
 
 
 def verify(mode: Mode, request: Request, report: Path | None) -> bool:

@@ -107,3 +107,9 @@ def test_a_wrong_flag_is_named_by_one_rank(studio: Path, flags: list[str], word:
     assert done.returncode == 1
     (line,) = errors(done.stderr)
     assert word in line
+
+
+def test_the_checks_are_listed_once(studio: Path) -> None:
+    done = torchrun(2, "verify", "--list-checks", "--json", cwd=studio)
+    assert done.returncode == 0, done.stderr
+    assert "roundtrip" in json.loads(done.stdout)["checks"]
