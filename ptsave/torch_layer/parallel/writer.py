@@ -140,6 +140,7 @@ class Writer(FileSystemWriter):
         ]
         with TemporaryDirectory() as folder:
             self.path = Path(folder)
+            self.sync_files = False  # what is wanted of that file is read at once
             super().finish(metadata, [*results, more])
             self.metadata = (Path(folder) / DCP_METADATA).read_bytes()
 
