@@ -8,8 +8,4 @@ LIMITS: dict[str, str] = {
     "load-lazy": "the first touch of the pages of a file that `torch.save` wrote: `torch.load(mmap=True)` "
     "of it takes about 1.2× as well",
     "convert-reflink": "nothing is copied, but every byte is read once for its CRC-32 and digest",
-    **dict.fromkeys(
-        ("save-ranks-1", "save-ranks-2", "save-ranks-4"),
-        "the ranks read back what they wrote, to digest it and to see that it is whole; plain DCP does not",
-    ),
 }

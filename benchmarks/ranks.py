@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from benchmarks.distributed import LAYER_BYTES, WIDTH
 from ptsave.core.record import Record
 from ptsave.core.select import select_model
 from ptsave.formats import open_checkpoint
@@ -30,14 +31,13 @@ from ptsave.torch_layer.parallel.materialise import OWN_PARTS
 from ptsave.torch_layer.parallel.shares import check_bytes
 from ptsave.torch_layer.parallel.writer import write_spread
 
-WIDTH = 1024
 Run = Callable[[], None]
 
 
 def model(num_bytes: int, group: Group) -> nn.Module:
     """Square layers of 4 MiB, each an FSDP unit, without values."""
     with torch.device("meta"):
-        layers = nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(max(1, num_bytes // (4 * WIDTH**2)))))
+        layers = nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(max(1, num_bytes // LAYER_BYTES))))
     mesh = init_device_mesh("cpu", (group.size,), mesh_dim_names=("dp",))
     for layer in layers:
         fully_shard(layer, mesh=mesh)
@@ -79,14 +79,12 @@ def load_ptsave(folder: Path, num_bytes: int, group: Group) -> Run:
 
 
 def load_plain(folder: Path, num_bytes: int, group: Group) -> Run:
-    """Into a sharded model whose memory is there."""
+    """Into the memory of a sharded model, in place."""
     layers = model(num_bytes, group)
 
     def run() -> None:
         layers.to_empty(device="cpu")
-        state = layers.state_dict()
-        load(state, storage_reader=FileSystemReader(folder))
-        layers.load_state_dict(state)
+        load(layers.state_dict(), storage_reader=FileSystemReader(folder))
 
     return run
 
