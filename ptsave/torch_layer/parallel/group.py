@@ -143,10 +143,12 @@ def _store(timeout: timedelta) -> Store:
 
 
 def _own_device(device: str) -> str:
-    if torch.device(device).type != "cuda":
-        if device != "cpu":
-            raise UsageError("ranks work on cpu or cuda", f"--device {device}", "--device cpu")
-        return "cpu"
+    if device == "cpu":
+        return device
+    if device != "cuda":
+        raise UsageError(
+            "ranks work on cpu, or on cuda, each on a GPU of its own", f"--device {device}", "--device cuda"
+        )
     number = int(os.environ["LOCAL_RANK"])
     if number >= torch.cuda.device_count():
         what = f"local rank {number} has no GPU of its own: there are {torch.cuda.device_count()}"

@@ -171,3 +171,11 @@ def test_a_missing_file_of_a_folder(studio: Path) -> None:
     assert done.returncode == 1
     (line,) = errors(done.stderr)
     assert "though the metadata places" in line
+
+
+def test_a_device_that_ranks_cannot_share(studio: Path) -> None:
+    for device in ("cuda:0", "meta", "nonsense"):
+        lines = errors(torchrun(2, "load", "m.safetensors", "--device", device, cwd=studio).stderr)
+        assert lines == [
+            f"error: ranks work on cpu, or on cuda, each on a GPU of its own (--device {device})"
+        ]
