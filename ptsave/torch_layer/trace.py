@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -24,6 +23,7 @@ from ptsave.torch_layer.inputs import Arguments, output_tensors
 from ptsave.torch_layer.live import is_plain
 from ptsave.torch_layer.load import run
 from ptsave.torch_layer.sketch import measure
+from ptsave.torch_layer.tensors import memory_of
 
 MAX_TENSORS = 4
 """How many tensors of one module's inputs, and of its outputs, are looked at."""
@@ -235,7 +235,7 @@ def _digest(tensor: torch.Tensor, flat: torch.Tensor) -> str:
     digest = hasher(DEFAULT, prefix(dtype, tuple(tensor.shape)))
     host = flat.cpu()
     # NumPy would pin the memory for good, and FSDP2 could not give a gathered parameter back.
-    digest.update((ctypes.c_ubyte * host.nbytes).from_address(host.data_ptr()))
+    digest.update(memory_of(host))
     return digest.hexdigest()
 
 
