@@ -27,6 +27,9 @@ WIPE_ON_FORK = 18
 the memory, so that neither side pays for a copy of it. Source: madvise(2)."""
 
 
+Key = tuple[str, int]
+
+
 class HostMemory:
     """Memory of the CPU that snapshots are copied to; as large as the largest one so far."""
 
@@ -41,39 +44,68 @@ class HostMemory:
         Raises: LossyError naming what is no tensor and no plain data; RefusedError when there is not enough
         memory.
         """
-        originals = _storages(tree)
-        places: dict[tuple[str, int], int] = {}
+        places = self._copy(_storages(tree))
+        view = self._flat.numpy().data
+        copies: Storages = {key: MemoryStorage(view[begin:end]) for key, (begin, end) in places.items()}
+        return Checkpoint("live", path, present(tree, copies, ""))
+
+    def copies(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Each plain tensor as one of the same shape, strides and values in this memory.
+
+        They are good until the next call. Each has a storage of its size: torch clones a window of a larger
+        one before it writes it.
+
+        Raises: RefusedError when there is not enough memory.
+        """
+        places = self._copy(_storages(tensors))
+        view = self._flat.numpy().data
+        storages = {
+            key: torch.frombuffer(view, dtype=torch.uint8, count=end - begin, offset=begin).untyped_storage()
+            for key, (begin, end) in places.items()
+        }
+        made = {}
+        for name, tensor in tensors.items():
+            made[name] = torch.empty(tensor.shape if not tensor.numel() else 0, dtype=tensor.dtype)
+            if tensor.numel():
+                offset = int(tensor.storage_offset())
+                made[name].set_(storages[_key(tensor)], offset, tensor.shape, tensor.stride())
+        return made
+
+    def _copy(self, originals: Mapping[Key, torch.UntypedStorage]) -> dict[Key, tuple[int, int]]:
+        """Copy storages to this memory; returns where each begins and ends there, in bytes."""
+        places: dict[Key, tuple[int, int]] = {}
         num_bytes = 0
         for key, storage in originals.items():
-            places[key] = num_bytes
+            places[key] = num_bytes, num_bytes + storage.nbytes()
             num_bytes += -(-storage.nbytes() // ALIGN_BYTES) * ALIGN_BYTES
-        pinned = any(storage.device.type == "cuda" for storage in originals.values())
-        if self._flat.numel() < num_bytes or (pinned and not self._flat.is_pinned()):
-            self._flat = _allocate(num_bytes, pinned)
-        view = self._flat.numpy().data
-        copies: Storages = {}
+        devices = {storage.device for storage in originals.values() if storage.device.type == "cuda"}
+        if self._flat.numel() < num_bytes or (devices and not self._flat.is_pinned()):
+            self._flat = _allocate(num_bytes, bool(devices))
         for key, storage in originals.items():
-            begin, end = places[key], places[key] + storage.nbytes()
+            begin, end = places[key]
             original = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
-            self._flat[begin:end].copy_(original, non_blocking=pinned)
-            copies[key] = MemoryStorage(view[begin:end])
-        root = present(tree, copies, "")
-        for device in {storage.device for storage in originals.values() if storage.device.type == "cuda"}:
+            self._flat[begin:end].copy_(original, non_blocking=bool(devices))
+        for device in devices:
             torch.cuda.current_stream(device).synchronize()
-        return Checkpoint("live", path, root)
+        return places
 
     def release(self) -> None:
         """Give the memory back."""
         self._flat = torch.empty(0, dtype=torch.uint8)
 
 
-def _storages(tree: Any) -> dict[tuple[str, int], torch.UntypedStorage]:
-    """The storages of the plain tensors in `tree`, by the keys that `live.present` knows them under."""
-    found: dict[tuple[str, int], torch.UntypedStorage] = {}
+def _key(tensor: torch.Tensor) -> Key:
+    """What `live.present` knows the tensor's storage by."""
+    storage = tensor.untyped_storage()
+    return str(storage.device), storage.data_ptr()
+
+
+def _storages(tree: Any) -> dict[Key, torch.UntypedStorage]:
+    """The storages of the plain tensors in `tree`."""
+    found: dict[Key, torch.UntypedStorage] = {}
     for tensor in _tensors(tree):
         if is_plain(tensor):
-            storage = tensor.untyped_storage()
-            key = (str(storage.device), storage.data_ptr())
+            storage, key = tensor.untyped_storage(), _key(tensor)
             if storage.nbytes() > (found[key].nbytes() if key in found else 0):
                 found[key] = storage
     return found

@@ -7,6 +7,7 @@ folder its name, and only then any rank hears that the save has succeeded.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -18,9 +19,10 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import Metadata
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.tensor import DTensor
 
 from ptsave.core.atomic_folder import OutputFolder
 from ptsave.core.record import Record
@@ -31,6 +33,7 @@ from ptsave.torch_layer.environment import environment
 from ptsave.torch_layer.live import refused_kind
 from ptsave.torch_layer.parallel.writer import Place, Writer, explained, place_in
 from ptsave.torch_layer.run_files import RunFiles
+from ptsave.torch_layer.snapshot import HostMemory
 from ptsave.torch_layer.spread import has_spread, is_spread
 from ptsave.torch_layer.training_names import by_name, is_optimizer
 from ptsave.torch_layer.training_plain import plain
@@ -42,7 +45,7 @@ class SpreadWriter:
     """Writes what many ranks hold, one state at a time; its memory is used again by the next one."""
 
     def __init__(self) -> None:
-        self._stager: DefaultStager | None = None
+        self._stager = _Stager()
 
     def begin(self, files: RunFiles, tree: Mapping[str, Any], step: int, group: Any) -> Callable[[], None]:
         """Copy this rank's part of `tree` to host memory; returns what waits until all have written theirs.
@@ -67,8 +70,7 @@ class SpreadWriter:
             writer = _RunWriter(place, {_name(path): path for path in items}, folder, opened)
             # what is not spread is rank 0's: a buffer may differ (batch norm's, of the rank's own samples)
             state = {_name(p): value for p, value in items.items() if ranks.is_first() or is_spread(value)}
-            stager = self._stager = self._stager or _stager()
-            future = _begin(state, writer, group, stager)
+            future = _begin(state, writer, group, self._stager)
         except BaseException:
             opened.close()
             raise
@@ -83,9 +85,7 @@ class SpreadWriter:
 
     def release(self) -> None:
         """Give the memory back."""
-        if self._stager is not None:
-            self._stager.close()
-            self._stager = None
+        self._stager.close()
 
 
 class _RunWriter(Writer):
@@ -110,20 +110,35 @@ class _RunWriter(Writer):
         self._opened.close()
 
 
-def _stager() -> DefaultStager:
-    has_cuda = torch.cuda.is_available()
-    options = StagingOptions(
-        use_pinned_memory=has_cuda,
-        use_shared_memory=False,
-        use_async_staging=False,
-        use_non_blocking_copy=has_cuda,
-    )
-    return DefaultStager(options)
+class _Stager(BlockingAsyncStager):
+    """Copies this rank's parts of the tensors of a flat state to host memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._memory = HostMemory()
+
+    def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        own = {n: _local(value) for n, value in state_dict.items() if isinstance(value, torch.Tensor)}
+        copies = self._memory.copies(own)
+        staged: dict[str, Any] = {}
+        for name, value in state_dict.items():
+            if isinstance(value, DTensor):
+                staged[name] = value.detach()  # another one, and the mesh may be CUDA's: as torch itself does
+                staged[name]._local_tensor = copies[name]
+            else:
+                staged[name] = copies[name] if name in copies else copy.deepcopy(value)
+        return staged
+
+    def close(self) -> None:
+        self._memory.release()
 
 
-def _begin(
-    state: dict[str, Any], writer: Writer, group: dist.ProcessGroup, stager: DefaultStager
-) -> Future[Any]:
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _begin(state: dict[str, Any], writer: Writer, group: dist.ProcessGroup, stager: _Stager) -> Future[Any]:
     # the state is flat; both would make text of the keys of what is kept as one value
     planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     with warnings.catch_warnings():
@@ -180,10 +195,8 @@ def _is_kept_by_key(value: Mapping[Any, Any]) -> bool:
 
 def _kept(value: Any, path: Path) -> Any:
     """Raises: LossyError."""
-    if is_spread(value):
-        return value.detach()
     if isinstance(value, torch.Tensor):
-        if (kind := refused_kind(value)) is not None:
+        if (kind := refused_kind(_local(value))) is not None:
             raise LossyError(
                 f"{_name(path)!r} is {kind}, which cannot be kept as plain bytes",
                 "",

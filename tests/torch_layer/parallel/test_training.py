@@ -113,6 +113,16 @@ def test_replicas_end_as_ones_that_were_left_alone(tmp_path: Path) -> None:
     assert resumed["names"] == [f"step-00000000{n}.pt" for n in (5, 6, 7)]
 
 
+def test_every_kind_of_optimizer_goes_on(tmp_path: Path) -> None:
+    names = ("stateless", "fused", "grouped")
+    cases = [{"folder": name, "mesh": DP2, "optimizer": name, "total": 3} for name in names]
+    alone = [{**case, "folder": f"{case['folder']}-alone", "total": 5} for case in cases]
+    expected = run(2, tmp_path, *cases, *alone)[len(cases) :]
+    resumed = run(2, tmp_path, *({**case, "total": 5} for case in cases))
+    assert [ranks[0]["from"] for ranks in resumed] == [3, 3, 3]
+    assert [ranks[0]["last"] for ranks in resumed] == [ranks[0]["last"] for ranks in expected]
+
+
 def test_one_process_goes_on_and_ranks_after_it(saved: Path, tmp_path: Path) -> None:
     shutil.copytree(saved / "run", tmp_path / "run")
     alone = train({"folder": str(tmp_path / "run"), "total": 9})

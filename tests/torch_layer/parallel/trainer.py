@@ -11,6 +11,7 @@ import os
 import resource
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,19 @@ from ptsave.torch_layer.trace import digest_of
 NUM_SAMPLES = 48
 BATCH = 12
 """Samples of a step, of all ranks together; of 1, 2, 3 and 4."""
+
+
+OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
+    "adamw": lambda model: torch.optim.AdamW(model.parameters(), lr=1e-2),
+    "stateless": lambda model: torch.optim.SGD(model.parameters(), lr=1e-2),
+    "fused": lambda model: torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True, amsgrad=True),
+    "grouped": lambda model: torch.optim.AdamW(
+        [
+            {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.1},
+            {"params": [p for p in model.parameters() if p.ndim == 1], "lr": torch.tensor(1e-3)},
+        ]
+    ),
+}
 
 
 class Net(nn.Module):
@@ -89,7 +103,7 @@ def train(case: dict[str, Any]) -> dict[str, Any]:
     replicas = size // (mesh or {}).get("tp", 1)
     replica = rank // (size // replicas)
     model = build(mesh)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer = OPTIMIZERS[case.get("optimizer", "adamw")](model)
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [5, 12])
     torch.manual_seed(100 + replica)  # ranks that split one tensor must draw alike
     numbers = torch.arange(NUM_SAMPLES * 5).reshape(NUM_SAMPLES, 5)
