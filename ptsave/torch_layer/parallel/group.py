@@ -191,7 +191,7 @@ def _is_gloo(message: str) -> bool:
 
 def _placed(error: BaseException, rank: int) -> BaseException:
     """The error with the rank that it happened on, where that may matter."""
-    if isinstance(error, (WriteError, CorruptError, MissingFileError)):
+    if isinstance(error, (WriteError, CorruptError, MissingFileError)) and "rank" not in error.details:
         error.where = f"rank {rank}, {error.where}" if error.where else f"rank {rank}"
     if isinstance(error, PtsaveError):
         error.details.setdefault("rank", rank)

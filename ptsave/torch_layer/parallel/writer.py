@@ -167,9 +167,8 @@ def explained(error: CheckpointException, where: str) -> PtsaveError:
     rank, (cause, _) = next(iter(error.failures.items()))
     if isinstance(cause, OSError):
         hint = "check the disk and the permissions of every rank"
-        return WriteError(
-            f"rank {rank} cannot write: {cause.strerror or cause}", str(cause.filename or where), hint
-        )
+        what = f"rank {rank} cannot write: {cause.strerror or cause}"
+        return WriteError(what, str(cause.filename or where), hint, rank=rank)
     if isinstance(cause, PtsaveError):
         return cause
     return RankError(f"rank {rank} failed while it wrote: {type(cause).__name__}: {cause}")
