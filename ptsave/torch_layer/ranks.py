@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -32,11 +33,15 @@ def size() -> int:
 
 
 def gather(value: T, group: Any = None) -> list[T]:
-    """Every rank's value, by rank. Every rank calls it; `group`: in place of the default one, with all."""
+    """Every rank's value, by rank. Every rank calls it; `group`: in place of the default one, with all.
+
+    Raises: RankError when another rank does not come.
+    """
     if not _is_distributed():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value, group=group)
+    with _meeting():
+        dist.all_gather_object(values, value, group=group)
     return values
 
 
@@ -66,8 +71,19 @@ def from_first(make: Callable[[], T], group: Any = None) -> T:
     if not _is_distributed():
         return made  # type: ignore[return-value]
     values = [made]
-    dist.broadcast_object_list(values, src=0, group=group)
+    with _meeting():
+        dist.broadcast_object_list(values, src=0, group=group)
     return values[0]  # type: ignore[return-value]
+
+
+@contextmanager
+def _meeting() -> Iterator[None]:
+    """Raises: RankError for what torch says when a rank does not come, or is gone."""
+    try:
+        yield
+    except (RuntimeError, dist.DistError) as error:
+        hint = "every rank calls it; see how the others ended (PTSAVE_TIMEOUT=SECONDS waits as long)"
+        raise RankError(f"another rank did not come: {error}", "", hint) from error
 
 
 def _why(error: Exception) -> str:
