@@ -1,164 +1,170 @@
-"""What a checkpoint of many ranks costs before a byte of it is read: `python -m benchmarks.scale`.
+"""What a checkpoint of many ranks costs before a byte of a tensor is read or written.
 
-A folder is made of sparse files: every header, pickle and directory is real, and the tensors are holes. Then
-a process opens it, and plans what one rank of another mesh would read of it.
+    python -m benchmarks.scale          measure, and write scale.json beside this file
+    python -m benchmarks.scale --draw   draw docs/scale.svg from it, and its table in docs/scale.md
+
+Each point is a checkpoint of 1 TiB whose files are sparse. What rank 0 plans and writes is torch's own doing
+(`benchmarks.scale_torch`); torch reads it back, and so does ptsave. Each step has a process of its own; times
+are of its CPU, memory is what its peak grows by.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
-import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from ptsave.core.dtypes import BY_NAME
+from benchmarks.machine import describe
+from benchmarks.scale_files import Shape, write_files
+from benchmarks.scale_plot import draw
+from benchmarks.scale_report import with_table
 from ptsave.core.gather import laid_out
-from ptsave.core.nodes import TensorEntry, contiguous_strides
-from ptsave.core.storage import MemoryStorage
+from ptsave.core.select import select_model
 from ptsave.formats import open_checkpoint
 from ptsave.formats.chunks import Box, window
-from ptsave.formats.pickle_emit import Call, Emitter, New, Table
-from ptsave.formats.storage_plan import Part, Place
-from ptsave.formats.torch_archive import TorchArchive, emit_tensor
+from ptsave.formats.dcp_metadata import parse_metadata
 
-METADATA = "torch.distributed.checkpoint.metadata"
-FILESYSTEM = "torch.distributed.checkpoint.filesystem"
-DTYPE = BY_NAME["float32"]
-COLUMNS = 4096
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Of a checkpoint: every tensor is split by its rows over all ranks."""
-
-    num_ranks: int
-    num_tensors: int
-    num_bytes: int
-
-    @property
-    def rows(self) -> int:
-        """Of one rank's part of one tensor."""
-        return max(1, self.num_bytes // self.num_tensors // self.num_ranks // (COLUMNS * DTYPE.itemsize))
+RESULTS = Path(__file__).with_name("scale.json")
+DOCS = Path(__file__).parents[1] / "docs"
+LONG_CHUNKS = 2_000
+READERS = 192
+"""The ranks that the checkpoint is loaded on: another number than it was saved on, so no chunk fits."""
+BY_RANKS = [Shape(num_ranks, 100) for num_ranks in (16, 64, 256, 1024, 4096, 10_000)]
+BY_TENSORS = [Shape(4, num_tensors) for num_tensors in (100, 1000, 10_000, 100_000)]
+LARGE = [Shape(256, 400)]
+WIDE = (64, 256, 1024, 4096, 10_000)
+Figures = dict[str, float]
 
 
-def write(folder: Path, shape: Shape) -> None:
-    """The folder, of sparse files."""
-    size = (shape.rows, COLUMNS)
-    num_bytes = shape.rows * COLUMNS * DTYPE.itemsize
-    storage = MemoryStorage(memoryview(b""))
-    entry = TensorEntry("", DTYPE, size, contiguous_strides(size), storage, 0)
-    part = Part(storage, 0, num_bytes, {entry.view: entry}, DTYPE.storage_class, "0")
-    place = Place(part, 0, entry.strides)
-    pickle = Emitter(lambda emitter, _: emit_tensor(emitter, entry, place)).pickle(entry)
-    probe = TorchArchive(0, pickle, [part], is_item=True)
-    header = probe.data[0].local_header(0)  # a CRC-32 of 0 says that there is none
-    pieces = [*probe.pieces(), (probe.data[0].data_offset - len(header), header)]
-    step = probe.num_bytes + -probe.num_bytes % 64
-    for rank in range(shape.num_ranks):
-        with (folder / f"__{rank}_0.distcp").open("wb") as file:
-            for number in range(shape.num_tensors):
-                for offset, text in pieces:
-                    file.seek(number * step + offset)
-                    file.write(text)
-            file.truncate(shape.num_tensors * step)
-    names = [f"layers.{number}.weight" for number in range(shape.num_tensors)]
-    state = {
-        "state_dict_metadata": Table((name, _about(shape)) for name in names),
-        "planner_data": Table((name, (name,)) for name in names),
-        "storage_data": Table(_places(names, shape, step, probe.num_bytes)),
-        "storage_meta": None,
-        "version": "1.0.0",
-    }
-    (folder / ".metadata").write_bytes(Emitter(_none).pickle(New(METADATA, "Metadata", state)))
+def torch_save(folder: Path, shape: Shape) -> Figures:
+    """torch, rank 0: plan a save, and write `.metadata`."""
+    from benchmarks import scale_torch
+
+    return scale_torch.save(folder, shape)
 
 
-def _none(emitter: Emitter, entry: TensorEntry) -> None:
-    raise AssertionError("the metadata holds no tensors")
+def torch_read(folder: Path, shape: Shape) -> Figures:
+    """torch, each rank: read `.metadata`, and plan a load."""
+    from benchmarks import scale_torch
+
+    return scale_torch.read(folder, READERS)
 
 
-def _size(*numbers: int) -> Call:
-    return Call("torch", "Size", (numbers,))
+def torch_wide(folder: Path, shape: Shape) -> Figures:
+    """torch, rank 0: plan the save of one tensor that is split along its shorter dimension."""
+    from benchmarks import scale_torch
+
+    return scale_torch.plan_wide(shape.num_ranks)
 
 
-def _about(shape: Shape) -> New:
-    properties = (
-        DTYPE,
-        Call("torch.serialization", "_get_layout", ("torch.strided",)),
-        False,
-        Call(METADATA, "_MEM_FORMAT_ENCODING", (0,)),
-        False,
-    )
-    chunks = [
-        New(
-            METADATA,
-            "ChunkStorageMetadata",
-            {"offsets": _size(rank * shape.rows, 0), "sizes": _size(shape.rows, COLUMNS)},
-        )
-        for rank in range(shape.num_ranks)
-    ]
-    state = {
-        "properties": New(METADATA, "TensorProperties", properties),
-        "size": _size(shape.num_ranks * shape.rows, COLUMNS),
-        "chunks": chunks,
-    }
-    return New(METADATA, "TensorStorageMetadata", state)
+def read(folder: Path, shape: Shape) -> Figures:
+    """ptsave, each rank: read `.metadata`."""
+    begin = time.process_time()
+    parse_metadata((folder / ".metadata").read_bytes(), str(folder))
+    return {"read_s": round(time.process_time() - begin, 4)}
 
 
-def _places(names: list[str], shape: Shape, step: int, length: int) -> Iterator[tuple[New, New]]:
-    for number, name in enumerate(names):
-        for rank in range(shape.num_ranks):
-            index = {"fqn": name, "offset": _size(rank * shape.rows, 0), "index": rank}
-            info = {"relative_path": f"__{rank}_0.distcp", "offset": number * step, "length": length}
-            yield New(METADATA, "MetadataIndex", index), New(FILESYSTEM, "_StorageInfo", info)
-
-
-def measure(folder: Path) -> dict[str, float]:
-    """Seconds to open, and to plan what the second of 192 ranks reads; the process's peak MiB."""
+def open_and_plan(folder: Path, shape: Shape) -> Figures:
+    """ptsave, each rank: open the folder, every part's header included, and plan what the rank reads."""
     begin = time.process_time()
     with open_checkpoint(folder) as checkpoint:
         opened = time.process_time()
-        planned = 0
-        for entry in checkpoint.tensors.values():
-            rows = -(-entry.shape[0] // 192)
+        num_bytes = 0
+        for entry in select_model(checkpoint, None).tensors.values():
+            rows = -(-entry.shape[0] // READERS)
             count = max(0, min(rows, entry.shape[0] - rows))
-            planned += laid_out(window(entry, Box((rows, 0), (count, entry.shape[1])))).num_bytes
+            num_bytes += laid_out(window(entry, Box((rows, 0), (count, entry.shape[1])))).num_bytes
         end = time.process_time()
-    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
-        "open_s": round(opened - begin, 2),
-        "plan_s": round(end - opened, 3),
-        "peak_mib": peak_kib // 1024,
-        "rank_gib": round(planned / 2**30, 2),
+        "open_s": round(opened - begin, 4),
+        "plan_s": round(end - opened, 4),
+        "rank_gib": round(num_bytes / 2**30, 2),
     }
 
 
+STEPS: dict[str, Callable[[Path, Shape], Figures]] = {
+    step.__name__: step for step in (torch_save, torch_read, torch_wide, read, open_and_plan)
+}
+
+
+def measured(step: str, folder: Path, shape: Shape) -> Figures:
+    """The least of each figure of one step, run in processes of its own: one where it takes long."""
+    times = 1 if shape.num_chunks > LONG_CHUNKS else 3
+    runs = [_measured(step, folder, shape) for _ in range(times)]
+    return {name: min(run[name] for run in runs) for name in runs[0]}
+
+
+def _measured(step: str, folder: Path, shape: Shape) -> Figures:
+    argv = [sys.executable, "-m", "benchmarks.scale", "--step", step, str(folder)]
+    argv += ["--shape", str(shape.num_ranks), str(shape.num_tensors), str(shape.num_bytes)]
+    found: Figures = json.loads(subprocess.run(argv, check=True, stdout=subprocess.PIPE).stdout)
+    return found
+
+
+def run_step(step: str, folder: Path, shape: Shape) -> Figures:
+    """The figures of one step, run here, with the MiB that this process's peak grows by."""
+    if step.startswith("torch"):
+        import benchmarks.scale_torch  # noqa: F401  # before the memory is looked at
+
+    gc.collect()
+    gc.freeze()  # the collections that a step causes look at its own objects, and not at torch's modules
+    before = peak_kib()
+    figures = STEPS[step](folder, shape)
+    return figures | {"peak_mib": round((peak_kib() - before) / 1024, 1)}
+
+
+def peak_kib() -> int:
+    """Of this process, as Linux tells; what `getrusage` tells counts the process that started it too."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+
+
+def point(shape: Shape) -> dict[str, object]:
+    """All figures of one checkpoint."""
+    with tempfile.TemporaryDirectory(prefix="ptsave-scale-") as temp:
+        folder = Path(temp)
+        found: dict[str, object] = {"ranks": shape.num_ranks, "tensors": shape.num_tensors}
+        found["torch_save"] = measured("torch_save", folder, shape)
+        write_files(folder, shape)
+        for step in ("torch_read", "read", "open_and_plan"):
+            found[step] = measured(step, folder, shape)
+    return found
+
+
 def main() -> None:
-    """Print one JSON line for each shape."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[16, 64, 256])
-    parser.add_argument("--tensors", type=int, nargs="+", default=[100, 400])
-    parser.add_argument("--bytes", type=int, default=2**40)
-    parser.add_argument("--measure", type=Path, help="a folder that is there (used by the script itself)")
+    """Measure, or draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--draw", action="store_true")
+    parser.add_argument("--step", help=argparse.SUPPRESS)
+    parser.add_argument("folder", type=Path, nargs="?", help=argparse.SUPPRESS)
+    parser.add_argument("--shape", type=int, nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.measure is not None:
-        print(json.dumps(measure(arguments.measure)))
+    results: dict[str, Any]
+    if arguments.step:
+        print(json.dumps(run_step(arguments.step, arguments.folder, Shape(*arguments.shape))))
         return
-    for num_ranks in arguments.ranks:
-        for num_tensors in arguments.tensors:
-            shape = Shape(num_ranks, num_tensors, arguments.bytes)
-            with tempfile.TemporaryDirectory(prefix="ptsave-scale-") as temp:
-                write(Path(temp), shape)
-                metadata_mib = (Path(temp) / ".metadata").stat().st_size / 2**20
-                argv = [sys.executable, "-m", "benchmarks.scale", "--measure", temp]
-                found = json.loads(subprocess.run(argv, check=True, stdout=subprocess.PIPE).stdout)
-            shown = {"ranks": num_ranks, "tensors": num_tensors, "metadata_mib": round(metadata_mib, 1)}
-            print(json.dumps(shown | found), flush=True)
+    if arguments.draw:
+        results = json.loads(RESULTS.read_text(encoding="utf-8"))
+        (DOCS / "scale.svg").write_text(draw(results), encoding="utf-8")
+        page = DOCS / "scale.md"
+        page.write_text(with_table(page.read_text(encoding="utf-8"), results), encoding="utf-8")
+        return
+    results = {"machine": describe(Path(tempfile.gettempdir()))}
+    for name, shapes in (("by_ranks", BY_RANKS), ("by_tensors", BY_TENSORS), ("large", LARGE)):
+        results[name] = []
+        for shape in shapes:
+            found = point(shape)
+            print(json.dumps(found), flush=True)
+            results[name].append(found)
+    results["wide"] = [{"ranks": count} | measured("torch_wide", Path(), Shape(count, 1)) for count in WIDE]
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":
