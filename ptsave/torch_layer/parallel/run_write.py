@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from typing import Any
@@ -19,15 +19,19 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.tensor import DTensor
 
 from ptsave.core.atomic_folder import OutputFolder
+from ptsave.core.files import InputFolder
 from ptsave.core.record import Record
-from ptsave.errors import LossyError, RankError
+from ptsave.errors import CorruptError, LossyError, RankError, WriteError
 from ptsave.formats.dcp_write import commit, metadata_digest
+from ptsave.formats.zip_checks import check_crcs
+from ptsave.formats.zip_reader import read_directory
 from ptsave.torch_layer import ranks
 from ptsave.torch_layer.environment import environment
 from ptsave.torch_layer.live import refused_kind
@@ -99,6 +103,11 @@ class _RunWriter(Writer):
         self._folder = folder
         self._opened = opened
 
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> torch.futures.Future[list[WriteResult]]:
+        written = super().write_data(plan, planner)
+        _check_back(self.place.folder, [result.storage_data for result in written.wait()])
+        return written
+
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         metadata.planner_data = self._paths
         super().finish(metadata, results)
@@ -108,6 +117,27 @@ class _RunWriter(Writer):
         record = Record(environment=environment(), belongs_to=metadata_digest(self.metadata))
         commit(folder, names, self.metadata, record.to_json().encode(), self.place.new_record)
         self._opened.close()
+
+
+def _check_back(folder: str, places: Sequence[Any]) -> None:
+    """Read what this rank has written, and hold it against its CRC-32s. `places`: torch's `_StorageInfo`s.
+
+    Raises: WriteError.
+    """
+    made = InputFolder(folder)
+    with ExitStack() as opened:
+        names = {place.relative_path for place in places}
+        files = {name: opened.enter_context(made.open(name)) for name in names}
+        for place in places:
+            file = files[place.relative_path]
+            try:
+                found = list(check_crcs(read_directory(file, place.offset, place.length)))
+                is_whole = not any(finding.level == "fail" for finding in found)
+            except CorruptError:
+                is_whole = False
+            if not is_whole:
+                hint = "check the disk; nothing was replaced"
+                raise WriteError("the disk does not hold what was written", str(file.path), hint)
 
 
 class _Stager(BlockingAsyncStager):

@@ -189,14 +189,23 @@ def flip(path: Path) -> None:
     file.write_bytes(data)
 
 
-def test_a_rank_that_cannot_write_costs_one_checkpoint(saved: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("breaks", "why"),
+    [
+        ([["full", 1, 8], ["well", 1, 10]], "rank 1 cannot write: "),
+        ([["lies", 1, 8]], "the disk does not hold what was written"),
+    ],
+    ids=["full", "lies"],
+)
+def test_a_disk_that_fails_one_rank_costs_one_checkpoint(
+    saved: Path, tmp_path: Path, breaks: list[Any], why: str
+) -> None:
     shutil.copytree(saved / "run", tmp_path / "run")
-    breaks = [["full", 1, 8], ["well", 1, 10]]
     (ranks,) = run(2, tmp_path, {"folder": "run", "mesh": DP2, "total": 12, "breaks": breaks, "keep": 9})
     for one in ranks:  # what a save has failed with is told by the next one
         ((step, kind, what),) = one["errors"]
         assert (step, kind) in ((8, "WriteError"), (9, "WriteError"))
-        assert what.startswith("rank 1 cannot write: ")
+        assert what.startswith(why)
     assert ranks[0]["names"][-3:] == [f"step-0000000{n}.dcp" for n in ("07", "10", "11")]
     assert not any("ptsave-tmp" in name for name in ranks[0]["names"])
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -89,8 +90,26 @@ def digests(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, str
     return {n: digest_of(v.full_tensor() if isinstance(v, DTensor) else v) for n, v in found.items()}
 
 
+WRITE = FileSystemWriter.write_data
+
+
+def lie(writer: FileSystemWriter, plan: Any, planner: Any) -> Any:
+    """Write, and damage the largest item."""
+    FileSystemWriter.write_data = WRITE  # type: ignore[method-assign]
+    written = WRITE(writer, plan, planner)
+    place = max((result.storage_data for result in written.wait()), key=lambda place: place.length)
+    with (Path(writer.path) / place.relative_path).open("r+b") as file:
+        file.seek(place.offset + place.length // 4)
+        file.write(bytes(place.length // 2))
+    return written
+
+
 def change_disk(what: str) -> None:
-    """Let this rank's disk be `full` from now on, a real error of the system, or `well` again."""
+    """Let this rank's disk be `full` from now on, a real error of the system, or `well` again; or let it hold
+    something else than is written to it (`lies`), once."""
+    if what == "lies":
+        FileSystemWriter.write_data = lie  # type: ignore[method-assign]
+        return
     num_bytes = 2000 if what == "full" else resource.RLIM_INFINITY
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, resource.RLIM_INFINITY))
 
