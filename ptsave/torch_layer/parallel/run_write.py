@@ -49,7 +49,7 @@ class SpreadWriter:
     """Writes what many ranks hold, one state at a time; its memory is used again by the next one."""
 
     def __init__(self) -> None:
-        self._stager = _Stager()
+        self._memory = HostMemory()
 
     def begin(self, files: RunFiles, tree: Mapping[str, Any], step: int, group: Any) -> Callable[[], None]:
         """Copy this rank's part of `tree` to host memory; returns what waits until all have written theirs.
@@ -69,14 +69,15 @@ class SpreadWriter:
             folder = opened.enter_context(files.open_folder(step, num_bytes))
             return place_in(folder, ranks.size())
 
-        place = ranks.from_first(open_, group)
+        # what is not spread is rank 0's: a buffer may differ (batch norm's, of the rank's own samples)
+        state = {_name(p): value for p, value in items.items() if ranks.is_first() or is_spread(value)}
         try:
+            place = ranks.from_first(open_, group)
+            state = ranks.together(lambda: _copied(state, self._memory), group)
             writer = _RunWriter(place, {_name(path): path for path in items}, folder, opened)
-            # what is not spread is rank 0's: a buffer may differ (batch norm's, of the rank's own samples)
-            state = {_name(p): value for p, value in items.items() if ranks.is_first() or is_spread(value)}
-            future = _begin(state, writer, group, self._stager)
-        except BaseException:
-            opened.close()
+            future = _begin(state, writer, group)
+        except BaseException as error:
+            opened.__exit__(type(error), error, error.__traceback__)  # without one it would be taken as done
             raise
 
         def finish() -> None:
@@ -89,7 +90,7 @@ class SpreadWriter:
 
     def release(self) -> None:
         """Give the memory back."""
-        self._stager.close()
+        self._memory.release()
 
 
 class _RunWriter(Writer):
@@ -140,27 +141,28 @@ def _check_back(folder: str, places: Sequence[Any]) -> None:
                 raise WriteError("the disk does not hold what was written", str(file.path), hint)
 
 
-class _Stager(BlockingAsyncStager):
-    """Copies this rank's parts of the tensors of a flat state to host memory."""
+def _copied(state: Mapping[str, Any], memory: HostMemory) -> dict[str, Any]:
+    """`state` with this rank's parts of its tensors in `memory`.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._memory = HostMemory()
+    Raises: RefusedError when there is not enough memory.
+    """
+    own = {name: _local(value) for name, value in state.items() if isinstance(value, torch.Tensor)}
+    copies = memory.copies(own)
+    copied: dict[str, Any] = {}
+    for name, value in state.items():
+        if isinstance(value, DTensor):
+            copied[name] = value.detach()  # another one, and the mesh may be CUDA's: as torch itself does
+            copied[name]._local_tensor = copies[name]
+        else:
+            copied[name] = copies[name] if name in copies else copy.deepcopy(value)
+    return copied
+
+
+class _Copied(BlockingAsyncStager):
+    """What torch asks for a copy, where there is one already."""
 
     def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        own = {n: _local(value) for n, value in state_dict.items() if isinstance(value, torch.Tensor)}
-        copies = self._memory.copies(own)
-        staged: dict[str, Any] = {}
-        for name, value in state_dict.items():
-            if isinstance(value, DTensor):
-                staged[name] = value.detach()  # another one, and the mesh may be CUDA's: as torch itself does
-                staged[name]._local_tensor = copies[name]
-            else:
-                staged[name] = copies[name] if name in copies else copy.deepcopy(value)
-        return staged
-
-    def close(self) -> None:
-        self._memory.release()
+        return state_dict
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:
@@ -168,13 +170,13 @@ def _local(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def _begin(state: dict[str, Any], writer: Writer, group: dist.ProcessGroup, stager: _Stager) -> Future[Any]:
+def _begin(state: dict[str, Any], writer: Writer, group: dist.ProcessGroup) -> Future[Any]:
     # the state is flat; both would make text of the keys of what is kept as one value
     planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what torch says of itself
         begun = async_save(
-            state, storage_writer=writer, planner=planner, process_group=group, async_stager=stager
+            state, storage_writer=writer, planner=planner, process_group=group, async_stager=_Copied()
         )
     assert isinstance(begun, Future)
     return begun
