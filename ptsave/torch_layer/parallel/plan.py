@@ -105,11 +105,17 @@ class Plan:
         try:
             return whole(run(self.replicate(model), arguments))
         except UsageError as error:
-            if "DTensor" in error.what:  # a parameter that was not gathered before it was used
-                error.hint = "wrap, or split, the module whose forward() is called, not one inside it"
-            elif self.splits_tensors:
+            if not self.is_at_fault(error) and self.splits_tensors:
                 error.hint = "check [parallel.tensor]; without torchrun, the model is run whole"
             raise
+
+    def is_at_fault(self, error: UsageError) -> bool:
+        """Whether a forward pass failed for the plan alone; then the error says what to change."""
+        if "DTensor" not in error.what:  # a parameter that was not gathered before it was used
+            return False
+        error.where = self.where
+        error.hint = "wrap, or split, the module whose forward() is called, not one inside it"
+        return True
 
     def replicate(self, model: nn.Module) -> nn.Module:
         """`model`, filled, as DistributedDataParallel runs it where the mesh has `ddp` alone.

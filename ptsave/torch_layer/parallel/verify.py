@@ -132,8 +132,10 @@ def verify_model(
         findings += keys(subject)
     if "behaviour" in names:
         began("behaviour")
-        with _together(subject.group, subject if subject.plan.splits_tensors else None):
+        with _together(subject.group, subject) as wrong:
             findings += behaviour(subject)
+        if wrong:  # says nothing of the checkpoint
+            raise wrong[0]
     if "roundtrip" in names:
         message = "one process does it: run verify without torchrun, where the model fits"
         findings.append(Finding("roundtrip", "skipped", "", message))
@@ -143,33 +145,42 @@ def verify_model(
 
 
 @contextmanager
-def _together(group: Group, split: SpreadSubject | None) -> Iterator[None]:
+def _together(group: Group, subject: SpreadSubject) -> Iterator[list[UsageError]]:
     """While open, every rank goes by what rank 0 saw of a forward pass, so that all do the same next.
 
-    `split`: whose modules see parts of tensors. Such a part is left out, since the record has the whole
-    tensor; the model's own outputs stay.
+    Where the plan splits tensors, what modules saw parts of is left out, since the record has the whole
+    tensor; the model's own outputs stay. Yields what is wrong with the plan, as it is found.
     """
+    plan, wrong = subject.plan, list[UsageError]()
 
     def watch(run: Callable[[], Trace]) -> Trace:
+        try:
+            return _watched(run)
+        except UsageError as error:
+            if error.where.startswith(plan.where) or plan.is_at_fault(error):
+                wrong.append(error)
+            raise
+
+    def _watched(run: Callable[[], Trace]) -> Trace:
         seen: Trace | UsageError
         try:
             seen = run()
         except UsageError as error:
             seen = UsageError(error.what, error.where, error.hint)
-        if split is not None:
+        if plan.splits_tensors:
             outputs = seen.outputs if isinstance(seen, Trace) else {}
             looks = {path: Look(s.shape, s.norm, s.sketch) for path, s in outputs.items()}
-            check_same_outputs(group, looks, f"{split.plan.where}: tensor")
+            check_same_outputs(group, looks, f"{plan.where}: tensor")
         outcome = group.from_first(lambda: seen)
         if isinstance(outcome, UsageError):
             raise outcome
-        if split is not None and split.behaviour is not None:
-            outcome.calls = _comparable(split.behaviour.calls, outcome.calls)
+        if plan.splits_tensors and subject.behaviour is not None:
+            outcome.calls = _comparable(subject.behaviour.calls, outcome.calls)
         return outcome
 
     token = trace.together.set(watch)
     try:
-        yield
+        yield wrong
     finally:
         trace.together.reset(token)
 

@@ -31,13 +31,14 @@ class Words(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(14, 6)
         self.norm = nn.LayerNorm(6)
+        self.shift = nn.LayerNorm(6)
         self.block = Block()
         self.head = nn.Linear(6, 14, bias=False)
         if tied:
             self.head.weight = self.embed.weight
 
     def forward(self, tokens):
-        return self.head(self.block(self.norm(self.embed(tokens))))
+        return self.head(self.block(self.norm(self.embed(tokens))) + self.shift.weight)
 """
 CONFIG = """
 [model]
@@ -124,10 +125,23 @@ def test_a_model_that_returns_parts_is_not_taken_for_whole(studio: Path) -> None
     assert "rank 1 has another 'output' than rank 0: the model returns parts of it" in line
     assert GATHERED in done.stderr
     assert not (studio / "o.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("table", "what"),
+    [
+        (plan(head="colwise"), "the model returns parts of it"),
+        ('parallel={wrap=["shift"]}', "got mixed torch.Tensor and DTensor"),
+    ],
+)
+def test_a_bad_plan_is_no_verdict(studio: Path, table: str, what: str) -> None:
+    """Of a checkpoint that is as good as ever."""
     done = torchrun(2, "verify", "m.pt", "-c", "c.toml", "--json", "--set", table, cwd=studio)
-    assert done.returncode == 1
-    (bad,) = [f for f in json.loads(done.stdout)["findings"] if f["level"] == "fail"]
-    assert "the model returns parts of it" in bad["message"]
+    error = json.loads(done.stdout)["error"]
+    assert what in error["what"]
+    assert error["code"] == 2
+    assert "parallel" in error["where"]
+    assert error["hint"]
 
 
 def test_a_forward_that_fails_says_where_to_look(studio: Path) -> None:
