@@ -30,7 +30,7 @@ from ptsave.options import (
     Verbose,
 )
 from ptsave.render.terminal import Mode, failure, out
-from ptsave.torch_layer.parallel.environment import is_first_rank, is_under_torchrun
+from ptsave.torch_layer.parallel.environment import is_first_rank, is_under_torchrun, let_first_speak
 
 app = typer.Typer(
     name="ptsave",
@@ -380,8 +380,8 @@ def run(arguments: list[str]) -> int:
         problem = _bug(error)
     if stopping.received:  # code in between made another error of the interrupt
         return stopping.exit_code()
-    if isinstance(problem, UsageError) and not is_first_rank() and "rank" not in problem.details:
-        return problem.exit_code  # the same command line on every rank: one says so
+    if isinstance(problem, UsageError) and "rank" not in problem.details:
+        let_first_speak()  # the same command line on every rank: one says so
     if os.environ.get("PTSAVE_DEBUG"):
         traceback.print_exception(problem.__cause__ or problem)
     failure(problem, json="--json" in arguments)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
 from datetime import timedelta
 
 from ptsave.errors import UsageError
 
 _NAMES = ("TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Source: torch/distributed/elastic/agent/server/local_elastic_agent.py of torch 2.13 (`worker_env`)."""
+
+FIRST_SECONDS = 30.0
+"""How long ranks that are started together may be apart in reading their command line."""
 
 
 def is_under_torchrun() -> bool:
@@ -19,6 +23,15 @@ def is_under_torchrun() -> bool:
 def is_first_rank() -> bool:
     """Whether this process speaks for all: rank 0, or a process without other ranks."""
     return not is_under_torchrun() or os.environ["RANK"] == "0"
+
+
+def let_first_speak() -> None:
+    """On another rank, wait for rank 0 to say what all have found: torchrun ends all when one has ended.
+
+    Returns after FIRST_SECONDS, when it seems that rank 0 has nothing to say.
+    """
+    if not is_first_rank():
+        time.sleep(FIRST_SECONDS)
 
 
 def timeout(default_seconds: float) -> timedelta:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 import ptsave as package
-from tests.torch_layer.parallel.launch import errors, ptsave, torchrun
+from tests.torch_layer.parallel.launch import environment, errors, ptsave, torchrun
 from tests.torch_layer.parallel.models import CODE, write_models
 
 pytestmark = pytest.mark.slow
@@ -107,6 +109,27 @@ def test_a_wrong_flag_is_named_by_one_rank(studio: Path, flags: list[str], word:
     assert done.returncode == 1
     (line,) = errors(done.stderr)
     assert word in line
+
+
+def test_the_others_wait_for_the_one_that_speaks(studio: Path) -> None:
+    """torchrun ends all ranks as soon as one has ended, the one that speaks too."""
+    names = ("TORCHELASTIC_RUN_ID", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    argv = [sys.executable, "-m", "ptsave", "verify", "m.dcp", "--checks", "bites"]
+    second, first = (
+        subprocess.Popen(
+            argv,
+            cwd=studio,
+            env=environment(RANK=rank, **dict.fromkeys(names, "1")),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "10"
+    )
+    assert "bites" in first.communicate()[1]
+    assert first.returncode == 2
+    assert second.poll() is None
+    second.terminate()
+    assert second.communicate()[1] == ""
 
 
 def test_the_checks_are_listed_once(studio: Path) -> None:
