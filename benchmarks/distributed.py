@@ -127,8 +127,20 @@ def _load(num_ranks: int) -> Callable[[Files], Row]:
     return row
 
 
+def stall_ranks_2(files: Files) -> Row:
+    """What a save of a training keeps the loop."""
+    gib = files.gib
+    sides = {
+        "ptsave": Command(lambda out: _inside(2, "stall-ptsave", out / "run", gib), reports_itself=True),
+        "plain": Command(lambda out: _inside(2, "stall-plain", out / "run", gib), reports_itself=True),
+    }
+    what = f"`Checkpoints.save` of 1 GiB, {_ranks(2)}: the loop's stall"
+    return Row(sides, [Budget(what, "DCP's `async_save`", wall_ratio("ptsave", "plain"), "×")], max_runs=5)
+
+
 def _ranks(number: int) -> str:
     return f"{number} rank{'s' * (number > 1)}"
 
 
 ROWS = [make(num_ranks) for make in (_save, _load) for num_ranks in (1, 2, 4)]
+ROWS.append(stall_ranks_2)

@@ -6,21 +6,24 @@ import json
 import os
 import resource
 import shutil
+import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from benchmarks.distributed import LAYER_BYTES, WIDTH
+from ptsave import Checkpoints
 from ptsave.core.record import Record
 from ptsave.core.select import select_model
 from ptsave.formats import open_checkpoint
@@ -31,7 +34,10 @@ from ptsave.torch_layer.parallel.materialise import OWN_PARTS
 from ptsave.torch_layer.parallel.shares import check_bytes
 from ptsave.torch_layer.parallel.writer import write_spread
 
-Run = Callable[[], None]
+Run = Callable[[], float | None]
+"""What is timed; or, where it returns a number, what has timed itself (seconds)."""
+NUM_SAVES = 4
+"""Of a training; the first one is not counted, since it allocates what the others use again."""
 
 
 def model(num_bytes: int, group: Group) -> nn.Module:
@@ -89,7 +95,56 @@ def load_plain(folder: Path, num_bytes: int, group: Group) -> Run:
     return run
 
 
+class _State:
+    """What a TrainingState is to the keeper."""
+
+    def __init__(self, state: Mapping[str, Any]) -> None:
+        self.state = state
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return {"model_state_dict": self.state}
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> list[str]:
+        return []
+
+
+def stall_ptsave(folder: Path, num_bytes: int, group: Group) -> Run:
+    """What each save of a training keeps the loop: the copy alone; it is read back and synced later."""
+    state = _State(filled(num_bytes, group).state_dict())
+    keeper = Checkpoints(folder, keep_last=1)
+
+    def save(step: int) -> Callable[[], object]:
+        keeper.save(state, step=step)
+        return keeper.wait
+
+    return lambda: _stall(group, save)
+
+
+def stall_plain(folder: Path, num_bytes: int, group: Group) -> Run:
+    """The same with torch's own, as it is."""
+    state = filled(num_bytes, group).state_dict()
+
+    def save(step: int) -> Callable[[], object]:
+        saved: Any = async_save(state, checkpoint_id=folder / str(step))
+        return getattr(saved, "upload_completion", saved).result  # type: ignore[no-any-return]
+
+    return lambda: _stall(group, save)
+
+
+def _stall(group: Group, save: Callable[[int], Callable[[], object]]) -> float:
+    taken = []
+    for step in range(NUM_SAVES):
+        group.wait()
+        begin = time.perf_counter()
+        wait = save(step)
+        taken.append(time.perf_counter() - begin)
+        wait()
+    return statistics.median(taken[1:])
+
+
 CASES = {
+    "stall-ptsave": stall_ptsave,
+    "stall-plain": stall_plain,
     "save-ptsave": save_ptsave,
     "save-plain": save_plain,
     "load-ptsave": load_ptsave,
@@ -106,14 +161,14 @@ def main() -> None:
         group.wait()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         begin = time.perf_counter()
-        run()
+        seconds = run()
         group.wait()
-        wall_s = time.perf_counter() - begin
+        wall_s = time.perf_counter() - begin if seconds is None else max(group.gather(seconds))
         grown = max(group.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
         if group.is_first:
             if "keep" in sys.argv:
                 return
-            if case.startswith("save"):
+            if not case.startswith("load"):
                 shutil.rmtree(path)
             print(json.dumps({"wall_s": wall_s, "peak_bytes": grown * 1024}), flush=True)
 
