@@ -6,6 +6,7 @@ writes it again. torch makes the files durable by itself.
 
 from __future__ import annotations
 
+import os
 import sys
 
 import torch
@@ -38,3 +39,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    os._exit(0)  # threads of torch's may abort a Python that is taken down
