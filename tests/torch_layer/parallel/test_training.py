@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -239,14 +240,36 @@ def test_a_training_whose_ranks_are_killed_ends_all_the_same(saved: Path, tmp_pa
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == alone[0]["names"]
 
 
-def count(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+def test_the_readmes_training_goes_on_where_it_was_killed(root: Path, tmp_path: Path) -> None:
+    """With two ranks until one is killed, then with one. What it exits with is torch's."""
+    text = (root / "README.md").read_text(encoding="utf-8").partition("\n### Training over many ranks\n")[2]
+    (tmp_path / "train.py").write_text(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0])
+    runs = tmp_path / "runs" / "exp2"
+    argv = [*TORCHRUN, "--standalone", "--nproc-per-node"]
+    with subprocess.Popen(
+        [*argv, "2", "train.py"], cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL
+    ) as launch:
+        wait_for_a_save(launch, runs)
+        for child in children(launch.pid)[-1:]:
+            kill(child)
+        assert launch.wait(timeout=120)
+    assert not (runs / "step-000000039.dcp").exists()
+    done = subprocess.run(
+        [*argv, "1", "train.py"], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=240
+    )
+    assert "saved by 2 ranks and resumed by 1" in done.stderr
+    assert sorted(path.name for path in runs.iterdir()) == [f"step-0000000{n}.dcp" for n in (37, 38, 39)]
+
+
+def complete(folder: Path) -> set[str]:
+    """The names of what is complete."""
+    return {path.name for path in folder.glob("step-*")}
 
 
 def wait_for_a_save(launch: subprocess.Popen[bytes], folder: Path) -> None:
-    before = count(folder)
+    before = complete(folder)
     end = time.monotonic() + 100
-    while launch.poll() is None and count(folder) == before and time.monotonic() < end:
+    while launch.poll() is None and complete(folder) == before and time.monotonic() < end:
         time.sleep(0.01)
 
 
