@@ -200,7 +200,7 @@ class Checkpoints:
         """
         self.wait()
         group = self._own_group()
-        live = state.state_dict() if group is not None else {}
+        live = ranks.together(state.state_dict, group) if group is not None else {}
         num_damaged = 0
         for file in self._newest_first(group):
             tree, problem = _read(file, live, group)
