@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from ptsave import stopping, streams
 from ptsave.errors import CorruptError, MissingFileError, PtsaveError, RankError, UsageError, WriteError
+from ptsave.torch_layer import ranks
 from ptsave.torch_layer.parallel import environment
 
 T = TypeVar("T")
@@ -57,9 +58,7 @@ class Group:
 
     def gather(self, value: T) -> list[T]:
         """Every rank's value, by rank, on every rank."""
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
-        return values
+        return ranks.gather(value)
 
     def from_first(self, make: Callable[[], T]) -> T:
         """What `make` returns on rank 0, on every rank; only rank 0 calls it."""
