@@ -55,9 +55,10 @@ def state_of(tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         key: value for key, value in tree.items() if key not in (STEP, EPOCH, METRICS, WORLD_SIZE, RANKS)
     }
     then, now, rank = tree.get(WORLD_SIZE, 1), ranks.size(), ranks.number()
-    others = tree.get(RANKS) or {}
-    if isinstance(others, Mapping) and isinstance(others.get(str(rank)), Mapping):
-        state |= others[str(rank)]
+    found = tree.get(RANKS)
+    items = found.items() if isinstance(found, Mapping) else ()
+    others = {number: own for number, own in items if isinstance(own, Mapping)}
+    state |= others.get(str(rank), {})
     if then == now:
         return state, []
     notes = [f"{RNG}: saved by {then} ranks and resumed by {now}: other ranks draw other random numbers"]

@@ -25,6 +25,7 @@ from ptsave.errors import CorruptError, LossyError, PtsaveError, RefusedError, U
 from ptsave.formats.run_folder import read_run_file
 from ptsave.torch_layer import run_files
 from ptsave.torch_layer.checkpoints import Checkpoints
+from ptsave.torch_layer.run_contents import state_of
 
 
 class Weights:
@@ -581,3 +582,11 @@ def test_a_long_run_is_not_read_from_end_to_end(tmp_path: Path, monkeypatch: pyt
         keeper.save(Weights(), step=7)
         keeper.latest()
     assert set(read) == {"step-000000005.pt", "step-000000007.pt"}
+
+
+@pytest.mark.parametrize("ranks", [3, [1], {"0": None}, {"1": [2]}])
+def test_ranks_that_are_none_are_nobodys(ranks: object) -> None:
+    """Anybody's file may have the key."""
+    state, notes = state_of({"step": 1, "world_size": "many", "ranks": ranks, "model_state_dict": {}})
+    assert state == {"model_state_dict": {}}
+    assert len(notes) == 1
