@@ -81,8 +81,10 @@ def _by_name(node: Any) -> Any:
     """`node` with the states of optimizers under the names of their parameters, where it has the names."""
     if isinstance(node, dict):
         made = {key: _by_name(item) for key, item in nested(node).items()}
-        named = by_name(made) if is_optimizer(made) else made
-        return type(node)(named)
+        named = type(node)(by_name(made) if is_optimizer(made) else made)
+        if hasattr(node, "_metadata"):  # a state dict's, with the versions of its modules
+            named._metadata = node._metadata  # type: ignore[attr-defined]
+        return named
     return [_by_name(item) for item in node] if isinstance(node, list) else node
 
 
