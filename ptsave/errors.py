@@ -11,6 +11,7 @@ PtsaveError                     what, where, hint
 │   ├── ExistsError             it would overwrite
 │   ├── UnsafeError             it would run or import what a file names
 │   ├── LossyError              it would drop or change data
+│   ├── AmbiguousError          it could mean more than one thing, and nothing says which
 │   └── WriteError              the destination cannot be written (no permission, a failing disk)
 │       └── NoRoomError             the disk or the quota is full
 └── RankError               5   a rank failed
@@ -91,6 +92,10 @@ class UnsafeError(RefusedError):
 
 
 class LossyError(RefusedError):
+    pass
+
+
+class AmbiguousError(RefusedError):
     pass
 
 

@@ -6,35 +6,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ptsave.core.candidates import OWN, choose, is_state_dict, own_part
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.nearest import hint_for
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.tree import leaves
-from ptsave.errors import UsageError
+from ptsave.errors import AmbiguousError, UsageError
 
-MODEL_KEYS = (
-    "state_dict",
-    "model_state_dict",
-    "model_state",
-    "model",
-    "module",
-    "net",
-    "network",
-    "params",
-    "params_ema",
-    "weights",
-    "generator",
-    "ema",
-    "ema_state_dict",
-    "model_ema",
-    "state",
-)
-"""Keys that training code keeps a model's state dict under, the likeliest first."""
 OPTIMIZER_KEYS = ("optimizer_state_dict", "optimizer", "optimizer_states", "optim", "last_optimizer_state")
 
-EXTRA_STATE = ("_extra_state", "_packed_params")
-"""How the keys of what is no tensor end: a module's own extra entry, a quantized layer's weight and bias.
-Source: torch.nn.modules.module, torch.ao.nn.quantized.modules.linear."""
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """What torch.compile, FSDP and activation checkpointing put into names, at any depth."""
 PARALLEL_WRAPPER = "module"
@@ -58,15 +38,18 @@ class Selection:
     stripped: tuple[str, ...] = ()
     """The wrapper prefixes that were removed."""
     others: tuple[str, ...] = ()
-    """Other keys that hold a state dict too, and were not taken."""
+    """What else has weights in it, and was not taken, in words."""
+    is_own: bool = False
+    """Whether dictionaries with tensors lie beside the tensors, and were not taken."""
 
     def sentence(self) -> str:
         """What was taken, for a person; empty when there was nothing to choose."""
         parts = []
-        if self.where:
-            parts.append(f"took the state dict under {self.where!r}")
+        place = f"under {self.where!r}" if self.where else "at the top"
+        if self.where or self.is_own:
+            parts.append(f"took the {'tensors' if self.is_own else 'state dict'} {place}")
             if self.others:
-                parts[-1] += f" (not {', '.join(map(repr, self.others))})"
+                parts[-1] += f" (not {', '.join(self.others)})"
         if self.stripped:
             parts.append("removed the wrapper prefix " + ", ".join(f"{p!r}" for p in self.stripped))
         return "; ".join(parts)
@@ -75,22 +58,25 @@ class Selection:
 def select_model(checkpoint: Checkpoint, key: str | None = None) -> Selection:
     """The model's state dict: under `key` where one is named, else where it is found.
 
-    Raises: UsageError when there is none, or when `key` leads nowhere.
+    A key with a dot behind it is the tensors that lie there themselves, without the dictionaries beside them.
+
+    Raises: UsageError when there is none, or when `key` leads nowhere; AmbiguousError when several may be it.
     """
     others: tuple[str, ...] = ()
+    is_own = False
     if key is not None:
         where, node = _lookup(checkpoint, key)
     else:
-        found = _candidates(checkpoint.root)
-        if not found:
+        found = choose(checkpoint.root, str(checkpoint.path))
+        if found is None:
             raise UsageError(
                 "holds no state dict that can be recognised",
                 str(checkpoint.path),
                 "name its key with --select KEY.PATH; `ptsave inspect` lists what is there",
             )
-        where, node = found[0]
-        others = tuple(path for path, _ in found[1:])
-    selection = _named(where, node, others)
+        where, node, is_own = found[0].where, found[0].node, found[0].is_own
+        others = tuple(part.words for part in found[1])
+    selection = _named(where, node, others, is_own)
     if not selection.tensors:
         raise UsageError("holds no tensors", _place(checkpoint, where), "choose another key with --select")
     return strip_wrappers(selection)
@@ -106,7 +92,7 @@ def comparable(a: Checkpoint, b: Checkpoint) -> tuple[Mapping[str, TensorEntry],
 def _model_or_all(checkpoint: Checkpoint) -> Mapping[str, TensorEntry]:
     try:
         return select_model(checkpoint).tensors
-    except UsageError:
+    except (UsageError, AmbiguousError):
         return checkpoint.tensors
 
 
@@ -127,6 +113,7 @@ def strip_wrappers(selection: Selection) -> Selection:
         {renamed[name]: selection.original[name] for name in selection.tensors},
         stripped,
         selection.others,
+        selection.is_own,
     )
 
 
@@ -150,6 +137,7 @@ def named_as(selection: Selection, wanted: Iterable[str]) -> Selection:
         {own.get(name, name): selection.original[name] for name in selection.tensors},
         tuple(prefix for prefix in selection.stripped if prefix not in stripped),
         selection.others,
+        selection.is_own,
     )
 
 
@@ -176,59 +164,13 @@ def lookup_path(checkpoint: Checkpoint, key: str) -> Any:
     return _lookup(checkpoint, key)[1]
 
 
-def is_state_dict(node: Any) -> bool:
-    """Whether `node` maps names to tensors and to little else (`_extra_state`, scalars)."""
-    if isinstance(node, Opaque):
-        return node.shared
-    if not isinstance(node, dict) or not node or not all(isinstance(key, str) for key in node):
-        return False
-    others = [key for key, value in node.items() if not isinstance(value, TensorEntry)]
-    return len(others) < len(node) and not any(
-        _holds_tensors(node[key]) for key in others if not key.endswith(EXTRA_STATE)
-    )
-
-
-def _holds_tensors(node: Any) -> bool:
-    """Whether a container has a tensor among its own values or one level below."""
-    if isinstance(node, Opaque):
-        return node.shared
-    if not isinstance(node, (dict, list, tuple)):
-        return False
-    children = node.values() if isinstance(node, dict) else node
-    for child in children:
-        if isinstance(child, TensorEntry) or (isinstance(child, Opaque) and child.shared):
-            return True
-        if isinstance(child, dict) and any(isinstance(v, TensorEntry) for v in child.values()):
-            return True
-    return False
-
-
-def _candidates(root: Any) -> list[tuple[str, Any]]:
-    """Every state dict at the root, under a well-known key, or (failing these) under any key."""
-    if is_state_dict(root) or isinstance(root, TensorEntry):
-        return [("", root)]
-    if not isinstance(root, dict):
-        return []
-    found = [(key, root[key]) for key in MODEL_KEYS if key in root and is_state_dict(root[key])]
-    for outer in MODEL_KEYS:
-        inner = root.get(outer)
-        if isinstance(inner, dict) and not is_state_dict(inner):
-            found += [
-                (f"{outer}.{key}", inner[key])
-                for key in MODEL_KEYS
-                if key in inner and is_state_dict(inner[key])
-            ]
-    if found:
-        return found
-    unknown = [(str(key), node) for key, node in root.items() if is_state_dict(node)]
-    if len(unknown) == 1:
-        return unknown
-    return []
-
-
 def _lookup(checkpoint: Checkpoint, key: str) -> tuple[str, Any]:
     node = checkpoint.root
     rest = key
+    if key.endswith(OWN) and key not in _children(node):
+        where = key.removesuffix(OWN)
+        node = _lookup(checkpoint, where)[1]
+        return where, own_part(node) if isinstance(node, dict) else node
     taken: list[str] = []
     while rest:
         children = _children(node)
@@ -259,7 +201,7 @@ def _children(node: Any) -> dict[str, Any]:
     return {}
 
 
-def _named(where: str, node: Any, others: tuple[str, ...]) -> Selection:
+def _named(where: str, node: Any, others: tuple[str, ...], is_own: bool = False) -> Selection:
     if is_state_dict(node) and isinstance(node, dict):
         flat = list(node.items())
     else:
@@ -275,6 +217,7 @@ def _named(where: str, node: Any, others: tuple[str, ...]) -> Selection:
         {name: f"{where}.{name}" if where else name for name in tensors},
         (),
         others,
+        is_own,
     )
 
 

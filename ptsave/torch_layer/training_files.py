@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from ptsave.core.candidates import is_state_dict
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.digest import recorded_digests
 from ptsave.core.dtypes import DType
 from ptsave.core.nodes import Opaque, TensorEntry
-from ptsave.core.select import is_state_dict, select_model
+from ptsave.core.select import select_model
 from ptsave.errors import CorruptError, LimitError, MissingFileError, UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.quantized import is_quantized

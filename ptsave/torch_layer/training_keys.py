@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from ptsave.core.candidates import MODEL_KEYS
 from ptsave.core.nodes import Global, Opaque
-from ptsave.core.select import MODEL_KEYS
 
 ALIASES: dict[str, tuple[str, ...]] = {
     "model": ("model_state_dict", *MODEL_KEYS),

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ptsave.core.candidates import is_state_dict
 from ptsave.core.cast import TARGETS, CastStorage, can_cast, cast
 from ptsave.core.dtypes import DType
 from ptsave.core.gather import laid_out
 from ptsave.core.names import matches
 from ptsave.core.nearest import hint_for
 from ptsave.core.nodes import Opaque, TensorEntry
-from ptsave.core.select import is_state_dict, strip_wrapper_names
+from ptsave.core.select import strip_wrapper_names
 from ptsave.core.tree import MAX_DEPTH, leaves
 from ptsave.errors import LimitError, RefusedError, UsageError
 

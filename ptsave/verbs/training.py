@@ -9,11 +9,12 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
+from ptsave.core.candidates import MODEL_KEYS, is_state_dict
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.nodes import Opaque, TensorEntry
-from ptsave.core.select import MODEL_KEYS, is_state_dict, select_model
+from ptsave.core.select import select_model
 from ptsave.core.tree import is_scalar
-from ptsave.errors import UsageError
+from ptsave.errors import AmbiguousError, UsageError
 from ptsave.verbs.training_kinds import STATE_KEYS
 from ptsave.verbs.training_parts import (
     MAX_SHOWN,
@@ -109,7 +110,7 @@ def describe_training(checkpoint: Checkpoint) -> Training | None:
         return None
     try:
         return replace(found, model_key=select_model(checkpoint).where)
-    except UsageError:
+    except (UsageError, AmbiguousError):
         return found
 
 
@@ -133,7 +134,7 @@ def state_dict_nodes(checkpoint: Checkpoint) -> dict[str, Any]:
         found = _flat_models({name: leaf for name, leaf in root.items() if isinstance(leaf, TensorEntry)})
     try:
         first = select_model(checkpoint).where
-    except UsageError:
+    except (UsageError, AmbiguousError):
         return found
     return {where: found[where] for where in sorted(found, key=lambda where: where != first)}
 
