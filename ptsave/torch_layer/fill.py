@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -141,9 +140,7 @@ def fill(
         filled.update(dict.fromkeys(names, tensor))
     filled.update((name, to_torch(selection.extra[name], name, is_checked)) for name in extra)
     filled._metadata = selection.metadata or getattr(state, "_metadata", None)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of what `assign` means to do
-        model.load_state_dict(filled, strict=True, assign=is_skeleton)
+    model.load_state_dict(filled, strict=True, assign=is_skeleton)
     model.to(device)
     return report
 

@@ -3,8 +3,9 @@
 Building a model only to overwrite its weights would hold them twice and spend time on random
 numbers. Building it wholly on the meta device would lose what is not in the state dict: buffers
 registered with `persistent=False`, tensors in plain attributes. So only parameters go to the meta
-device, each as it is born; a layer's uninitialised memory is given back before the next layer asks
-for its own. Buffers and all other tensors are computed by the model's own code, on the CPU.
+device, each as a module registers it; a layer's uninitialised memory is given back before the next
+layer asks for its own. Buffers and all other tensors are computed by the model's own code, on the CPU.
+Nothing of torch is patched, for other threads may build ordinary models meanwhile.
 
 Where that cannot be told from a real model, the model is built for real: see `defects`.
 """
@@ -12,11 +13,9 @@ Where that cannot be told from a real model, the model is built for real: see `d
 from __future__ import annotations
 
 import functools
-import threading
-import warnings
+import sys
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -36,6 +35,9 @@ FILLS = {
     "cauchy_",
     "geometric_",
 }
+_GETTERS: Any = Tensor
+GRAD_FN, IS_META = _GETTERS.grad_fn.__get__, _GETTERS.is_meta.__get__
+LOAD = nn.Module._load_from_state_dict.__code__
 SCALARS = (str, bytes, int, float, bool, complex, type(None), type)
 
 
@@ -45,12 +47,14 @@ def build_skeleton(construct: Callable[[], Any]) -> nn.Module | None:
     A tensor of the state dict that is on the meta device is to be replaced by one with values, by
     assignment (`load_state_dict(assign=True)`); tied parameters are one object, as in a real model.
     """
-    with parameters_on_meta() as births, NothingToFill(), warnings.catch_warnings():
-        # Weights that a constructor loads by itself go nowhere, and are not needed.
-        warnings.filterwarnings("ignore", message=".*to a meta parameter in the current model")
+    with ParametersOnMeta() as mode:
         try:
             model = construct()
-            is_whole = isinstance(model, nn.Module) and not births.is_shared() and not any(defects(model))
+            if not isinstance(model, nn.Module):
+                return None
+            for parameter in model.parameters():  # those that were put into a registry by hand
+                mode.births.move(parameter)
+            is_whole = not mode.births.is_shared() and not any(defects(model))
         except Exception:
             # Computing with weights fails on the meta device. What fails for real too is reported then.
             return None
@@ -58,67 +62,90 @@ def build_skeleton(construct: Callable[[], Any]) -> nn.Module | None:
 
 
 class Births:
-    """The storages whose parameters were put on the meta device."""
+    """The memory that tensors were made in meanwhile, and that of the parameters that left it."""
 
     def __init__(self) -> None:
+        self.own: dict[int, StorageWeakRef] = {}
         self.moved: dict[int, StorageWeakRef] = {}
         self.had_twins = False
 
-    def move(self, data: Tensor) -> Tensor:
-        storage = data.untyped_storage()
-        known = self.moved.get(storage._cdata)
-        if known is not None and not known.expired():  # type: ignore[no-untyped-call]
+    def note(self, result: Any, given: Sequence[Any]) -> None:
+        """Take down what tensors of a function's `result` have memory that none of the `given` ones has."""
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if type(tensor) is Tensor and not tensor.is_meta and not _is_view(tensor, given):
+                storage = tensor.untyped_storage()
+                self.own[storage._cdata] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+
+    def move(self, parameter: nn.Parameter) -> None:
+        """Put a parameter that was made meanwhile on the meta device; it stays the same object.
+
+        One whose memory is older may be someone else's, and is left alone, as is one of another class.
+        """
+        if type(parameter) is not nn.Parameter or parameter.is_meta:
+            return
+        storage = parameter.untyped_storage()
+        if not _is_alive(self.own.get(storage._cdata)):
+            return
+        if _is_alive(self.moved.get(storage._cdata)):
             self.had_twins = True
-        self.moved[storage._cdata] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-        return data.detach().to("meta")
+        reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+        del storage
+        twin = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+        twin.__dict__.update(vars(parameter))
+        try:
+            torch.utils.swap_tensors(parameter, twin)  # type: ignore[no-untyped-call]
+        except RuntimeError:
+            return  # autograd or a weak reference holds it: `defects` will find its values
+        self.moved[reference.cdata] = reference
 
     def is_shared(self) -> bool:
         """Whether a parameter shared its memory with another one, or with a tensor that still lives.
 
         Writing to the parameter of a real model would change the other too.
         """
-        return self.had_twins or not all(
-            reference.expired()  # type: ignore[no-untyped-call]
-            for reference in self.moved.values()
-        )
+        return self.had_twins or any(map(_is_alive, self.moved.values()))
 
 
-@contextmanager
-def parameters_on_meta() -> Iterator[Births]:
-    """While open, each `nn.Parameter` that this thread makes is on the meta device."""
-    original = nn.Parameter.__dict__["__new__"]
-    make = nn.Parameter.__new__
-    thread = threading.get_ident()
-    births = Births()
-
-    def born_on_meta(cls: type[nn.Parameter], data: Any = None, requires_grad: bool = True) -> Any:
-        is_plain = type(data) is Tensor or type(data) is nn.Parameter
-        if is_plain and not data.is_meta and threading.get_ident() == thread:
-            data = births.move(data)
-        return make(cls, data, requires_grad)
-
-    nn.Parameter.__new__ = staticmethod(born_on_meta)  # type: ignore[method-assign, assignment]
-    try:
-        yield births
-    finally:
-        nn.Parameter.__new__ = original  # type: ignore[method-assign]
+def _is_view(tensor: Tensor, given: Sequence[Any]) -> bool:
+    """Whether `tensor` lies in the memory of one of `given`."""
+    return any(isinstance(other, Tensor) and _storage(other) == _storage(tensor) for other in given)
 
 
-class NothingToFill(TorchFunctionMode):
-    """While active, filling a tensor on the meta device with random numbers does nothing at all.
+def _is_alive(reference: StorageWeakRef | None) -> bool:
+    return reference is not None and not reference.expired()  # type: ignore[no-untyped-call]
 
-    It would have no effect but to load torch's decompositions, for which it takes a second.
+
+class ParametersOnMeta(TorchFunctionMode):
+    """While active, each parameter that this thread makes goes to the meta device as a module takes it.
+
+    torch keeps the stack of modes for each thread, so no other thread sees anything of it. To fill a tensor
+    on the meta device with random numbers does nothing at all: it would have no effect but to load torch's
+    decompositions, for which it takes a second. Nor does torch warn that weights which a constructor loads
+    by itself go nowhere; they are not needed.
+
+    Source: torch.nn.Module.register_parameter, which asks for the parameter's `grad_fn`, and
+    _load_from_state_dict, which asks whether it `is_meta`.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.births = Births()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in FILLS:
+        if func == GRAD_FN and isinstance(args[0], nn.Parameter):
+            self.births.move(args[0])
+        elif func == IS_META and sys._getframe(1).f_code is LOAD:
+            return False
+        elif getattr(func, "__name__", "") in FILLS:
             target = args[0] if args else kwargs.get("tensor")  # torch.nn.init passes it by name
             if isinstance(target, Tensor) and target.is_meta:
                 return target
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        self.births.note(result, [*args, *kwargs.values()])
+        return result
 
 
 def defects(model: nn.Module) -> Iterator[str]:
@@ -133,7 +160,9 @@ def defects(model: nn.Module) -> Iterator[str]:
     for name, tensor in model.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor) or is_lazy(tensor):
             continue
-        if tensor.is_meta and (type(tensor) is not nn.Parameter or _attributes(tensor)):
+        if isinstance(tensor, nn.Parameter) and not tensor.is_meta:
+            yield f"{name}: has values, for it was not made here or is of a class of its own"
+        elif tensor.is_meta and (type(tensor) is not nn.Parameter or _attributes(tensor)):
             yield f"{name}: is more than a plain parameter, which is all that assignment makes"
         if owners.setdefault(_storage(tensor), id(tensor)) != id(tensor):
             yield f"{name}: shares its memory with another name of the state dict"

@@ -314,3 +314,16 @@ def test_nothing_warns(tmp_path: Path, model: nn.Module) -> None:
         ptsave.save(tmp_path / "m.pt", model, hyperparameters=HYPERPARAMETERS)
         ptsave.load(tmp_path / "m.pt", trust_recorded=True)
         ptsave.open(tmp_path / "m.pt").close()
+
+
+def test_loading_in_many_threads_leaves_torch_alone(tmp_path: Path) -> None:
+    config = tmp_path / "net.toml"
+    config.write_text('[model]\nclass = "torch.nn.Linear"\n[model.args]\nin_features = 3\nout_features = 2\n')
+    model = nn.Linear(3, 2)
+    ptsave.save(tmp_path / "m.pt", model)
+    make = nn.Parameter.__new__
+    with ThreadPoolExecutor(6) as pool:
+        loaded = list(pool.map(lambda _: ptsave.load(tmp_path / "m.pt", config=config), range(24)))
+    assert all(same(model, other) for other in loaded)
+    assert nn.Parameter.__new__ is make
+    assert not nn.Linear(3, 2).weight.is_meta

@@ -11,13 +11,15 @@ import warnings
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from threading import Thread
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from ptsave.examples import TinyTransformer
-from ptsave.torch_layer.skeleton import build_skeleton, defects, parameters_on_meta, reachable_tensors
+from ptsave.torch_layer.skeleton import ParametersOnMeta, build_skeleton, defects, reachable_tensors
 
 X = torch.linspace(-1, 1, 24).reshape(4, 6)
 
@@ -385,30 +387,94 @@ def test_requires_grad_and_dtype_are_kept() -> None:
     assert model.weight.dtype == torch.bfloat16
 
 
-def test_parameters_are_real_again_afterwards() -> None:
-    build_skeleton(lambda: nn.Linear(2, 2))
-    build_skeleton(ReadsItsWeights)
-    assert not nn.Linear(2, 2).weight.is_meta
-    assert isinstance(nn.Parameter.__dict__["__new__"], staticmethod)
+class Raises(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+        raise OSError("no such file")
 
 
-def test_another_thread_is_not_affected() -> None:
-    from threading import Thread
+class Nests(nn.Module):
+    """A constructor that builds another skeleton."""
 
-    seen = []
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+        self.num_inner = sum(p.is_meta for p in build_skeleton(Tied).parameters())
+        self.last = nn.Linear(6, 6)
 
-    def construct() -> nn.Module:
-        thread = Thread(target=lambda: seen.append(nn.Linear(2, 2).weight.is_meta))
+
+def test_what_is_older_than_the_build_is_left_alone() -> None:
+    shared = nn.Parameter(torch.ones(3))
+
+    class Borrows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(6, 6)
+            self.shared = shared
+
+    assert build_skeleton(Borrows) is None
+    assert torch.equal(shared.detach(), torch.ones(3))
+
+
+def test_registries_that_are_filled_by_hand_and_old_constructors() -> None:
+    class ByHand(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self._parameters["weight"] = nn.Parameter(torch.zeros(6))
+
+    class Old(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.Tensor(6, 6))
+
+    model = build_skeleton(ByHand)
+    assert model is not None
+    assert model.get_parameter("weight").is_meta
+    assert build_skeleton(Old) is None
+
+
+def test_nothing_is_patched_for_any_thread() -> None:
+    """Skeletons in many threads, of constructors that raise and that nest, beside a user's own modules."""
+    before = {name: value for name, value in vars(nn.Parameter).items() if callable(value)}
+    registering, filters = nn.Module.register_parameter, list(warnings.filters)
+    constructs = [TinyTransformer, Raises, Nests, LoadsItself, ReadsItsWeights, lambda: nn.LSTM(6, 6)]
+    built: list[nn.Module | None] = []
+    ordinary: list[nn.Module] = []
+    problems: list[BaseException] = []
+
+    def run(work: Callable[[], None]) -> Thread:
+        def guarded() -> None:
+            try:
+                work()
+            except BaseException as error:
+                problems.append(error)
+
+        return Thread(target=guarded)
+
+    def build(first: int) -> None:
+        built.extend(build_skeleton(constructs[(first + k) % len(constructs)]) for k in range(12))
+
+    threads = [run(partial(build, i)) for i in range(8)]
+    threads += [run(lambda: ordinary.extend(nn.Linear(6, 6) for _ in range(200))) for _ in range(4)]
+    for thread in threads:
         thread.start()
+    for thread in threads:
         thread.join()
-        return nn.Linear(2, 2)
-
-    assert build_skeleton(construct) is not None
-    assert seen == [False]
+    assert not problems
+    skeletons = [model for model in built if model is not None]
+    assert len(skeletons) == 8 * 12 * 4 // 6
+    assert all(parameter.is_meta for model in skeletons for parameter in model.parameters())
+    assert all(model.num_inner == 1 for model in skeletons if isinstance(model, Nests))
+    assert not any(parameter.is_meta for model in ordinary for parameter in model.parameters())
+    assert not any(parameter.is_meta for parameter in TinyTransformer().parameters())
+    assert before == {name: value for name, value in vars(nn.Parameter).items() if callable(value)}
+    assert nn.Module.register_parameter is registering
+    assert warnings.filters == filters
 
 
 def test_a_defect_names_its_place() -> None:
-    with parameters_on_meta():
+    with ParametersOnMeta():
         model = ListsItsParameters()
     assert list(defects(model)) == ["weights.0: shares its memory with a name of the state dict"]
 
