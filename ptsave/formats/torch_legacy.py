@@ -35,7 +35,8 @@ _MAGIC_TEXT = str(MAGIC_NUMBER).encode()
 _MAGIC_WITHIN = 64
 _HINT = "the file is damaged; copy or download it again"
 
-Key = str | int
+Key = str | int | bytes
+"""Keys are equal where Python says so: torch keeps them in one dict, as the pickle has them."""
 
 
 def sniff(file: InputFile, head: bytes) -> bool:
@@ -102,6 +103,7 @@ class LegacyStorages:
         self._roots: dict[Key, StorageNode] = {}
         self._storages: dict[Key, FileStorage] = {}
         self._views: dict[Key, tuple[Key, StorageNode]] = {}
+        self._empty: dict[tuple[Key, DType], StorageNode] = {}
 
     def __call__(self, persistent_id: Any) -> Any:
         """`("storage", class, key, location, number of elements, view)` or `("module", class, file, source)`.
@@ -141,9 +143,18 @@ class LegacyStorages:
                 )
             storage = self._storages[key] = FileStorage(self.file, -1, num_bytes)
             root = self._roots[key] = StorageNode(name, dtype, count, storage)
+        elif root.num_elements == 0 and count == 0 and root.dtype is not dtype:
+            # torch: no two tensors share a storage of no bytes, so each may have a type of its own
+            root = self._empty.setdefault((key, dtype), StorageNode(name, dtype, 0, self._storages[key]))
         elif root.dtype is not dtype or root.num_elements != count:
             raise CorruptError(f"storage {str(key)[:40]} is described in two ways")
+        if key in self._views:
+            raise self._is_two(key)
         return root
+
+    def _is_two(self, key: Key) -> CorruptError:
+        """Storages and views of them have one namespace: torch takes whichever came first."""
+        return CorruptError(f"the key {str(key)[:40]} is of a storage and of a view")
 
     def _view(self, view: Any, root_key: Key, root: StorageNode) -> StorageNode:
         """`(key, offset, number of elements)`: a part of a storage, shared under a key of its own."""
@@ -154,6 +165,8 @@ class LegacyStorages:
             raise CorruptError("a view of a storage is malformed")
         if offset + count > root.num_elements:
             raise CorruptError(f"a view of storage {str(root_key)[:40]} goes past its end")
+        if key in self._roots:
+            raise self._is_two(key)
         known = self._views.get(key)
         if known is None:
             node = StorageNode(root.name, root.dtype, count, root.storage, first=offset)
@@ -203,8 +216,6 @@ class LegacyStorages:
 
 def _key(raw: Any) -> Key:
     """A storage's key: text of a number in most files, a number or Python 2's bytes in some."""
-    if isinstance(raw, bytes):
-        return raw.decode("latin-1")
-    if type(raw) is str or type(raw) is int:
+    if type(raw) is str or type(raw) is int or type(raw) is bytes:
         return raw
     raise CorruptError("a storage's key is neither text nor a number")

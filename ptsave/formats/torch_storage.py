@@ -65,6 +65,14 @@ class StorageNode(Opaque):
         yield "data", TensorEntry("", self.dtype, (count,), (1,), self.storage, self.first)
 
 
+class MetaStorage(Opaque):
+    """A storage on torch's meta device, of which TorchScript writes an empty record: it has no bytes."""
+
+    def __init__(self, dtype: DType) -> None:
+        self.name = "torch.meta"
+        self.dtype = dtype
+
+
 def storage_type(kind: Any) -> DType | None:
     """The element type of a storage class as a pickle names it; None for anything else.
 

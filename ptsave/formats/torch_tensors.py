@@ -13,7 +13,7 @@ from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.storage import MemoryStorage
 from ptsave.errors import CorruptError, LimitError
 from ptsave.formats.pickle_shapes import UNKNOWN, Budget, Known
-from ptsave.formats.torch_storage import UINT8, StorageNode
+from ptsave.formats.torch_storage import UINT8, MetaStorage, StorageNode
 
 MAX_RANK = 64
 """Cap on a tensor's number of dimensions, as in torch."""
@@ -95,6 +95,9 @@ def _rebuild_tensor_v2(args: tuple[Any, ...], budget: Budget) -> Any:
         kind = _kind_of_bits(bits)
     else:
         return UNKNOWN
+    if type(node) is MetaStorage:
+        state = {"dtype": node.dtype, "size": size, "stride": stride, "requires_grad": requires_grad}
+        return Opaque("torch.meta", (), state)
     return tensor(node, _dtype_of(node), offset, size, stride, requires_grad, kind)
 
 

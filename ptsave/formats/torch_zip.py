@@ -24,7 +24,7 @@ from ptsave.formats.base import FileFormat
 from ptsave.formats.inert_pickle import Loaded, load
 from ptsave.formats.pickle_shapes import Shapes
 from ptsave.formats.torch_objects import torch_shapes
-from ptsave.formats.torch_storage import StorageNode, storage_id, storage_type
+from ptsave.formats.torch_storage import MetaStorage, StorageNode, storage_id, storage_type
 from ptsave.formats.zip_checks import check_storages, crc32_of
 from ptsave.formats.zip_reader import DEFLATED, ZipDirectory
 from ptsave.formats.zip_sniff import ZIP_MAGIC, directory_of, sniffed_directory
@@ -121,13 +121,19 @@ def load_record(directory: ZipDirectory, name: str, shapes: Shapes) -> Loaded:
 class ZipStorages:
     """Finds the storages that a pickle names by persistent id among an archive's records."""
 
-    def __init__(self, directory: ZipDirectory, prefix: str, big_endian: bool) -> None:
+    def __init__(
+        self, directory: ZipDirectory, prefix: str, big_endian: bool, *, has_meta: bool = False
+    ) -> None:
+        """`has_meta`: whether a storage on the meta device may have an empty record, as in TorchScript."""
+        self.has_meta = has_meta
         self.directory = directory
         self.prefix = prefix
         self.big_endian = big_endian
         self._nodes: dict[str, StorageNode] = {}
+        self._empty: dict[tuple[str, DType], StorageNode] = {}
+        """By key and elements: torch makes a storage of no bytes anew each time that it is named."""
 
-    def __call__(self, persistent_id: Any) -> StorageNode:
+    def __call__(self, persistent_id: Any) -> StorageNode | MetaStorage:
         """The storage of `("storage", class, key, location, number of elements)`; one object a key.
 
         Raises: CorruptError when there is no such record, or it has another length.
@@ -136,18 +142,28 @@ class ZipStorages:
             persistent_id = storage_id(persistent_id)
         if type(persistent_id) is not tuple or len(persistent_id) != 5:
             raise CorruptError("refers to something that is not a storage")
-        tag, kind, key, _location, count = persistent_id
-        if type(key) is bytes:  # Python 2
-            key = key.decode("latin-1")
+        tag, kind, key, location, count = persistent_id
+        if type(key) is bytes:
+            raise CorruptError("names a storage by bytes, which torch takes for another record's name")
         dtype = storage_type(kind)
         if dtype is None or type(key) is not str or (tag != "storage" and tag != b"storage"):
             raise CorruptError("refers to something that is not a storage")
+        if self.has_meta and location == "meta" and self._has_no_bytes(key):
+            return MetaStorage(dtype)
         node = self._nodes.get(key)
         if node is None:
             node = self._nodes[key] = self._find(key, kind.name, dtype, count)
+        elif node.dtype is not dtype and node.num_elements == 0 and count == 0:
+            node = self._empty.get((key, dtype))
+            if node is None:
+                node = self._empty[key, dtype] = self._find(key, kind.name, dtype, count)
         elif node.dtype is not dtype or node.num_elements != count:
             raise CorruptError(f"storage {key[:40]!r} is described in two ways")
         return node
+
+    def _has_no_bytes(self, key: str) -> bool:
+        entry = self.directory.entries.get(self.prefix + key)
+        return entry is not None and entry.num_bytes == 0
 
     def _find(self, key: str, class_name: str, dtype: DType, count: Any) -> StorageNode:
         name = self.prefix + key

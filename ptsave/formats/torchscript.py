@@ -114,7 +114,7 @@ def read(file: InputFile) -> Checkpoint:
             return torch_objects.build(target, state, budget)
 
         def unpickle(name: str) -> Loaded:
-            storages = ZipStorages(directory, f"{top}{name}/", is_big)
+            storages = ZipStorages(directory, f"{top}{name}/", is_big, has_meta=True)
             return load_record(directory, f"{top}{name}.pkl", Shapes(_SHAPES, build, storages))
 
         loaded = unpickle("data")

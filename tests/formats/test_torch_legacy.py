@@ -14,6 +14,7 @@ import torch
 from ptsave.errors import CorruptError, PtsaveError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.torch_legacy import MAGIC_NUMBER, PROTOCOL_VERSION
+from tests.attacks import torch_files as tf
 from tests.formats.torch_reading import assert_holds, assert_same, packaged
 
 
@@ -215,3 +216,34 @@ def test_old_parameters_and_tensors(tmp_path: Path) -> None:
         assert (tensor_entry.shape, tensor_entry.offset) == ((2,), 1)
         assert parameter_entry.storage is tensor_entry.storage
         assert not checkpoint.globals
+
+
+OTHER = struct.pack("<4f", 9, 9, 9, 9)
+COLLISIONS = {
+    "a view's key is another storage's": (
+        [tf.legacy_tensor(key="1"), tf.legacy_tensor(size=(2,), view=("1", 0, 2))],
+        ("1", "0"),
+    ),
+    "a storage's key is a view's": (
+        [tf.legacy_tensor(size=(2,), view=("1", 0, 2)), tf.legacy_tensor(key="1")],
+        ("0", "1"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COLLISIONS)
+def test_keys_of_storages_and_views_are_one_namespace(name: str, tmp_path: Path) -> None:
+    root, keys = COLLISIONS[name]
+    path = tmp_path / "a.pth"
+    path.write_bytes(tf.legacy(root, keys, [(4, tf.FOUR), (4, OTHER)]))
+    with pytest.raises(CorruptError, match="is of a storage and of a view"):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize("other", [0, b"0", "00"])
+def test_keys_of_other_types_are_other_storages(other: Any, tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    root = {"a": tf.legacy_tensor(), "b": tf.legacy_tensor(key=other)}
+    path.write_bytes(tf.legacy(root, ("0", other), [(4, tf.FOUR), (4, OTHER)]))
+    with open_checkpoint(path) as checkpoint:
+        assert_holds(checkpoint, torch.load(path, weights_only=False))

@@ -20,6 +20,7 @@ from ptsave.core.dtypes import BY_NAME, TABLE
 from ptsave.core.nodes import Opaque
 from ptsave.errors import CorruptError, LimitError
 from ptsave.formats import open_checkpoint
+from tests.attacks import torch_files as tf
 from tests.formats.torch_reading import assert_holds, assert_same, bytes_of, bytes_of_torch, packaged
 
 KINDS = ("float", "complex", "int", "uint", "bool")
@@ -459,3 +460,25 @@ def test_big_arrays_stay_in_the_file(tmp_path: Path) -> None:
         data = checkpoint.data
         assert data["array.shape"] == (1_000_000,)
         assert data["array.data.num_bytes"] == 8_000_000
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_one_empty_storage_of_two_dtypes(is_zip: bool, tmp_path: Path) -> None:
+    """torch lets two dtypes share a storage only where it has no bytes."""
+    empty = torch.empty(0)
+    tree = {"e": empty, "v": empty.view(torch.int32), "again": empty.view(torch.int32), "w": torch.ones(2)}
+    path = tmp_path / "a.pt"
+    with open_checkpoint_of(path, tree, _use_new_zipfile_serialization=is_zip) as (checkpoint, expected):
+        assert_holds(checkpoint, expected)
+        assert checkpoint.tensors["v"].dtype is BY_NAME["int32"]
+
+
+def test_keys_that_only_one_reader_takes_for_equal(tmp_path: Path) -> None:
+    """torch looks for a record that is called `data/b'0'`."""
+    path = tmp_path / "a.pt"
+    of_bytes = tf.tensor(of=tf.storage(key=b"0"))
+    other = struct.pack("<4f", 9, 9, 9, 9)
+    path.write_bytes(tf.pt({"w": of_bytes}, {"0": tf.FOUR, "b'0'": other}))
+    assert torch.load(path, weights_only=False)["w"].tolist() == [9] * 4
+    with pytest.raises(CorruptError, match="by bytes"):
+        open_checkpoint(path)

@@ -126,3 +126,13 @@ def test_a_script_model_does_not_need_torch(archive: Path) -> None:
     code = f"import sys; from ptsave.formats import open_checkpoint as o; o({str(archive)!r}).tensors; "
     code += "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_model_on_the_meta_device(tmp_path: Path) -> None:
+    """Its records are empty: the tensors have a shape and no bytes."""
+    path = tmp_path / "meta.pt"
+    torch.jit.save(torch.jit.script(torch.nn.Linear(3, 4, device="meta")), path)
+    with open_checkpoint(path) as checkpoint:
+        assert not checkpoint.tensors
+        assert checkpoint.data["weight"].name == "torch.meta"
+        assert checkpoint.data["weight.size"] == (4, 3)
