@@ -26,6 +26,7 @@ from ptsave.formats import (
 )
 from ptsave.formats.base import HEAD_BYTES, FileFormat, FolderFormat
 from ptsave.formats.folder_files import fingerprint
+from ptsave.formats.one_reading import check_one_reading
 
 FILE_FORMATS: tuple[FileFormat, ...] = (
     safetensors.FORMAT,
@@ -58,6 +59,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         head = file.read_at(0, min(HEAD_BYTES, file.size_bytes))
         for known in FILE_FORMATS:
             if known.sniff(file, head):
+                check_one_reading(file, head, known.name)
                 return known.read(file)
         raise named.refusal(file, head)
     except BaseException:

@@ -21,7 +21,7 @@ from typing import Any
 from ptsave.core.memory import no_garbage_collection
 from ptsave.core.nodes import Global, GlobalUse, Opaque
 from ptsave.core.storage import MemoryStorage, Storage
-from ptsave.errors import CorruptError, LimitError
+from ptsave.errors import CorruptError, LimitError, PtsaveError
 from ptsave.formats.pickle_keys import LONG_KEY
 from ptsave.formats.pickle_machine import TRUNCATED, Machine
 from ptsave.formats.pickle_opcodes import MARKED, PLAIN
@@ -71,6 +71,20 @@ def load(source: Storage | bytes, start: int, shapes: Shapes, where: str) -> Loa
     for use in machine.uses.values():
         use.count = max(use.count, 1)
     return Loaded(root, machine.uses, end, machine.budget.notes)
+
+
+def begin(source: Storage, shapes: Shapes, where: str) -> tuple[Any, dict[str, GlobalUse]]:
+    """What a file spells that may be a pickle, and the dotted names that an unpickler would meet in it.
+
+    Where the pickle breaks off, None, and the names up to there.
+    """
+    machine = Machine(source, 0, shapes, where)
+    with no_garbage_collection():
+        try:
+            root, _ = _run(machine)
+        except PtsaveError:
+            root = None
+    return root, machine.uses
 
 
 def _run(machine: Machine) -> tuple[Any, int]:

@@ -7,8 +7,8 @@ from typing import Any
 from ptsave.core.files import InputFile
 from ptsave.core.nodes import GlobalUse, Opaque
 from ptsave.core.storage import FileStorage
-from ptsave.errors import PtsaveError, UnknownFormatError
-from ptsave.formats.inert_pickle import load
+from ptsave.errors import UnknownFormatError
+from ptsave.formats.inert_pickle import begin
 from ptsave.formats.torch_objects import torch_shapes
 
 MAX_NAMES_SHOWN = 5
@@ -28,10 +28,7 @@ def refusal(file: InputFile, head: bytes) -> UnknownFormatError | None:
     if not starts_binary and (not head or head[0] not in _TEXT_STARTS):
         return None
     source = FileStorage(file, 0, file.size_bytes)
-    try:
-        found = load(source, 0, torch_shapes(_outside), str(file.path)).globals
-    except PtsaveError:
-        found = {}
+    _, found = begin(source, torch_shapes(_outside), str(file.path))
     if not starts_binary and not found:
         return None
     what = "is a Python pickle, and not of torch.save"

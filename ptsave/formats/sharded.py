@@ -20,6 +20,7 @@ from ptsave.core.verdict import Finding
 from ptsave.errors import CorruptError, LimitError, MissingFileError, UnreadableError
 from ptsave.formats import named, safetensors, torch_legacy, torch_zip
 from ptsave.formats.base import HEAD_BYTES, FileFormat, FolderFormat
+from ptsave.formats.one_reading import check_one_reading
 from ptsave.formats.strict_json import parse_object
 
 SAFETENSORS = "safetensors-sharded"
@@ -222,6 +223,7 @@ def _open_shard(file: InputFile) -> Checkpoint:
             raise CorruptError(
                 "is called .safetensors and is a pickle", str(file.path), "no program writes such a folder"
             )
+        check_one_reading(file, head, known.name)
         return known.read(file)
     except BaseException:
         file.close()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import Any
 
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.files import InputFile
@@ -25,35 +25,21 @@ from ptsave.formats.base import FileFormat
 from ptsave.formats.inert_pickle import load
 from ptsave.formats.torch_objects import torch_shapes
 from ptsave.formats.torch_storage import StorageNode, storage_type
+from ptsave.formats.torch_tar_members import Member, holds_torch, is_tar
+from ptsave.formats.torch_tar_members import members as torch_members
 from ptsave.formats.torch_tensors import MAX_RANK, tensor
 
-MAX_MEMBERS = 64
-"""Cap on the members of the archive that are looked at."""
 MAX_TENSORS = 200_000
 """Cap on the storages, the views and the tensors, each."""
 
-_BLOCK_BYTES = 512
-_REGULAR = (b"0", b"\0")
-_NEEDED = ("storages", "tensors", "pickle")
 _RANK = Struct("<i4x")
 _INT64 = 8
 _HINT = "the file is damaged; copy or download it again"
 
 
-class _Member(NamedTuple):
-    begin: int
-    end: int
-    """Offsets in the file, in bytes."""
-
-
 def sniff(file: InputFile, head: bytes) -> bool:
-    """A tar archive that has torch's members."""
-    if len(head) < _BLOCK_BYTES or not _is_header(head[:_BLOCK_BYTES]):
-        return False
-    try:
-        return set(_NEEDED) <= _members(file).keys()
-    except CorruptError:
-        return False
+    """A tar archive that has one of torch's members."""
+    return is_tar(head) and holds_torch(file)
 
 
 def read(file: InputFile) -> Checkpoint:
@@ -63,7 +49,7 @@ def read(file: InputFile) -> Checkpoint:
     """
     with ExitStack() as on_failure:
         on_failure.callback(file.close)
-        members = _members(file)
+        members = torch_members(file)
         uses: dict[str, GlobalUse] = {}
         storages = _read_storages(_Reader(file, members["storages"], "storages", uses))
         tensors = _read_tensors(_Reader(file, members["tensors"], "tensors", uses), storages)
@@ -88,50 +74,10 @@ def read(file: InputFile) -> Checkpoint:
 FORMAT = FileFormat("pt-tar", sniff, read)
 
 
-def _is_header(block: bytes) -> bool:
-    """Whether a block is a tar header: its checksum fits (the field itself counts as spaces)."""
-    stated = _octal(block[148:156])
-    return stated is not None and stated == sum(block[:148]) + 8 * 0x20 + sum(block[156:])
-
-
-def _octal(field: bytes) -> int | None:
-    text = field.strip(b" \0")
-    return int(text, 8) if text.isdigit() and not set(text) & set(b"89") else None
-
-
-def _members(file: InputFile) -> dict[str, _Member]:
-    """The regular files of the archive by name.
-
-    Raises: CorruptError when a header is malformed, or two members have one name.
-    """
-    where = str(file.path)
-    members: dict[str, _Member] = {}
-    at = 0
-    for _ in range(MAX_MEMBERS):
-        if at + _BLOCK_BYTES > file.size_bytes:
-            break
-        block = file.read_at(at, _BLOCK_BYTES)
-        if not block.strip(b"\0"):
-            break
-        size = _octal(block[124:136])
-        if not _is_header(block) or size is None:
-            raise CorruptError(f"the tar header at byte {at} is malformed", where, _HINT)
-        begin = at + _BLOCK_BYTES
-        if begin + size > file.size_bytes:
-            raise file.too_short(begin, size)
-        name = block[:100].rstrip(b"\0").decode("latin-1").removeprefix("./")
-        if block[156:157] in _REGULAR:
-            if name in members:
-                raise CorruptError(f"the tar archive has two members {name!r}", where, _HINT)
-            members[name] = _Member(begin, begin + size)
-        at = begin + -(-size // _BLOCK_BYTES) * _BLOCK_BYTES
-    return members
-
-
 class _Reader:
     """Reads one member from its beginning to its end; what its pickles name is added to `uses`."""
 
-    def __init__(self, file: InputFile, member: _Member, name: str, uses: dict[str, GlobalUse]) -> None:
+    def __init__(self, file: InputFile, member: Member, name: str, uses: dict[str, GlobalUse]) -> None:
         self.file = file
         self.uses = uses
         self.at, self.end = member
@@ -178,8 +124,8 @@ def _read_storages(reader: _Reader) -> dict[int, StorageNode]:
         if type(described) is not tuple or len(described) != 3:
             raise reader.corrupt("a storage's description is malformed")
         dtype = storage_type(described[2])
-        key = _int(described[0])
-        if dtype is None or key in storages:
+        key = described[0]
+        if dtype is None or type(key) is not int or key in storages:
             raise reader.corrupt("a storage's description is malformed")
         count = int.from_bytes(reader.take(_INT64), "little")
         num_bytes = count * dtype.itemsize
@@ -205,9 +151,12 @@ def _read_tensors(reader: _Reader, storages: dict[int, StorageNode]) -> dict[int
         described = reader.pickle()
         if type(described) is not tuple or len(described) != 3:
             raise reader.corrupt("a tensor's description is malformed")
-        key, storage_key = _int(described[0]), _int(described[1])
+        key, storage_key = described[:2]
+        if type(key) is not int or type(storage_key) is not int:
+            raise reader.corrupt("the key of a tensor or of its storage is no number")
         (rank,) = _RANK.unpack(reader.take(_RANK.size))
-        if key in tensors or storage_key not in storages or not 0 <= rank <= MAX_RANK:
+        # torch keeps storages and tensors in one table
+        if key in tensors or key in storages or storage_key not in storages or not 0 <= rank <= MAX_RANK:
             raise reader.corrupt("a tensor's description is malformed")
         shape, strides = reader.ints(rank), reader.ints(rank)
         (offset,) = reader.ints(1)

@@ -1,0 +1,75 @@
+"""Files that a second real reader would take for something else.
+
+torch.load goes by a file's first bytes: a zip archive where they are `PK\\3\\4`, else a tar archive where
+they are a tar header, else a pickle, which it runs. torch.jit.load, torch.export.load and Python's zipfile
+look for a zip archive at the file's end, whatever it begins with. So one file can be two.
+
+Source: torch/serialization.py (`load`, `_is_zipfile`, `_legacy_load`); miniz 3.0.2,
+`mz_zip_reader_locate_header_sig`; CPython's Lib/zipfile (`_EndRecData`); numpy/lib/_npyio_impl.py (`load`).
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Any
+
+from ptsave.core.files import InputFile
+from ptsave.core.nodes import Opaque
+from ptsave.core.storage import FileStorage
+from ptsave.errors import CorruptError
+from ptsave.formats import torch_legacy, torch_tar
+from ptsave.formats.inert_pickle import begin
+from ptsave.formats.torch_legacy import MAGIC_NUMBER
+from ptsave.formats.torch_objects import torch_shapes
+from ptsave.formats.torch_tar_members import is_tar
+from ptsave.formats.zip_sniff import ZIP_MAGIC
+
+_TAR, _LEGACY = torch_tar.FORMAT.name, torch_legacy.FORMAT.name
+_END = Struct("<4s4H2LH")
+_LISTED_SIGNATURE = b"PK\1\2"
+_MAX_TAIL_BYTES = _END.size + 0xFFFF
+_HINT = "no program writes such a file; do not open it with anything, and get it from its source"
+
+
+def check_one_reading(file: InputFile, head: bytes, format_name: str) -> None:
+    """Refuse a file of the format `format_name` that is of another one for another reader.
+
+    Raises: CorruptError.
+    """
+    if head.startswith(ZIP_MAGIC):
+        return  # the zip reader holds its beginning and its end against each other
+    where = str(file.path)
+    if format_name != _TAR and is_tar(head):
+        raise CorruptError("begins as a tar archive too, which torch.load takes it for", where, _HINT)
+    if format_name not in (_TAR, _LEGACY):
+        root, names = begin(FileStorage(file, 0, file.size_bytes), torch_shapes(_any_id), where)
+        if names or root == MAGIC_NUMBER:
+            what = "begins as a pickle too, which torch.load takes it for"
+            what += f"; it would use {next(iter(names))}" if names else ""
+            raise CorruptError(what, where, _HINT)
+    if _ends_as_zip(file):
+        raise CorruptError(
+            "ends as a zip archive too, which zip readers (torch.jit.load) take it for", where, _HINT
+        )
+
+
+def _any_id(persistent_id: Any) -> Opaque:
+    return Opaque("persistent id", (persistent_id,))
+
+
+def _ends_as_zip(file: InputFile) -> bool:
+    """Whether an end record lies where zip readers look for it, behind a directory."""
+    tail_bytes = min(file.size_bytes, _MAX_TAIL_BYTES)
+    begin = file.size_bytes - tail_bytes
+    tail = file.read_at(begin, tail_bytes)
+    at = len(tail)
+    while (at := tail.rfind(b"PK\5\6", 0, at)) >= 0:
+        if at + _END.size > len(tail):
+            continue
+        *_, num_bytes, offset, _ = _END.unpack_from(tail, at)
+        for directory in (offset, begin + at - num_bytes):
+            if 0 <= directory <= file.size_bytes - 4 and file.read_at(directory, 4) == _LISTED_SIGNATURE:
+                return True
+        if file.read_at(max(begin + at - 20, 0), 4) == b"PK\6\7":  # zip64: the sizes stand elsewhere
+            return True
+    return False
