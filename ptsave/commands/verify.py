@@ -77,7 +77,7 @@ def _verify_alone(mode: Mode, request: Request) -> Outcome:
         if model is not None:
             other = model.other
         with progress(mode, "reading", verb.total_bytes(asked.names, source, other)) as advance:
-            subject = verb.Subject(source, other, asked, request.allow, advance)
+            subject = verb.Subject(source, other, asked, request.allow, advance, select=request.select)
             if model is not None:
                 subject = replace(subject, parameters=model.parameters, tolerance=model.config.tolerance)
             findings = verb.verify_file(subject, began)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.select import comparable
+from ptsave.core.select import Content
 from ptsave.core.verdict import Finding, places
 
 
@@ -15,15 +15,14 @@ def damage(bad: Sequence[str], total: int, checksum: str) -> str:
     return f"damaged: {len(bad)} of {total} tensors {verb} not match {its} {checksum} ({first_names(bad)})"
 
 
-def difference(findings: Sequence[Finding], one: Checkpoint, other: Checkpoint) -> str:
-    """How the tensors differ from those that `--against` names; empty where they do not."""
-    here, there = comparable(one, other)
-    bad = [name for name in places(findings, "against", "fail") if name in here or name in there]
+def difference(findings: Sequence[Finding], here: Content, there: Content, path: Path) -> str:
+    """How the tensors differ from those of `path`, which `--against` names; empty where they do not."""
+    known = here.tensors.keys() | there.tensors.keys()
+    bad = [name for name in places(findings, "against", "fail") if name in known]
     if not bad:
         return ""
     verb = "differs" if len(bad) == 1 else "differ"
-    total = len(here.keys() | there.keys())
-    return f"not the same weights as {other.path}: {len(bad)} of {total} tensors {verb} ({first_names(bad)})"
+    return f"not the same weights as {path}: {len(bad)} of {len(known)} tensors {verb} ({first_names(bad)})"
 
 
 def resumption(findings: Sequence[Finding]) -> str:

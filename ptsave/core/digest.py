@@ -1,7 +1,8 @@
 """Digests of tensors: what a tensor's bytes are, whatever the file that holds them.
 
 A digest is taken over `DTYPE[SIZE,SIZE,…]\\n` in ASCII (`float32[10,5]\\n`; `float32[]\\n` for a tensor
-without dimensions) and then the tensor's elements, contiguous, row-major, little-endian.
+without dimensions) and then the tensor's elements, contiguous, row-major, little-endian: those of its values,
+of a conjugate or negative view as if it were resolved.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from ptsave.core.dtypes import DType
 from ptsave.core.gather import contiguous
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.record import Digests, Record
+from ptsave.core.resolved import resolved
 from ptsave.core.storage import BLOCK_BYTES, MemoryStorage
 
 DEFAULT = "xxh3_128"
@@ -60,7 +62,8 @@ def _factory(algorithm: str) -> Callable[[bytes], Hasher]:
 
 
 def tensor_digest(entry: TensorEntry, algorithm: str = DEFAULT) -> str:
-    """The digest of one tensor, read in blocks."""
+    """The digest of one tensor's values, read in blocks."""
+    entry = resolved(entry)
     digest = hasher(algorithm, prefix(entry.dtype, entry.shape))
     storage, offset_bytes = contiguous(entry)
     if isinstance(storage, MemoryStorage):

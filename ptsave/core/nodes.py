@@ -10,6 +10,10 @@ from typing import Any
 from ptsave.core.dtypes import DType
 from ptsave.core.storage import Storage
 
+UNRESOLVED = ("conj", "neg", "conj_neg", "neg_conj")
+"""What `TensorEntry.kind` says of views whose values are the conjugate or the negative of the bytes.
+Source: torch._utils.set_tensor_metadata."""
+
 
 @dataclass(slots=True, eq=False, repr=False)  # not frozen: that would take four times as long to make
 class TensorEntry:
@@ -28,8 +32,8 @@ class TensorEntry:
     offset: int
     """Of the first element in the storage, in elements."""
     kind: str = "tensor"
-    """`tensor` or `parameter`; else what it is in the file's own words (`sparse_coo`, `quantized`, a
-    subclass's dotted name): then converting it needs care."""
+    """`tensor` or `parameter`; else what it is in the file's own words (`conj`, a subclass's dotted name):
+    then converting it needs care."""
     requires_grad: bool = False
 
     def __repr__(self) -> str:
@@ -68,8 +72,9 @@ class TensorEntry:
 
     @property
     def view(self) -> tuple[int, int, tuple[int, ...], tuple[int, ...], str]:
-        """A key that is equal for two entries that are the same elements of the same storage."""
-        return (id(self.storage), self.offset, self.shape, self.strides, self.dtype.name)
+        """A key that is equal for two entries that are the same values of the same storage."""
+        what = f"{self.kind} {self.dtype.name}" if self.kind in UNRESOLVED else self.dtype.name
+        return (id(self.storage), self.offset, self.shape, self.strides, what)
 
     def named(self, name: str) -> TensorEntry:
         """The same tensor under another name."""

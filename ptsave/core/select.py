@@ -34,7 +34,7 @@ class Selection:
     metadata: Any = None
     """The `_metadata` that torch keeps module versions in, where the file has it."""
     original: Mapping[str, str] = field(default_factory=dict)
-    """Name here → the tensor's name in the checkpoint."""
+    """Name here, of a tensor or of what is none → its name in the checkpoint."""
     stripped: tuple[str, ...] = ()
     """The wrapper prefixes that were removed."""
     others: tuple[str, ...] = ()
@@ -82,18 +82,87 @@ def select_model(checkpoint: Checkpoint, key: str | None = None) -> Selection:
     return strip_wrappers(selection)
 
 
-def comparable(a: Checkpoint, b: Checkpoint) -> tuple[Mapping[str, TensorEntry], Mapping[str, TensorEntry]]:
-    """All tensors of both where they have the same names, else the models' state dicts in them."""
-    if a.tensors.keys() == b.tensors.keys():
-        return a.tensors, b.tensors
-    return _model_or_all(a), _model_or_all(b)
+@dataclass(frozen=True)
+class Content:
+    """What of a checkpoint is compared with another one."""
+
+    tensors: Mapping[str, TensorEntry]
+    data: Mapping[str, Any]
+    """The leaves that are no tensors, by path."""
+    num_left_out: int = 0
+    """Tensors of the checkpoint that are not among them."""
 
 
-def _model_or_all(checkpoint: Checkpoint) -> Mapping[str, TensorEntry]:
+def content(checkpoint: Checkpoint) -> Content:
+    """All of a checkpoint, by its own names."""
+    return Content(checkpoint.tensors, checkpoint.data)
+
+
+def comparable(a: Checkpoint, b: Checkpoint, only_model: bool, key: str | None) -> tuple[Content, Content]:
+    """What of both is compared: all of it, under names that do not depend on where the models lie.
+
+    With `only_model`, or a `key` that chooses one in `a` (and in `b`, where it is there), nothing but the
+    two models.
+
+    Raises: UsageError or AmbiguousError where a model is asked for and is not found.
+    """
+    if not only_model and key is None:
+        if a.tensors.keys() == b.tensors.keys():
+            return content(a), content(b)
+        return _with_names_of_model(a), _with_names_of_model(b)
+    return _model_alone(a, select_model(a, key)), _model_alone(b, select_model(b, key_in(b, key)))
+
+
+def _with_names_of_model(checkpoint: Checkpoint) -> Content:
+    """All of a checkpoint, the model's own names first, where one is found and they are free."""
     try:
-        return select_model(checkpoint).tensors
+        selection = select_model(checkpoint)
     except (UsageError, AmbiguousError):
-        return checkpoint.tensors
+        return content(checkpoint)
+    rename = _Renaming(selection)
+    tensors = {rename(name): entry for name, entry in checkpoint.tensors.items()}
+    if len(tensors) < len(checkpoint.tensors):
+        return content(checkpoint)
+    return Content(tensors, {rename(path): leaf for path, leaf in checkpoint.data.items()})
+
+
+def _model_alone(checkpoint: Checkpoint, selection: Selection) -> Content:
+    rename = _Renaming(selection)
+    tensors = {rename(name): entry for name, entry in checkpoint.tensors.items() if rename.knows(name)}
+    data = {rename(path): leaf for path, leaf in checkpoint.data.items() if rename.knows(path)}
+    return Content(tensors, data, len(checkpoint.tensors) - len(tensors))
+
+
+class _Renaming:
+    """The names of a selection for what has others in its checkpoint, and for what lies inside of that."""
+
+    def __init__(self, selection: Selection) -> None:
+        self._names = {old: new for new, old in selection.original.items()}
+
+    def _front(self, name: str) -> str | None:
+        while name not in self._names:
+            name, dot, _ = name.rpartition(".")
+            if not dot:
+                return None
+        return name
+
+    def knows(self, name: str) -> bool:
+        return self._front(name) is not None
+
+    def __call__(self, name: str) -> str:
+        front = self._front(name)
+        return name if front is None else self._names[front] + name[len(front) :]
+
+
+def key_in(checkpoint: Checkpoint, key: str | None) -> str | None:
+    """`key` where it leads somewhere in `checkpoint`, else None: the model is to be found."""
+    if key is None:
+        return None
+    try:
+        _lookup(checkpoint, key)
+    except UsageError:
+        return None
+    return key
 
 
 def strip_wrappers(selection: Selection) -> Selection:
@@ -110,7 +179,7 @@ def strip_wrappers(selection: Selection) -> Selection:
         {renamed[name]: entry for name, entry in selection.tensors.items()},
         {renamed[name]: value for name, value in selection.extra.items()},
         selection.metadata,
-        {renamed[name]: selection.original[name] for name in selection.tensors},
+        {renamed[name]: original for name, original in selection.original.items()},
         stripped,
         selection.others,
         selection.is_own,
@@ -134,7 +203,7 @@ def named_as(selection: Selection, wanted: Iterable[str]) -> Selection:
         {own.get(name, name): entry for name, entry in selection.tensors.items()},
         {own.get(name, name): value for name, value in selection.extra.items()},
         selection.metadata,
-        {own.get(name, name): selection.original[name] for name in selection.tensors},
+        {own.get(name, name): original for name, original in selection.original.items()},
         tuple(prefix for prefix in selection.stripped if prefix not in stripped),
         selection.others,
         selection.is_own,
@@ -214,7 +283,7 @@ def _named(where: str, node: Any, others: tuple[str, ...], is_own: bool = False)
         tensors,
         {name: leaf for name, leaf in flat if not isinstance(leaf, TensorEntry)},
         getattr(node, "_metadata", None),
-        {name: f"{where}.{name}" if where else name for name in tensors},
+        {name: f"{where}.{name}" if where else name for name, _ in flat},
         (),
         others,
         is_own,

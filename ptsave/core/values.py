@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ptsave.core.dtypes import DType
 from ptsave.core.gather import contiguous
 from ptsave.core.nodes import TensorEntry
+from ptsave.core.resolved import resolved
 from ptsave.core.storage import BLOCK_BYTES
 from ptsave.errors import LimitError
 
@@ -94,7 +95,8 @@ def has_values(entry: TensorEntry) -> bool:
 def raw_blocks(entry: TensorEntry, max_bytes: int = BLOCK_BYTES) -> Iterator[memoryview]:
     """The bytes of `entry` in row-major order, in whole elements, `max_bytes` (or one element) at a time.
 
-    A block is valid until the next one is asked for.
+    They are those of its values: of a conjugate or negative view, as if it were resolved. A block is
+    valid until the next one is asked for.
 
     Raises: LimitError when a small storage is repeated past MAX_REPEATED_BYTES; CorruptError or
     UnreadableError when the storage cannot be read.
@@ -103,6 +105,7 @@ def raw_blocks(entry: TensorEntry, max_bytes: int = BLOCK_BYTES) -> Iterator[mem
     if not num_bytes:
         return
     _check_repeats(entry)
+    entry = resolved(entry)
     itemsize = entry.dtype.itemsize
     step = max(max_bytes // itemsize, 1) * itemsize
     storage, start = contiguous(entry)
@@ -167,6 +170,7 @@ def scalar(entry: TensorEntry) -> int | float | bool | None:
     form = _SCALAR.get(entry.dtype.name)
     if entry.num_elements != 1 or (form is None and entry.dtype.name != "bfloat16"):
         return None
+    entry = resolved(entry)
     itemsize = entry.dtype.itemsize
     buffer = bytearray(itemsize)
     entry.storage.read_into(entry.offset * itemsize, memoryview(buffer))

@@ -9,9 +9,9 @@ from ptsave.config import InputsSpec, Tolerance
 from ptsave.core.behaviour import Behaviour
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.memory import give_back
-from ptsave.core.select import select_model
+from ptsave.core.select import key_in, select_model
 from ptsave.core.verdict import Finding
-from ptsave.errors import LossyError, UnreadableError, UsageError
+from ptsave.errors import AmbiguousError, LossyError, UnreadableError, UsageError
 from ptsave.torch_layer.behaviour_check import coarser_dtype, judged
 from ptsave.torch_layer.inputs import make_inputs
 from ptsave.torch_layer.observe import observe
@@ -36,7 +36,7 @@ def against(subject: ModelSubject) -> Iterator[Finding]:
     except LossyError as error:
         yield Finding(CHECK, "skipped", "", f"no outputs were compared: {error}")
         return
-    except (UsageError, UnreadableError) as error:
+    except (UsageError, AmbiguousError, UnreadableError) as error:
         yield Finding(CHECK, "fail", "", f"{subject.other.path} does not run: {error}")
         return
     try:
@@ -64,7 +64,7 @@ def _behaviour_of_other(subject: ModelSubject, other: Checkpoint, inputs: Inputs
     """
     if subject.fresh is not None:
         return observe(subject.fresh.model, inputs, subject.device)
-    selection = select_model(other)
+    selection = select_model(other, key_in(other, subject.select))
     model = subject.load(other, selection)
     dtypes = Counter(entry.dtype.name for entry in selection.tensors.values())
     there = observe(model, inputs, subject.device, dtypes)

@@ -205,7 +205,7 @@ def _other(subject: ModelSubject, findings: Sequence[Finding]) -> str:
     failed = {finding.check for finding in findings if finding.level == "fail"}
     if subject.other is None or "against" not in failed or "behaviour" in failed:
         return ""
-    if line := difference(findings, subject.checkpoint, subject.other):
+    if line := difference(findings, *subject.sides, subject.other.path):
         return line
     found = subject.compared
     return f"another function than {subject.other.path}: the tensors are equal{_from(found) if found else ''}"

@@ -14,7 +14,7 @@ from ptsave.core.behaviour import Behaviour
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.keys import Expected, KeyReport, compare
 from ptsave.core.memory import give_back
-from ptsave.core.select import Selection, named_as, select_model
+from ptsave.core.select import Content, Selection, comparable, named_as, select_model
 from ptsave.errors import CorruptError
 from ptsave.torch_layer.build import build_model
 from ptsave.torch_layer.fill import expected_of, extra_of, fill
@@ -56,6 +56,12 @@ class ModelSubject:
         """The state dict that is the model's."""
         found = select_model(self.checkpoint, self.select)
         return named_as(found, self.skeleton.state_dict(keep_vars=True))
+
+    @cached_property
+    def sides(self) -> tuple[Content, Content]:
+        """What of the checkpoint and of `other` the check `against` holds side by side."""
+        assert self.other is not None
+        return comparable(self.checkpoint, self.other, self.fresh is not None, self.select)
 
     @cached_property
     def skeleton(self) -> nn.Module:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import cmath
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+from ptsave.core.candidates import EXTRA_STATE
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.compare import EXACT, ValueDiff, compare
 from ptsave.core.nodes import Global, Opaque, TensorEntry
+from ptsave.core.select import Content, content
 from ptsave.core.sharing import sharing_groups
+from ptsave.core.storage import BLOCK_BYTES, Storage
 from ptsave.core.values import has_values, values_per_element
 from ptsave.core.verdict import Counted
+from ptsave.formats.pickle_shapes import Payload
 
 Progress = Callable[[int], None]
 """Called with the bytes of tensors done since the last call; the calls add up to both sides' `num_bytes`."""
@@ -115,18 +119,56 @@ def diff(a: Checkpoint, b: Checkpoint, *, progress: Progress | None = None) -> D
 
     Raises: CorruptError, UnreadableError or LimitError when a tensor cannot be read.
     """
-    tensors = diff_tensors(a.tensors, b.tensors, progress=progress)
+    return diff_contents(content(a), content(b), progress=progress)
+
+
+def diff_contents(
+    a: Content, b: Content, *, progress: Progress | None = None, tolerance: ToleranceOf | None = None
+) -> Diff:
+    """Compare tensors and the data beside them by name, such as two models' that lie under other keys.
+
+    `tolerance` is as in `diff_tensors`.
+
+    Raises: as `diff`.
+    """
+    tensors = diff_tensors(a.tensors, b.tensors, progress=progress, tolerance=tolerance)
     both = [path for path in a.data if path in b.data]
-    return Diff(
-        tensors.only_in_a,
-        tensors.only_in_b,
-        tensors.tensors,
-        tensors.ties_broken,
-        tensors.ties_new,
-        tuple(path for path in a.data if path not in b.data),
-        tuple(path for path in b.data if path not in a.data),
-        tuple(DataDiff(p, a.data[p], b.data[p]) for p in both if not _same_leaf(a.data[p], b.data[p])),
+    return replace(
+        tensors,
+        data_only_in_a=tuple(path for path in a.data if path not in b.data),
+        data_only_in_b=tuple(path for path in b.data if path not in a.data),
+        data_changed=tuple(
+            DataDiff(p, a.data[p], b.data[p]) for p in both if not _same_leaf(a.data[p], b.data[p])
+        ),
     )
+
+
+def belonging_to_tensors(content: Content) -> set[str]:
+    """The paths of the data that is a part of a tensor (a scale, a sparse one's size), an array or a module.
+
+    What lies under an inert object that holds tensors, or is torch's or NumPy's, and a module's own extra
+    entries are; a learning rate or a step is not.
+    """
+    above = {head for name in content.tensors for head in _heads(name)}
+    objects = {
+        path
+        for path, leaf in content.data.items()
+        if isinstance(leaf, Opaque) and (path in above or leaf.name.startswith(("torch.", "numpy.")))
+    }
+    return {
+        path
+        for path in content.data
+        if path in objects
+        or any(head in objects or head.endswith(EXTRA_STATE) for head in (*_heads(path), path))
+    }
+
+
+def _heads(path: str) -> Iterator[str]:
+    """The paths of what `path` lies in."""
+    end = path.rfind(".")
+    while end > 0:
+        yield path[:end]
+        end = path.rfind(".", 0, end)
 
 
 def diff_tensors(
@@ -204,6 +246,8 @@ def _same_leaf(a: Any, b: Any) -> bool:
     if isinstance(a, Opaque) and isinstance(b, Opaque):
         if a.name != b.name:
             return False
+        if isinstance(a, Payload) and isinstance(b, Payload):
+            return a.storage.num_bytes == b.storage.num_bytes and _same_bytes(a.storage, b.storage)
         # The contents of all others are leaves of their own.
         return not (a.is_call_of_scalars and b.is_call_of_scalars) or _same_leaf(a.args, b.args)
     if isinstance(a, Global) and isinstance(b, Global):
@@ -212,3 +256,15 @@ def _same_leaf(a: Any, b: Any) -> bool:
         return False
     is_nan = isinstance(a, (float, complex)) and cmath.isnan(a) and cmath.isnan(b)
     return is_nan or bool(a == b)
+
+
+def _same_bytes(a: Storage, b: Storage) -> bool:
+    """Whether two storages of one size hold the same bytes."""
+    one, other = (memoryview(bytearray(min(BLOCK_BYTES, a.num_bytes))) for _ in range(2))
+    for start in range(0, a.num_bytes, BLOCK_BYTES):
+        length = min(BLOCK_BYTES, a.num_bytes - start)
+        a.read_into(start, one[:length])
+        b.read_into(start, other[:length])
+        if one[:length].tobytes() != other[:length].tobytes():
+            return False
+    return True

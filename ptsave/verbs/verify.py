@@ -9,21 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from ptsave.config import Tolerance
-from ptsave.core.cause import damage, difference, resumption
+from ptsave.core.cause import damage, difference, first_names, resumption
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.names import matches
 from ptsave.core.nearest import hint_for
-from ptsave.core.select import comparable
+from ptsave.core.select import Content, comparable
 from ptsave.core.tolerances import tolerance
 from ptsave.core.verdict import Counted, Finding, Verdict, places
 from ptsave.errors import UsageError
 from ptsave.formats.writers import BY_NAME
 from ptsave.verbs.audit import audit
-from ptsave.verbs.diff import describe, diff_tensors
+from ptsave.verbs.diff import Diff, belonging_to_tensors, describe, diff_contents
 from ptsave.verbs.resume import has_training_state
 from ptsave.verbs.resume import resume as find_resumable
 from ptsave.verbs.stats import non_finite
@@ -84,6 +84,22 @@ class Subject:
     """The config's own."""
     parameters: Callable[[], Mapping[str, tuple[int, ...]]] | None = None
     """Names and shapes of the architecture's parameters in its order, where there is a config."""
+    select: str | None = None
+    """The key of the model's state dict, where the user named it."""
+
+    @cached_property
+    def compared(self) -> tuple[Content, Content]:
+        """What of the checkpoint and of the other one is held side by side.
+
+        Raises: UsageError, AmbiguousError.
+        """
+        assert self.other is not None
+        is_of_model = self.asked.other_config is not None
+        return comparable(self.checkpoint, self.other, is_of_model, self.select)
+
+    @property
+    def is_partly_compared(self) -> bool:
+        return any(side.num_left_out for side in self.compared)
 
 
 Began = Callable[[str], None]
@@ -141,10 +157,10 @@ def against(subject: Subject) -> Iterator[Finding]:
     if subject.other is None:
         yield Finding("against", "skipped", "", "needs a second checkpoint: --against OTHER")
         return
-    one, other = comparable(subject.checkpoint, subject.other)
+    one, other = subject.compared
     own = subject.tolerance or Tolerance()
     allowed = partial(tolerance, rtol=own.rtol, atol=own.atol) if subject.asked.is_close else None
-    found = diff_tensors(one, other, progress=subject.progress, tolerance=allowed)
+    found = diff_contents(one, other, progress=subject.progress, tolerance=allowed)
     for name in found.only_in_a:
         yield Finding("against", "fail", name, f"is not in {subject.other.path}")
     for name in found.only_in_b:
@@ -161,9 +177,33 @@ def against(subject: Subject) -> Iterator[Finding]:
         such = f"(such as {close[0].name!r}: {describe(close[0])})"
         of, verb = f"of {len(found.tensors)} tensors", "is" if len(close) == 1 else "are"
         yield Finding("against", "ok", "", f"{len(close)} {of} {such} {verb} within the tolerance")
+    yield from _against_data(
+        found, belonging_to_tensors(one) | belonging_to_tensors(other), subject.other.path
+    )
+    if subject.is_partly_compared:
+        left_out = one.num_left_out, other.num_left_out
+        message = f"only the models: {left_out[0]} tensors here and {left_out[1]} there were not compared"
+        yield Finding("against", "skipped", "", message)
     if found.tensors and not found.different and not found.only_in_a and not found.only_in_b:
         message = Counted(len(found.tensors), "tensor is bitwise equal", "tensors are bitwise equal")
         yield Finding("against", "ok", "", message)
+
+
+def _against_data(found: Diff, of_tensors: set[str], there: Path) -> Iterator[Finding]:
+    """What differs beside the tensors: a part of one (a scale) is a failure, a training's number is not."""
+    differing = {
+        **{change.path: "is another there" for change in found.data_changed},
+        **dict.fromkeys(found.data_only_in_a, f"is not in {there}"),
+        **dict.fromkeys(found.data_only_in_b, f"is only in {there}"),
+    }
+    for path, words in differing.items():
+        if path in of_tensors:
+            yield Finding("against", "fail", path, words)
+    others = [path for path in differing if path not in of_tensors]
+    if others:
+        verb = "values that are no tensors differ or are in one alone"
+        count = Counted(len(others), "value that is no tensor differs or is in one alone", verb)
+        yield Finding("against", "warn", "", f"{count}: {first_names(others)}")
 
 
 FILE_CHECKS: dict[str, Check] = {
@@ -253,7 +293,7 @@ def without_model(subject: Subject, found: Sequence[Finding]) -> Verdict:
     bad = [name for name in places(found, "bytes", "fail") if name in checkpoint.tensors]
     cause = damage(bad, len(checkpoint.tensors), "checksum") if bad else ""
     if not bad and other is not None:
-        cause = difference(found, checkpoint, other)
+        cause = difference(found, *subject.compared, other.path)
     cause = cause or resumption(found)
     return Verdict((*found, *skipped), cause)
 
