@@ -31,7 +31,7 @@ def options_of(
         notes.append(f"{label}: group {index} is new and keeps its own options")
         result = own
     else:
-        result = {key: value for key, value in groups[sources[0]].items() if key not in NOT_OPTIONS}
+        result = own | {key: value for key, value in groups[sources[0]].items() if key not in NOT_OPTIONS}
         for other in sources[1:]:
             for key in result:
                 value = groups[other].get(key)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ptsave.core.select import strip_wrapper_names
+from ptsave.core.training_kinds import unlike
 from ptsave.errors import LossyError
 from ptsave.torch_layer.spread import placed
 from ptsave.torch_layer.training_groups import NAMES_KEY, options_of
@@ -129,6 +130,7 @@ def plan_optimizer(
     if named is None:
         named = _by_position(optimizer, saved, groups, live, orders, label)
     state = _state(saved, label)
+    _check_kind(optimizer, groups, state, label)
     flat = [name for group in live for name in group]
     shared = {key: value for key, value in saved.get("state", {}).items() if not is_key(key)}
     plan = OptimizerPlan(label, optimizer, {**saved, "state": shared, "param_groups": []})
@@ -281,6 +283,25 @@ def _is_like_a_parameter(key: Any, value: Any) -> bool:
         *("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "sum", "square_avg", "grad_avg"),
         *("acc_delta", "exp_inf", "prev", "step_size", "ax"),
     )
+
+
+def _check_kind(
+    optimizer: Any, groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Mapping[str, Any]], label: str
+) -> None:
+    """Raise LossyError where options or state are those of an optimizer of another kind."""
+    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's
+    defaults = getattr(optimizer, "defaults", {})
+    for group, own in zip(groups, optimizer.param_groups, strict=False):
+        options = {key: value for key, value in own.items() if key in defaults} or own
+        states = [kept for key in group["params"] if (kept := state.get(key))]
+        kinds = (unlike(group, kept, options, type(inner).__name__) for kept in states[:4] or [{}])
+        if (kind := next(filter(None, kinds), None)) is not None:
+            raise LossyError(
+                f"is the state of {'another optimizer' if kind == 'unknown' else kind}, "
+                f"and the optimizer here is {type(inner).__name__}",
+                label,
+                "resume with the optimizer that saved it, or leave optimizer= out to begin with a new one",
+            )
 
 
 def _check_shapes(values: Mapping[str, Any], parameter: torch.Tensor, name: str, label: str) -> None:

@@ -10,11 +10,12 @@ from typing import Any
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.select import strip_wrapper_names
+from ptsave.core.training_kinds import optimizer_kind, unlike_itself
 from ptsave.core.tree import leaves
 from ptsave.core.verdict import Finding
 from ptsave.verbs.resume_order import Group, Match, Param, Shape, Weights, match
 from ptsave.verbs.training import Training, describe_training, optimizer_nodes, state_dict_nodes
-from ptsave.verbs.training_parts import fields_of
+from ptsave.verbs.training_parts import fields_of, plain_values
 
 CHECK = "resume"
 LIKE_THE_WEIGHT = (
@@ -116,12 +117,26 @@ def _optimizer(
         message = f"{len(strange)} states (such as {strange[0]!r}) belong to no parameter of its groups"
         yield Finding(CHECK, "fail", where, message)
         return
+    if (mixed := _mixed(fields.get("param_groups"), groups, numbered)) is not None:
+        yield Finding(CHECK, "fail", where, mixed)
+        return
     if not known:
         return
     found = match(groups, _shapes(fields.get("param_groups"), groups, numbered), known)
     yield from (Finding(CHECK, level, where, message) for level, message in found.misfits)
     if not any(level == "fail" for level, _ in found.misfits):
         yield from _coverage(where, params, numbered, found, is_alone=is_alone)
+
+
+def _mixed(raw: Any, groups: list[Group], state: State) -> str | None:
+    """Where the options of a group are one optimizer's and its states another's: that, in words."""
+    for fields, group in zip(_group_nodes(raw), groups, strict=True):
+        options = plain_values(fields)
+        for param in group.params[:4]:
+            if (kind := unlike_itself(options, list(map(str, _of(state, param))))) is not None:
+                own = optimizer_kind(options, ())
+                return f"its options are those of {own}, the state of parameter {param} is that of {kind}"
+    return None
 
 
 def _group_nodes(raw: Any) -> list[State]:

@@ -13,9 +13,9 @@ from ptsave.core.candidates import MODEL_KEYS, is_state_dict
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.select import select_model
+from ptsave.core.training_kinds import STATE_KEYS
 from ptsave.core.tree import is_scalar
 from ptsave.errors import AmbiguousError, UsageError
-from ptsave.verbs.training_kinds import STATE_KEYS
 from ptsave.verbs.training_parts import (
     MAX_SHOWN,
     OptimizerState,

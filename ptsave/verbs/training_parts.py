@@ -8,9 +8,9 @@ from itertools import islice
 from typing import Any
 
 from ptsave.core.nodes import Opaque, TensorEntry
+from ptsave.core.training_kinds import IMPLEMENTATION_OPTIONS, STATE_KEYS, optimizer_kind, scheduler_kind
 from ptsave.core.values import has_values, scalar
 from ptsave.errors import UnreadableError
-from ptsave.verbs.training_kinds import IMPLEMENTATION_OPTIONS, STATE_KEYS, optimizer_kind, scheduler_kind
 
 MAX_SHOWN = 32
 """How many groups, keys and items of a list are listed."""

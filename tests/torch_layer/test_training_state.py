@@ -216,6 +216,51 @@ def test_merged_groups_are_refused_where_their_options_differ() -> None:
     assert not [note for note in merged.load_state_dict(state) if "start anew" in note]
 
 
+OPTIMIZERS = (
+    *("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "SGD", "RMSprop", "Adagrad", "Adadelta", "Rprop", "ASGD"),
+    *("Adafactor", "Muon", "LBFGS"),
+)
+
+
+def stepped(name: str) -> ptsave.TrainingState:
+    model = nn.Linear(4, 4, bias=False)
+    optimizer = getattr(torch.optim, name)(model.parameters())
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = model(torch.ones(2, 4)).square().mean()
+        loss.backward()
+        return loss  # type: ignore[no-any-return]
+
+    optimizer.step(closure)
+    return ptsave.TrainingState(model=model, optimizer=optimizer)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_of_another_kind_is_refused(name: str) -> None:
+    saved = stepped(name).state_dict()
+    for other in OPTIMIZERS:
+        if other == name:
+            assert stepped(other).load_state_dict(saved) == []
+        else:
+            with pytest.raises(LossyError, match=f"is the state of .*, and the optimizer here is {other} "):
+                stepped(other).load_state_dict(saved)
+
+
+def test_options_and_states_of_another_version_are_the_same_optimizers() -> None:
+    """What torch has added to its groups since then, what a scheduler adds, and what the user did."""
+    saved = stepped("AdamW").state_dict()
+    (group,) = saved["optimizer_state_dict"]["param_groups"]
+    for key in ("decoupled_weight_decay", "fused", "differentiable"):
+        del group[key]
+    group |= {"initial_lr": 1e-3, "max_lr": 0.1, "layer": 3}
+    state = stepped("AdamW")
+    state.load_state_dict(saved)
+    restored = state.state_dict()["optimizer_state_dict"]["param_groups"][0]
+    assert restored["decoupled_weight_decay"] is True
+    assert restored["max_lr"] == 0.1
+
+
 def test_frozen_and_unfrozen_layers_are_said() -> None:
     model = Net()
     optimizer = Adam([*model.first.parameters(), *model.head.parameters()])

@@ -448,3 +448,13 @@ def test_what_convert_makes_of_a_training_checkpoint(tmp_path: Path, format_: st
     assert not warnings(found)
     (line,) = [f.message for f in found if f.level == "ok"]
     assert line == "covers 9 of 9 weights (model), in their order and shapes"
+
+
+def test_the_options_of_one_optimizer_and_the_state_of_another(run: Run) -> None:
+    model = Net()
+    adam = train(model, torch.optim.Adam(model.parameters())).state_dict()
+    sgd = {**adam, "param_groups": torch.optim.SGD(model.parameters()).state_dict()["param_groups"]}
+    assert failures(run({"model": model.state_dict(), "optimizer": sgd})) == [
+        "its options are those of SGD, the state of parameter 0 is that of a kind of Adam"
+    ]
+    assert not failures(run({"model": model.state_dict(), "optimizer": adam}))

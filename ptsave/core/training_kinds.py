@@ -108,6 +108,78 @@ def _adam_kind(options: Mapping[str, Any], state: set[str]) -> str:
     return "a kind of Adam"
 
 
+_STATES: dict[str, frozenset[str]] = {
+    kind: frozenset(keys.split())
+    for kind, keys in {
+        "Adam": "exp_avg exp_avg_sq",
+        "AdamW": "exp_avg exp_avg_sq",
+        "Adam or AdamW": "exp_avg exp_avg_sq",
+        "SparseAdam": "exp_avg exp_avg_sq",
+        "RAdam": "exp_avg exp_avg_sq",
+        "NAdam": "exp_avg exp_avg_sq mu_product",
+        "Adamax": "exp_avg exp_inf",
+        "SGD": "momentum_buffer",
+        "RMSprop": "square_avg",
+        "Adagrad": "sum",
+        "Adadelta": "square_avg acc_delta",
+        "Rprop": "prev step_size",
+        "ASGD": "eta mu ax",
+    }.items()
+}
+"""Class of torch.optim → what it keeps for every parameter that it has stepped, if it keeps anything.
+Source: torch/optim/*.py (`_init_group`)."""
+_VAGUE = frozenset({"unknown", "a kind of Adam"})
+_LATE = frozenset({"decoupled_weight_decay", "initial_lr", *IMPLEMENTATION_OPTIONS})
+"""Options that newer versions of torch, or schedulers, have put beside an optimizer's own."""
+_OPTIONS = frozenset(
+    {
+        *("betas", "eps", "weight_decay", "amsgrad", "momentum", "dampening", "nesterov", "alpha"),
+        *("momentum_decay", "lr_decay", "initial_accumulator_value", "rho", "etas", "step_sizes", "lambd"),
+        *("t0", "centered", "beta2_decay", "d", "ns_steps", "ns_coefficients", "adjust_lr_fn", "max_iter"),
+    }
+)
+"""Options of torch's own optimizers."""
+
+
+def unlike(
+    saved: Mapping[str, Any], saved_state: Collection[str], own: Mapping[str, Any], name: str
+) -> str | None:
+    """The kind of another optimizer than `name`, the class of `own`, that options and state keys are of.
+
+    `saved`, `own`: the options of a parameter group; `saved_state`: the keys of a parameter's state. None
+    when they are of the same kind, as far as the keys show it.
+    """
+    was, now = _base(optimizer_kind(saved, ())), _base(optimizer_kind(own, ()))
+    shown = optimizer_kind(saved, saved_state)
+    if {was, now} in ({"Adam or AdamW", "Adam"}, {"Adam or AdamW", "AdamW"}):
+        was = now
+    if was != now and not {was, now} & _VAGUE:
+        return shown
+    if not _fits(name if name in _STATES else now, saved_state):
+        return shown
+    lacking = own.keys() - saved.keys() - _LATE
+    strange = (saved.keys() - own.keys() - _LATE) & _OPTIONS
+    is_other = bool(lacking and strange) if was == now else bool(lacking or strange)
+    return shown if is_other else None
+
+
+def unlike_itself(options: Mapping[str, Any], state_keys: Collection[str]) -> str | None:
+    """The kind that a parameter's state is of, where its group's options are another optimizer's."""
+    if _fits(_base(optimizer_kind(options, ())), state_keys):
+        return None
+    return optimizer_kind({}, state_keys)
+
+
+def _fits(kind: str, state_keys: Collection[str]) -> bool:
+    """Whether an optimizer of that kind may have kept `state_keys`."""
+    kept = set(state_keys) - {"step"}
+    return not kept or _STATES.get(kind, frozenset()) <= kept
+
+
+def _base(kind: str) -> str:
+    return kind.partition(" with ")[0]
+
+
 _SCHEDULERS: tuple[tuple[str, frozenset[str]], ...] = tuple(
     (kind, frozenset(keys.split()))
     for kind, keys in (
