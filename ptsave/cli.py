@@ -28,6 +28,7 @@ from ptsave.options import (
     Set,
     TrustRecorded,
     Verbose,
+    given,
 )
 from ptsave.render.terminal import Mode, failure, out
 from ptsave.torch_layer.parallel.environment import is_first_rank, is_under_torchrun, let_first_speak
@@ -66,6 +67,7 @@ def ptsave(
 
 @app.command()
 def save(
+    context: typer.Context,
     config: Annotated[
         Path, typer.Argument(metavar="CONFIG", help="TOML that names the model's class.", readable=False)
     ],
@@ -91,9 +93,11 @@ def save(
     verbose: Verbose = False,
 ) -> None:
     """Build the model of CONFIG, fill it, and write its state dict with a record of what it is."""
+    from ptsave.commands.flags import refuse_unused, unused_by_save
     from ptsave.commands.save import save as run
     from ptsave.formats.base import WriteOptions, digest_algorithm
 
+    refuse_unused(given(context), unused_by_save(has_weights=weights is not None, no_record=no_record))
     run(
         Mode(json, quiet, verbose),
         config,
@@ -113,6 +117,7 @@ def save(
 
 @app.command()
 def load(
+    context: typer.Context,
     checkpoint: Annotated[
         Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint to load.", readable=False)
     ],
@@ -138,8 +143,11 @@ def load(
     verbose: Verbose = False,
 ) -> None:
     """Rebuild the model, load the weights strictly, and run it once if asked."""
+    from ptsave.commands.flags import refuse_unused, unused_by_load
     from ptsave.commands.load import load as run
 
+    unused = unused_by_load(has_config=config is not None, has_outputs=outputs is not None)
+    refuse_unused(given(context), unused)
     run(
         Mode(json, quiet, verbose),
         checkpoint,
@@ -157,6 +165,7 @@ def load(
 
 @app.command()
 def inspect(
+    context: typer.Context,
     paths: Annotated[
         list[Path], typer.Argument(metavar="PATH...", help="Checkpoints to look into.", readable=False)
     ],
@@ -181,18 +190,21 @@ def inspect(
     verbose: Verbose = False,
 ) -> None:
     """Say what is in a checkpoint, of any format, or in a run's folder, without running any of it."""
+    from ptsave.commands.flags import refuse_unused, unused_by_inspect
     from ptsave.commands.inspect import compare
     from ptsave.commands.inspect import inspect as run
 
-    mode = Mode(json, quiet, verbose)
+    mode, flags = Mode(json, quiet, verbose), given(context)
+    refuse_unused(flags, unused_by_inspect(diff=diff is not None, tree=tree, stats=stats))
     if diff is None:
-        run(mode, paths, tree=tree, stats=stats, globs=filter or (), sort=sort, limit=limit)
+        run(mode, paths, tree=tree, stats=stats, globs=filter or (), sort=sort, limit=limit, given=flags)
     elif not compare(mode, paths, diff):
         raise typer.Exit(EXIT_NO)
 
 
 @app.command()
 def convert(
+    context: typer.Context,
     paths: Annotated[
         list[Path],
         typer.Argument(metavar="SRC... DST", help="Checkpoints to read, and where to write.", readable=False),
@@ -261,11 +273,13 @@ def convert(
         select=select,
         extras=parse_extras(extras),
         dry_run=dry_run,
+        given=given(context),
     )
 
 
 @app.command()
 def verify(
+    context: typer.Context,
     checkpoint: Annotated[
         Path | None,
         typer.Argument(
@@ -316,10 +330,13 @@ def verify(
 ) -> None:
     """Give a verdict: same bytes, same keys, same behaviour. Exit 0 is yes, 1 is no."""
     from ptsave.commands import verify as command
-    from ptsave.verbs.verify import choose
+    from ptsave.commands.flags import refuse_unused
+    from ptsave.verbs.verify import OF_LIST_CHECKS, choose
 
-    mode = Mode(json, quiet, verbose)
+    mode, flags = Mode(json, quiet, verbose), given(context)
     if list_checks:
+        others = [flag for flag in flags if flag not in OF_LIST_CHECKS]
+        refuse_unused(others, dict.fromkeys(others, "--list-checks verifies nothing"))
         command.list_checks(mode)
         return
     if checkpoint is None:
@@ -332,6 +349,7 @@ def verify(
         close=close,
         through=through,
         record=record,
+        given=flags,
     )
     request = command.Request(checkpoint, asked, allow or (), set or [], select, device, app_dir)
     if not command.verify(mode, request, report):

@@ -41,3 +41,13 @@ Digest = Annotated[str, typer.Option("--digest", metavar="ALGORITHM", help="xxh3
 TrustRecorded = Annotated[
     bool, typer.Option("--trust-recorded", help="Import the class that the checkpoint's record names.")
 ]
+
+
+def given(context: typer.Context) -> list[str]:
+    """The flags that the command line itself has, spelled in full, in its help's order."""
+    names = []
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is not None and source.name == "COMMANDLINE" and parameter.param_type_name == "option":
+            names.append(max(parameter.opts, key=len))
+    return names

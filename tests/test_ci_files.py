@@ -182,12 +182,12 @@ def test_the_action_hands_on_every_input(step: Callable[..., Done], files: Path)
         path="my models/-odd 'name'.safetensors",
         config="configs/simple_net.toml",
         report="my models/out.json",
-        args="--checks bytes,keys\n  --set 'model.args.hidden_size=7' --allow \"a b.$(touch ran)*\"",
+        args="--checks bytes,safe,keys\n  --set 'model.args.hidden_size=7' --allow \"a b.$(touch ran)*\"",
     )
     assert done.returncode == 1, done.stderr  # these weights fit a hidden size of 5
     report = json.loads((files / "my models" / "out.json").read_text("utf-8"))
     assert report["path"] == "my models/-odd 'name'.safetensors"
-    assert {finding["check"] for finding in report["findings"]} == {"bytes", "keys"}
+    assert {finding["check"] for finding in report["findings"]} == {"bytes", "safe", "keys"}
     assert any("[7, 10]" in finding["message"] for finding in report["findings"]), report
     assert outputs(files)["report"] == "my models/out.json"
     assert not (files / "ran").exists()

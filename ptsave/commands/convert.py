@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from ptsave.commands.flags import refuse_unused, unused_by_convert
 from ptsave.errors import UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
@@ -29,8 +30,11 @@ def convert(
     select: str | None,
     extras: Extras,
     dry_run: bool,
+    given: Collection[str] = (),
 ) -> None:
     """Write the tensors of all `paths` but the last to the last one, edited, and say so.
+
+    `given`: the flags of the command line, each of which must be of use.
 
     Raises: UsageError for a flag, and what reading and writing raise.
     """
@@ -38,6 +42,7 @@ def convert(
         raise UsageError("needs a source and a destination", "", "ptsave convert SRC DST")
     *sources, destination = paths
     target = destination_writer(destination, format)
+    refuse_unused(given, unused_by_convert(is_sharded=target.is_sharded, no_record=not options.record))
     with ExitStack() as opened:
         checkpoints = [opened.enter_context(open_checkpoint(path)) for path in sources]
         if not dry_run:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ptsave.commands.flags import ALWAYS
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.memory import no_garbage_collection
 from ptsave.errors import UsageError
@@ -29,15 +30,18 @@ def inspect(
     globs: Sequence[str],
     sort: str,
     limit: int | None,
+    given: Collection[str] = (),
 ) -> None:
     """Show what is in each of `paths`: a checkpoint, or the folder of a run.
+
+    `given`: the flags of the command line; those about tensors are refused for a run.
 
     Raises: UsageError for a flag, and what opening a checkpoint raises.
     """
     order, shown = sort_key(sort), Inspections(mode, many=len(paths) > 1)
     with no_garbage_collection():
         for path in paths:
-            if os.path.isdir(path) and _is_shown_run(path, {"--tree": tree, "--stats": stats}, shown):
+            if os.path.isdir(path) and _is_shown_run(path, given, shown):
                 continue
             with open_checkpoint(path) as checkpoint:
                 result = inspect_one(checkpoint, globs=globs, sort=order, limit=limit)
@@ -46,13 +50,13 @@ def inspect(
         shown.end()
 
 
-def _is_shown_run(path: Path, flags: Mapping[str, bool], shown: Inspections) -> bool:
+def _is_shown_run(path: Path, given: Collection[str], shown: Inspections) -> bool:
     """Show the folder of a run; False where `path` is none."""
     from ptsave.verbs import runs
 
     if not runs.is_run(path):
         return False
-    runs.refuse_flags(path, [flag for flag, is_given in flags.items() if is_given])
+    runs.refuse_flags(path, [flag for flag in given if flag not in ALWAYS])
     shown.run(runs.inspect_run(path))
     return True
 

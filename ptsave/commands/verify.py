@@ -117,9 +117,9 @@ def _verify_together(mode: Mode, request: Request, group: Group) -> Outcome:
     from ptsave.torch_layer.parallel.verify import subject_of, verify_model
 
     asked, start, began = request.asked, time.monotonic(), group.speak(checking(mode))
-    if asked.has_other or asked.records:
-        flag = "--against" if asked.has_other else "--record"
-        raise UsageError(f"{flag} is for one process", "", "run it without torchrun")
+    for flag in ("--against", "--record", "--through"):
+        if flag in asked.given:
+            raise UsageError(f"{flag} is for one process", "", "run it without torchrun")
     with open_checkpoint(request.path) as source:
         model = None
         subject = verb.Subject(source, None, asked, request.allow)

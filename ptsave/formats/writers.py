@@ -32,13 +32,15 @@ class Writer:
     holds: Callable[[Any], bool] | None = None
     """Which leaves it holds beside the tensors, of a nested tree; None: it holds a flat table of tensors."""
     is_folder: bool = False
+    is_sharded: bool = False
+    """Whether it divides the tensors among files of a size."""
 
 
 WRITERS = (
     Writer("safetensors", safetensors_write.write, (".safetensors",)),
     Writer("pt", torch_zip_write.write, (".pt", ".pth", ".bin", ".ckpt"), torch_zip_write.holds),
     Writer("npz", npz_write.write, (".npz",)),
-    Writer("safetensors-sharded", sharded_write.write, is_folder=True),
+    Writer("safetensors-sharded", sharded_write.write, is_folder=True, is_sharded=True),
     Writer("dcp", dcp_write.write, holds=can_emit, is_folder=True),
 )
 BY_NAME = {writer.name: writer for writer in WRITERS}

@@ -49,6 +49,8 @@ class Asked:
     """Whether `against` accepts values within a tolerance."""
     records: bool = False
     """Whether today's behaviour is written into the record of what passes."""
+    given: Sequence[str] = ()
+    """The flags of the command line, spelled in full."""
 
     @property
     def has_model(self) -> bool:
@@ -61,13 +63,7 @@ class Asked:
     @property
     def about_one(self) -> list[str]:
         """The flags among those given that are about one checkpoint, and so not about a run."""
-        flags = {
-            "--against": self.has_other,
-            "-c": self.config is not None,
-            "--trust-recorded": self.trusts_record,
-            "--record": self.records,
-        }
-        return [flag for flag, is_given in flags.items() if is_given]
+        return [flag for flag in self.given if flag not in (*ALWAYS, "--checks", "--allow")]
 
 
 @dataclass(frozen=True)
@@ -107,6 +103,26 @@ Check = Callable[[Subject], Iterator[Finding]]
 
 MODEL_CHECKS = ("keys", "behaviour", "roundtrip")
 """The checks that `torch_layer.checks` alone has: to name them takes no torch."""
+
+RECORD = "--record"
+ALWAYS = ("--json", "--quiet", "--verbose", "--report")
+"""The flags that say what is done with any verdict."""
+OF_LIST_CHECKS = ("--list-checks", "--json", "--quiet", "--verbose")
+USED_BY: Mapping[str, Sequence[str]] = {
+    "--config": (*MODEL_CHECKS, "resume", "against", RECORD),
+    "--trust-recorded": (*MODEL_CHECKS, "resume", "against", RECORD),
+    "--set": (*MODEL_CHECKS, "resume", "against", RECORD),
+    "--app-dir": (*MODEL_CHECKS, "resume", "against", RECORD),
+    "--select": (*MODEL_CHECKS, "against", RECORD),
+    "--device": ("behaviour", "roundtrip", "against", RECORD),
+    "--through": ("roundtrip",),
+    "--against": ("against",),
+    "--close": ("against",),
+    "--allow": ("safe",),
+}
+"""Which checks, and whether `--record`, look at a flag. One that nothing would look at is refused."""
+OF_A_MODEL = ("--select", "--device", "--through", "--app-dir", RECORD)
+"""The flags that are about the model which a config or the record names."""
 
 
 def bytes_(subject: Subject) -> Iterator[Finding]:
@@ -227,23 +243,24 @@ def choose(
     close: bool = False,
     through: str | None = None,
     record: bool = False,
+    given: Sequence[str] = (),
 ) -> Asked:
     """What the flags ask for: without `--checks`, all, and `against` where there is a second checkpoint.
 
-    OTHER may be a config: without `-c`, it is that of the checkpoint, too.
+    OTHER may be a config: without `-c`, it is that of the checkpoint, too. `given`: the flags of the command
+    line, spelled in full.
 
-    Raises: UsageError with the nearest name, or where flags do not go together.
+    Raises: UsageError with the nearest name, where flags do not go together, for one that what was asked for
+    would not look at, or for a check that lacks what it needs.
     """
     known = [*FILE_CHECKS, *MODEL_CHECKS]
     names = [name for name in known if name != "against" or against is not None]
     other_config = against if against is not None and against.suffix == ".toml" else None
+    if config is not None and trust_recorded:
+        raise UsageError("--config and --trust-recorded both name the class", "", "give one of the two")
     if config is None and not trust_recorded:
         config = other_config
-    if record and config is None and not trust_recorded:
-        raise UsageError("--record runs the model", "", "name a config with -c CONFIG")
-    if close and against is None:
-        raise UsageError("--close is for a comparison", "", "name a second checkpoint with --against OTHER")
-    return Asked(
+    asked = Asked(
         names if checks is None else _listed(checks, known, "--checks", "checks"),
         checks is not None,
         config,
@@ -253,7 +270,40 @@ def choose(
         [] if through is None else _listed(through, list(BY_NAME), "--through", "formats"),
         close,
         record,
+        given,
     )
+    _refuse_unused(asked)
+    return asked
+
+
+def _refuse_unused(asked: Asked) -> None:
+    """Insist that something looks at every flag that was given.
+
+    Raises: UsageError.
+    """
+    users = {*asked.names, *([RECORD] if asked.records else [])}
+    for flag in asked.given:
+        if flag == "--set" and asked.config is None:
+            raise UsageError("--set overrides a value of a config", "", "name one with --config CONFIG")
+        if flag in OF_A_MODEL and not asked.has_model:
+            raise UsageError(f"{flag} is about the model", "", "name its config with --config CONFIG")
+        if flag == "--close" and not asked.has_other:
+            hint = "name a second checkpoint with --against OTHER"
+            raise UsageError("--close is for a comparison", "", hint)
+        if flag in USED_BY and users.isdisjoint(USED_BY[flag]):
+            checks = " or ".join(name for name in USED_BY[flag] if name != RECORD)
+            hint = f"leave it out, or add {checks} to --checks"
+            raise UsageError(f"{flag} would not be used by --checks {','.join(asked.names)}", "", hint)
+    if not asked.by_name:
+        return
+    if "against" in asked.names and not asked.has_other:
+        hint = "name it with --against OTHER"
+        raise UsageError("the check against needs a second checkpoint", "--checks", hint)
+    for name in MODEL_CHECKS:
+        if name in asked.names and not asked.has_model:
+            raise UsageError(
+                f"the check {name} needs a model", "--checks", "name its config with --config CONFIG"
+            )
 
 
 def _listed(text: str, known: Sequence[str], flag: str, kind: str) -> list[str]:

@@ -27,7 +27,7 @@ def verify_run(
 ) -> Verdict:
     """Every finding says which checkpoint it is about; `began` is told the name of each.
 
-    The checks that need a model or a second checkpoint are skipped where they were asked for by name.
+    None needs a model or a second checkpoint: the flags that give one are refused for a run.
     """
     findings: list[Finding] = []
     for file in files:
@@ -35,11 +35,6 @@ def verify_run(
         for finding in _findings(file, asked, allow, progress):
             where = f"{file.path.name}: {finding.where}" if finding.where else file.path.name
             findings.append(replace(finding, where=where))
-    if asked.by_name:
-        others = (name for name in asked.names if name == "against" or name not in FILE_CHECKS)
-        findings += [
-            Finding(name, "skipped", "", "is about one checkpoint, not about a run") for name in others
-        ]
     return Verdict(tuple(findings), _what_resumes(files, findings))
 
 
