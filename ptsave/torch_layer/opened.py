@@ -12,6 +12,7 @@ from ptsave.core.digest import recorded_digests
 from ptsave.core.names import escape
 from ptsave.core.nearest import hint_for
 from ptsave.core.nodes import TensorEntry
+from ptsave.core.placeholders import placeholders, refuse
 from ptsave.core.record import Record
 from ptsave.core.select import select_model
 from ptsave.errors import UsageError
@@ -107,11 +108,13 @@ class OpenCheckpoint(Mapping[str, "torch.Tensor"]):
         wrappers; or the one under the dotted key `select`. Tied tensors share their memory. With `lazy` they
         lie in the file's own pages, read when they are first used and unchecked, as in `ptsave.load`.
 
-        Raises: UsageError where there is none; CorruptError, LossyError.
+        Raises: UsageError where there is none; CorruptError; LossyError, too, for tensors that only stand in
+        for weights.
         """
         from ptsave.torch_layer.tensors import to_torch
 
         selection = select_model(self._checkpoint, select)
+        refuse(placeholders(self._checkpoint.root, dict(selection.tensors)), (), str(self.path))
         first = {entry.view: name for name, entry in reversed(list(selection.tensors.items()))}
         entries = {name: selection.tensors[name].named(selection.original[name]) for name in first.values()}
         read = self._map(entries) if lazy else self._read(entries)

@@ -22,6 +22,7 @@ from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.digest import recorded_digests
 from ptsave.core.dtypes import DType
 from ptsave.core.nodes import Opaque, TensorEntry
+from ptsave.core.placeholders import placeholders, refuse
 from ptsave.core.select import select_model
 from ptsave.errors import CorruptError, LimitError, MissingFileError, UsageError
 from ptsave.formats import open_checkpoint
@@ -63,7 +64,8 @@ def read_training(path: str | os.PathLike[str]) -> dict[str, Any]:
     accelerate's or transformers' Trainer. `step` and `epoch` are there where the training says them.
     Checksums and recorded digests are held on the way.
 
-    Raises: MissingFileError, UnknownFormatError, CorruptError, LimitError; UsageError where no weights are.
+    Raises: MissingFileError, UnknownFormatError, CorruptError, LimitError; UsageError where no weights are;
+    LossyError where tensors only stand in for them.
     """
     target = Path(path)
     names = sorted(os.listdir(target)) if os.path.isdir(target) else []
@@ -78,6 +80,7 @@ def read_training(path: str | os.PathLike[str]) -> dict[str, Any]:
 def _file(path: Path) -> dict[str, Any]:
     with open_checkpoint(path) as checkpoint:
         root = checkpoint.root
+        refuse(placeholders(root), (), str(path))
         if isinstance(root, dict) and any(
             key == "model_state_dict" or (isinstance(root[key], dict) and is_state_dict(root[key]))
             for key in ALIASES["model"]

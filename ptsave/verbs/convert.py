@@ -14,6 +14,7 @@ from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.memory import no_garbage_collection
 from ptsave.core.nearest import hint_for
 from ptsave.core.nodes import Opaque, TensorEntry
+from ptsave.core.placeholders import placeholders, refuse
 from ptsave.core.record import Digests, Record
 from ptsave.core.select import OPTIMIZER_KEYS, lookup_path, select_model
 from ptsave.errors import RefusedError, UsageError
@@ -67,6 +68,8 @@ def convert(
     roots = [_selected(source, select, notes) for source in sources]
     edited = edit(_merged(roots, sources), edits)
     dropped = list(edited.dropped)
+    for source, root in zip(sources, roots, strict=True):
+        refuse(placeholders(source.root, root), dropped, str(source.path))
     source = sources[0]
     plan = Checkpoint(
         source.format,

@@ -17,6 +17,7 @@ from ptsave.core.cause import damage, difference, first_names, resumption
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.names import matches
 from ptsave.core.nearest import hint_for
+from ptsave.core.placeholders import placeholders
 from ptsave.core.select import Content, comparable
 from ptsave.core.tolerances import tolerance
 from ptsave.core.verdict import Counted, Finding, Verdict, places
@@ -128,6 +129,8 @@ OF_A_MODEL = ("--select", "--device", "--through", "--app-dir", RECORD)
 def bytes_(subject: Subject) -> Iterator[Finding]:
     """Container bounds, zip CRCs and every recorded digest; names the damaged tensor."""
     yield from audit(subject.checkpoint, subject.progress)
+    for name, why in placeholders(subject.checkpoint.root).items():
+        yield Finding("bytes", "fail", name, f"{why}: the weight is in another file")
 
 
 def safe(subject: Subject) -> Iterator[Finding]:
