@@ -11,11 +11,23 @@ import re
 from typing import NamedTuple
 
 from ptsave.core.files import InputFile, InputFolder
-from ptsave.errors import PtsaveError, UnknownFormatError
+from ptsave.errors import CorruptError, PtsaveError, UnknownFormatError, UnreadableError
 from ptsave.formats import plain_pickle
+from ptsave.formats.zip_fields import UNFINISHED
 from ptsave.formats.zip_reader import ZipDirectory, read_directory
 
 _AGAIN = "copy or download the file again"
+TORCH_RECORDS = frozenset(
+    (
+        ".data/serialization_id",
+        ".data/version",
+        "version",
+        "byteorder",
+        ".format_version",
+        ".storage_alignment",
+    )
+)
+"""What torch.save writes beside the pickle and the storages."""
 _UNPACK = "unpack it, then name the checkpoint that was inside"
 _WEIGHTS = "name the file with the weights (.safetensors, .pt, .pth, .bin, .ckpt)"
 _OTHER = "use its own library to save the weights as safetensors or .npz"
@@ -126,7 +138,7 @@ def refusal(file: InputFile, head: bytes) -> PtsaveError:
     return UnknownFormatError("is of no kind that ptsave knows, or damaged at its beginning", where, KINDS)
 
 
-def _zip(directory: ZipDirectory) -> UnknownFormatError:
+def _zip(directory: ZipDirectory) -> UnreadableError:
     """Which of the many things that are zip archives this one is."""
     where = str(directory.file.path)
     names = list(directory.entries)
@@ -146,6 +158,10 @@ def _zip(directory: ZipDirectory) -> UnknownFormatError:
         return UnknownFormatError("is an Office document", where, _WEIGHTS)
     if not names:
         return UnknownFormatError("is an empty zip archive", where, _AGAIN)
+    if all(name in TORCH_RECORDS or name.startswith("data/") for name in inner):
+        return CorruptError(
+            "is an unfinished save: torch.save broke off before it wrote the data.pkl", where, UNFINISHED
+        )
     held = ", ".join(repr(name) for name in names[:3]) + (", …" if len(names) > 3 else "")
     return UnknownFormatError(f"is a zip archive, not a checkpoint; it holds {held}", where, _UNPACK)
 

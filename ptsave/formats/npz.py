@@ -7,6 +7,7 @@ Source: numpy/lib/format.py, "Format Version 1.0" to "3.0"; NumPy's "The array i
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterable
 from math import prod
@@ -23,10 +24,11 @@ from ptsave.formats.inert_pickle import load
 from ptsave.formats.torch_objects import torch_shapes
 from ptsave.formats.windows import window
 from ptsave.formats.zip_checks import check_crcs
+from ptsave.formats.zip_reader import ZipDirectory
 from ptsave.formats.zip_sniff import ZIP_MAGIC, directory_of
 
-MAX_HEADER_BYTES = 65_535
-"""Cap on the header of one array, which format version 1.0 cannot exceed."""
+MAX_HEADER_BYTES = 10_000
+"""Cap on the header of one array; NumPy's own (`numpy.lib.format._MAX_HEADER_SIZE`)."""
 MAX_RANK = 64
 """Cap on the dimensions of one array; NumPy's own, and torch's."""
 
@@ -39,7 +41,6 @@ _DESCR = re.compile(r"\s*['\"]descr['\"]\s*:\s*(?:'([^'\\]*)'|\"([^\"\\]*)\"|(\[
 _ORDER = re.compile(r"\s*['\"]fortran_order['\"]\s*:\s*(True|False)\s*")
 _SHAPE = re.compile(r"\s*['\"]shape['\"]\s*:\s*\(([0-9L,\s]*)\)\s*")
 _SIZE = re.compile(r"(\d{1,19})L?")  # Python 2 wrote 3L
-_OBJECTS = re.compile(r"\|O8?|\[.*'\|O8?'.*\]", re.DOTALL)
 _FIXED = re.compile(r"[<>=|](?:(?P<type>[biufcmMSVU])(?P<size>\d{1,18})|(?P<unit>[mM]8\[\w{1,8}\]))")
 _ITEM_BYTES = {"b": (1,), "i": (1, 2, 4, 8), "u": (1, 2, 4, 8), "f": (2, 4, 8, 12, 16), "c": (8, 16, 24, 32)}
 
@@ -79,13 +80,12 @@ def read_npz(file: InputFile) -> Checkpoint:
         directory = directory_of(file)
         root: dict[str, TensorEntry | Opaque] = {}
         notes = []
-        for record in directory.entries:
-            if not record.endswith(".npy"):
+        for record, name in names_of(directory).items():
+            storage = directory.storage(record)
+            if not record.endswith(".npy") and not _is_array(storage):
                 notes.append(f"the record {record} is no array, and left out")
                 continue
-            name = record.removesuffix(".npy")
-            where = f"{file.path}, record {record!r}"
-            root[name] = _array(name, directory.storage(record), where, uses)
+            root[name] = _array(name, storage, f"{file.path}, record {record!r}", uses)
     except BaseException:
         file.close()
         raise
@@ -93,6 +93,33 @@ def read_npz(file: InputFile) -> Checkpoint:
     checkpoint.checks.append(lambda: check_crcs(directory))
     checkpoint.files.callback(file.close)
     return checkpoint
+
+
+def names_of(directory: ZipDirectory) -> dict[str, str]:
+    """The name that `numpy.load` gives to each record.
+
+    It takes a name for a record's whole name first, and then for one without `.npy`; and it decodes names as
+    zipfile does.
+
+    Raises: CorruptError where two records go by one name.
+    """
+    names = {record: record.removesuffix(".npy") for record in directory.entries}
+    where = str(directory.file.path)
+    shown: dict[str, str] = {}
+    for record, name in names.items():
+        other = name if name != record and name in names else shown.setdefault(name, record)
+        if other != record:
+            what = f"the records {other[:40]!r} and {record[:40]!r} are one name to numpy.load"
+            raise CorruptError(what, where, _DAMAGED)
+    if directory.unmarked_names:
+        what = f"the name {next(iter(directory.unmarked_names))[:40]!r} is spelled otherwise by numpy.load"
+        raise CorruptError(what, where, "write the file again with NumPy")
+    return names
+
+
+def _is_array(storage: Storage) -> bool:
+    """numpy.load takes a record for an array by how it begins, whatever its name."""
+    return _read(storage, 0, min(storage.num_bytes, len(_MAGIC))) == _MAGIC
 
 
 def _array(name: str, storage: Storage, where: str, uses: dict[str, GlobalUse]) -> TensorEntry | Opaque:
@@ -110,10 +137,12 @@ def _array(name: str, storage: Storage, where: str, uses: dict[str, GlobalUse]) 
         or (header.descr[0] == "|" and dtype.itemsize > 1)
     ):
         state = {"dtype": header.descr, "shape": header.shape}
-        if _OBJECTS.fullmatch(header.descr):
+        item_bytes = _item_bytes(header.descr, where)
+        if item_bytes is None:
             state["values"] = _objects(storage, header.num_bytes, where, uses)
-        else:
-            _check_foreign(header, held, where)
+        elif held != prod(header.shape) * item_bytes:
+            what = f"shape {list(header.shape)} and dtype {header.descr[:40]!r} do not fit {held} bytes"
+            raise CorruptError(what, where, _DAMAGED)
         return Opaque("numpy.ndarray", state=state)
     num_bytes = prod(header.shape) * dtype.itemsize
     if held != num_bytes:
@@ -138,32 +167,53 @@ def _objects(storage: Storage, offset_bytes: int, where: str, uses: dict[str, Gl
     return loaded.root
 
 
-def _check_foreign(header: _Header, held: int, where: str) -> None:
-    """Hold an array whose dtype torch does not have against the bytes that there are.
+def _item_bytes(descr: str, where: str) -> int | None:
+    """Bytes of an element of a dtype that torch does not have; None where it holds Python objects.
 
-    Fields of a structured dtype are not taken apart: its elements need only be of equal size.
-
-    Raises: CorruptError.
+    Raises: CorruptError where it is no dtype that NumPy writes.
     """
-    num_elements = prod(header.shape)
-    if header.descr.startswith("["):
-        fits = held % num_elements == 0 if num_elements else held == 0
-    else:
-        fits = held == num_elements * _item_bytes(header.descr, where)
-    if not fits:
-        what = f"shape {list(header.shape)} and dtype {header.descr[:40]!r} do not fit {held} bytes"
-        raise CorruptError(what, where, _DAMAGED)
+    parsed: Any = descr
+    if descr.startswith("["):
+        try:
+            parsed = ast.literal_eval(descr)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            parsed = None
+    try:
+        return _bytes_of(parsed)
+    except _NoDtypeError:
+        raise CorruptError(f"has the unknown dtype {descr[:40]!r}", where, _DAMAGED) from None
 
 
-def _item_bytes(descr: str, where: str) -> int:
+class _NoDtypeError(Exception):
+    """A description that is of no dtype."""
+
+
+def _bytes_of(descr: Any) -> int | None:
+    """As `_item_bytes`, of a text or a list of fields, each (name or (title, name), dtype, shape if any)."""
+    if isinstance(descr, list):
+        total: int | None = 0
+        for field in descr:
+            if type(field) is not tuple or len(field) not in (2, 3):
+                raise _NoDtypeError
+            shape = field[2] if len(field) == 3 else ()
+            shape = shape if type(shape) is tuple else (shape,)
+            if not all(type(size) is int and 0 <= size <= _INT64_MAX for size in shape):
+                raise _NoDtypeError
+            one = _bytes_of(field[1])
+            total = None if one is None or total is None else total + one * prod(shape)
+        return total
+    if not isinstance(descr, str):
+        raise _NoDtypeError
+    if descr in ("|O", "|O8"):
+        return None
     match = _FIXED.fullmatch(descr)
     if match is None:
-        raise CorruptError(f"has the unknown dtype {descr[:40]!r}", where, _DAMAGED)
+        raise _NoDtypeError
     if match["unit"]:
         return 8
     size = int(match["size"])
     if size not in _ITEM_BYTES.get(match["type"], (size,)):
-        raise CorruptError(f"has the unknown dtype {descr[:40]!r}", where, _DAMAGED)
+        raise _NoDtypeError
     return size * 4 if match["type"] == "U" else size  # in code points of 4 bytes
 
 

@@ -51,6 +51,7 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
             "write another format",
         )
     options = replace(options, record=False)
+    refuse_confusion(checkpoint)
     frame = Frame()
     moves = []
     for name, entry in checkpoint.tensors.items():
@@ -73,6 +74,21 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
     return Written(
         num_bytes, tuple(f"{alias!r} and {kept!r} are tied no more" for alias, kept in aliases.items())
     )
+
+
+def refuse_confusion(checkpoint: Checkpoint) -> None:
+    """Refuse `w` beside `w.npy`: numpy.load gives the first one's array for both.
+
+    Raises: LossyError.
+    """
+    for name in checkpoint.tensors:
+        if name.endswith(".npy") and name.removesuffix(".npy") in checkpoint.tensors:
+            raise LossyError(
+                f"npz cannot hold {name.removesuffix('.npy')[:80]!r} beside {name[:80]!r}: "
+                "numpy.load takes them for one",
+                source_path(checkpoint),
+                "give one of them another name with --rename",
+            )
 
 
 def _move(

@@ -9,6 +9,7 @@ Source: torch/export/pt2_archive/_package.py and torch/_export/serde/schema.py o
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import ExitStack
 from math import prod
 from typing import Any
@@ -16,15 +17,18 @@ from typing import Any
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.dtypes import BY_NAME, DType
 from ptsave.core.files import InputFile
-from ptsave.core.nodes import GlobalUse, Opaque, TensorEntry
+from ptsave.core.nodes import GlobalUse, Opaque, TensorEntry, add_uses
 from ptsave.core.storage import Storage
-from ptsave.errors import CorruptError
+from ptsave.errors import CorruptError, UnreadableError
 from ptsave.formats.base import FileFormat
+from ptsave.formats.inert_pickle import Loaded
+from ptsave.formats.pt2_program import code_in
 from ptsave.formats.strict_json import parse_object
+from ptsave.formats.torch_objects import torch_shapes
 from ptsave.formats.torch_part import TorchParts
 from ptsave.formats.torch_storage import StorageNode
 from ptsave.formats.torch_tensors import tensor
-from ptsave.formats.torch_zip import is_big_endian
+from ptsave.formats.torch_zip import check_layout, first_folder, load_record, refuse_big_endian
 from ptsave.formats.zip_checks import check_crcs
 from ptsave.formats.zip_reader import STORED, ZipDirectory
 from ptsave.formats.zip_sniff import directory_of, sniffed_directory
@@ -35,11 +39,16 @@ MAX_CONFIG_BYTES = 100_000_000
 _WEIGHTS = "data/weights/"
 _CONSTANTS = "data/constants/"
 _MODELS = "models/"
+_SAMPLE_INPUTS = "data/sample_inputs/"
+_COMPILED = "data/aotinductor/"
+_TENSOR, _CUSTOM_OBJECT, _OPAQUE_OBJECT = "tensor_", "custom_obj_", "opaque_obj_"
+"""How a constant's record begins says what reads it: raw numbers or torch.load, C++, pickle.loads."""
 _FORMAT_RECORD = "archive_format"
 _OLD_PROGRAM = "serialized_exported_program.json"
 _OLD_WEIGHTS = ("serialized_state_dict.pt", "serialized_state_dict.json")
 _OLD_CONSTANTS = ("serialized_constants.pt", "serialized_constants.json")
 """Torch zips all of them, whatever the name says: torch 2.1 called them .json."""
+_OLD_INPUTS = "serialized_example_inputs.pt"
 _STRIDED = 7  # schema.Layout
 _INT64_MAX = 2**63 - 1
 _DAMAGED = "the file is damaged; copy or download it again"
@@ -87,7 +96,12 @@ def read(file: InputFile) -> Checkpoint:
         programs = {name: archive.program(name) for name in archive.model_names()}
         root: Any = next(iter(programs.values())) if len(programs) == 1 else programs
         checkpoint = Checkpoint(
-            FORMAT.name, file.path, root, globals=archive.globals, notes=archive.notes + _notes(archive)
+            FORMAT.name,
+            file.path,
+            root,
+            globals=archive.globals,
+            notes=archive.notes + _notes(archive),
+            num_code_files=len(programs),
         )
         checkpoint.checks.append(lambda: check_crcs(archive.directory))
         checkpoint.files = on_failure.pop_all()
@@ -98,16 +112,11 @@ def sniff(file: InputFile, head: bytes) -> bool:
     """A zip with torch.export's marker, or with the exported program of the old layout."""
     directory = sniffed_directory(file, head)
     return directory is not None and (
-        _OLD_PROGRAM in directory.entries or f"{_top(directory)}{_FORMAT_RECORD}" in directory.entries
+        _OLD_PROGRAM in directory.entries or f"{first_folder(directory)}{_FORMAT_RECORD}" in directory.entries
     )
 
 
 FORMAT = FileFormat("pt2", sniff, read)
-
-
-def _top(directory: ZipDirectory) -> str:
-    first = next(iter(directory.entries), "")
-    return first[: first.find("/") + 1]
 
 
 class _Archive:
@@ -116,10 +125,47 @@ class _Archive:
     def __init__(self, directory: ZipDirectory) -> None:
         self.directory = directory
         self.is_old = _OLD_PROGRAM in directory.entries
-        self.top = "" if self.is_old else _top(directory)
-        self.big_endian = is_big_endian(directory, self.top)
+        self.top = "" if self.is_old else first_folder(directory)
+        if not self.is_old:
+            check_layout(directory, self.top)
+            refuse_big_endian(directory, self.top, "torch.export.load")
         self.globals: dict[str, GlobalUse] = {}
         self.notes: list[str] = []
+        self._dtypes: dict[str, Any] = {}
+        self.judge()
+
+    def judge(self) -> None:
+        """Tell what torch.export.load would run beside what the tensors are made of.
+
+        Raises: CorruptError where another loader would take the archive for something else.
+        """
+        for record in ("data.pkl", "constants.pkl"):
+            if self.has(record):
+                what = f"is two checkpoints in one: torch.load and torch.jit.load read its {record}"
+                raise CorruptError(what, str(self.directory.file.path), _DAMAGED)
+        if self.is_old:
+            for one, other in (_OLD_WEIGHTS, _OLD_CONSTANTS):
+                if self.has(one) and self.has(other):
+                    raise CorruptError(f"has both {one} and {other}", str(self.directory.file.path), _DAMAGED)
+            inputs, programs = [_OLD_INPUTS], [_OLD_PROGRAM]
+        else:
+            inputs = [f"{_SAMPLE_INPUTS}{name}" for name in self.records(_SAMPLE_INPUTS)]
+            programs = [f"{_MODELS}{name}" for name in self.records(_MODELS)]
+            compiled = {name.partition("/")[0] for name in self.records(_COMPILED)}
+            for name in sorted(compiled):
+                self.tell(f"{_COMPILED}{name}", 1)
+        for record in inputs:
+            self.pickled(record)
+        for record in programs:
+            if not record.endswith(".json"):
+                raise CorruptError(f"{record} is no program in JSON", str(self.directory.file.path), _DAMAGED)
+            where = self.where(record)
+            text = self.directory.read(self.top + record, MAX_CONFIG_BYTES)
+            for code, count in Counter(code_in(parse_object(text, "the program", where))).items():
+                self.tell(code, count)
+
+    def tell(self, name: str, count: int) -> None:
+        add_uses(self.globals, {name: GlobalUse(name, count, "called")})
 
     def where(self, record: str) -> str:
         return f"{self.directory.file.path}, record {self.top + record!r}"
@@ -167,20 +213,33 @@ class _Archive:
         malformed = CorruptError(f"the table's entry {name!r} is malformed", where, _DAMAGED)
         if not isinstance(about, dict) or not isinstance(about.get("path_name"), str):
             raise malformed
-        record = folder + about["path_name"]
+        path: str = about["path_name"]
+        record = folder + path
         if not self.has(record):
             raise CorruptError(f"tensor {name!r} is missing: there is no record {record!r}", where, _DAMAGED)
         meta = about.get("tensor_meta")
-        if about.get("use_pickle") is True:
-            if meta is not None:
-                return self.pickled(record)
-            return Opaque("torch.export.custom_object", state={"record": self.top + record})
+        is_pickle = about.get("use_pickle")
+        if type(is_pickle) is not bool:
+            raise malformed
+        if folder == _CONSTANTS:
+            if path.startswith(_OPAQUE_OBJECT):
+                return self.unpickled(record)
+            if path.startswith(_CUSTOM_OBJECT):
+                self.notes.append(f"{record} is an object of a custom class in C++, which was not looked at")
+                return Opaque("torch.export.custom_object", state={"record": self.top + record})
+            if not path.startswith(_TENSOR):
+                raise malformed
+        if is_pickle:
+            return self.pickled(record)
         if not isinstance(meta, dict):
             raise malformed
+        if self._dtypes.setdefault(record, meta.get("dtype")) != meta.get("dtype"):
+            what = f"{record} is of two dtypes, of which torch.export.load takes the first for both"
+            raise CorruptError(what, where, _DAMAGED)
         storage = self.directory.storage(self.top + record)
         kind = "parameter" if about.get("is_param") is True else "tensor"
         try:
-            return _tensor(meta, storage, kind, self.big_endian)
+            return _tensor(meta, storage, kind)
         except (KeyError, TypeError, ValueError):
             raise malformed from None
         except CorruptError as error:
@@ -194,15 +253,22 @@ class _Archive:
         if entry.num_bytes == 0:
             return {}
         if entry.method != STORED:
-            self.notes.append(f"{record} is compressed, and left out: pack the archive without compression")
-            return Opaque("zip.deflated", state={"record": self.top + record})
-        loaded = TorchParts().read(self.directory.file, entry.data_offset, entry.num_bytes)
-        self.globals.update(loaded.globals)
-        self.notes += loaded.notes
+            what = "is compressed, so that what it would unpickle was not looked at"
+            raise UnreadableError(what, self.where(record), "pack the archive again without compression")
+        return self._take(TorchParts().read(self.directory.file, entry.data_offset, entry.num_bytes))
+
+    def unpickled(self, record: str) -> Any:
+        """What Python's own pickle wrote into `record`; what it names is told."""
+        self._take(load_record(self.directory, self.top + record, torch_shapes()))
+        return Opaque("torch.export.opaque_object", state={"record": self.top + record})
+
+    def _take(self, loaded: Loaded) -> Any:
+        add_uses(self.globals, loaded.globals)
+        self.notes += [note for note in loaded.notes if note not in self.notes]
         return loaded.root
 
 
-def _tensor(meta: dict[str, Any], storage: Storage, kind: str, big_endian: bool) -> TensorEntry | Opaque:
+def _tensor(meta: dict[str, Any], storage: Storage, kind: str) -> TensorEntry | Opaque:
     """The view of `storage` that a `TensorMeta` describes.
 
     Raises: CorruptError when it does not lie in the storage; KeyError, TypeError, ValueError when the
@@ -214,7 +280,9 @@ def _tensor(meta: dict[str, Any], storage: Storage, kind: str, big_endian: bool)
     if meta["layout"] != _STRIDED or (prod(shape) and not storage.num_bytes):
         # sparse, or a tensor without bytes (FakeTensor)
         return Opaque("torch.meta", state={"dtype": dtype, "size": shape, "stride": strides})
-    node = StorageNode("", dtype, storage.num_bytes // dtype.itemsize, storage, big_endian)
+    if storage.num_bytes % dtype.itemsize:
+        raise CorruptError(f"{storage.num_bytes} bytes are no whole number of {dtype}")
+    node = StorageNode("", dtype, storage.num_bytes // dtype.itemsize, storage)
     return tensor(node, dtype, _integer(meta["storage_offset"]), shape, strides, meta["requires_grad"], kind)
 
 
@@ -231,9 +299,11 @@ def _notes(archive: _Archive) -> list[str]:
     if archive.is_old:
         return ["holds an exported program (torch.export), which is left out"]
     notes = [f"holds the exported program {name}, which is left out" for name in archive.model_names()]
-    compiled = archive.records("data/aotinductor/")
+    compiled = archive.records(_COMPILED)
     if compiled:
-        notes.append(f"holds {len(compiled)} files of compiled code (AOTInductor), which were not looked at")
+        notes.append(
+            f"holds {len(compiled)} files of compiled code (AOTInductor), which torch loads and runs"
+        )
     if archive.records("data/executorch/"):
         notes.append("holds an ExecuTorch program, which is left out")
     extra = archive.records("extra/")

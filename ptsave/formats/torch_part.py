@@ -5,10 +5,9 @@ from __future__ import annotations
 from ptsave.core.files import InputFile
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.storage import FileStorage
-from ptsave.errors import CorruptError
 from ptsave.formats.inert_pickle import Loaded
 from ptsave.formats.torch_form import Form, form_of
-from ptsave.formats.torch_zip import ZipStorages, is_big_endian, load_pickle, top_folder
+from ptsave.formats.torch_zip import ZipStorages, data_folder, is_big_endian, load_pickle
 from ptsave.formats.zip_reader import read_directory
 
 _MAX_FORMS = 4096
@@ -38,9 +37,7 @@ class TorchParts:
             if (found := form.read(file, offset_bytes)) is not None:
                 return found
         directory = read_directory(file, offset_bytes, num_bytes)
-        top = top_folder(directory)
-        if top is None:
-            raise CorruptError("has no data.pkl", str(file.path), "torch.save writes one")
+        top = data_folder(directory)
         storages = ZipStorages(directory, f"{top}data/", is_big_endian(directory, top))
         loaded = load_pickle(directory, f"{top}data.pkl", storages)
         if (

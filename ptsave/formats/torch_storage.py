@@ -13,6 +13,7 @@ from ptsave.core import dtypes
 from ptsave.core.dtypes import DType
 from ptsave.core.nodes import Global, Opaque, TensorEntry
 from ptsave.core.storage import Storage, SwappedStorage
+from ptsave.errors import CorruptError
 
 UINT8 = dtypes.BY_NAME["uint8"]
 
@@ -48,8 +49,14 @@ class StorageNode(Opaque):
         self.storage = self.of_dtype(dtype) if big_endian else storage
 
     def of_dtype(self, dtype: DType) -> Storage:
-        """The bytes in little-endian order, when they are elements of `dtype`."""
+        """The bytes in little-endian order, when they are elements of `dtype`.
+
+        Raises: CorruptError where torch, which swaps a storage by its own type, would read other numbers.
+        """
         word = dtype.word_bytes
+        if self._swapped is not None and word != self.dtype.word_bytes:
+            what = f"a big-endian storage of {self.dtype} is seen as {dtype}: torch does not swap those"
+            raise CorruptError(what)
         if self._swapped is None or word == 1:
             return self._raw
         if word not in self._swapped:

@@ -19,7 +19,7 @@ from ptsave.core.files import InputFile
 from ptsave.core.record import FILE_NAME, MAX_BYTES, Record
 from ptsave.core.storage import SwappedStorage
 from ptsave.core.verdict import Finding
-from ptsave.errors import CorruptError, LimitError
+from ptsave.errors import CorruptError, LimitError, UnreadableError
 from ptsave.formats.base import FileFormat
 from ptsave.formats.inert_pickle import Loaded, load
 from ptsave.formats.pickle_shapes import Shapes
@@ -36,7 +36,28 @@ MAX_CHECKED_PICKLE_BYTES = 64 * 1024 * 1024
 MAX_SMALL_BYTES = 4096
 """Cap on the records that hold a word or a number."""
 
+MAX_VERSION = 10
+"""Of the file format. Source: caffe2/serialize/versions.h, kMaxSupportedFileFormatVersion."""
+
+_VERSIONS = (".data/version", "version")
+"""Where an archive's version stands; torch takes the first of them that is there."""
+_FOUND_BY_NAME = (
+    "data.pkl",
+    "constants.pkl",
+    "byteorder",
+    *_VERSIONS,
+    ".format_version",
+    ".storage_alignment",
+    ".data/serialization_id",
+    "archive_format",
+    "archive_version",
+)
+"""The records that torch asks for, beside those of storages."""
+_OTHER_LOADERS = {"archive_format": "torch.export.load", ".data/extern_modules": "torch.package"}
 _HINT = "the file is damaged; copy or download it again"
+_PACK = (
+    "torch does not load it; pack it again as torch.save does: zip -0 -r model.pt FOLDER, with the version"
+)
 
 
 def sniff(file: InputFile, head: bytes) -> bool:
@@ -55,9 +76,7 @@ def read(file: InputFile) -> Checkpoint:
     with ExitStack() as on_failure:
         on_failure.callback(file.close)
         directory = directory_of(file)
-        top = top_folder(directory)
-        if top is None:
-            raise CorruptError("has no data.pkl", str(file.path), "torch.save writes one")
+        top = data_folder(directory)
         big_endian = is_big_endian(directory, top)
         loaded = load_pickle(directory, f"{top}data.pkl", ZipStorages(directory, f"{top}data/", big_endian))
         record = None
@@ -92,6 +111,60 @@ def top_folder(directory: ZipDirectory) -> str | None:
         names = " and ".join(repr(f"{top}data.pkl"[:40]) for top in tops[:2])
         raise CorruptError(f"is two checkpoints in one: {names}", str(directory.file.path), _HINT)
     return tops[0] if tops else None
+
+
+def first_folder(directory: ZipDirectory) -> str:
+    """The prefix of the folder that the first record lies in, where torch looks for all; may be empty."""
+    return directory.first_name[: directory.first_name.find("/") + 1]
+
+
+def data_folder(directory: ZipDirectory) -> str:
+    """The prefix of the folder that has the `data.pkl`, where torch finds it and all else.
+
+    Raises: CorruptError, UnreadableError.
+    """
+    top = top_folder(directory)
+    if top is None:
+        raise CorruptError("has no data.pkl", str(directory.file.path), "torch.save writes one")
+    check_layout(directory, top)
+    for record, loader in _OTHER_LOADERS.items():
+        if top + record in directory.entries:
+            what = f"is two checkpoints in one: {loader} reads other records of it"
+            raise CorruptError(what, str(directory.file.path), _HINT)
+    return top
+
+
+def check_layout(directory: ZipDirectory, top: str) -> None:
+    """Hold the names of an archive's records against the rules of torch's reader.
+
+    It takes the first entry's folder for that of all, and finds records without regard to case.
+
+    Raises: CorruptError where it finds other records, or none; UnreadableError.
+    """
+    where = str(directory.file.path)
+    if not top or not directory.first_name.startswith(top):
+        found = directory.first_name[:40]
+        raise CorruptError(f"torch looks for its records where the first one is, at {found!r}", where, _PACK)
+    known = {f"{top}{name}".lower(): f"{top}{name}" for name in _FOUND_BY_NAME}
+    longest = max(map(len, known))
+    for name in directory.entries:
+        if not name.startswith(top):
+            raise CorruptError(f"the record {name[:40]!r} is outside the folder of all others", where, _PACK)
+        if len(name) <= longest and known.get(name.lower(), name) != name:
+            raise CorruptError(f"torch takes the record {name!r} for {known[name.lower()]!r}", where, _HINT)
+    record = next((name for name in _VERSIONS if top + name in directory.entries), None)
+    if record is None:
+        raise CorruptError(
+            "has no record that says its version, without which torch reads nothing", where, _PACK
+        )
+    text = directory.read(top + record, MAX_SMALL_BYTES).strip()
+    if not text.isdigit() or not 1 <= int(text) <= MAX_VERSION:
+        shown = text[:20].decode("latin-1")
+        raise UnreadableError(
+            f"is of the file format version {shown!r}, and torch reads 1 to {MAX_VERSION}",
+            where,
+            "update ptsave and torch if a newer torch wrote it",
+        )
 
 
 def load_pickle(directory: ZipDirectory, name: str, persistent_load: Callable[[Any], Any] | None) -> Loaded:
@@ -190,6 +263,16 @@ def is_big_endian(directory: ZipDirectory, top: str) -> bool:
     return order == b"big"
 
 
+def refuse_big_endian(directory: ZipDirectory, top: str, loader: str) -> None:
+    """Refuse an archive that says it is big-endian, where `loader` reads little-endian numbers all the same.
+
+    Raises: CorruptError.
+    """
+    if is_big_endian(directory, top):
+        what = f"is big-endian, and {loader} does not swap its bytes on other machines"
+        raise CorruptError(what, str(directory.file.path), "save it on a little-endian machine")
+
+
 def check_records(checkpoint: Checkpoint, directory: ZipDirectory) -> Iterator[Finding]:
     """Hold the records against their CRC-32 that are not audited as some tensor's storage anyway.
 
@@ -200,6 +283,7 @@ def check_records(checkpoint: Checkpoint, directory: ZipDirectory) -> Iterator[F
     for name, entry in checkpoint.tensors.items():
         if isinstance(entry.storage, SwappedStorage):
             swapped.setdefault(id(entry.storage.inner), []).append(name)
+    yield from check_mapping(directory)
     records = ((name, directory.storage(name)) for name in directory.entries)
     yield from check_storages(
         (", ".join(swapped.get(id(storage), [name])), storage)
@@ -208,3 +292,11 @@ def check_records(checkpoint: Checkpoint, directory: ZipDirectory) -> Iterator[F
     )
     if directory.unclaimed_bytes:
         yield Finding("bytes", "warn", "", f"{directory.unclaimed_bytes} bytes belong to no record")
+
+
+def check_mapping(directory: ZipDirectory) -> Iterator[Finding]:
+    """Name the storages that are deflated: torch.load(mmap=True) takes their compressed bytes for numbers."""
+    for name, entry in directory.entries.items():
+        if entry.method == DEFLATED and entry.num_bytes and "/data/" in name:
+            what = "is compressed: torch.load(mmap=True) takes its compressed bytes for numbers"
+            yield Finding("bytes", "fail", name, f"{what}; convert the file")

@@ -25,7 +25,14 @@ from ptsave.formats.base import FileFormat
 from ptsave.formats.inert_pickle import Loaded
 from ptsave.formats.pickle_shapes import UNKNOWN, Budget, Known, Shapes
 from ptsave.formats.pickled_module import OWN_ATTRIBUTES, plain_attributes
-from ptsave.formats.torch_zip import ZipStorages, check_records, is_big_endian, load_record, top_folder
+from ptsave.formats.torch_zip import (
+    ZipStorages,
+    check_records,
+    data_folder,
+    load_record,
+    refuse_big_endian,
+    top_folder,
+)
 from ptsave.formats.zip_reader import ZipDirectory
 from ptsave.formats.zip_sniff import directory_of, sniffed_directory
 
@@ -99,9 +106,9 @@ def read(file: InputFile) -> Checkpoint:
     with ExitStack() as on_failure:
         on_failure.callback(file.close)
         directory = directory_of(file)
-        top = top_folder(directory) or ""
+        top = data_folder(directory)
         classes, defined, num_files = _classes(directory, f"{top}code/")
-        is_big = is_big_endian(directory, top)
+        refuse_big_endian(directory, top, "torch.jit.load")
 
         def build(target: Any, state: Any, budget: Budget) -> bool:
             if isinstance(target, ScriptModule):
@@ -114,7 +121,7 @@ def read(file: InputFile) -> Checkpoint:
             return torch_objects.build(target, state, budget)
 
         def unpickle(name: str) -> Loaded:
-            storages = ZipStorages(directory, f"{top}{name}/", is_big, has_meta=True)
+            storages = ZipStorages(directory, f"{top}{name}/", False, has_meta=True)
             return load_record(directory, f"{top}{name}.pkl", Shapes(_SHAPES, build, storages))
 
         loaded = unpickle("data")

@@ -20,6 +20,7 @@ from ptsave.formats.zip_fields import (
     FULL_32,
     LISTED,
     STORED,
+    UNFINISHED,
     Archive,
     ZipEntry,
     extra_fields,
@@ -62,9 +63,9 @@ def find_directory(archive: Archive) -> tuple[int, int, int]:
         found = tail.rfind(b"PK\5\6", 0, max(len(tail) - _END.size + 4, 0))
         if found < 0:
             raise CorruptError(
-                "truncated: the zip archive has no end record",
+                "truncated: the zip archive has no end record, which a save writes last",
                 str(archive.file.path),
-                "copy or download the file again",
+                UNFINISHED,
             )
     _, disk, first_disk, here, count, num_bytes, offset, comment_bytes = _END.unpack_from(tail, found)
     extra = len(tail) - found - _END.size - comment_bytes
@@ -135,7 +136,8 @@ def parse_directory(archive: Archive, block: bytes, count: int) -> tuple[list[Zi
         if signature != _LISTED_SIGNATURE or after > end:
             raise archive.corrupt(f"the zip directory's entry {len(entries)} is malformed")
         raw_name = block[at + LISTED.size : name_end]
-        name = raw_name.decode() if raw_name.isascii() else _decode(archive, raw_name, flags)
+        is_ascii = raw_name.isascii()
+        name = raw_name.decode() if is_ascii else _decode(archive, raw_name, flags)
         if not is_plain_path(name):
             raise archive.corrupt("a zip entry's name is not a plain relative path", name)
         if extra_bytes or packed == FULL_32 or unpacked == FULL_32 or offset == FULL_32:
@@ -152,7 +154,8 @@ def parse_directory(archive: Archive, block: bytes, count: int) -> tuple[list[Zi
         if method == DEFLATED:
             check_inflated_size(packed, unpacked, f"{archive.file.path}, record {name!r}")
         known = crc if crc or not unpacked else None
-        entries.append(ZipEntry(name, method, known, packed, unpacked, offset, -1))
+        unmarked = not is_ascii and not flags & _FLAG_UTF8 and name.encode() == raw_name
+        entries.append(ZipEntry(name, method, known, packed, unpacked, offset, -1, unmarked))
         positions.append(at)
         at = after
     if at != end:

@@ -20,6 +20,9 @@ FLAG_DESCRIPTOR = 0x0008
 LISTED = Struct("<4s6H3L5H2L")
 """An entry of the directory, without its name, extra fields and comment."""
 DAMAGED = "the file is damaged or was made to mislead; copy or download it again"
+UNFINISHED = (
+    "the save, copy or download did not finish: use the checkpoint before it, or copy or download it again"
+)
 EXTRA_UNICODE_PATH = 0x7075
 
 _EXTRA = Struct("<2H")
@@ -41,6 +44,8 @@ class ZipEntry:
     """Of the local header, from the beginning of the file, in bytes."""
     data_offset: int
     """Of the first data byte, from the beginning of the file, in bytes."""
+    is_unmarked: bool = False
+    """Whether the name is beyond ASCII, and not marked as UTF-8."""
 
 
 @dataclass(frozen=True, slots=True)

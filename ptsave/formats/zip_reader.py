@@ -34,6 +34,10 @@ class ZipDirectory:
     """By name, in the directory's order; folders are left out."""
     unclaimed_bytes: int
     """Bytes between the entries that belong to none of them."""
+    first_name: str
+    """Of the directory's first line, which may be a folder's; empty where there is none."""
+    unmarked_names: frozenset[str]
+    """Names beyond ASCII that are not marked as UTF-8: zipfile takes them for code page 437."""
     _storages: dict[str, Storage] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -103,4 +107,5 @@ def read_directory(file: InputFile, offset_bytes: int = 0, num_bytes: int | None
     listed, positions = parse_directory(archive, block, count)
     unclaimed = check_local_headers(archive, block, listed, positions, directory_offset)
     entries = {entry.name: entry for entry in listed if not entry.name.endswith("/")}
-    return ZipDirectory(file, entries, unclaimed)
+    unmarked = frozenset(entry.name for entry in listed if entry.is_unmarked)
+    return ZipDirectory(file, entries, unclaimed, listed[0].name if listed else "", unmarked)

@@ -12,12 +12,13 @@ import warnings
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.package import PackageExporter
 
-from ptsave.errors import UnknownFormatError
+from ptsave.errors import UnknownFormatError, UnreadableError
 from ptsave.formats import open_checkpoint
 
 
@@ -114,3 +115,27 @@ def test_folders(what: str, names: list[str], tmp_path: Path) -> None:
     with pytest.raises(UnknownFormatError, match=what) as error:
         open_checkpoint(tmp_path)
     assert error.value.hint
+
+
+class Breaks:
+    def __reduce__(self) -> Any:
+        raise KeyboardInterrupt
+
+
+def test_a_save_that_broke_off(tmp_path: Path) -> None:
+    """torch.save writes the directory of its archive all the same."""
+    path = tmp_path / "step-2.pt"
+    with pytest.raises(KeyboardInterrupt):
+        torch.save({"w": torch.ones(3), "x": Breaks()}, path)
+    with pytest.raises(UnreadableError, match="unfinished save") as caught:
+        open_checkpoint(path)
+    assert "use the checkpoint before it" in caught.value.hint
+
+
+def test_a_save_that_was_killed(tmp_path: Path) -> None:
+    path = tmp_path / "step-2.pt"
+    torch.save({"w": torch.ones(3000)}, path)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(UnreadableError, match="which a save writes last") as caught:
+        open_checkpoint(path)
+    assert "use the checkpoint before it" in caught.value.hint

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,11 @@ from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.storage import FileStorage
 from ptsave.errors import CorruptError, LimitError, UnreadableError
 from ptsave.formats import open_checkpoint
+from tests.attacks.pickles import dump
+from tests.formats.payload import PAYLOAD, is_named, ran
 from tests.formats.torch_reading import bytes_of
+
+__all__ = ["ran"]
 
 DTYPES = ["<f8", ">f4", "<f2", ">i8", "<i4", ">i2", "|i1", "<u8", ">u4", "<u2", "|u1", "|b1", "<c8", ">c16"]
 
@@ -116,7 +123,7 @@ def test_spellings_of_a_header(header: str, tmp_path: Path) -> None:
         SOUND.replace("}", "'descr': '<f4'}"),
         SOUND.replace("}", "'more': 1}"),
         SOUND + "x",
-        "{" + "(" * 5000 + ")" * 5000 + "}",
+        "{" + "(" * 4900 + ")" * 4900 + "}",
     ],
 )
 def test_headers_that_are_refused(header: str, tmp_path: Path) -> None:
@@ -141,3 +148,92 @@ def test_more_refusals(tmp_path: Path) -> None:
         path.write_bytes(data[:num_bytes])
         with pytest.raises(CorruptError):
             open_checkpoint(path)
+
+
+def array(value: Any, **how: Any) -> bytes:
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, np.asarray(value), **how)
+    return stream.getvalue()
+
+
+def archive(path: Path, *records: tuple[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as made:
+        for name, data in records:
+            made.writestr(name, data)
+    return path
+
+
+CONFUSED = {
+    "w beside w.npy": [("w.npy", array([1])), ("w.npy.npy", array([2]))],
+    "an array without an ending": [("w.npy", array([1])), ("w", array([2]))],
+    "bytes under an array's name": [("w.npy", array([1])), ("w", b"text")],
+}
+
+
+@pytest.mark.parametrize("name", CONFUSED)
+def test_two_records_of_one_name_are_refused(name: str, tmp_path: Path) -> None:
+    path = archive(tmp_path / "a.npz", *CONFUSED[name])
+    with pytest.raises(CorruptError, match="one name to numpy"):
+        open_checkpoint(path)
+
+
+def test_what_begins_as_an_array_is_one(tmp_path: Path) -> None:
+    path = archive(tmp_path / "a.npz", ("a.npy", array([1])), ("b", array([2])), ("c.txt", b"text"))
+    with open_checkpoint(path) as checkpoint:
+        assert list(checkpoint.tensors) == ["a", "b"]
+        assert bytes_of(checkpoint.tensors["b"]) == np.load(path)["b"].tobytes()
+
+
+def test_a_name_that_zipfile_spells_otherwise(tmp_path: Path) -> None:
+    path = archive(tmp_path / "a.npz", ("é.npy", array([1])))
+    with open_checkpoint(path) as checkpoint:
+        assert list(checkpoint.tensors) == ["é"]
+    data = bytearray(path.read_bytes())
+    for signature, at in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        data[data.index(signature) + at + 1] &= ~8  # the mark of UTF-8
+    path.write_bytes(data)
+    assert np.load(path).files == ["├⌐"]
+    with pytest.raises(CorruptError, match="spelled otherwise"):
+        open_checkpoint(path)
+
+
+OBJECTS = [
+    "'|O'",
+    '"|O"',
+    "[('a', '|O')]",
+    "[('a', \"|O\")]",
+    "[('b', [('a', '|O', (2,))])]",
+    "[('a','O')]",
+    "'O'",
+]
+
+
+@pytest.mark.parametrize("descr", OBJECTS)
+def test_arrays_of_objects_are_judged(descr: str, tmp_path: Path, ran: list[bool]) -> None:
+    path = tmp_path / "a.npy"
+    path.write_bytes(npy(f"{{'descr': {descr}, 'fortran_order': False, 'shape': (1,)}}", dump([PAYLOAD])))
+    with contextlib.suppress(Exception):
+        np.load(path, allow_pickle=True)
+    assert ran
+    assert is_named(path)
+
+
+def test_fields_of_a_structured_array_are_counted(tmp_path: Path) -> None:
+    kinds = [("a", "<f4"), ("b", [("c", "<i8", (2, 3)), ("d", "|S3")]), (("title", "e"), "<U2")]
+    value = np.zeros(3, kinds)
+    path = tmp_path / "a.npy"
+    np.save(path, value)
+    with open_checkpoint(path) as checkpoint:
+        assert checkpoint.root.state["dtype"].startswith("[")
+    path.write_bytes(path.read_bytes()[: -value.itemsize])
+    with pytest.raises(CorruptError, match="do not fit"):
+        open_checkpoint(path)
+
+
+def test_a_header_that_numpy_finds_too_long(tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    path.write_bytes(npy(SOUND + " " * 10_001))
+    with pytest.raises(ValueError, match="large"):
+        np.load(path)
+    with pytest.raises(LimitError, match="npy_header_bytes"):
+        open_checkpoint(path)

@@ -61,6 +61,7 @@ def test_ties_become_copies_and_that_is_said(tmp_path: Path) -> None:
         {"../w": torch.ones(1)},
         {"a\0b": torch.ones(1)},
         {"n" * 70_000: torch.ones(1)},
+        {"w.npy": torch.ones(1), "w": torch.zeros(1)},
     ],
 )
 def test_what_the_format_cannot_hold_is_refused(tmp_path: Path, state: dict[str, object]) -> None:

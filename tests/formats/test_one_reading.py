@@ -7,7 +7,6 @@ import io
 import json
 import pickle
 import struct
-import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -18,38 +17,13 @@ import pytest
 import torch
 from safetensors import deserialize
 
-from ptsave.errors import CorruptError, PtsaveError
+from ptsave.errors import CorruptError
 from ptsave.formats import open_checkpoint
-from ptsave.verbs.verify import Subject, safe
 from tests.attacks import torch_files as tf
-from tests.attacks.pickles import Call, Name, dump
+from tests.attacks.pickles import dump
+from tests.formats.payload import FUNCTION, NAME, PAYLOAD, is_named, ran
 
-NAME = "a_module_whose_name_has_forty_letters_in"
-FUNCTION = "a_function_whose_name_has_as_many_letter"
-assert len(NAME) == len(FUNCTION) == 40
-PAYLOAD = Call(Name(NAME, FUNCTION), ())
-
-
-@pytest.fixture
-def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """What the payload adds to when it runs."""
-    folder = tmp_path / "importable"
-    folder.mkdir()
-    (folder / f"{NAME}.py").write_text(f"calls = []\ndef {FUNCTION}():\n    calls.append(True)\n")
-    monkeypatch.syspath_prepend(folder)
-    module = __import__(NAME)
-    monkeypatch.setattr(module, "calls", found := [])
-    yield found
-    del sys.modules[NAME]
-
-
-def is_named(path: Path) -> bool:
-    """Whether ptsave refuses the file, or names the payload."""
-    try:
-        with open_checkpoint(path) as checkpoint:
-            return any(f.level == "fail" and NAME in f.where for f in safe(Subject(checkpoint)))
-    except PtsaveError:
-        return True
+__all__ = ["ran"]
 
 
 def torch_load(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import warnings
@@ -17,7 +18,13 @@ from torch import Tensor, nn
 from ptsave.core.nodes import Opaque
 from ptsave.errors import CorruptError
 from ptsave.formats import open_checkpoint
+from ptsave.verbs.verify import Subject, safe
+from tests.attacks import torch_files as tf
+from tests.attacks.pickles import dump
+from tests.formats.payload import FUNCTION, NAME, PAYLOAD, is_named, ran
 from tests.formats.torch_reading import assert_same
+
+__all__ = ["ran"]
 
 
 class Plain(nn.Module):
@@ -98,6 +105,7 @@ def test_layouts_of_older_torch(names: tuple[str, str, str], tmp_path: Path) -> 
         archive.writestr(names[0], "{}")
         if names[0].startswith("m/"):
             archive.writestr("m/archive_format", "pt2")
+            archive.writestr("m/version", "3")
         archive.writestr(names[1], saved(state))
         if names[2] != "none":
             archive.writestr(names[2], saved(constants))
@@ -118,6 +126,7 @@ def payload(**changes: Any) -> dict[str, Any]:
         "storage_offset": {"as_int": 0},
         "requires_grad": False,
         "layout": 7,
+        "device": {"type": "cpu", "index": None},
     }
     about = {"path_name": "weight_0", "is_param": False, "use_pickle": False, "tensor_meta": meta}
     about |= {key: value for key, value in changes.items() if key in about}
@@ -128,6 +137,7 @@ def payload(**changes: Any) -> dict[str, Any]:
 def write(path: Path, config: Any, data: bytes = bytes(24), **extra: bytes) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("m/archive_format", "pt2")
+        archive.writestr("m/version", "3")
         archive.writestr("m/models/model.json", "{}")
         archive.writestr("m/data/weights/weight_0", data)
         archive.writestr("m/data/weights/model_weights_config.json", json.dumps({"config": config}))
@@ -184,3 +194,150 @@ def test_what_else_is_there_is_noted(tmp_path: Path) -> None:
     with open_checkpoint(write(tmp_path / "m.pt2", {"w": payload()}, **extra)) as checkpoint:
         assert any("compiled code" in note for note in checkpoint.notes)
         assert any("notes.txt" in note for note in checkpoint.notes)
+
+
+def repacked(path: Path, **changed: bytes | None) -> Path:
+    """An archive with some records replaced or added (`__` for a slash, `_DOT_` for a dot)."""
+    new = {name.replace("__", "/").replace("_DOT_", "."): data for name, data in changed.items()}
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    top = next(iter(records)).partition("/")[0]
+    records |= {f"{top}/{name}": data for name, data in new.items()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in records.items():
+            if data is not None:
+                archive.writestr(name, data)
+    return path
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("program") / "m.pt2"
+    export(WithConstants(), path)
+    return path.read_bytes()
+
+
+def with_constant(path: str) -> bytes:
+    about = {"path_name": path, "is_param": False, "use_pickle": True, "tensor_meta": None}
+    return json.dumps({"config": {"c": about}}).encode()
+
+
+def of_program(path: Path, change: Callable[[dict[str, Any]], None]) -> bytes:
+    with zipfile.ZipFile(path) as archive:
+        text = json.loads(archive.read("m/models/model.json"))
+    change(text["graph_module"]["graph"])
+    return json.dumps(text).encode()
+
+
+def code_of(path: Path, text: str) -> bytes:
+    def change(graph: dict[str, Any]) -> None:
+        graph["tensor_values"]["x"]["sizes"][0] = {"as_expr": {"expr_str": text, "hint": {"as_int": 2}}}
+
+    return of_program(path, change)
+
+
+def guard_of(path: Path, text: str) -> bytes:
+    with zipfile.ZipFile(path) as archive:
+        program = json.loads(archive.read("m/models/model.json"))
+    return json.dumps(program | {"guards_code": [text]}).encode()
+
+
+def name_of(path: Path, name: str) -> bytes:
+    text = json.dumps(json.loads(code_of(path, "2")))
+    return text.replace('"x"', json.dumps(name)).encode()
+
+
+WEIGHTS, CONSTANTS = "data/weights/model_weights_config.json", "data/constants/model_constants_config.json"
+CALL = f"__import__('{NAME}').{FUNCTION}()"
+PLACES: dict[str, Callable[[Path], dict[str, bytes | None]]] = {
+    "sample inputs": lambda path: {"data/sample_inputs/model.pt": tf.pt(PAYLOAD)},
+    "legacy weights": lambda path: {"data/weights/model.pt": tf.pt(PAYLOAD)},
+    "legacy constants": lambda path: {"data/constants/model.pt": tf.pt(PAYLOAD)},
+    "a pickled constant": lambda path: {
+        CONSTANTS: with_constant("tensor_9"),
+        "data/constants/tensor_9": tf.pt(PAYLOAD),
+    },
+    "a pickled weight": lambda path: {
+        WEIGHTS: with_constant("weight_9"),
+        "data/weights/weight_9": tf.pt(PAYLOAD),
+    },
+    "an opaque constant": lambda path: {
+        CONSTANTS: with_constant("opaque_obj_0"),
+        "data/constants/opaque_obj_0": dump(PAYLOAD),
+    },
+    "an opaque constant said to be raw": lambda path: {
+        CONSTANTS: json.dumps({"config": {"c": payload(path_name="opaque_obj_0", dtype=1)}}).encode(),
+        "data/constants/opaque_obj_0": dump(PAYLOAD),
+    },
+    "a plain pickle as sample inputs": lambda path: {"data/sample_inputs/model.pt": dump(PAYLOAD)},
+    "an expression": lambda path: {"models/model.json": code_of(path, CALL)},
+    "a guard": lambda path: {"models/model.json": guard_of(path, CALL)},
+    "a name": lambda path: {"models/model.json": name_of(path, f"x={CALL}")},
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_what_torch_export_load_runs_is_named(
+    place: str, program: bytes, tmp_path: Path, ran: list[bool]
+) -> None:
+    path = tmp_path / "m.pt2"
+    path.write_bytes(program)
+    changed = PLACES[place](path)
+    repacked(path, **{name.replace("/", "__").replace(".", "_DOT_"): data for name, data in changed.items()})
+    with warnings.catch_warnings(), contextlib.suppress(Exception):
+        warnings.simplefilter("ignore")
+        torch.export.load(path).module()(torch.ones(2, 3))
+    assert ran
+    assert is_named(path)
+
+
+@pytest.mark.parametrize("target", ["torch.os.system", "torch.ops.load_library", "_operator.attrgetter"])
+def test_an_operator_that_is_none_of_torch_s(target: str, program: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "m.pt2"
+    path.write_bytes(program)
+
+    def change(graph: dict[str, Any]) -> None:
+        graph["nodes"][0]["target"] = target
+
+    repacked(path, models__model_DOT_json=of_program(path, change))
+    with open_checkpoint(path) as checkpoint:
+        assert checkpoint.globals.keys() == {target}
+
+
+def test_a_program_of_torch_s_own_is_only_warned_of(tmp_path: Path) -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor, *, more: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+            half = x[: x.shape[0] // 2 + 1] * more["a.b"][0]
+            return half.relu(), x.reshape(-1, max(1, x.shape[0] % 3)).sum()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        size = torch.export.Dim("n", min=2, max=90)
+        shapes = {"x": {0: size * 2}, "more": {"a.b": None}}
+        args = (torch.ones(6, 3),), {"more": {"a.b": torch.ones(3)}}
+        made = torch.export.export(Model(), *args, dynamic_shapes=shapes, strict=False)
+        torch.export.save(made, tmp_path / "m.pt2")
+    with open_checkpoint(tmp_path / "m.pt2") as checkpoint:
+        assert not checkpoint.globals
+        assert [finding.level for finding in safe(Subject(checkpoint))] == ["warn"]
+
+
+def test_compiled_code_is_named(tmp_path: Path) -> None:
+    extra = {"data__aotinductor__model__a.so": b"\x7fELF"}
+    with open_checkpoint(write(tmp_path / "m.pt2", {"w": payload()}, **extra)) as checkpoint:
+        assert checkpoint.globals.keys() == {"data/aotinductor/model"}
+
+
+def test_two_dtypes_of_one_record(tmp_path: Path) -> None:
+    """torch reads the record as the first one says, and views that."""
+    config = {"a": payload(), "b": payload(dtype=4)}
+    with pytest.raises(CorruptError, match="two dtypes"):
+        open_checkpoint(write(tmp_path / "m.pt2", config))
+
+
+@pytest.mark.parametrize("record", ["data_DOT_pkl", "constants_DOT_pkl"])
+def test_an_archive_that_torch_load_reads_too(record: str, program: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "m.pt2"
+    path.write_bytes(program)
+    with pytest.raises(CorruptError, match="two checkpoints in one"):
+        open_checkpoint(repacked(path, **{record: dump({})}))

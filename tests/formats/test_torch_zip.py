@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import struct
 import zipfile
 from argparse import Namespace
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,13 @@ from hypothesis import strategies as st
 
 from ptsave.core.dtypes import BY_NAME, TABLE
 from ptsave.core.nodes import Opaque
-from ptsave.errors import CorruptError, LimitError
+from ptsave.errors import CorruptError, LimitError, UnreadableError
 from ptsave.formats import open_checkpoint
+from ptsave.verbs.verify import Subject, bytes_
 from tests.attacks import torch_files as tf
+from tests.attacks.pickles import Call, Name
+from tests.attacks.pickles import dump as pickle_of
+from tests.attacks.zips import DEFLATED, Entry, zip_bytes
 from tests.formats.torch_reading import assert_holds, assert_same, bytes_of, bytes_of_torch, packaged
 
 KINDS = ("float", "complex", "int", "uint", "bool")
@@ -305,11 +311,80 @@ def test_deflated(simple: Path) -> None:
         assert_holds(checkpoint, torch.load(simple))
 
 
-def test_any_top_folder_and_none(simple: Path) -> None:
-    for top in ("other/", ""):
-        path = repacked(simple, lambda name, data, top=top: (top + name.partition("/")[2], data))
-        with open_checkpoint(path) as checkpoint:
-            assert_holds(checkpoint, torch.load(simple))
+def test_any_top_folder(simple: Path) -> None:
+    path = repacked(simple, lambda name, data: ("other/" + name.partition("/")[2], data))
+    with open_checkpoint(path) as checkpoint:
+        assert_holds(checkpoint, torch.load(path))
+
+
+def entries_of(**renamed: str) -> list[Entry]:
+    """A torch zip's entries, some under another name (`__` for a slash, `_DOT_` for a dot)."""
+    names = {name.replace("__", "/").replace("_DOT_", "."): new for name, new in renamed.items()}
+    made = tf.pt_entries(pickle_of({"w": tf.tensor()}))
+    return [replace(entry, name=names.get(str(entry.name), entry.name)) for entry in made]
+
+
+LAYOUTS = {
+    "no folder": [replace(e, name=str(e.name).removeprefix("archive/")) for e in entries_of()],
+    "a record before the folder": [Entry("x/a"), *entries_of()],
+    "a folder before the folder": [Entry("x/"), *entries_of()],
+    "a record behind the folder": [*entries_of(), Entry("x/a")],
+    "a byte order in capitals": [
+        *(e for e in entries_of() if e.name != "archive/byteorder"),
+        Entry("archive/ByteOrder", b"big"),
+    ],
+    "a folder in capitals": entries_of(archive__version="ARCHIVE/version"),
+    "no version": [e for e in entries_of() if e.name != "archive/version"],
+    "another version first": [*entries_of(), Entry("archive/.data/version", b"99")],
+    "a version to come": [*entries_of()[:-1], Entry("archive/version", b"11\n")],
+    "a version that is no number": [*entries_of()[:-1], Entry("archive/version", b"x")],
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_what_torch_finds_otherwise_is_refused(name: str, tmp_path: Path) -> None:
+    """torch finds other numbers, or nothing."""
+    path = tmp_path / "a.pt"
+    path.write_bytes(zip_bytes(LAYOUTS[name]))
+    with contextlib.suppress(RuntimeError, ValueError):
+        assert torch.load(path, weights_only=False)["w"].tolist() != [0, 1, 2, 3]
+    with pytest.raises(UnreadableError):
+        open_checkpoint(path)
+
+
+def test_a_folder_s_own_entry_first(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    path.write_bytes(zip_bytes([Entry("archive/"), *entries_of()]))
+    with open_checkpoint(path) as checkpoint:
+        assert_holds(checkpoint, torch.load(path, weights_only=False))
+
+
+def test_a_compressed_storage_is_a_no(tmp_path: Path) -> None:
+    """torch reads it, and with mmap=True other numbers."""
+    path = tmp_path / "a.pt"
+    compressed = [replace(e, method=DEFLATED) if e.data == tf.FOUR else e for e in entries_of()]
+    path.write_bytes(zip_bytes(compressed))
+    assert torch.load(path, weights_only=False)["w"].tolist() == [0, 1, 2, 3]
+    assert torch.load(path, weights_only=False, mmap=True)["w"].tolist() != [0, 1, 2, 3]
+    with open_checkpoint(path) as checkpoint:
+        failed = [finding for finding in bytes_(Subject(checkpoint)) if finding.level == "fail"]
+        assert [finding.where for finding in failed] == ["archive/data/0"]
+        assert "mmap" in failed[0].message
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint8"])
+def test_a_big_endian_storage_of_another_type(dtype: str, tmp_path: Path) -> None:
+    """torch swaps the bytes of a storage by the storage's own type, and an untyped one's not at all."""
+    rebuild = Name("torch._utils", "_rebuild_tensor_v3")
+    kind = tf.storage("UntypedStorage", numel=16) if dtype == "int32" else tf.storage()
+    size = 4 if dtype == "int32" else 16
+    args = (kind, 0, (size,), (1,), False, OrderedDict(), Name("torch", dtype))
+    made = tf.pt_entries(pickle_of({"w": Call(rebuild, args)}))
+    made[1] = replace(made[1], data=b"big")
+    path = tmp_path / "a.pt"
+    path.write_bytes(zip_bytes(made))
+    with pytest.raises(CorruptError, match="not swap"):
+        open_checkpoint(path)
 
 
 def test_big_endian(tmp_path: Path) -> None:
@@ -387,6 +462,7 @@ def rebuilt(
         Pickler(file, 2).dump({"w": call})
         file.close()
         archive.writestr("a/data/0", struct.pack("<6f", *range(6)))
+        archive.writestr("a/version", "3\n")
     return path
 
 

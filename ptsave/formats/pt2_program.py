@@ -1,0 +1,129 @@
+"""What an exported program in a .pt2 archive would have run as Python, when torch.export.load rebuilds it.
+
+The program is a graph in JSON. torch evaluates its expressions with sympy (which is `eval`), looks its
+operators up by dotted path, makes Python code of its names, and imports the modules of its enums. Programs
+that torch wrote have expressions of a few functions, operators of torch and names that are identifiers:
+that much is an allow-list here, and the rest is told.
+
+Source: torch/_export/serde/serialize.py of torch 2.13 (`GraphModuleDeserializer._parse_sym_expr`,
+`deserialize_operator`, `deserialize_graph`, `deserialize_module_call_signature`); torch/utils/_pytree.py
+(`enum_object_hook`); torch/fx/graph.py (`CodeGen`); torch/utils/_sympy/functions.py.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from typing import Any
+
+MAX_EXPRESSION_BYTES = 4096
+"""Longer expressions are told as they are: nobody read them."""
+_MAX_SHOWN = 80
+
+_FUNCTIONS = frozenset(
+    """
+    Add Mul Pow Integer Rational Float Symbol Max Min Mod Abs sqrt floor ceiling Piecewise ExprCondPair
+    Eq Ne Lt Le Gt Ge Equality Unequality StrictLessThan LessThan StrictGreaterThan GreaterThan And Or
+    Not Tuple FloorDiv ModularIndexing Where PythonMod CleanDiv CeilToInt FloorToInt CeilDiv IntTrueDiv
+    FloatTrueDiv LShift RShift IsNonOverlappingAndDenseIndicator TruncToFloat TruncToInt RoundToInt
+    RoundDecimal ToFloat FloatPow PowByNatural Identity max min
+    """.split()  # noqa: SIM905
+)
+_FUNCTION_FAMILIES = re.compile(r"(?:OpaqueUnaryFn|BitwiseFn)_\w+", re.ASCII)
+_EXPRESSION_NODES = (
+    ast.Expression,
+    ast.Constant,
+    ast.Name,
+    ast.Load,
+    ast.Call,
+    ast.keyword,
+    ast.Tuple,
+    ast.BinOp,
+    ast.UnaryOp,
+    ast.BoolOp,
+    ast.Compare,
+    ast.operator,
+    ast.unaryop,
+    ast.boolop,
+    ast.cmpop,
+)
+_OPERATOR = re.compile(
+    r"torch\.ops\.(?!_)\w+\.\w+(?:\.\w+)?|torch\.(?:_?sym_\w+)|math\.\w+|_operator\.(?:"
+    r"add|and_|contains|eq|floordiv|ge|getitem|gt|index|invert|inv|is_|is_not|le|lshift|lt|matmul|mod|mul|ne|"
+    r"neg|not_|or_|pos|pow|rshift|sub|truediv|truth|xor|abs|i(?:add|sub|mul|and|or|xor|mod|pow|floordiv|truediv))",
+    re.ASCII,
+)
+_SIZES = ("size", "stride", "storage_offset")
+"""What a guard asks of an argument."""
+_RESOLVED = re.compile(r"torch|math|_operator|#")
+"""How a text begins that torch looks up as an operator; others stay texts."""
+_IDENTIFIER = re.compile(r"[\w.]*")
+_SPEC_CODE = re.compile(r'[=();\n]|\\[^"\\]|__enum__')
+"""What no tree of arguments has that torch wrote without enums."""
+
+
+def code_in(program: Any) -> Iterator[str]:
+    """The texts of a program that torch would evaluate, import or call, outside the allow-list."""
+    waiting = [program]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, list):
+            waiting += node
+            continue
+        if not isinstance(node, dict):
+            continue
+        for key, value in node.items():
+            if isinstance(value, (list, dict)) and key != "metadata":
+                waiting.append(value)
+            texts = value if isinstance(value, list) else [value]
+            for text in texts:
+                if isinstance(text, str) and not _is_harmless(key, text):
+                    yield text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "…"
+
+
+def _is_harmless(key: str, text: str) -> bool:
+    if key == "expr_str":
+        return _is_expression(text)
+    if key in ("target", "as_operator"):
+        return _RESOLVED.match(text) is None or bool(_OPERATOR.fullmatch(text) and "__" not in text)
+    if key in ("name", "as_name", "forward_arg_names"):
+        return _IDENTIFIER.fullmatch(text) is not None
+    if key in ("in_spec", "out_spec"):
+        return _SPEC_CODE.search(text) is None
+    return key != "guards_code" or _is_expression(text, is_guard=True)
+
+
+def _is_expression(text: str, *, is_guard: bool = False) -> bool:
+    """Whether `text` is arithmetic on symbols, or on the sizes of arguments (a guard), and nothing else."""
+    if len(text) > MAX_EXPRESSION_BYTES:
+        return False
+    try:
+        tree = ast.parse(text, mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    texts: set[int] = set()
+    """The nodes that may be texts."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            name = node.func.id if isinstance(node.func, ast.Name) else ""
+            is_size = is_guard and isinstance(node.func, ast.Attribute) and not node.args
+            if not is_size and name not in _FUNCTIONS and not _FUNCTION_FAMILIES.fullmatch(name):
+                return False
+            if name in ("Symbol", "Float"):
+                texts |= {id(arg) for arg in node.args}
+        elif is_guard and isinstance(node, ast.Attribute):
+            if node.attr not in _SIZES:
+                return False
+        elif is_guard and isinstance(node, ast.Subscript):
+            texts.add(id(node.slice))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, (str, bytes)):
+            is_name = is_guard or (isinstance(node.value, str) and _NAME_OR_NUMBER.fullmatch(node.value))
+            if id(node) not in texts or not is_name:
+                return False
+        elif not isinstance(node, _EXPRESSION_NODES):
+            return False
+    return True
+
+
+_NAME_OR_NUMBER = re.compile(r"\w+|-?\d+(?:\.\d*)?(?:e-?\d+)?", re.ASCII)
