@@ -41,6 +41,7 @@ def inspection(result: Inspection, stats: Sequence[TensorStats] | None = None) -
             use.name: {"count": use.count, "used_for": use.used_for} for use in result.globals.values()
         },
         "record": plain(result.record),
+        "record_imports": [plain(code) for code in result.named_code],
         "training": plain(result.training),
         "notes": list(result.notes),
         **measured,

@@ -29,6 +29,7 @@ from ptsave.options import (
     TrustRecorded,
     Verbose,
     given,
+    with_patterns,
 )
 from ptsave.render.terminal import Mode, failure, out
 from ptsave.torch_layer.parallel.environment import is_first_rank, is_under_torchrun, let_first_speak
@@ -122,7 +123,7 @@ def load(
         Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint to load.", readable=False)
     ],
     config: ConfigPath = None,
-    trust_recorded: TrustRecorded = False,
+    trust_recorded: TrustRecorded = None,
     select: Select = None,
     device: Device = "cpu",
     inputs: Annotated[
@@ -153,7 +154,7 @@ def load(
         checkpoint,
         config,
         overrides=set or [],
-        trust_recorded=trust_recorded,
+        trusted=trust_recorded or (),
         select=select,
         device=device,
         inputs=inputs,
@@ -287,7 +288,7 @@ def verify(
         ),
     ] = None,
     config: ConfigPath = None,
-    trust_recorded: TrustRecorded = False,
+    trust_recorded: TrustRecorded = None,
     against: Annotated[
         Path | None,
         typer.Option(
@@ -344,7 +345,7 @@ def verify(
     asked = choose(
         checks,
         config=config,
-        trust_recorded=trust_recorded,
+        trusted=trust_recorded or (),
         against=against,
         close=close,
         through=through,
@@ -385,7 +386,7 @@ def run(arguments: list[str]) -> int:
     """Run one command, and say what went wrong if something did; returns the exit code."""
     usage_error: type[Exception] = typer.BadParameter.__bases__[0]  # the root of Typer's own usage errors
     try:
-        return app(arguments, prog_name="ptsave", standalone_mode=False) or EXIT_OK
+        return app(with_patterns(arguments), prog_name="ptsave", standalone_mode=False) or EXIT_OK
     except usage_error as error:
         problem: PtsaveError = UsageError(_usage_message(error), "", _usage_hint(error))
     except PtsaveError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -28,6 +28,8 @@ MAX_INPUT_BYTES = 16 * 1024**3
 """Cap on one generated input."""
 NOT_GENERATED = ("complex32", "float8_e8m0fnu", "float4_e2m1fn_x2")
 """Dtypes of numbers that torch does not cast to, or that have no sign."""
+MAX_SIZE = 1 << 48
+"""Cap on one size of an input."""
 MAX_DIMENSIONS = 64
 """Cap on an input's rank; torch itself handles no more."""
 
@@ -101,10 +103,15 @@ class InputsSpec:
     folder: Path = Path()
     """What a file's name is relative to."""
     place: Place = NOWHERE
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """In a record whose inputs stood in files and are too large for it: path among the arguments → digest.
+    The files are named by a config alone, and nothing else is set here."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the record; `from_json` reads it back."""
         document: dict[str, Any] = {}
+        if self.digests:
+            document["digests"] = dict(self.digests)
         if self.positional:
             document["positional"] = [_inputto_plain(spec) for spec in self.positional]
         if self.named:
@@ -114,14 +121,18 @@ class InputsSpec:
         return document
 
     @classmethod
-    def from_json(cls, document: Mapping[str, Any], where: str, folder: Path = Path()) -> InputsSpec:
-        """Read what `to_json` wrote.
+    def from_json(cls, document: Mapping[str, Any], where: str) -> InputsSpec:
+        """Read what `to_json` wrote. What names a file is kept, and `needs_files` tells: nothing opens the
+        files that a record names.
 
         Raises: CorruptError.
         """
         place = Place(where, ("inputs",))
         try:
-            check_keys(document, ("positional", "named", "file"), place)
+            check_keys(document, ("positional", "named", "file", "digests"), place)
+            digests = expect(document.get("digests", {}), dict, place / "digests")
+            for name, digest in digests.items():
+                expect(digest, str, place / "digests" / name)
             positional = expect(document.get("positional", []), list, place / "positional")
             named = expect(document.get("named", {}), dict, place / "named")
             file = document.get("file")
@@ -129,11 +140,41 @@ class InputsSpec:
                 tuple(_parse_input(item, place / i) for i, item in enumerate(positional)),
                 {name: _parse_input(item, place / name) for name, item in named.items()},
                 None if file is None else expect(file, str, place / "file"),
-                folder,
-                place,
+                digests=digests,
+                place=place,
             )
         except (UsageError, RecursionError) as error:
             raise malformed(error, place) from error
+
+    @property
+    def needs_files(self) -> bool:
+        """Whether some of the numbers stand in files."""
+        return (
+            self.file is not None
+            or bool(self.digests)
+            or any(map(_needs_files, (*self.positional, *self.named.values())))
+        )
+
+    @property
+    def num_elements(self) -> int:
+        """How many elements the tensors have that are generated, all together."""
+        return sum(map(_num_elements, (*self.positional, *self.named.values())))
+
+
+def _needs_files(spec: InputSpec) -> bool:
+    if isinstance(spec, (ListOf, DictOf)):
+        return any(map(_needs_files, _items(spec)))
+    return isinstance(spec, FileTensor)
+
+
+def _num_elements(spec: InputSpec) -> int:
+    if isinstance(spec, (ListOf, DictOf)):
+        return sum(map(_num_elements, _items(spec)))
+    return prod(spec.shape) if isinstance(spec, RandomTensor) else 0
+
+
+def _items(spec: ListOf | DictOf) -> Iterable[InputSpec]:
+    return spec.items.values() if isinstance(spec, DictOf) else spec.items
 
 
 def parse_inputs(value: Any, place: Place, folder: Path) -> InputsSpec:
@@ -218,9 +259,10 @@ def _parse_random(table: Mapping[str, Any], place: Place) -> RandomTensor:
         expect(size, int, place / "shape" / i)
         for i, size in enumerate(expect(table["shape"], list, place / "shape", "write shape = [4, 10]"))
     )
-    if any(size < 0 for size in shape) or len(shape) > MAX_DIMENSIONS:
+    if any(not 0 <= size <= MAX_SIZE for size in shape) or len(shape) > MAX_DIMENSIONS:
         raise (place / "shape").error(
-            f"{list(shape)} is not a shape", f"sizes are 0 or more, at most {MAX_DIMENSIONS} of them"
+            f"{list(shape[:MAX_DIMENSIONS])!s:.80} is not a shape",
+            f"sizes are 0 or more, at most {MAX_DIMENSIONS} of them",
         )
     dtype = parse_dtype(table.get("dtype", "float32"), place / "dtype")
     if dtype.kind in ("quantized", "bits") or dtype.name in NOT_GENERATED:

@@ -3,6 +3,8 @@
 `readable=False`, here as in `cli`: a file that may not be read is the reader's error (3), not one of usage.
 """
 
+import os
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +41,12 @@ NoRecord = Annotated[bool, typer.Option("--no-record", help="Leave ptsave's reco
 NoCheck = Annotated[bool, typer.Option("--no-check", help="Do not read back what was written.")]
 Digest = Annotated[str, typer.Option("--digest", metavar="ALGORITHM", help="xxh3_128, blake3 or sha256.")]
 TrustRecorded = Annotated[
-    bool, typer.Option("--trust-recorded", help="Import the class that the checkpoint's record names.")
+    list[str] | None,
+    typer.Option(
+        "--trust-recorded",
+        metavar="[GLOB]",
+        help="Import what the checkpoint's record names, or of it only GLOB ('pkg.mod.*'); repeatable.",
+    ),
 ]
 
 
@@ -51,3 +58,30 @@ def given(context: typer.Context) -> list[str]:
         if source is not None and source.name == "COMMANDLINE" and parameter.param_type_name == "option":
             names.append(max(parameter.opts, key=len))
     return names
+
+
+def with_patterns(arguments: list[str]) -> list[str]:
+    """The arguments with `--trust-recorded GLOB` in one word, and `*` where it stands alone.
+
+    What follows the flag is a pattern if it is dotted names and wildcards, and no path: `net.pt` and whatever
+    is there as a file is the checkpoint.
+    """
+    flag, found = "--trust-recorded", list[str]()
+    waiting = list(reversed(arguments))
+    while waiting:
+        word = waiting.pop()
+        if word == "--":
+            return [*found, word, *reversed(waiting)]
+        if word == flag:
+            word = f"{flag}={waiting.pop() if waiting and _is_pattern(waiting[-1]) else '*'}"
+        found.append(word)
+    return found
+
+
+def _is_pattern(word: str) -> bool:
+    is_dotted = re.fullmatch(r"[\w*?\[][\w.:*?\[\]!]*", word) is not None and any(c in word for c in ".:*")
+    return is_dotted and not word.endswith(_SUFFIXES) and not os.path.lexists(word)
+
+
+_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".npz", ".npy", ".pt2", ".json", ".tar")
+"""How the names of checkpoints end."""

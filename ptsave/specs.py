@@ -8,9 +8,9 @@ from __future__ import annotations
 import datetime
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from ptsave.core.dtypes import BY_NAME, DType
 from ptsave.core.nearest import hint_for, nearest
@@ -97,6 +97,18 @@ def check_keys(table: Mapping[str, Any], known: Iterable[str], place: Place) -> 
 
 
 @dataclass(frozen=True)
+class NamedCode:
+    """Code that a spec names."""
+
+    path: str
+    """`pkg.mod.Name` or `pkg.mod:Name`, as the spec has it."""
+    use: Literal["called", "imported", "bound"]
+    """Whether building the model calls it, passes it on as it is, or passes it on with some arguments."""
+    where: str
+    """`model.class`, `model.args.norm._target_`, …"""
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """How to build a model: what to import, and what to call it with."""
 
@@ -107,6 +119,16 @@ class ModelSpec:
     is_factory: bool = False
     """Whether the target returns a module that is ready (trained), to be called once and for real."""
     place: Place = NOWHERE
+    trusted: tuple[str, ...] | None = None
+    """Globs of the dotted names that may be imported, where a checkpoint's record names them; None where the
+    user's own config does, which may name anything."""
+
+    @property
+    def named_code(self) -> Iterator[NamedCode]:
+        """Everything that building the model imports, in the order in which it is written."""
+        key = "factory" if self.is_factory else "class"
+        yield NamedCode(self.target, "called", f"model.{key}")
+        yield from _named_code(self.args, "model.args")
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the record; `from_json` reads it back."""
@@ -126,6 +148,20 @@ class ModelSpec:
             return parse_model(table, place)
         except (UsageError, RecursionError) as error:
             raise malformed(error, place) from error
+
+
+def _named_code(value: Any, where: str) -> Iterator[NamedCode]:
+    if isinstance(value, list):
+        for i, child in enumerate(value):
+            yield from _named_code(child, f"{where}.{i}")
+    elif isinstance(value, Mapping):
+        if "_import_" in value:
+            yield NamedCode(value["_import_"], "imported", f"{where}._import_")
+        elif "_target_" in value:
+            use: Literal["bound", "called"] = "bound" if value.get("_partial_", False) else "called"
+            yield NamedCode(value["_target_"], use, f"{where}._target_")
+        for key, child in value.items():
+            yield from _named_code(child, f"{where}.{key}")
 
 
 def parse_model(table: Any, place: Place) -> ModelSpec:

@@ -154,7 +154,7 @@ def test_specs_survive_a_record(tmp_path: Path) -> None:
     assert again.target == config.model.target
     assert again.args == {**config.model.args, "bound": {"_float_": "inf"}}
     assert again.to_json() == config.model.to_json()
-    read = InputsSpec.from_json(inputs, "a.pt", tmp_path)
+    read = InputsSpec.from_json(inputs, "a.pt")
     assert (read.named, read.positional, read.file) == (config.inputs.named, (), "x.npz")
 
 

@@ -17,15 +17,17 @@ ARROWS: dict[str, set[str]] = {
     "core": {"core", "errors", "stopping"},
     "specs": {"core", "errors"},
     "input_specs": {"specs", "core", "errors"},
+    "recorded": {"input_specs", "specs", "core", "errors"},
     "config": {"input_specs", "specs", "core", "errors"},
     "formats": {"formats", "core", "errors"},
-    "verbs": {"verbs", "formats", "core", "errors", "config", "input_specs", "specs"},
+    "verbs": {"verbs", "formats", "core", "errors", "config", "recorded", "input_specs", "specs"},
     "torch_layer": {
         "torch_layer",
         "formats",
         "core",
         "errors",
         "config",
+        "recorded",
         "input_specs",
         "specs",
         "stopping",
@@ -67,7 +69,7 @@ ARROWS: dict[str, set[str]] = {
 }
 """Layer → the layers that it may import, at any depth of its code."""
 
-TYPE_ARROWS: dict[str, set[str]] = {"render": {"torch_layer"}, "as_json": {"torch_layer"}}
+TYPE_ARROWS: dict[str, set[str]] = {"render": {"torch_layer", "specs"}, "as_json": {"torch_layer"}}
 """Layer → the layers whose results it may name under `if TYPE_CHECKING:`, where nothing is imported."""
 
 OWNERS: dict[str, set[str]] = {

@@ -103,6 +103,7 @@ def _model(request: Request, source: Checkpoint, other: Checkpoint | None) -> Mo
         other,
         request.asked.config,
         request.overrides,
+        trusted=request.asked.trusted,
         other_config=request.asked.other_config,
         select=request.select,
         device=request.device,
@@ -125,7 +126,9 @@ def _verify_together(mode: Mode, request: Request, group: Group) -> Outcome:
         subject = verb.Subject(source, None, asked, request.allow)
         if asked.has_model:
             say, app_dir = group.speak(warn), request.app_dir
-            model = subject_of(group, source, asked.config, request.overrides, request.select, app_dir, say)
+            model = subject_of(
+                group, source, asked.config, request.overrides, asked.trusted, request.select, app_dir, say
+            )
             subject = replace(subject, parameters=model.parameters)
         findings = _shared_findings(subject, group, began)
         if model is None:

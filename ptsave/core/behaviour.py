@@ -105,39 +105,14 @@ class Behaviour:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any], where: str) -> Behaviour:
-        """Read what `to_json` made.
+        """Read what `to_json` made; every number is bounded, and held to the others of its tensor.
 
         Raises: CorruptError when it is not that.
         """
         try:
-            if document["schema_version"] != SCHEMA_VERSION or document["determinism"] not in _DETERMINISM:
-                raise ValueError
-            samples = [_sample_from_json(sample) for sample in document["tensors"]]
-            kinds = [str(kind) for kind in document["kinds"]]
-            return cls(
-                inputs=_mapping(document["inputs"]),
-                environment=_mapping(document["environment"]),
-                determinism=document["determinism"],
-                outputs=_samples_from_json(document["outputs"], samples),
-                calls=[
-                    Call(
-                        str(call["module"]),
-                        int(call.get("number", 0)),
-                        kinds[_index(call["kind"], len(kinds))],
-                        _samples_from_json(call["inputs"], samples),
-                        _samples_from_json(call["outputs"], samples),
-                    )
-                    for call in document["calls"]
-                ],
-                has_all_calls=bool(document["has_all_calls"]),
-                buffers={str(k): str(v) for k, v in _mapping(document["buffers"]).items()},
-                dtypes={str(k): int(v) for k, v in _mapping(document["dtypes"]).items()},
-                training=[str(name) for name in document["training"]],
-            )
-        except (KeyError, TypeError, ValueError, AttributeError, struct.error, binascii.Error):
-            raise CorruptError(
-                "the behaviour record is malformed", where, "record it anew: ptsave verify --record"
-            ) from None
+            return _behaviour_from_json(document)
+        except _MisfitError as error:
+            raise CorruptError(f"the behaviour record does not fit: {error}", where, _HINT) from None
 
 
 _DETERMINISM = ("exact", "seeded", "none")
@@ -155,7 +130,7 @@ def _document(behaviour: Behaviour, step: int) -> dict[str, Any]:
     """The record, sampled harder with each `step`: fewer values, shorter sketches, then fewer calls."""
     table = _Table(
         values=CALL_VALUES >> step,
-        places=max(SKETCH_PLACES >> max(step - 2, 0), 4),
+        places=max(SKETCH_PLACES >> max(step - 2, 0), _MIN_PLACES),
     )
     keep = 2 ** max(step - 4, 0)
     calls = [c for i, c in enumerate(behaviour.calls) if i % keep == 0 or i == len(behaviour.calls) - 1]
@@ -246,39 +221,169 @@ def _fit(value: float, letter: str) -> float:
     return value
 
 
-# --- from JSON ------------------------------------------------------------------------------------------
+# --- from JSON: bounds on everything that is read ----------------------------------------------------------
+
+_HINT = "record it again: ptsave verify -c CONFIG --record; until then it proves nothing"
+_MAX_SIZE = 1 << 48
+"""Cap on the elements of a recorded tensor."""
+_MAX_DIMENSIONS = 64
+_MAX_CALLS_OF_ONE = 1 << 31
+_MIN_PLACES = 4
+"""The shortest sketch that `_document` writes."""
+_HUGE = 1e30
+"""Larger elements are counted as odd, and are in no norm; see `torch_layer.sketch`."""
+_LOOSE = 1.01
+"""Norms and sketches are sums of 32-bit floats; they are held to each other with so much room."""
+_UNDERFLOW = 1e-18
+"""Elements below it may have vanished from a norm that was added up in 32 bits."""
 
 
-def _mapping(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise TypeError
-    return value
+class _MisfitError(ValueError):
+    """What of a behaviour record does not fit, for a person."""
 
 
-def _index(value: Any, count: int) -> int:
-    if not isinstance(value, int) or not 0 <= value < count:
-        raise ValueError
-    return value
+def _must(holds: bool, what: str) -> None:
+    if not holds:
+        raise _MisfitError(what)
 
 
-def _samples_from_json(document: Any, samples: Sequence[Sample]) -> dict[str, Sample]:
-    return {str(k): samples[_index(i, len(samples))] for k, i in _mapping(document).items()}
+def _mapping(value: Any, what: str) -> dict[str, Any]:
+    _must(isinstance(value, dict), f"{what} is not a table")
+    mapping: dict[str, Any] = value
+    return mapping
 
 
-def _sample_from_json(document: dict[str, Any]) -> Sample:
-    dtype = BY_NAME[document["dtype"]].name
-    return Sample(
-        dtype,
-        tuple(int(n) for n in document["shape"]),
-        str(document["digest"]),
-        float(document["norm"]),
-        int(document.get("odd", 0)),
-        _unpack(document["sketch"], dtype),
-        _unpack(document.get("values", ""), dtype),
+def _list(value: Any, what: str) -> list[Any]:
+    _must(isinstance(value, list), f"{what} is not a list")
+    items: list[Any] = value
+    return items
+
+
+def _text(value: Any, what: str) -> str:
+    _must(isinstance(value, str), f"{what} is not text")
+    return str(value)
+
+
+def _whole(value: Any, most: int, what: str) -> int:
+    """A whole number from 0 to `most`."""
+    _must(type(value) is int and 0 <= value <= most, f"{what} is not a number from 0 to {most}")
+    return int(value)
+
+
+def _behaviour_from_json(document: Mapping[str, Any]) -> Behaviour:
+    determinism = document.get("determinism")
+    version = document.get("schema_version")
+    _must(version == SCHEMA_VERSION, f"schema_version is {version!r:.40}, not {SCHEMA_VERSION}")
+    _must(determinism in _DETERMINISM, f"determinism is {determinism!r:.40}")
+    samples = [
+        _sample_from_json(_mapping(sample, f"tensor {i}"), f"tensor {i}")
+        for i, sample in enumerate(_list(document.get("tensors"), "tensors"))
+    ]
+    kinds = [_text(kind, "a kind") for kind in _list(document.get("kinds"), "kinds")]
+    environment = _mapping(document.get("environment"), "environment")
+    plain = all(isinstance(value, (str, int, float, type(None))) for value in environment.values())
+    _must(plain, "environment holds more than plain values")
+    has_all_calls = document.get("has_all_calls")
+    _must(isinstance(has_all_calls, bool), "has_all_calls is neither true nor false")
+    dtypes = _mapping(document.get("dtypes"), "dtypes")
+    _must(dtypes.keys() <= BY_NAME.keys(), "dtypes names what is no dtype")
+    return Behaviour(
+        inputs=_mapping(document.get("inputs"), "inputs"),
+        environment=environment,
+        determinism=determinism,  # type: ignore[arg-type]
+        outputs=_samples_from_json(document.get("outputs"), samples),
+        calls=[
+            _call_from_json(_mapping(call, "a call"), kinds, samples)
+            for call in _list(document.get("calls"), "calls")
+        ],
+        has_all_calls=bool(has_all_calls),
+        buffers={
+            name: _text(digest, "a buffer's digest")
+            for name, digest in _mapping(document.get("buffers"), "buffers").items()
+        },
+        dtypes={name: _whole(count, _MAX_SIZE, f"dtypes: {name}") for name, count in dtypes.items()},
+        training=[
+            _text(name, "a module in training") for name in _list(document.get("training"), "training")
+        ],
     )
 
 
-def _unpack(text: str, dtype: str) -> tuple[float, ...]:
+def _call_from_json(call: dict[str, Any], kinds: Sequence[str], samples: Sequence[Sample]) -> Call:
+    _must(bool(kinds), "a call has no kind")
+    return Call(
+        _text(call.get("module"), "a call's module"),
+        _whole(call.get("number", 0), _MAX_CALLS_OF_ONE, "a call's number"),
+        kinds[_whole(call.get("kind"), len(kinds) - 1, "a call's kind")],
+        _samples_from_json(call.get("inputs"), samples),
+        _samples_from_json(call.get("outputs"), samples),
+    )
+
+
+def _samples_from_json(document: Any, samples: Sequence[Sample]) -> dict[str, Sample]:
+    table = _mapping(document, "a call's tensors")
+    _must(bool(samples) or not table, "a call names a tensor that is not there")
+    return {path: samples[_whole(i, len(samples) - 1, "a tensor's number")] for path, i in table.items()}
+
+
+def _sample_from_json(document: dict[str, Any], what: str) -> Sample:
+    name = document.get("dtype")
+    _must(isinstance(name, str) and name in BY_NAME, f"{what} has the dtype {name!r:.40}")
+    dtype = BY_NAME[str(name)]
+    _must(dtype.kind not in ("quantized", "bits"), f"{what} has the dtype {name}, which has no numbers")
+    shape = tuple(
+        _whole(n, _MAX_SIZE, f"{what}: a size") for n in _list(document.get("shape"), f"{what}: shape")
+    )
+    _must(len(shape) <= _MAX_DIMENSIONS, f"{what} has {len(shape)} dimensions")
+    size = math.prod(shape)
+    _must(size <= _MAX_SIZE, f"{what} has more than {_MAX_SIZE} elements")
+    num_parts = size * (2 if dtype.kind == "complex" else 1)
+    digest = _text(document.get("digest"), f"{what}: digest")
+    _must(
+        len(digest) == _DIGEST_CHARS and digest.isalnum(), f"{what}: digest is not of {_DIGEST_CHARS} digits"
+    )
+    norm = document.get("norm")
+    _must(
+        type(norm) in (float, int) and 0 <= norm <= _LOOSE * _HUGE * (num_parts + 1) ** 0.5,  # type: ignore[operator]
+        f"{what}: its norm is not one of {size} elements",
+    )
+    sample = Sample(
+        dtype.name,
+        shape,
+        digest,
+        float(norm),  # type: ignore[arg-type]
+        _whole(document.get("odd", 0), num_parts, f"{what}: its NaN and infinities"),
+        _unpack(document.get("sketch"), dtype.name, f"{what}: sketch"),
+        _unpack(document.get("values", ""), dtype.name, f"{what}: values"),
+    )
+    _check_sample(sample, num_parts, what)
+    return sample
+
+
+def _check_sample(sample: Sample, num_parts: int, what: str) -> None:
+    """Hold the figures of one sample to each other: they are all of the same elements."""
+    places = len(sample.sketch)
+    _must(places in _PLACES, f"{what}: a sketch of {places} sums, not of {', '.join(map(str, _PLACES))}")
+    _must(len(sample.values) <= min(num_parts, 2 * OUTPUT_VALUES), f"{what}: more values than elements")
+    # Cauchy-Schwarz: a sum of n elements with signs is at most the square root of n times their norm.
+    longest = _LOOSE * sample.norm * (num_parts / places + 1) ** 0.5 + _UNDERFLOW * num_parts
+    length = math.hypot(*sample.sketch)
+    _must(length <= longest, f"{what}: its sketch is not one of a tensor of its norm")  # False for NaN
+    known = math.hypot(*(value for value in sample.values if abs(value) <= _HUGE))
+    slack = _UNDERFLOW * num_parts**0.5
+    fits = known <= _LOOSE * sample.norm + slack
+    if len(sample.values) == num_parts:
+        fits = fits and sample.norm <= _LOOSE * known + slack
+    _must(fits, f"{what}: its norm is not that of its values")
+
+
+_PLACES = tuple(_MIN_PLACES << i for i in range((SKETCH_PLACES // _MIN_PLACES).bit_length()))
+_DIGEST_CHARS = 32
+
+
+def _unpack(text: Any, dtype: str, what: str) -> tuple[float, ...]:
     letter = _letter(dtype)
-    data = base64.b64decode(text, validate=True)
-    return struct.unpack(f"<{len(data) // struct.calcsize(letter)}{letter}", data)
+    try:
+        data = base64.b64decode(_text(text, what), validate=True)
+        return struct.unpack(f"<{len(data) // struct.calcsize(letter)}{letter}", data)
+    except (binascii.Error, struct.error, ValueError):
+        raise _MisfitError(f"{what} is not packed numbers") from None

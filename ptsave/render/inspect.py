@@ -15,6 +15,7 @@ from ptsave.verbs.inspect import Inspection, ModuleNode, TensorRow
 from ptsave.words import count, shape, size, value
 
 if TYPE_CHECKING:
+    from ptsave.specs import NamedCode
     from ptsave.verbs.runs import RunInspection
     from ptsave.verbs.stats import TensorStats
 
@@ -89,6 +90,7 @@ def _show_checkpoint(result: Inspection, tree: bool, stats: Sequence[TensorStats
         {escape(key): value(text) for key, text in result.metadata.items() if key != "ptsave"},
     )
     _record(result.record)
+    _named_code(result.named_code)
     if result.globals:
         section("names outside the known shapes (nothing here was imported or run)")
         table([(escape(u.name), u.used_for, f"{u.count}×") for u in result.globals.values()])
@@ -164,13 +166,25 @@ def _tree(root: ModuleNode, total_bytes: int) -> None:
     table(rows, right=(2, 3))
 
 
+def _named_code(named: Sequence[NamedCode]) -> None:
+    """Each path once, with all that is done with it."""
+    uses: dict[str, dict[str, None]] = {}
+    for code in named:
+        uses.setdefault(code.path, {})[f"{code.use} ({code.where})"] = None
+    if uses:
+        section("what --trust-recorded would import (nothing here was)")
+        table([(escape(path), escape(", ".join(where))) for path, where in uses.items()])
+
+
 def _record(record: Record | None) -> None:
     if record is None:
         return
     known = {}
     if record.model is not None:
-        known["class"] = value(record.model.get("class"))
-        for key, item in (record.model.get("args") or {}).items():
+        key = "factory" if "factory" in record.model else "class"
+        known[key] = value(record.model.get(key))
+        args = record.model.get("args")
+        for key, item in (args if isinstance(args, dict) else {}).items():
             known[f"  {escape(str(key))}"] = value(item)
     if record.digests is not None:
         known["digests"] = f"{record.digests.algorithm}, {count(len(record.digests.tensors), 'tensor')}"

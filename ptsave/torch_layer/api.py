@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -33,6 +33,7 @@ from ptsave.torch_layer.training_files import as_torch
 from ptsave.torch_layer.training_modules import clean_names, plan_module, state_of, unwrap
 from ptsave.torch_layer.training_plain import plain
 from ptsave.torch_layer.training_state import TrainingState
+from ptsave.torch_layer.trust import ALL
 
 PathLike = str | os.PathLike[str]
 Module = TypeVar("Module", bound=nn.Module)
@@ -186,7 +187,7 @@ def load(
     model: None = ...,
     *,
     config: PathLike | None = ...,
-    trust_recorded: bool = ...,
+    trust_recorded: bool | str | Sequence[str] = ...,
     select: str | None = ...,
     device: str | None = ...,
     app_dir: PathLike | None = ...,
@@ -199,7 +200,7 @@ def load(
     model: nn.Module | None = None,
     *,
     config: PathLike | None = None,
-    trust_recorded: bool = False,
+    trust_recorded: bool | str | Sequence[str] = False,
     select: str | None = None,
     device: str | None = None,
     app_dir: PathLike | None = None,
@@ -209,7 +210,8 @@ def load(
 
     With `model` they are copied into that module, which keeps its mode, its dtypes and, without `device`,
     its devices. Else the model is built first, in eval mode on `device` (the CPU): from the TOML `config`, or
-    from the checkpoint's record, which names code to import: `trust_recorded` says that this may be done.
+    from the checkpoint's record, which names code to import: `trust_recorded` says that this may be done, or
+    of which names: a glob (`"pkg.mod.*"`) or several.
 
     The model's state dict is found under well-known keys, or is the one under the dotted key `select`, and
     the prefixes of wrappers are removed from its names. Checksums and recorded digests are held on the way.
@@ -242,7 +244,7 @@ def load(
             _into(model, checkpoint, select_model(checkpoint, select), device, notes)
         else:
             folder = Path(app_dir) if app_dir is not None else None
-            wanted = config_for(checkpoint, Path(config) if config else None, (), trust_recorded)
+            wanted = config_for(checkpoint, Path(config) if config else None, (), _globs(trust_recorded))
             selection = select_model(checkpoint, select)
             model = build_model(wanted.model, device="meta", app_dir=folder)
             fill(model, checkpoint, selection, device or "cpu", notes.append, is_mapped=lazy)
@@ -251,6 +253,12 @@ def load(
     for note in notes:
         warnings.warn(note, stacklevel=2)
     return model
+
+
+def _globs(trust_recorded: bool | str | Sequence[str]) -> Sequence[str]:
+    if isinstance(trust_recorded, bool):
+        return ALL if trust_recorded else ()
+    return [trust_recorded] if isinstance(trust_recorded, str) else trust_recorded
 
 
 def _into(

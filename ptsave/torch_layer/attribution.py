@@ -10,7 +10,6 @@ from typing import Any
 from ptsave.core.cause import damage, difference, first_names, resumption
 from ptsave.core.digest import HEX_DIGITS, tensor_digest
 from ptsave.core.verdict import Finding, places
-from ptsave.specs import ModelSpec
 from ptsave.torch_layer.behaviour_check import coarser_dtype
 from ptsave.torch_layer.replay import Replay
 from ptsave.torch_layer.source import changed_parts, source_digest
@@ -161,7 +160,9 @@ def _changed_arguments(subject: ModelSubject) -> str:
         return ""
     if "factory" in record.model or subject.config.model.is_factory:
         return ""
-    then = ModelSpec.from_json(record.model, str(subject.checkpoint.path)).to_json().get("args", {})
+    if subject.told.model is None:
+        return ""
+    then = subject.told.model.to_json().get("args", {})
     now = subject.config.model.to_json().get("args", {})
     changed = list(_different("", then, now))
     return f"config changed since save: {', '.join(changed[:4])}" if changed else ""

@@ -9,8 +9,8 @@ from torch import nn
 from ptsave.config import InputsSpec, Tolerance
 from ptsave.core.behaviour import Behaviour
 from ptsave.core.verdict import Departure, Finding, Level
-from ptsave.errors import UnreadableError, UsageError
-from ptsave.torch_layer.inputs import make_inputs
+from ptsave.errors import LimitError, UnreadableError, UsageError
+from ptsave.torch_layer.inputs import Arguments, digests_of_arguments, make_inputs
 from ptsave.torch_layer.observe import buffer_digests
 from ptsave.torch_layer.replay import Replay, replay
 from ptsave.torch_layer.subject import ModelSubject
@@ -22,7 +22,11 @@ FLOATS = ("bfloat16", "float16", "float32", "float64")
 
 def behaviour(subject: ModelSubject) -> Iterator[Finding]:
     """Today's outputs on the recorded inputs match the recorded ones; else names the module that departs."""
-    recorded = subject.behaviour
+    recorded, fault = subject.behaviour, subject.told.faults.get("behaviour")
+    if fault is not None:
+        level: Level = "skipped" if isinstance(fault, LimitError) else "fail"
+        yield Finding(CHECK, level, "record", fault.what)
+        return
     if recorded is None:
         message = "the checkpoint has no behaviour record: `ptsave save` and `verify --record` make one"
         yield Finding(CHECK, "skipped", "", message)
@@ -39,7 +43,11 @@ def behaviour(subject: ModelSubject) -> Iterator[Finding]:
         yield Finding(CHECK, "fail", "", f"{subject.damage}; run with the damage")
     lost = list(_buffers(subject, model, recorded))
     try:
-        subject.replayed = found = _replayed(subject, model, recorded)
+        arguments = _arguments(subject, model)
+        if isinstance(arguments, str):
+            yield Finding(CHECK, "skipped", "", arguments)
+            return
+        subject.replayed = found = _replayed(subject, model, arguments, recorded)
     except UsageError as error:
         yield Finding(CHECK, "fail", "", f"the model does not run on the recorded inputs: {error}")
         return
@@ -62,13 +70,32 @@ def coarser_dtype(subject: ModelSubject, recorded: Behaviour) -> str | None:
     return min(kept | then, key=FLOATS.index)
 
 
-def _replayed(subject: ModelSubject, model: nn.Module, recorded: Behaviour) -> Replay:
-    where = f"{subject.checkpoint.path}: record"
-    spec = InputsSpec.from_json(recorded.inputs, where, subject.checkpoint.path.parent)
+def _arguments(subject: ModelSubject, model: nn.Module) -> Arguments | str:
+    """The recorded arguments, or why there are none.
+
+    A record names no files, so what stood in files comes from the config's own, if it is the same still.
+    """
+    spec, own = subject.told.behaviour_inputs, subject.config.inputs
+    if spec is None or not spec.needs_files:
+        return make_inputs(spec or InputsSpec(), model, subject.device)
+    if not spec.digests:
+        return (
+            "the record names files as inputs, and no file that a record names is opened: "
+            "`verify -c CONFIG --record` records them"
+        )
+    if own is None:
+        return "it was recorded with inputs of files: name the config with -c CONFIG"
+    arguments = make_inputs(own, model, subject.device)
+    if digests_of_arguments(arguments) != spec.digests:
+        return "the config's inputs are not those that it was recorded with"
+    return arguments
+
+
+def _replayed(subject: ModelSubject, model: nn.Module, arguments: Arguments, recorded: Behaviour) -> Replay:
     tolerance = subject.config.tolerance or Tolerance()
     return replay(
         model,
-        make_inputs(spec, model, subject.device),
+        arguments,
         recorded,
         subject.device,
         coarse=coarser_dtype(subject, recorded),
@@ -98,17 +125,20 @@ def _training(found: Replay, recorded: Behaviour) -> Iterator[Finding]:
 
 def judged(found: Replay, check: str) -> Iterator[Finding]:
     """Findings on each output, and on the module in which a difference begins."""
+    level: Level
     if not found.outputs:
         yield Finding(check, "skipped", "", "the model returns no tensor that could be compared")
     for output in found.outputs:
         if output.why_not:
             yield Finding(check, "fail", output.path, output.why_not)
+        elif output.is_void:
+            message = "nothing was compared: it has no elements, or all are NaN or infinite"
+            yield Finding(check, "skipped", output.path, message)
         elif output.is_bitwise_equal:
             yield Finding(check, "ok", output.path, "bitwise equal")
         else:
             excess = found.excesses[output.path]
             off = f"{excess.relative:.2g} relative off, rounding explains {excess.allowed:.2g}"
-            level: Level
             if found.is_tolerated:
                 level, how = "ok", "within the tolerance of the config"
             elif not excess.is_explained:

@@ -7,6 +7,7 @@ import inspect
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,7 @@ from ptsave.errors import UsageError
 from ptsave.specs import ModelSpec, Place
 from ptsave.torch_layer.imports import import_object, users_code
 from ptsave.torch_layer.skeleton import build_skeleton
+from ptsave.torch_layer.trust import check_import, check_names, check_result
 
 MAX_SIGNATURE_CHARS = 300
 
@@ -34,9 +36,13 @@ def build_model(
     are not on the meta device, and are to be written over in place. On any other device the model is
     built on the CPU, so that `seed` gives the same weights everywhere, and moved.
 
-    Raises: UsageError when the target is not there, rejects its arguments, raises, or is no module.
+    What a record names is imported where it is trusted, and called where it makes modules or config objects.
+
+    Raises: UsageError when the target is not there, rejects its arguments, raises, or is no module;
+    UnsafeError for what a record names and is not trusted.
     """
     target = resolve_device(device)
+    check_names(spec)
     key = spec.place / ("factory" if spec.is_factory else "class")
     with seeded(seed):  # a module may make random tensors when it is imported
         build = import_object(spec.target, key, app_dir)
@@ -48,10 +54,12 @@ def build_model(
     if isinstance(build, ModuleType) or not callable(build):
         kind = "a module" if isinstance(build, ModuleType) else f"a {type(build).__name__}"
         raise key.error(f"{spec.target!r} is {kind}, not a class or a function", "name what to call")
+    check_import(spec.target, build, spec, key)
+    builder = _Builder(spec, app_dir)
 
     def construct() -> Any:
         with seeded(seed):
-            args, kwargs = _arguments(spec.args, spec.place / "args", app_dir)
+            args, kwargs = builder.arguments(spec.args, spec.place / "args")
             return _call(build, spec.target, args, kwargs, spec.place / "args", app_dir)
 
     if target.type == "meta" and not spec.is_factory and (skeleton := build_skeleton(construct)) is not None:
@@ -97,49 +105,75 @@ def seeded(seed: int | None) -> Iterator[None]:
             np.random.set_state(numpy)
 
 
-def _arguments(
-    table: Mapping[str, Any], place: Place, app_dir: Path | None
-) -> tuple[list[Any], dict[str, Any]]:
-    """The positional and the keyword arguments that a table of a spec stands for."""
-    args = [
-        build_value(item, place / "_args_" / i, app_dir) for i, item in enumerate(table.get("_args_", ()))
-    ]
-    kwargs = {
-        key: build_value(value, place / key, app_dir)
-        for key, value in table.items()
-        if key not in ("_target_", "_args_", "_partial_")
-    }
-    return args, kwargs
+@dataclass(frozen=True)
+class _Builder:
+    """Makes the values of a spec, with the objects that it names imported and built."""
+
+    spec: ModelSpec
+    app_dir: Path | None
+
+    def arguments(self, table: Mapping[str, Any], place: Place) -> tuple[list[Any], dict[str, Any]]:
+        """The positional and the keyword arguments that a table stands for."""
+        args = [self.value(item, place / "_args_" / i) for i, item in enumerate(table.get("_args_", ()))]
+        kwargs = {
+            key: self.value(value, place / key)
+            for key, value in table.items()
+            if key not in ("_target_", "_args_", "_partial_")
+        }
+        return args, kwargs
+
+    def value(self, value: Any, place: Place) -> Any:
+        """One value.
+
+        Raises: UsageError, UnsafeError.
+        """
+        if isinstance(value, list):
+            return [self.value(item, place / i) for i, item in enumerate(value)]
+        if not isinstance(value, Mapping):
+            return value
+        if "_import_" in value:
+            return self._imported(value["_import_"], place / "_import_")
+        if "_target_" in value:
+            return self._built(value, place)
+        if value.keys() & {"_dtype_", "_float_"}:
+            return plain_value(value, place)
+        return {key: self.value(item, place / key) for key, item in value.items()}
+
+    def _imported(self, path: str, place: Place) -> Any:
+        value = import_object(path, place, self.app_dir)
+        check_import(path, value, self.spec, place)
+        return value
+
+    def _built(self, table: Mapping[str, Any], place: Place) -> Any:
+        path = table["_target_"]
+        target = self._imported(path, place / "_target_")
+        if not callable(target):
+            raise (place / "_target_").error(
+                f"{path!r} is a {type(target).__name__}, not a class or a function",
+                f'the thing itself, not called, is {{_import_ = "{path}"}}',
+            )
+        args, kwargs = self.arguments(table, place)
+        if table.get("_partial_", False):
+            return functools.partial(target, *args, **kwargs)
+        result = _call(target, path, args, kwargs, place, self.app_dir)
+        check_result(path, result, self.spec, place)
+        return result
 
 
-def build_value(value: Any, place: Place, app_dir: Path | None = None) -> Any:
-    """One value of a spec, with the objects that it names imported and built.
+def plain_value(value: Any, place: Place) -> Any:
+    """One value that names no code, with dtypes and numbers that are not finite put in.
 
     Raises: UsageError.
     """
     if isinstance(value, list):
-        return [build_value(item, place / i, app_dir) for i, item in enumerate(value)]
+        return [plain_value(item, place / i) for i, item in enumerate(value)]
     if not isinstance(value, Mapping):
         return value
     if "_dtype_" in value:
         return _dtype(value["_dtype_"], place / "_dtype_")
     if "_float_" in value:
         return float(value["_float_"])
-    if "_import_" in value:
-        return import_object(value["_import_"], place / "_import_", app_dir)
-    if "_target_" not in value:
-        return {key: build_value(item, place / key, app_dir) for key, item in value.items()}
-    path = value["_target_"]
-    target = import_object(path, place / "_target_", app_dir)
-    if not callable(target):
-        raise (place / "_target_").error(
-            f"{path!r} is a {type(target).__name__}, not a class or a function",
-            f'the thing itself, not called, is {{_import_ = "{path}"}}',
-        )
-    args, kwargs = _arguments(value, place, app_dir)
-    if value.get("_partial_", False):
-        return functools.partial(target, *args, **kwargs)
-    return _call(target, path, args, kwargs, place, app_dir)
+    return {key: plain_value(item, place / key) for key, item in value.items()}
 
 
 def _dtype(name: str, place: Place) -> torch.dtype:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ptsave.core import random
 from ptsave.core.atomic import check_file_destination, replacing_file
+from ptsave.core.digest import tensor_digest
 from ptsave.core.dtypes import BY_NAME
 from ptsave.core.nearest import hint_for
 from ptsave.core.nodes import TensorEntry
@@ -35,7 +36,7 @@ from ptsave.input_specs import (
     RandomTensor,
 )
 from ptsave.specs import Place
-from ptsave.torch_layer.build import build_value
+from ptsave.torch_layer.build import plain_value
 from ptsave.torch_layer.live import checkpoint_of
 from ptsave.torch_layer.tensors import read_tensors as read_entries
 
@@ -77,12 +78,13 @@ def make_inputs(spec: InputsSpec, model: nn.Module, device: str | torch.device =
 
 
 def inline_inputs(spec: InputsSpec, arguments: Arguments) -> InputsSpec:
-    """`spec` with the numbers themselves in place of files, where there are at most MAX_INLINE of them."""
-    if not _needs_files(spec):
+    """`spec` for a record, which names no files: with the numbers themselves where there are at most
+    MAX_INLINE of them, else with their digests, by which the same files are known again."""
+    if not spec.needs_files:
         return spec
     tensors = output_tensors((arguments.args, arguments.kwargs)).values()
     if sum(t.numel() for t in tensors) > MAX_INLINE or any(t.is_complex() for t in tensors):
-        return spec
+        return InputsSpec(digests=digests_of_arguments(arguments), place=spec.place)
     return InputsSpec(
         tuple(_inline(value) for value in arguments.args),
         {name: _inline(value) for name, value in arguments.kwargs.items()},
@@ -90,10 +92,12 @@ def inline_inputs(spec: InputsSpec, arguments: Arguments) -> InputsSpec:
     )
 
 
-def _needs_files(spec: InputsSpec) -> bool:
-    return spec.file is not None or any(
-        isinstance(item, FileTensor) for item in (*spec.positional, *spec.named.values())
-    )
+def digests_of_arguments(arguments: Arguments) -> dict[str, str]:
+    """Path → digest of each tensor among the arguments."""
+    found = {"positional": list(arguments.args), "named": dict(arguments.kwargs)}
+    state = {path: tensor.cpu().contiguous() for path, tensor in output_tensors(found).items()}
+    entries = checkpoint_of(state, Path()).tensors
+    return {path: tensor_digest(entry) for path, entry in entries.items()}
 
 
 def _inline(value: Any) -> InputSpec:
@@ -125,7 +129,7 @@ def _make(spec: InputSpec, stream: str, inputs: InputsSpec, place: Place, device
         items = spec.items.items()
         return {key: _make(item, f"{stream}.{key}", inputs, at / key, device) for key, item in items}
     if isinstance(spec, PlainValue):
-        return build_value(spec.value, place / "value")
+        return plain_value(spec.value, place / "value")
     if isinstance(spec, FileTensor):
         return _pick(read_tensors(inputs.folder / spec.file, device), spec, place)
     if isinstance(spec, DataTensor):

@@ -73,9 +73,11 @@ class Judge:
         floor = 0.0 if is_whole else FLOOR_ULPS * self._unit
         noise = max((distance(one.sketch, exact.sketch) for one in others), default=0.0)
         off = distance(old.sketch, exact.sketch)
-        if not exact.norm:
-            return Excess(0.0 if not off else math.inf, math.inf if noise else 0.0)
-        return Excess(off / exact.norm, self._margin * noise / exact.norm + floor)
+        # Where the exact result is all zeros, as `x - x` is, rounding itself is the only scale there is.
+        scale = exact.norm or noise
+        if not scale:
+            return Excess(math.inf if off else 0.0, 0.0)
+        return Excess(off / scale, self._margin * noise / scale + floor)
 
     def agrees(self, old: Sample, new: Sample, key: Key) -> bool:
         """Whether a tensor is what it was, bit by bit or as far as rounding explains."""

@@ -5,19 +5,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ptsave.config import Config, InputsSpec, ModelSpec, load_config
+from ptsave.config import Config, InputsSpec, load_config
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.keys import KeyReport
 from ptsave.core.select import Selection, select_model
 from ptsave.errors import UsageError
 from ptsave.formats import open_checkpoint
+from ptsave.recorded import told_by
 from ptsave.torch_layer.build import build_model, resolve_device
 from ptsave.torch_layer.fill import fill
 from ptsave.torch_layer.inputs import (
@@ -29,6 +30,7 @@ from ptsave.torch_layer.inputs import (
     write_tensors,
 )
 from ptsave.torch_layer.source import source_digest
+from ptsave.torch_layer.trust import check_names, listed
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def load(
     config_path: Path | None,
     *,
     overrides: Sequence[str] = (),
-    trust_recorded: bool = False,
+    trusted: Sequence[str] = (),
     select: str | None = None,
     device: str = "cpu",
     inputs: Path | None = None,
@@ -75,7 +77,7 @@ def load(
     if outputs is not None:
         check_outputs(outputs, overwrite=overwrite)
     with open_checkpoint(path) as checkpoint:
-        config = config_for(checkpoint, config_path, overrides, trust_recorded)
+        config = config_for(checkpoint, config_path, overrides, trusted)
         selection = select_model(checkpoint, select)
         model = build_model(config.model, device="meta", app_dir=app_dir)
         report = fill(model, checkpoint, selection, device, warn)
@@ -115,34 +117,36 @@ def summary(
 
 
 def config_for(
-    checkpoint: Checkpoint, config_path: Path | None, overrides: Sequence[str], trust_recorded: bool
+    checkpoint: Checkpoint, config_path: Path | None, overrides: Sequence[str], trusted: Sequence[str]
 ) -> Config:
-    """The config at `config_path`, or the one that the checkpoint's record makes when it is trusted.
+    """The config at `config_path`, or the one that the checkpoint's record makes, of whose names those are
+    imported that fit a glob of `trusted`.
 
-    Raises: UsageError when there is neither.
+    Raises: UsageError when there is neither; UnsafeError where the record names more than is trusted.
     """
     if config_path is not None:
         return load_config(config_path, overrides)
-    model = checkpoint.record.model if checkpoint.record is not None else None
-    if model is None:
+    told = told_by(checkpoint)
+    if "model" in told.faults:
+        raise told.faults["model"]
+    if told.model is None:
         raise UsageError(
             "does not say what class it belongs to", str(checkpoint.path), "name a config with -c CONFIG"
         )
-    if not trust_recorded:
+    named = list(told.model.named_code)
+    if not trusted:
         raise UsageError(
             "needs a config: -c CONFIG",
             str(checkpoint.path),
-            f"its record names {model.get('class') or model.get('factory')!r}; --trust-recorded imports that",
+            f"its record names {listed(named)}; --trust-recorded imports and calls that",
         )
     if overrides:
         raise UsageError("--set overrides a config", "", "name one with -c CONFIG")
-    where = f"{checkpoint.path}: record"
-    recorded = checkpoint.record.inputs if checkpoint.record is not None else None
-    return Config(
-        checkpoint.path,
-        ModelSpec.from_json(model, where),
-        InputsSpec.from_json(recorded, where, checkpoint.path.parent) if recorded is not None else None,
-    )
+    model = replace(told.model, trusted=tuple(trusted))
+    check_names(model)
+    # A record names no files that anybody should open.
+    inputs = told.inputs if told.inputs is not None and not told.inputs.needs_files else None
+    return Config(checkpoint.path, model, inputs)
 
 
 def warn_if_changed(model: nn.Module, checkpoint: Checkpoint, warn: Callable[[str], None]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ptsave.config import Config
+from ptsave.config import Config, InputsSpec
 from ptsave.core.behaviour import num_bytes
 from ptsave.core.record import Record
 from ptsave.core.select import select_model
@@ -146,8 +146,13 @@ def describe(model: nn.Module, config: Config, device: str) -> Record:
     return Record(
         model=described,
         environment={**environment(), "device": device},
-        inputs=config.inputs.to_json() if config.inputs is not None else None,
+        inputs=_recordable(config.inputs),
     )
+
+
+def _recordable(inputs: InputsSpec | None) -> dict[str, Any] | None:
+    """The config's inputs for a record, which names no files."""
+    return inputs.to_json() if inputs is not None and not inputs.needs_files else None
 
 
 def add_behaviour(subject: ModelSubject) -> Recorded:

@@ -16,6 +16,7 @@ from ptsave.core.keys import Expected, KeyReport, compare
 from ptsave.core.memory import give_back
 from ptsave.core.select import Content, Selection, comparable, named_as, select_model
 from ptsave.errors import CorruptError
+from ptsave.recorded import Told, told_by
 from ptsave.torch_layer.build import build_model
 from ptsave.torch_layer.fill import expected_of, extra_of, fill
 from ptsave.torch_layer.fresh import Fresh
@@ -86,12 +87,14 @@ class ModelSubject:
         return {name: tuple(value.shape) for name, value in self.skeleton.named_parameters()}
 
     @cached_property
+    def told(self) -> Told:
+        """What the checkpoint's record tells."""
+        return told_by(self.checkpoint, self.config.inputs)
+
+    @property
     def behaviour(self) -> Behaviour | None:
-        """The checkpoint's behaviour record."""
-        record = self.checkpoint.record
-        if record is None or record.behaviour is None:
-            return None
-        return Behaviour.from_json(record.behaviour, f"{self.checkpoint.path}: record")
+        """The checkpoint's behaviour record, where it has one that fits."""
+        return self.told.behaviour
 
     def model(self) -> nn.Module:
         """The model, filled from the checkpoint, on the device, in eval mode; loaded once.

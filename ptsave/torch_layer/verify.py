@@ -20,6 +20,7 @@ def subject_of(
     config_path: Path | None,
     overrides: Sequence[str],
     *,
+    trusted: Sequence[str],
     other_config: Path | None,
     select: str | None,
     device: str,
@@ -32,7 +33,7 @@ def subject_of(
 
     Raises: UsageError for the configs.
     """
-    config = config_for(source, config_path, overrides, trust_recorded=config_path is None)
+    config = config_for(source, config_path, overrides, trusted)
     fresh = None
     if other_config is not None:
         own = overrides if other_config == config_path else []

@@ -12,7 +12,9 @@ from ptsave.core.nodes import TensorEntry
 from ptsave.core.reading import Reading, read_all
 from ptsave.core.record import Digests
 from ptsave.core.verdict import Counted, Finding
+from ptsave.errors import CorruptError
 from ptsave.formats.chunks import sources_of
+from ptsave.recorded import told_by
 
 CHECK = "bytes"
 
@@ -34,6 +36,9 @@ def audit(checkpoint: Checkpoint, progress: Callable[[int], None] | None = None)
 
     The bounds were checked when it was opened.
     """
+    for part, fault in told_by(checkpoint).faults.items():
+        if isinstance(fault, CorruptError):
+            yield Finding(CHECK, "fail", "record", f"its {part} is not what ptsave writes: {fault.what}")
     tensors = checkpoint.tensors
     bounds = "within the bounds of the file"
     yield Finding(CHECK, "ok", "", Counted(len(tensors), f"tensor lies {bounds}", f"tensors lie {bounds}"))

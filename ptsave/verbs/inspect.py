@@ -13,6 +13,8 @@ from ptsave.core.nearest import hint_for
 from ptsave.core.nodes import GlobalUse, TensorEntry
 from ptsave.core.record import Record
 from ptsave.errors import LimitError, UsageError
+from ptsave.recorded import told_by
+from ptsave.specs import NamedCode
 from ptsave.verbs.training import Training, describe_training
 
 SortKey = Literal["file", "name", "size", "dtype"]
@@ -71,6 +73,8 @@ class Inspection:
     metadata: Mapping[str, str]
     globals: Mapping[str, GlobalUse]
     record: Record | None
+    named_code: Sequence[NamedCode]
+    """What `--trust-recorded` imports, and calls, of what the record names."""
     training: Training | None
     notes: Sequence[str] = field(default_factory=list)
 
@@ -92,6 +96,7 @@ def inspect(
     `num_tensors` counts names; `num_elements` and `num_bytes` count tied tensors once. All three are of
     the whole checkpoint, whatever is filtered.
     """
+    told = told_by(checkpoint)
     rows = _rows(checkpoint)
     unique = [row.entry for row in rows if row.alias_of is None]
     shown = [row for row in rows if not globs or matches(row.entry.name, globs)]
@@ -117,8 +122,9 @@ def inspect(
         metadata=checkpoint.metadata,
         globals=checkpoint.globals,
         record=checkpoint.record,
+        named_code=list(told.model.named_code) if told.model is not None else [],
         training=describe_training(checkpoint),
-        notes=checkpoint.notes,
+        notes=[*checkpoint.notes, *(f"the record does not fit: {f.what}" for f in told.faults.values())],
     )
 
 

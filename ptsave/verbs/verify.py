@@ -39,7 +39,8 @@ class Asked:
     by_name: bool = False
     """Whether the user named them: then each says so where there is nothing to check."""
     config: Path | None = None
-    trusts_record: bool = False
+    trusted: Sequence[str] = ()
+    """Globs of what may be imported of what the record names."""
     other: Path | None = None
     """A second checkpoint."""
     other_config: Path | None = None
@@ -55,7 +56,7 @@ class Asked:
 
     @property
     def has_model(self) -> bool:
-        return self.config is not None or self.trusts_record
+        return self.config is not None or bool(self.trusted)
 
     @property
     def has_other(self) -> bool:
@@ -241,7 +242,7 @@ def choose(
     checks: str | None,
     *,
     config: Path | None = None,
-    trust_recorded: bool = False,
+    trusted: Sequence[str] = (),
     against: Path | None = None,
     close: bool = False,
     through: str | None = None,
@@ -259,15 +260,15 @@ def choose(
     known = [*FILE_CHECKS, *MODEL_CHECKS]
     names = [name for name in known if name != "against" or against is not None]
     other_config = against if against is not None and against.suffix == ".toml" else None
-    if config is not None and trust_recorded:
+    if config is not None and trusted:
         raise UsageError("--config and --trust-recorded both name the class", "", "give one of the two")
-    if config is None and not trust_recorded:
+    if config is None and not trusted:
         config = other_config
     asked = Asked(
         names if checks is None else _listed(checks, known, "--checks", "checks"),
         checks is not None,
         config,
-        trust_recorded,
+        trusted,
         against if other_config is None else None,
         other_config,
         [] if through is None else _listed(through, list(BY_NAME), "--through", "formats"),

@@ -35,7 +35,7 @@ def load(
     config_path: Path | None,
     *,
     overrides: Sequence[str] = (),
-    trust_recorded: bool = False,
+    trusted: Sequence[str] = (),
     select: str | None = None,
     inputs: Path | None = None,
     outputs: Path | None = None,
@@ -53,7 +53,7 @@ def load(
     if outputs is not None:
         check_outputs(outputs, overwrite=overwrite)
     with open_checkpoint(path) as checkpoint:
-        config = config_for(checkpoint, config_path, overrides, trust_recorded)
+        config = config_for(checkpoint, config_path, overrides, trusted)
         check_same_config(group, config)
         check_same_folder(group, checkpoint)
         plan = make_plan(config, group)

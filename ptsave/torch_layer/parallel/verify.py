@@ -99,6 +99,7 @@ def subject_of(
     source: Checkpoint,
     config_path: Path | None,
     overrides: Sequence[str],
+    trusted: Sequence[str],
     select: str | None,
     app_dir: Path,
     warn: Warn,
@@ -107,7 +108,7 @@ def subject_of(
 
     Raises: UsageError for the config; RankError when the ranks do not have the same one.
     """
-    config = config_for(source, config_path, overrides, trust_recorded=config_path is None)
+    config = config_for(source, config_path, overrides, trusted)
     check_same_config(group, config)
     check_same_folder(group, source)
     plan = make_plan(config, group)
