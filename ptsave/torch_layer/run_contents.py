@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 
+from ptsave.core.training import STEPS_DONE
 from ptsave.errors import UsageError
 from ptsave.formats.run_folder import EPOCH, MAX_STEP, METRICS, STEP
 from ptsave.torch_layer import ranks
 from ptsave.torch_layer.training_keys import RANKS, WORLD_SIZE
 
+OWN_KEYS = (STEP, STEPS_DONE, EPOCH, METRICS, WORLD_SIZE, RANKS)
+"""Keys that are the checkpoint's own, and no part of the state."""
 RNG, DATA = "rng_state", "data_state_dict"
 OF_A_RANK = (RNG, DATA)
 """What every rank has for itself."""
@@ -25,12 +28,12 @@ def tree_of(
 
     Raises: UsageError.
     """
-    tree: dict[str, Any] = {STEP: step}
+    tree: dict[str, Any] = {STEP: step, STEPS_DONE: step + 1}
     if epoch is not None:
         tree[EPOCH] = int(epoch) if isinstance(epoch, int) else _number("epoch", epoch)
     tree[METRICS] = {str(name): _number(name, value) for name, value in (metrics or {}).items()}
     for key, value in state.items():
-        if key in (STEP, EPOCH, METRICS, WORLD_SIZE, RANKS):
+        if key in OWN_KEYS:
             raise UsageError(f"the state has a key {key!r}", "save", "that key is the checkpoint's own")
         tree[key] = value
     return tree
@@ -51,9 +54,7 @@ def with_other_ranks(tree: dict[str, Any], group: Any) -> dict[str, Any]:
 
 def state_of(tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The state in `tree` as this rank had it, less what is not the state's; in words what it cannot have."""
-    state = {
-        key: value for key, value in tree.items() if key not in (STEP, EPOCH, METRICS, WORLD_SIZE, RANKS)
-    }
+    state = {key: value for key, value in tree.items() if key not in OWN_KEYS}
     then, now, rank = tree.get(WORLD_SIZE, 1), ranks.size(), ranks.number()
     found = tree.get(RANKS)
     items = found.items() if isinstance(found, Mapping) else ()

@@ -23,12 +23,13 @@ from ptsave.core.digest import recorded_digests
 from ptsave.core.dtypes import DType
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.placeholders import placeholders, refuse
-from ptsave.core.select import select_model
+from ptsave.core.select import Selection, select_model
+from ptsave.core.training import find_parts, steps_done
 from ptsave.errors import CorruptError, LimitError, MissingFileError, UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.quantized import is_quantized
 from ptsave.torch_layer.tensors import read_tensors, to_torch
-from ptsave.torch_layer.training_keys import ALIASES, STEP_KEYS, is_count
+from ptsave.torch_layer.training_keys import headers, is_count
 
 FOLDER_FILES: dict[str, tuple[re.Pattern[str], ...]] = {
     part: tuple(re.compile(pattern) for pattern in patterns)
@@ -61,7 +62,8 @@ def read_training(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The training at `path` as nested plain data with torch tensors on the CPU.
 
     `path` is a file (ptsave's, the tutorial's dictionary, a Lightning `.ckpt`, weights alone) or a folder of
-    accelerate's or transformers' Trainer. `step` and `epoch` are there where the training says them.
+    accelerate's or transformers' Trainer. `step` is how many steps of the optimizer were done (after ten, it
+    is 10, whoever saved it), and `epoch` what the training says, where it says them.
     Checksums and recorded digests are held on the way.
 
     Raises: MissingFileError, UnknownFormatError, CorruptError, LimitError; UsageError where no weights are;
@@ -70,34 +72,34 @@ def read_training(path: str | os.PathLike[str]) -> dict[str, Any]:
     target = Path(path)
     names = sorted(os.listdir(target)) if os.path.isdir(target) else []
     state = _folder(target, names) if any(map(_TRAINING_FILE.fullmatch, names)) else _file(target)
-    if "step" not in state:
-        steps = (state[key] for key in STEP_KEYS if is_count(state.get(key)))
-        if (step := next(steps, None)) is not None:
-            state["step"] = step
+    if (step := steps_done(find_parts(headers(state)))) is not None:
+        state["step"] = step
     return state
 
 
 def _file(path: Path) -> dict[str, Any]:
+    """A dictionary as it nests; weights alone, and a pickled module, as `model_state_dict`."""
     with open_checkpoint(path) as checkpoint:
         root = checkpoint.root
         refuse(placeholders(root), (), str(path))
-        if isinstance(root, dict) and any(
-            key == "model_state_dict" or (isinstance(root[key], dict) and is_state_dict(root[key]))
-            for key in ALIASES["model"]
-            if key in root
-        ):
-            return dict(as_torch(checkpoint, root))
-        selection = select_model(checkpoint)
-        others = {
-            str(key): value
-            for key, value in (root.items() if isinstance(root, dict) else ())
-            if not isinstance(value, TensorEntry) and str(key) != selection.where
+        if not isinstance(root, dict) or is_state_dict(root):
+            return {"model_state_dict": as_torch(checkpoint, _weights(select_model(checkpoint)))}
+        if not find_parts(root).models:
+            select_model(checkpoint)  # says what is missing
+        modules = {key for key, value in root.items() if isinstance(value, Opaque) and value.shared}
+        tree = {
+            key: _weights(select_model(checkpoint, str(key))) if key in modules else value
+            for key, value in root.items()
         }
-        kind: Any = OrderedDict if isinstance(root, (OrderedDict, Opaque)) else dict
-        weights = kind(selection.tensors) | kind(selection.extra)
-        if selection.metadata is not None and kind is OrderedDict:
-            weights._metadata = selection.metadata
-        return dict(as_torch(checkpoint, others | {"model_state_dict": weights}))
+        return dict(as_torch(checkpoint, tree))
+
+
+def _weights(selection: Selection) -> Any:
+    """A state dict with the order and the versions that it has in the file."""
+    weights = OrderedDict(selection.tensors) | OrderedDict(selection.extra)
+    if selection.metadata is not None:
+        weights._metadata = selection.metadata  # type: ignore[attr-defined]
+    return weights
 
 
 def as_torch(checkpoint: Checkpoint, root: Any) -> Any:

@@ -2,55 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from ptsave.core.candidates import MODEL_KEYS
-from ptsave.core.nodes import Global, Opaque
+from ptsave.core.dtypes import BY_NAME
+from ptsave.core.nodes import Global, Opaque, TensorEntry, contiguous_strides
+from ptsave.core.storage import MemoryStorage
+from ptsave.core.training import (
+    ALIASES,
+    AVERAGING,
+    MAX_DEPTH,
+    RAW,
+    STEP_KEYS,
+    Parts,
+    Place,
+    at,
+    find_model,
+    find_part,
+    find_parts,
+    is_average,
+)
+from ptsave.errors import AmbiguousError, LossyError
 
-ALIASES: dict[str, tuple[str, ...]] = {
-    "model": ("model_state_dict", *MODEL_KEYS),
-    "optimizer": (
-        *(
-            "optimizer_state_dict",
-            "optimizer",
-            "optimizer_states",
-            "optimizers",
-            "optim",
-            "opt",
-            "optimizer_state",
-        ),
-        *("optim_state_dict", "opt_state_dict", "optimizers_state_dict"),
-    ),
-    "scheduler": (
-        *("scheduler_state_dict", "lr_scheduler_state_dict", "scheduler", "lr_scheduler", "lr_schedulers"),
-        *("schedulers", "lr_sched", "scheduler_state", "lr_scheduler_state", "schedulers_state_dict"),
-    ),
-    "scaler": (
-        *(
-            "scaler_state_dict",
-            "scaler",
-            "grad_scaler",
-            "amp_scaler",
-            "grad_scaler_state_dict",
-            "loss_scaler",
-        ),
-        *("MixedPrecision", "MixedPrecisionPlugin", "NativeMixedPrecisionPlugin", "amp"),
-    ),
-    "data": (
-        *("data_state_dict", "sampler_state_dict", "dataloader_state_dict", "loader_state_dict"),
-        *("dataloader", "train_dataloader", "data_loader"),
-    ),
-}
-"""Part → the keys that training code keeps it under, ours first.
-
-Source: PyTorch's tutorial (`epoch`, `model_state_dict`, …); lightning.pytorch's checkpoint_connector.py
-(`optimizer_states`, `lr_schedulers`, the precision plugin's class); timm, detectron2, fairseq, ultralytics.
-"""
-STEP_KEYS = ("step", "global_step", "iteration", "iter", "it", "n_iter", "num_updates", "global_steps")
-"""Keys of the number of steps, the likeliest first."""
 WORLD_SIZE, RANKS = "world_size", "ranks"
 """Keys of how many ranks saved it, and of what each had for itself."""
 PROGRESS = frozenset({"epoch", "metrics", "loss", "best", WORLD_SIZE, RANKS, *STEP_KEYS})
@@ -83,30 +60,132 @@ GENERATORS: dict[str, tuple[str, ...]] = {
 """Generator → the keys of its state. Source: accelerate's checkpointing.py, transformers' trainer.py."""
 
 
-def canonical(state: Mapping[str, Any], wanted: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
-    """Part (`model`, …, `rng`, `gradients`) → its saved state; and what is not used, in words."""
-    used: set[str] = set()
-    parts: dict[str, Any] = {}
-    for name in wanted:
-        for key in ALIASES.get(name, (f"{name}_state_dict", name)):
-            if key in state and key not in used and isinstance(state[key], (Mapping, list, tuple)):
-                if name != "model" and not state[key]:
-                    used.add(key)
-                    continue
-                parts[name] = state[key]
-                used.add(key)
-                break
-    if "model" not in parts and state and all(isinstance(value, torch.Tensor) for value in state.values()):
+def canonical(state: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Part (`model`, …, `rng`, `gradients`) → its saved state; and what is not used, in words.
+
+    `wanted`: the caller's own parts by name.
+
+    Raises: LossyError where nothing says which of several is meant, or where the weights are averages.
+    """
+    if state and all(isinstance(value, torch.Tensor) for value in state.values()):
         return {"model": state}, []
-    generators = _generators(state, used)
+    root = headers(state)
+    found = find_parts(root)
+    used: set[Place] = set()
+    parts: dict[str, Any] = {}
+    try:
+        for name in sorted(wanted, key=lambda name: (name == "model", name in ALIASES)):
+            if (value := _part(state, root, found, name, wanted[name], used)) is not None:
+                parts[name] = value
+    except AmbiguousError as error:
+        raise LossyError(error.what, error.where or "model", _name_them(error)) from error
+    used.update((k,) for name in wanted for k in ALIASES.get(name, ()) if k in state and not state[k])
+    averages = [str(key) for key in root if is_average(str(key)) and isinstance(root[key], dict)]
+    if "model" in wanted and "model" not in parts and averages:
+        raise LossyError(
+            f"holds no weights that are trained, only averages of them: {', '.join(averages[:MAX_LISTED])}",
+            "model_state_dict",
+            f"to begin with these, ptsave.load(path, model, select={averages[0]!r}) and a new optimizer",
+        )
+    keys = {place[0] for place in used}
+    generators = _generators(state, keys)
     if generators:
         parts["rng"] = generators
     if isinstance(state.get("gradients"), Mapping):
         parts["gradients"] = state["gradients"]
-        used.add("gradients")
-    left = [_in_words(key, state[key]) for key in state if key not in used and key not in PROGRESS]
+        keys.add("gradients")
+    left = [_in_words(key, state[key]) for key in state if key not in keys and key not in PROGRESS]
     more = ", …" if len(left) > MAX_LISTED else ""
     return parts, [f"not used of the checkpoint: {', '.join(left[:MAX_LISTED])}{more}"] if left else []
+
+
+def _part(state: Mapping[str, Any], root: Any, found: Parts, name: str, part: Any, used: set[Any]) -> Any:
+    """The saved state of the part `name`, whose keys go into `used`; None where there is none.
+
+    Raises: AmbiguousError.
+    """
+    own = f"{name}_state_dict"
+    if isinstance(part, Mapping) and own not in root:  # by the keys that the caller gave
+        keys = list(part)
+        if keys and all(isinstance(root.get(key), (dict, list, tuple)) for key in keys):
+            used.update((key,) for key in keys)
+            return {key: state[key] for key in keys}
+    if name == "model":
+        return _weights(state, root, isinstance(part, (Mapping, list, tuple)), used)
+    if name not in ALIASES and is_average(name) and {RAW, AVERAGING, "state_dict"} <= root.keys():
+        used |= {(AVERAGING,), ("state_dict",)}
+        average = {f"module.{key}": value for key, value in state["state_dict"].items()}
+        return average | dict(state[AVERAGING])
+    place = find_part(root, found, name, used)
+    if place is None:
+        return None
+    used.add(place)
+    return at(state, place)
+
+
+def _weights(state: Mapping[str, Any], root: Any, are_several: bool, used: set[Place]) -> Any:
+    """The state dict of the model, or (`are_several`) those of the models; None where there is none.
+
+    Raises: AmbiguousError.
+    """
+    place: Place | None = None
+    is_own = False
+    if isinstance(root.get("model_state_dict"), (dict, list, tuple)):
+        place = ("model_state_dict",)
+    elif not are_several and (candidate := find_model(root, {place[0] for place in used})) is not None:
+        where, is_own = candidate.where, candidate.is_own
+        place = (where,) if where in root else tuple(where.split(".")) if where else ()
+    else:
+        keys = (key for key in MODEL_KEYS if (key,) not in used and not is_average(key))
+        place = next(((key,) for key in keys if isinstance(root.get(key), (dict, list, tuple))), None)
+    if place is None:
+        return None
+    value: Any = at(state, place)
+    used.update([place] if place else ())
+    if is_own:  # the tensors that lie there, without what lies beside them
+        value = OrderedDict((key, item) for key, item in value.items() if isinstance(item, torch.Tensor))
+        used.update((*place, key) for key in value)
+    return value
+
+
+def _name_them(error: AmbiguousError) -> str:
+    keys: Any = error.details.get("candidates")
+    return f"give each under its key: model={{{keys[0]!r}: …}}" if keys else error.hint
+
+
+def headers(state: Any) -> Any:
+    """`state` as a file's tree has it, with an entry for each tensor, down to where parts may lie."""
+    done: dict[int, Any] = {}
+    storages: dict[int, MemoryStorage] = {}
+
+    def visit(value: Any, depth: int) -> Any:
+        if isinstance(value, torch.Tensor):
+            storage = storages.setdefault(id(value), MemoryStorage(memoryview(b"")))
+            return header("", value, storage)
+        if not isinstance(value, (Mapping, list, tuple)):
+            return value
+        if depth > 2 * MAX_DEPTH:
+            return None
+        if id(value) in done:
+            return done[id(value)]
+        made: Any = [] if not isinstance(value, Mapping) else {}
+        if isinstance(value, OrderedDict):
+            made = OrderedDict()
+        done[id(value)] = made
+        if isinstance(value, Mapping):
+            made.update((key, visit(child, depth + 1)) for key, child in value.items())
+        else:
+            made.extend(visit(child, depth + 1) for child in value)
+        return made
+
+    return visit(state, 0)
+
+
+def header(name: str, value: torch.Tensor, storage: MemoryStorage) -> TensorEntry:
+    """What there is to say of a tensor without its values."""
+    shape = tuple(value.shape)
+    dtype = BY_NAME[str(value.dtype).removeprefix("torch.")]
+    return TensorEntry(name, dtype, shape, contiguous_strides(shape), storage, 0)
 
 
 def is_count(value: Any) -> bool:

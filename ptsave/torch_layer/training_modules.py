@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ptsave.core.dtypes import BY_NAME
 from ptsave.core.keys import KeyReport, compare
-from ptsave.core.nodes import TensorEntry, contiguous_strides
 from ptsave.core.select import WRAPPERS, strip_wrapper_names
 from ptsave.core.storage import MemoryStorage
 from ptsave.errors import LossyError
 from ptsave.torch_layer.fill import expected_of, extra_of, misfit
 from ptsave.torch_layer.spread import placed
+from ptsave.torch_layer.training_keys import header
 
 NO_BYTES = MemoryStorage(memoryview(b""))
 
@@ -98,7 +97,7 @@ def plan_module(module: nn.Module, saved: Mapping[str, Any], label: str, where: 
     extra = {own[name] for name in extra_of(module)}
     best: tuple[KeyReport, dict[str, Any], list[str]] | None = None
     for values, notes in _readings(saved, [*expected, *extra], label):
-        tensors = {name: _header(name, value) for name, value in values.items() if _is_plain(value)}
+        tensors = {name: header(name, value, NO_BYTES) for name, value in values.items() if _is_plain(value)}
         report = compare(expected, tensors, extra, [name for name in values if name not in tensors])
         if best is None or report.fits:
             best = (report, values, notes)
@@ -167,13 +166,6 @@ def _few(names: list[str]) -> str:
 
 def _is_plain(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and not value.is_quantized
-
-
-def _header(name: str, value: torch.Tensor) -> TensorEntry:
-    """What there is to say of a tensor without its values."""
-    shape = tuple(value.shape)
-    dtype = BY_NAME[str(value.dtype).removeprefix("torch.")]
-    return TensorEntry(name, dtype, shape, contiguous_strides(shape), NO_BYTES, 0)
 
 
 # --- gradients --------------------------------------------------------------------------------------------

@@ -8,14 +8,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.nodes import TensorEntry
+from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.select import strip_wrapper_names
+from ptsave.core.training import fields_of, find_part, find_parts, is_average
 from ptsave.core.training_kinds import optimizer_kind, unlike_itself
 from ptsave.core.tree import leaves
 from ptsave.core.verdict import Finding
+from ptsave.errors import AmbiguousError
 from ptsave.verbs.resume_order import Group, Match, Param, Shape, Weights, match
 from ptsave.verbs.training import Training, describe_training, optimizer_nodes, state_dict_nodes
-from ptsave.verbs.training_parts import fields_of, plain_values
+from ptsave.verbs.training_parts import plain_values
 
 CHECK = "resume"
 LIKE_THE_WEIGHT = (
@@ -59,9 +61,25 @@ def resume(checkpoint: Checkpoint, parameters: Mapping[str, Shape] | None = None
     if not known and training.optimizers:
         message = "there are no weights beside it that the optimizer state could be held against"
         yield Finding(CHECK, "skipped", "", message)
+    yield from _choices(checkpoint, known)
     for where, node in optimizer_nodes(checkpoint).items():
         yield from _optimizer(checkpoint, where, node, known, is_alone=len(training.optimizers) == 1)
     yield from _the_rest(training, checkpoint)
+
+
+def _choices(checkpoint: Checkpoint, known: list[Weights]) -> Iterator[Finding]:
+    """What TrainingState would not take, because it is another's or because there are several."""
+    if known and all(is_average(weights.where) for weights in known):
+        message = "the only weights are averages: the optimizer's state belongs to those that were trained"
+        yield Finding(CHECK, "fail", known[0].where, message)
+    root = checkpoint.root
+    parts = find_parts(root)
+    for name in ("optimizer", "scheduler", "scaler") if isinstance(root, dict) else ():
+        try:
+            find_part(root, parts, name, ())
+        except AmbiguousError as error:
+            message = f"{error.what}; to resume, {error.hint}"
+            yield Finding(CHECK, "ok", name, message)
 
 
 def _weights(checkpoint: Checkpoint) -> list[Weights]:
@@ -95,6 +113,8 @@ def _parameter_shapes(node: Any) -> dict[str, Shape]:
 def _optimizer(
     checkpoint: Checkpoint, where: str, node: Any, known: list[Weights], *, is_alone: bool
 ) -> Iterator[Finding]:
+    if isinstance(node, Opaque):
+        yield Finding(CHECK, "warn", where, "is a pickled object, not a state dict: nothing restores it")
     fields = fields_of(node)
     groups = _groups(fields.get("param_groups"))
     params = [param for group in groups for param in group.params]

@@ -2,56 +2,28 @@
 
 from __future__ import annotations
 
-import re
-from collections import deque
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from ptsave.core.candidates import MODEL_KEYS, is_state_dict
+from ptsave.core.candidates import MODEL_KEYS
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.nodes import Opaque, TensorEntry
+from ptsave.core.nodes import TensorEntry
 from ptsave.core.select import select_model
+from ptsave.core.training import PROGRESS_KEYS, STEPS_DONE, dotted, find_model, find_parts, is_average
 from ptsave.core.training_kinds import STATE_KEYS
-from ptsave.core.tree import is_scalar
 from ptsave.errors import AmbiguousError, UsageError
 from ptsave.verbs.training_parts import (
     MAX_SHOWN,
     OptimizerState,
-    Part,
     ScalerState,
     SchedulerState,
     in_words,
-    number,
-    part_of,
+    optimizer_in,
+    scaler_in,
+    scheduler_in,
 )
-
-MAX_DEPTH = 8
-"""How deep a part of the training state may lie."""
-MAX_VISITS = 300_000
-"""How many nodes are looked at; a file that nests more says nothing that a person would read."""
-
-PROGRESS_KEYS = frozenset(
-    {
-        *("epoch", "epochs", "current_epoch", "start_epoch", "epoch_idx", "global_step", "global_steps"),
-        *("step", "steps", "iteration", "iterations", "iter", "it", "n_iter", "num_updates", "updates"),
-        *("batch_idx", "global_samples", "samples_seen", "tokens_seen"),
-    }
-)
-"""Keys of how far the training came."""
-_METRIC = re.compile(
-    r"(?i)(^|[._\-/])(best|loss|acc|acc1|acc5|top1|top5|accuracy|fitness|score|metrics?|f1|map|auc|iou|miou"
-    r"|psnr|ssim|fid|bleu|rouge|wer|cer|ppl|perplexity|mse|mae|rmse)($|[._\-/])"
-)
-_SETTINGS = frozenset(
-    {
-        *("args", "arg", "cfg", "config", "hparams", "hyper_parameters", "hyperparameters", "opt", "options"),
-        *("train_args", "model_args", "model_config", "datamodule_hyper_parameters", "loops"),
-    }
-)
-"""Keys that hold what was wished for: `epochs` below them is no progress."""
-_RNG_KEY = re.compile(r"(?i)(^|[_.])rng|random_?state|manual_seed|generator_state")
 
 
 @dataclass(frozen=True)
@@ -93,18 +65,18 @@ def describe_training(checkpoint: Checkpoint) -> Training | None:
 
     Reads single numbers (an optimizer's `step`, a metric that is a tensor), nothing else.
     """
-    search = _Search()
-    search.run(_nested(checkpoint))
+    parts = find_parts(_nested(checkpoint))
+    progress = {dotted(place): value for place, value in parts.progress.items() if place[-1] != STEPS_DONE}
     for key, text in checkpoint.metadata.items():
         if key in PROGRESS_KEYS and text.isascii() and text.isdecimal() and len(text) < 20:
-            search.progress.setdefault(key, int(text))
+            progress.setdefault(key, int(text))
     found = Training(
-        dict(islice(search.progress.items(), MAX_SHOWN)),
-        dict(islice(search.metrics.items(), MAX_SHOWN)),
-        tuple(part for part in search.parts if isinstance(part, OptimizerState)),
-        tuple(part for part in search.parts if isinstance(part, SchedulerState)),
-        tuple(part for part in search.parts if isinstance(part, ScalerState)),
-        tuple(search.rng[:MAX_SHOWN]),
+        dict(islice(progress.items(), MAX_SHOWN)),
+        {dotted(place): value for place, value in islice(parts.metrics.items(), MAX_SHOWN)},
+        tuple(optimizer_in(dotted(place), node) for place, node in parts.optimizers.items()),
+        tuple(scheduler_in(dotted(place), node) for place, node in parts.schedulers.items()),
+        tuple(scaler_in(dotted(place), node) for place, node in parts.scalers.items()),
+        tuple(map(dotted, parts.rng[:MAX_SHOWN])),
     )
     if found == Training({}, {}):
         return None
@@ -116,27 +88,27 @@ def describe_training(checkpoint: Checkpoint) -> Training | None:
 
 def optimizer_nodes(checkpoint: Checkpoint) -> dict[str, Any]:
     """Path → state dict of each optimizer in `checkpoint`, as it nests."""
-    search = _Search()
-    search.run(_nested(checkpoint))
-    pairs = zip(search.parts, search.nodes, strict=True)
-    return {part.where: node for part, node in pairs if isinstance(part, OptimizerState)}
+    return {dotted(place): node for place, node in find_parts(_nested(checkpoint)).optimizers.items()}
 
 
 def state_dict_nodes(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Path → state dict (or pickled module) of each model in `checkpoint`, the one to load first.
+    """Path → state dict (or pickled module) of each model in `checkpoint`: that which is resumed comes first,
+    and averages last.
 
     Of a flat file, they are the tensors that are no optimizer's.
     """
-    search, root = _Search(), _nested(checkpoint)
-    search.run(root)
-    found = dict(search.models)
+    root = _nested(checkpoint)
+    found = {dotted(place): node for place, node in find_parts(root).models.items()}
     if root is not checkpoint.root:
         found = _flat_models({name: leaf for name, leaf in root.items() if isinstance(leaf, TensorEntry)})
     try:
-        first = select_model(checkpoint).where
-    except (UsageError, AmbiguousError):
-        return found
-    return {where: found[where] for where in sorted(found, key=lambda where: where != first)}
+        model = find_model(checkpoint.root)
+    except AmbiguousError:
+        model = None
+    first = model.where if model is not None else None
+    return {
+        where: found[where] for where in sorted(found, key=lambda where: (where != first, is_average(where)))
+    }
 
 
 def _flat_models(tensors: Mapping[str, TensorEntry]) -> dict[str, Any]:
@@ -149,112 +121,6 @@ def _flat_models(tensors: Mapping[str, TensorEntry]) -> dict[str, Any]:
         elif entry.dtype.is_float:
             return {"": tensors}
     return models
-
-
-@dataclass
-class _Search:
-    """A walk over the containers of a tree, nearest the root first, each once."""
-
-    progress: dict[str, int | float] = field(default_factory=dict)
-    metrics: dict[str, int | float] = field(default_factory=dict)
-    parts: list[Part] = field(default_factory=list)
-    nodes: list[Any] = field(default_factory=list)
-    """What each part was made of."""
-    rng: list[str] = field(default_factory=list)
-    models: dict[str, Any] = field(default_factory=dict)
-    """Path → what holds weights: a state dict, a module."""
-
-    def run(self, root: Any) -> None:
-        queue: deque[tuple[tuple[str, ...], Any]] = deque([((), root)] if _is_container(root) else ())
-        seen = {id(root)}
-        budget = MAX_VISITS
-        while queue:
-            path, node = queue.popleft()
-            if (part := part_of(".".join(path), node)) is not None:
-                self.parts.append(part)
-                self.nodes.append(node)
-                continue
-            is_model = _is_model(node)
-            if is_model or (isinstance(node, Opaque) and node.shared):
-                self.models[".".join(path)] = node
-            for key, child in _children(node):
-                is_weight = is_model and isinstance(child, TensorEntry)
-                if is_weight and child.dtype.name != "uint8":
-                    continue
-                budget -= 1
-                if budget < 0:
-                    return
-                where = (*path, str(key))
-                if _is_rng(where, child):
-                    self.rng.append(".".join(where))
-                elif not _is_container(child):
-                    if not is_weight:
-                        self._take_number(where, child)
-                elif isinstance(child, Opaque) and child.shared:
-                    self.models[".".join(where)] = child
-                elif id(child) not in seen and len(path) < MAX_DEPTH:
-                    seen.add(id(child))
-                    queue.append((where, child))
-
-    def _take_number(self, path: tuple[str, ...], leaf: Any) -> None:
-        """Take `leaf` down where its key says that it counts or measures something."""
-        above = {part.lower() for part in path[:-1]}
-        if len(path) > 4 or above & _SETTINGS or (above and path[0] in MODEL_KEYS):
-            return
-        name = ".".join(path)
-        is_progress = path[-1].lower() in PROGRESS_KEYS and len(path) <= 3
-        if (is_progress or _METRIC.search(name)) and (value := number(leaf)) is not None:
-            (self.progress if is_progress else self.metrics).setdefault(name, value)
-
-
-def _is_model(node: Any) -> bool:
-    """Whether `node` is a state dict with weights, whose scalar tensors (`step`) are buffers of a model."""
-    return (
-        isinstance(node, dict)
-        and is_state_dict(node)
-        and any(isinstance(value, TensorEntry) and value.shape for value in node.values())
-    )
-
-
-def _is_container(node: Any) -> bool:
-    """Whether something may lie in `node`: not in a module, and not in a list of plain values."""
-    if isinstance(node, (list, tuple)):
-        return not all(map(is_scalar, node))
-    if isinstance(node, Opaque):
-        return not (node.shared or node.is_call_of_scalars)
-    return isinstance(node, dict)
-
-
-def _children(node: Any) -> Iterator[tuple[Any, Any]]:
-    if isinstance(node, dict):
-        yield from node.items()
-    elif isinstance(node, (list, tuple)):
-        yield from enumerate(node)
-    elif isinstance(node, Opaque):
-        yield from node.children()
-
-
-def _is_rng(path: tuple[str, ...], node: Any) -> bool:
-    """Whether `node` is the state of a random number generator, by its shape or, failing that, its key.
-
-    Source: torch.get_rng_state (5056 bytes), torch.cuda.get_rng_state (16 bytes), random.getstate (a
-    version, 625 integers, a float or None), numpy.random.get_state (a generator's name, an array, …).
-    """
-    has_rng_key = _RNG_KEY.search(path[-1]) is not None
-    if isinstance(node, TensorEntry):
-        if node.dtype.name != "uint8" or len(node.shape) != 1:
-            return False
-        return node.shape == (5056,) or (node.shape == (16,) and "cuda" in path[-1].lower()) or has_rng_key
-    if isinstance(node, dict):
-        return "bit_generator" in node and "state" in node
-    if not isinstance(node, (list, tuple)) or len(node) < 1:
-        return False
-    first, second = node[0], node[1] if len(node) > 1 else None
-    if isinstance(first, TensorEntry):
-        return all(_is_rng(path, item) for item in node)
-    if isinstance(first, str):
-        return first == "MT19937" and len(node) == 5
-    return len(node) == 3 and isinstance(second, (list, tuple)) and len(second) == 625
 
 
 def _nested(checkpoint: Checkpoint) -> Any:

@@ -1,4 +1,4 @@
-"""The parts of a training's state, recognised by what their state dicts hold."""
+"""The parts of a training's state, described."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from ptsave.core.nodes import Opaque, TensorEntry
-from ptsave.core.training_kinds import IMPLEMENTATION_OPTIONS, STATE_KEYS, optimizer_kind, scheduler_kind
-from ptsave.core.values import has_values, scalar
-from ptsave.errors import UnreadableError
+from ptsave.core.nodes import Opaque
+from ptsave.core.training import Fields, fields_of, number
+from ptsave.core.training_kinds import IMPLEMENTATION_OPTIONS, optimizer_kind, scheduler_kind
 
 MAX_SHOWN = 32
 """How many groups, keys and items of a list are listed."""
 MAX_TEXT = 1000
 """Longest text (characters) that is taken for an option."""
-
-Fields = Mapping[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -109,31 +106,9 @@ class ScalerState:
         return _at(self.where, f"gradient scaler at scale {in_words(self.scale)}")
 
 
-Part = OptimizerState | SchedulerState | ScalerState
-
-
-def part_of(where: str, node: Any) -> Part | None:
-    """What `node`, a container at the path `where`, is as a whole; None when it is none of these."""
+def optimizer_in(where: str, node: Any) -> OptimizerState:
+    """The optimizer's state `node` at the path `where`, described."""
     fields = fields_of(node)
-    name = node.name.rpartition(".")[2] if isinstance(node, Opaque) else None
-    if _is_optimizer(fields):
-        return _optimizer(where, fields, name)
-    if _is_scheduler(fields):
-        return _scheduler(where, fields, name)
-    if {"scale", "growth_factor", "backoff_factor"} <= fields.keys():
-        options = {key: value for key, value in plain_values(fields).items() if key != "scale"}
-        return ScalerState(where, number(fields["scale"]), options)
-    return None
-
-
-def _is_optimizer(fields: Fields) -> bool:
-    if isinstance(fields.get("param_groups"), (list, tuple, dict)):
-        return True
-    states = fields_of(fields.get("state"))
-    return any(STATE_KEYS & set(map(str, fields_of(state))) for state in islice(states.values(), 4))
-
-
-def _optimizer(where: str, fields: Fields, name: str | None) -> OptimizerState:
     states = [state for state in map(fields_of, fields_of(fields.get("state")).values()) if state]
     raw = fields.get("param_groups", ())
     groups: list[ParamGroup] = []
@@ -145,7 +120,7 @@ def _optimizer(where: str, fields: Fields, name: str | None) -> OptimizerState:
     steps = (number(state.get("step")) for state in states[:4])
     return OptimizerState(
         where,
-        name or optimizer_kind(groups[0].options if groups else {}, keys),
+        _class_name(node) or optimizer_kind(groups[0].options if groups else {}, keys),
         tuple(groups[:MAX_SHOWN]),
         sum(group.num_params for group in groups),
         len(states),
@@ -154,53 +129,29 @@ def _optimizer(where: str, fields: Fields, name: str | None) -> OptimizerState:
     )
 
 
-def _is_scheduler(fields: Fields) -> bool:
-    if not {"_last_lr", "_schedulers", "base_lrs", "_step_count", "num_bad_epochs"} & fields.keys():
-        return False
-    return "last_epoch" in fields or "_schedulers" in fields
-
-
-def _scheduler(where: str, fields: Fields, name: str | None) -> SchedulerState:
+def scheduler_in(where: str, node: Any) -> SchedulerState:
+    """The scheduler's state `node` at the path `where`, described."""
+    fields = fields_of(node)
     last_lr = fields.get("_last_lr")
     rates = map(number, last_lr[:MAX_SHOWN]) if isinstance(last_lr, (list, tuple)) else ()
     shown = ("_last_lr", "last_epoch")
     return SchedulerState(
         where,
-        name or scheduler_kind(fields),
+        _class_name(node) or scheduler_kind(fields),
         number(fields.get("last_epoch")),
         tuple(rate for rate in rates if rate is not None),
         {key: value for key, value in plain_values(fields).items() if key not in shown},
     )
 
 
-# --- nodes --------------------------------------------------------------------------------------------
+def scaler_in(where: str, node: Any) -> ScalerState:
+    """The gradient scaler's state `node` at the path `where`, described."""
+    options = {key: value for key, value in plain_values(fields_of(node)).items() if key != "scale"}
+    return ScalerState(where, number(fields_of(node)["scale"]), options)
 
 
-def fields_of(node: Any) -> Fields:
-    """A dict, or what an Opaque object holds by name; empty for all else."""
-    if isinstance(node, dict):
-        return node
-    if isinstance(node, Opaque) and not node.shared:
-        return {key: value for key, value in node.children() if isinstance(key, str) or node.state is None}
-    return {}
-
-
-def number(value: Any) -> int | float | None:
-    """`value` as a number: itself, a NumPy scalar, or the element of a tensor of one; None otherwise.
-
-    Integers past 64 bits are no one's epoch, and too long to print.
-    """
-    if isinstance(value, Opaque) and value.name.startswith("numpy.") and len(value.args) == 1:
-        value = value.args[0]
-    if isinstance(value, TensorEntry) and value.num_elements == 1 and has_values(value):
-        try:
-            value = scalar(value)
-        except UnreadableError:
-            # To describe the rest is worth more; `verify --checks bytes` names what is damaged.
-            return None
-    if isinstance(value, bool) or (isinstance(value, int) and value.bit_length() > 64):
-        return None
-    return value if isinstance(value, (int, float)) else None
+def _class_name(node: Any) -> str | None:
+    return node.name.rpartition(".")[2] if isinstance(node, Opaque) else None
 
 
 def plain_values(fields: Fields) -> dict[str, Any]:

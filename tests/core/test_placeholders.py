@@ -36,11 +36,8 @@ def test_placeholders_are_named_and_refused(
     torch.save(deepspeed(model, is_split=True), path)
     assert run_cli(["verify", str(path)]) == 1
     shown = capsys.readouterr().out
-    assert (
-        "module.0.weight  has the shape [0], and the file says that it has [3, 4]"
-        in " ".join(shown.split(" "))
-        or "has the shape [0], and the file says that it has [3, 4]" in shown
-    )
+    assert "has the shape [0], and the file says that it has [3, 4]" in shown
+    assert shown.count("the weight is in another file") == 4
     for more in ([], ["--select", "module"], ["--select", "model"]):
         assert run_cli(["convert", str(path), str(tmp_path / "out.pt"), *more]) == 4
         assert "and 3 more" in capsys.readouterr().err

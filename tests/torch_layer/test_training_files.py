@@ -19,6 +19,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import StepLR
 
 import ptsave
+from ptsave.cli import run as run_cli
 from ptsave.errors import CorruptError, LossyError, MissingFileError, UsageError
 
 NO_RNG = "rng_state: random numbers go on from elsewhere"
@@ -183,6 +184,163 @@ def test_lightning_itself(tmp_path: Path) -> None:
     assert NO_RNG in resumed.resume(tmp_path / "l.ckpt")
     assert resumed.scheduler.last_epoch == 3
     assert resumed.goes_on_like(saved)
+
+
+# --- which weights, which optimizer, which step ------------------------------------------------------------
+
+
+def average_of(training: Training) -> dict[str, torch.Tensor]:
+    return {key: (value * 0.5).to(value.dtype) for key, value in training.model.state_dict().items()}
+
+
+def same_weights(model: nn.Module, state: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, state[key].to(value.dtype)) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("key", "average"),
+    [
+        ("denoiser", "ema"),
+        ("model", "model_ema"),
+        ("state_dict", "state_dict_ema"),
+        ("net", "ema_model"),
+        ("unet", "averaged"),
+        ("model", "swa_state_dict"),
+        ("generator", "shadow"),
+        ("student", "teacher"),
+        ("online", "target"),
+    ],
+)
+def test_an_average_is_never_the_model(tmp_path: Path, key: str, average: str) -> None:
+    saved = Training(0, 3)
+    parts = {average: average_of(saved), key: saved.model.state_dict()}
+    torch.save(parts | {"optimizer": saved.optimizer.state_dict()}, tmp_path / "t.pt")
+    resumed, ema = Training(1), Training(2).model
+    notes = resumed.resume(tmp_path / "t.pt")
+    assert f"not used of the checkpoint: {average}" in notes
+    assert same_weights(resumed.model, saved.model.state_dict())
+    others = {average.removesuffix("_state_dict").removeprefix("state_dict_"): ema}
+    state = ptsave.TrainingState(model=resumed.model, optimizer=resumed.optimizer, **others)
+    assert state.load_state_dict(ptsave.read_training(tmp_path / "t.pt")) == [NO_RNG]
+    assert same_weights(ema, average_of(saved))
+    assert same_weights(resumed.model, saved.model.state_dict())
+
+
+def test_a_part_of_ones_own_is_not_the_model(tmp_path: Path) -> None:
+    saved, critic = Training(0, 3), Training(5)
+    torch.save({"policy": saved.model.state_dict(), "net": critic.model.state_dict()}, tmp_path / "t.pt")
+    resumed, other = Training(1), Training(2)
+    state = ptsave.TrainingState(model=resumed.model, net=other.model)
+    state.load_state_dict(ptsave.read_training(tmp_path / "t.pt"))
+    assert same_weights(resumed.model, saved.model.state_dict())
+    assert same_weights(other.model, critic.model.state_dict())
+
+
+def test_averages_alone_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved = Training(0, 3)
+    parts = {"ema": average_of(saved), "optimizer": saved.optimizer.state_dict()}
+    torch.save(parts, tmp_path / "t.pt")
+    with pytest.raises(LossyError, match="only averages of them: ema") as caught:
+        Training(1).resume(tmp_path / "t.pt")
+    assert "select='ema'" in caught.value.hint
+    assert run_cli(["verify", str(tmp_path / "t.pt"), "--checks", "resume"]) == 1
+    assert "the only weights are averages" in capsys.readouterr().out
+
+
+def test_what_verify_finds_is_what_is_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever the keys are, and however deep."""
+    saved = Training(0, 3)
+    parts = {"adam": saved.optimizer.state_dict(), "plan": {"warmup": saved.scheduler.state_dict()}}
+    torch.save({"weights": saved.model.state_dict(), "trainer": parts}, tmp_path / "t.pt")
+    assert run_cli(["verify", str(tmp_path / "t.pt"), "--checks", "resume"]) == 0
+    assert "trainer.adam" in capsys.readouterr().out
+    resumed = Training(1)
+    assert resumed.resume(tmp_path / "t.pt") == [NO_RNG]
+    assert resumed.goes_on_like(saved)
+
+
+def test_several_are_named_or_given_by_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = Training(0, 3), Training(1, 2)
+    state = {"G": one.model.state_dict(), "D": two.model.state_dict()}
+    state |= {"opt_G": one.optimizer.state_dict(), "opt_D": two.optimizer.state_dict()}
+    torch.save(state, tmp_path / "gan.pt")
+    assert run_cli(["verify", str(tmp_path / "gan.pt"), "--checks", "resume"]) == 0
+    assert "there are 2 of them: opt_G, opt_D" in capsys.readouterr().out
+    read = ptsave.read_training(tmp_path / "gan.pt")
+    first, second = Training(2), Training(3)
+    with pytest.raises(LossyError, match="more than one state dict"):
+        ptsave.TrainingState(model=first.model).load_state_dict(read)
+    with pytest.raises(LossyError, match="there are 2 of them"):
+        ptsave.TrainingState(
+            model={"G": first.model, "D": second.model}, optimizer=first.optimizer
+        ).load_state_dict(read)
+    both = ptsave.TrainingState(
+        model={"G": first.model, "D": second.model},
+        optimizer={"opt_G": first.optimizer, "opt_D": second.optimizer},
+    )
+    assert both.load_state_dict(read) == [NO_RNG]
+    for resumed, saved in ((first, one), (second, two)):
+        assert same_weights(resumed.model, saved.model.state_dict())
+        moments = [next(iter(training.optimizer.state.values()))["exp_avg"] for training in (resumed, saved)]
+        assert torch.equal(*moments)
+
+
+def test_the_step_is_the_number_of_steps_done(tmp_path: Path) -> None:
+    saved = Training(0, 10)
+    state = ptsave.TrainingState(model=saved.model, optimizer=saved.optimizer)
+    with ptsave.Checkpoints(tmp_path / "run") as keeper:
+        keeper.save(state, step=9)
+        keeper.wait()
+        latest = keeper.latest()
+        assert latest is not None
+        assert ptsave.read_training(latest)["step"] == 10
+        assert keeper.resume(state) == 10
+    for keys in ({"global_step": 10}, {"step": 10}, {"meta": {"iter": 10, "epoch": 1}}, {"iter_num": 10}):
+        torch.save({"model": saved.model.state_dict(), **keys}, tmp_path / "t.pt")
+        assert ptsave.read_training(tmp_path / "t.pt")["step"] == 10
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Lightning's advice
+def test_lightnings_averaging_itself(tmp_path: Path) -> None:
+    lightning = pytest.importorskip("lightning.pytorch", exc_type=ImportError)
+    callbacks = pytest.importorskip("lightning.pytorch.callbacks", exc_type=ImportError)
+    saved = Training(0)
+
+    class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = saved.model
+
+        def training_step(self, batch: Any, _: int) -> torch.Tensor:
+            return self.model(batch[0]).square().mean()  # type: ignore[no-any-return]
+
+        def configure_optimizers(self) -> Any:
+            return [saved.optimizer], [saved.scheduler]
+
+    kept: dict[str, torch.Tensor] = {}
+
+    class Keep(lightning.Callback):  # type: ignore[misc, name-defined]
+        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+            trainer.save_checkpoint(tmp_path / "l.ckpt")
+            kept.update(copy.deepcopy(saved.model.state_dict()))
+
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(24, 4)), 6)
+    names = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    trainer = lightning.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        default_root_dir=tmp_path,
+        callbacks=[callbacks.EMAWeightAveraging(), Keep()],
+        **dict.fromkeys(names, False),
+    )
+    trainer.fit(Module(), data)
+    raw = torch.load(tmp_path / "l.ckpt", weights_only=False)
+    assert not torch.equal(raw["state_dict"]["model.0.weight"], kept["0.weight"])
+    resumed = Training(1)
+    resumed.resume(tmp_path / "l.ckpt")
+    assert same_weights(resumed.model, kept)
+    assert ptsave.read_training(tmp_path / "l.ckpt")["step"] == 4
 
 
 # --- folders ----------------------------------------------------------------------------------------------
