@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from ptsave import __version__, stopping, streams
+from ptsave.core.reads import noted
 from ptsave.errors import EXIT_INTERRUPTED, EXIT_NO, EXIT_OK, PtsaveError, RefusedError, UsageError
 from ptsave.options import (
     AppDir,
@@ -352,8 +353,8 @@ def verify(
         record=record,
         given=flags,
     )
-    request = command.Request(checkpoint, asked, allow or (), set or [], select, device, app_dir)
-    if not command.verify(mode, request, report):
+    request = command.Request(checkpoint, asked, allow or (), set or [], select, device, app_dir, report)
+    if not command.verify(mode, request):
         raise typer.Exit(EXIT_NO)
 
 
@@ -386,7 +387,8 @@ def run(arguments: list[str]) -> int:
     """Run one command, and say what went wrong if something did; returns the exit code."""
     usage_error: type[Exception] = typer.BadParameter.__bases__[0]  # the root of Typer's own usage errors
     try:
-        return app(with_patterns(arguments), prog_name="ptsave", standalone_mode=False) or EXIT_OK
+        with noted():
+            return app(with_patterns(arguments), prog_name="ptsave", standalone_mode=False) or EXIT_OK
     except usage_error as error:
         problem: PtsaveError = UsageError(_usage_message(error), "", _usage_hint(error))
     except PtsaveError as error:

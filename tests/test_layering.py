@@ -60,6 +60,7 @@ ARROWS: dict[str, set[str]] = {
         "verbs",
         "torch_layer",
         "formats",
+        "core",
         "errors",
         "stopping",
         "streams",

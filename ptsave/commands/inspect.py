@@ -67,7 +67,9 @@ def _measured(mode: Mode, checkpoint: Checkpoint, result: Inspection) -> list[Te
     names = [row.entry.name for row in result.rows]
     total = sum(row.entry.num_bytes for row in result.rows)
     with progress(mode, "reading", total) as advance:
-        return list(stats(checkpoint, names, progress=advance))
+        measured = list(stats(checkpoint, names, progress=advance))
+    checkpoint.check_unchanged()
+    return measured
 
 
 def compare(mode: Mode, paths: Sequence[Path], other: Path) -> bool:
@@ -84,5 +86,7 @@ def compare(mode: Mode, paths: Sequence[Path], other: Path) -> bool:
         total = sum(entry.num_bytes for checkpoint in (a, b) for entry in checkpoint.tensors.values())
         with progress(mode, "comparing", total) as advance:
             found = diff(a, b, progress=advance)
+        a.check_unchanged()
+        b.check_unchanged()
     show_differences(mode, found, paths[0], other)
     return found.is_same

@@ -41,6 +41,7 @@ class Request:
     select: str | None
     device: str
     app_dir: Path
+    report: Path | None = None
 
 
 def list_checks(mode: Mode) -> None:
@@ -51,21 +52,21 @@ def list_checks(mode: Mode) -> None:
         show_checks(mode, {**verb.FILE_CHECKS, **MODEL_CHECKS})
 
 
-def verify(mode: Mode, request: Request, report: Path | None) -> bool:
-    """Come to a verdict, show it, and write it to `report`; returns whether it is yes.
+def verify(mode: Mode, request: Request) -> bool:
+    """Come to a verdict, show it, and write it to the report; returns whether it is yes.
 
     Raises: UsageError for flags that do not go together, and what opening a checkpoint raises.
     """
     if is_run(request.path):
         if not is_first_rank():
             return True  # one process does it, and says what came of it
-        _check_report(report, request.path)
-        return _show(mode, _verify_run(mode, request), request.path, report)
+        _check_report(request)
+        return _show(mode, _verify_run(mode, request), request)
     with ranks(request.device) as group:
         if is_first_rank():
-            _check_report(report, request.path)
+            _check_report(request)
         outcome = _verify_alone(mode, request) if group is None else _verify_together(mode, request, group)
-        return _show(mode, outcome, request.path, report)
+        return _show(mode, outcome, request)
 
 
 def _verify_alone(mode: Mode, request: Request) -> Outcome:
@@ -76,6 +77,7 @@ def _verify_alone(mode: Mode, request: Request) -> Outcome:
         model = _model(request, source, other) if asked.has_model else None
         if model is not None:
             other = model.other
+        _check_report(request)  # now that the inputs are known
         with progress(mode, "reading", verb.total_bytes(asked.names, source, other)) as advance:
             subject = verb.Subject(source, other, asked, request.allow, advance, select=request.select)
             if model is not None:
@@ -87,10 +89,13 @@ def _verify_alone(mode: Mode, request: Request) -> Outcome:
             from ptsave.torch_layer.verify import verify_model
 
             verdict = verify_model(model, asked.names, findings, began)
-            if asked.records and verdict.is_yes:
-                from ptsave.torch_layer.save import add_behaviour
+        source.check_unchanged()
+        if other is not None:
+            other.check_unchanged()
+        if model is not None and asked.records and verdict.is_yes:
+            from ptsave.torch_layer.save import add_behaviour
 
-                show_recorded(mode, add_behaviour(model))
+            show_recorded(mode, add_behaviour(model))
         target = model.config.model.target if model is not None else None
         return verdict, verb.facts(source, target, request.device, time.monotonic() - start)
 
@@ -122,6 +127,8 @@ def _verify_together(mode: Mode, request: Request, group: Group) -> Outcome:
         if flag in asked.given:
             raise UsageError(f"{flag} is for one process", "", "run it without torchrun")
     with open_checkpoint(request.path) as source:
+        if is_first_rank():
+            _check_report(request)
         model = None
         subject = verb.Subject(source, None, asked, request.allow)
         if asked.has_model:
@@ -135,6 +142,7 @@ def _verify_together(mode: Mode, request: Request, group: Group) -> Outcome:
             verdict = verb.without_model(subject, findings)
         else:
             verdict = verify_model(model, asked.names, findings, began)
+        source.check_unchanged()
         target = model.config.model.target if model is not None else None
         facts = verb.facts(source, target, request.device, time.monotonic() - start)
         return verdict, {**facts, "ranks": group.size}
@@ -160,6 +168,7 @@ def _verify_run(mode: Mode, request: Request) -> Outcome:
     path, asked = request.path, request.asked
     refuse_flags(path, asked.about_one)
     start, files = time.monotonic(), list_run(path)
+    _check_report(request)
     with progress(mode, "reading", verb_of_run.total_bytes(files, asked)) as advance:
         verdict = verb_of_run.verify_run(
             files, asked, allow=request.allow, progress=advance, began=checking(mode)
@@ -167,16 +176,17 @@ def _verify_run(mode: Mode, request: Request) -> Outcome:
     return verdict, verb_of_run.facts(path, files, time.monotonic() - start)
 
 
-def _check_report(report: Path | None, path: Path) -> None:
-    if report is not None:
+def _check_report(request: Request) -> None:
+    """Whether the report can be written, asked before the work whose result would be lost."""
+    if request.report is not None:
         from ptsave.reports import check_report_path
 
-        check_report_path(report, path)
+        check_report_path(request.report)
 
 
-def _show(mode: Mode, outcome: Outcome, path: Path, report: Path | None) -> bool:
+def _show(mode: Mode, outcome: Outcome, request: Request) -> bool:
     """Print and write the outcome, where this process speaks for all; returns whether it is yes."""
-    verdict, facts = outcome
+    (verdict, facts), path, report = outcome, request.path, request.report
     if not is_first_rank():
         return verdict.is_yes
     if report is not None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ptsave.core import system
 from ptsave.core.output import OutputFile
+from ptsave.core.reads import refuse_input
 from ptsave.core.temporary import create, max_name_bytes, remove_litter, temporary_name
 from ptsave.core.write_errors import errors_of, write_error
 from ptsave.errors import ExistsError, WriteError
@@ -46,11 +47,13 @@ def replacing_file(
     overwrite: bool = False,
     sync: bool = True,
     sync_name: bool = True,
+    before_rename: Callable[[], None] | None = None,
 ) -> Iterator[OutputFile]:
     """A new file of `num_bytes` bytes that becomes `destination` when the block ends without an error.
 
     On any error, an interrupt included, the temporary file is removed and the destination is untouched.
-    `sync_name`: whether the name is made durable as well; the caller does it otherwise.
+    `sync_name`: whether the name is made durable as well; the caller does it otherwise. `before_rename`: what
+    is called last, and may still refuse.
 
     Raises: ExistsError; WriteError when the destination cannot be written, or could not be made durable.
     """
@@ -75,6 +78,8 @@ def replacing_file(
                 _open.discard(fd)
                 os.close(fd)
                 fd = -1
+            if before_rename is not None:
+                before_rename()
             if overwrite:
                 system.rename(path, target, replace=True)
             else:
@@ -125,7 +130,8 @@ def check_file_destination(
 ) -> tuple[Path, os.stat_result | None]:
     """The file that writing `destination` would replace (symbolic links followed), and its status if any.
 
-    Raises: ExistsError; WriteError when the destination or its folder cannot be written.
+    Raises: RefusedError where it was read; ExistsError; WriteError when the destination or its folder cannot
+    be written.
     """
     target = resolved(destination)
     where = str(destination)
@@ -137,6 +143,7 @@ def check_file_destination(
             old = os.lstat(target)
         except FileNotFoundError:
             return target, None
+    refuse_input(target, where)
     if not stat.S_ISREG(old.st_mode):
         raise WriteError("the destination is not a regular file", where, "name a regular file")
     if not overwrite:

@@ -18,6 +18,7 @@ from ptsave.core import system
 from ptsave.core.atomic import check_parent, replacing_file, resolved, sync_names
 from ptsave.core.move import lost_bytes
 from ptsave.core.output import OutputFile
+from ptsave.core.reads import refuse_inputs_in
 from ptsave.core.temporary import create, remove_litter, remove_temporary, temporary_name
 from ptsave.core.write_errors import check_room, errors_of
 from ptsave.errors import ExistsError, WriteError
@@ -27,11 +28,19 @@ from ptsave.stopping import unfinished
 class OutputFolder:
     """A folder being written."""
 
-    def __init__(self, path: Path, destination: Path, *, sync: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        destination: Path,
+        *,
+        sync: bool,
+        before_commit: Callable[[], None] | None = None,
+    ) -> None:
         self.path = path
         """Where the files are now: a temporary folder, or the destination itself."""
         self.destination = destination
         self.sync = sync
+        self._before_commit = before_commit
         self.taken = set(os.listdir(path))
         """The names that were there before."""
         self.made: list[str] = []
@@ -124,7 +133,12 @@ class OutputFolder:
     def _put(self, name: str, data: bytes, *, is_main: bool = False) -> None:
         path = self.path / name
         with replacing_file(
-            path, len(data), overwrite=True, sync=self.sync, sync_name=self.is_final
+            path,
+            len(data),
+            overwrite=True,
+            sync=self.sync,
+            sync_name=self.is_final,
+            before_rename=self._before_commit if is_main else None,
         ) as output:
             if is_main:
                 self._main = (path, os.fstat(output.fd))
@@ -165,12 +179,17 @@ def _write_whole(output: OutputFile, data: bytes) -> None:
 
 @contextmanager
 def replacing_folder(
-    destination: str | os.PathLike[str], num_bytes: int, *, overwrite: bool = False, sync: bool = True
+    destination: str | os.PathLike[str],
+    num_bytes: int,
+    *,
+    overwrite: bool = False,
+    sync: bool = True,
+    before_commit: Callable[[], None] | None = None,
 ) -> Iterator[OutputFolder]:
     """A folder of about `num_bytes` bytes that becomes, or is updated in, `destination`.
 
     The block must end with `commit`. On any error before it, what was written is removed, and the old set
-    is untouched.
+    is untouched. `before_commit`: what is called right before readers see the new set, and may still refuse.
 
     Raises: ExistsError; WriteError.
     """
@@ -178,7 +197,7 @@ def replacing_folder(
     remove_litter(target)
     if os.path.isdir(target):
         with _locked(target):
-            folder = OutputFolder(target, target, sync=sync)
+            folder = OutputFolder(target, target, sync=sync, before_commit=before_commit)
             check_room(target, num_bytes, target)
             try:
                 yield folder
@@ -192,7 +211,7 @@ def replacing_folder(
         with errors_of(target):
             system.again(os.mkdir, temporary)
         with _locked(temporary):
-            yield OutputFolder(temporary, target, sync=sync)
+            yield OutputFolder(temporary, target, sync=sync, before_commit=before_commit)
         with errors_of(target):
             system.rename(temporary, target)  # refused where something with content has come there meanwhile
         if sync:
@@ -206,7 +225,8 @@ def replacing_folder(
 def check_folder_destination(destination: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     """The folder that writing `destination` would make or update (symbolic links followed).
 
-    Raises: ExistsError when it has content; WriteError when it cannot be written.
+    Raises: ExistsError when it has content; RefusedError where some of that was read; WriteError when it
+    cannot be written.
     """
     target = resolved(destination)
     where = str(destination)
@@ -219,6 +239,7 @@ def check_folder_destination(destination: str | os.PathLike[str], *, overwrite: 
         names = os.listdir(target)
     if names and not overwrite:
         raise ExistsError("the destination exists", where, "--overwrite replaces the checkpoint in it")
+    refuse_inputs_in(target, where)
     check_parent(target / "data", where)
     return target
 

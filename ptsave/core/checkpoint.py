@@ -6,12 +6,12 @@ present themselves as one, so that nothing downstream knows where bytes come fro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ptsave.core.memory import no_garbage_collection
 from ptsave.core.nodes import GlobalUse, TensorEntry
@@ -21,6 +21,35 @@ from ptsave.errors import LimitError
 
 ROOT_NAME = "value"
 """The name of a root that is itself a leaf: `torch.save(tensor, path)`."""
+
+
+class Held(Protocol):
+    """A file or a folder that is open for reading."""
+
+    def check_unchanged(self) -> None:
+        """Insist that all that was read so far is of one version.
+
+        Raises: UnreadableError.
+        """
+
+    def check_in_place(self) -> None:
+        """Insist that its path still leads to the version that was read.
+
+        Raises: UnreadableError.
+        """
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """What was read and is to be replaced: then it must still be what its path leads to."""
+
+    held: Held
+
+    def check_unchanged(self) -> None:
+        self.held.check_in_place()
+
+    def check_in_place(self) -> None:
+        self.held.check_in_place()
 
 
 @dataclass(eq=False)
@@ -47,6 +76,8 @@ class Checkpoint:
     """The same in parts that several processes can share; empty where the checks cannot be divided."""
     files: ExitStack = field(default_factory=ExitStack)
     """Closes what is open."""
+    held: Sequence[Held] = ()
+    """What it was read from; none for a live model."""
 
     @cached_property
     def tensors(self) -> dict[str, TensorEntry]:
@@ -76,6 +107,14 @@ class Checkpoint:
                 error.where = error.where or str(self.path)
                 raise
         return tensors, data
+
+    def check_unchanged(self) -> None:
+        """Insist that all that was read so far is of one version of what it was read from.
+
+        Raises: UnreadableError where a file was written to, or one of a folder replaced, meanwhile.
+        """
+        for held in self.held:
+            held.check_unchanged()
 
     def close(self) -> None:
         self.files.close()

@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 
 from ptsave.core import system
+from ptsave.core.reads import is_noted
 from ptsave.core.write_errors import errors_of
 
 SUFFIX = ".ptsave-tmp"
@@ -81,6 +82,8 @@ def remove_litter_of(folder: Path, target: re.Pattern[str]) -> None:
 
 
 def _remove_if_orphan(path: Path, pid: int) -> None:
+    if is_noted(os.lstat(path)):
+        return  # it is what somebody wants to rescue
     if not system.HAS_FLOCK:
         if system.is_orphan(pid, os.lstat(path).st_mtime):
             remove_temporary(path)

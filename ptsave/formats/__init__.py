@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.files import InputFile, InputFolder
+from ptsave.core.files import InputFile, InputFolder, unchanged
 from ptsave.errors import MissingFileError, UnreadableError
 from ptsave.formats import (
     dcp,
@@ -56,15 +56,25 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         return _open_folder(target)
     file = InputFile(target)
     try:
-        head = file.read_at(0, min(HEAD_BYTES, file.size_bytes))
-        for known in FILE_FORMATS:
-            if known.sniff(file, head):
-                check_one_reading(file, head, known.name)
-                return known.read(file)
-        raise named.refusal(file, head)
+        with unchanged(file):
+            head = file.read_at(0, min(HEAD_BYTES, file.size_bytes))
+            for known in FILE_FORMATS:
+                if known.sniff(file, head):
+                    check_one_reading(file, head, known.name)
+                    return _holding(known.read(file), file)
+            raise named.refusal(file, head)
     except BaseException:
         file.close()
         raise
+
+
+def _holding(checkpoint: Checkpoint, held: InputFile | InputFolder) -> Checkpoint:
+    """`checkpoint`, which knows what it was read from; a folder is let go of with it."""
+    if isinstance(held, InputFolder):
+        checkpoint.files.callback(held.close)
+    if not checkpoint.held:  # an index knows its folder
+        checkpoint.held = (held,)
+    return checkpoint
 
 
 def _open_folder(path: Path) -> Checkpoint:
@@ -85,7 +95,11 @@ def _open_folder(path: Path) -> Checkpoint:
 
 
 def _read_folder(folder: InputFolder) -> Checkpoint:
-    for known in FOLDER_FORMATS:
-        if known.sniff(folder):
-            return known.read(folder)
-    raise named.folder_refusal(folder)
+    try:
+        for known in FOLDER_FORMATS:
+            if known.sniff(folder):
+                return _holding(known.read(folder), folder)
+        raise named.folder_refusal(folder)
+    except BaseException:
+        folder.close()
+        raise

@@ -65,7 +65,11 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
         layout.add(path, value)
     where = source_path(checkpoint)
     with replacing_folder(
-        destination, layout.num_bytes, overwrite=options.overwrite, sync=options.sync
+        destination,
+        layout.num_bytes,
+        overwrite=options.overwrite,
+        sync=options.sync,
+        before_commit=checkpoint.check_unchanged,
     ) as folder:
         file_name, new_record = folder.fresh(lambda n: [f"__0_{n - 1}.distcp", new_record_name(n)])
         with folder.data_file(file_name, layout.num_bytes) as output:
@@ -108,7 +112,7 @@ def commit(
         taken.add(new_record)
     kept = [DCP_METADATA, *data_files, *([FILE_NAME] if record is not None else [])]
     beside_main = [(FILE_NAME, record)] if record is not None else []
-    folder.commit((DCP_METADATA, metadata), beside_main, old=superfluous(folder.path, taken, kept))
+    folder.commit((DCP_METADATA, metadata), beside_main, old=superfluous(taken, kept))
 
 
 @dataclass(slots=True)

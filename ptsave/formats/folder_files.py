@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from ptsave.core.record import FILE_NAME
 
 INDEX = "model.safetensors.index.json"
 DCP_METADATA = ".metadata"
-DCP_SUFFIX = ".distcp"
-MAX_INDEX_BYTES = 100_000_000
 
 _RECORD = re.compile(r"ptsave\.\d+\.json")
 _MAIN = (DCP_METADATA, INDEX, "model.safetensors")
 """What a reader begins with; the last of them that is there wins, so they are removed in this order."""
+_DCP_DATA = re.compile(r"__\d+(_\d+)+\.distcp")
+"""torch's names for the data, and those of ptsave's later generations."""
 _SHARD = re.compile(r"model(-ptsave\d+)?-\d{5,6}-of-\d{5,6}\.safetensors")
 
 
@@ -51,24 +50,15 @@ def fingerprint(folder: Path) -> list[tuple[str, int, int, int]]:
     return found
 
 
-def superfluous(folder: Path, names: Iterable[str], kept: Iterable[str]) -> list[str]:
-    """The files of older checkpoints among `names`, but for `kept`, in the order of their removal."""
+def superfluous(names: Collection[str], kept: Iterable[str]) -> list[str]:
+    """The files of older checkpoints among `names`, but for `kept`, in the order of their removal.
+
+    They go by their names alone, which are those that ptsave and torch give to such files. What an older
+    index says decides nothing: it may name any file.
+    """
     there = set(names) - set(kept)
-    data = {name for name in there if name.endswith(DCP_SUFFIX) or _SHARD.fullmatch(name)}
-    if INDEX in names:
-        data |= _indexed(folder / INDEX) & there
+    data = {name for name in there if _DCP_DATA.fullmatch(name) or _SHARD.fullmatch(name)}
     if DCP_METADATA in names:
         data |= {name for name in there if name == FILE_NAME or is_new_record(name)}
     mains = [name for name in _MAIN if name in there]
     return [*mains, *sorted(data - set(mains), key=lambda name: (is_new_record(name), name))]
-
-
-def _indexed(path: Path) -> set[str]:
-    """The files that an index names; none where it is no index."""
-    try:
-        if path.stat().st_size > MAX_INDEX_BYTES:
-            return set()
-        weight_map = json.loads(path.read_bytes())["weight_map"]
-        return {name for name in weight_map.values() if isinstance(name, str)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return set()

@@ -65,7 +65,13 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
         record = frame.add(f"{name}.npy", len(header) + entry.num_bytes)
         moves.append(_move(checkpoint, entry, record, header, options))
     num_bytes = frame.num_bytes
-    with replacing_file(destination, num_bytes, overwrite=options.overwrite, sync=options.sync) as output:
+    with replacing_file(
+        destination,
+        num_bytes,
+        overwrite=options.overwrite,
+        sync=options.sync,
+        before_rename=checkpoint.check_unchanged,
+    ) as output:
         spans = move(with_source_checks(moves), output, source_path(checkpoint), options.progress)
         spans += write_pieces(output, [(frame.end, frame.directory())], "the archive's directory")
         if options.check:

@@ -135,7 +135,7 @@ def read_run_file(path: Path) -> RunFile:
             root, is_ours = checkpoint.root, checkpoint.record is not None
         if stat.S_ISDIR(mode):
             names = [file.name for file in files]
-            is_ours = is_ours and len(superfluous(path, names, ())) == len(names)
+            is_ours = is_ours and len(superfluous(names, ())) == len(names)
     except PtsaveError as error:
         return unusable(error.what)
     except OSError as error:

@@ -59,7 +59,13 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
     draft = header_bytes(layout, _metadata(checkpoint, stored, zeros, options))
     moves = tensor_moves(checkpoint, stored, layout, len(draft), options)
     num_bytes = len(draft) + layout.data_bytes
-    with replacing_file(destination, num_bytes, overwrite=options.overwrite, sync=options.sync) as output:
+    with replacing_file(
+        destination,
+        num_bytes,
+        overwrite=options.overwrite,
+        sync=options.sync,
+        before_rename=checkpoint.check_unchanged,
+    ) as output:
         spans = move(
             with_source_checks(list(moves.values())), output, source_path(checkpoint), options.progress
         )

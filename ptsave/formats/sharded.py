@@ -80,7 +80,15 @@ def read(folder: InputFolder) -> Checkpoint:
 def read_index(file: InputFile) -> Checkpoint:
     """The same from the path of the index file itself."""
     with file:
-        return _read_shards(file, InputFolder(file.path.parent))
+        folder = InputFolder(file.path.parent)
+        try:
+            checkpoint = _read_shards(file, folder)
+        except BaseException:
+            folder.close()
+            raise
+        checkpoint.files.callback(folder.close)
+        checkpoint.held = (folder,)
+        return checkpoint
 
 
 def sniff_index(file: InputFile, head: bytes) -> bool:

@@ -70,7 +70,13 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
     sizes = [len(head) + layout.data_bytes for head, layout in zip(headers, layouts, strict=True)]
     where = source_path(checkpoint)
     moves: dict[str, Move] = {}
-    with replacing_folder(destination, sum(sizes), overwrite=options.overwrite, sync=options.sync) as folder:
+    with replacing_folder(
+        destination,
+        sum(sizes),
+        overwrite=options.overwrite,
+        sync=options.sync,
+        before_commit=checkpoint.check_unchanged,
+    ) as folder:
         names = folder.fresh(partial(shard_names, len(layouts)))
         for name, layout, head, size in zip(names, layouts, headers, sizes, strict=True):
             mine = tensor_moves(checkpoint, stored, layout, len(head), options)
@@ -82,7 +88,7 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
             moves |= mine
         digests = all_digests(checkpoint, stored, moves, options)
         index = _index(checkpoint, stored, dict(zip(names, layouts, strict=True)), digests, options)
-        old = superfluous(folder.path, folder.taken, [INDEX, *names])
+        old = superfluous(folder.taken, [INDEX, *names])
         folder.commit((INDEX, index), old=old)
     return Written(sum(sizes) + len(index), overlap_notes(stored))
 

@@ -51,7 +51,13 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
     moves = part_moves(parts, archive.data)
     by_view = digest_moves(checkpoint, parts, places, names, moves, options)
     num_bytes = archive.num_bytes
-    with replacing_file(destination, num_bytes, overwrite=options.overwrite, sync=options.sync) as output:
+    with replacing_file(
+        destination,
+        num_bytes,
+        overwrite=options.overwrite,
+        sync=options.sync,
+        before_rename=checkpoint.check_unchanged,
+    ) as output:
         where = source_path(checkpoint)
         everything = [*moves, *(item for item in by_view.values() if item.target_offset is None)]
         spans = move(with_source_checks(everything), output, where, options.progress)

@@ -24,14 +24,12 @@ SUFFIXES = (".json", ".xml", ".html")
 """What a report's name may end with: its format follows from it."""
 
 
-def check_report_path(path: Path, checkpoint: Path | None = None) -> None:
+def check_report_path(path: Path) -> None:
     """Refuse a report of an unknown kind or at an impossible place, before any work is done for it.
 
-    Raises: UsageError with the nearest suffix, or when it would replace `checkpoint`; WriteError.
+    Raises: UsageError with the nearest suffix; RefusedError when it would replace what was read; WriteError.
     """
     _check_suffix(path)
-    if checkpoint is not None and path.resolve() == checkpoint.resolve():
-        raise UsageError("the report would replace the checkpoint", f"--report {path}", "name another file")
     check_file_destination(path, overwrite=True)
 
 

@@ -117,6 +117,7 @@ def fill(
         digests = recorded_digests(whole.values(), source.record)
         targets = {name: state[name] for name in whole}
         stream_into(targets, whole, digests=digests, is_checked=is_checked and not is_mapped)
+        source.check_unchanged()
         return report
     is_skeleton = any(isinstance(value, torch.Tensor) and value.is_meta for value in state.values())
     entries = {name: parts.cut(entry, state[name]) for name, entry in whole.items()}
@@ -142,6 +143,7 @@ def fill(
     filled._metadata = selection.metadata or getattr(state, "_metadata", None)
     model.load_state_dict(filled, strict=True, assign=is_skeleton)
     model.to(device)
+    source.check_unchanged()
     return report
 
 

@@ -78,6 +78,7 @@ def load(
         check_outputs(outputs, overwrite=overwrite)
     with open_checkpoint(path) as checkpoint:
         config = config_for(checkpoint, config_path, overrides, trusted)
+        _check_places(inputs, outputs, overwrite)
         selection = select_model(checkpoint, select)
         model = build_model(config.model, device="meta", app_dir=app_dir)
         report = fill(model, checkpoint, selection, device, warn)
@@ -88,6 +89,18 @@ def load(
         if outputs is not None:
             write_tensors(outputs, result, overwrite=overwrite)
     return summary(checkpoint, config, selection, report, device, result, outputs)
+
+
+def _check_places(inputs: Path | None, outputs: Path | None, overwrite: bool) -> None:
+    """Whether the outputs can be written once everything is read, asked before the work.
+
+    Raises: what opening `inputs` raises; RefusedError where `outputs` would replace an input; ExistsError;
+    WriteError.
+    """
+    if inputs is not None:
+        open_checkpoint(inputs).close()
+    if outputs is not None:
+        check_outputs(outputs, overwrite=overwrite)
 
 
 def summary(

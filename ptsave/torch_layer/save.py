@@ -11,6 +11,8 @@ from torch import nn
 
 from ptsave.config import Config, InputsSpec
 from ptsave.core.behaviour import num_bytes
+from ptsave.core.checkpoint import Replaced
+from ptsave.core.reads import may_be_replaced
 from ptsave.core.record import Record
 from ptsave.core.select import select_model
 from ptsave.errors import RefusedError, UsageError
@@ -158,7 +160,8 @@ def _recordable(inputs: InputsSpec | None) -> dict[str, Any] | None:
 def add_behaviour(subject: ModelSubject) -> Recorded:
     """Write today's behaviour into the record of a checkpoint that was verified.
 
-    Raises: UsageError when the config has no inputs, RefusedError when the format cannot be written.
+    Raises: UsageError when the config has no inputs, RefusedError when the format cannot be written;
+    UnreadableError when another checkpoint has come in its place since it was read.
     """
     source, config = subject.checkpoint, subject.config
     if config.inputs is None:
@@ -177,5 +180,7 @@ def add_behaviour(subject: ModelSubject) -> Recorded:
         inputs=record.inputs or described.inputs,
         behaviour=behaviour,
     )
-    target.write(replace(source, record=record), source.path, WriteOptions(overwrite=True))
+    renewed = replace(source, record=record, held=[Replaced(held) for held in source.held])
+    with may_be_replaced():
+        target.write(renewed, source.path, WriteOptions(overwrite=True))
     return Recorded(config.model.target, source.path, num_bytes(behaviour))

@@ -61,6 +61,7 @@ def _checked_tensors(checkpoint: Checkpoint) -> Iterator[tuple[Any, torch.Tensor
         for finding in check():
             if finding.level == "fail":
                 raise CorruptError(f"{finding.where}: {finding.message}", str(checkpoint.path))
+    checkpoint.check_unchanged()
 
 
 def with_tensors(node: Any, tensors: dict[Any, torch.Tensor]) -> Any:

@@ -77,6 +77,7 @@ def convert(
         edited.root,
         metadata=_merged_metadata(sources),
         record=_carried_record(sources, edits, edited.renamed, select),
+        held=[held for source in sources for held in source.held],
     )
     plan = fit_extras(plan, target, extras, dropped, notes)
     if num_before and not plan.tensors:
@@ -200,18 +201,16 @@ def _carried_record(
 
 
 def _refuse_sources(sources: Sequence[Checkpoint], destination: Path, target: Writer) -> None:
-    """Raise RefusedError where writing `destination` would replace or remove a file of a source."""
+    """Raise RefusedError where `destination` would become a part of a source that is a folder.
+
+    What would replace or remove a file that was read is refused when it is written.
+    """
     real = Path(os.path.realpath(destination))
+    place = real if target.is_folder and real.is_dir() else real.parent
     for source in sources:
-        if not real.exists() or not source.path.exists():
-            continue
-        is_folder = source.path.is_dir()
-        mine = real if target.is_folder else real.parent
-        folder = source.path if is_folder else source.path.parent
-        is_beside = (target.is_folder or is_folder) and mine.samefile(folder)
-        if is_beside or real.samefile(source.path):
+        if source.path.is_dir() and place.is_dir() and place.samefile(source.path):
             raise RefusedError(
-                "the destination is the source, which is never changed",
+                "the destination is in the source, which is never changed",
                 str(destination),
                 "name another destination, and move it there when you are content with it",
             )

@@ -289,7 +289,8 @@ def _refuse_unused(asked: Asked) -> None:
     for flag in asked.given:
         if flag == "--set" and asked.config is None:
             raise UsageError("--set overrides a value of a config", "", "name one with --config CONFIG")
-        if flag in OF_A_MODEL and not asked.has_model:
+        is_for_other = flag == "--select" and asked.has_other
+        if flag in OF_A_MODEL and not asked.has_model and not is_for_other:
             raise UsageError(f"{flag} is about the model", "", "name its config with --config CONFIG")
         if flag == "--close" and not asked.has_other:
             hint = "name a second checkpoint with --against OTHER"

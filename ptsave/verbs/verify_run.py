@@ -67,6 +67,7 @@ def _findings(
             for name, check in FILE_CHECKS.items():
                 if name in asked.names and name != "against":
                     yield from check(subject)
+            checkpoint.check_unchanged()
     except UnreadableError as error:
         yield Finding("bytes", "fail", "", error.what)
 

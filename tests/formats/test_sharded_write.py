@@ -95,7 +95,7 @@ def test_an_old_set_gives_way_and_other_files_stay(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "leftover", ["model.safetensors", "model-ptsave2-00001-of-00009.safetensors", "x.distcp"]
+    "leftover", ["model.safetensors", "model-ptsave2-00001-of-00009.safetensors", "__0_0.distcp"]
 )
 def test_leftovers_never_hide_the_new_set(tmp_path: Path, leftover: str) -> None:
     folder = tmp_path / "f"

@@ -252,7 +252,7 @@ def test_ties_come_back_without_a_record(tmp_path: Path, format: str) -> None:
 
 def test_the_command_refuses_its_source(ptsave: Command, source: Path) -> None:
     done = ptsave("convert", source, source, "--overwrite", "--json", code=4)
-    assert json.loads(done.stdout)["error"]["what"].startswith("the destination is the source")
+    assert json.loads(done.stdout)["error"]["what"].startswith("the destination is an input")
 
 
 @pytest.mark.slow

@@ -1,0 +1,88 @@
+"""What a command has read: no file of it is ever written over or removed by the same command.
+
+Files are told apart by their identity on the disk, so that symbolic and hard links, another spelling of the
+path and another case of its letters make no difference. A library call keeps no such list: there a program
+loads a file and saves over it on purpose.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+
+from ptsave.errors import RefusedError
+
+Identity = tuple[int, int]
+"""A file's device and inode."""
+
+_files: ContextVar[dict[Identity, Path] | None] = ContextVar("files that were read", default=None)
+
+
+@contextmanager
+def noted() -> Iterator[None]:
+    """From here to the end of the block, remember every file that is opened for reading."""
+    token = _files.set({})
+    try:
+        yield
+    finally:
+        _files.reset(token)
+
+
+@contextmanager
+def may_be_replaced() -> Iterator[None]:
+    """In the block, what was read may be written over: the caller means to update its own input."""
+    token = _files.set(None)
+    try:
+        yield
+    finally:
+        _files.reset(token)
+
+
+def note(path: Path, status: os.stat_result) -> None:
+    """Remember that the file of `status` is being read as `path`."""
+    files = _files.get()
+    if files is not None:
+        files.setdefault((status.st_dev, status.st_ino), path)
+
+
+def is_noted(status: os.stat_result) -> bool:
+    """Whether the file of `status` was read."""
+    return (status.st_dev, status.st_ino) in (_files.get() or {})
+
+
+def refuse_input(path: Path, where: str) -> None:
+    """Insist that writing or removing `path` destroys nothing that was read.
+
+    Raises: RefusedError naming what was read; `where` is the destination as the user spelled it.
+    """
+    files = _files.get()
+    if not files:
+        return
+    try:
+        status = os.stat(path)
+    except OSError:
+        return
+    read = files.get((status.st_dev, status.st_ino))
+    if read is not None:
+        raise RefusedError(
+            f"the destination is an input, which is never changed: {read}",
+            where,
+            "name another destination, and move it there when you are content with it",
+        )
+
+
+def refuse_inputs_in(folder: Path, where: str) -> None:
+    """The same for everything in `folder`, of which a writer replaces and removes some.
+
+    Raises: RefusedError.
+    """
+    if _files.get():
+        try:
+            names = os.listdir(folder)
+        except OSError:
+            return
+        for name in names:
+            refuse_input(folder / name, where)
