@@ -308,6 +308,10 @@ def verify(
         list[str] | None,
         typer.Option(metavar="GLOB", help="Names that the check `safe` accepts; repeatable."),
     ] = None,
+    allow_infinite: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Tensors that may hold infinities, such as masks; repeatable."),
+    ] = None,
     through: Annotated[
         str | None,
         typer.Option(metavar="A,B", help="Formats that `roundtrip` goes through; default: its own."),
@@ -352,6 +356,7 @@ def verify(
         through=through,
         record=record,
         given=flags,
+        infinite=allow_infinite or (),
     )
     request = command.Request(checkpoint, asked, allow or (), set or [], select, device, app_dir, report)
     if not command.verify(mode, request):

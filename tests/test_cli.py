@@ -231,6 +231,31 @@ def test_verify_finite(run: Run) -> None:
     assert out.splitlines()[-1].startswith("no")
 
 
+def test_verify_finite_judges_weights_and_optimizer_states(run: Run) -> None:
+    """A default Lightning checkpoint has an infinite `kth_value`; a number in a model is a weight."""
+    infinite = torch.tensor(float("inf"))
+    model = {"w": torch.ones(3), "scale": torch.tensor(1.0), "mask": torch.full((3,), -float("inf"))}
+    state = {"step": torch.tensor(1.0), "exp_avg": torch.ones(3)}
+    adam = {"state": {0: state}, "param_groups": [{"params": [0]}]}
+    tree = {"state_dict": model, "optimizer_states": [adam], "callbacks": {"best": {"kth_value": infinite}}}
+    torch.save(tree, "a.ckpt")
+    check = ("verify", "a.ckpt", "--checks", "finite")
+    assert "state_dict.mask" in run(*check)[1]
+    code, out, _ = run(*check, "--allow-infinite", "*.mask")
+    assert code == 0
+    assert "not finite, and neither a weight nor an optimizer's state" in out
+    for place, name in ((model, "scale"), (state, "step")):
+        kept = place[name]
+        place[name] = infinite
+        torch.save(tree, "a.ckpt")
+        assert run(*check, "--allow-infinite", "*.mask")[0] == 1
+        place[name] = kept
+    model["mask"][0] = float("nan")
+    torch.save(tree, "a.ckpt")
+    assert run(*check, "--allow-infinite", "*.mask")[0] == 1
+    assert run("verify", "a.ckpt", "--checks", "bytes", "--allow-infinite", "*")[0] == 2
+
+
 def test_one_tensor_is_not_said_to_be_many(run: Run) -> None:
     torch.save({"w": torch.ones(1)}, "a.pt")
     out = run("verify", "a.pt")[1]

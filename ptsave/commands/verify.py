@@ -152,7 +152,7 @@ def _shared_findings(subject: verb.Subject, group: Group, began: verb.Began) -> 
     """What the checks of the file find; where a check can be shared, each rank looks at its own tensors."""
     from ptsave.torch_layer.parallel.verify import merged, share
 
-    own = replace(subject, checkpoint=share(group, subject.checkpoint))
+    own = replace(subject, checkpoint=share(group, subject.checkpoint), shared=subject.checkpoint)
     findings: list[Finding] = []
     for name, check in verb.FILE_CHECKS.items():
         if name in subject.asked.names:

@@ -20,6 +20,7 @@ from ptsave.core.nearest import hint_for
 from ptsave.core.placeholders import placeholders
 from ptsave.core.select import Content, comparable
 from ptsave.core.tolerances import tolerance
+from ptsave.core.training import dotted, find_parts
 from ptsave.core.verdict import Counted, Finding, Verdict, places
 from ptsave.errors import UsageError
 from ptsave.formats.writers import BY_NAME
@@ -53,6 +54,8 @@ class Asked:
     """Whether today's behaviour is written into the record of what passes."""
     given: Sequence[str] = ()
     """The flags of the command line, spelled in full."""
+    infinite: Sequence[str] = ()
+    """Globs of the tensors in which `finite` accepts infinities."""
 
     @property
     def has_model(self) -> bool:
@@ -65,7 +68,9 @@ class Asked:
     @property
     def about_one(self) -> list[str]:
         """The flags among those given that are about one checkpoint, and so not about a run."""
-        return [flag for flag in self.given if flag not in (*ALWAYS, "--checks", "--allow")]
+        return [
+            flag for flag in self.given if flag not in (*ALWAYS, "--checks", "--allow", "--allow-infinite")
+        ]
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,13 @@ class Subject:
     """Names and shapes of the architecture's parameters in its order, where there is a config."""
     select: str | None = None
     """The key of the model's state dict, where the user named it."""
+    shared: Checkpoint | None = None
+    """What `checkpoint` is one rank's share of."""
+
+    @property
+    def whole(self) -> Checkpoint:
+        """The checkpoint with the tensors of all ranks."""
+        return self.shared or self.checkpoint
 
     @cached_property
     def compared(self) -> tuple[Content, Content]:
@@ -121,6 +133,7 @@ USED_BY: Mapping[str, Sequence[str]] = {
     "--against": ("against",),
     "--close": ("against",),
     "--allow": ("safe",),
+    "--allow-infinite": ("finite",),
 }
 """Which checks, and whether `--record`, look at a flag. One that nothing would look at is refused."""
 OF_A_MODEL = ("--select", "--device", "--through", "--app-dir", RECORD)
@@ -130,7 +143,7 @@ OF_A_MODEL = ("--select", "--device", "--through", "--app-dir", RECORD)
 def bytes_(subject: Subject) -> Iterator[Finding]:
     """Container bounds, zip CRCs and every recorded digest; names the damaged tensor."""
     yield from audit(subject.checkpoint, subject.progress)
-    for name, why in placeholders(subject.checkpoint.root).items():
+    for name, why in placeholders(subject.whole.root).items():
         yield Finding("bytes", "fail", name, f"{why}: the weight is in another file")
 
 
@@ -152,18 +165,38 @@ def safe(subject: Subject) -> Iterator[Finding]:
 
 
 def finite(subject: Subject) -> Iterator[Finding]:
-    """No NaN and no infinity in any floating-point tensor."""
+    """No NaN and no infinity in any floating-point tensor, but for a training's single numbers."""
     looked = bad = 0
+    spared = []
+    judged = _holders_of_weights(subject.whole)
     for name, nans, infinities in non_finite(subject.checkpoint, progress=subject.progress):
+        is_allowed = not nans and matches(name, subject.asked.infinite)
+        is_number = not subject.checkpoint.tensors[name].shape and not name.startswith(judged)
+        if (nans or infinities) and (is_allowed or is_number):
+            spared.append(name)
+            continue
         looked += 1
         if nans or infinities:
             bad += 1
             yield Finding("finite", "fail", name, f"{nans} NaN, {infinities} infinite")
+    for name in spared:
+        what = "infinite where that is allowed" if matches(name, subject.asked.infinite) else _NO_WEIGHT
+        yield Finding("finite", "ok", name, what)
     if not looked:
         yield Finding("finite", "skipped", "", "there is no floating-point tensor")
     elif not bad:
         one, many = (f"floating-point {noun}, every element finite" for noun in ("tensor", "tensors"))
         yield Finding("finite", "ok", "", Counted(looked, one, many))
+
+
+_NO_WEIGHT = "not finite, and neither a weight nor an optimizer's state"
+
+
+def _holders_of_weights(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """How the names of weights and of optimizers' states begin; all names where no part is one of these."""
+    parts = find_parts(checkpoint.root)
+    places = [*parts.models, *parts.optimizers]
+    return tuple(f"{dotted(place)}." if place else "" for place in places) or ("",)
 
 
 def resume(subject: Subject) -> Iterator[Finding]:
@@ -248,6 +281,7 @@ def choose(
     through: str | None = None,
     record: bool = False,
     given: Sequence[str] = (),
+    infinite: Sequence[str] = (),
 ) -> Asked:
     """What the flags ask for: without `--checks`, all, and `against` where there is a second checkpoint.
 
@@ -275,6 +309,7 @@ def choose(
         close,
         record,
         given,
+        infinite,
     )
     _refuse_unused(asked)
     return asked
