@@ -9,7 +9,7 @@ Source: torch/distributed/checkpoint/metadata.py, filesystem.py and planner.py o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple, TypeGuard
@@ -96,7 +96,7 @@ def parse_metadata(data: bytes, where: str) -> Metadata:
     try:
         fields = _fields(loaded.root, "Metadata")
         # what is done with is let go, so that the table is not in memory twice
-        places = dict(map(_place, _table(fields.pop("storage_data"))))
+        places = _unique(map(_place, _table(fields.pop("storage_data"))))
         items = {_text(name): _item(about) for name, about in _table(fields.pop("state_dict_metadata"))}
         paths = _paths(fields.get("planner_data"))
     except _ShapeError as error:
@@ -241,6 +241,16 @@ def _place(item: tuple[Any, Any]) -> tuple[tuple[str, tuple[int, ...] | None], P
     return (_text(index["fqn"]), offsets), place
 
 
+def _unique(
+    items: Iterable[tuple[tuple[str, tuple[int, ...] | None], Place]],
+) -> dict[tuple[str, tuple[int, ...] | None], Place]:
+    places: dict[tuple[str, tuple[int, ...] | None], Place] = {}
+    for key, place in items:
+        if places.setdefault(key, place) is not place:
+            raise _ShapeError(f"it says twice where {key[0][:60]!r} lies")
+    return places
+
+
 def _transforms(value: Any) -> tuple[str, ...]:
     if not value:
         return ()
@@ -257,5 +267,8 @@ def _paths(value: Any) -> dict[str, tuple[str | int, ...]]:
     for name, path in value.items():
         if type(path) is not tuple or not path or not all(type(key) in (str, int) for key in path):
             raise _ShapeError("the path of an item is malformed")
-        paths[_text(name)] = path
+        if ".".join(map(str, path)) != _text(name):
+            # dcp.load finds items by the names of its own state dict, and never looks here
+            raise _ShapeError(f"it gives {name[:60]!r} the path of another item")
+        paths[name] = path
     return paths

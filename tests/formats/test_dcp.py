@@ -6,6 +6,7 @@ import os
 import pickle
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,12 +187,20 @@ def larger(metadata: Metadata) -> None:
     metadata.storage_data[MetadataIndex("scalar", (0,))] = metadata.storage_data[MetadataIndex("scalar", ())]
 
 
-def inside_a_value(metadata: Metadata) -> None:
-    metadata.planner_data["scalar"] = ("w", "scalar")
+def renamed(old: str, *path: str | int) -> Callable[[Metadata], None]:
+    def change(metadata: Metadata) -> None:
+        name = ".".join(map(str, path))
+        metadata.state_dict_metadata[name] = metadata.state_dict_metadata.pop(old)
+        metadata.planner_data[name] = path
+        for index in [index for index in metadata.storage_data if index.fqn == old]:
+            metadata.storage_data[replace(index, fqn=name)] = metadata.storage_data.pop(index)
+
+    return change
 
 
-def far_place(metadata: Metadata) -> None:
-    metadata.planner_data["w"] = ("list", 10**15)
+def two_swapped(metadata: Metadata) -> None:
+    """torch's own `dcp.load` goes by the items' names, and `dcp_to_torch_save` by these paths."""
+    metadata.planner_data["w"], metadata.planner_data["b"] = ("b",), ("w",)
 
 
 def no_metadata(metadata: Metadata) -> None:
@@ -214,8 +223,9 @@ def no_metadata(metadata: Metadata) -> None:
         (other_dtype, CorruptError, "should be int32"),
         (other_chunk, CorruptError, "is no tensor"),
         (larger, CorruptError, "should be float32"),
-        (inside_a_value, CorruptError, "inside a value"),
-        (far_place, LimitError, "list_places"),
+        (renamed("scalar", "w", "scalar"), CorruptError, "inside a value"),
+        (renamed("w", "list", 10**15), LimitError, "list_places"),
+        (two_swapped, CorruptError, "the path of another item"),
         (no_metadata, CorruptError, "not the metadata"),
     ],
 )
