@@ -17,6 +17,7 @@ from ptsave.core.memory import no_garbage_collection
 from ptsave.core.nodes import GlobalUse, TensorEntry
 from ptsave.core.record import Record
 from ptsave.core.tree import leaves
+from ptsave.core.verdict import Finding
 from ptsave.errors import LimitError
 
 ROOT_NAME = "value"
@@ -70,6 +71,8 @@ class Checkpoint:
     """What a reader wants a user to know: a TorchScript archive's code, an index's extra shard."""
     num_code_files: int = 0
     """How many files of code it carries that torch would run in an interpreter of its own."""
+    beside: list[Finding] = field(default_factory=list)
+    """What the check `safe` has to say of files beside it that a loader could take."""
     checks: list[Callable[[], Iterator[Any]]] = field(default_factory=list)
     """The container's own integrity checks (CRCs, …); each yields `core.verdict.Finding`s."""
     parts_of_checks: list[Callable[[], Iterator[Any]]] = field(default_factory=list)

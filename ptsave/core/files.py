@@ -238,6 +238,11 @@ class InputFolder:
             raise unreadable(self.path, error) from None
         self._known = frozenset(self.names)
 
+    @property
+    def opened(self) -> set[str]:
+        """The names of the files that were opened."""
+        return {name for name, _ in self._opened}
+
     def open(self, name: str) -> InputFile:
         """Open the file `name` in this folder.
 

@@ -26,6 +26,7 @@ from ptsave.formats import (
 )
 from ptsave.formats.base import HEAD_BYTES, FileFormat, FolderFormat
 from ptsave.formats.folder_files import fingerprint
+from ptsave.formats.folder_rest import judge_rest
 from ptsave.formats.one_reading import check_one_reading
 
 FILE_FORMATS: tuple[FileFormat, ...] = (
@@ -54,7 +55,14 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise MissingFileError("no such file", repr(str(target)), "check the path")
     if os.path.isdir(target):  # unlike Path.is_dir, never raises: a name may be too long
         return _open_folder(target)
-    file = InputFile(target)
+    return open_file(InputFile(target))
+
+
+def open_file(file: InputFile) -> Checkpoint:
+    """Open whatever checkpoint a file is; takes ownership of it.
+
+    Raises: UnknownFormatError, CorruptError, LimitError.
+    """
     try:
         with unchanged(file):
             head = file.read_at(0, min(HEAD_BYTES, file.size_bytes))
@@ -98,7 +106,13 @@ def _read_folder(folder: InputFolder) -> Checkpoint:
     try:
         for known in FOLDER_FORMATS:
             if known.sniff(folder):
-                return _holding(known.read(folder), folder)
+                checkpoint = _holding(known.read(folder), folder)
+                try:
+                    judge_rest(folder, checkpoint, open_file)
+                except BaseException:
+                    checkpoint.close()
+                    raise
+                return checkpoint
         raise named.folder_refusal(folder)
     except BaseException:
         folder.close()

@@ -41,7 +41,8 @@ _PREFERRED = (
     "diffusion_pytorch_model.safetensors.index.json",
     "diffusion_pytorch_model.bin",
 )
-_INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
+INDEX = re.compile(r".+\.(?P<suffix>safetensors|bin)\.index(?:\.(?P<variant>[\w-]+))?\.json")
+"""An index's name: `model.safetensors.index.json`, or a variant's `model.safetensors.index.fp16.json`."""
 _SHARD = re.compile(
     r"(?P<stem>(?!shard-\d+-model).+)-(?P<number>\d{4,6})-of-(?P<count>\d{4,6})\.(?P<suffix>safetensors|bin|pt|pth)"
 )
@@ -61,34 +62,28 @@ def read(folder: InputFolder) -> Checkpoint:
     name = _main_file(folder)
     if name is None:
         raise _half_written(folder)
-    suffix = next((suffix for suffix in _INDEX_SUFFIXES if name.endswith(suffix)), None)
-    if suffix is not None:
-        indexes = [other for other in folder.names if other.endswith(suffix)]
-        if len(indexes) > 1:
-            hint = f"name one: {', '.join(indexes[:5])}"
-            raise UnreadableError("holds several checkpoints", str(folder.path), hint)
-    file = folder.open(name)
-    if suffix is None:
-        checkpoint = _open_shard(file)
-        others = [other for other in _PREFERRED if other in folder.names and other != name]
-        checkpoint.notes += [f"the folder also holds {other}, which was not read" for other in others]
-        return checkpoint
-    with file:
-        return _read_shards(file, folder)
+    index = INDEX.fullmatch(name)
+    if index is None:
+        return _open_shard(folder.open(name))
+    kind = (index["suffix"], index["variant"] is None)
+    same = [i[0] for i in _indexes(folder) if (i["suffix"], i["variant"] is None) == kind]
+    if len(same) > 1:
+        hint = f"name one: {', '.join(same[:5])}"
+        raise UnreadableError("holds several checkpoints", str(folder.path), hint)
+    return read_shards(folder.open(name), folder)
 
 
 def read_index(file: InputFile) -> Checkpoint:
     """The same from the path of the index file itself."""
-    with file:
-        folder = InputFolder(file.path.parent)
-        try:
-            checkpoint = _read_shards(file, folder)
-        except BaseException:
-            folder.close()
-            raise
-        checkpoint.files.callback(folder.close)
-        checkpoint.held = (folder,)
-        return checkpoint
+    folder = InputFolder(file.path.parent)
+    try:
+        checkpoint = read_shards(file, folder)
+    except BaseException:
+        folder.close()
+        raise
+    checkpoint.files.callback(folder.close)
+    checkpoint.held = (folder,)
+    return checkpoint
 
 
 def sniff_index(file: InputFile, head: bytes) -> bool:
@@ -119,8 +114,12 @@ INDEX_FORMAT = FileFormat("sharded-index", sniff_index, read_index)
 def _main_file(folder: InputFolder) -> str | None:
     """The file to begin with: the one that transformers would take, else an index of another name."""
     preferred = [name for name in _PREFERRED if name in folder.names]
-    others = [name for suffix in _INDEX_SUFFIXES for name in folder.names if name.endswith(suffix)]
-    return next(iter(preferred + others), None)
+    others = sorted(_indexes(folder), key=lambda i: (i["suffix"] != "safetensors", i["variant"] is not None))
+    return next(iter(preferred + [index[0] for index in others]), None)
+
+
+def _indexes(folder: InputFolder) -> list[re.Match[str]]:
+    return [match for name in folder.names if (match := INDEX.fullmatch(name))]
 
 
 def _shards(folder: InputFolder) -> Iterator[re.Match[str]]:
@@ -140,9 +139,11 @@ def _half_written(folder: InputFolder) -> UnreadableError:
     )
 
 
-def _read_shards(file: InputFile, folder: InputFolder) -> Checkpoint:
+def read_shards(file: InputFile, folder: InputFolder) -> Checkpoint:
+    """The shards that the index `file` names, in its folder; takes ownership of `file`."""
     where = str(file.path)
-    weight_map, about = _parse_index(file)
+    with file:
+        weight_map, about = _parse_index(file)
     record = _record(about.pop(records.KEY, None), where)
     checkpoint = Checkpoint(SAFETENSORS, folder.path, {}, record=record)
     try:

@@ -157,10 +157,11 @@ def safe(subject: Subject) -> Iterator[Finding]:
             yield Finding(
                 "safe", "fail", use.name, f"{use.used_for} {use.count}×; a plain unpickler imports it"
             )
+    yield from subject.checkpoint.beside
     if num_files := subject.checkpoint.num_code_files:
         message = f"carries a program ({num_files} files): torch runs it when it loads or calls the model"
         yield Finding("safe", "warn", "", message)
-    elif not uses:
+    elif not uses and not subject.checkpoint.beside:
         yield Finding("safe", "ok", "", "names nothing that could run")
 
 

@@ -18,6 +18,10 @@ from safetensors.torch import save_file
 
 from ptsave.errors import CorruptError, MissingFileError, UnreadableError
 from ptsave.formats import open_checkpoint
+from ptsave.verbs.verify import Subject, safe
+from tests.attacks import torch_files as tf
+from tests.attacks.pickles import dump
+from tests.formats.payload import PAYLOAD
 from tests.formats.torch_reading import assert_same
 
 INDEX = "model.safetensors.index.json"
@@ -109,7 +113,7 @@ def test_safetensors_come_first(folder: Path) -> None:
     save_file({"one": torch.ones(1)}, folder / "model.safetensors")
     with open_checkpoint(folder) as checkpoint:
         assert list(checkpoint.tensors) == ["one"]
-        assert any("pytorch_model.bin, which was not read" in note for note in checkpoint.notes)
+        assert any("pytorch_model.bin, which a loader could take" in note for note in checkpoint.notes)
 
 
 def test_a_cache_of_links_as_huggingface_hub_lays_it_out(folder: Path, tmp_path: Path) -> None:
@@ -286,3 +290,68 @@ def test_tensors_of_one_shard_share_nothing_with_another(folder: Path) -> None:
     with open_checkpoint(folder) as checkpoint:
         storages: set[int] = {id(entry.storage) for entry in checkpoint.tensors.values()}
         assert len(storages) == 3
+
+
+def beside(folder: Path, name: str) -> None:
+    """A file with a payload that some loader of the folder would take."""
+    if name == ".metadata":
+        (folder / name).write_bytes(dump(PAYLOAD))
+    elif name == "a shard of a pickled index":
+        (folder / "pytorch_model.bin.index.json").write_text('{"weight_map": {"w": "x.bin"}}')
+        (folder / "x.bin").write_bytes(tf.pt({"w": PAYLOAD}))
+    else:
+        (folder / name).write_bytes(dump(PAYLOAD) if name.endswith(".metadata") else tf.pt({"w": PAYLOAD}))
+
+
+TAKEN = [
+    ".metadata",
+    "__0.metadata",
+    "pytorch_model.bin",
+    "pytorch_model.fp16.bin",
+    "diffusion_pytorch_model.bin",
+    "adapter_model.bin",
+    "a shard of a pickled index",
+]
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_what_another_loader_of_the_folder_takes_is_judged(name: str, tmp_path: Path) -> None:
+    save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert [finding.level for finding in safe(Subject(checkpoint))] == ["ok"]
+    beside(tmp_path, name)
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert list(checkpoint.tensors) == ["w"]
+        assert "fail" in [finding.level for finding in safe(Subject(checkpoint))]
+
+
+def test_a_file_that_no_loader_takes_is_told(tmp_path: Path) -> None:
+    save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
+    torch.save({"w": 1}, tmp_path / "optimizer.pt")
+    with open_checkpoint(tmp_path) as checkpoint:
+        (found,) = safe(Subject(checkpoint))
+        assert (found.level, found.message) == (
+            "warn",
+            "1 file beside it (such as optimizer.pt) was not looked at",
+        )
+
+
+def test_two_whole_checkpoints_in_one_folder(tmp_path: Path) -> None:
+    save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
+    torch.save({"w": torch.ones(2)}, tmp_path / "pytorch_model.bin")
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert [finding.level for finding in safe(Subject(checkpoint))] == ["ok"]
+        assert any("its values were not compared" in note for note in checkpoint.notes)
+
+
+@pytest.mark.parametrize("beside_it", [False, True])
+def test_the_index_of_a_variant(beside_it: bool, tmp_path: Path) -> None:
+    shard = "model.fp16-00001-of-00001.safetensors"
+    save_file({"w": torch.ones(2)}, tmp_path / shard)
+    (tmp_path / "model.safetensors.index.fp16.json").write_text(json.dumps({"weight_map": {"w": shard}}))
+    if beside_it:
+        plain = "model-00001-of-00001.safetensors"
+        save_file({"v": torch.ones(2)}, tmp_path / plain)
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"v": plain}}))
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert list(checkpoint.tensors) == ["v" if beside_it else "w"]

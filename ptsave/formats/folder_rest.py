@@ -1,0 +1,107 @@
+"""The files of a checkpoint's folder that were not read, and that another loader of the folder would take.
+
+transformers and diffusers take one of several files by its name, and a variant's where they are asked for
+one; torch.distributed.checkpoint takes what `.metadata` names, or a rank's own `__N.metadata`. What such a
+file names is judged with the rest; a file that cannot be read is told, since its loader may think otherwise.
+
+Source: transformers modeling_utils.py (`_get_resolved_checkpoint_files`, `_add_variant`); diffusers
+model_loading_utils.py; torch/distributed/checkpoint/filesystem.py (`_get_metadata_path`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.files import InputFile, InputFolder
+from ptsave.core.nodes import GlobalUse, add_uses
+from ptsave.core.verdict import Counted, Finding
+from ptsave.errors import PtsaveError
+from ptsave.formats import dcp, sharded
+from ptsave.formats.dcp_metadata import parse_metadata
+
+MAX_OTHERS = 200
+"""Cap on the files that are judged beside a checkpoint; the others are told."""
+
+_TAKEN = re.compile(
+    r"(?!.*-\d{4,6}-of-\d{4,6}\.)"
+    r"(?:pytorch_model|model|adapter_model|diffusion_pytorch_model)(?:[.-][\w.-]*)?\.(?:safetensors|bin)"
+)
+"""A shard is taken only where an index names it."""
+_RANK_METADATA = re.compile(r"__\d+\.metadata")
+_RUNNABLE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".pt2", ".py")
+"""Files that some program unpickles or imports, though no loader of models takes them by their name."""
+
+
+def judge_rest(
+    folder: InputFolder, checkpoint: Checkpoint, open_file: Callable[[InputFile], Checkpoint]
+) -> None:
+    """Add what the other files of `folder` name to `checkpoint.globals`, and what was not looked at to
+    `checkpoint.beside`. `open_file` opens a single file, whatever it is."""
+    judge = _Judge(folder, checkpoint)
+    if checkpoint.format != dcp.FORMAT.name and dcp.METADATA in folder.names:
+        judge.open(dcp.METADATA, lambda: dcp.read(folder))
+    for name in filter(_RANK_METADATA.fullmatch, folder.names):
+        judge.open(name, lambda name=name: _rank_metadata(folder, name))  # type: ignore[misc]
+    for name in filter(sharded.INDEX.fullmatch, folder.names):
+        judge.open(name, lambda name=name: sharded.read_shards(folder.open(name), folder))  # type: ignore[misc]
+    for name in filter(_TAKEN.fullmatch, folder.names):
+        judge.open(name, lambda name=name: open_file(folder.open(name)))  # type: ignore[misc]
+    judge.end()
+
+
+class _Judge:
+    def __init__(self, folder: InputFolder, checkpoint: Checkpoint) -> None:
+        self.folder = folder
+        self.checkpoint = checkpoint
+        self.judged: list[str] = []
+        self.left: list[str] = []
+
+    def open(self, name: str, read: Callable[[], Checkpoint]) -> None:
+        """Judge the file `name`, and what belongs to it, unless it has been read."""
+        if name in self.folder.opened:
+            return
+        if len(self.judged) >= MAX_OTHERS:
+            self.left.append(name)
+            return
+        self.judged.append(name)
+        own = self.checkpoint
+        try:
+            with read() as other:
+                if other.globals:
+                    total: dict[str, GlobalUse] = {}
+                    add_uses(total, own.globals)
+                    add_uses(total, other.globals)
+                    own.globals = total
+                own.num_code_files += other.num_code_files
+                own.beside += other.beside
+        except PtsaveError as error:
+            what = f"is beside it, a loader could take it, and it cannot be read: {error.what}"
+            own.beside.append(Finding("safe", "fail", name, what))
+
+    def end(self) -> None:
+        """Tell what was judged and what was not."""
+        if self.judged:
+            names = ", ".join(self.judged[:5]) + (", …" if len(self.judged) > 5 else "")
+            self.checkpoint.notes.append(
+                f"the folder also holds {names}, which a loader could take: what it names is judged, "
+                "its values were not compared"
+            )
+        left = self.left + [
+            name for name in self.folder.names if name.endswith(_RUNNABLE) and name not in self.folder.opened
+        ]
+        if left:
+            such = f"(such as {left[0]})"
+            one, many = (
+                f"file beside it {such} was not looked at",
+                f"files beside it {such} were not looked at",
+            )
+            self.checkpoint.beside.append(Finding("safe", "warn", "", Counted(len(left), one, many)))
+
+
+def _rank_metadata(folder: InputFolder, name: str) -> Checkpoint:
+    """What a rank's own metadata names; the items that it places are those of the folder's files."""
+    with folder.open(name) as file:
+        found = parse_metadata(file.read_at(0, min(file.size_bytes, dcp.MAX_METADATA_BYTES)), str(file.path))
+    return Checkpoint(dcp.FORMAT.name, folder.path, {}, globals=found.globals)
