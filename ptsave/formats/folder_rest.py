@@ -57,10 +57,11 @@ class _Judge:
         self.checkpoint = checkpoint
         self.judged: list[str] = []
         self.left: list[str] = []
+        self.opened = folder.opened
 
     def open(self, name: str, read: Callable[[], Checkpoint]) -> None:
         """Judge the file `name`, and what belongs to it, unless it has been read."""
-        if name in self.folder.opened:
+        if name in self.opened:
             return
         if len(self.judged) >= MAX_OTHERS:
             self.left.append(name)
@@ -79,6 +80,7 @@ class _Judge:
         except PtsaveError as error:
             what = f"is beside it, a loader could take it, and it cannot be read: {error.what}"
             own.beside.append(Finding("safe", "fail", name, what))
+        self.opened = self.folder.opened
 
     def end(self) -> None:
         """Tell what was judged and what was not."""
@@ -89,7 +91,7 @@ class _Judge:
                 "its values were not compared"
             )
         left = self.left + [
-            name for name in self.folder.names if name.endswith(_RUNNABLE) and name not in self.folder.opened
+            name for name in self.folder.names if name.endswith(_RUNNABLE) and name not in self.opened
         ]
         if left:
             such = f"(such as {left[0]})"
