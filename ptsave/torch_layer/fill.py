@@ -155,12 +155,13 @@ def _only_copies(model: nn.Module, state: Mapping[str, Any]) -> bool:
     own = {id(tensor) for tensor in chain(model.parameters(), model.buffers())}
     return (
         type(model).load_state_dict is nn.Module.load_state_dict
-        and all(_has_no_loading_code(module) for module in model.modules())
+        and all(has_no_loading_code(module) for module in model.modules())
         and all(id(value) in own and is_plain(value) for value in state.values())
     )
 
 
-def _has_no_loading_code(module: nn.Module) -> bool:
+def has_no_loading_code(module: nn.Module) -> bool:
+    """Whether a module, but for those in it, loads its own tensors as torch's own modules do."""
     load = type(module)._load_from_state_dict
     if module._load_state_dict_pre_hooks or module._load_state_dict_post_hooks:
         return False

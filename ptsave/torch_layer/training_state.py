@@ -6,9 +6,8 @@ parameters. Everything is checked before anything is changed.
 
 from __future__ import annotations
 
-import copy
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -36,6 +35,7 @@ from ptsave.torch_layer.training_optimizer import (
     plan_optimizer,
 )
 from ptsave.torch_layer.training_plain import first_inert, like, plain
+from ptsave.torch_layer.training_undo import Step, apply_all
 
 
 class TrainingState:
@@ -139,15 +139,17 @@ class TrainingState:
         notes += (
             rng_notes if parts.get("rng") is not None else ["rng_state: random numbers go on from elsewhere"]
         )
-        _apply(generic, optimizers, modules)
-        for label, module in self._modules().items():
-            set_gradients(module, gradients[label])
-        training_rng.restore(rng)
+        own = self._modules()
+        steps = [Step(label, part, partial(part.load_state_dict, value)) for label, part, value in generic]
+        steps += [Step(plan.label, plan.optimizer, plan.apply) for plan in optimizers]
+        steps += [Step(label, plan.module, plan.apply) for label, plan in modules.items()]
+        steps += [Step(label, None, partial(set_gradients, own[label], gradients[label])) for label in own]
+        apply_all([*steps, Step("rng_state", None, partial(training_rng.restore, rng))], list(own.values()))
         return notes
 
     def _plan(
         self, parts: Mapping[str, Any], notes: list[str]
-    ) -> tuple[list[ModulePlan], list[OptimizerPlan], list[tuple[str, Any, Any]], list[str]]:
+    ) -> tuple[dict[str, ModulePlan], list[OptimizerPlan], list[tuple[str, Any, Any]], list[str]]:
         """What goes where, with everything checked that can be.
 
         Raises: LossyError.
@@ -193,7 +195,7 @@ class TrainingState:
             own = member.state_dict()
             _check_generic(label, member, own, value)
             checked.append((label, member, like(own, value)))
-        return list(modules.values()), plans, checked, notes
+        return modules, plans, checked, notes
 
     def _modules(self) -> dict[str, nn.Module]:
         """Every module among the parts, the models first."""
@@ -268,44 +270,3 @@ def _check_generic(label: str, member: Any, own: Any, saved: Mapping[str, Any]) 
         raise LossyError(
             f"is of another scheduler: it has no {', '.join(map(str, lacking))}", label, "use the same one"
         )
-
-
-def _apply(
-    generic: list[tuple[str, Any, Any]], optimizers: list[OptimizerPlan], modules: list[ModulePlan]
-) -> None:
-    """Give the states back; what was given is taken back when one refuses.
-
-    Raises: LossyError naming the one that refused.
-    """
-    steps: list[tuple[str, Any, Callable[[], None]]] = [
-        (label, member, functools.partial(member.load_state_dict, value)) for label, member, value in generic
-    ]
-    steps += [(plan.label, plan.optimizer, plan.apply) for plan in optimizers]
-    steps += [("the model", None, plan.apply) for plan in modules]
-    done: list[tuple[str, Any, Any]] = []
-    for label, member, give in steps:
-        if member is not None:
-            before = member.state_dict()
-            done.append((label, member, before if has_groups(member) else copy.deepcopy(before)))
-        try:
-            give()
-        except Exception as error:
-            stuck = _undo(done)
-            raise LossyError(
-                f"refuses its saved state: {type(error).__name__}: {error}",
-                label,
-                f"{', '.join(stuck)} may be half restored: begin anew"
-                if stuck
-                else "resume with the same class",
-            ) from error
-
-
-def _undo(done: list[tuple[str, Any, Any]]) -> list[str]:
-    """Give each its state of before; returns the labels of those that refuse that as well."""
-    stuck = []
-    for label, member, before in reversed(done):
-        try:
-            member.load_state_dict(before)
-        except Exception:  # whatever it raises, the others are still to be given theirs
-            stuck.append(label)
-    return stuck

@@ -8,6 +8,7 @@ import random
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -50,13 +51,19 @@ def moments(model: nn.Module, optimizer: Any) -> dict[str, Any]:
     return {name: optimizer.state[p] for name, p in model.named_parameters() if optimizer.state.get(p)}
 
 
-def assert_same(own: Any, other: Any) -> None:
-    assert own.keys() == other.keys()
-    for key, value in own.items():
-        if isinstance(value, dict):
-            assert_same(value, other[key])
-        else:
-            assert torch.equal(torch.as_tensor(value), torch.as_tensor(other[key])), key
+def assert_same(own: Any, other: Any, where: str = "") -> None:
+    if isinstance(own, torch.Tensor) or isinstance(other, torch.Tensor):
+        assert torch.equal(torch.as_tensor(own), torch.as_tensor(other)), where
+    elif isinstance(own, dict):
+        assert own.keys() == other.keys(), where
+        for key, value in own.items():
+            assert_same(value, other[key], f"{where}.{key}")
+    elif isinstance(own, (list, tuple)):
+        assert len(own) == len(other), where
+        for i, value in enumerate(own):
+            assert_same(value, other[i], f"{where}.{i}")
+    else:
+        assert own == other, where
 
 
 def trained(**options: Any) -> tuple[Net, Adam, State]:
@@ -464,6 +471,109 @@ def test_nothing_changes_when_a_part_refuses() -> None:
     assert_same(before["model_state_dict"], after["model_state_dict"])
     assert_same(before["optimizer_state_dict"]["state"], after["optimizer_state_dict"]["state"])
     assert before["scheduler_state_dict"] == after["scheduler_state_dict"]
+
+
+class Counts(nn.Module):
+    """A module with an extra state, which raises when it is given one that it does not want."""
+
+    def __init__(self, wanted: int | None = None) -> None:
+        super().__init__()
+        self.first = nn.Linear(2, 2)
+        self.second = nn.Linear(2, 2)
+        self.seen: list[int] = [1]
+        self.wanted = wanted
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"seen": list(self.seen)}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.seen[:] = state["seen"]
+        if self.wanted is not None and self.wanted not in self.seen:
+            raise ValueError("not what is wanted")
+
+
+class Nested:
+    """An object of the user's that keeps its state in another object, and refuses half-way."""
+
+    def __init__(self, fails: bool) -> None:
+        self.inner = SimpleNamespace(number=1, shadow=torch.ones(2))
+        self.fails = fails
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"number": self.inner.number, "shadow": self.inner.shadow}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.inner.number = state["number"]
+        self.inner.shadow.copy_(state["shadow"])
+        if self.fails and state["number"] == 7:
+            raise RuntimeError("half-way")
+
+
+class Hooked(nn.Linear):
+    """A module whose own loading code fails after it has copied."""
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        raise OSError("too late")
+
+
+def everything(model: nn.Module, seed: int, **others: Any) -> tuple[ptsave.TrainingState, nn.Module]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1 * seed)
+    for _ in range(seed):
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, float(seed))
+        optimizer.step()
+    scheduler = torch.optim.lr_scheduler.SequentialLR(
+        optimizer,
+        [torch.optim.lr_scheduler.ConstantLR(optimizer), torch.optim.lr_scheduler.StepLR(optimizer, 3)],
+        [2],
+    )
+    for _ in range(seed):
+        scheduler.step()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**seed)
+    generator = torch.Generator().manual_seed(seed)
+    data = ptsave.ResumableDataLoader(list(range(8)), seed=seed)  # type: ignore[arg-type]
+    for _ in zip(range(seed), data, strict=False):
+        pass
+    parts = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "generator": generator}
+    return ptsave.TrainingState(model=model, data=data, **parts, **others), model
+
+
+def pair(last: type[nn.Module]) -> nn.Module:
+    return nn.Sequential(nn.Linear(2, 2), last(2, 2))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # what torch thinks of schedulers in schedulers
+@pytest.mark.parametrize(
+    ("make", "others", "message"),
+    [
+        (lambda i: Counts([2, None][i]), lambda i: {}, "not what is wanted"),
+        (
+            lambda i: pair([Hooked, nn.Linear][i]),
+            lambda i: {},
+            "too late",
+        ),
+        (lambda i: nn.Linear(2, 2), lambda i: {"ema": Counts([2, None][i])}, "not what is wanted"),
+        (lambda i: Counts(), lambda i: {"mine": Nested(i == 0)}, "half-way"),
+    ],
+)
+def test_when_any_part_refuses_all_is_as_it_was(make: Any, others: Any, message: str) -> None:
+    saved, model = everything(make(1), 3, **others(1))
+    for module in (model, others(1).get("ema")):
+        if isinstance(module, Counts):
+            module.seen = [5]
+    if "mine" in others(1):
+        saved._parts["mine"].inner.number = 7
+    tree = copy.deepcopy(saved.state_dict())
+    state, live = everything(make(0), 1, **others(0))
+    torch.manual_seed(11)
+    before = copy.deepcopy(state.state_dict())
+    tensors = dict(live.named_parameters())
+    with pytest.raises(LossyError, match=message) as caught:
+        state.load_state_dict(tree)
+    assert caught.value.hint == "resume with the same class"
+    assert_same(before, state.state_dict())
+    assert all(parameter is tensors[name] for name, parameter in live.named_parameters())
 
 
 def test_a_model_of_another_shape_is_refused_with_every_name() -> None:
