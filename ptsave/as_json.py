@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ptsave.core.global_names import described
 from ptsave.core.plain import plain
 
 if TYPE_CHECKING:
@@ -37,9 +38,7 @@ def inspection(result: Inspection, stats: Sequence[TensorStats] | None = None) -
         "dtypes": [plain(share) for share in result.dtypes],
         "data": {name: plain(value) for name, value in result.data.items()},
         "metadata": plain({k: v for k, v in result.metadata.items() if k != "ptsave"}),
-        "globals": {
-            use.name: {"count": use.count, "used_for": use.used_for} for use in result.globals.values()
-        },
+        "globals": described(result.globals.values()),
         "record": plain(result.record),
         "record_imports": [plain(code) for code in result.named_code],
         "training": plain(result.training),

@@ -306,7 +306,10 @@ def verify(
     list_checks: Annotated[bool, typer.Option("--list-checks", help="Say what each check proves.")] = False,
     allow: Annotated[
         list[str] | None,
-        typer.Option(metavar="GLOB", help="Names that the check `safe` accepts; repeatable."),
+        typer.Option(
+            metavar="GLOB",
+            help="Names that the check `safe` accepts; repeatable. Of what runs something, the full name.",
+        ),
     ] = None,
     allow_infinite: Annotated[
         list[str] | None,

@@ -41,6 +41,8 @@ class Finding:
     where: str
     """The tensor, module or file that it is about; empty for the whole."""
     message: str
+    kind: str = ""
+    """What is known of the cause, in one word: for `safe` what a name is (`runs`, `library`, `unknown`)."""
 
     def __str__(self) -> str:
         """`encoder.weight: 3 NaN, 0 infinite`."""

@@ -27,6 +27,7 @@ from ptsave.formats import (
 from ptsave.formats.base import HEAD_BYTES, FileFormat, FolderFormat
 from ptsave.formats.folder_files import fingerprint
 from ptsave.formats.folder_rest import judge_rest
+from ptsave.formats.inert_pickle import names_in_errors
 from ptsave.formats.one_reading import check_one_reading
 
 FILE_FORMATS: tuple[FileFormat, ...] = (
@@ -50,6 +51,11 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
     Raises: MissingFileError, UnknownFormatError, CorruptError, LimitError.
     """
+    with names_in_errors():
+        return _open(path)
+
+
+def _open(path: str | os.PathLike[str]) -> Checkpoint:
     target = Path(path)
     if "\0" in str(target):
         raise MissingFileError("no such file", repr(str(target)), "check the path")

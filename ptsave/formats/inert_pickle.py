@@ -15,11 +15,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+from ptsave.core.global_names import described, listed
 from ptsave.core.memory import no_garbage_collection
-from ptsave.core.nodes import Global, GlobalUse, Opaque
+from ptsave.core.nodes import Global, GlobalUse, Opaque, add_uses
 from ptsave.core.storage import MemoryStorage, Storage
 from ptsave.errors import CorruptError, LimitError, PtsaveError
 from ptsave.formats.pickle_keys import LONG_KEY
@@ -27,8 +30,6 @@ from ptsave.formats.pickle_machine import TRUNCATED, Machine
 from ptsave.formats.pickle_opcodes import MARKED, PLAIN
 from ptsave.formats.pickle_shapes import UNKNOWN, Known, Shapes
 
-MAX_CODE_BYTES = 24 * 1024 * 1024
-"""Cap on a pickle's length, its long strings and bytes not counted."""
 MAX_OPEN_MARKS = 10_000
 """Cap on how deep marks nest. Python's own pickler stops at its recursion limit, near 1000."""
 
@@ -38,6 +39,7 @@ _MARGIN_BYTES = 8 * 1024
 _LONGEST_OPERAND = 8
 _RARE_PER_UNIT = 4
 """How many opcodes outside the loop cost as much time as a unit."""
+_MET: ContextVar[dict[str, GlobalUse] | None] = ContextVar("names met", default=None)
 _HINT = "the file is damaged; copy or download it again"
 
 
@@ -66,11 +68,34 @@ def load(source: Storage | bytes, start: int, shapes: Shapes, where: str) -> Loa
     if isinstance(source, bytes):
         source = MemoryStorage(memoryview(source))
     machine = Machine(source, start, shapes, where)
-    with no_garbage_collection():
-        root, end = _run(machine)
-    for use in machine.uses.values():
-        use.count = max(use.count, 1)
+    try:
+        with no_garbage_collection():
+            root, end = _run(machine)
+    finally:
+        for use in machine.uses.values():
+            use.count = max(use.count, 1)
+        if (met := _MET.get()) is not None:
+            add_uses(met, machine.uses)
     return Loaded(root, machine.uses, end, machine.budget.notes)
+
+
+@contextmanager
+def names_in_errors() -> Iterator[None]:
+    """Let an error that is raised meanwhile say which names the pickles have used up to there.
+
+    A file that breaks off after it has called something is refused; what it called is what matters.
+    """
+    met: dict[str, GlobalUse] = {}
+    token = _MET.set(met)
+    try:
+        yield
+    except PtsaveError as error:
+        if met and "globals" not in error.details:
+            error.what += f"; before that it uses {listed(met.values())}"
+            error.details["globals"] = described(met.values())
+        raise
+    finally:
+        _MET.reset(token)
 
 
 def begin(source: Storage, shapes: Shapes, where: str) -> tuple[Any, dict[str, GlobalUse]]:
@@ -113,6 +138,8 @@ def _run(machine: Machine) -> tuple[Any, int]:
             window = pos + _WINDOW_BYTES
             if not machine.holds_end:
                 window = min(window, size - _MARGIN_BYTES)
+            if machine.frame_end:
+                window = min(window, machine.left_in_frame(pos))
             while pos < window:
                 op = data[pos]
                 pos += 1
@@ -151,6 +178,9 @@ def _run(machine: Machine) -> tuple[Any, int]:
                     else:
                         stack, pos = _rare(machine, op, stack, frames, pos)
                         num_rare += 1
+                        if op == 0x95:  # FRAME: the window must end where the frame does
+                            window = pos
+                            units += 4 + len(frames) // 8
                 elif op >= 0x68:
                     if op == 0x72:  # LONG_BINPUT
                         index = u32(data, pos)[0]
@@ -202,7 +232,11 @@ def _run(machine: Machine) -> tuple[Any, int]:
                         function = stack[-1]
                         if type(function) is Known and type(args) is tuple:
                             value = function.call(args, machine.budget)
-                            stack[-1] = machine.call(function, args) if value is UNKNOWN else value
+                            if value is UNKNOWN:
+                                value = machine.call(function, args)
+                            elif type(value) is Opaque:
+                                value = machine.known(value)
+                            stack[-1] = value
                         else:
                             stack[-1] = machine.call(function, args)
                         units += 2
@@ -240,6 +274,7 @@ def _run(machine: Machine) -> tuple[Any, int]:
                         stack, pos = _rare(machine, op, stack, frames, pos)
                         num_rare += 1
                 else:
+                    machine.end(pos)
                     return stack.pop(), machine.base + pos
             units += num_rare // _RARE_PER_UNIT
             _check_caps(machine, machine.base + pos - start, units, stack, frames)
@@ -277,9 +312,8 @@ def _rare(
 def _check_caps(machine: Machine, read: int, units: int, stack: list[Any], frames: list[list[Any]]) -> None:
     """Hold what the last window of the pickle made against the caps."""
     code_bytes = read - machine.payload_bytes
-    max_code_bytes = machine.shapes.room * MAX_CODE_BYTES
-    if code_bytes > max_code_bytes:
-        raise LimitError("pickle_code_bytes", max_code_bytes, code_bytes, machine.where)
+    if code_bytes > machine.max_code_bytes:
+        raise LimitError("pickle_code_bytes", machine.max_code_bytes, code_bytes, machine.where)
     if len(frames) > MAX_OPEN_MARKS:
         raise LimitError("open_marks", MAX_OPEN_MARKS, len(frames), machine.where)
     machine.budget.spend(units)

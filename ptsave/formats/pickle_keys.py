@@ -6,6 +6,7 @@ sharing, and comparing two long equal strings takes time each time.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from ptsave.core.nodes import Global, Opaque, TensorEntry
@@ -15,7 +16,12 @@ from ptsave.formats.pickle_shapes import Budget
 LONG_KEY = 256
 """Characters from which on comparing a key is charged for."""
 
-_MAX_TUPLE = 8
+MAX_KEY_PARTS = 64
+"""Cap on the parts of a tuple, and of the tuples in it, that is hashed as what it is."""
+_BY_VALUE = frozenset(f"builtins.{kind}" for kind in ("complex", "frozenset", "range", "slice", "tuple")) | {
+    "torch.device",
+    "torch.layout",
+}
 _COMPARED_PER_UNIT = 4096
 _SECRET_HASH = (str, bytes)  # Python hashes these with a key that no file can know
 _FLAT = (str, bytes, int, float, bool, type(None))
@@ -43,10 +49,11 @@ def admit(key: Any, budget: Budget) -> Any:
         budget.spend_unusual_key()
         return key
     if kind is tuple:
-        if len(key) > _MAX_TUPLE or not all(type(part) in _FLAT for part in key):
+        parts = _parts(key)
+        if parts is None:
             return Opaque("builtins.tuple", (key,))
-        if all(type(part) in _SECRET_HASH for part in key):
-            budget.spend(sum(map(len, key)) // _COMPARED_PER_UNIT)
+        if all(type(part) in _SECRET_HASH for part in parts):
+            budget.spend(sum(map(len, parts)) // _COMPARED_PER_UNIT)
         else:
             budget.spend_unusual_key()
         return key
@@ -54,4 +61,47 @@ def admit(key: Any, budget: Budget) -> Any:
         return key
     if isinstance(key, _UNHASHABLE):
         raise CorruptError(f"a dictionary or set cannot hold a {kind.__name__} as a key")
+    if kind is complex and not key.imag:
+        raise CorruptError("a dictionary or set has a complex key that is equal to a real one")
     return Opaque(f"builtins.{kind.__name__}", (key,))
+
+
+def _parts(key: tuple[Any, ...]) -> list[Any] | None:
+    """What a tuple and the tuples in it hold; None where that is much, or is not compared as what it is."""
+    parts: list[Any] = []
+    left = MAX_KEY_PARTS
+    waiting = [key]
+    while waiting:
+        value = waiting.pop()
+        left -= 1 + len(value)
+        if left < 0:
+            return None
+        for part in value:
+            if type(part) is tuple:
+                waiting.append(part)
+            elif type(part) in _FLAT or isinstance(part, Global):
+                parts.append(part)
+            else:
+                return None
+    return parts
+
+
+def is_by_value(key: Any) -> bool:
+    """Whether `key` stands for what Python compares by its value, where ptsave tells two of them apart."""
+    return type(key) is Opaque and key.name in _BY_VALUE
+
+
+def admit_all(keys: Iterable[Any], budget: Budget) -> list[Any]:
+    """The keys to use for those of one dictionary or set, as `admit` has them.
+
+    Raises: CorruptError also where two of them may be equal.
+    """
+    admitted = [admit(key, budget) for key in keys]
+    check_by_value(admitted)
+    return admitted
+
+
+def check_by_value(keys: Iterable[Any]) -> None:
+    """Raises: CorruptError where two of `keys` may be equal for Python, and are not for ptsave."""
+    if sum(map(is_by_value, keys)) > 1:
+        raise CorruptError("a dictionary or set has two keys that may be equal")

@@ -13,18 +13,32 @@ from collections.abc import Callable
 from typing import Any
 
 from ptsave.core.nodes import Global, GlobalUse, Opaque
-from ptsave.core.storage import Storage
+from ptsave.core.storage import FileStorage, Storage
 from ptsave.errors import CorruptError, LimitError
-from ptsave.formats.pickle_keys import LONG_KEY, admit
-from ptsave.formats.pickle_shapes import BYTES_PER_UNIT, UNKNOWN, Budget, Described, Known, Payload, Shapes
+from ptsave.formats.pickle_keys import LONG_KEY, admit, check_by_value, is_by_value
+from ptsave.formats.pickle_shapes import (
+    BYTES_PER_UNIT,
+    FILE_BYTES_PER_UNIT,
+    MAX_UNITS,
+    UNKNOWN,
+    Budget,
+    Described,
+    Known,
+    Payload,
+    Shapes,
+)
 from ptsave.formats.windows import window
 
+MAX_CODE_BYTES = 24 * 1024 * 1024
+"""Cap on a pickle's length, its long strings and bytes not counted; more where the file is longer."""
 MAX_NAME_BYTES = 2048
 """Cap on a module's name, and on a class's."""
 MAX_HELD_BYTES = 1024 * 1024
 """Longer strings and bytes stay in the file."""
 TRUNCATED = "truncated: the pickle does not end"
 
+_NEW_NAMES = 3
+"""The first protocol whose names are Python 3's; those before it spell Python 2's, which are translated."""
 _FIRST_PIECE_BYTES = 16 * 1024
 _PIECE_BYTES = 1024 * 1024
 
@@ -43,15 +57,26 @@ class Machine:
         self.data = b""
         self.shapes = shapes
         self.where = where
-        self.budget = Budget(where, shapes.room)
+        file_bytes = source.num_bytes - start if isinstance(source, FileStorage) else 0
+        self.budget = Budget(where, max(shapes.room * MAX_UNITS, file_bytes // FILE_BYTES_PER_UNIT))
+        self.max_code_bytes = max(shapes.room * MAX_CODE_BYTES, file_bytes)
+        self.max_line_bytes = max(MAX_HELD_BYTES, file_bytes // 8)
+        """Of a text in protocol 0."""
         self.memo: list[Any] = []
         """By index, as picklers number them: from 0, without gaps."""
         self.far_memo: dict[int, Any] = {}
         """The indexes beyond the end of `memo`."""
         self.uses: dict[str, GlobalUse] = {}
+        self.frame_end = 0
+        """The position in the source at which the open frame ends; 0 while none is open."""
         self.payload_bytes = 0
         """Bytes of long strings so far, which do not count as code."""
         self._piece_bytes = _FIRST_PIECE_BYTES
+        self._protocol = 0
+        self._with_values: dict[int, Any] = {}
+        """By identity: the dictionaries and sets that have a key which is compared by its value."""
+        self._known: dict[int, Opaque] = {}
+        """By identity: the inert objects that a known shape has made."""
         self._found: dict[tuple[str, str], Any] = {}
 
     @property
@@ -69,6 +94,39 @@ class Machine:
         buffer = bytearray(num_bytes)
         self.source.read_into(self.base + pos, memoryview(buffer))
         return bytes(buffer)
+
+    def set_protocol(self, protocol: int) -> None:
+        """Let names be understood as `protocol` has them, from here on."""
+        if (protocol < _NEW_NAMES) != (self._protocol < _NEW_NAMES):
+            self._found.clear()
+        self._protocol = protocol
+
+    def open_frame(self, pos: int, num_bytes: int) -> None:
+        """Begin a frame at `pos`. No opcode may lie across its end, where readers go on at different bytes.
+
+        Source: CPython's Lib/pickle.py (`_Unframer`), Modules/_pickle.c (`_Unpickler_ReadImpl`).
+        """
+        if self.frame_end:
+            raise CorruptError("begins a frame inside of another")
+        left = self.total_bytes - self.base - pos
+        if num_bytes > left:
+            raise CorruptError(f"has a frame of {num_bytes} bytes where {left} follow")
+        self.frame_end = self.base + pos + num_bytes
+
+    def left_in_frame(self, pos: int) -> int:
+        """The position of the open frame's end in `data`; closes the frame when that is `pos`."""
+        left = self.frame_end - self.base
+        if pos < left:
+            return left
+        if pos > left:
+            raise CorruptError("has an opcode that lies across the end of its frame")
+        self.frame_end = 0
+        return left + _FIRST_PIECE_BYTES
+
+    def end(self, pos: int) -> None:
+        """Hold the end of the pickle against the end of its frame."""
+        if self.frame_end and self.base + pos != self.frame_end:
+            raise CorruptError("ends inside of a frame")
 
     def take(self, pos: int, num_bytes: int) -> bytes:
         """The `num_bytes` bytes from `pos`."""
@@ -105,18 +163,23 @@ class Machine:
 
     def line(self, pos: int, cap: str, max_bytes: int) -> tuple[bytes, int]:
         """The text up to the next newline, and the position after it."""
-        data = self.data
-        if len(data) - pos <= max_bytes and not self.holds_end:
-            data = self._read(0, min(pos + max_bytes + 1, self.total_bytes - self.base))
-        end = data.find(b"\n", pos, pos + max_bytes + 1)
+        data, start = self.data, pos
+        end = data.find(b"\n", start, start + max_bytes + 1)
+        held = len(data) - pos
+        while end < 0 and held <= max_bytes and self.base + pos + held < self.total_bytes:
+            # twice as far each time, so that a line costs no more than its length
+            held = min(2 * max(held, _FIRST_PIECE_BYTES), self.total_bytes - self.base - pos)
+            data, start = self._read(pos, held), 0
+            end = data.find(b"\n", 0, max_bytes + 1)
         if end < 0:
-            if len(data) <= pos + max_bytes:
+            if held <= max_bytes:
                 raise CorruptError(TRUNCATED)
             raise LimitError(cap, max_bytes, "more", self.where)
-        if end - pos > LONG_KEY:
-            self.payload_bytes += end - pos
-            self.budget.spend((end - pos) // BYTES_PER_UNIT)
-        return data[pos:end], end + 1
+        num_bytes = end - start
+        if num_bytes > LONG_KEY:
+            self.payload_bytes += num_bytes
+            self.budget.spend(num_bytes // BYTES_PER_UNIT)
+        return data[start:end], pos + num_bytes + 1
 
     def remember(self, index: int, value: Any) -> None:
         if index < len(self.memo):
@@ -125,6 +188,8 @@ class Machine:
             self.memo.append(value)
             self.far_memo.pop(index, None)
         else:
+            if index > self.total_bytes:  # the reader in C makes a table of so many
+                raise CorruptError(f"stores an object as number {index}, in {self.total_bytes} bytes")
             self.budget.spend(2)
             self.far_memo[index] = value
 
@@ -142,14 +207,17 @@ class Machine:
             return self._found[key]
         if len(module) > MAX_NAME_BYTES or len(name) > MAX_NAME_BYTES:
             raise LimitError("name_bytes", MAX_NAME_BYTES, max(len(module), len(name)), self.where)
+        if not module or not name:
+            raise CorruptError("has an empty name")
         self.budget.spend(8)
-        # pickles of protocols 0 to 2 spell Python 2's names
-        new_module, new_name = NAME_MAPPING.get(key, (IMPORT_MAPPING.get(module, module), name))
-        dotted = f"{new_module}.{new_name}"
-        found = self.shapes.names.get(dotted)
+        if self._protocol < _NEW_NAMES:
+            module, name = NAME_MAPPING.get(key, (IMPORT_MAPPING.get(module, module), name))
+        dotted = f"{module}.{name}"
+        # a dotted name (a class within a class) is looked up otherwise before protocol 4 than after
+        found = self.shapes.names.get(dotted) if "." not in name else None
         if found is None:
             found = Global(dotted)
-        if type(found) in (Global, Described) and dotted not in _CONSTRUCTORS:
+        if type(found) in (Global, Described) and dotted not in CONSTRUCTORS:
             self.uses.setdefault(dotted, GlobalUse(dotted))
         self._found[key] = found
         return found
@@ -169,10 +237,10 @@ class Machine:
             if value is not UNKNOWN:
                 if type(function) is Described:
                     self.use(function.name, "called")
-                return value
+                return self.known(value)
         if isinstance(function, Global):
-            if function.name in _CONSTRUCTORS and args and isinstance(args[0], Global):
-                return _CONSTRUCTORS[function.name](self, args)
+            if function.name in CONSTRUCTORS and args and isinstance(args[0], Global):
+                return CONSTRUCTORS[function.name](self, args)
             self.use(function.name, "called")
             self.budget.spend(4)
             return Opaque(function.name, args)
@@ -189,7 +257,7 @@ class Machine:
         if type(kind) is Known and (kind.new or not args) and not kwargs:
             value = kind.call(args, self.budget)
             if value is not UNKNOWN:
-                return value
+                return self.known(value)
         if not isinstance(kind, (Global, Opaque)):
             raise CorruptError(f"makes an object of a {type(kind).__name__}")
         self.use(kind.name, "built")
@@ -203,11 +271,29 @@ class Machine:
             raise CorruptError("refers to an object outside of the pickle, where there is none")
         return self.shapes.persistent_load(persistent_id)
 
+    def known(self, value: Any) -> Any:
+        """`value`, what a known shape has made; remembers it where nothing but that shape may change it."""
+        if type(value) is Opaque:
+            self._known[id(value)] = value
+        return value
+
+    def _is_free(self, target: Any) -> bool:
+        """Whether it is an object of an unknown class, which may be given any attributes and items."""
+        return type(target) is Opaque and id(target) not in self._known
+
     def build(self, target: Any, state: Any) -> Any:
-        """What stands for `target` once `state` is set on it."""
+        """What stands for `target` once `state` is set on it.
+
+        As `object.__setstate__` does, it takes what the dictionaries of `state` hold now: what the pickle
+        writes into them later is not seen.
+        """
+        state = self._copied(state)
+        if self._is_free(target) and type(target.state) is dict and type(state) is dict:
+            self.budget.spend(len(target.state) // 2)
+            state, target.state = target.state | state, None
         if self.shapes.build(target, state, self.budget):
             return target
-        if isinstance(target, Opaque):
+        if self._is_free(target):
             if target.state is None:
                 target.state = state
             else:
@@ -218,35 +304,66 @@ class Machine:
             self.use(target.name, "built")
             self.budget.spend(4)
             return Opaque(target.name, (), state)
-        raise CorruptError(f"sets attributes on a {type(target).__name__}")
+        raise CorruptError(f"sets attributes on a {_spelled(target)}")
+
+    def _copied(self, state: Any) -> Any:
+        if isinstance(state, dict):
+            self.budget.spend(len(state) // 2)
+            return dict(state)
+        if type(state) is tuple and len(state) == 2 and any(isinstance(part, dict) for part in state):
+            return tuple(self._copied(part) if isinstance(part, dict) else part for part in state)
+        return state
 
     def extend(self, target: Any, items: list[Any]) -> None:
         """Append `items` to a list, or to what an Opaque would be."""
         if type(target) is list:
             target.extend(items)
-        elif isinstance(target, Opaque) and (target.items is None or type(target.items) is list):
-            if target.items is None:
-                target.items = []
-            target.items.extend(items)
         else:
-            raise CorruptError(f"appends to a {type(target).__name__}")
+            self.add(target, items)
+
+    def add(self, target: Any, items: list[Any]) -> None:
+        """Add `items` to what an Opaque would be."""
+        if not self._is_free(target) or type(target.items) is dict:
+            raise CorruptError(f"adds items to a {_spelled(target)}")
+        if target.items is None:
+            target.items = []
+        target.items.extend(items)
 
     def set_items(self, target: Any, items: list[Any]) -> None:
         """Set `items` (key, value, key, value, …) in a dict, or in what an Opaque would be."""
-        if isinstance(target, Opaque) and (target.items is None or type(target.items) is dict):
+        if self._is_free(target) and type(target.items) is not list:
             if target.items is None:
                 target.items = {}
             target = target.items
         elif type(target) not in DICTS:
-            raise CorruptError(f"sets items in a {type(target).__name__}")
+            raise CorruptError(f"sets items in a {_spelled(target)}")
         if len(items) % 2:
             raise CorruptError("sets a key without a value")
         self.budget.spend(len(items) // 2)
         for i in range(0, len(items), 2):
             key = items[i]
             if type(key) is not str or len(key) > LONG_KEY:
-                key = admit(key, self.budget)
+                key = self._admit(key, target)
             target[key] = items[i + 1]
+
+    def add_members(self, target: set[Any], members: list[Any]) -> None:
+        """Add `members` to a set."""
+        self.budget.spend(len(members))
+        for member in members:
+            target.add(self._admit(member, target))
+
+    def _admit(self, key: Any, target: Any) -> Any:
+        key = admit(key, self.budget)
+        if is_by_value(key):
+            if id(target) not in self._with_values:
+                self.budget.spend(len(target) // 16)
+            check_by_value((key, key) if id(target) in self._with_values else (key, *target))
+            self._with_values[id(target)] = target
+        return key
+
+
+def _spelled(value: Any) -> str:
+    return value.name if isinstance(value, (Opaque, Global)) else type(value).__name__
 
 
 def _reconstructor(machine: Machine, args: tuple[Any, ...]) -> Any:
@@ -271,7 +388,7 @@ def _newobj_ex(machine: Machine, args: tuple[Any, ...]) -> Any:
     return machine.new(*args)
 
 
-_CONSTRUCTORS: dict[str, Callable[[Machine, tuple[Any, ...]], Any]] = {
+CONSTRUCTORS: dict[str, Callable[[Machine, tuple[Any, ...]], Any]] = {
     "copyreg._reconstructor": _reconstructor,
     "copyreg.__newobj__": _newobj,
     "copyreg.__newobj_ex__": _newobj_ex,

@@ -13,7 +13,7 @@ from struct import Struct
 from typing import Any
 
 from ptsave.errors import CorruptError
-from ptsave.formats.pickle_keys import admit
+from ptsave.formats.pickle_keys import admit_all
 from ptsave.formats.pickle_machine import MAX_NAME_BYTES, Machine, decode_text
 from ptsave.formats.pickle_scalars import SCALARS, decimal
 
@@ -21,18 +21,21 @@ HIGHEST_PROTOCOL = 5
 
 _U16 = Struct("<H").unpack_from
 _I32 = Struct("<i").unpack_from
+_U64 = Struct("<Q").unpack_from
 
 Stack = list[Any]
 
 
 def _proto(machine: Machine, stack: Stack, pos: int) -> int:
-    if machine.data[pos] > HIGHEST_PROTOCOL:
-        raise CorruptError(f"is of pickle protocol {machine.data[pos]}, which does not exist")
+    protocol = machine.data[pos]
+    if protocol > HIGHEST_PROTOCOL:
+        raise CorruptError(f"is of pickle protocol {protocol}, which does not exist")
+    machine.set_protocol(protocol)
     return pos + 1
 
 
 def _frame(machine: Machine, stack: Stack, pos: int) -> int:
-    machine.take(pos, 8)  # a frame's length only helps buffering; no reader needs it
+    machine.open_frame(pos + 8, _U64(machine.data, pos)[0])
     return pos + 8
 
 
@@ -76,10 +79,10 @@ def _empty_set(machine: Machine, stack: Stack, pos: int) -> int:
     return pos
 
 
-def _global(machine: Machine, stack: Stack, pos: int) -> int:
+def _global(machine: Machine, stack: Stack, pos: int, encoding: str = "utf-8") -> int:
     module, pos = machine.line(pos, "name_bytes", MAX_NAME_BYTES)
     name, pos = machine.line(pos, "name_bytes", MAX_NAME_BYTES)
-    stack.append(machine.find(decode_text(module, errors="strict"), decode_text(name, errors="strict")))
+    stack.append(machine.find(*(decode_text(line, encoding, "strict") for line in (module, name))))
     return pos
 
 
@@ -130,9 +133,8 @@ def _next_buffer(machine: Machine, stack: Stack, pos: int) -> int:
 
 
 def _readonly_buffer(machine: Machine, stack: Stack, pos: int) -> int:
-    if not isinstance(stack[-1], (bytes, bytearray)):
-        raise CorruptError(f"makes a {type(stack[-1]).__name__} read-only")
-    return pos
+    # pickles have it after NEXT_BUFFER only; a bytearray would become a memoryview
+    raise CorruptError("makes a buffer read-only, where there is none")
 
 
 PLAIN: dict[int, Callable[[Machine, Stack, int], int]] = {
@@ -182,22 +184,21 @@ def _appends(machine: Machine, stack: Stack, items: Stack, pos: int) -> int:
 
 def _frozenset(machine: Machine, stack: Stack, items: Stack, pos: int) -> int:
     machine.budget.spend(4 + len(items))
-    stack.append(frozenset(admit(item, machine.budget) for item in items))
+    stack.append(frozenset(admit_all(items, machine.budget)))
     return pos
 
 
 def _additems(machine: Machine, stack: Stack, items: Stack, pos: int) -> int:
     target = stack[-1]
     if type(target) is set:
-        machine.budget.spend(len(items))
-        target.update(admit(item, machine.budget) for item in items)
+        machine.add_members(target, items)
     else:
-        machine.extend(target, items)
+        machine.add(target, items)
     return pos
 
 
 def _inst(machine: Machine, stack: Stack, items: Stack, pos: int) -> int:
-    pos = _global(machine, stack, pos)
+    pos = _global(machine, stack, pos, "ascii")
     stack[-1] = machine.call(stack[-1], tuple(items))
     return pos
 

@@ -5,13 +5,15 @@ Source: CPython's Lib/pickletools.py and Modules/_pickle.c.
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Callable
+from math import isinf
 from struct import Struct
 from typing import Any
 
 from ptsave.errors import CorruptError, LimitError
-from ptsave.formats.pickle_machine import MAX_HELD_BYTES, Machine, decode_text
+from ptsave.formats.pickle_machine import Machine, decode_text
 from ptsave.formats.pickle_shapes import Payload
 
 MAX_INTEGER_BYTES = 1024
@@ -25,13 +27,18 @@ _F64 = Struct(">d").unpack_from
 
 Stack = list[Any]
 
-_DECIMAL = re.compile(rb"[+-]?(0|[1-9][0-9]*)")
+_DECIMAL = re.compile(rb"0|-?[1-9][0-9]*")
+_FLOAT = re.compile(rb"[+-]?(?:([0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|nan|inf|infinity)", re.IGNORECASE)
 
 
-def decimal(machine: Machine, pos: int) -> tuple[int, int]:
-    """A decimal number in text. Leading zeros are refused: C readers take them for octal."""
+def decimal(machine: Machine, pos: int, suffix: bytes = b"") -> tuple[int, int]:
+    """A decimal number in text, as `repr` writes it, and the position after it.
+
+    Readers differ over all else: over a sign, blanks, underscores, leading zeros, other bases, and a `1` with
+    a `+`, which is True for one of them.
+    """
     text, pos = machine.line(pos, "integer_digits", MAX_INTEGER_DIGITS)
-    text = text.removesuffix(b"L").strip()
+    text = text.removesuffix(suffix)
     if not _DECIMAL.fullmatch(text):
         raise CorruptError(f"has a malformed number {text[:40]!r}")
     return int(text), pos
@@ -48,17 +55,19 @@ def _int(machine: Machine, stack: Stack, pos: int) -> int:
 
 
 def _long(machine: Machine, stack: Stack, pos: int) -> int:
-    value, pos = decimal(machine, pos)
+    value, pos = decimal(machine, pos, b"L")
     stack.append(value)
     return pos
 
 
 def _float(machine: Machine, stack: Stack, pos: int) -> int:
     text, pos = machine.line(pos, "float_digits", MAX_INTEGER_DIGITS)
-    try:
-        stack.append(float(text))
-    except ValueError:
-        raise CorruptError(f"has a malformed number {text[:40]!r}") from None
+    spelled = _FLOAT.fullmatch(text)
+    value = float(text) if spelled else 0.0
+    # digits that overflow are infinite for one reader, and an error for another
+    if spelled is None or (spelled[1] and isinf(value)):
+        raise CorruptError(f"has a malformed number {text[:40]!r}")
+    stack.append(value)
     return pos
 
 
@@ -82,7 +91,7 @@ def _long4(machine: Machine, stack: Stack, pos: int) -> int:
 
 
 def _unicode(machine: Machine, stack: Stack, pos: int) -> int:
-    line, pos = machine.line(pos, "line_bytes", MAX_HELD_BYTES)
+    line, pos = machine.line(pos, "line_bytes", machine.max_line_bytes)
     stack.append(decode_text(line, "raw-unicode-escape", "strict"))
     return pos
 
@@ -142,26 +151,19 @@ def _binstring(machine: Machine, stack: Stack, pos: int) -> int:
     return pos + 4 + num_bytes
 
 
-_ESCAPE = re.compile(rb"\\(x[0-9a-fA-F]{2}|[0-7]{1,3}|.)", re.DOTALL)
-_ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"\\": b"\\", b"'": b"'", b'"': b'"'}
-_ESCAPES |= {b"a": b"\a", b"b": b"\b", b"f": b"\f", b"v": b"\v"}
-
-
-def _unescape(match: re.Match[bytes]) -> bytes:
-    code = match[1]
-    if len(code) == 3 and code[:1] == b"x":
-        return bytes([int(code[1:], 16)])
-    if code[:1].isdigit() and code[0] < 0x38:
-        return bytes([int(code, 8) & 0xFF])
-    return _ESCAPES.get(code, match[0])
+_QUOTED = re.compile(
+    rb"""(?:[^\\]|\\(?:[nrtabfv\\'"]|x[0-9a-fA-F]{2}|[0-3][0-7]{2}|[0-7]{1,2}(?![0-7])))*""", re.DOTALL
+)
+"""A string between its quotes, less what `repr` never writes and readers warn of or refuse."""
 
 
 def _string(machine: Machine, stack: Stack, pos: int) -> int:
-    line, pos = machine.line(pos, "line_bytes", MAX_HELD_BYTES)
-    line = line.strip()
+    line, pos = machine.line(pos, "line_bytes", machine.max_line_bytes)
     if len(line) < 2 or line[0] != line[-1] or line[:1] not in (b"'", b'"'):
         raise CorruptError("has a string without its quotes")
-    stack.append(_python2_string(_ESCAPE.sub(_unescape, line[1:-1])))
+    if not _QUOTED.fullmatch(line, 1, len(line) - 1):
+        raise CorruptError("has a string with a malformed escape")
+    stack.append(_python2_string(codecs.escape_decode(line[1:-1])[0]))
     return pos
 
 

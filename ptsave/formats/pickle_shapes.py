@@ -14,6 +14,8 @@ BYTES_PER_UNIT = 64
 MAX_UNITS = 2_500_000
 """Cap on what one pickle may cost, in units of about 64 bytes of memory or half a microsecond. A state
 dict of 100,000 tensors costs 1.5 million."""
+FILE_BYTES_PER_UNIT = 3
+"""A long file may cost a unit for each so many of its bytes; torch writes 10 a unit."""
 MAX_UNUSUAL_KEYS = 4096
 """Cap on the keys whose hashes a file can choose: floats, ints of 2**60 or more, tuples with numbers."""
 MAX_NOTES = 20
@@ -32,10 +34,10 @@ class Budget:
 
     __slots__ = ("max_units", "notes", "num_unusual_keys", "used", "where")
 
-    def __init__(self, where: str, room: int = 1) -> None:
-        """`room`: as `Shapes.room`."""
+    def __init__(self, where: str, max_units: int = MAX_UNITS) -> None:
+        """`max_units`: the cap."""
         self.where = where
-        self.max_units = room * MAX_UNITS
+        self.max_units = max_units
         self.used = 0
         self.num_unusual_keys = 0
         self.notes: list[str] = []

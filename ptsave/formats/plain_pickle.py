@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from ptsave.core.files import InputFile
+from ptsave.core.global_names import described, kind_of, listed
 from ptsave.core.nodes import GlobalUse, Opaque
 from ptsave.core.storage import FileStorage
 from ptsave.errors import UnknownFormatError
 from ptsave.formats.inert_pickle import begin
 from ptsave.formats.torch_objects import torch_shapes
-
-MAX_NAMES_SHOWN = 5
 
 _PROTO = b"\x80"
 _TEXT_STARTS = b"(cilpVSIFLNg]})"
@@ -28,21 +27,21 @@ def refusal(file: InputFile, head: bytes) -> UnknownFormatError | None:
     if not starts_binary and (not head or head[0] not in _TEXT_STARTS):
         return None
     source = FileStorage(file, 0, file.size_bytes)
-    _, found = begin(source, torch_shapes(_outside), str(file.path))
-    if not starts_binary and not found:
+    root, found = begin(source, torch_shapes(_outside), str(file.path))
+    is_whole = root is not None and bool(found)
+    if not starts_binary and not is_whole and not any(map(_tells_a_pickle, found.values())):
         return None
     what = "is a Python pickle, and not of torch.save"
     if found:
-        what += f"; opening it would use {_listed(found)}"
-    return UnknownFormatError(what, str(file.path), _HINT)
+        what += f"; opening it would use {listed(found.values())}"
+    return UnknownFormatError(what, str(file.path), _HINT, globals=described(found.values()))
+
+
+def _tells_a_pickle(use: GlobalUse) -> bool:
+    """Whether a file that may be text must be a pickle, since it uses this name."""
+    is_dotted = all(part.isidentifier() for part in use.name.split("."))
+    return is_dotted and (use.used_for != "named" or kind_of(use.name) == "runs")
 
 
 def _outside(persistent_id: Any) -> Opaque:
     return Opaque("persistent id", (persistent_id,))
-
-
-def _listed(uses: dict[str, GlobalUse]) -> str:
-    order = {"called": 0, "built": 1, "named": 2}
-    names = [use.name for use in sorted(uses.values(), key=lambda use: order[use.used_for])]
-    more = len(names) - MAX_NAMES_SHOWN
-    return ", ".join(names[:MAX_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -12,7 +12,7 @@ from collections import Counter, OrderedDict, defaultdict
 from typing import Any
 
 from ptsave.core.nodes import Global, Opaque
-from ptsave.formats.pickle_keys import admit
+from ptsave.formats.pickle_keys import admit_all
 from ptsave.formats.pickle_shapes import BYTES_PER_UNIT, UNKNOWN, Budget, Known, Payload
 
 
@@ -26,7 +26,8 @@ def _ordered_dict(args: tuple[Any, ...], budget: Budget) -> Any:
     budget.spend(4 + 2 * len(pairs))
     if not all(type(pair) in (list, tuple) and len(pair) == 2 for pair in pairs):
         return UNKNOWN
-    return OrderedDict((admit(key, budget), value) for key, value in pairs)
+    keys = admit_all((key for key, _ in pairs), budget)
+    return OrderedDict(zip(keys, (value for _, value in pairs), strict=True))
 
 
 def _counter(args: tuple[Any, ...], budget: Budget) -> Any:
@@ -36,8 +37,8 @@ def _counter(args: tuple[Any, ...], budget: Budget) -> Any:
         return UNKNOWN
     budget.spend(4 + 2 * len(args[0]))
     made: Counter[Any] = Counter()
-    for key, count in args[0].items():
-        made[admit(key, budget)] = count
+    for key, count in args[0].items():  # admitted when they went into that dictionary
+        made[key] = count
     return made
 
 
@@ -52,7 +53,7 @@ def _members(args: tuple[Any, ...], budget: Budget) -> list[Any] | None:
     if len(args) != 1 or type(args[0]) not in (list, tuple):
         return None
     budget.spend(4 + 2 * len(args[0]))
-    return [admit(member, budget) for member in args[0]]
+    return admit_all(args[0], budget)
 
 
 def _set(args: tuple[Any, ...], budget: Budget) -> Any:
@@ -88,9 +89,7 @@ def _bytes(args: tuple[Any, ...], budget: Budget) -> Any:
 def _bytearray(args: tuple[Any, ...], budget: Budget) -> Any:
     if not args:
         return bytearray()
-    value = args[0]
-    if len(args) == 2 and type(value) is str:
-        value = _encode(args, budget)
+    value = args[0] if len(args) == 1 else _encode(args, budget)
     if type(value) is not bytes:
         return UNKNOWN
     budget.spend(1 + len(value) // BYTES_PER_UNIT)

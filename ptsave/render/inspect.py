@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ptsave import as_json
+from ptsave.core.global_names import WORDS, kind_of
 from ptsave.core.names import escape
 from ptsave.core.record import Record
 from ptsave.render.run import show_run
@@ -93,7 +94,12 @@ def _show_checkpoint(result: Inspection, tree: bool, stats: Sequence[TensorStats
     _named_code(result.named_code)
     if result.globals:
         section("names outside the known shapes (nothing here was imported or run)")
-        table([(escape(u.name), u.used_for, f"{u.count}×") for u in result.globals.values()])
+        table(
+            [
+                (escape(u.name), u.used_for, f"{u.count}×", WORDS[kind_of(u.name)])
+                for u in result.globals.values()
+            ]
+        )
     if result.notes:
         section("notes")
         for line in result.notes:

@@ -370,7 +370,9 @@ def test_a_bomb_meets_its_cap(name: str) -> None:
 
 
 def test_far_memo_indexes_cost_nothing() -> None:
-    assert load(b"]r\xff\xff\xff\x7fj\xff\xff\xff\x7f\x86.").root == ([], [])
+    assert load(b"]r\x09\0\0\0j\x09\0\0\0\x86.").root == ([], [])
+    with pytest.raises(CorruptError, match="number 2147483647, in 13 bytes"):  # CPython: MemoryError
+        load(b"]r\xff\xff\xff\x7fj\xff\xff\xff\x7f\x86.")
     # PUT 1 before PUT 0: MEMOIZE numbers by the count of objects, as CPython does
     data = b"\x80\x04K\x07q\x01K\x08q\x00K\x09\x94h\x00h\x01h\x02\x87."
     assert load(data).root == pickle.loads(data) == (8, 7, 9)
@@ -425,3 +427,84 @@ def test_persistent_ids() -> None:
 
     Pickler(stream, 2).dump([1j, 2])
     assert load(stream.getvalue(), persistent_load=lambda pid: pid).root == [("p", 1), 2]
+
+
+def frame(num_bytes: int) -> bytes:
+    return b"\x95" + num_bytes.to_bytes(8, "little")
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (frame(2) + b"B\x03\0\0\0abc.", "across the end of its frame"),
+        (frame(3) + b"Vabcdef\n.", "across the end of its frame"),
+        (frame(5) + b"X\x03\0\0\0abc.", "across the end of its frame"),
+        (frame(12) + b"N0" + frame(1) + b"N.", "inside of another"),
+        (frame(11) + b"N0" + frame(0) + b"N.", "inside of another"),
+        (frame(3) + b"N.", "a frame of 3 bytes where 2 follow"),
+        (frame(2**64 - 1) + b"N.", "where 2 follow"),
+        (frame(3) + b"N.N", "ends inside of a frame"),
+    ],
+)
+def test_frames_end_where_opcodes_do(data: bytes, what: str) -> None:
+    for before in (b"", b"B\x40\x9c\0\0" + bytes(40_000) + b"0", b"N0" * 20_000):
+        with pytest.raises(CorruptError, match=what):
+            load(b"\x80\x04" + before + data)
+
+
+def test_frames_that_end_well() -> None:
+    assert load(frame(0) * 3 + b"N.").root is None
+    assert load(b"\x80\x04" + frame(1) + b"]K\x01a" + frame(3) + b"K\x02a" + frame(1) + b".").root == [1, 2]
+    large = [b"x" * 70_000, {"a": ["y" * 70_000]}, b"z" * 10]
+    assert load(pickle.dumps(large, 4)).root == large
+
+
+def test_names_are_translated_below_protocol_3() -> None:
+    named = b"c__builtin__\nset\n"
+    assert not load(b"\x80\x02" + named + b")R.").globals
+    assert list(load(b"\x80\x03" + named + b")R.").globals) == ["__builtin__.set"]
+    both = load(b"\x80\x02" + named + b"0\x80\x04" + named + b")R.")
+    assert list(both.globals) == ["__builtin__.set"]
+
+
+@pytest.mark.parametrize(
+    "line", [b"I+1", b"I-0", b"I 1", b"I1 ", b"I1_0", b"I0x1", b"I010", b"I5L", b"I1\0", b"I"]
+)
+def test_integers_that_readers_read_differently(line: bytes) -> None:
+    with pytest.raises(CorruptError, match="malformed number"):
+        load(line + b"\n.")
+
+
+def test_attributes_are_copied() -> None:
+    # the dictionary of the state is changed after BUILD: as in CPython, the object does not see it
+    made = load(b"\x80\x02cpkg\nA\n)\x81}q\x00X\x01\0\0\0aK\x01sbh\x00X\x01\0\0\0aK\x02s\x86.").root[0]
+    assert made.state == {"a": 1}
+    slots = load(b"\x80\x02cpkg\nA\n)\x81N}q\x00X\x01\0\0\0aK\x01s\x86bh\x00X\x01\0\0\0aK\x02s\x86.").root[0]
+    assert slots.state == (None, {"a": 1})
+    twice = load(b"\x80\x02cpkg\nA\n)\x81}X\x01\0\0\0aK\x01sb}X\x01\0\0\0bK\x02sb.").root
+    assert twice.state == {"a": 1, "b": 2}
+    inner = load(b"\x80\x02cpkg\nA\n)\x81}X\x01\0\0\0a]q\x00sbh\x00K\x01a\x86.").root[0]
+    assert inner.state == {"a": [1]}
+
+
+@pytest.mark.parametrize("change", [b"K\x00K\x01s", b"K\x01a", b"}X\x01\0\0\0aK\x01sb", b"(K\x01\x90"])
+def test_nothing_changes_what_a_known_shape_made(change: bytes) -> None:
+    for made in (b"c__builtin__\nxrange\nK\x03\x85R", b"c__builtin__\nslice\nNK\x01N\x87R"):
+        with pytest.raises(CorruptError, match=r"builtins\.(range|slice)"):
+            load(b"\x80\x02" + made + change + b".")
+
+
+def test_keys_that_may_be_equal() -> None:
+    long = b"(" + b"K\x01" * 70 + b"t"
+    assert len(load(b"}" + long + b"K\x01s.").root) == 1
+    for opened, closed in ((b"}(", b"u."), (b"(", b"d.")):
+        with pytest.raises(CorruptError, match="two keys that may be equal"):
+            load(opened + (long + b"K\x01") * 2 + closed)
+    for data in (
+        b"\x8f(" + long * 2 + b"\x90.",
+        b"(" + long * 2 + b"\x91.",
+        b"cbuiltins\nset\n(" + long * 2 + b"l\x85R.",
+    ):
+        with pytest.raises(CorruptError, match="two keys that may be equal"):
+            load(data)
+    assert load(b"}((K\x01(K\x02ttK\x0a(\x88(K\x02ttK\x0bu.").root == {(1, (2,)): 11}

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ptsave.errors import UnknownFormatError
+from ptsave.errors import CorruptError, UnknownFormatError
 from ptsave.formats import open_checkpoint
+from tests.attacks import torch_files as tf
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -37,6 +38,33 @@ def test_plain_data_and_damage(tmp_path: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(UnknownFormatError, match=r"not of torch\.save \("):
             open_checkpoint(path)
+
+
+@pytest.mark.parametrize("end", [b"", b"R", b"RR.", b"\xff", b"Rh\x09.", b"RI+1\n."])
+def test_what_a_broken_pickle_has_called(end: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.pkl"
+    for start in (b"\x80\x02", b"("):
+        path.write_bytes(start + b"cos\nsystem\nS'id'\n\x85" + end)
+        with pytest.raises(UnknownFormatError, match=r"would use os\.system") as caught:
+            open_checkpoint(path)
+        assert caught.value.details["globals"]["os.system"]["kind"] == "runs"
+
+
+def test_what_a_broken_pickle_in_a_container_has_called(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    called = b"\x80\x02cos\nsystem\nX\x02\0\0\0id\x85R"
+    whole = called + b"."
+    empty, count = pickle.dumps([], 2), pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2)
+    for data in (
+        tf.pt_raw(called),
+        count + empty + called,
+        count + whole + b"\xff",
+        count + empty + whole + b"\xff",
+    ):
+        path.write_bytes(data)
+        with pytest.raises(CorruptError, match=r"before that it uses os\.system") as caught:
+            open_checkpoint(path)
+        assert caught.value.details["globals"]["os.system"]["used_for"] == "called"
 
 
 def test_text_is_text(tmp_path: Path) -> None:
