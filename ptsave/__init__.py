@@ -4,15 +4,16 @@
 >>> model = ptsave.load("model.safetensors", model)
 >>> checkpoint = ptsave.open("any.pt")
 
-`import ptsave` imports neither torch nor numpy: each name below is imported when it is first used.
+`import ptsave` imports nothing, neither torch nor numpy: each name below is imported when it is first used.
+With `python -m ptsave` the current folder is where Python looks first, until `__main__` has put an end to it.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from ptsave.errors import PtsaveError as PtsaveError
     from ptsave.torch_layer.api import load as load
     from ptsave.torch_layer.api import save as save
@@ -50,6 +51,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
     if name == "errors":
         return import_module("ptsave.errors")
     if name not in _HOMES:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import sys
+
+if __name__ == "__main__" and not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
+    del sys.path[0]  # the current folder: nobody has named what lies there, and code is imported by name
+
 from typing import NoReturn
 
 from ptsave import stopping

@@ -198,6 +198,7 @@ def test_recording_replaces_the_version_that_was_read_alone(tmp_path: Path, form
                 device="cpu",
                 app_dir=tmp_path,
                 through=(),
+                trusted=(),
                 warn=lambda line: None,
             )
             subject.model()

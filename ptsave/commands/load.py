@@ -39,17 +39,20 @@ def load(
             from ptsave.torch_layer.parallel.load import load as load_spread
 
             run = partial(load_spread, group)
-        loaded = run(
-            path,
-            config_path,
-            overrides=overrides,
-            trusted=trusted,
-            select=select,
-            inputs=inputs,
-            outputs=outputs,
-            overwrite=overwrite,
-            app_dir=app_dir,
-            warn=warn,
-        )
+        from ptsave.torch_layer.imports import in_front
+
+        with in_front(app_dir):
+            loaded = run(
+                path,
+                config_path,
+                overrides=overrides,
+                trusted=trusted,
+                select=select,
+                inputs=inputs,
+                outputs=outputs,
+                overwrite=overwrite,
+                app_dir=app_dir,
+                warn=warn,
+            )
         if is_first_rank():
             show_loaded(mode, loaded)

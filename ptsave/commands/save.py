@@ -47,15 +47,18 @@ def save(
             check_format(format)
             config = load_config(config_path, overrides)
             run = partial(save_spread, group)
-        saved = run(
-            config=config,
-            destination=destination,
-            options=options,
-            weights=weights,
-            select=select,
-            seed=seed,
-            app_dir=app_dir,
-            warn=warn,
-        )
+        from ptsave.torch_layer.imports import in_front
+
+        with in_front(app_dir):
+            saved = run(
+                config=config,
+                destination=destination,
+                options=options,
+                weights=weights,
+                select=select,
+                seed=seed,
+                app_dir=app_dir,
+                warn=warn,
+            )
         if is_first_rank():
             show_saved(mode, saved)

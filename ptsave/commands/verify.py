@@ -74,6 +74,10 @@ def _verify_alone(mode: Mode, request: Request) -> Outcome:
     with ExitStack() as opened:
         source = opened.enter_context(open_checkpoint(request.path))
         other = opened.enter_context(open_checkpoint(asked.other)) if asked.other is not None else None
+        if asked.has_model:
+            from ptsave.torch_layer.imports import in_front
+
+            opened.enter_context(in_front(request.app_dir))
         model = _model(request, source, other) if asked.has_model else None
         if model is not None:
             other = model.other
@@ -126,13 +130,17 @@ def _verify_together(mode: Mode, request: Request, group: Group) -> Outcome:
     for flag in ("--against", "--record", "--through"):
         if flag in asked.given:
             raise UsageError(f"{flag} is for one process", "", "run it without torchrun")
-    with open_checkpoint(request.path) as source:
+    with ExitStack() as opened:
+        source = opened.enter_context(open_checkpoint(request.path))
         if is_first_rank():
             _check_report(request)
         model = None
         subject = verb.Subject(source, None, asked, request.allow)
         if asked.has_model:
+            from ptsave.torch_layer.imports import in_front
+
             say, app_dir = group.speak(warn), request.app_dir
+            opened.enter_context(in_front(app_dir))
             model = subject_of(
                 group, source, asked.config, request.overrides, asked.trusted, request.select, app_dir, say
             )

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import pkgutil
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 import torch
@@ -20,18 +24,79 @@ from ptsave.errors import PtsaveError, UsageError
 from ptsave.specs import Place
 
 
+class _FolderOfUsers(MetaPathFinder):
+    """Finds the modules of a folder for the user's own code, and for nobody else's.
+
+    What is imported by a file in the folder, or by its name in a config, is looked for there first, as Python
+    does for a script. What ptsave, torch and other libraries import is not: a file of the folder that happens
+    to be called as a library (or as one that a library would like to have) has been named by nobody.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if path is not None or name in sys.stdlib_module_names or not self._is_asked_by_user():
+            return None
+        return PathFinder.find_spec(name, [self.folder])
+
+    def _is_asked_by_user(self) -> bool:
+        """Whether the code that imports is this file, or lies in the folder and in no library within."""
+        frame: FrameType | None = sys._getframe(2)
+        while frame is not None and "importlib" in frame.f_code.co_filename:
+            frame = frame.f_back
+        if frame is None:
+            return False
+        file = frame.f_code.co_filename
+        if file == __file__:
+            return True
+        others = [entry for entry in sys.path if len(entry) > len(self.folder)]
+        return _is_in(file, self.folder) and not any(_is_in(file, entry) for entry in (*others, _OURS))
+
+
+_OURS = str(Path(__file__).parents[1])
+
+
+def _is_in(file: str, folder: str) -> bool:
+    return file.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+@cache
+def _import_own() -> None:
+    """Import what ptsave would import later, before any other code could be found under these names."""
+    for name in ("xxhash", "blake3", "hashlib", "numpy", "isal.isal_zlib"):
+        with contextlib.suppress(ImportError):  # blake3 need not be there, and then nothing takes its place
+            importlib.import_module(name)
+
+
+@contextlib.contextmanager
+def in_front(app_dir: Path | None) -> Iterator[None]:
+    """In the block, the user's code finds the modules of its folder. Everything is as before afterwards."""
+    folder = os.path.abspath(app_dir or "")
+    if any(isinstance(one, _FolderOfUsers) and one.folder == folder for one in sys.meta_path):
+        yield
+        return
+    _import_own()
+    finder = _FolderOfUsers(folder)
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # the user's code has its own way with it
+            sys.meta_path.remove(finder)
+
+
 @contextlib.contextmanager
 def users_code(app_dir: Path | None, what: str, place: Place) -> Iterator[None]:
-    """Run code of the user's: its folder comes first on sys.path, and its prints go to stderr.
+    """Run code of the user's: it finds the modules of its folder, and its prints go to stderr.
 
     Raises: UsageError for what the code raises, with the place in the code that raised it; errors of
     ours pass.
     """
-    folder = str((app_dir or Path()).absolute())
-    if sys.path[:1] != [folder]:
-        sys.path.insert(0, folder)
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with in_front(app_dir), contextlib.redirect_stdout(sys.stderr):
             yield
     except PtsaveError:
         raise
@@ -103,7 +168,8 @@ def _no_module(name: str, place: Place, app_dir: Path | None) -> UsageError:
             break
         parent = module
     if parent is None:
-        siblings = [info.name for info in pkgutil.iter_modules()]
+        places = [os.path.abspath(app_dir or ""), *sys.path]
+        siblings = [info.name for info in pkgutil.iter_modules(places)]
     else:
         siblings = [info.name for info in pkgutil.iter_modules(getattr(parent, "__path__", []))]
     full = ".".join(parts[: missing + 1])
