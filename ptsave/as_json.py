@@ -42,6 +42,7 @@ def inspection(result: Inspection, stats: Sequence[TensorStats] | None = None) -
         "record": plain(result.record),
         "record_imports": [plain(code) for code in result.named_code],
         "training": plain(result.training),
+        "left_out": [plain(left) for left in result.left_out],
         "notes": list(result.notes),
         **measured,
     }

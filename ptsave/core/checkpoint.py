@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from ptsave.core.accounts import Accounting, Accounts, account
 from ptsave.core.memory import no_garbage_collection
 from ptsave.core.nodes import GlobalUse, TensorEntry
 from ptsave.core.record import Record
@@ -77,6 +78,10 @@ class Checkpoint:
     """The container's own integrity checks (CRCs, …); each yields `core.verdict.Finding`s."""
     parts_of_checks: list[Callable[[], Iterator[Any]]] = field(default_factory=list)
     """The same in parts that several processes can share; empty where the checks cannot be divided."""
+    parts: list[Accounting] = field(default_factory=list)
+    """What the container has that tensors may view, its bookkeeping aside."""
+    dropped: list[str] = field(default_factory=list)
+    """What the file says of its tensors and containers, and a reader could not keep."""
     files: ExitStack = field(default_factory=ExitStack)
     """Closes what is open."""
     held: Sequence[Held] = ()
@@ -91,6 +96,13 @@ class Checkpoint:
     def data(self) -> dict[str, Any]:
         """Every leaf that is not a tensor, by its path: plain values, Opaque, Global, empty containers."""
         return self._leaves[1]
+
+    @cached_property
+    def accounts(self) -> Accounts:
+        """What became of everything that the container holds: nothing is left out without a name."""
+        parts = (part for accounting in self.parts for part in accounting())
+        with no_garbage_collection():
+            return account(self.root, self.tensors.values(), parts, self.dropped)
 
     @cached_property
     def _leaves(self) -> tuple[dict[str, TensorEntry], dict[str, Any]]:

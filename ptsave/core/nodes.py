@@ -144,6 +144,18 @@ class Opaque:
         plain = (str, int, float, bool, bytes, type(None))
         return self.state is None and not self.items and all(isinstance(a, plain) for a in self.args)
 
+    def entries(self) -> Iterator[tuple[Any, Any]]:
+        """Of a `shared` one, what its `state_dict()` has: values by name, and further shared ones."""
+        return self.children()
+
+    def beside(self) -> Iterator[tuple[Any, Any]]:
+        """Of a `shared` one, what it holds beside that: a TorchScript module's constants."""
+        return iter(())
+
+    def hidden(self) -> Iterator[tuple[Any, Any, bool]]:
+        """(key, value, whether it is made again by code) of what `children` does not show."""
+        return iter(())
+
     def children(self) -> Iterator[tuple[Any, Any]]:
         """The contents as (key, value): attributes and items by name, arguments by position."""
         yield from enumerate(self.args)

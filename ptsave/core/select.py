@@ -10,7 +10,7 @@ from ptsave.core.candidates import OWN, choose, is_state_dict, own_part
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.nearest import hint_for
 from ptsave.core.nodes import Opaque, TensorEntry
-from ptsave.core.tree import leaves
+from ptsave.core.tree import leaves, state_dict_of
 from ptsave.errors import AmbiguousError, UsageError
 
 OPTIMIZER_KEYS = ("optimizer_state_dict", "optimizer", "optimizer_states", "optim", "last_optimizer_state")
@@ -271,11 +271,13 @@ def _children(node: Any) -> dict[str, Any]:
 
 
 def _named(where: str, node: Any, others: tuple[str, ...], is_own: bool = False) -> Selection:
+    if isinstance(node, Opaque) and node.shared:
+        node = state_dict_of(node)
     if is_state_dict(node) and isinstance(node, dict):
         flat = list(node.items())
     else:
         flat = [(".".join(map(str, path)), leaf) for path, leaf in leaves(node)]
-        if isinstance(node, Opaque):  # a module's plain attributes are no part of its state dict
+        if isinstance(node, Opaque):
             flat = [(name, leaf) for name, leaf in flat if isinstance(leaf, TensorEntry)]
     tensors = {name: leaf.named(name) for name, leaf in flat if isinstance(leaf, TensorEntry)}
     return Selection(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 from ptsave.core.nodes import Opaque, TensorEntry
@@ -85,6 +87,60 @@ def leaves(root: Any) -> Iterator[tuple[Path, Any]]:
         else:
             stack.pop()
             open_ids.discard(container)
+
+
+def entries_of(root: Opaque, *, beside: bool = False) -> Iterator[tuple[Path, Any]]:
+    """What the state dict of a pickled module has: each value with its path, in order, none taken apart.
+
+    With `beside`, what the module holds beside it follows.
+
+    Raises: LimitError past MAX_REPEATS or MAX_DEPTH.
+    """
+    walk = _Walk()
+    walk.meet(root, root.num_parts)
+    stack: list[tuple[Path, Iterator[tuple[Any, Any]]]] = [((), _entries(root, beside))]
+    while stack:
+        path, entries = stack[-1]
+        for key, value in entries:
+            here = (*path, key)
+            if isinstance(value, Opaque) and value.shared:
+                if len(stack) >= MAX_DEPTH:
+                    raise LimitError("depth", MAX_DEPTH, "more")
+                walk.meet(value, value.num_parts + len(stack) // _LEVELS_PER_REPEAT)
+                stack.append((here, _entries(value, beside)))
+                break
+            walk.meet(value, 1)
+            yield here, value
+        else:
+            stack.pop()
+
+
+def state_dict_of(module: Opaque, *, beside: bool = False) -> OrderedDict[str, Any]:
+    """The state dict of a pickled module: what `state_dict()` gives, under the same names.
+
+    With `beside`, also what the module holds beside it. Where loading it depends on how a layer is laid out,
+    `_metadata` says so as torch's own does.
+    """
+    state: OrderedDict[str, Any] = OrderedDict(
+        (".".join(map(str, path)), value) for path, value in entries_of(module, beside=beside)
+    )
+    packed = [name.split(".")[:-1] for name in state if f".{name}".endswith("._packed_params")]
+    modules = [
+        ".".join(path[:depth]) for path in packed for depth in (len(path) - 1, len(path)) if depth >= 0
+    ]
+    if versions := {module: {"version": _PACKED_LINEAR_VERSION} for module in modules}:
+        state._metadata = OrderedDict(versions)  # type: ignore[attr-defined]
+    return state
+
+
+_PACKED_LINEAR_VERSION = 3
+"""The version that torch gives the state dict of a packed linear weight, and expects again.
+
+Source: torch/ao/nn/quantized/modules/linear.py, `LinearPackedParams._load_from_state_dict`."""
+
+
+def _entries(node: Opaque, beside: bool) -> Iterator[tuple[Any, Any]]:
+    return chain(node.entries(), node.beside()) if beside else node.entries()
 
 
 class _Walk:

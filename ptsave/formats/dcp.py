@@ -15,13 +15,14 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+from ptsave.core.accounts import Part
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.digest import hasher
 from ptsave.core.files import InputFile, InputFolder
 from ptsave.core.memory import no_garbage_collection
 from ptsave.core.nodes import TensorEntry, contiguous_strides
 from ptsave.core.record import FILE_NAME, MAX_BYTES, Record
-from ptsave.core.storage import MemoryStorage
+from ptsave.core.storage import FileStorage, MemoryStorage
 from ptsave.core.verdict import Finding
 from ptsave.errors import CorruptError, LimitError, MissingFileError, UnreadableError
 from ptsave.formats.base import FolderFormat
@@ -46,6 +47,8 @@ Items = Mapping[str, TensorAbout | None]
 """What the metadata says of each item, by its name; None for what is no tensor."""
 
 _SUFFIX = ".distcp"
+_LOOKED_AT = 64 * 1024
+"""How many bytes of a gap between items are looked at: padding is zeros."""
 _DAMAGED = "the folder is incomplete or mixes two checkpoints; copy it again"
 
 
@@ -79,6 +82,8 @@ def read(folder: InputFolder) -> Checkpoint:
             checkpoint.notes.append(
                 "the optimizer's parameters are numbered again (DCP makes text of numbers)"
             )
+        checkpoint.dropped += reader.dropped
+        checkpoint.parts.append(reader.parts)
         checkpoint.checks.append(reader.check)
         checkpoint.parts_of_checks += reader.parts_of_check()
         checkpoint.files = on_failure.pop_all()
@@ -151,6 +156,7 @@ class _Reader:
         self.metadata_digest = hasher("xxh3_128", data).hexdigest()
         self.globals = dict(self.metadata.globals)
         self.notes = list(self.metadata.notes)
+        self.dropped: list[str] = []
         self.has_stale_record = False
         self._owner = owner
         self._files: dict[str, InputFile] = {}
@@ -208,6 +214,7 @@ class _Reader:
         for dotted, use in loaded.globals.items():
             self.globals.setdefault(dotted, use)
         self.notes += [note for note in loaded.notes if note not in self.notes]
+        self.dropped += [text for text in loaded.dropped if text not in self.dropped]
         self._by_place[place] = (name, loaded)
         return loaded
 
@@ -232,6 +239,24 @@ class _Reader:
             self._owner.callback(file.close)
             self._files[place.file_name] = file
         return self._files[place.file_name]
+
+    def parts(self) -> Iterator[Part]:
+        """The data files that the metadata does not name, and what no item has of the others."""
+        for name in self.folder.names:
+            if name.endswith(_SUFFIX) and name not in self._files:
+                with self.folder.open(name) as file:
+                    yield Part(name, FileStorage(file, 0, file.size_bytes))
+        claimed: dict[str, list[tuple[int, int]]] = {}
+        for (item, _), place in self.metadata.places.items():
+            if item in self.metadata.items:
+                end = place.offset_bytes + place.num_bytes
+                claimed.setdefault(place.file_name, []).append((place.offset_bytes, end))
+        for name, file in self._files.items():
+            reach = 0
+            for begin, end in (*sorted(claimed.get(name, ())), (file.size_bytes, file.size_bytes)):
+                if begin > reach and file.read_at(reach, min(begin - reach, _LOOKED_AT)).strip(b"\0"):
+                    yield Part(f"{name}, bytes {reach} to {begin}", FileStorage(file, reach, begin - reach))
+                reach = max(reach, end)
 
     def check(self) -> Iterator[Finding]:
         """Hold every record of every item against its CRC-32, and the metadata against the record."""

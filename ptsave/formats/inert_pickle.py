@@ -17,7 +17,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ptsave.core.global_names import described, listed
@@ -54,6 +54,8 @@ class Loaded:
     """The position after the pickle's last byte."""
     notes: list[str]
     """What a user should know about the reading."""
+    dropped: list[str] = field(default_factory=list)
+    """What it says of values and the reader does not keep."""
 
 
 def load(source: Storage | bytes, start: int, shapes: Shapes, where: str) -> Loaded:
@@ -76,7 +78,7 @@ def load(source: Storage | bytes, start: int, shapes: Shapes, where: str) -> Loa
             use.count = max(use.count, 1)
         if (met := _MET.get()) is not None:
             add_uses(met, machine.uses)
-    return Loaded(root, machine.uses, end, machine.budget.notes)
+    return Loaded(root, machine.uses, end, machine.budget.notes, machine.budget.dropped)
 
 
 @contextmanager

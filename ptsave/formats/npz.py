@@ -22,6 +22,7 @@ from ptsave.errors import CorruptError, LimitError, UnreadableError
 from ptsave.formats.base import FileFormat
 from ptsave.formats.inert_pickle import load
 from ptsave.formats.torch_objects import torch_shapes
+from ptsave.formats.torch_zip import records_of
 from ptsave.formats.windows import window
 from ptsave.formats.zip_checks import check_crcs
 from ptsave.formats.zip_reader import ZipDirectory
@@ -90,6 +91,8 @@ def read_npz(file: InputFile) -> Checkpoint:
         file.close()
         raise
     checkpoint = Checkpoint(NPZ.name, file.path, root, globals=uses, notes=notes + _notes(root.values()))
+    arrays = {name for name in directory.entries if name.endswith(".npy")}
+    checkpoint.parts.append(lambda: records_of(directory, arrays))
     checkpoint.checks.append(lambda: check_crcs(directory))
     checkpoint.files.callback(file.close)
     return checkpoint

@@ -32,7 +32,7 @@ UNKNOWN: Final = Unknown()
 class Budget:
     """What one pickle may still cost, and what its reader has to say about it."""
 
-    __slots__ = ("max_units", "notes", "num_unusual_keys", "used", "where")
+    __slots__ = ("dropped", "max_units", "notes", "num_unusual_keys", "used", "where")
 
     def __init__(self, where: str, max_units: int = MAX_UNITS) -> None:
         """`max_units`: the cap."""
@@ -41,6 +41,7 @@ class Budget:
         self.used = 0
         self.num_unusual_keys = 0
         self.notes: list[str] = []
+        self.dropped: list[str] = []
 
     def spend(self, units: int) -> None:
         """Pay for work or memory before it is done.
@@ -67,6 +68,11 @@ class Budget:
         self.num_unusual_keys += 1
         if self.num_unusual_keys > MAX_UNUSUAL_KEYS:
             raise LimitError("unusual_keys", MAX_UNUSUAL_KEYS, "more", self.where)
+
+    def drop(self, text: str) -> None:
+        """Say, once, that something which the pickle says of a value is not kept: `text` names it."""
+        if text not in self.dropped and len(self.dropped) < MAX_NOTES:
+            self.dropped.append(text)
 
     def note(self, text: str) -> None:
         """Say `text` to the user, once."""

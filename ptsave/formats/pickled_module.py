@@ -12,6 +12,8 @@ from typing import Any
 from ptsave.core.dtypes import DType
 from ptsave.core.nodes import Global, Opaque, TensorEntry
 from ptsave.core.tree import is_scalar
+from ptsave.formats import quantized
+from ptsave.formats.pickle_shapes import UNKNOWN, Budget
 
 MAX_PLAIN_ITEMS = 2000
 """Most values in a container that is still shown as an attribute of a module (class names, a config)."""
@@ -47,7 +49,8 @@ class PickledModule(Opaque):
     """An `nn.Module` as `torch.save(model)` writes it.
 
     Its children are what `state_dict()` gives, under the same names and in the same order: its own
-    parameters, its own persistent buffers, its submodules. After them come its plain attributes.
+    parameters, its own persistent buffers, what its class adds (a quantized layer's packed weight), its
+    submodules. After them come its plain attributes.
     """
 
     shared = True
@@ -64,21 +67,115 @@ class PickledModule(Opaque):
 
     @cached_property
     def _attributes(self) -> list[tuple[Any, Any]]:
-        return plain_attributes(self.state, OWN_ATTRIBUTES)
+        return plain_attributes(self.state, OWN_ATTRIBUTES | dict(self._added).keys())
 
-    def children(self) -> Iterator[tuple[Any, Any]]:
+    @cached_property
+    def _added(self) -> list[tuple[str, Any]]:
+        return quantized.module_entries(self.name, self.state)
+
+    def entries(self) -> Iterator[tuple[Any, Any]]:
         state: dict[Any, Any] = self.state
-        yield from _tensors(state.get("_parameters"))
-        transient = state.get("_non_persistent_buffers_set")
+        added = dict(self._added)
+        for name, tensor in _tensors(state.get("_parameters")):
+            if name not in added:
+                yield name, tensor
         for name, buffer in _tensors(state.get("_buffers")):
-            if not isinstance(transient, (set, frozenset)) or name not in transient:
+            if name not in added and not self._is_transient(name):
                 yield name, buffer
+        yield from self._added
         modules = state.get("_modules")
         if isinstance(modules, dict):
             for name, module in modules.items():
                 if module is not None:
                     yield name, module
+
+    def children(self) -> Iterator[tuple[Any, Any]]:
+        yield from self.entries()
         yield from self._attributes
+
+    def hidden(self) -> Iterator[tuple[Any, Any, bool]]:
+        for name, buffer in _tensors(self.state.get("_buffers")):
+            if self._is_transient(name):
+                yield name, buffer, True
+        for name, value in self.state.items():
+            yield (None if name in ("_parameters", "_buffers", "_modules") else name), value, False
+
+    def _is_transient(self, name: Any) -> bool:
+        transient = self.state.get("_non_persistent_buffers_set")
+        return isinstance(transient, (set, frozenset)) and name in transient
+
+
+class QuantizedConv(Opaque):
+    """A quantized convolution, whose class pickles it as a tuple of 15 values.
+
+    Source: torch/ao/nn/quantized/modules/conv.py (`_ConvNd.__getstate__`, `_save_to_state_dict`).
+    """
+
+    shared = True
+
+    @property
+    def is_call_of_scalars(self) -> bool:
+        return False
+
+    @cached_property
+    def _entries(self) -> list[tuple[str, Any]]:
+        *_, weight, bias, scale, zero_point, _training = self.state
+        return [("weight", weight), ("bias", bias), *quantized.scale_tensors(scale, zero_point)]
+
+    @cached_property
+    def _attributes(self) -> list[tuple[str, Any]]:
+        values = dict(zip(_CONV_FIELDS, self.state, strict=True))
+        return [(name, value) for name, value in values.items() if name not in dict(self._entries)]
+
+    def entries(self) -> Iterator[tuple[Any, Any]]:
+        return iter(self._entries)
+
+    def children(self) -> Iterator[tuple[Any, Any]]:
+        yield from self._entries
+        yield from self._attributes
+
+
+_CONV_FIELDS = (
+    "in_channels",
+    "out_channels",
+    "kernel_size",
+    "stride",
+    "padding",
+    "dilation",
+    "transposed",
+    "output_padding",
+    "groups",
+    "padding_mode",
+    "weight",
+    "bias",
+    "scale",
+    "zero_point",
+    "training",
+)
+_CONV_TYPES = (int, int, tuple, tuple, tuple, tuple, bool, tuple, int, str, None, None, float, int, bool)
+
+
+def is_quantized_conv_state(state: Any) -> bool:
+    """Whether `state` is what a quantized convolution's BUILD sets."""
+    return (
+        type(state) is tuple
+        and len(state) == len(_CONV_TYPES)
+        and all(kind is None or type(value) is kind for value, kind in zip(state, _CONV_TYPES, strict=True))
+        and isinstance(state[10], (TensorEntry, Opaque))
+        and (state[11] is None or isinstance(state[11], (TensorEntry, Opaque)))
+    )
+
+
+def graph_module(args: tuple[Any, ...], budget: Budget) -> Any:
+    """`reduce_graph_module(attributes, imports)`: a module of torch.fx; a real unpickler runs its code.
+
+    Source: torch/fx/graph_module.py.
+    """
+    if len(args) not in (2, 3) or not is_module_state(args[0]):
+        return UNKNOWN
+    module = PickledModule("torch.fx.graph_module.GraphModule", args[1:], args[0])
+    budget.spend(4)
+    return module
 
 
 def is_module_state(state: Any) -> bool:
@@ -97,10 +194,10 @@ def _tensors(table: Any) -> Iterator[tuple[Any, Any]]:
 
 def plain_attributes(state: dict[Any, Any], others: Set[Any]) -> list[tuple[Any, Any]]:
     """The attributes of a module that are plain data, less `others`."""
-    return [(name, value) for name, value in state.items() if name not in others and _is_plain(value)]
+    return [(name, value) for name, value in state.items() if name not in others and is_plain(value)]
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
     """Whether `value` is a scalar, or a container of nothing but scalars, and not too large a one."""
     left = MAX_PLAIN_ITEMS
     level = [value]

@@ -10,10 +10,12 @@ Source: torch/export/pt2_archive/_package.py and torch/_export/serde/schema.py o
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import ExitStack
 from math import prod
 from typing import Any
 
+from ptsave.core.accounts import Part
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.dtypes import BY_NAME, DType
 from ptsave.core.files import InputFile
@@ -28,7 +30,13 @@ from ptsave.formats.torch_objects import torch_shapes
 from ptsave.formats.torch_part import TorchParts
 from ptsave.formats.torch_storage import StorageNode
 from ptsave.formats.torch_tensors import tensor
-from ptsave.formats.torch_zip import check_layout, first_folder, load_record, refuse_big_endian
+from ptsave.formats.torch_zip import (
+    check_layout,
+    first_folder,
+    load_record,
+    records_of,
+    refuse_big_endian,
+)
 from ptsave.formats.zip_checks import check_crcs
 from ptsave.formats.zip_reader import STORED, ZipDirectory
 from ptsave.formats.zip_sniff import directory_of, sniffed_directory
@@ -49,6 +57,18 @@ _OLD_WEIGHTS = ("serialized_state_dict.pt", "serialized_state_dict.json")
 _OLD_CONSTANTS = ("serialized_constants.pt", "serialized_constants.json")
 """Torch zips all of them, whatever the name says: torch 2.1 called them .json."""
 _OLD_INPUTS = "serialized_example_inputs.pt"
+_NO_TENSORS = ("data/sample_inputs/", "models/", "extra/", ".data/")
+"""Folders whose records are no weights: examples of inputs, the program, the user's own files."""
+_BOOKKEEPING = (
+    _FORMAT_RECORD,
+    "archive_version",
+    "byteorder",
+    "version",
+    ".format_version",
+    ".storage_alignment",
+    _OLD_PROGRAM,
+    _OLD_INPUTS,
+)
 _STRIDED = 7  # schema.Layout
 _INT64_MAX = 2**63 - 1
 _DAMAGED = "the file is damaged; copy or download it again"
@@ -103,6 +123,8 @@ def read(file: InputFile) -> Checkpoint:
             notes=archive.notes + _notes(archive),
             num_code_files=len(programs),
         )
+        checkpoint.dropped += archive.dropped
+        checkpoint.parts.append(archive.parts)
         checkpoint.checks.append(lambda: check_crcs(archive.directory))
         checkpoint.files = on_failure.pop_all()
     return checkpoint
@@ -131,6 +153,9 @@ class _Archive:
             refuse_big_endian(directory, self.top, "torch.export.load")
         self.globals: dict[str, GlobalUse] = {}
         self.notes: list[str] = []
+        self.dropped: list[str] = []
+        self.taken: set[str] = set()
+        """Records that were read as a whole."""
         self._dtypes: dict[str, Any] = {}
         self.judge()
 
@@ -178,6 +203,13 @@ class _Archive:
         prefix = self.top + folder
         return [name.removeprefix(prefix) for name in self.directory.entries if name.startswith(prefix)]
 
+    def parts(self) -> Iterator[Part]:
+        """The records that tensors may lie in."""
+        for part in records_of(self.directory, self.taken):
+            record = part.name.removeprefix(self.top)
+            if not record.startswith(_NO_TENSORS) and record not in _BOOKKEEPING:
+                yield part
+
     def model_names(self) -> list[str]:
         if self.is_old:
             return ["model"]
@@ -199,6 +231,7 @@ class _Archive:
             return self.pickled(f"{folder}{model}.pt")
         if not self.has(folder + config):
             return {}
+        self.taken.add(self.top + folder + config)
         where = self.where(folder + config)
         document = parse_object(
             self.directory.read(self.top + folder + config, MAX_CONFIG_BYTES), "the table of tensors", where
@@ -226,6 +259,8 @@ class _Archive:
                 return self.unpickled(record)
             if path.startswith(_CUSTOM_OBJECT):
                 self.notes.append(f"{record} is an object of a custom class in C++, which was not looked at")
+                self.taken.add(self.top + record)
+                self.dropped.append(f"{record}, an object of a custom class in C++")
                 return Opaque("torch.export.custom_object", state={"record": self.top + record})
             if not path.startswith(_TENSOR):
                 raise malformed
@@ -255,14 +290,18 @@ class _Archive:
         if entry.method != STORED:
             what = "is compressed, so that what it would unpickle was not looked at"
             raise UnreadableError(what, self.where(record), "pack the archive again without compression")
+        self.taken.add(self.top + record)
         return self._take(TorchParts().read(self.directory.file, entry.data_offset, entry.num_bytes))
 
     def unpickled(self, record: str) -> Any:
         """What Python's own pickle wrote into `record`; what it names is told."""
         self._take(load_record(self.directory, self.top + record, torch_shapes()))
+        self.taken.add(self.top + record)
+        self.dropped.append(f"{record}, a pickled object of a class of its own")
         return Opaque("torch.export.opaque_object", state={"record": self.top + record})
 
     def _take(self, loaded: Loaded) -> Any:
+        self.dropped += [text for text in loaded.dropped if text not in self.dropped]
         add_uses(self.globals, loaded.globals)
         self.notes += [note for note in loaded.notes if note not in self.notes]
         return loaded.root

@@ -141,12 +141,13 @@ _FACTORIES: tuple[Global, ...] = tuple(known for name, known in NAMES.items() if
 
 
 def build(target: Any, state: Any, budget: Budget) -> bool:
-    """An OrderedDict takes its `_metadata`, as state dicts carry it; other attributes are left out."""
+    """An OrderedDict takes its `_metadata`, as state dicts carry it; other attributes are dropped."""
     if type(target) is not OrderedDict or type(state) is not dict:
         return False
     metadata = state.get("_metadata")
     if isinstance(metadata, dict):
         target._metadata = metadata  # type: ignore[attr-defined]
     if len(state) > (metadata is not None):
-        budget.note("attributes that the file sets on dictionaries are left out")
+        names = ", ".join(repr(str(name)[:40]) for name in list(state)[:5] if name != "_metadata")
+        budget.drop(f"attributes that the file sets on dictionaries ({names})")
     return True

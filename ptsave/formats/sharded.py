@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from ptsave.core import record as records
+from ptsave.core.accounts import Part
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.files import InputFile, InputFolder
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.record import Record
+from ptsave.core.storage import FileStorage
 from ptsave.core.verdict import Finding
 from ptsave.errors import CorruptError, LimitError, MissingFileError, UnreadableError
 from ptsave.formats import named, safetensors, torch_legacy, torch_zip
@@ -165,6 +167,9 @@ def read_shards(file: InputFile, folder: InputFolder) -> Checkpoint:
     checkpoint.globals = {name: use for shard in shards.values() for name, use in shard.globals.items()}
     notes = _notes({*weight_map, *ties}, about, shards, folder, tensors)
     checkpoint.notes = [*safetensors.tie_notes(ties), *notes]
+    checkpoint.parts += [accounting for shard in shards.values() for accounting in shard.parts]
+    checkpoint.parts.append(lambda: _parts_beside(shards, folder))
+    checkpoint.dropped += [text for shard in shards.values() for text in shard.dropped]
     checkpoint.checks = [check for shard in shards.values() for check in shard.checks]
     checkpoint.checks.append(lambda: _findings(notes, where))
     return checkpoint
@@ -306,15 +311,33 @@ def _notes(
             )
         if shard.data:
             notes.append(f"{len(shard.data)} values of {file_name} that are no tensors are left out")
-    stems = {(match["stem"], match["suffix"]) for name in shards if (match := _SHARD.fullmatch(name))}
-    for match in _shards(folder):
-        if match[0] not in shards and (match["stem"], match["suffix"]) in stems:
-            notes.append(f"the folder also holds {match[0]}, which the index does not name")
+    notes += [
+        f"the folder also holds {match[0]}, which the index does not name"
+        for match in _beside(shards, folder)
+    ]
     total = about.get("total_size")
     num_bytes = sum({entry.view: entry.num_bytes for entry in tensors.values()}.values())  # ties count once
     if type(total) in (int, float) and total != num_bytes:
         notes.append(f"the index says that the tensors have {total} bytes, they have {num_bytes}")
     return notes
+
+
+def _parts_beside(shards: dict[str, Checkpoint], folder: InputFolder) -> Iterator[Part]:
+    """The shards' tensors, of which the index may not name all, and the shards that it does not name."""
+    for file_name, shard in shards.items():
+        for name, entry in shard.tensors.items():
+            yield Part(f"{name} of {file_name}", entry.storage)
+    for match in _beside(shards, folder):
+        with folder.open(match[0]) as file:
+            yield Part(match[0], FileStorage(file, 0, file.size_bytes))
+
+
+def _beside(shards: dict[str, Checkpoint], folder: InputFolder) -> Iterator[re.Match[str]]:
+    """Shards of the same checkpoint by their names, which the index does not name."""
+    stems = {(match["stem"], match["suffix"]) for name in shards if (match := _SHARD.fullmatch(name))}
+    for match in _shards(folder):
+        if match[0] not in shards and (match["stem"], match["suffix"]) in stems:
+            yield match
 
 
 def _findings(notes: list[str], where: str) -> Iterator[Finding]:

@@ -83,7 +83,7 @@ class Form:
             first.kind,
             first.requires_grad,
         )
-        return Loaded(entry, self.loaded.globals, self.loaded.end, self.loaded.notes)
+        return Loaded(entry, self.loaded.globals, self.loaded.end, self.loaded.notes, self.loaded.dropped)
 
 
 def form_of(

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
+from ptsave.core.accounts import Part
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.dtypes import DType
 from ptsave.core.files import InputFile
@@ -74,7 +75,9 @@ def read(file: InputFile) -> Checkpoint:
             loaded.root,
             globals=uses,
             notes=[*loaded.notes, *storages.notes],
+            dropped=loaded.dropped,
         )
+        checkpoint.parts.append(storages.parts)
         checkpoint.checks.append(lambda: _check_end(file, end))
         checkpoint.files = on_failure.pop_all()
     return checkpoint
@@ -175,6 +178,11 @@ class LegacyStorages:
         if known[0] != root_key or (known[1].first, known[1].num_elements) != (offset, count):
             raise CorruptError("a view of a storage is described in two ways")
         return known[1]
+
+    def parts(self) -> Iterator[Part]:
+        """The storages that tensors may view."""
+        for key, storage in self._storages.items():
+            yield Part(f"storage {key!r}", storage)
 
     def locate(self, keys: Any, offset_bytes: int) -> int:
         """Tell each storage where its bytes lie: in the order of `keys`, from `offset_bytes` on.

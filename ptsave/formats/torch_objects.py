@@ -29,8 +29,14 @@ from ptsave.core import dtypes
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.errors import CorruptError
 from ptsave.formats import numpy_objects, omegaconf, python_objects, torch_tensors, torch_unusual
-from ptsave.formats.pickle_shapes import UNKNOWN, Budget, Known, Shapes
-from ptsave.formats.pickled_module import PickledModule, is_module_state
+from ptsave.formats.pickle_shapes import UNKNOWN, Budget, Described, Known, Shapes
+from ptsave.formats.pickled_module import (
+    PickledModule,
+    QuantizedConv,
+    graph_module,
+    is_module_state,
+    is_quantized_conv_state,
+)
 from ptsave.formats.torch_storage import STORAGE_DTYPES, StorageNode
 from ptsave.formats.torch_tensors import MAX_RANK
 
@@ -57,12 +63,16 @@ def build(target: Any, state: Any, budget: Budget) -> bool:
     """BUILD on a tensor (torch before 0.4), a module, a config, an array, or a state dict."""
     if type(target) is TensorEntry:
         return torch_tensors.build_tensor(target, state)
-    if isinstance(target, (PickledModule, StorageNode, omegaconf.ConfigContainer)):
+    if isinstance(target, (PickledModule, QuantizedConv, StorageNode, omegaconf.ConfigContainer)):
         raise CorruptError(f"sets the state of a {target.name} twice")
     if isinstance(target, Opaque):
         if type(target) is Opaque and target.state is None and is_module_state(state):
             # the object is already known by identity (memo), so it changes its class in place
             target.__class__ = PickledModule
+            target.state = state
+            return True
+        if type(target) is Opaque and target.state is None and is_quantized_conv_state(state):
+            target.__class__ = QuantizedConv
             target.state = state
             return True
         if type(target) is Opaque and target.state is None and omegaconf.is_container(target.name, state):
@@ -73,6 +83,8 @@ def build(target: Any, state: Any, budget: Budget) -> bool:
     return python_objects.build(target, state, budget)
 
 
+_GRAPH_MODULE = "torch.fx.graph_module.reduce_graph_module"
+
 NAMES: dict[str, Any] = {
     **python_objects.NAMES,
     **numpy_objects.NAMES,
@@ -82,6 +94,7 @@ NAMES: dict[str, Any] = {
     **{name: Known(name, python_objects.is_name_only) for name in ("torch.Tensor", *STORAGE_DTYPES)},
     "torch.Size": Known("torch.Size", _size),
     "torch.device": Known("torch.device", _device),
+    _GRAPH_MODULE: Described(_GRAPH_MODULE, graph_module),
 }
 """What stands for each dotted name that a torch pickle may use."""
 

@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from struct import Struct
 from typing import Any
 
+from ptsave.core.accounts import Part
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.files import InputFile
 from ptsave.core.nodes import GlobalUse, TensorEntry, add_uses
@@ -67,6 +68,10 @@ def read(file: InputFile) -> Checkpoint:
         loaded = load(FileStorage(file, begin, end - begin), 0, torch_shapes(persistent_load), where)
         add_uses(uses, loaded.globals)
         checkpoint = Checkpoint(FORMAT.name, file.path, loaded.root, globals=uses, notes=loaded.notes)
+        checkpoint.dropped += loaded.dropped
+        checkpoint.parts.append(
+            lambda: (Part(f"storage {key}", node.storage) for key, node in storages.items())
+        )
         checkpoint.files = on_failure.pop_all()
     return checkpoint
 

@@ -20,6 +20,8 @@ MAX_RANK = 64
 MAX_EXPANDED_ELEMENTS = 2**32
 """Cap on the elements of a view that repeats its storage (stride 0): a few bytes can claim any number."""
 
+MAX_NAMED = 5
+"""How many attributes are named."""
 _INT64_MAX = 2**63 - 1
 
 
@@ -88,45 +90,69 @@ def _rebuild_tensor(args: tuple[Any, ...], budget: Budget) -> Any:
 
 def _rebuild_tensor_v2(args: tuple[Any, ...], budget: Budget) -> Any:
     if len(args) == 6:
-        node, offset, size, stride, requires_grad, _hooks = args
-        kind = "tensor"
+        node, offset, size, stride, requires_grad, hooks = args
+        metadata = None
     elif len(args) == 7:
-        node, offset, size, stride, requires_grad, _hooks, bits = args
-        kind = _kind_of_bits(bits)
+        node, offset, size, stride, requires_grad, hooks, metadata = args
     else:
         return UNKNOWN
     if type(node) is MetaStorage:
         state = {"dtype": node.dtype, "size": size, "stride": stride, "requires_grad": requires_grad}
         return Opaque("torch.meta", (), state)
-    return tensor(node, _dtype_of(node), offset, size, stride, requires_grad, kind)
+    _note_hooks(hooks, budget)
+    made = tensor(node, _dtype_of(node), offset, size, stride, requires_grad)
+    return _with_metadata(made, metadata, budget) if metadata else made
 
 
 def _rebuild_tensor_v3(args: tuple[Any, ...], budget: Budget) -> Any:
     if not 7 <= len(args) <= 8 or type(args[6]) is not DType:
         return UNKNOWN
-    node, offset, size, stride, requires_grad, _hooks, dtype = args[:7]
-    kind = _kind_of_bits(args[7]) if len(args) == 8 else "tensor"
-    return tensor(node, dtype, offset, size, stride, requires_grad, kind)
+    node, offset, size, stride, requires_grad, hooks, dtype = args[:7]
+    _note_hooks(hooks, budget)
+    made = tensor(node, dtype, offset, size, stride, requires_grad)
+    return _with_metadata(made, args[7], budget) if len(args) == 8 and args[7] else made
 
 
 def _dtype_of(node: Any) -> DType:
     return node.dtype if type(node) is StorageNode else UINT8
 
 
-def _kind_of_bits(bits: Any) -> str:
-    """The kind of a tensor whose bytes wait for a conjugation or a negation."""
-    if bits is None:
-        return "tensor"
-    if type(bits) is not dict or len(bits) > 2 or not all(type(flag) is bool for flag in bits.values()):
+def _with_metadata(entry: TensorEntry, metadata: Any, budget: Budget) -> TensorEntry:
+    """`entry` as torch has it after `set_tensor_metadata`: that a bit is named sets it, whatever its value.
+
+    Source: torch/csrc/jit/serialization/pickler.h, `setTensorMetadata`.
+    """
+    if type(metadata) is not dict or not all(type(name) is str for name in metadata):
         raise CorruptError("a tensor's metadata is malformed")
-    return "_".join(str(name) for name, flag in bits.items() if flag) or "tensor"
+    for name in metadata:
+        if name not in _BITS:
+            budget.drop(f"the metadata {spelled(name)} of tensors, which only the device that wrote it knows")
+    bits = [name for name in _BITS if name in metadata]
+    if bits:
+        numbers = _CONJUGATED if "conj" in bits else _NEGATED
+        if entry.dtype.kind not in numbers or entry.dtype.itemsize < _SMALLEST[entry.dtype.kind]:
+            raise CorruptError(f"a tensor of {entry.dtype} cannot be {' and '.join(bits)}")
+        entry.kind = "_".join(bits)
+    return entry
+
+
+_BITS = ("conj", "neg")
+_CONJUGATED = ("complex",)
+_NEGATED = ("complex", "float", "int", "uint")
+_SMALLEST = {"complex": 4, "float": 2, "int": 1, "uint": 1}
+"""Bytes of the smallest element that torch conjugates or negates, by kind: no float8."""
+
+
+def _note_hooks(hooks: Any, budget: Budget) -> None:
+    if hooks:
+        budget.drop("hooks that the file sets on tensors")
 
 
 def _rebuild_parameter(args: tuple[Any, ...], budget: Budget) -> Any:
     if len(args) not in (3, 4) or type(args[1]) is not bool:
         return UNKNOWN
     if len(args) == 4:
-        note_attributes(args[3], budget)
+        drop_attributes(args[3], budget)
     return _parameter(args[0], args[1])
 
 
@@ -158,10 +184,19 @@ def changed(entry: TensorEntry, kind: str, requires_grad: bool) -> TensorEntry:
     )
 
 
-def note_attributes(state: Any, budget: Budget) -> None:
-    """Say that `state`, what a file sets on a tensor, is not kept, where there is any."""
-    if state and state != (None, None):
-        budget.note("attributes that the file sets on tensors are left out")
+def drop_attributes(state: Any, budget: Budget) -> None:
+    """Say what `state`, which a file sets on a tensor, would set, where there is any: it is not kept.
+
+    Some attributes are a tensor's own: `data` replaces its values.
+
+    Source: torch/_utils.py, `_set_obj_state`.
+    """
+    for part in state if type(state) is tuple else (state,):
+        if type(part) is dict and part:
+            names = ", ".join(spelled(name) for name in list(part)[:MAX_NAMED])
+            budget.drop(f"attributes that the file sets on tensors ({names})")
+        elif part:
+            budget.drop("a state that the file sets on tensors")
 
 
 def _old_tensor(dtype: DType) -> Callable[[tuple[Any, ...], Budget], Any]:

@@ -19,7 +19,7 @@ from ptsave.formats import numpy_objects
 from ptsave.formats.pickle_shapes import UNKNOWN, Budget, Known, Payload
 from ptsave.formats.python_objects import is_name_only
 from ptsave.formats.torch_storage import UINT8, StorageNode
-from ptsave.formats.torch_tensors import changed, note_attributes, spelled, tensor
+from ptsave.formats.torch_tensors import changed, drop_attributes, spelled, tensor
 
 _PACKED = ("quint4x2", "quint2x4")
 _PLAIN_TYPES = ("torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer")
@@ -35,7 +35,7 @@ def _rebuild_from_type(args: tuple[Any, ...], budget: Budget) -> Any:
     value = function.call(inner, budget)
     if isinstance(value, TensorEntry):
         if kind.name in _PLAIN_TYPES:
-            note_attributes(state, budget)
+            drop_attributes(state, budget)
             return value
         if not state:
             return changed(value, kind.name, value.requires_grad)

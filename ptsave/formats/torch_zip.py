@@ -9,10 +9,11 @@ Source: torch/serialization.py (`_save`, `_load`), caffe2/serialize/inline_conta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import ExitStack
 from typing import Any
 
+from ptsave.core.accounts import Part
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.dtypes import DType
 from ptsave.core.files import InputFile
@@ -54,6 +55,9 @@ _FOUND_BY_NAME = (
 )
 """The records that torch asks for, beside those of storages."""
 _OTHER_LOADERS = {"archive_format": "torch.export.load", ".data/extern_modules": "torch.package"}
+BOOKKEEPING = (*(name for name in _FOUND_BY_NAME if name != "constants.pkl"), FILE_NAME)
+"""The records of an archive that hold no tensor, as torch and ptsave write them."""
+
 _HINT = "the file is damaged; copy or download it again"
 _PACK = (
     "torch does not load it; pack it again as torch.save does: zip -0 -r model.pt FOLDER, with the version"
@@ -89,7 +93,9 @@ def read(file: InputFile) -> Checkpoint:
             globals=loaded.globals,
             record=record,
             notes=[*loaded.notes, *(["its bytes are big-endian"] if big_endian else [])],
+            dropped=loaded.dropped,
         )
+        checkpoint.parts.append(lambda: records_of(directory, {top + name for name in BOOKKEEPING}))
         checkpoint.checks.append(lambda: check_records(checkpoint, directory))
         checkpoint.files = on_failure.pop_all()
     return checkpoint
@@ -271,6 +277,13 @@ def refuse_big_endian(directory: ZipDirectory, top: str, loader: str) -> None:
     if is_big_endian(directory, top):
         what = f"is big-endian, and {loader} does not swap its bytes on other machines"
         raise CorruptError(what, str(directory.file.path), "save it on a little-endian machine")
+
+
+def records_of(directory: ZipDirectory, known: Container[str]) -> Iterator[Part]:
+    """The records of an archive that tensors may view: all but the `known` ones."""
+    for name in directory.entries:
+        if name not in known:
+            yield Part(name, directory.storage(name))
 
 
 def check_records(checkpoint: Checkpoint, directory: ZipDirectory) -> Iterator[Finding]:

@@ -1,10 +1,12 @@
-"""TorchScript archives (`torch.jit.save`): their parameters and buffers; their code is not run.
+"""TorchScript archives (`torch.jit.save`): all tensors that they hold; their code is not run.
 
 A zip with `data.pkl` (the module's attributes, nested), `constants.pkl` and, under `code/`, one class for
-each kind of module. The classes say which attributes are parameters and buffers.
+each kind of module. Listed is every tensor: first what `state_dict()` gives, which the classes say, then
+those in other attributes (packed parameters, lists, plain tensors), then the constants of the code as the
+code calls them, `CONSTANTS.c0`: all the weights of a frozen module.
 
 Source: torch/csrc/jit/serialization/python_print.cpp (the classes), pickler.cpp (`data.pkl`),
-torch/csrc/jit/frontend, torch/jit/_recursive.py (`state_dict`).
+export_module.cpp (the records), torch/csrc/jit/frontend, torch/jit/_recursive.py (`state_dict`).
 """
 
 from __future__ import annotations
@@ -16,20 +18,23 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from ptsave.core.accounts import Part
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.files import InputFile
 from ptsave.core.nodes import Opaque, TensorEntry, add_uses
+from ptsave.core.tree import is_scalar
 from ptsave.errors import CorruptError, LimitError
 from ptsave.formats import torch_objects
 from ptsave.formats.base import FileFormat
 from ptsave.formats.inert_pickle import Loaded
 from ptsave.formats.pickle_shapes import UNKNOWN, Budget, Known, Shapes
-from ptsave.formats.pickled_module import OWN_ATTRIBUTES, plain_attributes
+from ptsave.formats.pickled_module import OWN_ATTRIBUTES, is_plain
 from ptsave.formats.torch_zip import (
     ZipStorages,
     check_records,
     data_folder,
     load_record,
+    records_of,
     refuse_big_endian,
     top_folder,
 )
@@ -44,14 +49,35 @@ OWN_PACKAGE = "__torch__."
 
 Source: torch/csrc/jit/serialization/import_source.cpp."""
 
-# Each stays within a line and always ends: the text is as hostile as the rest of the file.
-_LINE = re.compile(
-    r"^(?:class (?P<name>\w{1,4096})(?P<base>\(\w{1,100}\))?:$"
-    r"|  __(?P<which>parameters|buffers)__ = \[(?P<names>[^\]\n]{0,1000000})\]"
-    r"|(?P<end>\S))",
+CONSTANTS = "CONSTANTS"
+"""What the code calls its constants: `CONSTANTS.c0` is the first of `constants.pkl`."""
+
+BOOKKEEPING = (
+    "data.pkl",
+    "constants.pkl",
+    "traced_inputs.pkl",
+    "bytecode.pkl",
+    "mobile_debug_handles.pkl",
+    "version",
+    "byteorder",
+    ".format_version",
+    ".storage_alignment",
+    ".data/serialization_id",
+)
+"""The records that hold no tensor of the module."""
+BOOKKEEPING_FOLDERS = ("code/", "extra/", "traced_inputs/", "bytecode/")
+"""Those whose records hold none: the code, the user's own files, the inputs that a module was traced with,
+constants of the compact form of the code, which are those of `constants.pkl` again."""
+
+# Each always ends: the text is as hostile as the rest of the file. What it does not find is listed all the
+# same, after what it finds.
+_STATEMENT = re.compile(
+    r"^[ \t]*class[ \t]+(?P<name>\w{1,4096})[ \t]*(?P<base>\([ \t]*\w{1,100}[ \t]*\))?[ \t]*:"
+    r"|\b__(?P<which>parameters|buffers)__\s{0,100}=\s{0,100}\[",
     re.MULTILINE,
 )
-_QUOTED = re.compile(r'"([^"\\]*(?:\\.[^"\\]*)*)(?:"|\\?\Z)')
+_ITEM = re.compile(r"""\s+|,|\#[^\n]*|\\\n|"((?:[^"\\\n]|\\.)*)"|'((?:[^'\\\n]|\\.)*)'""")
+_ESCAPE = re.compile(r"\\(.)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,33 +86,71 @@ class ModuleClass:
 
     parameters: frozenset[str]
     buffers: frozenset[str]
+    is_module: bool = True
+    """Whether it may be a module; a class that is said to be none is a value of its holder."""
 
 
 class ScriptModule(Opaque):
-    """A module of a TorchScript archive; its children are what `state_dict()` gives, in its order."""
+    """An object of a class of a TorchScript archive; its children are all that it holds.
+
+    First come the entries of `state_dict()`, in its order, then the other attributes.
+    """
 
     shared = True
     declared: ModuleClass
+    constants: dict[str, Any] | None = None
+    """Of the whole archive's code, where it is the root and there are any."""
 
     @property
     def is_call_of_scalars(self) -> bool:
         return False
 
     @cached_property
-    def _attributes(self) -> list[tuple[Any, Any]]:
-        taken = self.declared.parameters | self.declared.buffers | OWN_ATTRIBUTES
-        return plain_attributes(self.state, taken)
+    def _entries(self) -> list[tuple[Any, Any]]:
+        state: dict[Any, Any] = self.state
+        named = [
+            (name, state[name])
+            for names in (self.declared.parameters, self.declared.buffers)
+            for name in state
+            if name in names and isinstance(state[name], (TensorEntry, Opaque))
+        ]
+        taken = {name for name, _ in named}
+        modules = [(k, v) for k, v in state.items() if _is_module(v) and k not in taken]
+        return named + modules
+
+    @cached_property
+    def _others(self) -> list[tuple[Any, Any]]:
+        taken = {name for name, _ in self._entries} | OWN_ATTRIBUTES
+        others = [(k, v) for k, v in self.state.items() if k not in taken and v is not None]
+        return others + ([(CONSTANTS, self.constants)] if self.constants else [])
+
+    def entries(self) -> Iterator[tuple[Any, Any]]:
+        return iter(self._entries)
+
+    def beside(self) -> Iterator[tuple[Any, Any]]:
+        return ((name, value) for name, value in self._others if not is_plain(value))
 
     def children(self) -> Iterator[tuple[Any, Any]]:
-        state: dict[Any, Any] = self.state
-        for names in (self.declared.parameters, self.declared.buffers):
-            for name, value in state.items():
-                if name in names and isinstance(value, (TensorEntry, Opaque)):
-                    yield name, value
-        for name, value in state.items():
-            if isinstance(value, ScriptModule):
-                yield name, value
-        yield from self._attributes
+        yield from self._entries
+        yield from self._others
+
+
+def _is_module(value: Any) -> bool:
+    return isinstance(value, ScriptModule) and value.declared.is_module
+
+
+class ScriptObject(Opaque):
+    """An object of C++ in a TorchScript archive (packed parameters); its children are what it is made of."""
+
+    @property
+    def is_call_of_scalars(self) -> bool:
+        return False
+
+    def children(self) -> Iterator[tuple[Any, Any]]:
+        if isinstance(self.state, (list, tuple)):
+            yield from enumerate(self.state)
+        else:
+            yield from super().children()
 
 
 def sniff(file: InputFile, head: bytes) -> bool:
@@ -111,12 +175,15 @@ def read(file: InputFile) -> Checkpoint:
         refuse_big_endian(directory, top, "torch.jit.load")
 
         def build(target: Any, state: Any, budget: Budget) -> bool:
-            if isinstance(target, ScriptModule):
+            if isinstance(target, (ScriptModule, ScriptObject)):
                 raise CorruptError(f"sets the state of a {target.name} twice")
-            if type(target) is Opaque and target.name in classes and type(state) is dict:
-                target.__class__ = ScriptModule
-                target.declared = classes[target.name]  # type: ignore[attr-defined]
+            if type(target) is Opaque and target.name.startswith(OWN_PACKAGE) and target.state is None:
                 target.state = state
+                if type(state) is not dict:
+                    target.__class__ = ScriptObject
+                    return True
+                target.__class__ = ScriptModule
+                target.declared = classes.get(target.name, _UNDECLARED)  # type: ignore[attr-defined]
                 return True
             return torch_objects.build(target, state, budget)
 
@@ -126,21 +193,54 @@ def read(file: InputFile) -> Checkpoint:
 
         loaded = unpickle("data")
         uses = dict(loaded.globals)
-        add_uses(uses, unpickle("constants").globals)  # the code's; no part of the state dict
+        constants = unpickle("constants")
+        traced = None
+        if f"{top}traced_inputs.pkl" in directory.entries:  # torch leaves their bytes out
+            shapes = Shapes(_NAMES_ONLY, build, _any_storage)
+            traced = load_record(directory, f"{top}traced_inputs.pkl", shapes)
+        for part in (constants, traced):
+            if part is not None:
+                add_uses(uses, part.globals)
+        root = _with_constants(loaded.root, constants.root)
+        notes = [*loaded.notes, *constants.notes]
+        if traced is not None:
+            notes.append("holds the inputs that it was traced with, which are no part of the module")
         checkpoint = Checkpoint(
             FORMAT.name,
             file.path,
-            loaded.root,
+            root,
             globals={name: use for name, use in uses.items() if name not in defined},
-            notes=[*loaded.notes, f"holds TorchScript code ({num_files} files), which is not run"],
+            notes=[*notes, f"holds TorchScript code ({num_files} files), which is not run"],
             num_code_files=num_files,
+            dropped=[*loaded.dropped, *constants.dropped],
         )
+        checkpoint.parts.append(lambda: _parts(directory, top))
         checkpoint.checks.append(lambda: check_records(checkpoint, directory))
         checkpoint.files = on_failure.pop_all()
     return checkpoint
 
 
 FORMAT = FileFormat("torchscript", sniff, read)
+
+
+def _with_constants(root: Any, constants: Any) -> Any:
+    """`root` with the constants of its code that are more than numbers and texts, by their names."""
+    listed = constants if isinstance(constants, (list, tuple)) else [constants]
+    kept = {f"c{i}": value for i, value in enumerate(listed) if not is_scalar(value)}
+    if not kept:
+        return root
+    if isinstance(root, ScriptModule):
+        root.constants = kept
+        return root
+    return {"value": root, CONSTANTS: kept}
+
+
+def _parts(directory: ZipDirectory, top: str) -> Iterator[Part]:
+    """The records that tensors of the module may view."""
+    folders = tuple(top + folder for folder in BOOKKEEPING_FOLDERS)
+    for part in records_of(directory, {top + name for name in BOOKKEEPING}):
+        if not part.name.startswith(folders):
+            yield part
 
 
 def _first(args: tuple[Any, ...], budget: Budget) -> Any:
@@ -160,6 +260,20 @@ _SHAPES: dict[str, Any] = torch_objects.NAMES | {
 }
 
 
+def _any_storage(persistent_id: Any) -> Opaque:
+    return Opaque("a storage", (persistent_id,))
+
+
+def _any_tensor(args: tuple[Any, ...], budget: Budget) -> Any:
+    return Opaque("torch.Tensor")
+
+
+_NAMES_ONLY = _SHAPES | {
+    name: Known(name, _any_tensor) for name in _SHAPES if name.startswith("torch._utils._rebuild_")
+}
+"""For a pickle whose tensors lack their bytes: what it names is all that counts."""
+
+
 def _classes(directory: ZipDirectory, prefix: str) -> tuple[dict[str, ModuleClass], set[str], int]:
     """Every module class of `code/` by its qualified name; the names of all classes that it defines, which
     torch takes from there and imports from nowhere; and the number of files with code."""
@@ -168,25 +282,42 @@ def _classes(directory: ZipDirectory, prefix: str) -> tuple[dict[str, ModuleClas
     if total > MAX_CODE_BYTES:
         raise LimitError("code_bytes", MAX_CODE_BYTES, total, str(directory.file.path))
     modules: dict[str, dict[str, frozenset[str]]] = {}
-    defined: set[str] = set()
+    others: set[str] = set()
     for name in names:
         file_module = name[len(prefix) : -len(".py")].replace("/", ".")
         text = directory.read(name, MAX_CODE_BYTES).decode("utf-8", "replace")
         lists: dict[str, frozenset[str]] = {}
-        for line in _LINE.finditer(text):
-            if line["which"] is not None:
-                lists[line["which"]] = frozenset(_QUOTED.findall(line["names"]))
+        for found in _STATEMENT.finditer(text):
+            if found["which"] is not None:
+                lists.setdefault(found["which"], _texts(text, found.end()))
                 continue
-            lists = {}  # what follows is of something else
-            if line["name"] is not None:
-                qualified = f"{file_module}.{line['name']}"
-                if qualified.startswith(OWN_PACKAGE):
-                    defined.add(qualified)
-                if line["base"] == "(Module)":
-                    modules[qualified] = lists
+            lists = {}
+            qualified = f"{file_module}.{found['name']}"
+            if (found["base"] or "").strip("( \t)") == "Module":
+                modules[qualified] = lists
+            else:
+                others.add(qualified)
     nothing: frozenset[str] = frozenset()
     known = {
         name: ModuleClass(lists.get("parameters", nothing), lists.get("buffers", nothing))
         for name, lists in modules.items()
     }
+    known |= {name: ModuleClass(nothing, nothing, False) for name in others - modules.keys()}
+    defined = {name for name in known if name.startswith(OWN_PACKAGE)}
     return known, defined, len(names)
+
+
+_UNDECLARED = ModuleClass(frozenset(), frozenset())
+"""Of a class that the code does not define where it is looked for."""
+
+
+def _texts(text: str, begin: int) -> frozenset[str]:
+    """The strings from `begin` on up to what is neither one, nor space, comma, comment or line break."""
+    found = set()
+    at = begin
+    while (item := _ITEM.match(text, at)) is not None:
+        at = item.end()
+        quoted = item[1] if item[1] is not None else item[2]
+        if quoted is not None:
+            found.add(_ESCAPE.sub(r"\1", quoted))
+    return frozenset(found)

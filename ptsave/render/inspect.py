@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from ptsave.verbs.stats import TensorStats
 
 
+MAX_LEFT_OUT = 20
+"""How many of the things that no tensor lists are shown."""
+
+
 @dataclass
 class Inspections:
     """Shows one inspection after the other: each as text, or all in one JSON object."""
@@ -100,6 +104,12 @@ def _show_checkpoint(result: Inspection, tree: bool, stats: Sequence[TensorStats
                 for u in result.globals.values()
             ]
         )
+    if result.left_out:
+        section("left out")
+        shown = result.left_out[:MAX_LEFT_OUT]
+        table([(escape(left.name), escape(left.what), size(left.num_bytes)) for left in shown], right=(2,))
+        if len(result.left_out) > len(shown):
+            out(f"… {len(result.left_out) - len(shown)} more")
     if result.notes:
         section("notes")
         for line in result.notes:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ptsave.core.accounts import LeftOut, account
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.memory import no_garbage_collection
 from ptsave.core.nearest import hint_for
@@ -17,11 +19,12 @@ from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.placeholders import placeholders, refuse
 from ptsave.core.record import Digests, Record
 from ptsave.core.select import OPTIMIZER_KEYS, lookup_path, select_model
+from ptsave.core.tree import state_dict_of
 from ptsave.errors import RefusedError, UsageError
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.writers import Writer
-from ptsave.verbs.edit import Edits, edit, state_dict_of
-from ptsave.verbs.extras import Extras, fit_extras
+from ptsave.verbs.edit import Edits, edit, is_dropped
+from ptsave.verbs.extras import Extras, fit_extras, settle_left_out
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,8 @@ def convert(
         record=_carried_record(sources, edits, edited.renamed, select),
         held=[held for source in sources for held in source.held],
     )
+    for one in sources:
+        settle_left_out(_left_out(one, select, edits), extras, dropped, notes, str(one.path))
     plan = fit_extras(plan, target, extras, dropped, notes)
     if num_before and not plan.tensors:
         raise RefusedError("nothing is left to write", str(source.path), "loosen --select, --only or --drop")
@@ -143,7 +148,10 @@ def _selected(source: Checkpoint, select: str | None, notes: list[str]) -> Any:
         selection = select_model(source)
         if sentence := selection.sentence():
             notes.append(sentence)
-        return {**selection.tensors, **selection.extra}
+        state: Any = OrderedDict({**selection.tensors, **selection.extra})
+        if selection.metadata is not None:
+            state._metadata = selection.metadata
+        return state
     if select == "optimizer":
         for key in OPTIMIZER_KEYS:
             if isinstance(source.root, dict) and key in source.root:
@@ -154,10 +162,23 @@ def _selected(source: Checkpoint, select: str | None, notes: list[str]) -> Any:
     root = source.root if select is None else lookup_path(source, select)
     if isinstance(root, Opaque) and root.shared:
         notes.append(f"took the state dict of a pickled {root.name}; its other attributes stay behind")
-        return state_dict_of(root)
+        return state_dict_of(root, beside=True)
     if isinstance(root, TensorEntry):
         return {root.name or "value": root}
     return root
+
+
+def _left_out(source: Checkpoint, select: str | None, edits: Edits) -> Sequence[LeftOut]:
+    """What the part that is taken of `source` holds and no tensor lists, less what is dropped by name."""
+    left = source.accounts.left_out
+    if select is not None:
+        where = select_model(source).where if select == "model" else select
+        if select == "optimizer":
+            where = next(key for key in OPTIMIZER_KEYS if key in source.root)
+        if where:
+            node = lookup_path(source, where)
+            left = account(node, source.tensors.values(), (), source.dropped).left_out
+    return [item for item in left if not item.name or not is_dropped(item.name, edits)]
 
 
 def _merged(roots: Sequence[Any], sources: Sequence[Checkpoint]) -> Any:

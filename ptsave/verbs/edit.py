@@ -16,8 +16,9 @@ from ptsave.core.names import matches
 from ptsave.core.nearest import hint_for
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.select import strip_wrapper_names
-from ptsave.core.tree import MAX_DEPTH, leaves
+from ptsave.core.tree import MAX_DEPTH, state_dict_of
 from ptsave.errors import LimitError, RefusedError, UsageError
+from ptsave.formats.torchscript import ScriptObject
 
 AUTO = "auto"
 """`--strip-prefix auto`: whatever wrappers put there."""
@@ -139,14 +140,16 @@ _GONE = object()
 
 def _visit(node: Any, path: str, edits: Edits, result: Edited, depth: int) -> Any:
     if isinstance(node, TensorEntry):
-        if _is_dropped(path, edits):
+        if is_dropped(path, edits):
             result.dropped.append(path)
             return _GONE
         return result.change(node, edits, path)
     if depth > MAX_DEPTH:
         raise LimitError("depth", MAX_DEPTH, "more")
+    if isinstance(node, ScriptObject):  # only what it is made of can be kept outside of a TorchScript file
+        node = node.state
     if isinstance(node, Opaque) and node.shared:
-        node = state_dict_of(node)
+        node = state_dict_of(node, beside=True)
     if isinstance(node, dict):
         names = _new_names(node, path, edits, result) if edits.changes_names and is_state_dict(node) else {}
         copy: Any = OrderedDict() if isinstance(node, OrderedDict) else {}
@@ -164,14 +167,8 @@ def _visit(node: Any, path: str, edits: Edits, result: Edited, depth: int) -> An
     return node
 
 
-def state_dict_of(module: Opaque) -> OrderedDict[str, TensorEntry]:
-    """The state dict of a pickled module: its tensors by the names that `state_dict()` gives them."""
-    return OrderedDict(
-        (".".join(map(str, path)), leaf) for path, leaf in leaves(module) if isinstance(leaf, TensorEntry)
-    )
-
-
-def _is_dropped(path: str, edits: Edits) -> bool:
+def is_dropped(path: str, edits: Edits) -> bool:
+    """Whether `--only` and `--drop` leave out what has the name `path`."""
     return (bool(edits.only) and not matches(path, edits.only)) or matches(path, edits.drop)
 
 
@@ -180,7 +177,7 @@ def _new_names(node: dict[str, Any], path: str, edits: Edits, result: Edited) ->
     staying = [
         key
         for key, child in node.items()
-        if not (isinstance(child, TensorEntry) and _is_dropped(_join(path, key), edits))
+        if not (isinstance(child, TensorEntry) and is_dropped(_join(path, key), edits))
     ]
     names = {key: key for key in staying}
     if edits.strip_prefix == AUTO:

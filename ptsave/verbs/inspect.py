@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ptsave.core.accounts import LeftOut
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.names import MAX_ALIAS_CHARS, matches
 from ptsave.core.nearest import hint_for
@@ -76,6 +77,8 @@ class Inspection:
     named_code: Sequence[NamedCode]
     """What `--trust-recorded` imports, and calls, of what the record names."""
     training: Training | None
+    left_out: Sequence[LeftOut] = ()
+    """What the file holds and no listed tensor has."""
     notes: Sequence[str] = field(default_factory=list)
 
     @property
@@ -124,6 +127,7 @@ def inspect(
         record=checkpoint.record,
         named_code=list(told.model.named_code) if told.model is not None else [],
         training=describe_training(checkpoint),
+        left_out=checkpoint.accounts.left_out,
         notes=[*checkpoint.notes, *(f"the record does not fit: {f.what}" for f in told.faults.values())],
     )
 

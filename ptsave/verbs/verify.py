@@ -170,6 +170,34 @@ def safe(subject: Subject) -> Iterator[Finding]:
         yield Finding("safe", "ok", "", "names nothing that could run")
 
 
+def whole(subject: Subject) -> Iterator[Finding]:
+    """Every storage, record and shard is a listed tensor or known bookkeeping; names what is left out."""
+    accounts = subject.checkpoint.accounts
+    for left in accounts.left_out[:MAX_NAMED]:
+        size = f" ({left.num_bytes} bytes)" if left.num_bytes else ""
+        yield Finding("whole", "fail", left.name, f"is left out: {left.what}{size}")
+    if (more := len(accounts.left_out) - MAX_NAMED) > 0:
+        yield Finding("whole", "fail", "", f"{more} more are left out")
+    if accounts.transient:
+        first = accounts.transient[0].name
+        one = f"buffer ({first}) is not in its module's state dict, which makes it again"
+        many = f"buffers (such as {first}) are not in their modules' state dicts, which make them again"
+        yield Finding("whole", "ok", "", Counted(len(accounts.transient), one, many))
+    if not accounts.left_out:
+        parts = f", and all {accounts.num_parts} storages are accounted for" if accounts.num_parts else ""
+        num_tensors = len(subject.checkpoint.tensors)
+        yield Finding(
+            "whole",
+            "ok",
+            "",
+            Counted(num_tensors, f"tensor is all there is{parts}", f"tensors are all there is{parts}"),
+        )
+
+
+MAX_NAMED = 100
+"""How many of the things that are left out are named one by one."""
+
+
 def finite(subject: Subject) -> Iterator[Finding]:
     """No NaN and no infinity in any floating-point tensor, but for a training's single numbers."""
     looked = bad = 0
@@ -268,6 +296,7 @@ def _against_data(found: Diff, of_tensors: set[str], there: Path) -> Iterator[Fi
 FILE_CHECKS: dict[str, Check] = {
     "bytes": bytes_,
     "safe": safe,
+    "whole": whole,
     "finite": finite,
     "resume": resume,
     "against": against,

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.nodes import TensorEntry
+from ptsave.core.tree import state_dict_of
 from ptsave.errors import CorruptError
 from ptsave.formats import open_checkpoint
 from ptsave.verbs.verify import Subject, safe
@@ -64,7 +66,14 @@ def test_names_order_values_and_ties(archive: Path) -> None:
     expected = torch.jit.load(str(archive)).state_dict()
     with open_checkpoint(archive) as checkpoint:
         assert checkpoint.format == "torchscript"
-        assert_holds(checkpoint, expected)
+        state = Checkpoint("", archive, state_dict_of(checkpoint.root))
+        assert_holds(state, expected)
+        others = {*checkpoint.tensors} - {*expected}
+        assert {name.rpartition(".")[2] for name in others if not name.startswith("CONSTANTS.")} <= {
+            "plain",
+            "scratch",
+        }
+        assert not checkpoint.accounts.left_out
         assert any("TorchScript code" in note for note in checkpoint.notes)
         assert checkpoint.num_code_files > 0
         assert not checkpoint.globals  # every class is the archive's own
@@ -113,7 +122,31 @@ def test_classes_without_a_list_of_buffers(tmp_path: Path) -> None:
     expected = torch.jit.load(str(path)).state_dict()
     assert "first.0.table" not in expected
     with open_checkpoint(path) as checkpoint:
-        assert_holds(checkpoint, expected)
+        assert_holds(Checkpoint("", path, state_dict_of(checkpoint.root)), expected)
+        assert "first.0.table" in checkpoint.tensors  # all tensors are listed, whatever the code says
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        "  __parameters__=['scale']",
+        '  __parameters__ = [  # a comment\n "scale" ,\n]',
+        '  __parameters__ \t=\t[\n    "sc\\\\u0061le".strip()]',
+        "  pass",
+    ],
+)
+def test_the_code_spells_its_lists_in_another_way(spelled: str, tmp_path: Path) -> None:
+    torch.jit.script(Outer().eval()).save(str(tmp_path / "m.pt"))
+
+    def spell(name: str, data: bytes) -> tuple[str, bytes]:
+        return name, data.replace(b'  __parameters__ = ["scale", ]', spelled.encode())
+
+    path = repacked(tmp_path / "m.pt", spell)
+    with open_checkpoint(tmp_path / "m.pt") as whole, open_checkpoint(path) as checkpoint:
+        assert {*checkpoint.tensors} == {*whole.tensors}
+        assert ("scale" in state_dict_of(checkpoint.root)) == (
+            "pass" not in spelled and "strip" not in spelled
+        )
 
 
 def test_a_damaged_archive(archive: Path) -> None:

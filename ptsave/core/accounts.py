@@ -1,0 +1,206 @@
+"""The accounting of a checkpoint: every tensor and storage that it holds is listed, or named as left out.
+
+A reader lists what `state_dict()` would give. What else the file holds (attributes of a pickled module,
+members of sets, records that nothing names) would be lost without a word; here it gets its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ptsave.core.nodes import Opaque, TensorEntry
+from ptsave.core.storage import Storage
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Bytes of a container that tensors may view: a zip's record, a legacy file's storage, a shard."""
+
+    name: str
+    storage: Storage
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Something that a checkpoint holds and no listed tensor has."""
+
+    name: str
+    """Its path in the tree, or the name of its record."""
+    what: str
+    """Why it is not listed, for a person: the end of a sentence that begins with the name."""
+    num_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Accounts:
+    """What became of everything that a checkpoint, or a part of its tree, holds."""
+
+    left_out: tuple[LeftOut, ...]
+    """What would be lost: to leave it out takes a flag."""
+    transient: tuple[LeftOut, ...]
+    """Buffers that their module makes again: its own `state_dict()` leaves them out."""
+    num_parts: int
+    """Storages and records that are accounted for."""
+
+
+def account(
+    root: Any,
+    listed: Iterable[TensorEntry],
+    parts: Iterable[Part] = (),
+    dropped: Iterable[str] = (),
+) -> Accounts:
+    """Hold what is reachable from `root`, and the `parts` of the container, against the `listed` tensors.
+
+    `dropped`: what the reader met and could not keep, in its own words.
+    """
+    seen = _Seen()
+    for entry in listed:
+        seen.add(entry)
+    left = [LeftOut("", text) for text in dropped]
+    transient: list[LeftOut] = []
+    for place in _everything(root):
+        value = place.value
+        if isinstance(value, TensorEntry):
+            if seen.has(value):
+                continue
+            seen.add(value)
+            if place.is_transient:
+                transient.append(LeftOut(place.name, "a buffer that its module makes again", value.num_bytes))
+            else:
+                left.append(LeftOut(place.name, "a tensor that no state dict has", value.num_bytes))
+        else:
+            storage: Storage = value.storage
+            seen.roots.update(id(root) for root in _roots(storage))
+    num_parts = 0
+    for part in parts:
+        if part.storage.num_bytes and id(part.storage) not in seen.roots:
+            left.append(LeftOut(part.name, "a record that no tensor is of", part.storage.num_bytes))
+        num_parts += 1
+    return Accounts(tuple(left), tuple(transient), num_parts)
+
+
+class _Seen:
+    """The bytes that tensors have been met on."""
+
+    def __init__(self) -> None:
+        self.views: set[Any] = set()
+        self.roots: set[int] = set()
+        """The identities of the storages that lie in the file."""
+        self._known: set[int] = set()
+        self._ranges: dict[int, list[tuple[int, int]]] = {}
+        self._is_sorted = True
+
+    def add(self, entry: TensorEntry) -> None:
+        if entry.view in self.views:
+            return
+        self.views.add(entry.view)
+        key = id(entry.storage)
+        begin, end = entry.byte_range
+        self._ranges.setdefault(key, []).append((begin, end))
+        if key not in self._known:
+            self._known.add(key)
+            self.roots.update(id(root) for root in _roots(entry.storage))
+
+    def has(self, entry: TensorEntry) -> bool:
+        """Whether all the bytes of `entry` lie in tensors that were met."""
+        if entry.view in self.views or not entry.num_bytes:
+            return True
+        begin, end = entry.byte_range
+        ranges = self._ranges.get(id(entry.storage), [])
+        return any(first <= begin and end <= last for first, last in ranges[:_MAX_COMPARED])
+
+
+_MAX_COMPARED = 1000
+"""Most views of one storage that another view of it is looked for in: past that it counts as its own."""
+
+
+def _roots(storage: Any) -> Iterator[Any]:
+    """The storages of the file that `storage` is made of, itself included."""
+    pending = [storage]
+    while pending:
+        one = pending.pop()
+        yield one
+        if (inner := getattr(one, "inner", None)) is not None:
+            pending.append(inner)
+        pending += getattr(one, "sources", ())
+        pending += [part[0] for part in getattr(one, "parts", ())]
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    value: Any
+    """A tensor, or an object that has a `storage`."""
+    path: Any
+    """A chain of (parent, key): spelled only where it is needed."""
+    is_transient: bool
+
+    @property
+    def name(self) -> str:
+        keys = []
+        chain = self.path
+        while chain is not None:
+            chain, key = chain
+            if key is not None:
+                keys.append(str(key)[:_MAX_KEY_CHARS])
+        return ".".join(reversed(keys[:_MAX_KEYS])) or "value"
+
+
+_MAX_KEYS = 200
+_MAX_KEY_CHARS = 1000
+
+
+def _everything(root: Any) -> Iterator[_Place]:
+    """Every tensor and storage that can be reached from `root` in any way, once each."""
+    met: set[int] = set()
+    pending: list[tuple[Any, Any, bool]] = [(root, None, False)]
+    while pending:
+        node, path, is_transient = pending.pop()
+        if isinstance(node, TensorEntry):
+            yield _Place(node, path, is_transient)
+            continue
+        children = _children(node)
+        if children is None or id(node) in met:
+            continue
+        met.add(id(node))
+        if getattr(node, "storage", None) is not None:
+            yield _Place(node, path, is_transient)
+        found = []
+        for key, child, is_shed in children:
+            if isinstance(child, (TensorEntry, *_CONTAINERS)):
+                here = path if key is None else (path, key)
+                found.append((child, here, is_transient or is_shed))
+        pending += reversed(found)
+
+
+_CONTAINERS = (dict, list, tuple, set, frozenset, Opaque)
+
+
+def _children(node: Any) -> Iterator[tuple[Any, Any, bool]] | None:
+    """(key, child, whether it is transient) of a container, whatever its place: nothing is passed over."""
+    if isinstance(node, dict):
+        return _of_dict(node)
+    if isinstance(node, (list, tuple, set, frozenset)):
+        return ((i, child, False) for i, child in enumerate(node))
+    return _of_opaque(node) if isinstance(node, Opaque) else None
+
+
+def _of_dict(node: Mapping[Any, Any]) -> Iterator[tuple[Any, Any, bool]]:
+    for key, child in node.items():
+        yield key, child, False
+        if isinstance(key, (tuple, TensorEntry, Opaque, frozenset)):
+            yield "key", key, False
+    for name, value in getattr(node, "__dict__", {}).items():
+        yield name, value, False
+
+
+def _of_opaque(node: Opaque) -> Iterator[tuple[Any, Any, bool]]:
+    yield from ((key, child, False) for key, child in node.children())
+    yield from ((i, child, False) for i, child in enumerate(node.args))
+    yield from node.hidden()
+    yield None, node.state, False
+    yield None, node.items, False
+
+
+Accounting = Callable[[], Iterable[Part]]

@@ -1,0 +1,252 @@
+"""No weight is left behind in silence: what `whole` names, and who refuses to go on without it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed import checkpoint as dcp
+
+import ptsave
+from ptsave import cli
+from ptsave.formats import open_checkpoint
+from tests.formats.torch_reading import bytes_of, bytes_of_torch
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Module(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+        self.register_buffer("scratch", torch.ones(3), persistent=False)
+
+
+def verdict(path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[dict[str, Any]]]:
+    capsys.readouterr()
+    code = cli.run(["verify", str(path), "--checks", "whole", "--json"])
+    return code, json.loads(capsys.readouterr().out)["findings"]
+
+
+def convert(*words: object) -> int:
+    return cli.run(["convert", *map(str, words), "--overwrite", "-q"])
+
+
+def test_all_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shared = torch.ones(8)
+    torch.save({"a": shared, "b": shared[2:4], "c": [torch.zeros(1), {"d": 3}]}, tmp_path / "a.pt")
+    assert verdict(tmp_path / "a.pt", capsys)[0] == 0
+    torch.save(Module(), tmp_path / "m.pt")
+    code, findings = verdict(tmp_path / "m.pt", capsys)
+    assert code == 0
+    assert any("scratch" in finding["message"] for finding in findings)  # the module makes it again
+    assert convert(tmp_path / "m.pt", tmp_path / "m.safetensors") == 0
+
+
+def _attribute() -> Any:
+    module = Module()
+    module.anchors = [torch.ones(4)]  # type: ignore[assignment]
+    return module
+
+
+def _not_registered() -> Any:
+    module = Module()
+    module.heads = {"one": nn.Linear(3, 3)}  # type: ignore[assignment]
+    return module
+
+
+def _tagged(state: Any) -> Any:
+    parameter = nn.Parameter(torch.ones(2))
+    parameter.__dict__.update(state)
+    return {"w": parameter, "v": torch.ones(1)}
+
+
+def _dict_attribute() -> Any:
+    state = OrderedDict(a=torch.ones(2))
+    state.more = torch.ones(3)  # type: ignore[attr-defined]
+    return state
+
+
+@pytest.mark.parametrize(
+    ("made", "name"),
+    [
+        (_attribute, "anchors.0"),
+        (_not_registered, "heads.one.weight"),
+        (lambda: {"model": _attribute()}, "model.anchors.0"),
+        (lambda: _tagged({"tag": torch.ones(4)}), ""),
+        (_dict_attribute, ""),
+        (lambda: {"a": torch.ones(2), "s": {torch.ones(3)}}, None),
+    ],
+)
+def test_what_no_state_dict_has(made: Any, name: str | None, tmp_path: Path, capsys: Any) -> None:
+    source, target = tmp_path / "a.pt", tmp_path / "b.safetensors"
+    torch.save(made(), source)
+    code, findings = verdict(source, capsys)
+    failed = [finding["where"] for finding in findings if finding["level"] == "fail"]
+    assert code == 1
+    assert name is None or name in failed
+    assert convert(source, target) == 4
+    assert not target.exists()
+    assert convert(source, target, "--extras", "drop") == 0
+    capsys.readouterr()
+    cli.run(["inspect", str(source), "--json"])
+    assert json.loads(capsys.readouterr().out)["left_out"]
+
+
+def test_a_record_that_nothing_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "a.pt"
+    torch.save({"a": torch.ones(2), "b": torch.ones(3)}, source)
+    with zipfile.ZipFile(source, "a") as archive:
+        archive.writestr("a/data/9", b"12345678")
+    code, findings = verdict(source, capsys)
+    assert code == 1
+    assert [finding["where"] for finding in findings] == ["a/data/9"]
+    assert convert(source, tmp_path / "b.safetensors") == 4
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_a_storage_that_is_thrown_away(new: bool, tmp_path: Path, capsys: Any) -> None:
+    """The pickle names a storage under a key that a later item takes."""
+
+    class Twice(dict):  # type: ignore[type-arg]
+        def __reduce__(self) -> Any:
+            return OrderedDict, (), None, None, iter([("a", torch.ones(2)), ("a", torch.zeros(2))])
+
+    source = tmp_path / "a.pt"
+    torch.save(Twice(), source, _use_new_zipfile_serialization=new)
+    assert len(torch.load(source)) == 1
+    assert verdict(source, capsys)[0] == 1
+    assert convert(source, tmp_path / "b.safetensors") == 4
+
+
+def test_dcp_files_and_items_that_the_metadata_does_not_name(tmp_path: Path, capsys: Any) -> None:
+    folder = tmp_path / "d"
+    dcp.save({"a": torch.ones(20), "b": torch.ones(30)}, checkpoint_id=folder, no_dist=True)
+    assert verdict(folder, capsys)[0] == 0
+    shutil.copy(folder / "__0_0.distcp", folder / "__7_0.distcp")
+    code, findings = verdict(folder, capsys)
+    assert (code, findings[0]["where"]) == (1, "__7_0.distcp")
+    (folder / "__7_0.distcp").rename(tmp_path / "more")
+    with (folder / "__0_0.distcp").open("ab") as file:
+        file.write((tmp_path / "more").read_bytes())
+    code, findings = verdict(folder, capsys)
+    assert (code, "__0_0.distcp, bytes" in findings[0]["where"]) == (1, True)
+    assert convert(folder, tmp_path / "a.safetensors") == 4
+
+
+def test_shards_that_the_index_does_not_name(tmp_path: Path, capsys: Any) -> None:
+    state = {f"t{i}": torch.full((64,), float(i)) for i in range(6)}
+    torch.save(state, tmp_path / "a.pt")
+    folder = tmp_path / "s"
+    words = ["--format", "safetensors-sharded", "--shard-size", "600B"]
+    assert convert(tmp_path / "a.pt", folder, *words) == 0
+    assert verdict(folder, capsys)[0] == 0
+    index = folder / "model.safetensors.index.json"
+    about = json.loads(index.read_text())
+    about["metadata"].pop("ptsave", None)
+    del about["weight_map"]["t0"]
+    index.write_text(json.dumps(about))
+    code, findings = verdict(folder, capsys)
+    assert code == 1
+    assert any(finding["where"].startswith("t0 of model-0000") for finding in findings)
+
+
+def test_what_the_program_writes_is_whole(tmp_path: Path, capsys: Any) -> None:
+    state = {"a": torch.randn(3, 4), "b": torch.randn(5).half(), "c": torch.arange(4)}
+    state["d"] = state["a"]
+    torch.save(state, tmp_path / "a.pt")
+    for name in ("safetensors", "pt", "npz", "dcp", "safetensors-sharded"):
+        assert convert(tmp_path / "a.pt", tmp_path / f"to-{name}", "--format", name) == 0
+        assert verdict(tmp_path / f"to-{name}", capsys)[0] == 0
+
+
+# --- quantized modules --------------------------------------------------------------------------------
+
+
+def quantized_modules() -> dict[str, nn.Module]:
+    import torch.ao.nn.quantized as q
+    import torch.ao.nn.quantized.dynamic as qd
+    from torch.ao.quantization import quantize_dynamic
+
+    eager = nn.Sequential(nn.Embedding(8, 16), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
+    return {
+        "dynamic": quantize_dynamic(eager, {nn.Linear}, dtype=torch.qint8),
+        "linear": nn.Sequential(q.Linear(4, 3), q.QFunctional(), q.Quantize(0.1, 3, torch.quint8)),
+        "half": qd.Linear(4, 3, dtype=torch.float16),
+        "embedding": q.Embedding(10, 8),
+        "conv": nn.Sequential(q.Conv1d(2, 3, 3), q.Conv2d(2, 3, 3), q.ConvTranspose1d(2, 3, 3)),
+        "norm": q.BatchNorm2d(3),
+    }
+
+
+def values(tree: Any, prefix: str = "") -> dict[str, torch.Tensor]:
+    """The plain tensors of a state dict, those of quantized ones included, as ptsave names them."""
+    if isinstance(tree, torch.Tensor):
+        if tree.is_quantized:
+            found = {f"{prefix}.int_repr": tree.int_repr()}
+            if tree.qscheme() in (torch.per_channel_affine, torch.per_channel_affine_float_qparams):
+                found[f"{prefix}.scales"] = tree.q_per_channel_scales()
+                found[f"{prefix}.zero_points"] = tree.q_per_channel_zero_points()
+            return found
+        return {prefix: tree}
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, tuple) else ()
+    found = {}
+    for key, value in items:
+        found |= values(value, f"{prefix}.{key}" if prefix else str(key))
+    return found
+
+
+@pytest.mark.parametrize("name", ["dynamic", "linear", "half", "embedding", "conv", "norm"])
+def test_a_quantized_module_is_its_state_dict(name: str, tmp_path: Path, capsys: Any) -> None:
+    module = quantized_modules()[name]
+    torch.save(module, tmp_path / "m.pt")
+    expected = module.state_dict()
+    with open_checkpoint(tmp_path / "m.pt") as checkpoint:
+        wanted = values(expected)
+        assert list(checkpoint.tensors) == list(wanted)
+        for key, tensor in wanted.items():
+            assert bytes_of(checkpoint.tensors[key]) == bytes_of_torch(tensor), key
+    assert verdict(tmp_path / "m.pt", capsys)[0] == 0
+    assert convert(tmp_path / "m.pt", tmp_path / "state.pt") == 0
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert list(state) == list(expected)
+    for key, tensor in values(expected).items():
+        assert torch.equal(values(state)[key], tensor), key
+    if "conv" not in name:  # which torch cannot load into what it made
+        torch.load(tmp_path / "m.pt", weights_only=False).load_state_dict(state)
+
+
+def test_what_cannot_be_kept_of_a_quantized_module_is_refused(tmp_path: Path) -> None:
+    import torch.ao.nn.quantized.dynamic as qd
+
+    torch.save(qd.LSTM(4, 3), tmp_path / "m.pt")
+    assert convert(tmp_path / "m.pt", tmp_path / "state.pt") == 4
+    with ptsave.open(tmp_path / "m.pt") as opened:
+        assert any(name.endswith("int_repr") for name in opened.tensors)
+
+
+# --- TorchScript --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_quantized", [False, True])
+def test_a_frozen_module(is_quantized: bool, tmp_path: Path, capsys: Any) -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    if is_quantized:
+        module = torch.ao.quantization.quantize_dynamic(module, {nn.Linear}, dtype=torch.qint8)
+    torch.jit.freeze(torch.jit.script(module)).save(str(tmp_path / "f.pt"))
+    with open_checkpoint(tmp_path / "f.pt") as checkpoint:
+        found = {bytes_of(entry) for entry in checkpoint.tensors.values()}
+        assert all(name.startswith("CONSTANTS.c") for name in checkpoint.tensors)
+    wanted = {bytes_of_torch(tensor) for tensor in values(module.state_dict()).values() if tensor.dim()}
+    assert wanted <= found
+    assert verdict(tmp_path / "f.pt", capsys)[0] == 0
+    assert convert(tmp_path / "f.pt", tmp_path / "g.pt") == 0
+    kept = {bytes_of_torch(t) for t in values(torch.load(tmp_path / "g.pt", weights_only=True)).values()}
+    assert wanted <= kept
