@@ -6,7 +6,7 @@ present themselves as one, so that nothing downstream knows where bytes come fro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +21,9 @@ from ptsave.core.tree import leaves
 from ptsave.core.verdict import Finding
 from ptsave.errors import LimitError
 
+MAX_VIEWS_OF_A_BYTE = 8
+"""Cap on the bytes of all tensors, per byte of the storages that they view, past FREE_VIEWED_BYTES."""
+FREE_VIEWED_BYTES = 1024**3
 ROOT_NAME = "value"
 """The name of a root that is itself a leaf: `torch.save(tensor, path)`."""
 
@@ -118,6 +121,7 @@ class Checkpoint:
                         tensors[name] = leaf.named(name)
                     elif path or leaf != {}:  # an empty state dict has no leaves
                         data[_unused(name, data, times)] = leaf
+                check_viewed(tensors.values())
             except LimitError as error:
                 error.where = error.where or str(self.path)
                 raise
@@ -139,6 +143,24 @@ class Checkpoint:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def check_viewed(entries: Collection[TensorEntry], *, once: bool = True) -> None:
+    """Refuse tensors that view the same bytes so often that a small file costs what a large one does.
+
+    `once`: whether equal views are gone through once, as in most commands; a writer without ties writes each.
+
+    Raises: LimitError.
+    """
+    viewed = sum(entry.num_bytes for entry in entries)
+    if viewed <= FREE_VIEWED_BYTES:
+        return
+    stored = sum({id(entry.storage): entry.storage.num_bytes for entry in entries}.values())
+    allowed = max(FREE_VIEWED_BYTES, MAX_VIEWS_OF_A_BYTE * stored)
+    if once and viewed > allowed:
+        viewed = sum({entry.view: entry.num_bytes for entry in entries}.values())
+    if viewed > allowed:
+        raise LimitError("views_of_a_byte", MAX_VIEWS_OF_A_BYTE, viewed // max(stored, 1))
 
 
 def _unused(name: str, taken: Mapping[str, Any], times: dict[str, int]) -> str:

@@ -5,9 +5,11 @@ Source: RFC 1951.
 
 from __future__ import annotations
 
+import tempfile
 import threading
+import weakref
 import zlib
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from ptsave.core.files import InputFile
 from ptsave.core.storage import BLOCK_BYTES
@@ -16,18 +18,20 @@ from ptsave.errors import CorruptError, LimitError
 MAX_INFLATED_BYTES = 64 * 1024**3
 """Cap on the inflated size of one record."""
 FREE_INFLATED_BYTES = 256 * 1024**2
-MAX_INFLATE_RATIO = 100
-"""Cap on how many times a record of more than FREE_INFLATED_BYTES may grow."""
+MAX_INFLATE_RATIO = 20
+"""Cap on how many times the deflated records of an archive may grow together, past FREE_INFLATED_BYTES."""
 _DEFLATE_RATIO = 1032
 """The most that deflate can ever do: 258 bytes from 2 bits."""
 
 _SMALL_BYTES = 1024 * 1024
 _SNAPSHOTS = 16
+_SPOOL_AFTER = 1
+"""How many times a record's bytes may be inflated before they are kept in a temporary file."""
 _HINT = "the file is damaged; copy or download it again"
 
 
 def check_inflated_size(compressed_bytes: int, num_bytes: int, where: str) -> None:
-    """Refuse a record that claims to grow beyond what deflate can do, or beyond the caps.
+    """Refuse a record that claims to grow beyond what deflate can do, or beyond the cap.
 
     Raises: CorruptError, LimitError.
     """
@@ -35,8 +39,15 @@ def check_inflated_size(compressed_bytes: int, num_bytes: int, where: str) -> No
         raise CorruptError(f"{compressed_bytes} deflated bytes cannot hold {num_bytes}", where, _HINT)
     if num_bytes > MAX_INFLATED_BYTES:
         raise LimitError("inflated_bytes", MAX_INFLATED_BYTES, num_bytes, where)
+
+
+def check_inflated_total(compressed_bytes: int, num_bytes: int, where: str) -> None:
+    """Refuse an archive whose deflated records grow too much together: each command inflates them all.
+
+    Raises: LimitError.
+    """
     if num_bytes > max(FREE_INFLATED_BYTES, MAX_INFLATE_RATIO * compressed_bytes):
-        raise LimitError("inflate_ratio", MAX_INFLATE_RATIO, num_bytes // compressed_bytes, where)
+        raise LimitError("inflate_ratio", MAX_INFLATE_RATIO, num_bytes // max(compressed_bytes, 1), where)
 
 
 class _State(NamedTuple):
@@ -54,7 +65,8 @@ class InflatedStorage:
 
     A restart begins at the nearest of a few snapshots of the inflater, so views that are read in any
     order cost a fraction of the record each. Nothing is kept between reads of small records, or once the
-    end has been reached.
+    end has been reached. Whoever reads backward so much that the record would have been inflated a second
+    time gets it from a temporary file: so no order of reading costs more than three times the record.
     """
 
     def __init__(
@@ -69,6 +81,10 @@ class InflatedStorage:
         self._lock = threading.Lock()
         self._state: _State | None = None
         self._snapshots: list[_State] = []
+        self._spool: BinaryIO | None = None
+        self._can_spool = num_bytes > _SMALL_BYTES
+        self.inflated_bytes = 0
+        """How many bytes were inflated so far: what reading has cost."""
 
     def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
         """Fill `buffer` with the inflated bytes from `offset_bytes`.
@@ -79,7 +95,14 @@ class InflatedStorage:
             raise self._corrupt(f"needs bytes up to {offset_bytes + len(buffer)} of {self.num_bytes}")
         with self._lock:
             try:
-                self._read(offset_bytes, buffer)
+                if self._can_spool and self.inflated_bytes > _SPOOL_AFTER * self.num_bytes:
+                    self._can_spool = False
+                    self._spool = self._spooled()
+                if self._spool is not None:
+                    self._spool.seek(offset_bytes)
+                    self._spool.readinto(buffer)  # type: ignore[attr-defined]
+                else:
+                    self._read(offset_bytes, buffer)
             except zlib.error as error:
                 self._state = None
                 raise self._corrupt(f"is not a deflate stream ({error})") from None
@@ -104,6 +127,7 @@ class InflatedStorage:
                 to = made + first - offset_bytes
                 buffer[to : to + len(data) - first] = data[first:]
             made += len(data)
+            self.inflated_bytes += len(data)
             if made // step > len(self._snapshots) and made < self.num_bytes:
                 self._snapshots.append(_State(inflater.copy(), read, made))
         if made == self.num_bytes:
@@ -112,6 +136,24 @@ class InflatedStorage:
             self._snapshots.clear()
         elif self.num_bytes > _SMALL_BYTES:
             self._state = _State(inflater, read, made)
+
+    def _spooled(self) -> BinaryIO | None:
+        """All the inflated bytes in a file without a name; None where there is no room for one."""
+        spool = tempfile.TemporaryFile()  # noqa: SIM115
+        weakref.finalize(self, spool.close)
+        self._state = None
+        self._snapshots.clear()
+        block = memoryview(bytearray(min(BLOCK_BYTES, self.num_bytes)))
+        try:
+            for offset in range(0, self.num_bytes, BLOCK_BYTES):
+                part = block[: min(BLOCK_BYTES, self.num_bytes - offset)]
+                self._read(offset, part)
+                spool.write(part)
+            spool.flush()
+        except OSError:
+            spool.close()
+            return None
+        return spool
 
     def _begin(self, offset_bytes: int) -> _State:
         """The furthest known state that is not past `offset_bytes`."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from isal.isal_zlib import crc32, crc32_combine
 
 from ptsave.core.atomic import check_file_destination, replacing_file
-from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.checkpoint import Checkpoint, check_viewed
 from ptsave.core.digest import prefix
 from ptsave.core.gather import contiguous
 from ptsave.core.move import Move, check_back, move
@@ -52,6 +52,7 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
         )
     options = replace(options, record=False)
     refuse_confusion(checkpoint)
+    check_viewed(checkpoint.tensors.values(), once=False)
     frame = Frame()
     moves = []
     for name, entry in checkpoint.tensors.items():

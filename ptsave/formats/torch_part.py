@@ -6,9 +6,10 @@ from ptsave.core.files import InputFile
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.storage import FileStorage
 from ptsave.formats.inert_pickle import Loaded
+from ptsave.formats.inflate import check_inflated_total
 from ptsave.formats.torch_form import Form, form_of
 from ptsave.formats.torch_zip import ZipStorages, data_folder, is_big_endian, load_pickle
-from ptsave.formats.zip_reader import read_directory
+from ptsave.formats.zip_reader import DEFLATED, read_directory
 
 _MAX_FORMS = 4096
 _MAX_FORMS_OF_A_SIZE = 8
@@ -24,6 +25,7 @@ class TorchParts:
         self._forms: dict[int, list[Form]] = {}
         """By the length of the part in bytes."""
         self._num_forms = 0
+        self._deflated_bytes = self._inflated_bytes = 0
 
     def read(self, file: InputFile, offset_bytes: int, num_bytes: int) -> Loaded:
         """What `torch.save` wrote into `num_bytes` bytes of `file` from `offset_bytes`; nothing in it runs.
@@ -37,6 +39,11 @@ class TorchParts:
             if (found := form.read(file, offset_bytes)) is not None:
                 return found
         directory = read_directory(file, offset_bytes, num_bytes)
+        for entry in directory.entries.values():
+            if entry.method == DEFLATED:
+                self._deflated_bytes += entry.compressed_bytes
+                self._inflated_bytes += entry.num_bytes
+        check_inflated_total(self._deflated_bytes, self._inflated_bytes, str(file.path))
         top = data_folder(directory)
         storages = ZipStorages(directory, f"{top}data/", is_big_endian(directory, top))
         loaded = load_pickle(directory, f"{top}data.pkl", storages)

@@ -11,7 +11,7 @@ from collections import Counter
 from struct import Struct
 
 from ptsave.errors import CorruptError, LimitError, UnreadableError
-from ptsave.formats.inflate import check_inflated_size
+from ptsave.formats.inflate import check_inflated_size, check_inflated_total
 from ptsave.formats.zip_fields import (
     DAMAGED,
     DEFLATED,
@@ -125,6 +125,7 @@ def parse_directory(archive: Archive, block: bytes, count: int) -> tuple[list[Zi
     unpack = LISTED.unpack_from
     end = len(block)
     at = 0
+    deflated_bytes = inflated_bytes = 0
     for _ in range(count):
         if at + LISTED.size > end:
             raise archive.corrupt("the zip directory ends inside an entry")
@@ -153,11 +154,14 @@ def parse_directory(archive: Archive, block: bytes, count: int) -> tuple[list[Zi
             raise archive.corrupt("a zip entry is marked as a folder, yet has bytes", name)
         if method == DEFLATED:
             check_inflated_size(packed, unpacked, f"{archive.file.path}, record {name!r}")
+            deflated_bytes += packed
+            inflated_bytes += unpacked
         known = crc if crc or not unpacked else None
         unmarked = not is_ascii and not flags & _FLAG_UTF8 and name.encode() == raw_name
         entries.append(ZipEntry(name, method, known, packed, unpacked, offset, -1, unmarked))
         positions.append(at)
         at = after
+    check_inflated_total(deflated_bytes, inflated_bytes, str(archive.file.path))
     if at != end:
         raise archive.corrupt(f"the zip directory holds more than the {count} entries that it counts")
     if len({entry.name.lower() for entry in entries}) != count:

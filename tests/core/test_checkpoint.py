@@ -1,0 +1,33 @@
+"""What a checkpoint lists, and what it does not because it would cost too much."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.dtypes import BY_NAME
+from ptsave.core.nodes import TensorEntry
+from ptsave.core.storage import MemoryStorage
+from ptsave.errors import LimitError
+
+BYTES = BY_NAME["uint8"]
+
+
+def views(count: int, size: int, stride: int = 1, same: bool = False) -> Checkpoint:
+    storage = MemoryStorage(memoryview(bytes(2 * 10**6)))
+    entries = [TensorEntry("", BYTES, (size,), (stride,), storage, 0 if same else i) for i in range(count)]
+    return Checkpoint("", Path("a"), dict(enumerate(entries)))
+
+
+def test_views_of_all_bytes_have_a_cap() -> None:
+    with pytest.raises(LimitError, match="views_of_a_byte = 8"):
+        _ = views(2000, 10**6).tensors
+    with pytest.raises(LimitError, match="views_of_a_byte = 8"):
+        _ = views(1, 2**31, stride=0).tensors
+
+
+def test_ties_and_few_views_have_none() -> None:
+    assert len(views(2000, 10**6, same=True).tensors) == 2000
+    assert len(views(900, 10**6).tensors) == 900
