@@ -6,7 +6,7 @@ bad that is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final, Literal
 
 from ptsave.core.nodes import GlobalUse
@@ -15,6 +15,7 @@ NameKind = Literal["runs", "library", "unknown"]
 
 MAX_NAMES_SHOWN = 5
 MAX_NAME_SHOWN = 80
+MAX_NAMES_IN_ERRORS = 1000
 
 WORDS: Final[dict[NameKind, str]] = {
     "runs": "known to run code, reach the network or change files",
@@ -114,12 +115,21 @@ def described(uses: Iterable[GlobalUse]) -> dict[str, dict[str, str | int]]:
     }
 
 
+def details(uses: Collection[GlobalUse]) -> dict[str, object]:
+    """What the JSON of an error says of `uses`, the most telling first."""
+    return {"globals": described(_ranked(uses)[:MAX_NAMES_IN_ERRORS]), "num_globals": len(uses)}
+
+
+def _ranked(uses: Iterable[GlobalUse]) -> list[GlobalUse]:
+    order = {"called": 0, "built": 1, "named": 2}
+    return sorted(uses, key=lambda use: (kind_of(use.name) != "runs", order[use.used_for]))
+
+
 def listed(uses: Iterable[GlobalUse]) -> str:
     """The most telling of `uses` for a sentence: those known to run something first, then those called."""
-    order = {"called": 0, "built": 1, "named": 2}
-    ranked = sorted(uses, key=lambda use: (kind_of(use.name) != "runs", order[use.used_for]))
     names = [
-        use.name if len(use.name) <= MAX_NAME_SHOWN else f"{use.name[:MAX_NAME_SHOWN]}…" for use in ranked
+        use.name if len(use.name) <= MAX_NAME_SHOWN else f"{use.name[:MAX_NAME_SHOWN]}…"
+        for use in _ranked(uses)
     ]
     more = len(names) - MAX_NAMES_SHOWN
     return ", ".join(names[:MAX_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -20,7 +20,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from ptsave.core.global_names import described, listed
+from ptsave.core.global_names import details, listed
 from ptsave.core.memory import no_garbage_collection
 from ptsave.core.nodes import Global, GlobalUse, Opaque, add_uses
 from ptsave.core.storage import MemoryStorage, Storage
@@ -39,7 +39,7 @@ _MARGIN_BYTES = 8 * 1024
 _LONGEST_OPERAND = 8
 _RARE_PER_UNIT = 4
 """How many opcodes outside the loop cost as much time as a unit."""
-_MET: ContextVar[dict[str, GlobalUse] | None] = ContextVar("names met", default=None)
+_MET: ContextVar[list[dict[str, GlobalUse]] | None] = ContextVar("names met", default=None)
 _HINT = "the file is damaged; copy or download it again"
 
 
@@ -77,7 +77,7 @@ def load(source: Storage | bytes, start: int, shapes: Shapes, where: str) -> Loa
         for use in machine.uses.values():
             use.count = max(use.count, 1)
         if (met := _MET.get()) is not None:
-            add_uses(met, machine.uses)
+            met.append(machine.uses)
     return Loaded(root, machine.uses, end, machine.budget.notes, machine.budget.dropped)
 
 
@@ -87,14 +87,17 @@ def names_in_errors() -> Iterator[None]:
 
     A file that breaks off after it has called something is refused; what it called is what matters.
     """
-    met: dict[str, GlobalUse] = {}
+    met: list[dict[str, GlobalUse]] = []
     token = _MET.set(met)
     try:
         yield
     except PtsaveError as error:
-        if met and "globals" not in error.details:
-            error.what += f"; before that it uses {listed(met.values())}"
-            error.details["globals"] = described(met.values())
+        uses: dict[str, GlobalUse] = {}
+        for part in met:
+            add_uses(uses, part)
+        if uses and "globals" not in error.details:
+            error.what += f"; before that it uses {listed(uses.values())}"
+            error.details |= details(uses.values())
         raise
     finally:
         _MET.reset(token)

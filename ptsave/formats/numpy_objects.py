@@ -1,8 +1,8 @@
 """NumPy's arrays, scalars and dtypes in a pickle: shown with their contents, without NumPy.
 
 An array is `Opaque("numpy.ndarray")` with `dtype`, `shape`, `order` and its `values` (or, past a small
-number of elements, its `data` as bytes); a scalar is `Opaque("numpy.float64", (value,))`. NumPy's
-functions stay outside the known shapes: a real unpickler would call them.
+number of elements, its `data` as little-endian bytes); a scalar is `Opaque("numpy.float64", (value,))`.
+NumPy's functions stay outside the known shapes: a real unpickler would call them.
 
 Source: NumPy's numpy/_core/src/multiarray/methods.c (`array_reduce`, `array_setstate`),
 descriptor.c (`arraydescr_reduce`), scalartypes.c.src (`gentype_reduce`).
@@ -15,6 +15,7 @@ from math import prod
 from typing import Any, TypeGuard
 
 from ptsave.core.nodes import Global, Opaque
+from ptsave.core.storage import MemoryStorage, SwappedStorage
 from ptsave.errors import CorruptError
 from ptsave.formats.pickle_shapes import BYTES_PER_UNIT, UNKNOWN, Budget, Described, Payload
 
@@ -111,8 +112,9 @@ def build(target: Any, state: Any, budget: Budget) -> bool:
         simple = all(part is None for part in state[2:5])
         target.state = {"byteorder": state[1]} if simple else list(state)
         return True
-    if target.name == "numpy.ndarray" and len(state) == 5:
-        contents = _contents(*state[1:], budget)
+    if target.name == "numpy.ndarray" and len(state) in (4, 5):  # the first ones had no version in front
+        shape, dtype, fortran, data = state[-4:]
+        contents = _contents(shape, dtype, fortran, data, budget)
         if contents is not None:
             target.state = contents
             return True
@@ -150,7 +152,10 @@ def _contents(shape: Any, dtype: Any, fortran: Any, data: Any, budget: Budget) -
     code = _type_code(dtype)
     if code is None or code[1] not in _NAMES:
         # an array of objects holds a list; texts, dates and records stay as they are
-        return shown | {"values" if isinstance(data, list) else "data": data}
+        if isinstance(data, list):
+            budget.spend(len(data) // 8)
+            return shown | {"values": list(data)}
+        return shown | {"data": data}
     if isinstance(data, str):  # a Python 2 string that happened to be UTF-8
         budget.spend(1 + len(data) // BYTES_PER_UNIT)
         data = data.encode()
@@ -163,9 +168,22 @@ def _contents(shape: Any, dtype: Any, fortran: Any, data: Any, budget: Budget) -
         return shown | {"data": data}
     if num_bytes != count * int(code[1][1:]):
         raise CorruptError(f"a numpy array of shape {shape} and {code[1]} has {num_bytes} bytes")
-    if count > MAX_SHOWN_ELEMENTS:
-        return shown | {"data": data}
-    return shown | {"values": _values(code, bytes(data), count)}
+    if count <= MAX_SHOWN_ELEMENTS and not isinstance(data, Payload):
+        return shown | {"values": _values(code, bytes(data), count)}
+    return shown | {"data": _little_endian(code, data, budget)}
+
+
+def _little_endian(code: tuple[str, str], data: Any, budget: Budget) -> Any:
+    """The bytes of an array as little-endian ones."""
+    word_bytes = struct.calcsize("=" + _STRUCT_CODES[code[1]][0])
+    if code[0] != ">" or word_bytes == 1:
+        return data
+    if isinstance(data, Payload):
+        return Payload(data.name, SwappedStorage(data.storage, word_bytes))
+    budget.spend(1 + len(data) // BYTES_PER_UNIT)
+    swapped = bytearray(len(data))
+    SwappedStorage(MemoryStorage(memoryview(data)), word_bytes).read_into(0, memoryview(swapped))
+    return bytes(swapped)
 
 
 def _values(code: tuple[str, str], data: bytes, count: int) -> list[Any]:

@@ -31,6 +31,8 @@ from ptsave.formats.windows import window
 
 MAX_CODE_BYTES = 24 * 1024 * 1024
 """Cap on a pickle's length, its long strings and bytes not counted; more where the file is longer."""
+MAX_LINE_BYTES = 64 * 1024 * 1024
+"""Cap on a text of protocol 0, which escapes do not let lie in the file."""
 MAX_NAME_BYTES = 2048
 """Cap on a module's name, and on a class's."""
 MAX_HELD_BYTES = 1024 * 1024
@@ -60,7 +62,7 @@ class Machine:
         file_bytes = source.num_bytes - start if isinstance(source, FileStorage) else 0
         self.budget = Budget(where, max(shapes.room * MAX_UNITS, file_bytes // FILE_BYTES_PER_UNIT))
         self.max_code_bytes = max(shapes.room * MAX_CODE_BYTES, file_bytes)
-        self.max_line_bytes = max(MAX_HELD_BYTES, file_bytes // 8)
+        self.max_line_bytes = max(MAX_HELD_BYTES, min(file_bytes, MAX_LINE_BYTES))
         """Of a text in protocol 0."""
         self.memo: list[Any] = []
         """By index, as picklers number them: from 0, without gaps."""
@@ -176,9 +178,9 @@ class Machine:
                 raise CorruptError(TRUNCATED)
             raise LimitError(cap, max_bytes, "more", self.where)
         num_bytes = end - start
+        self.budget.spend(1 + num_bytes // BYTES_PER_UNIT)
         if num_bytes > LONG_KEY:
             self.payload_bytes += num_bytes
-            self.budget.spend(num_bytes // BYTES_PER_UNIT)
         return data[start:end], pos + num_bytes + 1
 
     def remember(self, index: int, value: Any) -> None:

@@ -80,6 +80,7 @@ def _empty_set(machine: Machine, stack: Stack, pos: int) -> int:
 
 
 def _global(machine: Machine, stack: Stack, pos: int, encoding: str = "utf-8") -> int:
+    machine.budget.spend(4)
     module, pos = machine.line(pos, "name_bytes", MAX_NAME_BYTES)
     name, pos = machine.line(pos, "name_bytes", MAX_NAME_BYTES)
     stack.append(machine.find(*(decode_text(line, encoding, "strict") for line in (module, name))))

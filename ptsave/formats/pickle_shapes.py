@@ -14,7 +14,7 @@ BYTES_PER_UNIT = 64
 MAX_UNITS = 2_500_000
 """Cap on what one pickle may cost, in units of about 64 bytes of memory or half a microsecond. A state
 dict of 100,000 tensors costs 1.5 million."""
-FILE_BYTES_PER_UNIT = 3
+FILE_BYTES_PER_UNIT = 4
 """A long file may cost a unit for each so many of its bytes; torch writes 10 a unit."""
 MAX_UNUSUAL_KEYS = 4096
 """Cap on the keys whose hashes a file can choose: floats, ints of 2**60 or more, tuples with numbers."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ptsave.core.files import InputFile
-from ptsave.core.global_names import described, kind_of, listed
+from ptsave.core.global_names import details, kind_of, listed
 from ptsave.core.nodes import GlobalUse, Opaque
 from ptsave.core.storage import FileStorage
 from ptsave.errors import UnknownFormatError
@@ -34,7 +34,7 @@ def refusal(file: InputFile, head: bytes) -> UnknownFormatError | None:
     what = "is a Python pickle, and not of torch.save"
     if found:
         what += f"; opening it would use {listed(found.values())}"
-    return UnknownFormatError(what, str(file.path), _HINT, globals=described(found.values()))
+    return UnknownFormatError(what, str(file.path), _HINT, **details(found.values()))
 
 
 def _tells_a_pickle(use: GlobalUse) -> bool:

@@ -12,6 +12,7 @@ from collections import Counter, OrderedDict, defaultdict
 from typing import Any
 
 from ptsave.core.nodes import Global, Opaque
+from ptsave.formats.latin1 import Latin1Storage
 from ptsave.formats.pickle_keys import admit_all
 from ptsave.formats.pickle_shapes import BYTES_PER_UNIT, UNKNOWN, Budget, Known, Payload
 
@@ -70,8 +71,12 @@ def _encode(args: tuple[Any, ...], budget: Budget) -> Any:
     """`_codecs.encode(text, "latin1")`: how protocols 0 to 2 spell bytes."""
     if len(args) != 2 or type(args[1]) is not str or args[1] not in ("latin1", "latin-1"):
         return UNKNOWN
-    if isinstance(args[0], Payload):
-        return Opaque("builtins.bytes", (), {"spelled as": args[0]})
+    if isinstance(args[0], Payload) and args[0].name == "builtins.str":
+        budget.spend(args[0].storage.num_bytes // BYTES_PER_UNIT)  # it is read once
+        try:
+            return Payload("builtins.bytes", Latin1Storage(args[0].storage))
+        except UnicodeError:
+            return UNKNOWN
     if type(args[0]) is not str:
         return UNKNOWN
     budget.spend(len(args[0]) // BYTES_PER_UNIT)

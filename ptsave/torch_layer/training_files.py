@@ -27,6 +27,7 @@ from ptsave.core.select import Selection, select_model
 from ptsave.core.training import find_parts, steps_done
 from ptsave.errors import CorruptError, LimitError, MissingFileError, UsageError
 from ptsave.formats import open_checkpoint
+from ptsave.formats.pickle_shapes import Payload
 from ptsave.formats.quantized import is_quantized
 from ptsave.torch_layer.tensors import read_tensors, to_torch
 from ptsave.torch_layer.training_keys import headers, is_count
@@ -174,12 +175,14 @@ def _numpy(value: Opaque) -> Any:
     values = state.get("values")
     if values is None:
         data = state.get("data")
-        if not isinstance(data, (bytes, bytearray)):
-            storage = getattr(data, "storage", None)
-            if storage is None:
-                return value
-            data = storage.read(0, storage.num_bytes)
-        array = np.frombuffer(bytearray(data), dtype=state["dtype"])
+        if isinstance(data, Payload):
+            buffer = bytearray(data.storage.num_bytes)
+            data.storage.read_into(0, memoryview(buffer))
+        elif isinstance(data, (bytes, bytearray)):
+            buffer = bytearray(data)
+        else:
+            return value
+        array = np.frombuffer(buffer, dtype=np.dtype(state["dtype"]).newbyteorder("<"))
     else:
         array = np.array(values, dtype=state["dtype"])
     return torch.from_numpy(array.reshape(state["shape"], order=state["order"]).copy())
