@@ -11,7 +11,8 @@ import hashlib
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from itertools import islice
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from ptsave.errors import LossyError, UsageError
 
 T_co = TypeVar("T_co", covariant=True)
 MAX_SEED = 2**63 - 1
+CHUNK = 256
+"""How many indices are drawn at once: the states of the generators are exchanged for each draw."""
 
 
 class ResumableDataLoader(DataLoader[T_co]):
@@ -77,7 +80,7 @@ class ResumableDataLoader(DataLoader[T_co]):
             own["batch_sampler"] = self._order
         else:
             own |= {"batch_size": batch_size, "sampler": self._order}
-        super().__init__(_Seeded(dataset), **own, **options)
+        super().__init__(dataset, **own, **options)
 
     @property
     def epoch(self) -> int:
@@ -96,7 +99,8 @@ class ResumableDataLoader(DataLoader[T_co]):
         rest, what it does at the end of an epoch is still to come.
         """
         order = self._order
-        left = len(order) - order.position
+        total = order.total if order.total is not None else order.length
+        left = total - order.position
         if order.position and (left < (self.batch_size or 1) if self.drop_last else left == 0):
             order.set_epoch(order.epoch + 1)
 
@@ -109,24 +113,11 @@ class ResumableDataLoader(DataLoader[T_co]):
         order.start = order.position
         # Workers begin with it; nothing depends on it but what a worker_init_fn makes of it.
         self.generator.manual_seed(_mix(order.seed, order.epoch, 0))
-        return self._counted(super().__iter__(), order.epoch, order.start)
+        return _Loop(self, super().__iter__())
 
-    def _counted(self, batches: Iterator[T_co], epoch: int, position: int) -> Iterator[T_co]:
-        """`batches`, each counted when it is handed out."""
-        order, num_restored = self._order, self._num_restored
-        for batch in batches:
-            if self._num_restored != num_restored:
-                raise UsageError(
-                    "the loader was restored after this loop over it began",
-                    "ResumableDataLoader",
-                    "resume first, then call iter() or begin the loop",
-                )
-            position = min(position + (self.batch_size or 1), len(order))
-            order.epoch, order.position = epoch, position
-            yield batch
-        if self._num_restored == num_restored:
-            order.epoch, order.position = epoch + 1, 0
-            order.is_open = False
+    def _get_iterator(self) -> Any:
+        """torch's iterator, which reads through `_Seeded`; `dataset` stays the user's own object."""
+        return DataLoader._get_iterator(_Seen(self))  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, int]:
         """Where the loop is: plain integers, whose meaning does not depend on the number of workers."""
@@ -135,7 +126,7 @@ class ResumableDataLoader(DataLoader[T_co]):
             "epoch": order.epoch,
             "position": order.position,
             "seed": order.seed,
-            "length": len(order),
+            "length": order.length,
             "shuffle": int(order.shuffle),
             "replicas": order.num_replicas,
         }
@@ -155,20 +146,24 @@ class ResumableDataLoader(DataLoader[T_co]):
             if type(value) is not int or not 0 <= value <= MAX_SEED:
                 raise _misfit(f"{key} is {value!r:.40}, not a count", "it is the state of something else")
             values[key] = value
-        if values["position"] > values["length"]:
+        if order.sampler is None and values["position"] > values["length"]:
             raise _misfit("is past the end of the data", "it is the state of something else")
         length, position = values["length"], values["position"]
         if (then := values["replicas"]) != (now := order.num_replicas):
-            if abs(length * then - len(order) * now) < max(then, now):  # but for what evens out the shares
-                length = len(order)
+            if abs(length * then - order.length * now) < max(then, now):  # but for what evens out the shares
+                length = order.length
             position = min(position * then // now, length)
-        for key, was, own in (("length", length, len(order)), ("shuffle", values["shuffle"], order.shuffle)):
+        for key, was, own in (
+            ("length", length, order.length),
+            ("shuffle", values["shuffle"], order.shuffle),
+        ):
             if was != int(own):
                 raise _misfit(
                     f"the {key} of the data is {int(own)} here and was {was}: the order is another",
                     "resume with the data that was saved, or leave data= out",
                 )
         order.seed, order.epoch, order.position = values["seed"], values["epoch"], position
+        order.total = None
         self._is_restored = True
         self._num_restored += 1
 
@@ -177,8 +172,82 @@ def _misfit(what: str, hint: str) -> LossyError:
     return LossyError(what, "ResumableDataLoader", hint)
 
 
-class _Key(NamedTuple):
-    """What a worker is asked for."""
+class _Loop(Iterator[Any]):
+    """torch's iterator over the batches, each of which is counted when it is handed out."""
+
+    def __init__(self, loader: ResumableDataLoader[Any], batches: Any) -> None:
+        self._loader = loader
+        self._batches = batches
+        self._num_restored = loader._num_restored
+        self._epoch, self._position = loader._order.epoch, loader._order.start
+        self._has_ended = False
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __next__(self) -> Any:
+        if self._loader._num_restored != self._num_restored:
+            raise UsageError(
+                "the loader was restored after this loop over it began",
+                "ResumableDataLoader",
+                "resume first, then call iter() or begin the loop",
+            )
+        order, before = self._loader._order, self._num_received
+        try:
+            batch = next(self._batches)
+        except StopIteration:
+            if not self._has_ended:
+                self._has_ended, order.is_open = True, False
+                order.epoch, order.position, order.total = self._epoch + 1, 0, None
+            raise
+        except Exception:
+            if self._num_received != before or before is None:
+                self._count()  # a sample raised: the next batch comes after it, as with torch's own
+            raise
+        self._count()
+        return batch
+
+    @property
+    def _num_received(self) -> int | None:
+        """How many batches workers have answered, with values or with an error; None without workers."""
+        return getattr(self._batches, "_rcvd_idx", None)
+
+    def _count(self) -> None:
+        order = self._loader._order
+        self._position += self._loader.batch_size or 1
+        if order.total is not None:
+            self._position = min(self._position, order.total)
+        order.epoch, order.position = self._epoch, self._position
+
+
+class _Seen:
+    """A loader as torch's iterators see it: with a dataset that seeds, and workers that show the user's."""
+
+    def __init__(self, loader: ResumableDataLoader[Any]) -> None:
+        self._loader = loader
+        self.dataset = _Seeded(loader.dataset)
+        self.worker_init_fn = _WorkerInit(loader.worker_init_fn)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+
+class _WorkerInit:
+    """What a worker does first."""
+
+    def __init__(self, own: Any) -> None:
+        self._own = own
+
+    def __call__(self, worker: int) -> None:
+        info = get_worker_info()
+        if info is not None and isinstance(info.dataset, _Seeded):
+            object.__setattr__(info, "dataset", info.dataset.dataset)  # torch lets no one assign to it
+        if self._own is not None:
+            self._own(worker)
+
+
+class _Key:
+    """What a worker is asked for: an index, and of which epoch and batch it is."""
 
     index: Any
     position: int
@@ -187,8 +256,27 @@ class _Key(NamedTuple):
     """Of the epoch."""
 
 
+class _Number(int, _Key):
+    """A key that is its own index to whoever knows no better: a trainer may put the loader together anew."""
+
+
+class _Text(str, _Key):
+    """The same for an index that is text."""
+
+
+class _Other(_Key):
+    """Any other index."""
+
+
+def _key(index: Any, position: int, seed: int) -> Any:
+    kind = type(index)
+    key: Any = _Number(index) if kind is int else _Text(index) if kind is str else _Other()
+    key.index, key.position, key.seed = index, position, seed
+    return key
+
+
 class _Order:
-    """The sampler: the order of an epoch from `start` on, of samples or of batches."""
+    """The sampler: the order of an epoch from `start` on, of samples or of batches, drawn as it is needed."""
 
     def __init__(
         self, dataset: Any, sampler: Iterable[Any] | None, shuffle: bool, seed: int, by_batch: bool
@@ -202,6 +290,8 @@ class _Order:
         """Of the loop that is about to begin."""
         self.is_open = False
         """Whether a loop over the epoch began, and did not end."""
+        self.total: int | None = None
+        """How many there are in the epoch, once its end was seen: a sampler's length may say less."""
         self._dataset = dataset
         self._by_batch = by_batch
 
@@ -210,29 +300,55 @@ class _Order:
         """To how many ranks the sampler deals out the samples; 1 where it is none that does."""
         return int(getattr(self.sampler, "num_replicas", 1))
 
+    @property
+    def length(self) -> int:
+        """What the sampler says that it has; 0 where it does not say."""
+        try:
+            return len(self)
+        except (TypeError, NotImplementedError):
+            return 0
+
     def set_epoch(self, epoch: int) -> None:
         """Begin that epoch, unless it is the one that it is in: what trainers call before each."""
         if epoch != self.epoch:
             self.epoch, self.position, self.start, self.is_open = epoch, 0, 0, False
+            self.total = None
 
     def __len__(self) -> int:
         return len(self._dataset if self.sampler is None else self.sampler)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Any]:
-        seed = _mix(self.seed, self.epoch, _rank())
-        indices = self._indices()
-        for position in range(self.start, len(indices)):
-            index = indices[position]
-            yield [_Key(i, position, seed) for i in index] if self._by_batch else _Key(index, position, seed)
+        seed, epoch, position = _mix(self.seed, self.epoch, _rank()), self.epoch, self.start
+        for indices, is_last in self._drawn(position):
+            if is_last and self.epoch == epoch:
+                self.total = position + len(indices)
+            for index in indices:
+                yield (
+                    [_key(i, position, seed) for i in index]
+                    if self._by_batch
+                    else _key(index, position, seed)
+                )
+                position += 1
 
-    def _indices(self) -> list[Any]:
-        """The whole epoch: the same for the same seed and epoch, on every rank."""
+    def _drawn(self, start: int) -> Iterator[tuple[list[Any], bool]]:
+        """The epoch from `start` on, some at a time, and whether they are its last.
+
+        They are the same for the same seed and epoch, on every rank.
+        """
         seed = _mix(self.seed, self.epoch, 0)
-        if self.sampler is None and self.shuffle:
-            generator = torch.Generator().manual_seed(seed)
-            return torch.randperm(len(self._dataset), generator=generator).tolist()
-        if self.sampler is None:
-            return list(range(len(self._dataset)))
+        if self.sampler is not None:
+            yield from self._of_sampler(start, seed)
+            return
+        length = len(self._dataset)
+        order = (
+            torch.randperm(length, generator=torch.Generator().manual_seed(seed)) if self.shuffle else None
+        )
+        for first in range(start, length, CHUNK):
+            end = min(first + CHUNK, length)
+            yield list(range(first, end)) if order is None else order[first:end].tolist(), end == length
+
+    def _of_sampler(self, start: int, seed: int) -> Iterator[tuple[list[Any], bool]]:
+        """What the user's sampler draws, with random numbers that are its own and nobody else's."""
         if callable(set_epoch := getattr(self.sampler, "set_epoch", None)):
             set_epoch(self.epoch)
         inner = getattr(self.sampler, "sampler", None)  # a BatchSampler's
@@ -241,8 +357,31 @@ class _Order:
                 own.manual_seed(seed)
             if one is inner and callable(set_epoch := getattr(one, "set_epoch", None)):
                 set_epoch(self.epoch)
+        numbers = _Numbers(seed)
+        with numbers:
+            drawn = islice(iter(self.sampler), start, None)  # type: ignore[arg-type]
+            ahead = list(islice(drawn, 1))
+        while ahead:
+            with numbers:  # one more than is given, so that the last are known to be
+                ahead += islice(drawn, CHUNK)
+            given, ahead = (ahead[:-1], ahead[-1:]) if len(ahead) > CHUNK else (ahead, [])
+            yield given, not ahead
+
+
+class _Numbers:
+    """The random numbers of `random`, `numpy.random` and torch on the CPU, as if nobody else drew any."""
+
+    def __init__(self, seed: int) -> None:
         with _seeded_here(seed):
-            return list(self.sampler)
+            self._states = _states()
+
+    def __enter__(self) -> None:
+        self._outside = _states()
+        _set_states(self._states)
+
+    def __exit__(self, *_: object) -> None:
+        self._states = _states()
+        _set_states(self._outside)
 
 
 class _Seeded(Dataset[Any]):
@@ -254,14 +393,7 @@ class _Seeded(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or "dataset" not in self.__dict__:
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
-
     def __getitem__(self, key: Any) -> Any:
-        if not isinstance(key, _Key):
-            return self.dataset[key]
         with _seeded(_mix(key.seed, key.position, 1)):
             return self.dataset[key.index]
 
@@ -269,7 +401,7 @@ class _Seeded(Dataset[Any]):
         indices = [key.index for key in keys]
         with _seeded(_mix(keys[0].seed, keys[0].position, 1) if keys else 0):
             fetch = getattr(self.dataset, "__getitems__", None)
-            return fetch(indices) if fetch else [self.dataset[index] for index in indices]
+            return fetch(indices) if callable(fetch) else [self.dataset[index] for index in indices]
 
 
 @contextmanager
@@ -286,14 +418,22 @@ def _seeded(seed: int) -> Iterator[None]:
 @contextmanager
 def _seeded_here(seed: int) -> Iterator[None]:
     """Random numbers from `seed` meanwhile, on the CPU."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    states = _states()
     _seed(seed)
     try:
         yield
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
+        _set_states(states)
+
+
+def _states() -> tuple[Any, Any, torch.Tensor]:
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+
+def _set_states(states: tuple[Any, Any, torch.Tensor]) -> None:
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
 
 
 def _seed(seed: int) -> None:

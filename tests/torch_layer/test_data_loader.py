@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
@@ -176,8 +177,175 @@ def test_it_is_a_dataloader_of_the_dataset() -> None:
     assert len(source.dataset) == 23  # type: ignore[arg-type]
     assert source.dataset.classes == 7  # type: ignore[attr-defined]
     assert source.dataset[3][0] == 3
+    dataset = Noisy()
+    assert loader(dataset=dataset).dataset is dataset
     with pytest.raises(AttributeError):
         _ = source.dataset.missing  # type: ignore[attr-defined]
+
+
+class Settable(Dataset[Any]):
+    """Samples that say what was set on the dataset."""
+
+    offset = 0
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> int:
+        return index + self.offset
+
+
+def set_offset(_: int) -> None:
+    info = torch.utils.data.get_worker_info()
+    assert info is not None
+    assert type(info.dataset) is Settable
+    info.dataset.offset = 100
+
+
+@pytest.mark.parametrize("context", [None, pytest.param("spawn", marks=pytest.mark.slow)])
+def test_what_is_set_on_the_dataset_reaches_it(context: str | None) -> None:
+    source = loader(dataset=Settable(), shuffle=False)
+    source.dataset.offset = 10  # type: ignore[attr-defined]
+    assert torch.cat(list(source)).tolist() == list(range(10, 18))
+    options = {"num_workers": 1, "worker_init_fn": set_offset, "multiprocessing_context": context}
+    workers = loader(dataset=Settable(), shuffle=False, **options)
+    assert torch.cat(list(workers)).tolist() == list(range(100, 108))
+    assert workers.worker_init_fn is set_offset
+
+
+class Raises(Settable):
+    def __getitem__(self, index: int) -> int:
+        if index == 5:
+            raise ValueError("a bad sample")
+        return index
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_sample_that_raises_is_passed_over_as_torch_does(workers: int) -> None:
+    def batches(source: Any) -> tuple[list[Any], list[int]]:
+        found: list[Any] = []
+        positions = []
+        iterator = iter(source)
+        while True:
+            try:
+                found.append(next(iterator).tolist())
+            except ValueError:
+                found.append("raised")
+            except StopIteration:
+                return found, positions
+            positions.append(getattr(source, "position", 0))
+
+    options = {"batch_size": 2, "num_workers": workers}
+    own, positions = batches(loader(dataset=Raises(), shuffle=False, **options))
+    assert own == [[0, 1], [2, 3], "raised", [6, 7]]
+    assert own == batches(DataLoader(Raises(), **options))[0]
+    assert positions == [2, 4, 6, 8]
+
+
+class Infinite(torch.utils.data.Sampler[int]):
+    """As detectron2's TrainingSampler: it has no length and no end."""
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(7)
+        while True:
+            yield from torch.randperm(23, generator=generator).tolist()
+
+
+class Renewed(Infinite):
+    """As mmengine's InfiniteSampler: no end, and the length of the data; draws from the global generators."""
+
+    def __init__(self) -> None:
+        self.indices = super().__iter__()
+
+    def __len__(self) -> int:
+        return 23
+
+    def __iter__(self) -> Iterator[int]:
+        for index in self.indices:
+            yield (index + random.randrange(23) + int(torch.randint(23, ()))) % 23
+
+
+@pytest.mark.parametrize("sampler", [Infinite, Renewed])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_sampler_without_an_end(sampler: type[Infinite], workers: int) -> None:
+    def make() -> ptsave.ResumableDataLoader[Any]:
+        return loader(sampler=sampler(), shuffle=None, num_workers=workers)
+
+    def some(iterator: Iterator[Any], number: int) -> list[torch.Tensor]:
+        return [next(iterator) for _ in range(number)]
+
+    whole = some(iter(make()), 36)
+    source = make()
+    started = iter(source)
+    first = some(started, 20)
+    assert (source.epoch, source.position) == (0, 80)
+    source.leave_finished_epoch()
+    resumed = make()
+    resumed.load_state_dict(source.state_dict())
+    random.random()
+    assert same(whole, first + some(iter(resumed), 16))
+
+
+class Counted(torch.utils.data.Sampler[int]):
+    """How many indices were asked for."""
+
+    def __init__(self) -> None:
+        self.drawn = 0
+
+    def __len__(self) -> int:
+        return 200_000_000
+
+    def __iter__(self) -> Iterator[int]:
+        for index in range(len(self)):
+            self.drawn += 1
+            yield index % 23
+
+
+class Large(Noisy):
+    def __len__(self) -> int:
+        return 200_000_000
+
+
+def test_indices_are_drawn_as_they_are_needed() -> None:
+    sampler = Counted()
+    tracemalloc.start()
+    try:
+        take(loader(sampler=sampler, shuffle=None), 3)
+        take(loader(dataset=Large(), shuffle=False), 3)
+        assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    finally:
+        tracemalloc.stop()
+    assert 12 <= sampler.drawn < 1000
+
+
+def test_a_sampler_has_random_numbers_of_its_own() -> None:
+    """Whatever the training draws between two batches, and however many are drawn at once."""
+
+    class Global(torch.utils.data.Sampler[int]):
+        def __len__(self) -> int:
+            return 700
+
+        def __iter__(self) -> Iterator[int]:
+            return (random.randrange(23) for _ in range(700))
+
+    whole = take(loader(sampler=Global(), shuffle=None), 175)
+    source = loader(sampler=Global(), shuffle=None)
+    first = []
+    for batch in source:
+        first.append(batch)
+        random.seed(1)
+        if len(first) == 100:
+            break
+    resumed = loader(sampler=Global(), shuffle=None)
+    resumed.load_state_dict(source.state_dict())
+    assert same(whole, first + list(resumed))
+
+
+def test_another_loader_made_of_its_parts_gives_the_samples() -> None:
+    """As trainers do that put loaders together anew."""
+    source = loader(dataset=Settable(), shuffle=False)
+    again = DataLoader(source.dataset, batch_sampler=source.batch_sampler)
+    assert torch.cat(list(again)).tolist() == list(range(8))
 
 
 def test_a_loop_that_was_left_is_followed_by_the_next_epoch() -> None:
