@@ -12,15 +12,18 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ptsave.errors import CorruptError, MissingFileError, RefusedError, UnreadableError, UsageError
-from ptsave.formats.run_folder import RunFile, file_name
+from ptsave.formats.run_folder import FOLDER, RunFile, file_name
 from ptsave.torch_layer import ranks
 from ptsave.torch_layer.background import Background
+from ptsave.torch_layer.items import Path as ItemPath
 from ptsave.torch_layer.preemption import Signals
+from ptsave.torch_layer.rank_values import WEIGHTS, Division, divide, few, others_paths, state_of
 from ptsave.torch_layer.retention import Retention, parse_best
-from ptsave.torch_layer.run_contents import state_of, step_of, tree_of, with_other_ranks
+from ptsave.torch_layer.run_contents import step_of, tree_of
 from ptsave.torch_layer.run_files import RunFiles
 from ptsave.torch_layer.snapshot import HostMemory
 from ptsave.torch_layer.spread import has_spread
+from ptsave.torch_layer.training_state import TrainingState
 from ptsave.torch_layer.whole import read_whole
 
 if TYPE_CHECKING:
@@ -88,6 +91,8 @@ class Checkpoints:
         self._background = Background()
         self._signals = Signals()
         self._has_saved = False
+        self._has_told = False
+        """Whether it was said that ranks have different weights."""
 
     # --- saving
 
@@ -114,24 +119,49 @@ class Checkpoints:
         Raises: RefusedError where the folder has later steps of a run that was not resumed; LossyError for
         what is not plain data; what the write before has raised (WriteError).
         """
-        step = step_of(step)
-        number = self._signals.received()
         group = self._own_group()
-        ranks.together(lambda: self._wait_for_last(is_leaving=bool(number)), group)
+        step, number = self._meet(step, group)
         ranks.from_first(lambda: self._refuse_to_go_back(step), group)
         tree = ranks.together(lambda: tree_of(state.state_dict(), step, epoch, metrics), group)
-        tree = with_other_ranks(tree, group)
+        division = divide(tree, _kinds_of(state), group)
         finish = (
-            self._spread_writer().begin(self._files, tree, step, group)
-            if has_spread(tree)
-            else ranks.together(lambda: self._copied(tree, step), group)
+            self._spread_writer().begin(self._files, division, step, group)
+            if division.is_folder
+            else ranks.together(lambda: self._copied(division.tree, step), group)
         )
+        self._tell_different(division)
         self._has_saved = True
         self._background.start(finish, f"the checkpoint of step {step}")
         if number:
-            self.wait()
-            ranks.meet()
+            ranks.together(self.wait, group)
             raise SystemExit(128 + number)
+
+    def _meet(self, step: Any, group: Any) -> tuple[int, int]:
+        """Wait for the write before, whose failure is no reason to leave without another try; then for the
+        other ranks. Returns the step of all, and the signal that came to any of them, or 0.
+
+        Raises: what the write has raised; UsageError, RankError.
+        """
+        failures: list[Exception] = []
+
+        def begin() -> int:
+            try:  # before anything else: the write uses the group too
+                self.wait()
+            except Exception as error:
+                failures.append(error)
+            return step_of(step)
+
+        agreed = ranks.together(begin, group, says="saves step {}".format)
+        number = max(ranks.gather(self._signals.noted, group))
+
+        def tell() -> None:
+            for error in failures:
+                if not number:
+                    raise error
+                warnings.warn(f"an earlier save failed: {error}", stacklevel=5)
+
+        ranks.together(tell, group)
+        return agreed, number
 
     def _copied(self, tree: Mapping[str, Any], step: int) -> Callable[[], None]:
         """What writes a copy of `tree`, on rank 0; nothing on the others."""
@@ -139,6 +169,16 @@ class Checkpoints:
             return lambda: None
         snapshot = self._memory.snapshot(tree, self.folder / file_name(step))
         return partial(self._files.write, snapshot, step)
+
+    def _tell_different(self, division: Division) -> None:
+        """Say once which weights the ranks have each their own of: it may be a fault of the training."""
+        if division.different and not self._has_told and ranks.is_first():
+            names = few(division.different)
+            warnings.warn(
+                f"the ranks hold different values of {names}: each rank's are kept, for that rank",
+                stacklevel=3,
+            )
+        self._has_told = self._has_told or bool(division.different)
 
     def _own_group(self) -> Any:
         if self._group is None:
@@ -162,15 +202,6 @@ class Checkpoints:
         finally:
             while self._files.notes:
                 warnings.warn(self._files.notes.pop(0), stacklevel=2)
-
-    def _wait_for_last(self, *, is_leaving: bool) -> None:
-        """Wait for the write before this one; its failure is no reason to leave without another try."""
-        try:
-            self.wait()
-        except Exception as error:
-            if not is_leaving:
-                raise
-            warnings.warn(f"an earlier save failed: {error}", stacklevel=3)
 
     def _refuse_to_go_back(self, step: int) -> None:
         """Raise RefusedError where a run is begun anew beside another one: `latest` would be the other's."""
@@ -198,15 +229,20 @@ class Checkpoints:
         Raises: CorruptError when there are checkpoints and all are damaged: a training never starts anew over
         a damaged run; LossyError when the state does not fit; then nothing was changed.
         """
-        self.wait()
         group = self._own_group()
-        live = ranks.together(state.state_dict, group) if group is not None else {}
+
+        def begin() -> Mapping[str, Any]:
+            self.wait()
+            return state.state_dict() if group is not None else {}
+
+        live = ranks.together(begin, group, says=lambda _: "resumes")
+        reading = _Reading(live, _kinds_of(state), group)
         num_damaged = 0
         for file in self._newest_first(group):
-            tree, problem = _read(file, live, group)
+            found, problem = reading.read(file)
             if not problem:
                 self._files.note_whole(file.path)
-                notes = ranks.together(partial(_give, state, tree), group)
+                notes = ranks.together(lambda: [*found[1], *state.load_state_dict(found[0])], group)  # noqa: B023
                 _tell(notes if ranks.is_first() else ())
                 return file.step + 1
             num_damaged += 1
@@ -293,7 +329,8 @@ class Checkpoints:
         traceback: TracebackType | None,
     ) -> None:
         """Close. After a signal that no save has obeyed, leave with 128 + its number all the same."""
-        number = self._signals.received() if error is None else 0
+        asks = error is None and self._signals.are_held
+        number = self._signals.received() if asks else 0  # before this rank may raise
         try:
             self.close()
         except Exception as failure:
@@ -304,30 +341,46 @@ class Checkpoints:
             raise SystemExit(128 + number)
 
 
-def _read(file: RunFile, live: Mapping[str, Any], group: Any) -> tuple[Any, str]:
-    """The tree of a checkpoint, every byte of it checked, or why it cannot be used; alike on all ranks.
-
-    Where the state of now, `live`, is spread over ranks, each reads the parts that it holds.
-    """
-    if file.problem:
-        return None, file.problem
-    if has_spread(live):
-        from ptsave.torch_layer.parallel.run_read import problem_of, read_parts  # import torch.distributed
-
-        problem = problem_of(file.path, group)
-        return None if problem else ranks.together(lambda: read_parts(file.path, live), group), problem
-    tree, problem = None, ""
-    try:
-        tree = read_whole(file.path)
-    except UnreadableError as error:
-        problem = error.what
-    return tree, next(filter(None, ranks.gather(problem, group)), "")
+def _kinds_of(state: Stateful) -> dict[ItemPath, str]:
+    return state.kinds() if isinstance(state, TrainingState) else {("model_state_dict",): WEIGHTS}
 
 
-def _give(state: Stateful, tree: Mapping[str, Any]) -> list[str]:
-    """Give `state` its part of `tree`; in words what could not be given."""
-    own, notes = state_of(tree)
-    return [*notes, *state.load_state_dict(own)]
+class _Reading:
+    """How the checkpoints of a run are read into the state of now; alike on all ranks."""
+
+    def __init__(self, live: Mapping[str, Any], kinds: Mapping[ItemPath, str], group: Any) -> None:
+        """`live`: the state of now; it matters only where there are ranks. Every rank calls it."""
+        self._live, self._group = live, group
+        self._others = others_paths(live, kinds, group) if group is not None else []
+        self._is_spread = any(ranks.gather(has_spread(live), group))
+
+    def read(self, file: RunFile) -> tuple[tuple[dict[str, Any], list[str]], str]:
+        """This rank's state in a checkpoint, every byte of which is checked, and notes; or why there is none.
+
+        Where the ranks have written it together, or hold parts of tensors, each reads what it needs.
+
+        Raises: LossyError for one of other ranks, whose values these cannot be given.
+        """
+        nothing: tuple[dict[str, Any], list[str]] = {}, []
+        if file.problem:
+            return nothing, file.problem
+        if self._is_spread or (ranks.size() > 1 and file.path.name.endswith(FOLDER)):
+            from ptsave.torch_layer.parallel.run_read import problem_of, read_parts  # torch.distributed
+
+            if problem := problem_of(file.path, self._group):
+                return nothing, problem
+            return ranks.together(lambda: read_parts(file.path, self._live, self._own), self._group), ""
+        tree, problem = None, ""
+        try:
+            tree = read_whole(file.path)
+        except UnreadableError as error:
+            problem = error.what
+        if problem := next(filter(None, ranks.gather(problem, self._group)), ""):
+            return nothing, problem
+        return ranks.together(lambda: self._own(tree), self._group), ""
+
+    def _own(self, tree: Any) -> tuple[dict[str, Any], list[str]]:
+        return state_of(tree, self._others)
 
 
 def _tell(notes: Sequence[str]) -> None:

@@ -40,9 +40,19 @@ class Signals:
             number, before = self._before.popitem()
             signal.signal(number, signal.SIG_DFL if before is None else before)
 
+    @property
+    def noted(self) -> int:
+        """The signal that came to this process; 0 when none did."""
+        return self._received
+
+    @property
+    def are_held(self) -> bool:
+        """Whether any were taken over."""
+        return bool(self._before)
+
     def received(self) -> int:
         """The signal that came, to any rank; 0 when none did. Where there are ranks, every one calls it."""
-        return ranks.largest(self._received) if self._before else self._received
+        return ranks.largest(self._received)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a fork that was made since: the training is its parent's

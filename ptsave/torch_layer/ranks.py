@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from ptsave.errors import PtsaveError, RankError
+from ptsave.errors import PtsaveError, RankError, UsageError
 from ptsave.torch_layer.parallel.environment import timeout
 
 T = TypeVar("T")
@@ -45,20 +45,30 @@ def gather(value: T, group: Any = None) -> list[T]:
     return values
 
 
-def together(work: Callable[[], T], group: Any = None) -> T:
+def together(work: Callable[[], T], group: Any = None, *, says: Callable[[T], str] | None = None) -> T:
     """What `work` returns here, when it has succeeded on every rank. Every rank calls it, and none is left
     behind in what comes next.
 
-    Raises: what `work` raises here; RankError where it fails on another rank.
+    `says`: in words, of the result, what this rank is about to do; all must say the same.
+
+    Raises: what `work` raises here; RankError where it fails on another rank; UsageError, on every rank,
+    where two are about to do different things.
     """
     try:
         result = work()
     except Exception as error:
-        gather(_why(error), group)
+        gather((_why(error), ""), group)
         raise
-    for rank, why in enumerate(gather("", group)):
+    told = gather(("", says(result) if says is not None else ""), group)
+    for rank, (why, _) in enumerate(told):
         if why:
             raise RankError(f"rank {rank} failed: {why}", "", "its own message says more")
+    for rank, (_, said) in enumerate(told):
+        if said != told[0][1]:
+            what = (
+                f"rank 0 {told[0][1] or 'does something else'}, rank {rank} {said or 'does something else'}"
+            )
+            raise UsageError(what, "Checkpoints", "call the same on every rank, with the same step")
     return result
 
 

@@ -28,10 +28,12 @@ from ptsave.core.training import (
 )
 from ptsave.errors import AmbiguousError, LossyError
 
-WORLD_SIZE, RANKS = "world_size", "ranks"
-"""Keys of how many ranks saved it, and of what each had for itself."""
-PROGRESS = frozenset({"epoch", "metrics", "loss", "best", WORLD_SIZE, RANKS, *STEP_KEYS})
+WORLD_SIZE, RANKS, RANK_VALUES = "world_size", "ranks", "rank_values"
+"""Keys of how many ranks saved it, of what each had for itself, and of which rank has which of that."""
+PROGRESS = frozenset({"epoch", "metrics", "loss", "best", WORLD_SIZE, RANKS, RANK_VALUES, *STEP_KEYS})
 """Keys that are the caller's: how far it came, and with how many."""
+UNSYNCHRONISED = "unsynchronised_gradients"
+"""Key of the gradients that each rank has accumulated for itself, of parameters that are sharded."""
 MAX_LISTED = 8
 """How many keys a sentence lists."""
 RNG_KEYS = ("rng_state", "rng_states", "rng", "random_state", "random_states", "rng_state_dict")
@@ -91,10 +93,12 @@ def canonical(state: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[dict
     generators = _generators(state, keys)
     if generators:
         parts["rng"] = generators
-    if isinstance(state.get("gradients"), Mapping):
-        parts["gradients"] = state["gradients"]
-        keys.add("gradients")
-    left = [_in_words(key, state[key]) for key in state if key not in keys and key not in PROGRESS]
+    for key in ("gradients", UNSYNCHRONISED):
+        if isinstance(state.get(key), Mapping):
+            parts[key] = state[key]
+            keys.add(key)
+    unused = [key for key in state if key not in keys and key not in PROGRESS and not is_nothing(state[key])]
+    left = [_in_words(key, state[key]) for key in unused]
     more = ", …" if len(left) > MAX_LISTED else ""
     return parts, [f"not used of the checkpoint: {', '.join(left[:MAX_LISTED])}{more}"] if left else []
 
@@ -186,6 +190,11 @@ def header(name: str, value: torch.Tensor, storage: MemoryStorage) -> TensorEntr
     shape = tuple(value.shape)
     dtype = BY_NAME[str(value.dtype).removeprefix("torch.")]
     return TensorEntry(name, dtype, shape, contiguous_strides(shape), storage, 0)
+
+
+def is_nothing(value: Any) -> bool:
+    """Whether `value` is an empty container."""
+    return isinstance(value, (Mapping, list, tuple)) and not value
 
 
 def is_count(value: Any) -> bool:

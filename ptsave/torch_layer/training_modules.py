@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,6 +62,12 @@ def parameters_of(module: nn.Module) -> dict[str, nn.Parameter]:
     named = dict(unwrap(module).named_parameters(remove_duplicate=False))
     cleaned = clean_names(named)
     return {cleaned[name]: parameter for name, parameter in named.items()}
+
+
+def buffers_of(module: nn.Module) -> list[str]:
+    """The names of the buffers, as the state dict has them."""
+    names = clean_names(name for name, _ in unwrap(module).named_buffers(remove_duplicate=False))
+    return list(names.values())
 
 
 class ModulePlan(NamedTuple):
@@ -191,6 +197,82 @@ def _parts(gradient: torch.Tensor) -> Any:
         "values": gradient.values(),
         "shape": tuple(gradient.shape),
     }
+
+
+def unsynchronised_of(module: nn.Module, label: str) -> dict[str, torch.Tensor]:
+    """The gradients that FSDP2 keeps whole on each rank until it is to synchronise them, by parameter.
+
+    Raises: LossyError for what an accumulation has halfway, reduced among some of the ranks.
+    """
+    found: dict[str, torch.Tensor] = {}
+    for name, parameter in _fsdp_parameters(module, label):
+        whole = getattr(parameter, "_unsharded_param", None)
+        gradients = [parameter.unsharded_accumulated_grad, whole.grad if whole is not None else None]
+        for gradient in gradients:
+            if gradient is not None:
+                found[name] = found[name] + gradient if name in found else gradient.detach()
+    return found
+
+
+def _fsdp_parameters(module: nn.Module, label: str) -> Iterator[tuple[str, Any]]:
+    """What FSDP2 has for each parameter, by the architecture's name.
+
+    Source: torch/distributed/fsdp/_fully_shard/_fsdp_param_group.py of torch 2.13 (`post_backward`); before
+    2.12 a module had at most one group.
+
+    Raises: LossyError for gradients that are reduced among some of the ranks.
+    """
+    names = {id(p): name for name, p in reversed(parameters_of(module).items())}
+    for inner in module.modules():
+        if not (callable(getattr(inner, "_get_fsdp_state", None)) and hasattr(inner, "unshard")):
+            continue
+        state = inner._get_fsdp_state()  # type: ignore[operator]
+        one = [] if hasattr(state, "_fsdp_param_groups") else [state._fsdp_param_group]
+        for group in getattr(state, "_fsdp_param_groups", one):
+            if group is None:
+                continue
+            if getattr(group, "_partial_reduce_output", None) is not None:
+                raise LossyError(
+                    "gradients are reduced among some of the ranks (set_requires_all_reduce(False))",
+                    label,
+                    "save after the backward pass that reduces them among all",
+                )
+            for parameter in group.fsdp_params:
+                yield names.get(id(parameter.sharded_param), parameter._param_fqn), parameter
+
+
+def plan_unsynchronised(module: nn.Module, saved: Any, label: str) -> list[tuple[Any, torch.Tensor | None]]:
+    """What FSDP2 has for each parameter, with the whole gradient of `saved` that it is to go on from.
+
+    Raises: LossyError for one that belongs to no parameter that FSDP2 shards.
+    """
+    left = dict(saved) if isinstance(saved, Mapping) else {}
+    ready: list[tuple[Any, torch.Tensor | None]] = []
+    for name, parameter in _fsdp_parameters(module, label):
+        gradient = left.pop(name, None)
+        if gradient is not None:
+            is_good = isinstance(gradient, torch.Tensor) and gradient.shape == parameter.sharded_param.shape
+            if not is_good or parameter.is_dtensor:
+                left[name] = gradient
+                break
+            gradient = gradient.to(parameter.sharded_param.device, copy=True)
+        ready.append((parameter, gradient))
+    if left:
+        raise LossyError(
+            f"the checkpoint has a gradient of {next(iter(left))!r} that was not synchronised, and no "
+            "parameter takes it",
+            label,
+            "resume with the model, and sharded, as it was saved",
+        )
+    return ready
+
+
+def set_unsynchronised(ready: Iterable[tuple[Any, torch.Tensor | None]]) -> None:
+    """Let each parameter of FSDP2 go on from its whole gradient, and the others from none."""
+    for parameter, gradient in ready:
+        if (whole := getattr(parameter, "_unsharded_param", None)) is not None:
+            whole.grad = None
+        parameter.unsharded_accumulated_grad = gradient
 
 
 def plan_gradients(module: nn.Module, saved: Any, label: str) -> dict[str, torch.Tensor]:

@@ -48,8 +48,11 @@ class OptimizerPlan:
         ]
         self.optimizer.load_state_dict(self.state)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        live = self.optimizer.optim.state if is_zero(self.optimizer) else self.optimizer.state
         for position, tensors in self.kept.items():
-            state = self.optimizer.state[parameters[position]]
+            if is_zero(self.optimizer) and parameters[position] not in live:
+                continue  # another rank's
+            state = live[parameters[position]]
             for key, tensor in tensors.items():
                 if state[key].dtype is not tensor.dtype:
                     state[key] = tensor.to(state[key].device)
@@ -85,12 +88,36 @@ def names_in(optimizer: Any, names: Names, label: str) -> list[list[str]]:
     return result
 
 
+def is_zero(optimizer: Any) -> bool:
+    """Whether it keeps the state of each parameter on one rank alone (torch's ZeroRedundancyOptimizer)."""
+    return any(kind.__name__ == "ZeroRedundancyOptimizer" for kind in type(optimizer).__mro__)
+
+
+def own_state(optimizer: Any) -> dict[str, Any]:
+    """`optimizer.state_dict()`; of one that has a shard of the state, that shard, with all the groups."""
+    if not is_zero(optimizer):
+        return dict(optimizer.state_dict())
+    numbers = {id(p): i for i, p in enumerate(p for g in optimizer.param_groups for p in g["params"])}
+    groups = [
+        {**group, "params": [numbers[id(p)] for p in group["params"]]} for group in optimizer.param_groups
+    ]
+    return {
+        "state": {numbers[id(p)]: values for p, values in optimizer.optim.state.items()},
+        "param_groups": groups,
+    }
+
+
+def state_of_part(member: Any) -> Any:
+    """The state dict of a part of a training that may be an optimizer; what this rank has of it."""
+    return own_state(member) if has_groups(member) else member.state_dict()
+
+
 def optimizer_state(optimizer: Any, names: Names, label: str) -> dict[str, Any]:
-    """`optimizer.state_dict()` with the names of the parameters in each group; the live tensors themselves.
+    """`own_state` with the names of the parameters in each group; the live tensors themselves.
 
     Raises: LossyError as `names_in` does.
     """
-    state = dict(optimizer.state_dict())
+    state = own_state(optimizer)
     groups = []
     for group, found in zip(state["param_groups"], names_in(optimizer, names, label), strict=True):
         groups.append({**group, NAMES_KEY: found})

@@ -14,25 +14,32 @@ from torch import nn
 
 from ptsave.errors import LossyError, UsageError
 from ptsave.torch_layer import training_rng
+from ptsave.torch_layer.rank_values import BUFFER, GENERATOR, SHARD, WEIGHTS
 from ptsave.torch_layer.spread import gather_no_more
-from ptsave.torch_layer.training_keys import canonical
-from ptsave.torch_layer.training_members import check_member, map_members, members, pairs, stateful
+from ptsave.torch_layer.training_keys import UNSYNCHRONISED, canonical
+from ptsave.torch_layer.training_members import Generator, check_member, map_members, members, pairs, stateful
 from ptsave.torch_layer.training_modules import (
     ModulePlan,
+    buffers_of,
     gradients_of,
     parameters_of,
     plan_gradients,
     plan_module,
+    plan_unsynchronised,
     set_gradients,
+    set_unsynchronised,
     state_of,
+    unsynchronised_of,
 )
 from ptsave.torch_layer.training_optimizer import (
     Names,
     OptimizerPlan,
     has_groups,
+    is_zero,
     names_in,
     optimizer_state,
     plan_optimizer,
+    state_of_part,
 )
 from ptsave.torch_layer.training_plain import first_inert, like, plain
 from ptsave.torch_layer.training_undo import Step, apply_all
@@ -78,7 +85,7 @@ class TrainingState:
             for name, part in given.items()
             if part is not None
         }
-        for reserved in ("rng", "rng_state", "gradients", "step", "epoch", "metrics"):
+        for reserved in ("rng", "rng_state", "gradients", UNSYNCHRONISED, "step", "epoch", "metrics"):
             if reserved in others:
                 raise UsageError(f"{reserved!r} is kept anyway", "TrainingState", "choose another name")
         for name, part in self._parts.items():
@@ -115,8 +122,29 @@ class TrainingState:
             state[key] = map_members(part_name, part, take)
         if gradients := {label: found for label, m in self._modules().items() if (found := gradients_of(m))}:
             state["gradients"] = gradients
+        whole = {label: unsynchronised_of(module, label) for label, module in self._modules().items()}
+        if whole := {label: found for label, found in whole.items() if found}:
+            state[UNSYNCHRONISED] = whole
         state["rng_state"] = training_rng.capture()
         return state
+
+    def kinds(self) -> dict[tuple[str | int, ...], str]:
+        """What ranks may well have different values of, by the path's beginning in `state_dict()`: the kinds
+        of `rank_values`."""
+        kinds: dict[tuple[str | int, ...], str] = {}
+        for part_name, part in self._parts.items():
+            for label, member in members(part_name, part).items():
+                key = label.removeprefix(part_name).removeprefix(".")
+                place: str | int = int(key) if key and isinstance(part, (list, tuple)) else key
+                path = (f"{part_name}_state_dict", *((place,) if key else ()))
+                if isinstance(member, nn.Module):
+                    kinds[path] = WEIGHTS
+                    kinds |= {(*path, name): BUFFER for name in buffers_of(member)}
+                elif isinstance(member, Generator):
+                    kinds[path] = GENERATOR
+                elif is_zero(member):
+                    kinds[(*path, "state")] = SHARD
+        return kinds
 
     # --- giving back
 
@@ -135,6 +163,12 @@ class TrainingState:
             label: plan_gradients(module, saved.get(label), label)
             for label, module in self._modules().items()
         }
+        whole = parts.get(UNSYNCHRONISED) or {}
+        unsynchronised = [
+            pair
+            for label, module in self._modules().items()
+            for pair in plan_unsynchronised(module, whole.get(label), label)
+        ]
         rng, rng_notes = training_rng.check(parts.get("rng") or {})
         notes += (
             rng_notes if parts.get("rng") is not None else ["rng_state: random numbers go on from elsewhere"]
@@ -144,6 +178,7 @@ class TrainingState:
         steps += [Step(plan.label, plan.optimizer, plan.apply) for plan in optimizers]
         steps += [Step(label, plan.module, plan.apply) for label, plan in modules.items()]
         steps += [Step(label, None, partial(set_gradients, own[label], gradients[label])) for label in own]
+        steps.append(Step("gradients", None, partial(set_unsynchronised, unsynchronised)))
         apply_all([*steps, Step("rng_state", None, partial(training_rng.restore, rng))], list(own.values()))
         return notes
 
@@ -167,7 +202,7 @@ class TrainingState:
                         "model_state_dict",
                         "`ptsave inspect` lists what is there",
                     )
-                if any(member.state_dict() for member in members(part_name, part).values()):  # in use
+                if any(state_of_part(member) for member in members(part_name, part).values()):  # in use
                     notes.append(f"{part_name}: not in the checkpoint, goes on as it is")
                 continue
             for label, (member, value) in pairs(part_name, part, saved).items():

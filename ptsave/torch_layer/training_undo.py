@@ -14,7 +14,7 @@ from torch import nn
 from ptsave.errors import LossyError
 from ptsave.torch_layer import training_rng
 from ptsave.torch_layer.fill import has_no_loading_code
-from ptsave.torch_layer.training_optimizer import has_groups
+from ptsave.torch_layer.training_optimizer import has_groups, state_of_part
 
 MAX_ITEMS = 100_000
 """Longest container that is copied: longer ones are data, not state."""
@@ -91,19 +91,19 @@ class _Memory:
         self._state = None if isinstance(member, nn.Module) else self._own_state()
 
     def _own_state(self) -> Any:
-        state = self._member.state_dict()
+        state = state_of_part(self._member)
         return state if has_groups(self._member) else copy.deepcopy(state)
 
     def put_back(self) -> bool:
         """Make it what it was; whether it is, as far as it says itself."""
         self._restore()
-        if self._state is None or _is_same(self._member.state_dict(), self._state):
+        if self._state is None or _is_same(state_of_part(self._member), self._state):
             return True
         try:  # something in an object of its own, which its state reaches
             self._member.load_state_dict(self._state)
         except Exception:  # whatever it raises, its attributes are those of before
             self._restore()
-        return _is_same(self._member.state_dict(), self._state)
+        return _is_same(state_of_part(self._member), self._state)
 
     def _restore(self) -> None:
         for one, attributes in self._attributes:

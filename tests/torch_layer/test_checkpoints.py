@@ -25,7 +25,7 @@ from ptsave.errors import CorruptError, LossyError, PtsaveError, RefusedError, U
 from ptsave.formats.run_folder import read_run_file
 from ptsave.torch_layer import run_files
 from ptsave.torch_layer.checkpoints import Checkpoints
-from ptsave.torch_layer.run_contents import state_of
+from ptsave.torch_layer.rank_values import state_of
 
 
 class Weights:

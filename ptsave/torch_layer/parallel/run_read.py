@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from ptsave.core.select import PARALLEL_WRAPPER, WRAPPERS
 from ptsave.errors import PtsaveError, UnreadableError
 from ptsave.formats import open_checkpoint
 from ptsave.torch_layer import ranks
+from ptsave.torch_layer.items import named
 from ptsave.torch_layer.parallel.materialise import OWN_PARTS
 from ptsave.torch_layer.spread import is_spread
 from ptsave.torch_layer.tensors import read_tensors
-from ptsave.torch_layer.training_names import by_name, is_optimizer, nested
+from ptsave.torch_layer.training_keys import UNSYNCHRONISED
 from ptsave.torch_layer.whole import with_tensors
 
 Names = dict[tuple[str, ...], torch.Tensor]
@@ -48,16 +49,20 @@ def _first_problem(checkpoint: Checkpoint) -> str:
     return ""
 
 
-def read_parts(path: Path, live: Mapping[str, Any]) -> Any:
-    """The tree at `path`, each tensor as the one of its name in `live`, the state of now, is spread.
+def read_parts(
+    path: Path, live: Mapping[str, Any], choose: Callable[[Any], tuple[dict[str, Any], list[str]]]
+) -> tuple[dict[str, Any], list[str]]:
+    """What `choose` takes of the tree at `path`, each tensor spread as the one of its name in `live`, the
+    state of now; and what `choose` has to say.
 
-    Its bytes are not held against anything: `problem_of` has done that.
+    Its bytes are not checked against anything: `problem_of` has done that.
 
-    Raises: UnreadableError.
+    Raises: UnreadableError; what `choose` raises.
     """
     try:
         with open_checkpoint(path) as checkpoint:
-            root = _by_name(checkpoint.root)
+            chosen, notes = choose(checkpoint.root)
+            root = named(chosen)
             wanted = _wanted(root, _names(live))
             entries: dict[str, TensorEntry] = {}
             targets: dict[Any, tuple[str, torch.Tensor | None]] = {}
@@ -71,21 +76,10 @@ def read_parts(path: Path, live: Mapping[str, Any]) -> Any:
                 view: read[name] if want is None else OWN_PARTS.join(read[name].to(want.device), want)
                 for view, (name, want) in targets.items()
             }
-            return with_tensors(root, tensors)
+            return with_tensors(root, tensors), notes
     except OSError as error:
         what = f"cannot be read: {error.strerror or error}"
         raise UnreadableError(what, str(path), "check the disk and its permissions") from error
-
-
-def _by_name(node: Any) -> Any:
-    """`node` with the states of optimizers under the names of their parameters, where it has the names."""
-    if isinstance(node, dict):
-        made = {key: _by_name(item) for key, item in nested(node).items()}
-        named = type(node)(by_name(made) if is_optimizer(made) else made)
-        if hasattr(node, "_metadata"):  # a state dict's, with the versions of its modules
-            named._metadata = node._metadata  # type: ignore[attr-defined]
-        return named
-    return [_by_name(item) for item in node] if isinstance(node, list) else node
 
 
 def _names(live: Mapping[str, Any]) -> Names:
@@ -105,7 +99,9 @@ def _wanted(root: Any, names: Names) -> Iterator[tuple[TensorEntry, torch.Tensor
     An optimizer's state has the name of its parameter in its path, and mostly its shape.
     """
     for path, entry in _leaves((), root):
-        if isinstance(entry, TensorEntry):
+        if isinstance(entry, TensorEntry) and path[0] == UNSYNCHRONISED:
+            yield entry, None
+        elif isinstance(entry, TensorEntry):
             yield entry, next((t for t in _candidates(path, names) if tuple(t.shape) == entry.shape), None)
 
 

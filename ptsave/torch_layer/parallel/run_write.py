@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from typing import Any
@@ -34,15 +34,12 @@ from ptsave.formats.zip_checks import check_crcs
 from ptsave.formats.zip_reader import read_directory
 from ptsave.torch_layer import ranks
 from ptsave.torch_layer.environment import environment
+from ptsave.torch_layer.items import Path, name_of
 from ptsave.torch_layer.live import refused_kind
 from ptsave.torch_layer.parallel.writer import Place, Writer, explained, place_in
+from ptsave.torch_layer.rank_values import Division
 from ptsave.torch_layer.run_files import RunFiles
 from ptsave.torch_layer.snapshot import HostMemory
-from ptsave.torch_layer.spread import has_spread, is_spread
-from ptsave.torch_layer.training_names import by_name, is_optimizer
-from ptsave.torch_layer.training_plain import plain
-
-Path = tuple[str | int, ...]
 
 
 class SpreadWriter:
@@ -51,30 +48,26 @@ class SpreadWriter:
     def __init__(self) -> None:
         self._memory = HostMemory()
 
-    def begin(self, files: RunFiles, tree: Mapping[str, Any], step: int, group: Any) -> Callable[[], None]:
-        """Copy this rank's part of `tree` to host memory; returns what waits until all have written theirs.
+    def begin(self, files: RunFiles, division: Division, step: int, group: Any) -> Callable[[], None]:
+        """Copy what this rank writes of a state to host memory; returns what waits until all have written.
 
-        Every rank calls it, with a `group` that no one else uses meanwhile, and with the same names in
-        `tree`; what is not spread is rank 0's.
+        Every rank calls it, with a `group` that no one else uses meanwhile.
 
-        Raises: LossyError for what is no tensor and no plain data; WriteError, RankError, alike on all ranks.
+        Raises: LossyError for what cannot be kept; WriteError, RankError, alike on all ranks.
         """
-        items = ranks.together(lambda: dict(flatten(tree)), group)
-        num_bytes = sum(v.numel() * v.element_size() for v in items.values() if isinstance(v, torch.Tensor))
         opened = ExitStack()
         folder: OutputFolder | None = None
 
         def open_() -> Place:
             nonlocal folder
-            folder = opened.enter_context(files.open_folder(step, num_bytes))
+            folder = opened.enter_context(files.open_folder(step, division.num_bytes))
             return place_in(folder, ranks.size())
 
-        # what is not spread is rank 0's: a buffer may differ (batch norm's, of the rank's own samples)
-        state = {_name(p): value for p, value in items.items() if ranks.is_first() or is_spread(value)}
         try:
+            paths, state = ranks.together(lambda: _checked(division), group)
             place = ranks.from_first(open_, group)
             state = ranks.together(lambda: _copied(state, self._memory), group)
-            writer = _RunWriter(place, {_name(path): path for path in items}, folder, opened)
+            writer = _RunWriter(place, paths, folder, opened)
             future = _begin(state, writer, group)
         except BaseException as error:
             opened.__exit__(type(error), error, error.__traceback__)  # without one it would be taken as done
@@ -84,7 +77,7 @@ class SpreadWriter:
             with opened:  # of a save that failed, nothing is left
                 _wait(future, place.folder)
             if folder is not None:
-                files.note_written(folder.destination, step, tree)
+                files.note_written(folder.destination, step, division.tree)
 
         return finish
 
@@ -158,6 +151,22 @@ def _copied(state: Mapping[str, Any], memory: HostMemory) -> dict[str, Any]:
     return copied
 
 
+def _checked(division: Division) -> tuple[dict[str, Path], dict[str, Any]]:
+    """The path of every item of the folder, and the value of each that this rank writes, by its name there.
+
+    Raises: LossyError for a tensor that cannot be kept as plain bytes, and for two items of one name.
+    """
+    paths = {name_of(path): path for path in division.paths}
+    if len(paths) < len(division.paths):
+        path = next(path for path in division.paths if paths[name_of(path)] != path)
+        raise LossyError(f"two values are called {name_of(path)!r}", "", "give one of them another name")
+    for path, value in division.mine.items():
+        if isinstance(value, torch.Tensor) and (kind := refused_kind(_local(value))) is not None:
+            what = f"{name_of(path)!r} is {kind}, which cannot be kept as plain bytes"
+            raise LossyError(what, "", "convert it to a dense tensor first")
+    return paths, {name_of(path): value for path, value in division.mine.items()}
+
+
 class _Copied(BlockingAsyncStager):
     """What torch asks for a copy, where there is one already."""
 
@@ -193,52 +202,3 @@ def _wait(future: Future[Any], where: str) -> None:
         raise explained(error, where) from error
     except (RuntimeError, dist.DistError) as error:
         raise RankError(f"the connection to another rank broke: {error}", where, "resume") from error
-
-
-# --- the items of a state ---------------------------------------------------------------------------------
-
-
-def flatten(tree: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:
-    """Path → tensor or plain value, as torch.distributed.checkpoint keeps them, optimizers by name.
-
-    A dictionary that would lose something, since it is empty or has keys that are no text, is one value.
-
-    Raises: LossyError for what is neither.
-    """
-    for key, value in tree.items():
-        yield from _flatten((key,), value)
-
-
-def _flatten(path: Path, value: Any) -> Iterator[tuple[Path, Any]]:
-    value = by_name(value) if is_optimizer(value) else value
-    if isinstance(value, Mapping) and (has_spread(value) or _is_kept_by_key(value)):
-        for key, item in value.items():
-            yield from _flatten((*path, str(key)), item)
-    elif isinstance(value, list) and any(isinstance(item, (Mapping, torch.Tensor, list)) for item in value):
-        for number, item in enumerate(value):
-            yield from _flatten((*path, number), item)
-    else:
-        yield path, _kept(value, path)
-
-
-def _is_kept_by_key(value: Mapping[Any, Any]) -> bool:
-    return bool(value) and all(isinstance(key, str) for key in value)
-
-
-def _kept(value: Any, path: Path) -> Any:
-    """Raises: LossyError."""
-    if isinstance(value, torch.Tensor):
-        if (kind := refused_kind(_local(value))) is not None:
-            raise LossyError(
-                f"{_name(path)!r} is {kind}, which cannot be kept as plain bytes",
-                "",
-                "convert it to a dense tensor first",
-            )
-        return value.detach()
-    if has_spread(value):
-        raise LossyError(f"{_name(path)!r} has parts of tensors in a tuple", "", "make it a list")
-    return plain(value, _name(path))
-
-
-def _name(path: Path) -> str:
-    return ".".join(map(str, path))
