@@ -292,8 +292,9 @@ class Checkpoints:
         """From now on these signals (SIGTERM if none is named) only ask to stop: the next `save` leaves.
 
         A loop that saves now and then asks `should_stop` at each step. The end of the `with` block, or
-        `close`, gives the signals back. A second SIGINT is a KeyboardInterrupt. Send them to the training's
-        process alone: a DataLoader's workers end on a SIGTERM of their own, and their batches are missed.
+        `close`, gives the signals back. A second SIGINT is a KeyboardInterrupt. Where they go to all
+        processes of the job, DataLoaders' workers that begin after this stay at their work: all those of a
+        ResumableDataLoader, and those of others that are forks.
 
         Raises: UsageError outside the main thread.
         """

@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from ptsave.errors import LossyError, UsageError
+from ptsave.torch_layer.preemption import WorkerInit
 
 T_co = TypeVar("T_co", covariant=True)
 MAX_SEED = 2**63 - 1
@@ -76,6 +77,7 @@ class ResumableDataLoader(DataLoader[T_co]):
         self._is_restored = False
         self._num_restored = 0
         own: dict[str, Any] = {"generator": torch.Generator()}
+        own["worker_init_fn"] = WorkerInit(options.pop("worker_init_fn", None))
         if batch_sampler is not None:
             own["batch_sampler"] = self._order
         else:

@@ -317,7 +317,8 @@ def _check_kind(
 ) -> None:
     """Raise LossyError where options or state are those of an optimizer of another kind."""
     inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's
-    defaults = getattr(optimizer, "defaults", {})
+    inner = inner.optim if is_zero(inner) else inner
+    defaults = getattr(inner if is_zero(optimizer) else optimizer, "defaults", {})
     for group, own in zip(groups, optimizer.param_groups, strict=False):
         options = {key: value for key, value in own.items() if key in defaults} or own
         states = [kept for key in group["params"] if (kept := state.get(key))]
