@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +22,7 @@ from ptsave.torch_layer.preemption import Signals
 from ptsave.torch_layer.rank_values import WEIGHTS, Division, divide, few, others_paths, state_of
 from ptsave.torch_layer.retention import Retention, parse_best
 from ptsave.torch_layer.run_contents import step_of, tree_of
-from ptsave.torch_layer.run_files import RunFiles
+from ptsave.torch_layer.run_files import VISIBLE_SECONDS, RunFiles
 from ptsave.torch_layer.snapshot import HostMemory
 from ptsave.torch_layer.spread import has_spread
 from ptsave.torch_layer.training_state import TrainingState
@@ -28,6 +30,9 @@ from ptsave.torch_layer.whole import read_whole
 
 if TYPE_CHECKING:
     from ptsave.torch_layer.parallel.run_write import SpreadWriter
+
+
+_SHARE = "keep the run in a folder that all nodes share"
 
 
 class Stateful(Protocol):
@@ -121,7 +126,7 @@ class Checkpoints:
         """
         group = self._own_group()
         step, number = self._meet(step, group)
-        ranks.from_first(lambda: self._refuse_to_go_back(step), group)
+        self._begin_run(step, group)
         tree = ranks.together(lambda: tree_of(state.state_dict(), step, epoch, metrics), group)
         division = divide(tree, _kinds_of(state), group)
         finish = (
@@ -203,10 +208,46 @@ class Checkpoints:
             while self._files.notes:
                 warnings.warn(self._files.notes.pop(0), stacklevel=2)
 
-    def _refuse_to_go_back(self, step: int) -> None:
-        """Raise RefusedError where a run is begun anew beside another one: `latest` would be the other's."""
+    def _begin_run(self, step: int, group: Any) -> None:
+        """At the first save: see that it does not go back, and that all ranks have one folder.
+
+        Raises: RefusedError, alike on all ranks; WriteError.
+        """
         if self._has_saved:
             return
+        ranks.from_first(lambda: self._refuse_to_go_back(step), group)
+        if ranks.size() == 1:
+            return
+        with ExitStack() as opened:
+            name = ranks.from_first(lambda: opened.enter_context(self._files.marked()), group)
+            seen = ranks.gather((str(self.folder), self._files.sees(name)), group)
+        for rank, (folder, sees_it) in enumerate(seen):
+            if not sees_it:
+                what = f"rank {rank} does not see in {folder} what rank 0 writes to {seen[0][0]}"
+                raise RefusedError(what, "", _SHARE)
+
+    def _check_listings(self, group: Any) -> None:
+        """See that all ranks have the same checkpoints before any of them is called damaged.
+
+        Raises: MissingFileError, alike on all ranks.
+        """
+        end = time.monotonic() + VISIBLE_SECONDS
+        while True:
+            listings = ranks.gather(ranks.together(self._files.listing, group), group)
+            other = next((rank for rank, one in enumerate(listings) if one != listings[0]), 0)
+            if not other:
+                return
+            if any(ranks.gather(time.monotonic() > end, group)):
+                name = sorted(set(listings[0].items()) ^ set(listings[other].items()))[-1][0]
+                what = (
+                    f"rank 0 sees {len(listings[0])} checkpoints of the run, rank {other} sees "
+                    f"{len(listings[other])}: they do not have the same {name}"
+                )
+                raise MissingFileError(what, str(self.folder), f"{_SHARE}; nothing is damaged")
+            time.sleep(VISIBLE_SECONDS / 50)
+
+    def _refuse_to_go_back(self, step: int) -> None:
+        """Raise RefusedError where a run is begun anew beside another one: `latest` would be the other's."""
         try:
             latest = next((file for file in self._files.newest_first() if not file.problem), None)
         except MissingFileError:  # the write says more about it
@@ -236,6 +277,8 @@ class Checkpoints:
             return state.state_dict() if group is not None else {}
 
         live = ranks.together(begin, group, says=lambda _: "resumes")
+        if ranks.size() > 1:
+            self._check_listings(group)
         reading = _Reading(live, _kinds_of(state), group)
         num_damaged = 0
         for file in self._newest_first(group):

@@ -153,7 +153,7 @@ def _reach_forked_worker(_: object) -> None:
     torch sets the worker's own handlers when it begins, and calls the user's function after that.
     """
     process: Any = multiprocessing.current_process()
-    target = getattr(process, "_target", None)
+    target: Any = getattr(process, "_target", None)
     if not _held or getattr(target, "__name__", "") != "_worker_loop":
         return
     bound = inspect.signature(target).bind(*process._args, **process._kwargs)
@@ -163,4 +163,4 @@ def _reach_forked_worker(_: object) -> None:
         process._args, process._kwargs = bound.args, bound.kwargs
 
 
-multiprocessing.util.register_after_fork(_reach_forked_worker, _reach_forked_worker)  # type: ignore[attr-defined]
+multiprocessing.util.register_after_fork(_reach_forked_worker, _reach_forked_worker)

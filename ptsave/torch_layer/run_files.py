@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -15,7 +16,7 @@ from ptsave.core import system
 from ptsave.core.atomic_folder import OutputFolder, replacing_folder
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.record import Record
-from ptsave.core.temporary import discard, remove_litter_of
+from ptsave.core.temporary import create, discard, remove_litter_of, remove_temporary, temporary_name
 from ptsave.core.write_errors import errors_of
 from ptsave.errors import NoRoomError, WriteError
 from ptsave.formats.base import WriteOptions
@@ -32,10 +33,13 @@ from ptsave.formats.run_folder import (
     read_run_file,
 )
 from ptsave.formats.torch_zip_write import write
+from ptsave.stopping import unfinished
 from ptsave.torch_layer.environment import environment
 from ptsave.torch_layer.retention import Retention
 from ptsave.torch_layer.whole import is_whole
 
+VISIBLE_SECONDS = 10.0
+"""How long it may take until all ranks see what one of them has written."""
 Fingerprint = tuple[int, int, int]
 
 
@@ -103,6 +107,52 @@ class RunFiles:
             return True
         self.note_damaged(file, "its bytes are damaged")
         return False
+
+    # --- the other ranks
+
+    @contextmanager
+    def marked(self) -> Iterator[str]:
+        """The name of a file that is in the folder meanwhile, by which other ranks see that it is theirs too.
+
+        A killed process leaves one that the next writer removes.
+
+        Raises: WriteError.
+        """
+        self._make_folder()
+        path = temporary_name(self.folder / file_name(0))
+        with errors_of(self.folder):
+            unfinished.add(str(path))
+            fd = create(path, 0o666)
+        try:
+            yield path.name
+        finally:
+            os.close(fd)
+            with suppress(OSError):
+                remove_temporary(path)
+            unfinished.discard(str(path))
+
+    def sees(self, name: str) -> bool:
+        """Whether a file of that name is in the folder, or comes into it soon: networks take their time."""
+        end = time.monotonic() + VISIBLE_SECONDS
+        while True:
+            with suppress(OSError):
+                if name in os.listdir(self.folder):  # which asks a server, where a look at the file may not
+                    return True
+            if time.monotonic() > end:
+                return False
+            time.sleep(VISIBLE_SECONDS / 50)
+
+    def listing(self) -> dict[str, int]:
+        """The names that checkpoints have, with the sizes of those that are files.
+
+        Raises: MissingFileError when the folder cannot be listed.
+        """
+        found = {}
+        for path in paths_of_run(self.folder):
+            with suppress(OSError):
+                status = os.lstat(path)
+                found[path.name] = 0 if stat.S_ISDIR(status.st_mode) else status.st_size
+        return found
 
     # --- writing
 

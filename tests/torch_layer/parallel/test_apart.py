@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ptsave.formats import open_checkpoint
-from tests.torch_layer.parallel.launch import ptsave, torchrun
+from tests.torch_layer.parallel.launch import TORCHRUN, environment, ptsave, torchrun
 
 pytestmark = pytest.mark.slow
 
@@ -33,6 +36,7 @@ CONFUSED = {
     "steps": {"steps": {"0": 3, "1": 4}},
     "range": {"steps": {"1": -1}},
     "resumes": {"resumes": 1},
+    "nodes": {"folder": "nodes-RANK"},
 }
 Said = dict[str, list[dict[str, Any]]]
 
@@ -45,7 +49,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Said]:
     cases.append({"folder": "lacking", "do": "save", **LACKING})
     cases += [{"folder": n, "make": "replicated", "do": "save", **more} for n, more in CONFUSED.items()]
     said = run(2, folder, *cases)
-    return folder, {case["folder"]: ranks for case, ranks in zip(cases, said, strict=True)}
+    return folder, dict(zip([*TWO, "lacking", *CONFUSED], said, strict=True))
 
 
 def resume(num_ranks: int, folder: Path, *names: str, **more: Any) -> list[list[dict[str, Any]]]:
@@ -172,6 +176,7 @@ def test_experts_are_nobodys_under_the_plain_name(saved: tuple[Path, Said]) -> N
         ("steps", "UsageError", "rank 0 saves step 3, rank 1 saves step 4"),
         ("range", None, "step=-1 is out of range"),
         ("resumes", "UsageError", "rank 0 saves step 0, rank 1 resumes"),
+        ("nodes", "RefusedError", "/nodes-1 what rank 0 writes to "),
     ],
 )
 def test_ranks_that_do_different_things_are_told(
@@ -183,3 +188,48 @@ def test_ranks_that_do_different_things_are_told(
         assert kind in (None, found)
         assert what in message
     assert not list((folder / name).glob("step-*"))
+
+
+def test_nodes_that_have_a_folder_each_are_told(saved: tuple[Path, Said], tmp_path: Path) -> None:
+    """And no checkpoint is called damaged that only another node has, nor is a run begun anew beside it."""
+    for name in ("first-0", "other-1", "newer-0", "newer-1"):
+        shutil.copytree(saved[0] / "generator", tmp_path / name)
+    shutil.copyfile(tmp_path / "newer-0/step-000000000.pt", tmp_path / "newer-0/step-000000001.pt")
+    names = ("first", "other", "newer")
+    cases = [{"folder": f"{name}-RANK", "make": "generator", "do": "resume"} for name in names]
+    for ranks in run(2, tmp_path, *cases):
+        for rank in ranks:
+            kind, message, hint = rank["error"]
+            assert kind == "MissingFileError"
+            assert "they do not have the same step-00000000" in message
+            assert "all nodes share; nothing is damaged" in hint
+            assert rank["warnings"] == []
+
+
+def test_mounts_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """The same path, of another file system for each rank, as on two nodes."""
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("NOT RUN, nothing was proved: no mounts of one's own (needs root)")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "cases.json").write_text(json.dumps([{"folder": "run", "make": "replicated", "do": "save"}]))
+    (tmp_path / "rank.sh").write_text(
+        f'mount -t tmpfs none "$PWD/run" && exec "{sys.executable}" -m {MODULE} cases.json\n'
+    )
+    argv = [
+        *TORCHRUN,
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "--no-python",
+        "unshare",
+        "-m",
+        "sh",
+        "rank.sh",
+    ]
+    done = subprocess.run(
+        argv, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for (rank,) in json.loads((tmp_path / "results.json").read_text()):
+        assert rank["error"][0] == "RefusedError"
+        assert "rank 1 does not see" in rank["error"][1]
