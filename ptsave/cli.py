@@ -21,6 +21,7 @@ from ptsave.options import (
     Digest,
     FormatName,
     Json,
+    LeftOutWeights,
     NoCheck,
     NoRecord,
     Overwrite,
@@ -81,6 +82,7 @@ def save(
         typer.Option("--weights", metavar="SRC", help="Checkpoint to fill the model from.", readable=False),
     ] = None,
     select: Select = None,
+    extras: LeftOutWeights = "fail",
     seed: Annotated[int, typer.Option(help="Seed of the fresh weights when there is no --weights.")] = 0,
     device: Device = "cpu",
     format: FormatName = None,
@@ -97,6 +99,7 @@ def save(
     """Build the model of CONFIG, fill it, and write its state dict with a record of what it is."""
     from ptsave.commands.flags import refuse_unused, unused_by_save
     from ptsave.commands.save import save as run
+    from ptsave.core.accounts import parse_left_out
     from ptsave.formats.base import WriteOptions, digest_algorithm
 
     refuse_unused(given(context), unused_by_save(has_weights=weights is not None, no_record=no_record))
@@ -110,6 +113,7 @@ def save(
         overrides=set or [],
         weights=weights,
         select=select,
+        extras=parse_left_out(extras),
         seed=seed,
         device=device,
         format=format,
@@ -126,6 +130,7 @@ def load(
     config: ConfigPath = None,
     trust_recorded: TrustRecorded = None,
     select: Select = None,
+    extras: LeftOutWeights = "fail",
     device: Device = "cpu",
     inputs: Annotated[
         Path | None,
@@ -147,6 +152,7 @@ def load(
     """Rebuild the model, load the weights strictly, and run it once if asked."""
     from ptsave.commands.flags import refuse_unused, unused_by_load
     from ptsave.commands.load import load as run
+    from ptsave.core.accounts import parse_left_out
 
     unused = unused_by_load(has_config=config is not None, has_outputs=outputs is not None)
     refuse_unused(given(context), unused)
@@ -157,6 +163,7 @@ def load(
         overrides=set or [],
         trusted=trust_recorded or (),
         select=select,
+        extras=parse_left_out(extras),
         device=device,
         inputs=inputs,
         outputs=outputs,

@@ -32,6 +32,12 @@ Select = Annotated[
     str | None,
     typer.Option("--select", metavar="KEY.PATH", help="Key of the state dict inside the checkpoint."),
 ]
+LeftOutWeights = Annotated[
+    str,
+    typer.Option(
+        "--extras", metavar="HOW", help="What the checkpoint holds and no state dict has: fail or drop."
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the destination if it exists.")]
 FormatName = Annotated[
     str | None,

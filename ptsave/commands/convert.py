@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ptsave.commands.flags import refuse_unused, unused_by_convert
+from ptsave.core.accounts import Extras
 from ptsave.errors import UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
@@ -17,7 +18,6 @@ from ptsave.render.terminal import Mode, progress
 from ptsave.verbs.convert import convert as convert_all
 from ptsave.verbs.convert import num_bytes_of
 from ptsave.verbs.edit import Edits
-from ptsave.verbs.extras import Extras
 
 
 def convert(

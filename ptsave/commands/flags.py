@@ -30,6 +30,7 @@ def unused_by_save(*, has_weights: bool, no_record: bool) -> dict[str, str]:
         unused["--seed"] = "the weights come from --weights"
     else:
         unused["--select"] = "it chooses from --weights"
+        unused["--extras"] = "it is about what --weights would leave out"
     if no_record:
         unused["--digest"] = "--no-record leaves the digests out"
     return unused

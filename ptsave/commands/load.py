@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from ptsave.commands.ranks import ranks
+from ptsave.core.accounts import Extras
 from ptsave.render.models import show_loaded
 from ptsave.render.terminal import Mode, warn
 from ptsave.torch_layer.parallel.environment import is_first_rank
@@ -20,6 +21,7 @@ def load(
     overrides: Sequence[str],
     trusted: Sequence[str],
     select: str | None,
+    extras: Extras,
     device: str,
     inputs: Path | None,
     outputs: Path | None,
@@ -48,6 +50,7 @@ def load(
                 overrides=overrides,
                 trusted=trusted,
                 select=select,
+                extras=extras,
                 inputs=inputs,
                 outputs=outputs,
                 overwrite=overwrite,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ptsave.commands.ranks import ranks
 from ptsave.config import load_config
+from ptsave.core.accounts import Extras
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.writers import destination_writer
 from ptsave.render.models import show_saved
@@ -24,6 +25,7 @@ def save(
     overrides: Sequence[str],
     weights: Path | None,
     select: str | None,
+    extras: Extras,
     seed: int,
     device: str,
     format: str | None,
@@ -56,6 +58,7 @@ def save(
                 options=options,
                 weights=weights,
                 select=select,
+                extras=extras,
                 seed=seed,
                 app_dir=app_dir,
                 warn=warn,

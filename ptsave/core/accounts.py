@@ -6,12 +6,16 @@ members of sets, records that nothing names) would be lost without a word; here 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.storage import Storage
+from ptsave.errors import LossyError, UsageError
+
+Extras = Literal["fail", "drop", "keep"]
+"""What becomes of what is left out or cannot be held: an error, gone, or kept in the record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +205,47 @@ def _of_opaque(node: Opaque) -> Iterator[tuple[Any, Any, bool]]:
     yield from node.hidden()
     yield None, node.state, False
     yield None, node.items, False
+
+
+def parse_left_out(text: str) -> Extras:
+    """What `--extras` of `load` and `save` names.
+
+    Raises: UsageError.
+    """
+    if text == "fail":
+        return "fail"
+    if text == "drop":
+        return "drop"
+    raise UsageError(f"cannot {text!r} extras", "--extras", "known ways: fail, drop")
+
+
+def settle_left_out(
+    left_out: Sequence[LeftOut], extras: Extras, dropped: list[str], notes: list[str], where: str
+) -> None:
+    """Refuse to leave behind what no listed tensor has, unless `extras` says so: then it is named.
+
+    Raises: LossyError.
+    """
+    if not left_out:
+        return
+    names = [left.name or left.what for left in left_out]
+    first = left_out[0]
+    said = f"{first.name!r} ({first.what})" if first.name else first.what
+    others = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
+    if extras == "drop":
+        dropped.extend(names)
+        notes.append(f"left out {said}{others}")
+        return
+    raise LossyError(
+        f"would leave out {said}{others}",
+        where,
+        "`ptsave verify --checks whole` names all of it; --extras drop leaves it out",
+        extras=names[:MAX_EXTRAS],
+    )
+
+
+MAX_EXTRAS = 1000
+"""How many names an error carries."""
 
 
 Accounting = Callable[[], Iterable[Part]]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ptsave.core.accounts import LeftOut, account
 from ptsave.core.candidates import OWN, choose, is_state_dict, own_part
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.nearest import hint_for
@@ -163,6 +164,14 @@ def key_in(checkpoint: Checkpoint, key: str | None) -> str | None:
     except UsageError:
         return None
     return key
+
+
+def left_out_of(checkpoint: Checkpoint, where: str = "") -> Sequence[LeftOut]:
+    """What the part of a checkpoint under the dotted key `where` holds and no tensor lists."""
+    if not where:
+        return checkpoint.accounts.left_out
+    node = _lookup(checkpoint, where)[1]
+    return account(node, checkpoint.tensors.values(), (), checkpoint.dropped).left_out
 
 
 def strip_wrappers(selection: Selection) -> Selection:

@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from ptsave.config import Config, load_config
+from ptsave.core.accounts import Extras, settle_left_out
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.keys import compare
 from ptsave.core.record import Record
-from ptsave.core.select import Selection, select_model
+from ptsave.core.select import Selection, left_out_of, select_model
 from ptsave.errors import PtsaveError, UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
@@ -41,6 +42,7 @@ Module = TypeVar("Module", bound=nn.Module)
 FLAGS = {
     "leave it out with --drop, or take the weights alone with --select model": "leave it out",
     "leave it out with --drop": "leave it out",
+    "--extras drop leaves it out": 'extras="drop" leaves it out',
     "--extras drop or --extras keep": "leave it out, or save as .pt",
     "--overwrite": "overwrite=True",
     "--format": "format=",
@@ -178,7 +180,14 @@ def _check_rebuilds(config: Config, checkpoint: Checkpoint) -> None:
 
 
 @overload
-def load(path: PathLike, model: Module, *, select: str | None = ..., device: str | None = ...) -> Module: ...
+def load(
+    path: PathLike,
+    model: Module,
+    *,
+    select: str | None = ...,
+    device: str | None = ...,
+    extras: Extras = ...,
+) -> Module: ...
 
 
 @overload
@@ -192,6 +201,7 @@ def load(
     device: str | None = ...,
     app_dir: PathLike | None = ...,
     lazy: bool = ...,
+    extras: Extras = ...,
 ) -> nn.Module: ...
 
 
@@ -205,6 +215,7 @@ def load(
     device: str | None = None,
     app_dir: PathLike | None = None,
     lazy: bool = False,
+    extras: Extras = "fail",
 ) -> nn.Module:
     """Load a model's weights strictly, from any checkpoint, and return the model.
 
@@ -221,6 +232,9 @@ def load(
     first used, and are held against nothing. They are the model's to change, and the file may be replaced, as
     ptsave and every careful writer does; one that is written over in place changes them, and one that is cut
     short ends the process.
+
+    A checkpoint that holds weights which no state dict has (tensors in other attributes of a pickled module)
+    is refused, or with `extras` "drop" loaded without them.
 
     Raises: LossyError with every name that is missing, unexpected or of another shape, and the module is as
     it was; UsageError; MissingFileError, UnknownFormatError, LimitError; CorruptError, and a `model` that is
@@ -241,13 +255,13 @@ def load(
                     "ptsave.load: lazy",
                     "leave one of the two out",
                 )
-            _into(model, checkpoint, select_model(checkpoint, select), device, notes)
+            _into(model, checkpoint, select_model(checkpoint, select), device, notes, extras)
         else:
             folder = Path(app_dir) if app_dir is not None else None
             wanted = config_for(checkpoint, Path(config) if config else None, (), _globs(trust_recorded))
             selection = select_model(checkpoint, select)
             model = build_model(wanted.model, device="meta", app_dir=folder)
-            fill(model, checkpoint, selection, device or "cpu", notes.append, is_mapped=lazy)
+            fill(model, checkpoint, selection, device or "cpu", notes.append, is_mapped=lazy, extras=extras)
             warn_if_changed(model, checkpoint, notes.append)
             model.eval()
     for note in notes:
@@ -262,7 +276,12 @@ def _globs(trust_recorded: bool | str | Sequence[str]) -> Sequence[str]:
 
 
 def _into(
-    model: nn.Module, checkpoint: Checkpoint, selection: Selection, device: str | None, notes: list[str]
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    selection: Selection,
+    device: str | None,
+    notes: list[str],
+    extras: Extras,
 ) -> None:
     """Fill a module that is there, and move it to `device` where one is named."""
     inner = unwrap(model)
@@ -270,8 +289,9 @@ def _into(
     devices = {str(value.device) for value in state.values() if isinstance(value, torch.Tensor)}
     has_wrapped_names = any(old != new for old, new in clean_names(state).items())
     if len(devices) == 1 and not has_wrapped_names:
-        fill(inner, checkpoint, selection, next(iter(devices)), notes.append)
+        fill(inner, checkpoint, selection, next(iter(devices)), notes.append, extras=extras)
     else:
+        settle_left_out(left_out_of(checkpoint, selection.where), extras, [], notes, str(checkpoint.path))
         entries: Any = {name: e.named(selection.original[name]) for name, e in selection.tensors.items()}
         saved = as_torch(checkpoint, entries | dict(selection.extra))
         plan = plan_module(inner, saved, "the model", str(checkpoint.path))

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from ptsave.core.accounts import Extras, settle_left_out
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.digest import recorded_digests, tensor_digest
 from ptsave.core.keys import Expected, KeyReport, compare
 from ptsave.core.nodes import TensorEntry
-from ptsave.core.select import Selection, named_as
+from ptsave.core.select import Selection, left_out_of, named_as
 from ptsave.core.verdict import Counted
 from ptsave.errors import LossyError
 from ptsave.torch_layer.live import is_plain
@@ -85,6 +86,7 @@ def fill(
     is_checked: bool = True,
     is_mapped: bool = False,
     parts: Parts = WHOLE,
+    extras: Extras = "fail",
 ) -> KeyReport:
     """Put the tensors of `selection` into `model` (built on the meta device) and move it to `device`.
 
@@ -94,10 +96,15 @@ def fill(
     as it is. A model that has memory already is filled in place, with nothing held beside it, and one on
     another device through a small buffer.
 
-    Raises: LossyError when a name is missing, unexpected or of another shape, and the model is as it was;
+    Raises: LossyError when what is taken holds weights that no state dict has, unless `extras` is "drop", or
+    when a name is missing, unexpected or of another shape, and the model is as it was;
     CorruptError for a tensor that does not match its checksum, unless `is_checked` is off, and a model that
     had memory already is filled in part.
     """
+    said: list[str] = []
+    settle_left_out(left_out_of(source, selection.where), extras, [], said, str(source.path))
+    for note in said:
+        warn(note)
     state = model.state_dict(keep_vars=True)
     selection = named_as(selection, state)
     report = compare(expected_of(model), selection.tensors, extra_of(model), selection.extra)

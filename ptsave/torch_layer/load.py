@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ptsave.config import Config, InputsSpec, load_config
+from ptsave.core.accounts import Extras
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.keys import KeyReport
 from ptsave.core.select import Selection, select_model
@@ -62,6 +63,7 @@ def load(
     overrides: Sequence[str] = (),
     trusted: Sequence[str] = (),
     select: str | None = None,
+    extras: Extras = "fail",
     device: str = "cpu",
     inputs: Path | None = None,
     outputs: Path | None = None,
@@ -81,7 +83,7 @@ def load(
         _check_places(inputs, outputs, overwrite)
         selection = select_model(checkpoint, select)
         model = build_model(config.model, device="meta", app_dir=app_dir)
-        report = fill(model, checkpoint, selection, device, warn)
+        report = fill(model, checkpoint, selection, device, warn, extras=extras)
         warn_if_changed(model, checkpoint, warn)
     result: dict[str, torch.Tensor] | None = None
     if inputs is not None or outputs is not None:

@@ -14,12 +14,14 @@ from ptsave.core.nearest import hint_for
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.placeholders import placeholders, refuse
 from ptsave.core.record import Record
-from ptsave.core.select import select_model
+from ptsave.core.select import left_out_of, select_model
 from ptsave.errors import UsageError
 from ptsave.formats import open_checkpoint
 
 if TYPE_CHECKING:
     import torch
+
+    from ptsave.core.accounts import Extras
 
 
 def open(path: str | os.PathLike[str]) -> OpenCheckpoint:
@@ -103,17 +105,23 @@ class OpenCheckpoint(Mapping[str, "torch.Tensor"]):
     def __contains__(self, name: object) -> bool:
         return name in self.tensors
 
-    def state_dict(self, select: str | None = None, *, lazy: bool = False) -> dict[str, Any]:
+    def state_dict(
+        self, select: str | None = None, *, lazy: bool = False, extras: Extras = "fail"
+    ) -> dict[str, Any]:
         """The model's state dict, for `load_state_dict`: found under well-known keys, without the prefixes of
         wrappers; or the one under the dotted key `select`. Tied tensors share their memory. With `lazy` they
         lie in the file's own pages, read when they are first used and unchecked, as in `ptsave.load`.
 
+        With `extras` "drop", weights that the checkpoint holds and no state dict has are left out.
+
         Raises: UsageError where there is none; CorruptError; LossyError, too, for tensors that only stand in
-        for weights.
+        for weights, and where weights would be left out.
         """
+        from ptsave.core.accounts import settle_left_out
         from ptsave.torch_layer.tensors import to_torch
 
         selection = select_model(self._checkpoint, select)
+        settle_left_out(left_out_of(self._checkpoint, selection.where), extras, [], [], str(self.path))
         refuse(placeholders(self._checkpoint.root, dict(selection.tensors)), (), str(self.path))
         first = {entry.view: name for name, entry in reversed(list(selection.tensors.items()))}
         entries = {name: selection.tensors[name].named(selection.original[name]) for name in first.values()}

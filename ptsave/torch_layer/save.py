@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ptsave.config import Config, InputsSpec
+from ptsave.core.accounts import Extras
 from ptsave.core.behaviour import num_bytes
 from ptsave.core.checkpoint import Replaced
 from ptsave.core.reads import may_be_replaced
@@ -69,6 +70,7 @@ def save(
     *,
     weights: Path | None = None,
     select: str | None = None,
+    extras: Extras = "fail",
     seed: int = 0,
     device: str = "cpu",
     app_dir: Path | None = None,
@@ -87,7 +89,7 @@ def save(
         with open_checkpoint(weights) as source:
             selection = select_model(source, select)
             model = build_model(config.model, device="meta", app_dir=app_dir)
-            fill(model, source, selection, device, warn)
+            fill(model, source, selection, device, warn, extras=extras)
         filled = f"{weights} ({sentence})" if (sentence := selection.sentence()) else str(weights)
     else:
         model = build_model(config.model, device=device, app_dir=app_dir, seed=seed)

@@ -128,5 +128,14 @@ class ModelSubject:
     ) -> nn.Module:
         """A model of the architecture, filled from `source`."""
         model = skeleton or build_model(self.config.model, device="meta", app_dir=self.app_dir)
-        fill(model, source, selection, self.device, self.warn, is_checked=is_checked, is_mapped=is_mapped)
+        fill(
+            model,
+            source,
+            selection,
+            self.device,
+            self.warn,
+            is_checked=is_checked,
+            is_mapped=is_mapped,
+            extras="drop",  # the check `whole` names what is left out
+        )
         return model.eval()

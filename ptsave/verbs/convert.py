@@ -11,20 +11,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ptsave.core.accounts import LeftOut, account
+from ptsave.core.accounts import Extras, LeftOut, settle_left_out
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.memory import no_garbage_collection
 from ptsave.core.nearest import hint_for
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.placeholders import placeholders, refuse
 from ptsave.core.record import Digests, Record
-from ptsave.core.select import OPTIMIZER_KEYS, lookup_path, select_model
+from ptsave.core.select import OPTIMIZER_KEYS, left_out_of, lookup_path, select_model
 from ptsave.core.tree import state_dict_of
 from ptsave.errors import RefusedError, UsageError
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.writers import Writer
 from ptsave.verbs.edit import Edits, edit, is_dropped
-from ptsave.verbs.extras import Extras, fit_extras, settle_left_out
+from ptsave.verbs.extras import fit_extras
 
 
 @dataclass(frozen=True)
@@ -170,15 +170,10 @@ def _selected(source: Checkpoint, select: str | None, notes: list[str]) -> Any:
 
 def _left_out(source: Checkpoint, select: str | None, edits: Edits) -> Sequence[LeftOut]:
     """What the part that is taken of `source` holds and no tensor lists, less what is dropped by name."""
-    left = source.accounts.left_out
-    if select is not None:
-        where = select_model(source).where if select == "model" else select
-        if select == "optimizer":
-            where = next(key for key in OPTIMIZER_KEYS if key in source.root)
-        if where:
-            node = lookup_path(source, where)
-            left = account(node, source.tensors.values(), (), source.dropped).left_out
-    return [item for item in left if not item.name or not is_dropped(item.name, edits)]
+    where = select_model(source).where if select == "model" else select or ""
+    if select == "optimizer":
+        where = next(key for key in OPTIMIZER_KEYS if key in source.root)
+    return [item for item in left_out_of(source, where) if not item.name or not is_dropped(item.name, edits)]
 
 
 def _merged(roots: Sequence[Any], sources: Sequence[Checkpoint]) -> Any:

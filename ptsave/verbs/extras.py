@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
-from ptsave.core.accounts import LeftOut
+from ptsave.core.accounts import Extras
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.nodes import Global, Opaque, TensorEntry
 from ptsave.core.plain import plain
@@ -15,38 +15,8 @@ from ptsave.core.tree import leaves
 from ptsave.errors import LossyError
 from ptsave.formats.writers import Writer
 
-Extras = Literal["fail", "drop", "keep"]
 MAX_LISTED = 12
 """How many names an error lists."""
-
-
-def settle_left_out(
-    left_out: Sequence[LeftOut], extras: Extras, dropped: list[str], notes: list[str], where: str
-) -> None:
-    """Refuse to leave behind what no listed tensor has, unless `extras` says so: then it is named.
-
-    Raises: LossyError.
-    """
-    if not left_out:
-        return
-    names = [left.name or left.what for left in left_out]
-    first = left_out[0]
-    said = f"{first.name!r} ({first.what})" if first.name else first.what
-    others = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
-    if extras == "drop":
-        dropped.extend(names)
-        notes.append(f"left out {said}{others}")
-        return
-    raise LossyError(
-        f"would leave out {said}{others}",
-        where,
-        "`ptsave verify --checks whole` names all of it; --extras drop leaves it out",
-        extras=names[:MAX_EXTRAS],
-    )
-
-
-MAX_EXTRAS = 1000
-"""How many names an error carries."""
 
 
 def fit_extras(

@@ -16,6 +16,7 @@ from torch.distributed import checkpoint as dcp
 
 import ptsave
 from ptsave import cli
+from ptsave.errors import LossyError
 from ptsave.formats import open_checkpoint
 from tests.formats.torch_reading import bytes_of, bytes_of_torch
 
@@ -98,6 +99,27 @@ def test_what_no_state_dict_has(made: Any, name: str | None, tmp_path: Path, cap
     capsys.readouterr()
     cli.run(["inspect", str(source), "--json"])
     assert json.loads(capsys.readouterr().out)["left_out"]
+
+
+def test_load_and_state_dict_refuse_too(tmp_path: Path) -> None:
+    torch.save(_attribute(), tmp_path / "a.pt")
+    with ptsave.open(tmp_path / "a.pt") as opened:
+        with pytest.raises(LossyError, match="anchors"):
+            opened.state_dict()
+        assert len(opened.state_dict(extras="drop")) == 2
+    with pytest.raises(LossyError, match="anchors"):
+        ptsave.load(tmp_path / "a.pt", Module())
+    ptsave.load(tmp_path / "a.pt", Module(), extras="drop")
+    config = tmp_path / "c.toml"
+    config.write_text('[model]\nclass = "torch.nn.Linear"\n[model.args]\nin_features = 2\nout_features = 2\n')
+    linear = nn.Linear(2, 2)
+    linear.cache = [torch.ones(3)]  # type: ignore[assignment]
+    torch.save(linear, tmp_path / "l.pt")
+    load = ["load", str(tmp_path / "l.pt"), "-c", str(config)]
+    save = ["save", str(config), str(tmp_path / "out.pt"), "--weights", str(tmp_path / "l.pt")]
+    for words in (load, save):
+        assert cli.run(words) == 4
+        assert cli.run([*words, "--extras", "drop"]) == 0
 
 
 def test_a_record_that_nothing_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ptsave.core.accounts import Extras
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.keys import KeyReport
 from ptsave.core.select import Selection, select_model
@@ -37,6 +38,7 @@ def load(
     overrides: Sequence[str] = (),
     trusted: Sequence[str] = (),
     select: str | None = None,
+    extras: Extras = "fail",
     inputs: Path | None = None,
     outputs: Path | None = None,
     overwrite: bool = False,
@@ -60,7 +62,7 @@ def load(
         selection = select_model(checkpoint, select)
         model = build_model(config.model, device="meta", app_dir=app_dir)
         warn_if_changed(model, checkpoint, say)
-        report = spread_and_fill(group, plan, model, checkpoint, selection, say)
+        report = spread_and_fill(group, plan, model, checkpoint, selection, say, extras=extras)
     most = max(group.gather(num_local_bytes(model)))
     result: dict[str, torch.Tensor] | None = None
     if inputs is not None or outputs is not None:
@@ -84,6 +86,7 @@ def spread_and_fill(
     warn: Warn,
     *,
     is_checked: bool = True,
+    extras: Extras = "fail",
 ) -> KeyReport:
     """Spread a model that was built on the meta device, and read this rank's part of it.
 
@@ -91,7 +94,9 @@ def spread_and_fill(
     tensor that does not match its checksum, unless `is_checked` is off.
     """
     plan.spread(model)
-    report = fill(model, source, selection, group.device, warn, is_checked=False, parts=OWN_PARTS)
+    report = fill(
+        model, source, selection, group.device, warn, is_checked=False, parts=OWN_PARTS, extras=extras
+    )
     if is_checked:
         check_bytes(group, source, selection.original.values())
     return report

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ptsave.config import Config
+from ptsave.core.accounts import Extras
 from ptsave.core.atomic_folder import check_folder_destination
 from ptsave.core.behaviour import num_bytes as behaviour_bytes
 from ptsave.core.record import Record
@@ -49,6 +50,7 @@ def save(
     *,
     weights: Path | None = None,
     select: str | None = None,
+    extras: Extras = "fail",
     seed: int = 0,
     app_dir: Path | None = None,
     warn: Warn,
@@ -74,7 +76,7 @@ def save(
             selection = select_model(source, select)
             model = build_model(config.model, device="meta", app_dir=app_dir)
             record = describe(model, config, torch.device(group.device).type)
-            spread_and_fill(group, plan, model, source, selection, say)
+            spread_and_fill(group, plan, model, source, selection, say, extras=extras)
             reference = source.record
         filled = f"{weights} ({sentence})" if (sentence := selection.sentence()) else str(weights)
     else:

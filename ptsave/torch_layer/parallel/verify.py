@@ -89,7 +89,9 @@ class SpreadSubject(ModelSubject):
     ) -> nn.Module:
         """A model of its own, which FSDP2 makes another class of: the skeleton stays what it is."""
         model = build_model(self.config.model, device="meta", app_dir=self.app_dir)
-        spread_and_fill(self.group, self.plan, model, source, selection, self.warn, is_checked=False)
+        spread_and_fill(
+            self.group, self.plan, model, source, selection, self.warn, is_checked=False, extras="drop"
+        )
         self.plan.check_runs(model)
         return model.eval()
 
