@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 from ptsave import as_json
 from ptsave.core.gather import contiguous
@@ -20,6 +21,7 @@ from ptsave.formats import open_checkpoint
 from ptsave.verbs.inspect import inspect
 from ptsave.verbs.verify import Subject, bytes_, safe
 from tests.attacks import torch_files as tf
+from tests.attacks.pickle_programs import CASES, program
 from tests.attacks.pickles import dump
 
 MAX_READ_BYTES = 1 << 20
@@ -42,6 +44,8 @@ class Target:
     """Where the bytes go in the folder that is opened."""
     compare: Callable[[bytes, dict[str, tuple[str, tuple[int, ...], bytes]]], None] | None = None
     """Holds what was read against another reader of the same format."""
+    check: Callable[[bytes], bool] | None = None
+    """In place of a file: holds readers of the bytes against each other; returns whether ptsave says yes."""
 
 
 class Bench:
@@ -66,6 +70,8 @@ class Bench:
 
         Raises: whatever is a finding.
         """
+        if self.target.check is not None:
+            return self.target.check(data)
         content = self.target.wrap(data)
         os.ftruncate(self.file, 0)
         os.pwrite(self.file, content, 0)
@@ -173,6 +179,16 @@ def _npy_seeds() -> list[bytes]:
     return [data for data in NPY.values() if len(data) < 4096]
 
 
+def _as_unpicklers_read(data: bytes) -> bool:
+    from tests.attacks.pickle_readers import check
+
+    return check(data)
+
+
+def _program_seeds() -> list[bytes]:
+    return [data for data in CASES.values() if len(data) < 4096] + [program(Random(i)) for i in range(500)]
+
+
 _LEGACY_HEAD = dump(tf.MAGIC) + dump(1001)
 
 TARGETS: dict[str, Target] = {
@@ -201,13 +217,14 @@ TARGETS: dict[str, Target] = {
                 if data.startswith(_LEGACY_HEAD)
             ],
         ),
+        Target("differential", _whole, _program_seeds, check=_as_unpicklers_read),
         Target("dcp", lambda data: data, _dcp_seeds, ".metadata"),
         Target("index", lambda data: data, _index_seeds, "model.safetensors.index.json"),
         Target("npy", lambda data: b"\x93NUMPY" + data[6:], _npy_seeds),
     )
 }
 
-MAIN = ("pickle", "zip", "safetensors")
+MAIN = ("pickle", "differential", "zip", "safetensors")
 """The targets that a plain run takes."""
 
 WORDS: dict[str, tuple[bytes, ...]] = {
@@ -269,4 +286,4 @@ WORDS: dict[str, tuple[bytes, ...]] = {
         b"18446744073709551615",
     ),
 }
-WORDS["legacy"] = WORDS["dcp"] = WORDS["pickle"]
+WORDS["legacy"] = WORDS["dcp"] = WORDS["differential"] = WORDS["pickle"]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
+from random import Random
 from typing import Any
 
 from hypothesis import strategies as st
 
 from . import torch_files as tf
+from .pickle_programs import program
 from .pickles import (
     ADDITEMS,
     APPEND,
@@ -360,6 +362,7 @@ def _headers() -> st.SearchStrategy[bytes]:
 
 STRATEGIES: dict[str, st.SearchStrategy[bytes]] = {
     "pickle": st.one_of(_programs(), _trees(), _training()),
+    "differential": st.one_of(st.integers(0, 2**64 - 1).map(lambda seed: program(Random(seed))), _trees()),
     "zip": _archives(),
     "safetensors": _headers(),
 }
