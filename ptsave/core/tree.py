@@ -192,17 +192,23 @@ class _Walk:
 
 
 def map_tensors(root: Any, replace: Callable[[TensorEntry], Any]) -> Any:
-    """A copy of `root` with each tensor replaced; containers that hold none are shared, not copied.
+    """A copy of `root` with each tensor replaced, as `map_leaves` makes it."""
+    return map_leaves(root, lambda leaf: replace(leaf) if isinstance(leaf, TensorEntry) else leaf)
 
-    Shared containers stay shared, so that the work is bounded by the file and not by its paths.
+
+def map_leaves(root: Any, replace: Callable[[Any], Any]) -> Any:
+    """A copy of `root` with each leaf replaced: what is no dict, list or tuple.
+
+    Shared containers stay shared, and one that holds itself does so in the copy: the work is bounded by the
+    file and not by its paths.
+
+    Raises: LimitError past MAX_DEPTH.
     """
     done: dict[int, Any] = {}
 
     def visit(value: Any, depth: int) -> Any:
-        if isinstance(value, TensorEntry):
+        if not isinstance(value, (dict, list, tuple)):
             return replace(value)
-        if not isinstance(value, (dict, list, tuple)) or not value:
-            return value
         if id(value) in done:
             return done[id(value)]
         if depth > MAX_DEPTH:

@@ -16,11 +16,16 @@ def is_spread(value: Any) -> bool:
 
 def has_spread(tree: Any) -> bool:
     """Whether there is one anywhere in nested data."""
-    if isinstance(tree, Mapping):
-        return any(map(has_spread, tree.values()))
-    if isinstance(tree, (list, tuple)):
-        return any(map(has_spread, tree))
-    return is_spread(tree)
+    stack, seen = [tree], set()
+    while stack:
+        value = stack.pop()
+        if isinstance(value, (Mapping, list, tuple)):
+            if id(value) not in seen:
+                seen.add(id(value))
+                stack += value.values() if isinstance(value, Mapping) else value
+        elif is_spread(value):
+            return True
+    return False
 
 
 def placed(value: Any, want: torch.Tensor) -> Any:

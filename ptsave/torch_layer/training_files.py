@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.placeholders import placeholders, refuse
 from ptsave.core.select import Selection, select_model
 from ptsave.core.training import find_parts, steps_done
+from ptsave.core.tree import map_leaves, map_tensors
 from ptsave.errors import CorruptError, LimitError, MissingFileError, UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.pickle_shapes import Payload
@@ -108,7 +109,7 @@ def as_torch(checkpoint: Checkpoint, root: Any) -> Any:
     names = {entry.view: name for name, entry in checkpoint.tensors.items()}
     wanted = {
         entry.view: entry.named(names.get(entry.view, entry.name))
-        for entry in _tensors(root, set())
+        for entry in _tensors(root)
         if entry.kind in ("tensor", "parameter")
     }
     by_view = {names.get(view, str(i)): (view, entry) for i, (view, entry) in enumerate(wanted.items())}
@@ -121,44 +122,32 @@ def as_torch(checkpoint: Checkpoint, root: Any) -> Any:
         )
     )
     tensors = {view: read[name] for name, (view, _) in by_view.items()}
-    return _copy(root, tensors, {})
+    return with_tensors(root, tensors)
 
 
-def _tensors(value: Any, seen: set[int]) -> Iterator[TensorEntry]:
-    """Every tensor below `value`, each container once."""
-    if isinstance(value, TensorEntry):
-        yield value
-    elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
-        seen.add(id(value))
-        for child in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(child, seen)
+def _tensors(root: Any) -> list[TensorEntry]:
+    """Every tensor below `root`, but for those in objects."""
+    found: list[TensorEntry] = []
+    map_tensors(root, found.append)
+    return found
 
 
-def _copy(value: Any, tensors: Mapping[Any, torch.Tensor], done: dict[int, Any]) -> Any:
-    """`value` with each entry as its tensor, and NumPy's values as torch's and Python's."""
-    if isinstance(value, TensorEntry):
-        return tensors.get(value.view, value)
-    if isinstance(value, DType):
-        return getattr(torch, value.name, value)
-    if is_quantized(value):
-        return to_torch(value, "")
-    if isinstance(value, Opaque):
-        return _numpy(value)
-    if not isinstance(value, (dict, list, tuple)):
-        return value
-    if id(value) not in done:
-        if isinstance(value, dict):
-            made: Any = OrderedDict() if isinstance(value, OrderedDict) else {}
-            done[id(value)] = made
-            made.update((key, _copy(child, tensors, done)) for key, child in value.items())
-            if hasattr(value, "_metadata"):
-                made._metadata = value._metadata
-        elif isinstance(value, list):
-            done[id(value)] = made = []
-            made.extend(_copy(child, tensors, done) for child in value)
-        else:
-            done[id(value)] = tuple(_copy(child, tensors, done) for child in value)
-    return done[id(value)]
+def with_tensors(root: Any, tensors: Mapping[Any, torch.Tensor]) -> Any:
+    """A copy of `root` with each entry as the tensor of its view, and NumPy's values as torch's and Python's.
+
+    Raises: LimitError as `map_leaves` does.
+    """
+
+    def replace(leaf: Any) -> Any:
+        if isinstance(leaf, TensorEntry):
+            return tensors.get(leaf.view, leaf)
+        if isinstance(leaf, DType):
+            return getattr(torch, leaf.name, leaf)
+        if is_quantized(leaf):
+            return to_torch(leaf, "")
+        return _numpy(leaf) if isinstance(leaf, Opaque) else leaf
+
+    return map_leaves(root, replace)
 
 
 def _numpy(value: Opaque) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ptsave.core.nodes import Global, Opaque
+from ptsave.core.tree import MAX_DEPTH
 from ptsave.errors import LossyError
 
 SCALARS = (bool, int, float, complex, str, bytes, bytearray, type(None))
@@ -19,25 +20,28 @@ SCALARS = (bool, int, float, complex, str, bytes, bytearray, type(None))
 def plain(value: Any, where: str) -> Any:
     """`value` as dicts, lists, tuples, tensors and plain values; tensors are the same ones.
 
-    Raises: LossyError naming what is none of these.
+    Raises: LossyError naming what is none of these, or what holds itself.
     """
+    return _plain(value, where, {}, 0)
+
+
+def _plain(value: Any, where: str, done: dict[int, Any], depth: int) -> Any:
     if isinstance(value, (torch.Tensor, torch.dtype)) or type(value) in SCALARS:
         return value
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
         return torch.from_numpy(value)
-    if isinstance(value, Mapping):
-        made: Any = OrderedDict() if isinstance(value, OrderedDict) else {}
-        for key, item in value.items():
-            made[key] = plain(item, f"{where}.{key}" if where else str(key))
-        if hasattr(value, "_metadata"):  # a state dict's, with the versions of its modules
-            made._metadata = value._metadata
+    if isinstance(value, (Mapping, list, deque, set, frozenset, tuple)):
+        if id(value) not in done:
+            if depth > MAX_DEPTH:
+                raise LossyError(f"{where[:80]!r} … nests deeper than {MAX_DEPTH}", "", "flatten it")
+            done[id(value)] = _OPEN, value
+            done[id(value)] = _plain_copy(value, where, done, depth + 1), value
+        made = done[id(value)][0]
+        if made is _OPEN:
+            raise LossyError(f"{where!r} is a container that it is in", "", "keep it out of its own contents")
         return made
-    if isinstance(value, (list, deque, set, frozenset)):
-        return [plain(item, f"{where}.{i}") for i, item in enumerate(value)]
-    if isinstance(value, tuple):
-        return tuple(plain(item, f"{where}.{i}") for i, item in enumerate(value))
     for kind in (int, float, str):  # an IntEnum, a string of some kind
         if isinstance(value, kind):
             return kind(value)
@@ -49,37 +53,68 @@ def plain(value: Any, where: str) -> Any:
     )
 
 
+_OPEN = object()
+"""Stands for the copy of a container that is being made."""
+
+
+def _plain_copy(value: Any, where: str, done: dict[int, Any], depth: int) -> Any:
+    """A copy of a container; what is shared there is shared here."""
+    if isinstance(value, Mapping):
+        made: Any = OrderedDict() if isinstance(value, OrderedDict) else {}
+        for key, item in value.items():
+            made[key] = _plain(item, f"{where}.{key}" if where else str(key), done, depth)
+        if hasattr(value, "_metadata"):  # a state dict's, with the versions of its modules
+            made._metadata = value._metadata
+        return made
+    items = [_plain(item, f"{where}.{i}", done, depth) for i, item in enumerate(value)]
+    return tuple(items) if isinstance(value, tuple) else items
+
+
 def like(own: Any, saved: Any) -> Any:
     """A copy of `saved` with the containers and number types that `own`, the live state, has there.
 
-    Tensors are the same ones.
+    Tensors are the same ones, and what is shared in both is shared in the copy. `saved` holds nothing inert.
     """
+    return _like(own, saved, {})
+
+
+def _like(own: Any, saved: Any, done: dict[tuple[int, int], Any]) -> Any:
     if isinstance(own, np.ndarray) and isinstance(saved, torch.Tensor):
         return saved.cpu().numpy().copy()
     if isinstance(own, np.generic) and isinstance(saved, (bool, int, float, complex)):
         return type(own)(saved)
+    if not isinstance(saved, (Mapping, list, tuple)):
+        return saved if isinstance(saved, torch.Tensor) else copy.copy(saved)
+    key = id(own), id(saved)
+    if key not in done:
+        done[key] = _like_container(own, saved, done), own  # which stays alive, and keeps its identity
+    return done[key][0]
+
+
+def _like_container(own: Any, saved: Any, done: dict[tuple[int, int], Any]) -> Any:
     if isinstance(saved, Mapping):
         inner = own if isinstance(own, Mapping) else {}
-        items = {key: like(inner.get(key), value) for key, value in saved.items()}
+        items = {key: _like(inner.get(key), value, done) for key, value in saved.items()}
         if isinstance(own, Counter):
             return Counter(items)
         if isinstance(own, defaultdict):
             return defaultdict(own.default_factory, items)
         return OrderedDict(items) if isinstance(saved, OrderedDict) else items
-    if isinstance(saved, (list, tuple)):
-        pattern = list(own) if isinstance(own, (list, tuple, deque)) else []
-        values = [like(pattern[i] if i < len(pattern) else None, item) for i, item in enumerate(saved)]
-        if isinstance(own, deque):
-            return deque(values, own.maxlen)
-        for kind in (list, tuple, set, frozenset):
-            if type(own) is kind:
-                return kind(values)
-        return type(saved)(values) if type(saved) in (list, tuple) else values
-    return saved if isinstance(saved, torch.Tensor) else copy.copy(saved)
+    pattern = list(own) if isinstance(own, (list, tuple, deque)) else []
+    values = [_like(pattern[i] if i < len(pattern) else None, item, done) for i, item in enumerate(saved)]
+    if isinstance(own, deque):
+        return deque(values, own.maxlen)
+    for kind in (list, tuple, set, frozenset):
+        if type(own) is kind:
+            return kind(values)
+    return type(saved)(values) if type(saved) in (list, tuple) else values
 
 
 def first_inert(value: Any, where: str) -> tuple[str, str] | None:
-    """The path and the class of the first thing in `value` that a reader left inert, or that holds itself."""
+    """The path and the class of the first thing in `value` that nothing can be made of.
+
+    A reader left it inert, it holds itself, or it nests deeper than MAX_DEPTH.
+    """
     return _first_inert(value, where, set(), set())
 
 
@@ -94,6 +129,8 @@ def _first_inert(value: Any, where: str, inside: set[int], done: set[int]) -> tu
         return None
     if id(value) in inside:
         return where, "container that it is in"
+    if len(inside) > MAX_DEPTH:
+        return where[:80], "container that nests too deep"
     if id(value) in done:
         return None
     inside.add(id(value))

@@ -10,13 +10,11 @@ import torch
 
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.digest import HEX_DIGITS
-from ptsave.core.dtypes import DType
-from ptsave.core.nodes import TensorEntry
 from ptsave.core.record import Digests
 from ptsave.errors import CorruptError, UnreadableError
 from ptsave.formats import open_checkpoint
-from ptsave.formats.quantized import is_quantized
-from ptsave.torch_layer.tensors import read_tensors, to_torch
+from ptsave.torch_layer.tensors import read_tensors
+from ptsave.torch_layer.training_files import with_tensors
 
 
 def read_whole(path: Path) -> Any:
@@ -62,17 +60,3 @@ def _checked_tensors(checkpoint: Checkpoint) -> Iterator[tuple[Any, torch.Tensor
             if finding.level == "fail":
                 raise CorruptError(f"{finding.where}: {finding.message}", str(checkpoint.path))
     checkpoint.check_unchanged()
-
-
-def with_tensors(node: Any, tensors: dict[Any, torch.Tensor]) -> Any:
-    """The tree `node` with each entry as the tensor of its view."""
-    if isinstance(node, TensorEntry):
-        return tensors[node.view]
-    if isinstance(node, dict):
-        copy = type(node)((key, with_tensors(item, tensors)) for key, item in node.items())
-        if hasattr(node, "_metadata"):
-            copy._metadata = node._metadata  # type: ignore[attr-defined]
-        return copy
-    if isinstance(node, (list, tuple)):
-        return type(node)(with_tensors(item, tensors) for item in node)
-    return to_torch(node, "") if isinstance(node, DType) or is_quantized(node) else node

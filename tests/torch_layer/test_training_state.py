@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import io
 import random
+import warnings
+import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +22,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, lr_scheduler
 
 import ptsave
-from ptsave.errors import LossyError, UsageError
+from ptsave.errors import LossyError, PtsaveError, UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.verbs.resume import resume
 
@@ -738,3 +742,106 @@ def test_verify_finds_everything_in_it(tmp_path: Path) -> None:
         findings = list(resume(checkpoint))
     assert {finding.level for finding in findings} == {"ok"}
     assert "data_state_dict" in findings[-1].message
+
+
+# --- data that has no end ---------------------------------------------------------------------------------
+
+
+def a_list_in_itself() -> Any:
+    value: list[Any] = [1]
+    value.append(value)
+    return value
+
+
+def a_dict_in_itself() -> Any:
+    value: dict[str, Any] = {"a": 1}
+    value["b"] = {"c": [value]}
+    return value
+
+
+def a_tuple_in_itself() -> Any:
+    inner: list[Any] = []
+    value = (inner, 1)
+    inner.append(value)
+    return value
+
+
+def a_lattice() -> Any:
+    """60 lists, and 2**60 paths through them."""
+    value: Any = [1.0]
+    for _ in range(60):
+        value = [value, value]
+    return value
+
+
+ENDLESS = [a_list_in_itself, a_dict_in_itself, a_tuple_in_itself, a_lattice]
+
+
+class Holds:
+    """An object whose state is what it was given."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.value = state["value"]
+
+
+@pytest.mark.parametrize("make", ENDLESS)
+@pytest.mark.parametrize("key", ["unknown", "mine_state_dict", "optimizer_state_dict", "model_state_dict"])
+def test_data_of_a_file_that_has_no_end(make: Callable[[], Any], key: str, tmp_path: Path) -> None:
+    model, optimizer, state = trained()
+    parts = {"model": model, "optimizer": optimizer, "mine": Holds(1)}
+    inside = state.get(key, {}) | {"value": make()} if isinstance(state.get(key, {}), dict) else make()
+    torch.save(state | {"step": 1, key: inside}, tmp_path / "step-000000001.pt")
+    resuming = ptsave.TrainingState(**parts)
+    keeper = ptsave.Checkpoints(tmp_path)
+    for resume_it in (
+        lambda: keeper.resume(resuming),
+        lambda: resuming.load_state_dict(ptsave.read_training(tmp_path / "step-000000001.pt")),
+        lambda: resuming.load_state_dict(state | {key: inside}),
+    ):
+        with warnings.catch_warnings(action="ignore"), contextlib.suppress(PtsaveError):
+            resume_it()
+    with open_checkpoint(tmp_path / "step-000000001.pt") as checkpoint, contextlib.suppress(PtsaveError):
+        list(resume(checkpoint))
+
+
+@pytest.mark.parametrize("make", [*ENDLESS[:3], lambda: functools.reduce(lambda v, _: [v], range(5000), 0)])
+def test_a_state_that_has_no_end_is_not_saved(make: Callable[[], Any]) -> None:
+    state = ptsave.TrainingState(model=nn.Linear(1, 1), mine=Holds(make()))
+    with pytest.raises(LossyError, match=r"a container that it is in|nests deeper"):
+        state.state_dict()
+
+
+def test_a_lattice_is_saved_and_comes_back_as_one(tmp_path: Path) -> None:
+    mine = Holds(a_lattice())
+    state = ptsave.TrainingState(model=nn.Linear(1, 1), mine=mine)
+    taken = state.state_dict()
+    assert taken["mine_state_dict"]["value"][0] is taken["mine_state_dict"]["value"][1]
+    state.load_state_dict(taken)
+    assert mine.value[0] is mine.value[1]
+
+
+def test_data_that_is_100000_deep(tmp_path: Path) -> None:
+    deep = b"]" * 100_000 + b"a" * 99_999
+    pickled = b"\x80\x02}(X\x04\x00\x00\x00stepK\x01X\x04\x00\x00\x00deep" + deep + b"u."
+    path = tmp_path / "step-000000001.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("step/data.pkl", pickled)
+        archive.writestr("step/version", "3\n")
+    state = ptsave.TrainingState(model=nn.Linear(1, 1))
+    with pytest.raises(PtsaveError):
+        ptsave.read_training(path)
+    with pytest.raises(PtsaveError), warnings.catch_warnings(action="ignore"):
+        ptsave.Checkpoints(tmp_path).resume(state)
+    value: Any = 0
+    for _ in range(100_000):
+        value = [value]
+    state = ptsave.TrainingState(model=nn.Linear(1, 1), mine=Holds(1))
+    saved = state.state_dict() | {"mine_state_dict": {"value": value}}
+    with pytest.raises(LossyError, match="nests too deep"):
+        state.load_state_dict(saved)

@@ -18,8 +18,8 @@ from ptsave.torch_layer.items import named
 from ptsave.torch_layer.parallel.materialise import OWN_PARTS
 from ptsave.torch_layer.spread import is_spread
 from ptsave.torch_layer.tensors import read_tensors
+from ptsave.torch_layer.training_files import with_tensors
 from ptsave.torch_layer.training_keys import UNSYNCHRONISED
-from ptsave.torch_layer.whole import with_tensors
 
 Names = dict[tuple[str, ...], torch.Tensor]
 
