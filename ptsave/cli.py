@@ -36,6 +36,9 @@ from ptsave.options import (
 from ptsave.render.terminal import Mode, failure, out
 from ptsave.torch_layer.parallel.environment import is_first_rank, is_under_torchrun, let_first_speak
 
+LIBRARIES = ("torch", "numpy", "safetensors", "xxhash", "blake3", "isal", "rich", "tomli")
+"""What ptsave imports when it is needed."""
+
 app = typer.Typer(
     name="ptsave",
     help="Keep PyTorch models: save, load, inspect, convert and verify checkpoints.",
@@ -412,6 +415,8 @@ def run(arguments: list[str]) -> int:
         return EXIT_INTERRUPTED
     except OSError as error:
         problem = _refused_by_the_system(error)
+    except ImportError as error:
+        problem = _not_installed(error)
     except Exception as error:
         problem = _bug(error)
     if stopping.received:  # code in between made another error of the interrupt
@@ -439,6 +444,18 @@ def _refused_by_the_system(error: OSError) -> PtsaveError:
     problem = RefusedError(
         f"the system reports: {what}", str(error.filename or ""), "check the disk and the path"
     )
+    problem.__cause__ = error
+    return problem
+
+
+def _not_installed(error: ImportError) -> PtsaveError:
+    """The error for a library of ours that is not there, or that this machine cannot load."""
+    library = (error.name or "").partition(".")[0]
+    if library not in LIBRARIES:
+        return _bug(error)
+    what = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be imported: {error}"
+    more = ": pytorch.org names the build for your machine" if library == "torch" else ""
+    problem = RefusedError(f"this needs {library}, which {what}", "", f"pip install {library}{more}")
     problem.__cause__ = error
     return problem
 

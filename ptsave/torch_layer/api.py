@@ -23,7 +23,7 @@ from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.writers import destination_writer
 from ptsave.specs import Place, parse_model
-from ptsave.torch_layer.build import build_model, resolve_device
+from ptsave.torch_layer.build import build_model, check_device
 from ptsave.torch_layer.environment import environment
 from ptsave.torch_layer.fill import expected_of, extra_of, fill, misfit
 from ptsave.torch_layer.imports import import_path
@@ -243,7 +243,7 @@ def load(
     notes: list[str] = []
     with python_words(), open_checkpoint(path) as checkpoint:
         if device is not None:
-            resolve_device(device)
+            check_device(device)
         if model is not None:
             if config is not None or trust_recorded:
                 raise UsageError(

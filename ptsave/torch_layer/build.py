@@ -73,6 +73,16 @@ def build_model(
     return model if target.type == "meta" else model.to(target)
 
 
+def check_device(name: str) -> None:
+    """Insist that `name` is a device that is there and on which a model has numbers.
+
+    Raises: UsageError.
+    """
+    if resolve_device(name).type == "meta":
+        what = "the device meta holds no numbers, so there would be nothing to load"
+        raise UsageError(what, f"--device {name}", "--device cpu")
+
+
 def resolve_device(name: str) -> torch.device:
     """The device of that name, once it is known to be there.
 

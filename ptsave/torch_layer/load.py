@@ -20,7 +20,7 @@ from ptsave.core.select import Selection, select_model
 from ptsave.errors import UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.recorded import told_by
-from ptsave.torch_layer.build import build_model, resolve_device
+from ptsave.torch_layer.build import build_model, check_device
 from ptsave.torch_layer.fill import fill
 from ptsave.torch_layer.inputs import (
     Arguments,
@@ -75,7 +75,7 @@ def load(
 
     Raises: UsageError, LossyError when the keys do not fit, and what reading and writing raise.
     """
-    resolve_device(device)
+    check_device(device)
     if outputs is not None:
         check_outputs(outputs, overwrite=overwrite)
     with open_checkpoint(path) as checkpoint:

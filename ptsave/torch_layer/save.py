@@ -20,7 +20,7 @@ from ptsave.errors import RefusedError, UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.writers import BY_NAME, Writer, check_destination
-from ptsave.torch_layer.build import build_model
+from ptsave.torch_layer.build import build_model, check_device
 from ptsave.torch_layer.environment import environment
 from ptsave.torch_layer.fill import fill
 from ptsave.torch_layer.imports import import_path
@@ -82,6 +82,7 @@ def save(
     the state dict, and what reading and writing raise. Nothing is written then.
     """
     # Before the work of building, or training, whose result would be lost.
+    check_device(device)
     check_destination(destination, target, overwrite=options.overwrite)
     if weights is None and select is not None:
         raise UsageError("--select chooses from --weights", "", "name a checkpoint with --weights")

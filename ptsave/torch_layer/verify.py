@@ -8,6 +8,7 @@ from pathlib import Path
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.verdict import Finding, Verdict
 from ptsave.torch_layer.attribution import attribute
+from ptsave.torch_layer.build import check_device
 from ptsave.torch_layer.checks import MODEL_CHECKS
 from ptsave.torch_layer.fresh import fresh_model
 from ptsave.torch_layer.load import config_for
@@ -31,8 +32,9 @@ def subject_of(
     """What there is to check: the model of `config_path`, or of the record where that is None, and `source`;
     beside it `other`, or the fresh model of `other_config`.
 
-    Raises: UsageError for the configs.
+    Raises: UsageError for the configs, or a device that is not there.
     """
+    check_device(device)
     config = config_for(source, config_path, overrides, trusted)
     fresh = None
     if other_config is not None:
