@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from ptsave import __version__, stopping, streams
+from ptsave.core.memory import own_process
 from ptsave.core.reads import noted
 from ptsave.errors import EXIT_INTERRUPTED, EXIT_NO, EXIT_OK, PtsaveError, RefusedError, UsageError
 from ptsave.options import (
@@ -91,6 +92,9 @@ def save(
     format: FormatName = None,
     digest: Digest = "xxh3_128",
     no_record: NoRecord = False,
+    no_behaviour: Annotated[
+        bool, typer.Option("--no-behaviour", help="Do not run the model to record what it computes.")
+    ] = False,
     no_check: NoCheck = False,
     overwrite: Overwrite = False,
     set: Set = None,
@@ -120,6 +124,7 @@ def save(
         seed=seed,
         device=device,
         format=format,
+        behaves=not no_behaviour,
         app_dir=app_dir,
     )
 
@@ -405,7 +410,7 @@ def run(arguments: list[str]) -> int:
     """Run one command, and say what went wrong if something did; returns the exit code."""
     usage_error: type[Exception] = typer.BadParameter.__bases__[0]  # the root of Typer's own usage errors
     try:
-        with noted():
+        with noted(), own_process():
             return app(with_patterns(arguments), prog_name="ptsave", standalone_mode=False) or EXIT_OK
     except usage_error as error:
         problem: PtsaveError = UsageError(_usage_message(error), "", _usage_hint(error))

@@ -356,3 +356,30 @@ def test_names_never_reach_the_terminal_raw(run: Run) -> None:
     assert "\x07" not in out
     assert "\u202e" not in out
     assert "\\x1b[31mred[bold]\\u202e" in out
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("[inputs.x]", "[inputs.y]", "forward() takes no 'y'"),
+        ("shape = [4, 10]", "shape = [4, 11]", "the forward pass failed"),
+        ("[inputs.x]", "[inputs.z]\nshape = [1]\n[inputs.x]", "forward() takes no 'z'"),
+    ],
+)
+def test_inputs_that_do_not_fit_cost_no_record_in_silence(run: Run, old: str, new: str, words: str) -> None:
+    Path("c.toml").write_text(SIMPLE.read_text().replace(old, new))
+    code, _, err = run("save", "c.toml", "a.pt")
+    assert code == 2
+    assert f"cannot record the model's behaviour: {words}" in err
+    assert "--no-behaviour saves without" in err
+    assert not Path("a.pt").exists()
+    assert run("save", "c.toml", "a.pt", "--no-behaviour")[0] == 0
+    assert "behaviour" not in json.loads(run("inspect", "a.pt", "--json")[1])["record"]
+    last = run("verify", "a.pt", "-c", SIMPLE)[1].splitlines()[-1]
+    assert "skipped: behaviour (" in last
+
+
+def test_a_yes_says_what_was_skipped_and_why(run: Run) -> None:
+    torch.save({"w": torch.ones(2)}, "a.pt")
+    last = run("verify", "a.pt")[1].splitlines()[-1]
+    assert last.endswith("; skipped: behaviour, keys, roundtrip (needs a config: -c CONFIG)"), last

@@ -33,6 +33,7 @@ def unused_by_save(*, has_weights: bool, no_record: bool) -> dict[str, str]:
         unused["--extras"] = "it is about what --weights would leave out"
     if no_record:
         unused["--digest"] = "--no-record leaves the digests out"
+        unused["--no-behaviour"] = "--no-record leaves the behaviour out"
     return unused
 
 

@@ -29,6 +29,7 @@ def save(
     seed: int,
     device: str,
     format: str | None,
+    behaves: bool,
     app_dir: Path,
 ) -> None:
     """Build the model, fill it, write it, and say so.
@@ -60,6 +61,7 @@ def save(
                 select=select,
                 extras=extras,
                 seed=seed,
+                behaves=behaves,
                 app_dir=app_dir,
                 warn=warn,
             )

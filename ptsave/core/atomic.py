@@ -35,6 +35,19 @@ def _let_go() -> None:
             os.close(_open.pop())
 
 
+def let_go_when_forked(fd: int) -> int:
+    """`fd`, which a fork of this process closes: it would keep the lock of its parent for good."""
+    _open.add(fd)
+    return fd
+
+
+def still_ours(fd: int) -> bool:
+    """Whether `fd` is to be closed here, which is known of it no longer; a fork has closed it already."""
+    is_ours = fd in _open
+    _open.discard(fd)
+    return is_ours
+
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_let_go)
 

@@ -15,7 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ptsave.core import system
-from ptsave.core.atomic import check_parent, replacing_file, resolved, sync_names
+from ptsave.core.atomic import (
+    check_parent,
+    let_go_when_forked,
+    replacing_file,
+    resolved,
+    still_ours,
+    sync_names,
+)
 from ptsave.core.move import lost_bytes
 from ptsave.core.output import OutputFile
 from ptsave.core.reads import refuse_inputs_in
@@ -64,14 +71,15 @@ class OutputFolder:
         with errors_of(destination, num_bytes):
             self.made.append(name)
             unfinished.add(str(path))
-            fd = create(path, 0o666)
+            fd = let_go_when_forked(create(path, 0o666))
         try:
             yield OutputFile(fd, path, destination, num_bytes, sync=self.sync)
             with errors_of(destination, num_bytes):
                 if self.sync:
                     system.sync_file(fd)
         finally:
-            os.close(fd)
+            if still_ours(fd):
+                os.close(fd)
 
     def small_file(self, name: str, data: bytes) -> None:
         """Write a new file that is not seen before the main file is in place.
@@ -251,7 +259,7 @@ def _locked(path: Path) -> Iterator[None]:
         yield
         return
     with errors_of(path):
-        fd = os.open(path, os.O_RDONLY)
+        fd = let_go_when_forked(os.open(path, os.O_RDONLY))
     try:
         with errors_of(path):
             is_mine = system.lock(fd)
@@ -259,4 +267,5 @@ def _locked(path: Path) -> Iterator[None]:
             raise WriteError("another process is writing in the folder", str(path), "wait until it is done")
         yield
     finally:
-        os.close(fd)
+        if still_ours(fd):
+            os.close(fd)

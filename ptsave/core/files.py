@@ -62,6 +62,8 @@ class InputFile:
         self.size_bytes = status.st_size
         self.identity = (status.st_dev, status.st_ino)
         self.version = version_of(status)
+        self.memo: dict[str, object] = {}
+        """What was found out about it that several readers ask for; forgotten when it is closed."""
         reads.note(self.path, status)
 
     def check_unchanged(self) -> None:
@@ -144,6 +146,7 @@ class InputFile:
         )
 
     def close(self) -> None:
+        self.memo.clear()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

@@ -111,12 +111,15 @@ def reserve(fd: int, num_bytes: int) -> None:
     os.ftruncate(fd, num_bytes)
 
 
-def lock(fd: int, *, wait: bool = False) -> bool | None:
-    """Take the lock that says "its writer lives"; None where the platform or file system has none."""
+def lock(fd: int, *, wait: bool = False, shared: bool = False) -> bool | None:
+    """Take the lock that says "its writer lives"; None where the platform or file system has none.
+
+    `shared`: with whoever else asks so, to see that there is no writer.
+    """
     if not HAS_FLOCK:
         return None
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     except OSError as error:
@@ -135,13 +138,20 @@ def is_orphan(pid: int, modified_seconds: float) -> bool:
         return False
     if IS_WINDOWS:
         return True  # a file that is open there cannot be removed, which is the stronger guard
+    return not is_alive(pid)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether this machine has a process of that number; True where that cannot be asked."""
+    if IS_WINDOWS:  # there the question would end it
+        return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
-        return True
-    except OSError:
         return False
-    return False
+    except OSError:
+        return True
+    return True
 
 
 def rename_new(source: Path, target: Path) -> None:

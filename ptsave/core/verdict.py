@@ -99,7 +99,7 @@ class Verdict:
 
     @property
     def outcome(self) -> str:
-        """`failed bytes, finite`, `passed bytes, finite; skipped: keys` or `could not be checked`."""
+        """`failed bytes`, `passed bytes; skipped: keys (needs a config)` or `could not be checked`."""
         checks: dict[Level, list[str]] = {level: [] for level in LEVELS}
         for check, findings in sorted(self.by_check.items()):
             checks[level_of(findings)].append(check)
@@ -108,8 +108,11 @@ class Verdict:
         passed = sorted(checks["ok"] + checks["warn"])
         if not passed:
             return "could not be checked"
-        skipped = f"; skipped: {', '.join(checks['skipped'])}" if checks["skipped"] else ""
-        return f"passed {', '.join(passed)}{skipped}"
+        reasons: dict[str, list[str]] = {}
+        for check in checks["skipped"]:
+            reasons.setdefault(str(self.by_check[check][0].message), []).append(check)
+        why = [f"{', '.join(names)} ({reason})" for reason, names in reasons.items()]
+        return f"passed {', '.join(passed)}" + (f"; skipped: {', '.join(why)}" if why else "")
 
 
 def level_of(findings: Iterable[Finding]) -> Level:

@@ -9,20 +9,16 @@ from ptsave.formats.zip_reader import ZipDirectory, read_directory
 
 ZIP_MAGIC = b"PK\3\4"
 
-_last: ZipDirectory | None = None
-"""Of the file that was asked for last. A directory keeps its file alive, so more of them would pile up."""
-
 
 def directory_of(file: InputFile) -> ZipDirectory:
     """The directory of the archive that fills `file`.
 
     Raises: as `read_directory`.
     """
-    global _last
-    found = _last
-    if found is None or found.file is not file:
+    found = file.memo.get("zip directory")
+    if not isinstance(found, ZipDirectory):
         with no_garbage_collection():
-            found = _last = read_directory(file)
+            found = file.memo["zip directory"] = read_directory(file)
     return found
 
 

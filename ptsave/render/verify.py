@@ -67,7 +67,7 @@ def show_verdict(mode: Mode, result: Verdict, path: Path) -> None:
         if result.cause:
             out(f"{'because':<10} {escape(result.cause)}")
     answer = styled(result.answer, "1;32" if result.is_yes else "1;31")
-    out(f"{answer}: {escape(str(path))} {result.outcome}")
+    out(f"{answer}: {escape(str(path))} {escape(result.outcome)}")
 
 
 def _findings(result: Verdict, mode: Mode) -> None:

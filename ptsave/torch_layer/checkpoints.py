@@ -13,7 +13,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from ptsave.errors import CorruptError, MissingFileError, RefusedError, UnreadableError, UsageError
+from ptsave.errors import (
+    CorruptError,
+    MissingFileError,
+    RefusedError,
+    UnreadableError,
+    UsageError,
+    WriteError,
+)
 from ptsave.formats.run_folder import FOLDER, RunFile, file_name
 from ptsave.torch_layer import ranks
 from ptsave.torch_layer.background import Background
@@ -23,6 +30,7 @@ from ptsave.torch_layer.rank_values import WEIGHTS, Division, divide, few, other
 from ptsave.torch_layer.retention import Retention, parse_best
 from ptsave.torch_layer.run_contents import step_of, tree_of
 from ptsave.torch_layer.run_files import VISIBLE_SECONDS, RunFiles
+from ptsave.torch_layer.run_lock import holder_of
 from ptsave.torch_layer.snapshot import HostMemory
 from ptsave.torch_layer.spread import has_spread
 from ptsave.torch_layer.training_state import TrainingState
@@ -121,14 +129,17 @@ class Checkpoints:
         After a signal that `on_signal` names, the state is written before this raises SystemExit with the
         code 128 + the signal's number.
 
-        Raises: RefusedError where the folder has later steps of a run that was not resumed; LossyError for
-        what is not plain data; what the write before has raised (WriteError).
+        Raises: RefusedError where the folder has later steps of a run that was not resumed, or another
+        process saves in it (from the first save on, until its keeper is closed or the process ends);
+        LossyError for what is not plain data; what the write before has raised (WriteError).
         """
         group = self._own_group()
         step, number = self._meet(step, group)
         self._begin_run(step, group)
         tree = ranks.together(lambda: tree_of(state.state_dict(), step, epoch, metrics), group)
         division = divide(tree, _kinds_of(state), group)
+        if not self._has_saved:
+            ranks.from_first(self._hold, group)
         finish = (
             self._spread_writer().begin(self._files, division, step, group)
             if division.is_folder
@@ -246,6 +257,13 @@ class Checkpoints:
                 raise MissingFileError(what, str(self.folder), f"{_SHARE}; nothing is damaged")
             time.sleep(VISIBLE_SECONDS / 50)
 
+    def _hold(self) -> None:
+        """Raise RefusedError where another training saves in the folder."""
+        try:
+            self._files.hold()
+        except WriteError:  # the write says more about it
+            return
+
     def _refuse_to_go_back(self, step: int) -> None:
         """Raise RefusedError where a run is begun anew beside another one: `latest` would be the other's."""
         try:
@@ -271,6 +289,9 @@ class Checkpoints:
         a damaged run; LossyError when the state does not fit; then nothing was changed.
         """
         group = self._own_group()
+
+        if ranks.is_first() and (holder := holder_of(self.folder)) is not None:
+            warnings.warn(f"another training saves in {self.folder}: {holder}", stacklevel=2)
 
         def begin() -> Mapping[str, Any]:
             self.wait()
@@ -356,6 +377,7 @@ class Checkpoints:
         try:
             self.wait()
         finally:
+            self._files.let_go()
             self._signals.restore()
             self._memory.release()
             if self._spread is not None:

@@ -6,7 +6,8 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +37,7 @@ from ptsave.formats.torch_zip_write import write
 from ptsave.stopping import unfinished
 from ptsave.torch_layer.environment import environment
 from ptsave.torch_layer.retention import Retention
+from ptsave.torch_layer.run_lock import RunLock, give_back, take
 from ptsave.torch_layer.whole import is_whole
 
 VISIBLE_SECONDS = 10.0
@@ -54,6 +56,9 @@ class RunFiles:
         self._known: dict[Path, tuple[Fingerprint, RunFile]] = {}
         self._whole: dict[Path, Fingerprint] = {}
         self._lock = threading.Lock()
+        self._hold: tuple[RunLock, int] | None = None
+        """The lock, and the process that took it."""
+        self._let_go: Callable[[], object] = lambda: None
 
     def newest_first(self) -> Iterator[RunFile]:
         """All that have the name of a checkpoint, the latest step first; each is opened as it is reached.
@@ -107,6 +112,28 @@ class RunFiles:
             return True
         self.note_damaged(file, "its bytes are damaged")
         return False
+
+    # --- who writes
+
+    def hold(self) -> None:
+        """Take the folder's lock, made if need be: from here on no other process saves here.
+
+        Raises: RefusedError naming the process that does; WriteError.
+        """
+        if self._hold is not None and self._hold[1] == os.getpid() and self._hold[0].is_in_place:
+            self._hold[0].check()
+            return
+        self.let_go()
+        self._make_folder()
+        lock = take(self.folder)
+        self._hold = lock, os.getpid()
+        self._let_go = weakref.finalize(self, give_back, lock)
+
+    def let_go(self) -> None:
+        """Let another training have the folder."""
+        if self._hold is not None and self._hold[1] == os.getpid():
+            self._let_go()
+        self._hold = None
 
     # --- the other ranks
 
@@ -210,6 +237,7 @@ class RunFiles:
 
     def _prepare(self, step: int, suffix: str) -> Path:
         """Make the run's folder, remove what killed writers left in it, and find the name for `step`."""
+        self.hold()
         self._make_folder()
         with errors_of(self.folder):
             remove_litter_of(self.folder, FILE_NAME)

@@ -73,10 +73,13 @@ def save(
     extras: Extras = "fail",
     seed: int = 0,
     device: str = "cpu",
+    behaves: bool = True,
     app_dir: Path | None = None,
     warn: Callable[[str], None],
 ) -> Saved:
     """Build the model, fill it from `weights` or with fresh ones, copy it to the CPU, and write it.
+
+    `behaves`: whether the record says what the model computes, where the config has inputs.
 
     Raises: UsageError for the config, LossyError when the weights do not fit or the format cannot hold
     the state dict, and what reading and writing raise. Nothing is written then.
@@ -96,7 +99,7 @@ def save(
         model = build_model(config.model, device=device, app_dir=app_dir, seed=seed)
         _settle(model, config, device, seed)
         filled = "its factory" if config.model.is_factory else f"fresh weights of seed {seed}"
-    behaviour = _behaviour(model, config, device, warn) if options.record else None
+    behaviour = _behaviour(model, config, device) if options.record and behaves else None
     model.to("cpu")
     checkpoint = checkpoint_of(model.state_dict(), destination)
     checkpoint.record = replace(describe(model, config, device), behaviour=behaviour)
@@ -129,17 +132,28 @@ def _settle(model: nn.Module, config: Config, device: str, seed: int) -> None:
         settle(model, make_inputs(config.inputs, model, device), seed)
 
 
-def _behaviour(
-    model: nn.Module, config: Config, device: str, warn: Callable[[str], None]
-) -> dict[str, Any] | None:
-    """What the model does, for the record; a model that cannot be run is saved all the same."""
+def _behaviour(model: nn.Module, config: Config, device: str) -> dict[str, Any] | None:
+    """What the model does, for the record.
+
+    Raises: UsageError where the config's inputs do not fit the model, or running it fails.
+    """
     if config.inputs is None:
         return None
     try:
         return observe(model, config.inputs, device).to_json()
     except UsageError as error:
-        warn(f"saved without a behaviour record: {error}")
-        return None
+        raise unrecorded(error) from error
+
+
+def unrecorded(error: UsageError) -> UsageError:
+    """The error for a model whose behaviour was to be recorded, and could not be."""
+    hint = f"{error.hint}; " if error.hint else ""
+    return UsageError(
+        f"cannot record the model's behaviour: {error.what}",
+        error.where,
+        f"{hint}--no-behaviour saves without",
+        **error.details,
+    )
 
 
 def describe(model: nn.Module, config: Config, device: str) -> Record:

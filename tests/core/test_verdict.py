@@ -26,9 +26,9 @@ def test_what_a_check_came_to_is_the_worst_that_it_found() -> None:
 
 
 def test_the_outcome_agrees_with_the_verdict() -> None:
-    ok, skip, fail = (Finding(level, level, "", "") for level in ("ok", "skipped", "fail"))  # type: ignore[arg-type]
+    ok, skip, fail = (Finding(level, level, "", "why") for level in ("ok", "skipped", "fail"))  # type: ignore[arg-type]
     for findings, words in (
-        ((ok, skip), "passed ok; skipped: skipped"),
+        ((ok, skip), "passed ok; skipped: skipped (why)"),
         ((ok,), "passed ok"),
         ((ok, skip, fail), "failed fail"),
         ((skip,), "could not be checked"),

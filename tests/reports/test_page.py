@@ -94,7 +94,9 @@ def test_the_verdict_and_its_cause_are_at_the_top(browser: Browser, page) -> Non
 
     browser.show(page(GOOD), DESK)
     assert browser.texts("h1") == ["Yes runs/a.pt"]
-    assert browser.texts(".outcome") == ["Passed bytes, finite, safe; skipped: keys."]
+    assert browser.texts(".outcome") == [
+        "Passed bytes, finite, safe; skipped: keys (needs a config: -c CONFIG)."
+    ]
     assert browser.find(".cause") == browser.find(".plot") == []
     assert len(rows(browser)) == len(GOOD.findings)
 

@@ -27,7 +27,7 @@ from ptsave.torch_layer.parallel.materialise import num_local_bytes
 from ptsave.torch_layer.parallel.plan import Plan, make_plan
 from ptsave.torch_layer.parallel.sameness import check_same_config, check_same_folder
 from ptsave.torch_layer.parallel.writer import tied_names, write_spread
-from ptsave.torch_layer.save import Saved, describe
+from ptsave.torch_layer.save import Saved, describe, unrecorded
 
 FORMAT = "dcp"
 
@@ -52,6 +52,7 @@ def save(
     select: str | None = None,
     extras: Extras = "fail",
     seed: int = 0,
+    behaves: bool = True,
     app_dir: Path | None = None,
     warn: Warn,
 ) -> Saved:
@@ -84,7 +85,8 @@ def save(
         record = describe(model, config, torch.device(group.device).type)
         plan.spread(model)
         filled = "its factory" if config.model.is_factory else f"fresh weights of seed {seed}"
-    behaviour = _behaviour(plan, model, config, group, reference, say) if options.record else None
+    wanted = options.record and behaves
+    behaviour = _behaviour(plan, model, config, group, reference, say) if wanted else None
     state = model.state_dict(keep_vars=True)
     aliases = tied_names(state)
     tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
@@ -132,8 +134,7 @@ def _behaviour(
         try:
             return observe(model, config.inputs, group.device).to_json()
         except UsageError as error:
-            warn(f"saved without a behaviour record: {error}")
-            return None
+            raise unrecorded(error) from error
     if reference is not None and reference.behaviour is not None:
         wanted = config.model.to_json()
         known = {key: (reference.model or {}).get(key) for key in wanted}
