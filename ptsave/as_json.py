@@ -70,8 +70,10 @@ def differences(result: Diff, a: Path, b: Path) -> dict[str, Any]:
 
 def saved(result: Saved) -> dict[str, Any]:
     """The object of `save --json`; a save that did not fit is an error object."""
-    fields = {name: value for name, value in plain(result).items() if name not in ("mesh", "num_rank_bytes")}
-    return {**fields, **_spread(result), "missing": [], "unexpected": [], "mismatched": []}
+    apart = ("mesh", "num_rank_bytes", "fresh", "left")
+    fields = {name: value for name, value in plain(result).items() if name not in apart}
+    keys = {"missing": list(result.fresh), "unexpected": list(result.left), "mismatched": []}
+    return {**fields, **_spread(result), **keys}
 
 
 def loaded(result: Loaded) -> dict[str, Any]:
@@ -91,8 +93,8 @@ def loaded(result: Loaded) -> dict[str, Any]:
         "num_elements": result.num_elements,
         "num_bytes": result.num_bytes,
         "took": result.took,
-        "missing": list(result.report.missing),
-        "unexpected": list(result.report.unexpected),
+        "missing": list(result.report.fresh),
+        "unexpected": list(result.report.left),
         "mismatched": [plain(mismatch) for mismatch in result.report.mismatched],
         "cast": [plain(cast) for cast in result.report.recast],
         "outputs": outputs,

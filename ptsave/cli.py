@@ -16,6 +16,8 @@ from ptsave.core.memory import own_process
 from ptsave.core.reads import noted
 from ptsave.errors import EXIT_INTERRUPTED, EXIT_NO, EXIT_OK, PtsaveError, RefusedError, UsageError
 from ptsave.options import (
+    AllowMissing,
+    AllowUnexpected,
     AppDir,
     ConfigPath,
     Device,
@@ -29,6 +31,7 @@ from ptsave.options import (
     Quiet,
     Select,
     Set,
+    Tie,
     TrustRecorded,
     Verbose,
     given,
@@ -87,7 +90,10 @@ def save(
     ] = None,
     select: Select = None,
     extras: LeftOutWeights = "fail",
-    seed: Annotated[int, typer.Option(help="Seed of the fresh weights when there is no --weights.")] = 0,
+    allow_missing: AllowMissing = None,
+    allow_unexpected: AllowUnexpected = None,
+    tie: Tie = None,
+    seed: Annotated[int, typer.Option(help="Seed of the weights that do not come from --weights.")] = 0,
     device: Device = "cpu",
     format: FormatName = None,
     digest: Digest = "xxh3_128",
@@ -109,7 +115,12 @@ def save(
     from ptsave.core.accounts import parse_left_out
     from ptsave.formats.base import WriteOptions, digest_algorithm
 
-    refuse_unused(given(context), unused_by_save(has_weights=weights is not None, no_record=no_record))
+    refuse_unused(
+        given(context),
+        unused_by_save(
+            has_weights=weights is not None, allows_missing=bool(allow_missing), no_record=no_record
+        ),
+    )
     run(
         Mode(json, quiet, verbose),
         config,
@@ -121,6 +132,9 @@ def save(
         weights=weights,
         select=select,
         extras=parse_left_out(extras),
+        allow_missing=allow_missing or (),
+        allow_unexpected=allow_unexpected or (),
+        tie=tie or (),
         seed=seed,
         device=device,
         format=format,
@@ -139,6 +153,9 @@ def load(
     trust_recorded: TrustRecorded = None,
     select: Select = None,
     extras: LeftOutWeights = "fail",
+    allow_missing: AllowMissing = None,
+    allow_unexpected: AllowUnexpected = None,
+    tie: Tie = None,
     device: Device = "cpu",
     inputs: Annotated[
         Path | None,
@@ -172,6 +189,9 @@ def load(
         trusted=trust_recorded or (),
         select=select,
         extras=parse_left_out(extras),
+        allow_missing=allow_missing or (),
+        allow_unexpected=allow_unexpected or (),
+        tie=tie or (),
         device=device,
         inputs=inputs,
         outputs=outputs,

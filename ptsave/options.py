@@ -38,6 +38,22 @@ LeftOutWeights = Annotated[
         "--extras", metavar="HOW", help="What the checkpoint holds and no state dict has: fail or drop."
     ),
 ]
+AllowMissing = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-missing",
+        metavar="GLOB",
+        help="Names that the weights may lack: they stay fresh.",
+    ),
+]
+AllowUnexpected = Annotated[
+    list[str] | None,
+    typer.Option("--allow-unexpected", metavar="GLOB", help="Names that may be left in the weights."),
+]
+Tie = Annotated[
+    list[str] | None,
+    typer.Option("--tie", metavar="NAME", help="Name whose values a tied parameter takes."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the destination if it exists.")]
 FormatName = Annotated[
     str | None,

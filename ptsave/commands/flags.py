@@ -23,14 +23,15 @@ def refuse_unused(given: Collection[str], unused: Mapping[str, str]) -> None:
             raise UsageError(f"{flag} would not be used: {unused[flag]}", "", f"leave {flag} out")
 
 
-def unused_by_save(*, has_weights: bool, no_record: bool) -> dict[str, str]:
+def unused_by_save(*, has_weights: bool, allows_missing: bool, no_record: bool) -> dict[str, str]:
     """The flags of `save` that these make useless."""
     unused = {}
-    if has_weights:
+    if has_weights and not allows_missing:
         unused["--seed"] = "the weights come from --weights"
-    else:
+    if not has_weights:
         unused["--select"] = "it chooses from --weights"
         unused["--extras"] = "it is about what --weights would leave out"
+        unused |= dict.fromkeys(("--allow-missing", "--allow-unexpected", "--tie"), "it is about --weights")
     if no_record:
         unused["--digest"] = "--no-record leaves the digests out"
         unused["--no-behaviour"] = "--no-record leaves the behaviour out"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ptsave.commands.ranks import ranks
 from ptsave.core.accounts import Extras
+from ptsave.core.keys import Allowed, Wanted
 from ptsave.render.models import show_loaded
 from ptsave.render.terminal import Mode, warn
 from ptsave.torch_layer.parallel.environment import is_first_rank
@@ -22,6 +23,9 @@ def load(
     trusted: Sequence[str],
     select: str | None,
     extras: Extras,
+    allow_missing: Sequence[str],
+    allow_unexpected: Sequence[str],
+    tie: Sequence[str],
     device: str,
     inputs: Path | None,
     outputs: Path | None,
@@ -50,6 +54,7 @@ def load(
                 overrides=overrides,
                 trusted=trusted,
                 select=select,
+                wanted=Wanted(Allowed(allow_missing, allow_unexpected), tie),
                 extras=extras,
                 inputs=inputs,
                 outputs=outputs,

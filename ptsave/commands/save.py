@@ -9,6 +9,7 @@ from pathlib import Path
 from ptsave.commands.ranks import ranks
 from ptsave.config import load_config
 from ptsave.core.accounts import Extras
+from ptsave.core.keys import Allowed, Wanted
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.writers import destination_writer
 from ptsave.render.models import show_saved
@@ -26,6 +27,9 @@ def save(
     weights: Path | None,
     select: str | None,
     extras: Extras,
+    allow_missing: Sequence[str],
+    allow_unexpected: Sequence[str],
+    tie: Sequence[str],
     seed: int,
     device: str,
     format: str | None,
@@ -59,6 +63,7 @@ def save(
                 options=options,
                 weights=weights,
                 select=select,
+                wanted=Wanted(Allowed(allow_missing, allow_unexpected), tie),
                 extras=extras,
                 seed=seed,
                 behaves=behaves,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ptsave.core.accounts import LeftOut, account
@@ -43,6 +44,13 @@ class Selection:
     is_own: bool = False
     """Whether dictionaries with tensors lie beside the tensors, and were not taken."""
 
+    def state_dict(self) -> OrderedDict[str, Any]:
+        """All of it by name, with the versions of its modules."""
+        values: OrderedDict[str, Any] = OrderedDict({**self.tensors, **self.extra})
+        if self.metadata is not None:
+            values._metadata = self.metadata  # type: ignore[attr-defined]
+        return values
+
     def sentence(self) -> str:
         """What was taken, for a person; empty when there was nothing to choose."""
         parts = []
@@ -78,6 +86,8 @@ def select_model(checkpoint: Checkpoint, key: str | None = None) -> Selection:
         where, node, is_own = found[0].where, found[0].node, found[0].is_own
         others = tuple(part.words for part in found[1])
     selection = _named(where, node, others, is_own)
+    if selection.metadata is None and node is checkpoint.root and checkpoint.record is not None:
+        selection = replace(selection, metadata=checkpoint.record.module_versions)
     if not selection.tensors:
         raise UsageError("holds no tensors", _place(checkpoint, where), "choose another key with --select")
     return strip_wrappers(selection)
@@ -183,16 +193,31 @@ def strip_wrappers(selection: Selection) -> Selection:
     renamed, stripped = strip_wrapper_names(names)
     if not stripped:
         return selection
-    return Selection(
-        selection.where,
-        {renamed[name]: entry for name, entry in selection.tensors.items()},
-        {renamed[name]: value for name, value in selection.extra.items()},
-        selection.metadata,
-        {renamed[name]: original for name, original in selection.original.items()},
-        stripped,
-        selection.others,
-        selection.is_own,
+    metadata = selection.metadata
+    if isinstance(metadata, Mapping):  # the innermost module of a name comes last, and counts
+        front = _num_in_front(*next(iter(renamed.items())))
+        metadata = {_without_wrappers(str(where), front): about for where, about in metadata.items()}
+    return replace(_renamed(selection, renamed), metadata=metadata, stripped=stripped)
+
+
+def _renamed(selection: Selection, names: Mapping[str, str]) -> Selection:
+    """The same tensors under `names`, old → new."""
+    return replace(
+        selection,
+        tensors={names.get(name, name): entry for name, entry in selection.tensors.items()},
+        extra={names.get(name, name): value for name, value in selection.extra.items()},
+        original={names.get(name, name): original for name, original in selection.original.items()},
     )
+
+
+def _num_in_front(old: str, new: str) -> int:
+    """How many parts in front of a name (`module.`) were removed, beside those of WRAPPERS."""
+    return sum(part not in WRAPPERS for part in old.split(".")) - len(new.split("."))
+
+
+def _without_wrappers(where: str, num_in_front: int) -> str:
+    """The path of a module without what wrappers put into it."""
+    return ".".join([part for part in where.split(".") if part not in WRAPPERS][num_in_front:])
 
 
 def named_as(selection: Selection, wanted: Iterable[str]) -> Selection:
@@ -207,15 +232,20 @@ def named_as(selection: Selection, wanted: Iterable[str]) -> Selection:
     own = {new: old for old, new in plain.items() if new in selection.tensors or new in selection.extra}
     if not own:
         return selection
-    return Selection(
-        selection.where,
-        {own.get(name, name): entry for name, entry in selection.tensors.items()},
-        {own.get(name, name): value for name, value in selection.extra.items()},
-        selection.metadata,
-        {own.get(name, name): original for name, original in selection.original.items()},
-        tuple(prefix for prefix in selection.stripped if prefix not in stripped),
-        selection.others,
-        selection.is_own,
+    left = tuple(prefix for prefix in selection.stripped if prefix not in stripped)
+    return replace(_renamed(selection, own), stripped=left)
+
+
+def without(selection: Selection, names: Iterable[str]) -> Selection:
+    """`selection` without some of its tensors and other values."""
+    gone = set(names)
+    if not gone:
+        return selection
+    return replace(
+        selection,
+        tensors={name: entry for name, entry in selection.tensors.items() if name not in gone},
+        extra={name: value for name, value in selection.extra.items() if name not in gone},
+        original={name: old for name, old in selection.original.items() if name not in gone},
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ def show_saved(mode: Mode, result: Saved) -> None:
         f"saved {result.model} to {result.destination} ({result.format}): "
         f"{_totals(result)}{behaviour}, from {result.weights}{_spread(result)}",
     )
+    _show_allowed(mode, result.fresh, result.left)
 
 
 def show_loaded(mode: Mode, result: Loaded) -> None:
@@ -35,16 +37,26 @@ def show_loaded(mode: Mode, result: Loaded) -> None:
         return
     if result.took:
         note(mode, result.took)
+    report = result.report
+    matched = "" if report.fresh or report.left else ", every key matched"
     note(
         mode,
         f"loaded {result.model} from {result.path} ({result.format}) on {result.device}: "
-        f"{_totals(result)}, every key matched{_spread(result)}",
+        f"{_totals(result)}{matched}{_spread(result)}",
     )
+    _show_allowed(mode, report.fresh, report.left)
     outputs = result.outputs or {}
     if result.outputs_path is not None:
         note(mode, f"wrote {count(len(outputs), 'output')} to {result.outputs_path}")
     elif not mode.quiet:
         table([(escape(name), _kind(tensor)) for name, tensor in outputs.items()])
+
+
+def _show_allowed(mode: Mode, fresh: Sequence[str], left: Sequence[str]) -> None:
+    """What the weights lacked and what stayed in them, as the user allowed."""
+    for names, words in ((fresh, "fresh, for the weights lack them"), (left, "left in the weights")):
+        if names:
+            note(mode, f"{words}: {', '.join(map(escape, names))}")
 
 
 def _kind(tensor: Any) -> str:

@@ -15,7 +15,7 @@ from torch import nn
 from ptsave.config import Config, load_config
 from ptsave.core.accounts import Extras, settle_left_out
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.keys import compare
+from ptsave.core.keys import Allowed, Wanted
 from ptsave.core.record import Record
 from ptsave.core.select import Selection, left_out_of, select_model
 from ptsave.errors import PtsaveError, UsageError
@@ -25,13 +25,14 @@ from ptsave.formats.writers import destination_writer
 from ptsave.specs import Place, parse_model
 from ptsave.torch_layer.build import build_model, check_device
 from ptsave.torch_layer.environment import environment
-from ptsave.torch_layer.fill import expected_of, extra_of, fill, misfit
+from ptsave.torch_layer.fill import build_filled, fill, fit_of, misfit
 from ptsave.torch_layer.imports import import_path
 from ptsave.torch_layer.live import checkpoint_of
 from ptsave.torch_layer.load import config_for, warn_if_changed
 from ptsave.torch_layer.save import Saved, describe
+from ptsave.torch_layer.spread import has_spread
 from ptsave.torch_layer.training_files import as_torch
-from ptsave.torch_layer.training_modules import clean_names, plan_module, state_of, unwrap
+from ptsave.torch_layer.training_modules import plan_module, state_of, unwrap
 from ptsave.torch_layer.training_plain import plain
 from ptsave.torch_layer.training_state import TrainingState
 from ptsave.torch_layer.trust import ALL
@@ -47,6 +48,9 @@ FLAGS = {
     "--overwrite": "overwrite=True",
     "--format": "format=",
     "--select KEY.PATH": 'select="KEY.PATH"',
+    "--tie NAME": 'tie="NAME"',
+    "--allow-missing": "allow_missing=",
+    "--allow-unexpected": "allow_unexpected=",
     "--select": "select=",
     "-c CONFIG": 'config="CONFIG.toml"',
     "--config": "config=",
@@ -171,7 +175,7 @@ def _check_rebuilds(config: Config, checkpoint: Checkpoint) -> None:
         return
     selection = select_model(checkpoint)
     skeleton = build_model(config.model, device="meta")
-    report = compare(expected_of(skeleton), selection.tensors, extra_of(skeleton), selection.extra)
+    _, report = fit_of(skeleton, selection)
     if not report.fits:
         error = misfit(report, checkpoint.path)
         error.what = f"the hyperparameters make another model: {report.summary()}"
@@ -187,6 +191,9 @@ def load(
     select: str | None = ...,
     device: str | None = ...,
     extras: Extras = ...,
+    allow_missing: Sequence[str] = ...,
+    allow_unexpected: Sequence[str] = ...,
+    tie: Sequence[str] = ...,
 ) -> Module: ...
 
 
@@ -202,6 +209,9 @@ def load(
     app_dir: PathLike | None = ...,
     lazy: bool = ...,
     extras: Extras = ...,
+    allow_missing: Sequence[str] = ...,
+    allow_unexpected: Sequence[str] = ...,
+    tie: Sequence[str] = ...,
 ) -> nn.Module: ...
 
 
@@ -216,6 +226,9 @@ def load(
     app_dir: PathLike | None = None,
     lazy: bool = False,
     extras: Extras = "fail",
+    allow_missing: Sequence[str] = (),
+    allow_unexpected: Sequence[str] = (),
+    tie: Sequence[str] = (),
 ) -> nn.Module:
     """Load a model's weights strictly, from any checkpoint, and return the model.
 
@@ -235,12 +248,17 @@ def load(
 
     A checkpoint that holds weights which no state dict has (tensors in other attributes of a pickled module)
     is refused, or with `extras` "drop" loaded without them.
+    Names that fit a glob of `allow_missing` may be absent (the model keeps its own initial values there), and
+    those that fit one of `allow_unexpected` are left in the file; a name of another shape has to fit one of
+    each. Where the file has different values under two names of one parameter, `tie` names the one to take.
+    A model's extra state is left alone with `allow_missing=["*_extra_state"]` and the same for unexpected.
 
     Raises: LossyError with every name that is missing, unexpected or of another shape, and the module is as
     it was; UsageError; MissingFileError, UnknownFormatError, LimitError; CorruptError, and a `model` that is
     filled in place has the tensors that came before the damaged one.
     """
     notes: list[str] = []
+    wanted = Wanted(Allowed(globs(allow_missing), globs(allow_unexpected)), globs(tie))
     with python_words(), open_checkpoint(path) as checkpoint:
         if device is not None:
             check_device(device)
@@ -255,13 +273,22 @@ def load(
                     "ptsave.load: lazy",
                     "leave one of the two out",
                 )
-            _into(model, checkpoint, select_model(checkpoint, select), device, notes, extras)
+            _into(model, checkpoint, select_model(checkpoint, select), device, notes, extras, wanted)
         else:
             folder = Path(app_dir) if app_dir is not None else None
-            wanted = config_for(checkpoint, Path(config) if config else None, (), _globs(trust_recorded))
+            spec = config_for(checkpoint, Path(config) if config else None, (), _trusted(trust_recorded))
             selection = select_model(checkpoint, select)
-            model = build_model(wanted.model, device="meta", app_dir=folder)
-            fill(model, checkpoint, selection, device or "cpu", notes.append, is_mapped=lazy, extras=extras)
+            model, _ = build_filled(
+                spec.model,
+                checkpoint,
+                selection,
+                device or "cpu",
+                notes.append,
+                app_dir=folder,
+                is_mapped=lazy,
+                wanted=wanted,
+                extras=extras,
+            )
             warn_if_changed(model, checkpoint, notes.append)
             model.eval()
     for note in notes:
@@ -269,10 +296,15 @@ def load(
     return model
 
 
-def _globs(trust_recorded: bool | str | Sequence[str]) -> Sequence[str]:
+def _trusted(trust_recorded: bool | str | Sequence[str]) -> Sequence[str]:
     if isinstance(trust_recorded, bool):
         return ALL if trust_recorded else ()
     return [trust_recorded] if isinstance(trust_recorded, str) else trust_recorded
+
+
+def globs(given: str | Sequence[str]) -> Sequence[str]:
+    """One name, or several."""
+    return [given] if isinstance(given, str) else list(given)
 
 
 def _into(
@@ -282,21 +314,21 @@ def _into(
     device: str | None,
     notes: list[str],
     extras: Extras,
+    wanted: Wanted,
 ) -> None:
     """Fill a module that is there, and move it to `device` where one is named."""
     inner = unwrap(model)
     state = inner.state_dict(keep_vars=True)
-    devices = {str(value.device) for value in state.values() if isinstance(value, torch.Tensor)}
-    has_wrapped_names = any(old != new for old, new in clean_names(state).items())
-    if len(devices) == 1 and not has_wrapped_names:
-        fill(inner, checkpoint, selection, next(iter(devices)), notes.append, extras=extras)
-    else:
+    if has_spread(state):
+        selection, _ = fit_of(inner, selection, wanted)
         settle_left_out(left_out_of(checkpoint, selection.where), extras, [], notes, str(checkpoint.path))
         entries: Any = {name: e.named(selection.original[name]) for name, e in selection.tensors.items()}
         saved = as_torch(checkpoint, entries | dict(selection.extra))
         plan = plan_module(inner, saved, "the model", str(checkpoint.path))
         notes += plan.notes
         plan.apply()
+    else:
+        fill(inner, checkpoint, selection, None, notes.append, wanted=wanted, extras=extras)
     if device is not None:
         model.to(device)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,33 @@ from typing import Any
 import torch
 from torch import nn
 
+from ptsave.config import ModelSpec
 from ptsave.core.accounts import Extras, settle_left_out
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.digest import recorded_digests, tensor_digest
-from ptsave.core.keys import Expected, KeyReport, compare
+from ptsave.core.digest import recorded_digests
+from ptsave.core.keys import EXACT, Expected, KeyReport, Wanted, choose_tied, compare
+from ptsave.core.names import matches
 from ptsave.core.nodes import TensorEntry
-from ptsave.core.select import Selection, left_out_of, named_as
+from ptsave.core.select import Selection, left_out_of, named_as, without
 from ptsave.core.verdict import Counted
 from ptsave.errors import LossyError
+from ptsave.torch_layer.build import build_model
 from ptsave.torch_layer.live import is_plain
+from ptsave.torch_layer.loading_code import (
+    NeedsValuesError,
+    give,
+    judged,
+    names_in,
+    settle,
+    slots,
+    takes_names_as_they_are,
+    untouched,
+    versions,
+)
 from ptsave.torch_layer.mapped import map_apart
+from ptsave.torch_layer.spread import is_spread
 from ptsave.torch_layer.streaming import stream_into, stream_to
-from ptsave.torch_layer.tensors import read_tensor, read_tensors, to_torch
+from ptsave.torch_layer.tensors import read_tensor, read_tensors, refused_part, to_torch
 
 Warn = Callable[[str], None]
 Tensors = Iterable[tuple[str, torch.Tensor]]
@@ -49,7 +64,8 @@ def expected_of(model: nn.Module) -> dict[str, Expected]:
     """
     first: dict[int, str] = {}
     expected = {}
-    for name, value in model.state_dict(keep_vars=True).items():
+    state = model.state_dict(keep_vars=True)
+    for name, value in state.items():
         if not _is_tensor(value):
             continue
         tied_to = first.setdefault(id(value), name)
@@ -60,7 +76,7 @@ def expected_of(model: nn.Module) -> dict[str, Expected]:
             tied_to if tied_to != name else None,
         )
     for name, buffer in model.named_buffers(remove_duplicate=False):
-        if name not in expected:
+        if name not in state:
             shape, dtype = tuple(buffer.shape), str(buffer.dtype).removeprefix("torch.")
             expected[name] = Expected(shape, dtype, is_recomputed=True)
     return expected
@@ -73,68 +89,148 @@ def extra_of(model: nn.Module) -> set[str]:
 
 
 def _is_tensor(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and not value.is_quantized
+    """Whether a file holds it as plain bytes: not quantized, not sparse, not nested."""
+    return (
+        isinstance(value, torch.Tensor)
+        and not value.is_quantized
+        and (nn.parameter.is_lazy(value) or (value.layout is torch.strided and not value.is_nested))
+    )
+
+
+def build_filled(
+    spec: ModelSpec,
+    source: Checkpoint,
+    selection: Selection,
+    device: str,
+    warn: Warn,
+    *,
+    app_dir: Path | None,
+    skeleton: nn.Module | None = None,
+    seed: int = 0,
+    is_checked: bool = True,
+    is_mapped: bool = False,
+    wanted: Wanted | None = None,
+    extras: Extras = "fail",
+) -> tuple[nn.Module, KeyReport]:
+    """The model of `spec`, filled from `selection`, on `device`; and how it fits.
+
+    It is built without memory, or is the `skeleton` that was; where something of it keeps its initial values,
+    or its loading code works with them, it is built with them, from `seed`.
+
+    Raises: as `build_model` and `fill`.
+    """
+    model = skeleton or build_model(spec, device="meta", app_dir=app_dir)
+    options: dict[str, Any] = {
+        "is_checked": is_checked,
+        "is_mapped": is_mapped,
+        "wanted": wanted or EXACT,
+        "extras": extras,
+    }
+    try:
+        return model, fill(model, source, selection, device, warn, **options)
+    except NeedsValuesError:
+        model.to("meta")
+        model = build_model(spec, device="cpu", app_dir=app_dir, seed=seed)
+    return model, fill(model, source, selection, device, warn, **options)
+
+
+def fit_of(model: nn.Module, selection: Selection, wanted: Wanted = EXACT) -> tuple[Selection, KeyReport]:
+    """What of `selection` goes into `model`, which may be on the meta device, and how it fits.
+
+    The model's own loading code is the judge, where it has such code.
+
+    Raises: UsageError for a tie that is none.
+    """
+    selection = named_as(selection, model.state_dict(keep_vars=True))
+    expected, extra = expected_of(model), extra_of(model)
+    if wanted.tie:
+        selection = without(selection, choose_tied(expected, selection.tensors, wanted.tie))
+    report = compare(expected, selection.tensors, extra, selection.extra)
+    by_name = takes_names_as_they_are(model, with_torchs=report.fits) and not extra
+    is_readable = not any(map(refused_part, selection.extra.values()))
+    if (
+        not by_name
+        and is_readable
+        and not any(_is_of_its_own(value) for value in model.state_dict(keep_vars=True).values())
+    ):
+        kinds = set(report.missing) & set(report.unexpected)
+        report = judged(model, selection, report)
+        wrong = [name for name in sorted(kinds) if not _can_be_copied(model, selection, name)]
+        report = replace(report, missing=(*report.missing, *wrong), unexpected=(*report.unexpected, *wrong))
+    report = _without_refused(report, selection, extra, wanted).permit(wanted.allowed)
+    return without(selection, report.left), report
 
 
 def fill(
     model: nn.Module,
     source: Checkpoint,
     selection: Selection,
-    device: str,
+    device: str | None,
     warn: Warn,
     *,
     is_checked: bool = True,
     is_mapped: bool = False,
     parts: Parts = WHOLE,
     extras: Extras = "fail",
+    wanted: Wanted = EXACT,
 ) -> KeyReport:
     """Put the tensors of `selection` into `model` (built on the meta device) and move it to `device`.
 
-    The model keeps its own dtypes, as `load_state_dict` has it; what is cast is said through `warn`. Only
-    tensors that are read whole are held against their checksums. With `is_mapped`, tensors that stay as they
-    are lie in the file's own pages, and none is held against anything: for those who know that the file stays
-    as it is. A model that has memory already is filled in place, with nothing held beside it, and one on
-    another device through a small buffer.
+    What the model becomes is what `load_state_dict(…, strict=True)` makes of it: its own loading code runs,
+    its dtypes stay, and what is cast is said through `warn`. Only tensors that are read whole are checked
+    against their checksums. With `is_mapped`, tensors that stay as they are lie in the file's own pages, and
+    none is checked: for those who know that the file stays as it is. A model that has memory already
+    and no loading code of its own is filled in place, with nothing held beside it, and one on another device
+    through a small buffer.
 
     Raises: LossyError when what is taken holds weights that no state dict has, unless `extras` is "drop", or
     when a name is missing, unexpected or of another shape, and the model is as it was;
     CorruptError for a tensor that does not match its checksum, unless `is_checked` is off, and a model that
-    had memory already is filled in part.
+    had memory already is filled in part; NeedsValuesError for a model without memory that cannot be filled
+    before it has values of its own.
     """
     said: list[str] = []
     settle_left_out(left_out_of(source, selection.where), extras, [], said, str(source.path))
     for note in said:
         warn(note)
-    state = model.state_dict(keep_vars=True)
-    selection = named_as(selection, state)
-    report = compare(expected_of(model), selection.tensors, extra_of(model), selection.extra)
+    selection, report = fit_of(model, selection, wanted)
     if not report.fits:
         raise misfit(report, source.path)
+    state = model.state_dict(keep_vars=True)
     if report.recast:
         name, want, found = report.recast[0]
         cast = Counted(len(report.recast), "tensor is cast", "tensors are cast")
         warn(f"{cast} to the model's dtype ({name}: {found} → {want})")
     _compare_recomputed(model, report.recomputed, selection, warn)
-    chosen = _chosen(state, selection, warn)
+    is_skeleton = any(isinstance(value, torch.Tensor) and value.is_meta for value in state.values())
+    if is_skeleton and report.fresh:
+        raise NeedsValuesError(f"{report.fresh[0]!r} keeps its initial value")
+    chosen = _chosen(state, selection)
+    extra = extra_of(model) & selection.extra.keys()
+    is_whole = len(chosen) == _num_tensors(state) and len(extra) == len(extra_of(model))
+    is_by_name = takes_names_as_they_are(model) and (
+        selection.tensors.keys() - set(report.recomputed) <= state.keys()
+    )
     whole = {names[0]: selection.tensors[names[0]].named(selection.original[names[0]]) for names in chosen}
-    extra = extra_of(model)
-    if parts is WHOLE and not extra and _only_copies(model, state):
-        model.to(device)
+    if parts is WHOLE and is_by_name and (is_whole or report.fresh) and _only_copies(model, state):
+        _move(model, device)
         state = model.state_dict(keep_vars=True)
         digests = recorded_digests(whole.values(), source.record)
         targets = {name: state[name] for name in whole}
         stream_into(targets, whole, digests=digests, is_checked=is_checked and not is_mapped)
         source.check_unchanged()
         return report
-    is_skeleton = any(isinstance(value, torch.Tensor) and value.is_meta for value in state.values())
+    if parts is WHOLE and (extra or not (is_by_name and is_whole)):
+        _through_code(model, source, selection, device, report, is_checked=is_checked, is_mapped=is_mapped)
+        return report
     entries = {name: parts.cut(entry, state[name]) for name, entry in whole.items()}
     digests = recorded_digests((e for name, e in entries.items() if e is whole[name]), source.record)
     tensors: Tensors
     if is_mapped:
         tensors = map_apart(entries).items()
-    elif parts is WHOLE and torch.device(device).type != "cpu":
+    elif parts is WHOLE and torch.device(device or "cpu").type != "cpu":
         dtypes = {name: state[name].dtype for name in entries}
-        tensors = stream_to(device, entries, dtypes, digests=digests, is_checked=is_checked).items()
+        tensors = stream_to(device or "cpu", entries, dtypes, digests=digests, is_checked=is_checked).items()
     else:
         tensors = read_tensors(
             entries, digests=digests.tensors, algorithm=digests.algorithm, is_checked=is_checked
@@ -142,51 +238,143 @@ def fill(
     filled: Any = OrderedDict()
     for names, (name, tensor) in zip(chosen, tensors, strict=True):
         want = state[name]
-        tensor = parts.join(tensor.to(device=device, dtype=want.dtype), want)
+        tensor = parts.join(tensor.to(device=device or _home(want), dtype=want.dtype), want)
         if isinstance(want, nn.Parameter):
             tensor = nn.Parameter(tensor, requires_grad=want.requires_grad)
         filled.update(dict.fromkeys(names, tensor))
     filled.update((name, to_torch(selection.extra[name], name, is_checked)) for name in extra)
-    filled._metadata = selection.metadata or getattr(state, "_metadata", None)
+    filled._metadata = versions(model, selection)
     model.load_state_dict(filled, strict=True, assign=is_skeleton)
-    model.to(device)
+    _move(model, device)
     source.check_unchanged()
     return report
 
 
-def _only_copies(model: nn.Module, state: Mapping[str, Any]) -> bool:
-    """Whether `load_state_dict` does nothing but copy each value into the tensor of its name.
+def _without_refused(report: KeyReport, selection: Selection, extra: set[str], wanted: Wanted) -> KeyReport:
+    """An extra state that is no plain data counts as missing, and as left over.
 
-    The model must have memory, and no code of its own to load with.
+    Raises: LossyError where that is not allowed.
     """
-    own = {id(tensor) for tensor in chain(model.parameters(), model.buffers())}
-    return (
-        type(model).load_state_dict is nn.Module.load_state_dict
-        and all(has_no_loading_code(module) for module in model.modules())
-        and all(id(value) in own and is_plain(value) for value in state.values())
-    )
+    refused = {
+        name: part for name in extra & selection.extra.keys() if (part := refused_part(selection.extra[name]))
+    }
+    for name, part in sorted(refused.items()):
+        if not (matches(name, wanted.allowed.missing) and matches(name, wanted.allowed.unexpected)):
+            hint = "leave it out: --allow-missing and --allow-unexpected with its name"
+            raise LossyError(f"{name!r} is a {part.name}, which is not plain data", "", hint)
+    return replace(report, missing=(*report.missing, *refused), unexpected=(*report.unexpected, *refused))
 
 
-def has_no_loading_code(module: nn.Module) -> bool:
-    """Whether a module, but for those in it, loads its own tensors as torch's own modules do."""
-    load = type(module)._load_from_state_dict
-    if module._load_state_dict_pre_hooks or module._load_state_dict_post_hooks:
+def _can_be_copied(model: nn.Module, selection: Selection, name: str) -> bool:
+    """Whether a value of another kind (sparse, quantized) than the model's goes into it, as torch has it."""
+    if not takes_names_as_they_are(model):
+        return True  # as far as anyone can tell beforehand
+    own = model.state_dict(keep_vars=True)[name]
+    value = selection.tensors.get(name, selection.extra.get(name))
+    try:
+        own.detach().clone().copy_(to_torch(value, name))
+    except (RuntimeError, NotImplementedError, TypeError, AttributeError):
         return False
-    # torch's own layers (batch norm) only make up for keys that are missing, and none is.
-    return load is nn.Module._load_from_state_dict or load.__module__.startswith("torch.nn.modules.")
+    return True
 
 
-def _chosen(state: Mapping[str, Any], selection: Selection, warn: Warn) -> list[list[str]]:
-    """The names of each tensor of the state dict, all that are tied to it, one that the file has first."""
+def _move(model: nn.Module, device: str | None) -> None:
+    if device is not None:
+        model.to(device)
+
+
+def _home(tensor: torch.Tensor) -> torch.device:
+    """Where what a tensor holds goes: a tensor without memory gets it on the CPU."""
+    return torch.device("cpu") if tensor.is_meta else tensor.device
+
+
+def _is_of_its_own(value: Any) -> bool:
+    """Whether a value cannot be asked about without memory: one over ranks, one that has no shape yet."""
+    return is_spread(value) or nn.parameter.is_lazy(value)
+
+
+def _num_tensors(state: Mapping[str, Any]) -> int:
+    return len({id(value) for value in state.values() if _is_tensor(value)})
+
+
+def _through_code(
+    model: nn.Module,
+    source: Checkpoint,
+    selection: Selection,
+    device: str | None,
+    report: KeyReport,
+    *,
+    is_checked: bool,
+    is_mapped: bool,
+) -> None:
+    """Give the whole state dict to the model's loading code, and move the model to `device`.
+
+    Raises: as `fill`.
+    """
+    before, names, state = slots(model), names_in(model), model.state_dict(keep_vars=True)
+    is_skeleton = any(slot.tensor.is_meta for slot in before)
+    first = {entry.view: name for name, entry in reversed(list(selection.tensors.items()))}
+    entries = {name: selection.tensors[name].named(selection.original[name]) for name in first.values()}
+    if is_mapped:
+        read = map_apart(entries)
+    else:
+        digests = recorded_digests(entries.values(), source.record)
+        algorithm = digests.algorithm
+        read = dict(
+            read_tensors(entries, digests=digests.tensors, algorithm=algorithm, is_checked=is_checked)
+        )
+    values: Any = OrderedDict((name, read[first[e.view]]) for name, e in selection.tensors.items())
+    for group in _tied(state):
+        there = [name for name in group if name in values]
+        values.update((name, values[there[0]]) for name in group if there and name not in values)
+    values.update((name, to_torch(value, name, is_checked)) for name, value in selection.extra.items())
+    values._metadata = versions(model, selection)
+    del read
+    try:
+        outcome = give(model, values, assign=is_skeleton)
+    except LossyError:
+        raise
+    except Exception as error:
+        if is_skeleton:  # the code may want values to work with
+            raise NeedsValuesError(str(error)) from error
+        what = f"the model's own loading code failed: {type(error).__name__}: {error}"
+        raise LossyError(what, str(source.path), "load what it was written for") from error
+    late = replace(
+        report,
+        missing=tuple(n for n in untouched(state, outcome.missing) if n not in report.fresh),
+        unexpected=tuple(n for n in outcome.unexpected if n not in report.recomputed),
+        refusal=outcome.errors[0].strip() if outcome.errors else "",
+    )
+    if not late.fits:
+        raise misfit(late, source.path)
+    if is_skeleton:
+        settle(before, names)
+    _move(model, device)
+    source.check_unchanged()
+
+
+def _only_copies(model: nn.Module, state: Mapping[str, Any]) -> bool:
+    """Whether the model has memory of its own for every tensor of its state dict, to be written into."""
+    own = {id(tensor) for tensor in chain(model.parameters(), model.buffers())}
+    return all(id(value) in own and is_plain(value) for value in state.values())
+
+
+def _tied(state: Mapping[str, Any]) -> Iterator[list[str]]:
+    """The names of each tensor of a state dict."""
     groups: dict[int, list[str]] = {}
     for name, value in state.items():
         if _is_tensor(value):
             groups.setdefault(id(value), []).append(name)
+    yield from groups.values()
+
+
+def _chosen(state: Mapping[str, Any], selection: Selection) -> list[list[str]]:
+    """The names of each tensor of the state dict that the file has, one that the file has first."""
     chosen = []
-    for names in groups.values():
+    for names in _tied(state):
         there = [name for name in names if name in selection.tensors]
-        _warn_if_untied(there, selection, warn)
-        chosen.append([there[0], *(name for name in names if name != there[0])])
+        if there:
+            chosen.append([there[0], *(name for name in names if name != there[0])])
     return chosen
 
 
@@ -200,19 +388,14 @@ def _compare_recomputed(model: nn.Module, names: Sequence[str], selection: Selec
             warn(f"{name!r} in the file is not what the model computes by itself: kept the model's own")
 
 
-def _warn_if_untied(names: list[str], selection: Selection, warn: Warn) -> None:
-    """Say so when the file holds different values under names that are one parameter in the model."""
-    first = selection.tensors[names[0]]
-    for name in names[1:]:
-        other = selection.tensors[name]
-        if other.view != first.view and tensor_digest(other) != tensor_digest(first):
-            warn(f"{names[0]!r} and {name!r} are one parameter in the model, two in the file: took the first")
-
-
 def misfit(report: KeyReport, where: Path) -> LossyError:
     """The error for a state dict that does not fit, with every key that is in the way."""
     hint = "build the model that the weights belong to (`ptsave verify -c` proposes renames)"
-    if report.nearest:
+    if report.untied:
+        hint = "take the values of one with --tie NAME: " + " or ".join(map(repr, report.untied[0]))
+    elif kinds := sorted({*report.missing} & {*report.unexpected}):
+        hint = f"{kinds[0]!r} is a tensor of another kind in the model (sparse, quantized) than in the file"
+    elif report.nearest:
         name, near = next(iter(report.nearest.items()))
         hint = f"{name!r} may be {near!r} in the file; `ptsave convert --rename` renames"
     return LossyError(
@@ -223,4 +406,5 @@ def misfit(report: KeyReport, where: Path) -> LossyError:
         unexpected=list(report.unexpected),
         mismatched=[{"name": m.name, "expected": m.expected, "found": m.found} for m in report.mismatched],
         nearest=dict(report.nearest),
+        untied=[list(names) for names in report.untied],
     )

@@ -15,13 +15,13 @@ from torch import nn
 from ptsave.config import Config, InputsSpec, load_config
 from ptsave.core.accounts import Extras
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.keys import KeyReport
+from ptsave.core.keys import EXACT, KeyReport, Wanted
 from ptsave.core.select import Selection, select_model
 from ptsave.errors import UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.recorded import told_by
-from ptsave.torch_layer.build import build_model, check_device
-from ptsave.torch_layer.fill import fill
+from ptsave.torch_layer.build import check_device
+from ptsave.torch_layer.fill import build_filled
 from ptsave.torch_layer.inputs import (
     Arguments,
     check_outputs,
@@ -69,6 +69,7 @@ def load(
     outputs: Path | None = None,
     overwrite: bool = False,
     app_dir: Path | None = None,
+    wanted: Wanted = EXACT,
     warn: Callable[[str], None],
 ) -> Loaded:
     """Rebuild the model, load its weights strictly, and with `inputs` or `outputs` run it once.
@@ -82,8 +83,9 @@ def load(
         config = config_for(checkpoint, config_path, overrides, trusted)
         _check_places(inputs, outputs, overwrite)
         selection = select_model(checkpoint, select)
-        model = build_model(config.model, device="meta", app_dir=app_dir)
-        report = fill(model, checkpoint, selection, device, warn, extras=extras)
+        model, report = build_filled(
+            config.model, checkpoint, selection, device, warn, app_dir=app_dir, wanted=wanted, extras=extras
+        )
         warn_if_changed(model, checkpoint, warn)
     result: dict[str, torch.Tensor] | None = None
     if inputs is not None or outputs is not None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
-from ptsave.core.nodes import TensorEntry
+from ptsave.core.nodes import UNRESOLVED, TensorEntry
 from ptsave.core.storage import FileStorage
 from ptsave.torch_layer.tensors import is_dense, read_tensor, torch_dtype
 
@@ -32,7 +32,8 @@ def map_tensors(entries: Mapping[str, TensorEntry]) -> dict[str, torch.Tensor]:
     for name, entry in entries.items():
         dtype, storage = torch_dtype(entry), entry.storage
         num_bytes = storage.num_bytes
-        if not isinstance(storage, FileStorage) or num_bytes == 0 or storage.offset_bytes % dtype.itemsize:
+        is_apart = num_bytes == 0 or entry.kind in UNRESOLVED
+        if not isinstance(storage, FileStorage) or is_apart or storage.offset_bytes % dtype.itemsize:
             tensors[name] = read_tensor(entry)
             continue
         if id(storage) not in bytes_of:

@@ -13,6 +13,7 @@ from ptsave.config import Config, InputsSpec
 from ptsave.core.accounts import Extras
 from ptsave.core.behaviour import num_bytes
 from ptsave.core.checkpoint import Replaced
+from ptsave.core.keys import EXACT, KeyReport, Wanted
 from ptsave.core.reads import may_be_replaced
 from ptsave.core.record import Record
 from ptsave.core.select import select_model
@@ -22,7 +23,7 @@ from ptsave.formats.base import WriteOptions
 from ptsave.formats.writers import BY_NAME, Writer, check_destination
 from ptsave.torch_layer.build import build_model, check_device
 from ptsave.torch_layer.environment import environment
-from ptsave.torch_layer.fill import fill
+from ptsave.torch_layer.fill import build_filled
 from ptsave.torch_layer.imports import import_path
 from ptsave.torch_layer.inputs import make_inputs
 from ptsave.torch_layer.lazy import lazy_names, settle
@@ -50,6 +51,10 @@ class Saved:
     """How many ranks it was spread over, by kind; empty without torchrun."""
     num_rank_bytes: int = 0
     """The most bytes that one rank held."""
+    fresh: tuple[str, ...] = ()
+    """What the weights lacked, as was allowed."""
+    left: tuple[str, ...] = ()
+    """What was left in the weights, as was allowed."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ def save(
     device: str = "cpu",
     behaves: bool = True,
     app_dir: Path | None = None,
+    wanted: Wanted = EXACT,
     warn: Callable[[str], None],
 ) -> Saved:
     """Build the model, fill it from `weights` or with fresh ones, copy it to the CPU, and write it.
@@ -89,11 +95,21 @@ def save(
     check_destination(destination, target, overwrite=options.overwrite)
     if weights is None and select is not None:
         raise UsageError("--select chooses from --weights", "", "name a checkpoint with --weights")
+    report: KeyReport | None = None
     if weights is not None:
         with open_checkpoint(weights) as source:
             selection = select_model(source, select)
-            model = build_model(config.model, device="meta", app_dir=app_dir)
-            fill(model, source, selection, device, warn, extras=extras)
+            model, report = build_filled(
+                config.model,
+                source,
+                selection,
+                device,
+                warn,
+                app_dir=app_dir,
+                seed=seed,
+                wanted=wanted,
+                extras=extras,
+            )
         filled = f"{weights} ({sentence})" if (sentence := selection.sentence()) else str(weights)
     else:
         model = build_model(config.model, device=device, app_dir=app_dir, seed=seed)
@@ -102,7 +118,8 @@ def save(
     behaviour = _behaviour(model, config, device) if options.record and behaves else None
     model.to("cpu")
     checkpoint = checkpoint_of(model.state_dict(), destination)
-    checkpoint.record = replace(describe(model, config, device), behaviour=behaviour)
+    record = with_allowed(describe(model, config, device), report)
+    checkpoint.record = replace(record, behaviour=behaviour)
     tensors = checkpoint.tensors
     unique = {entry.view: entry for entry in tensors.values()}.values()
     for line in target.write(checkpoint, destination, options).notes:
@@ -116,6 +133,8 @@ def save(
         sum(entry.num_elements for entry in unique),
         sum(entry.num_bytes for entry in unique),
         num_bytes(behaviour) if behaviour is not None else 0,
+        fresh=report.fresh if report is not None else (),
+        left=report.left if report is not None else (),
     )
 
 
@@ -154,6 +173,14 @@ def unrecorded(error: UsageError) -> UsageError:
         f"{hint}--no-behaviour saves without",
         **error.details,
     )
+
+
+def with_allowed(record: Record, report: KeyReport | None) -> Record:
+    """`record` with the names that the weights lacked, and those that were left in them."""
+    if report is None or not (report.fresh or report.left):
+        return record
+    names = {"fresh": list(report.fresh), "left": list(report.left)}
+    return replace(record, model={**(record.model or {}), **names})
 
 
 def describe(model: nn.Module, config: Config, device: str) -> Record:

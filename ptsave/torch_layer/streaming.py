@@ -14,6 +14,7 @@ from ptsave.core.gather import laid_out
 from ptsave.core.move import damaged
 from ptsave.core.nodes import TensorEntry, contiguous_strides
 from ptsave.core.record import Digests
+from ptsave.core.resolved import resolved
 from ptsave.core.workers import NUM_THREADS
 from ptsave.errors import LossyError
 from ptsave.torch_layer.live import refused_kind
@@ -132,7 +133,7 @@ def _pairs(
             raise LossyError(f"{name!r} is an expanded view in the model", "", "make it contiguous first")
         if target.is_inference() and not torch.is_inference_mode_enabled():
             raise LossyError(f"{name!r} was made in inference mode", "", "load inside of it")
-        pairs.append((target.detach(), laid_out(entry)))
+        pairs.append((target.detach(), laid_out(resolved(entry))))
     return pairs
 
 

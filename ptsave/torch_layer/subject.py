@@ -12,13 +12,13 @@ from torch import nn
 from ptsave.config import Config
 from ptsave.core.behaviour import Behaviour
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.keys import Expected, KeyReport, compare
+from ptsave.core.keys import Expected, KeyReport
 from ptsave.core.memory import give_back
 from ptsave.core.select import Content, Selection, comparable, named_as, select_model
 from ptsave.errors import CorruptError
 from ptsave.recorded import Told, told_by
 from ptsave.torch_layer.build import build_model
-from ptsave.torch_layer.fill import expected_of, extra_of, fill
+from ptsave.torch_layer.fill import build_filled, expected_of, fit_of
 from ptsave.torch_layer.fresh import Fresh
 from ptsave.torch_layer.lazy import lazy_names
 from ptsave.torch_layer.replay import Replay
@@ -77,8 +77,7 @@ class ModelSubject:
     @cached_property
     def fit(self) -> KeyReport:
         """How the checkpoint fits the architecture."""
-        extra = extra_of(self.skeleton)
-        return compare(self.expected, self.selection.tensors, extra, self.selection.extra)
+        return fit_of(self.skeleton, self.selection)[1]
 
     def parameters(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the architecture's parameters, in its order; none where it is lazy."""
@@ -127,13 +126,14 @@ class ModelSubject:
         is_mapped: bool = False,
     ) -> nn.Module:
         """A model of the architecture, filled from `source`."""
-        model = skeleton or build_model(self.config.model, device="meta", app_dir=self.app_dir)
-        fill(
-            model,
+        model, _ = build_filled(
+            self.config.model,
             source,
             selection,
             self.device,
             self.warn,
+            app_dir=self.app_dir,
+            skeleton=skeleton,
             is_checked=is_checked,
             is_mapped=is_mapped,
             extras="drop",  # the check `whole` names what is left out

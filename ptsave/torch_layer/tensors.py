@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -15,8 +16,10 @@ from ptsave.core.digest import DEFAULT
 from ptsave.core.dtypes import DType
 from ptsave.core.fetch import fetch, fetching
 from ptsave.core.nodes import Global, Opaque, TensorEntry
+from ptsave.core.resolved import resolved
 from ptsave.core.workers import NUM_THREADS
 from ptsave.errors import LossyError
+from ptsave.formats.pickle_shapes import Payload
 from ptsave.formats.quantized import is_quantized, parameters
 
 MAX_STRIDED_WASTE = 2
@@ -32,11 +35,12 @@ def read_tensors(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Each entry as a CPU tensor of its own memory, with the entry's dtype, shape and strides.
 
+    A subclass is a plain tensor here, a conjugate or negative view the values that it stands for.
+
     A few are read ahead on threads, large ones in parts. Where the container has a CRC-32 or `digests` a
     digest of exactly the bytes that are read, they are held against it, unless `is_checked` is off.
 
-    Raises: CorruptError naming the tensor; LossyError for what is not a plain tensor, or of a dtype that
-    this torch lacks.
+    Raises: CorruptError naming the tensor; LossyError for a dtype that this torch lacks.
     """
     digests = digests or {}
     ahead: deque[tuple[str, Callable[[], torch.Tensor]]] = deque()
@@ -69,6 +73,7 @@ def _begin(
     in a virtual machine whose free memory goes back to its host they took three times as long.
     """
     dtype = torch_dtype(entry)
+    entry = resolved(entry)
     first, end = entry.byte_range
     memory = torch.empty(end - first, dtype=torch.uint8)
     wait = fetch(pool, entry, memory_of(memory), digest, algorithm, is_checked) if end > first else None
@@ -113,9 +118,23 @@ def to_torch(value: Any, name: str, is_checked: bool = True) -> Any:
         return items if isinstance(value, list) else tuple(items)
     if is_quantized(value):
         return _quantized(value, is_checked)
+    if isinstance(value, Opaque) and value.name in _SPARSE:
+        return _sparse(value, name, is_checked)
+    if isinstance(value, Opaque) and value.name == "_io.BytesIO":
+        return _bytes_io(value, name)
     if isinstance(value, (Opaque, Global)):
         raise LossyError(f"{name!r} is a {value.name}, which is not plain data", "", "it cannot be loaded")
     return value
+
+
+def refused_part(value: Any) -> Opaque | Global | None:
+    """What in nested data `to_torch` refuses, if anything; nothing is read."""
+    if isinstance(value, (dict, list, tuple)):
+        children = value.values() if isinstance(value, dict) else value
+        return next((found for child in children if (found := refused_part(child)) is not None), None)
+    if is_quantized(value) or (isinstance(value, Opaque) and value.name in (*_SPARSE, "_io.BytesIO")):
+        return None
+    return value if isinstance(value, (Opaque, Global)) else None
 
 
 def _quantized(value: Opaque, is_checked: bool) -> torch.Tensor:
@@ -129,15 +148,48 @@ def _quantized(value: Opaque, is_checked: bool) -> torch.Tensor:
         return torch._make_per_tensor_quantized_tensor(integers, scale, zero_point)
 
 
+_SPARSE = ("torch.sparse_coo", "torch.sparse_csr", "torch.sparse_csc", "torch.sparse_bsr", "torch.sparse_bsc")
+
+
+def _sparse(value: Opaque, name: str, is_checked: bool) -> torch.Tensor:
+    """The sparse tensor that `formats.torch_unusual` describes.
+
+    Raises: LossyError where its parts do not go together.
+    """
+    parts = {key: to_torch(part, name, is_checked) for key, part in value.state.items()}
+    try:
+        if value.name == "torch.sparse_coo":
+            indices, values, size = parts["indices"], parts["values"], parts["size"]
+            flag = parts.get("is_coalesced")
+            return torch.sparse_coo_tensor(indices, values, size, is_coalesced=flag, check_invariants=True)
+        pointers, indices, values, size = parts.values()
+        layout = getattr(torch, value.name.removeprefix("torch."))
+        return torch.sparse_compressed_tensor(
+            pointers, indices, values, size, layout=layout, check_invariants=True
+        )
+    except (RuntimeError, TypeError, ValueError, KeyError) as error:
+        raise LossyError(f"the sparse tensor {name!r} is damaged: {error}", "", "save it again") from error
+
+
+def _bytes_io(value: Opaque, name: str) -> io.BytesIO:
+    """The buffer of bytes that `io.BytesIO` pickles as (bytes, position, attributes)."""
+    content = value.state[0] if isinstance(value.state, tuple) and len(value.state) == 3 else None
+    if isinstance(content, Payload) and content.name == "builtins.bytes":
+        held = bytearray(content.storage.num_bytes)
+        content.storage.read_into(0, memoryview(held))
+        content = bytes(held)
+    if not isinstance(content, bytes) or type(value.state[1]) is not int or value.state[1] < 0:
+        raise LossyError(f"{name!r} is a BytesIO that holds no bytes", "", "save it again")
+    buffer = io.BytesIO(content)
+    buffer.seek(value.state[1])
+    return buffer
+
+
 def torch_dtype(entry: TensorEntry) -> torch.dtype:
     """The torch dtype of `entry`.
 
-    Raises: LossyError when this torch has none of that name, or the entry is no plain tensor.
+    Raises: LossyError when this torch has none of that name.
     """
-    if entry.kind not in ("tensor", "parameter"):
-        raise LossyError(
-            f"{entry.name!r} is {entry.kind}, not a plain tensor", "", "convert it to a dense tensor"
-        )
     dtype = getattr(torch, entry.dtype.name, None)
     if not isinstance(dtype, torch.dtype):
         raise LossyError(

@@ -13,7 +13,7 @@ from torch import nn
 
 from ptsave.errors import LossyError
 from ptsave.torch_layer import training_rng
-from ptsave.torch_layer.fill import has_no_loading_code
+from ptsave.torch_layer.loading_code import has_no_code
 from ptsave.torch_layer.training_optimizer import has_groups, state_of_part
 
 MAX_ITEMS = 100_000
@@ -67,7 +67,7 @@ def _may_fail(member: Any) -> bool:
 def _only_copies(module: nn.Module) -> bool:
     """Whether loading does nothing but copy tensors whose shapes fit: that does not fail half-way."""
     return type(module).load_state_dict is nn.Module.load_state_dict and all(
-        has_no_loading_code(inner) and type(inner).set_extra_state is nn.Module.set_extra_state
+        has_no_code(inner) and type(inner).set_extra_state is nn.Module.set_extra_state
         for inner in module.modules()
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -148,10 +147,7 @@ def _selected(source: Checkpoint, select: str | None, notes: list[str]) -> Any:
         selection = select_model(source)
         if sentence := selection.sentence():
             notes.append(sentence)
-        state: Any = OrderedDict({**selection.tensors, **selection.extra})
-        if selection.metadata is not None:
-            state._metadata = selection.metadata
-        return state
+        return selection.state_dict()
     if select == "optimizer":
         for key in OPTIMIZER_KEYS:
             if isinstance(source.root, dict) and key in source.root:

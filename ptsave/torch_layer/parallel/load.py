@@ -11,7 +11,7 @@ from torch import nn
 
 from ptsave.core.accounts import Extras
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.keys import KeyReport
+from ptsave.core.keys import EXACT, KeyReport, Wanted
 from ptsave.core.select import Selection, select_model
 from ptsave.formats import open_checkpoint
 from ptsave.torch_layer.build import build_model
@@ -43,6 +43,7 @@ def load(
     outputs: Path | None = None,
     overwrite: bool = False,
     app_dir: Path | None = None,
+    wanted: Wanted = EXACT,
     warn: Warn,
 ) -> Loaded:
     """Rebuild the model over all ranks, load its weights strictly, and with `inputs` or `outputs` run it.
@@ -62,7 +63,7 @@ def load(
         selection = select_model(checkpoint, select)
         model = build_model(config.model, device="meta", app_dir=app_dir)
         warn_if_changed(model, checkpoint, say)
-        report = spread_and_fill(group, plan, model, checkpoint, selection, say, extras=extras)
+        report = spread_and_fill(group, plan, model, checkpoint, selection, say, wanted=wanted, extras=extras)
     most = max(group.gather(num_local_bytes(model)))
     result: dict[str, torch.Tensor] | None = None
     if inputs is not None or outputs is not None:
@@ -87,6 +88,7 @@ def spread_and_fill(
     *,
     is_checked: bool = True,
     extras: Extras = "fail",
+    wanted: Wanted = EXACT,
 ) -> KeyReport:
     """Spread a model that was built on the meta device, and read this rank's part of it.
 
@@ -95,8 +97,16 @@ def spread_and_fill(
     """
     plan.spread(model)
     report = fill(
-        model, source, selection, group.device, warn, is_checked=False, parts=OWN_PARTS, extras=extras
+        model,
+        source,
+        selection,
+        group.device,
+        warn,
+        is_checked=False,
+        parts=OWN_PARTS,
+        wanted=wanted,
+        extras=extras,
     )
     if is_checked:
-        check_bytes(group, source, selection.original.values())
+        check_bytes(group, source, [selection.original[name] for name in selection.tensors])
     return report

@@ -13,6 +13,7 @@ from ptsave.config import Config
 from ptsave.core.accounts import Extras
 from ptsave.core.atomic_folder import check_folder_destination
 from ptsave.core.behaviour import num_bytes as behaviour_bytes
+from ptsave.core.keys import EXACT, KeyReport, Wanted
 from ptsave.core.record import Record
 from ptsave.core.select import select_model
 from ptsave.errors import UsageError
@@ -27,7 +28,7 @@ from ptsave.torch_layer.parallel.materialise import num_local_bytes
 from ptsave.torch_layer.parallel.plan import Plan, make_plan
 from ptsave.torch_layer.parallel.sameness import check_same_config, check_same_folder
 from ptsave.torch_layer.parallel.writer import tied_names, write_spread
-from ptsave.torch_layer.save import Saved, describe, unrecorded
+from ptsave.torch_layer.save import Saved, describe, unrecorded, with_allowed
 
 FORMAT = "dcp"
 
@@ -54,6 +55,7 @@ def save(
     seed: int = 0,
     behaves: bool = True,
     app_dir: Path | None = None,
+    wanted: Wanted = EXACT,
     warn: Warn,
 ) -> Saved:
     """Build the model over all ranks, fill it from `weights` or with fresh ones, and write it from all.
@@ -71,13 +73,15 @@ def save(
         raise UsageError("--select chooses from --weights", "", "name a checkpoint with --weights")
     plan = make_plan(config, group)
     reference: Record | None = None
+    report: KeyReport | None = None
     if weights is not None:
         with open_checkpoint(weights) as source:
             check_same_folder(group, source)
             selection = select_model(source, select)
             model = build_model(config.model, device="meta", app_dir=app_dir)
             record = describe(model, config, torch.device(group.device).type)
-            spread_and_fill(group, plan, model, source, selection, say, extras=extras)
+            report = spread_and_fill(group, plan, model, source, selection, say, wanted=wanted, extras=extras)
+            record = with_allowed(record, report)
             reference = source.record
         filled = f"{weights} ({sentence})" if (sentence := selection.sentence()) else str(weights)
     else:
@@ -85,8 +89,8 @@ def save(
         record = describe(model, config, torch.device(group.device).type)
         plan.spread(model)
         filled = "its factory" if config.model.is_factory else f"fresh weights of seed {seed}"
-    wanted = options.record and behaves
-    behaviour = _behaviour(plan, model, config, group, reference, say) if wanted else None
+    is_run = options.record and behaves
+    behaviour = _behaviour(plan, model, config, group, reference, say) if is_run else None
     state = model.state_dict(keep_vars=True)
     aliases = tied_names(state)
     tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
@@ -113,6 +117,8 @@ def save(
         behaviour_bytes(behaviour) if behaviour is not None else 0,
         mesh=plan.sizes,
         num_rank_bytes=max(group.gather(num_local_bytes(model))),
+        fresh=report.fresh if report is not None else (),
+        left=report.left if report is not None else (),
     )
 
 
