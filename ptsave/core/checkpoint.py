@@ -17,7 +17,7 @@ from ptsave.core.accounts import Accounting, Accounts, account
 from ptsave.core.memory import no_garbage_collection
 from ptsave.core.nodes import GlobalUse, TensorEntry
 from ptsave.core.record import Record
-from ptsave.core.tree import leaves
+from ptsave.core.tree import leaves, with_arrays
 from ptsave.core.verdict import Finding
 from ptsave.errors import LimitError
 
@@ -101,6 +101,12 @@ class Checkpoint:
         return self._leaves[1]
 
     @cached_property
+    def weights_root(self) -> Any:
+        """The tree with weights that are NumPy arrays as tensors."""
+        has_arrays = any(name.startswith("numpy.") for name in self.globals)
+        return with_arrays(self.root) if has_arrays else self.root
+
+    @cached_property
     def accounts(self) -> Accounts:
         """What became of everything that the container holds: nothing is left out without a name."""
         parts = (part for accounting in self.parts for part in accounting())
@@ -114,7 +120,7 @@ class Checkpoint:
         times: dict[str, int] = {}
         with no_garbage_collection():
             try:
-                for path, leaf in leaves(self.root):
+                for path, leaf in leaves(self.weights_root):
                     name = ".".join(map(str, path)) if path else ROOT_NAME
                     if isinstance(leaf, TensorEntry):
                         name = _unused(name, tensors, times)

@@ -144,6 +144,10 @@ class Opaque:
         plain = (str, int, float, bool, bytes, type(None))
         return self.state is None and not self.items and all(isinstance(a, plain) for a in self.args)
 
+    def as_tensor(self) -> TensorEntry | None:
+        """The tensor that it is in all but its class: an array of numbers."""
+        return None
+
     def entries(self) -> Iterator[tuple[Any, Any]]:
         """Of a `shared` one, what its `state_dict()` has: values by name, and further shared ones."""
         return self.children()

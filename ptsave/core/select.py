@@ -76,7 +76,7 @@ def select_model(checkpoint: Checkpoint, key: str | None = None) -> Selection:
     if key is not None:
         where, node = _lookup(checkpoint, key)
     else:
-        found = choose(checkpoint.root, str(checkpoint.path))
+        found = choose(checkpoint.weights_root, str(checkpoint.path))
         if found is None:
             raise UsageError(
                 "holds no state dict that can be recognised",
@@ -273,7 +273,7 @@ def lookup_path(checkpoint: Checkpoint, key: str) -> Any:
 
 
 def _lookup(checkpoint: Checkpoint, key: str) -> tuple[str, Any]:
-    node = checkpoint.root
+    node = checkpoint.weights_root
     rest = key
     if key.endswith(OWN) and key not in _children(node):
         where = key.removesuffix(OWN)

@@ -191,6 +191,47 @@ class _Walk:
             self.met.add(id(value))
 
 
+def with_arrays(root: Any) -> Any:
+    """`root` with weights that are arrays of another library as tensors, each by itself as it was.
+
+    An array is a weight where it lies in a container with arrays of floating-point numbers: generators of
+    random numbers and counters keep theirs. Containers without arrays are shared, not copied.
+    """
+    done: dict[int, Any] = {}
+
+    def visit(value: Any, depth: int) -> Any:
+        if not isinstance(value, (dict, list, tuple)) or not value:
+            return value
+        if id(value) in done:
+            return done[id(value)]
+        if depth > MAX_DEPTH:
+            raise LimitError("depth", MAX_DEPTH, "more")
+        done[id(value)] = value  # what holds itself stays as it is
+        items = list(value.items()) if isinstance(value, dict) else list(enumerate(value))
+        arrays = {key: tensor for key, item in items if (tensor := _array(item)) is not None}
+        if not any(tensor.dtype.is_float for tensor in arrays.values()):
+            arrays = {}
+        made = {key: arrays.get(key) or visit(item, depth + 1) for key, item in items}
+        if all(made[key] is item for key, item in items):
+            return value
+        if isinstance(value, dict):
+            copy: Any = OrderedDict() if isinstance(value, OrderedDict) else {}
+            copy.update(made)
+            if hasattr(value, "_metadata"):
+                copy._metadata = value._metadata
+        else:
+            copy = list(made.values()) if isinstance(value, list) else tuple(made.values())
+        done[id(value)] = copy
+        return copy
+
+    tensor = _array(root)
+    return visit(root, 0) if tensor is None else tensor
+
+
+def _array(value: Any) -> TensorEntry | None:
+    return value.as_tensor() if isinstance(value, Opaque) else None
+
+
 def map_tensors(root: Any, replace: Callable[[TensorEntry], Any]) -> Any:
     """A copy of `root` with each tensor replaced, as `map_leaves` makes it."""
     return map_leaves(root, lambda leaf: replace(leaf) if isinstance(leaf, TensorEntry) else leaf)

@@ -125,7 +125,7 @@ def _is_array(storage: Storage) -> bool:
     return _read(storage, 0, min(storage.num_bytes, len(_MAGIC))) == _MAGIC
 
 
-def _array(name: str, storage: Storage, where: str, uses: dict[str, GlobalUse]) -> TensorEntry | Opaque:
+def _array(name: str, storage: Storage, where: str, uses: dict[str, GlobalUse]) -> Any:
     """The array that fills `storage`; an Opaque with its dtype and shape where torch has no such dtype.
 
     Names in the pickle of an array of objects are added to `uses`.
@@ -142,7 +142,10 @@ def _array(name: str, storage: Storage, where: str, uses: dict[str, GlobalUse]) 
         state = {"dtype": header.descr, "shape": header.shape}
         item_bytes = _item_bytes(header.descr, where)
         if item_bytes is None:
-            state["values"] = _objects(storage, header.num_bytes, where, uses)
+            objects = _objects(storage, header.num_bytes, where, uses)
+            state["values"] = objects
+            if header.shape == () and (inner := _only(objects)) is not None:
+                return inner  # as `numpy.load(…).item()` gives it
         elif held != prod(header.shape) * item_bytes:
             what = f"shape {list(header.shape)} and dtype {header.descr[:40]!r} do not fit {held} bytes"
             raise CorruptError(what, where, _DAMAGED)
@@ -168,6 +171,15 @@ def _objects(storage: Storage, offset_bytes: int, where: str, uses: dict[str, Gl
     loaded = load(storage, offset_bytes, torch_shapes(), where)
     add_uses(uses, loaded.globals)
     return loaded.root
+
+
+def _only(objects: Any) -> dict[Any, Any] | None:
+    """The dictionary that an array of one object holds; None where it holds anything else."""
+    state = objects.state if isinstance(objects, Opaque) and objects.name == "numpy.ndarray" else None
+    values = state.get("values") if isinstance(state, dict) else None
+    if isinstance(values, list) and len(values) == 1 and isinstance(values[0], dict):
+        return values[0]
+    return None
 
 
 def _item_bytes(descr: str, where: str) -> int | None:

@@ -11,11 +11,13 @@ descriptor.c (`arraydescr_reduce`), scalartypes.c.src (`gentype_reduce`).
 from __future__ import annotations
 
 import struct
+from functools import cached_property
 from math import prod
 from typing import Any, TypeGuard
 
-from ptsave.core.nodes import Global, Opaque
-from ptsave.core.storage import MemoryStorage, SwappedStorage
+from ptsave.core.dtypes import BY_NAME, DType
+from ptsave.core.nodes import Global, Opaque, TensorEntry, contiguous_strides
+from ptsave.core.storage import MemoryStorage, Storage, SwappedStorage
 from ptsave.errors import CorruptError
 from ptsave.formats.pickle_shapes import BYTES_PER_UNIT, UNKNOWN, Budget, Described, Payload
 
@@ -56,6 +58,53 @@ _STRUCT_CODES = {
 }
 
 
+class NumpyArray(Opaque):
+    """An array, which its state shows."""
+
+    def as_tensor(self) -> TensorEntry | None:
+        return self._tensor
+
+    @cached_property
+    def _tensor(self) -> TensorEntry | None:
+        state = self.state if type(self.state) is dict else {}  # checked again: a file can spell it too
+        named, shape, values, data = (state.get(field) for field in ("dtype", "shape", "values", "data"))
+        dtype = BY_NAME.get(named) if type(named) is str else None
+        if (
+            dtype is None
+            or dtype.numpy is None
+            or not is_shape(shape)
+            or state.get("order") not in ("C", "F")
+        ):
+            return None
+        if type(values) is list:
+            data = _packed(dtype, values)
+        if isinstance(data, Payload):
+            storage: Storage = data.storage
+        elif isinstance(data, (bytes, bytearray)):
+            storage = MemoryStorage(memoryview(bytes(data)))
+        else:
+            return None
+        if storage.num_bytes != prod(shape) * dtype.itemsize:
+            return None
+        strides = contiguous_strides(shape)
+        if state.get("order") == "F":
+            strides = contiguous_strides(shape[::-1])[::-1]
+        return TensorEntry("", dtype, shape, strides, storage, 0)
+
+
+def _packed(dtype: DType, values: list[Any]) -> bytes | None:
+    """The numbers of a small array as the bytes that they were; None where they are no such numbers."""
+    letters = _STRUCT_CODES[next(code for code, name in _NAMES.items() if name == dtype.name)]
+    if not all(isinstance(number, (bool, int, float, complex)) for number in values):
+        return None
+    if len(letters) == 2:
+        values = [part for number in values for part in (number.real, number.imag)]
+    try:
+        return struct.pack(f"<{len(values)}{letters[0]}", *values)
+    except (struct.error, OverflowError):
+        return None
+
+
 def _dtype(args: tuple[Any, ...], budget: Budget) -> Any:
     """`numpy.dtype("f4", False, True)`."""
     if len(args) != 3 or type(args[0]) is not str:
@@ -67,7 +116,7 @@ def _reconstruct(args: tuple[Any, ...], budget: Budget) -> Any:
     """`_reconstruct(numpy.ndarray, (0,), b"b")`: an empty array that BUILD fills."""
     if len(args) != 3 or not isinstance(args[0], Global) or args[0].name != "numpy.ndarray":
         return UNKNOWN
-    return Opaque("numpy.ndarray")
+    return NumpyArray("numpy.ndarray")
 
 
 def _frombuffer(args: tuple[Any, ...], budget: Budget) -> Any:
@@ -76,7 +125,7 @@ def _frombuffer(args: tuple[Any, ...], budget: Budget) -> Any:
         return UNKNOWN
     data, dtype, shape, order = args
     state = _contents(shape, dtype, order == "F", data, budget)
-    return UNKNOWN if state is None else Opaque("numpy.ndarray", (), state)
+    return UNKNOWN if state is None else NumpyArray("numpy.ndarray", (), state)
 
 
 def _scalar(args: tuple[Any, ...], budget: Budget) -> Any:

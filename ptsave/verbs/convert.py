@@ -71,7 +71,7 @@ def convert(
     edited = edit(_merged(roots, sources), edits)
     dropped = list(edited.dropped)
     for source, root in zip(sources, roots, strict=True):
-        refuse(placeholders(source.root, root), dropped, str(source.path))
+        refuse(placeholders(source.weights_root, root), dropped, str(source.path))
     source = sources[0]
     plan = Checkpoint(
         source.format,
@@ -150,12 +150,12 @@ def _selected(source: Checkpoint, select: str | None, notes: list[str]) -> Any:
         return selection.state_dict()
     if select == "optimizer":
         for key in OPTIMIZER_KEYS:
-            if isinstance(source.root, dict) and key in source.root:
-                return source.root[key]
+            if isinstance(source.weights_root, dict) and key in source.weights_root:
+                return source.weights_root[key]
         raise UsageError(
             "holds no optimizer state under a well-known key", str(source.path), "--select KEY.PATH"
         )
-    root = source.root if select is None else lookup_path(source, select)
+    root = source.weights_root if select is None else lookup_path(source, select)
     if isinstance(root, Opaque) and root.shared:
         notes.append(f"took the state dict of a pickled {root.name}; its other attributes stay behind")
         return state_dict_of(root, beside=True)
@@ -168,7 +168,7 @@ def _left_out(source: Checkpoint, select: str | None, edits: Edits) -> Sequence[
     """What the part that is taken of `source` holds and no tensor lists, less what is dropped by name."""
     where = select_model(source).where if select == "model" else select or ""
     if select == "optimizer":
-        where = next(key for key in OPTIMIZER_KEYS if key in source.root)
+        where = next(key for key in OPTIMIZER_KEYS if key in source.weights_root)
     return [item for item in left_out_of(source, where) if not item.name or not is_dropped(item.name, edits)]
 
 

@@ -272,3 +272,43 @@ def test_a_frozen_module(is_quantized: bool, tmp_path: Path, capsys: Any) -> Non
     assert convert(tmp_path / "f.pt", tmp_path / "g.pt") == 0
     kept = {bytes_of_torch(t) for t in values(torch.load(tmp_path / "g.pt", weights_only=True)).values()}
     assert wanted <= kept
+
+
+# --- NumPy arrays -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".npy"])
+def test_weights_that_are_numpy_arrays(suffix: str, tmp_path: Path, capsys: Any) -> None:
+    import numpy as np
+    from safetensors.torch import load_file
+
+    rng = np.random.default_rng(0)
+    weights = {
+        "large": rng.standard_normal((600, 700)).astype(np.float32),
+        "fortran": np.asfortranarray(rng.standard_normal((20, 9))),
+        "big": rng.standard_normal(70).astype(">f4"),
+        "half": np.float16([[1, 2]]),
+        "count": np.array(5),
+        "complex": np.array([1 + 2j]),
+    }
+    whole = {"model": weights, "__author__": "x", "rng": np.random.RandomState(1).get_state()}
+    source = tmp_path / f"a{suffix}"
+    if suffix == ".pt":
+        torch.save(whole, source)
+    else:
+        np.save(source, whole, allow_pickle=True)  # type: ignore[arg-type]
+    with open_checkpoint(source) as checkpoint:
+        names = [f"model.{name}" for name in weights]
+        assert list(checkpoint.tensors) == names  # the generator's numbers are no weights
+        assert any(name.startswith("rng") for name in checkpoint.data)
+    only = ["--select", "model", "--drop", "complex"]
+    assert convert(source, tmp_path / "b.safetensors", *only) == 0
+    found = load_file(tmp_path / "b.safetensors")
+    del weights["complex"]
+    assert found.keys() == weights.keys()
+    for name, array in weights.items():
+        assert found[name].numpy().tobytes() == array.astype(array.dtype.newbyteorder("<")).tobytes("C")
+    with ptsave.open(source) as opened:
+        state = opened.state_dict()
+        assert torch.equal(state["half"], torch.tensor([[1.0, 2.0]]).half())
+    assert verdict(source, capsys)[0] == 0
