@@ -15,9 +15,10 @@ from ptsave.core.gather import laid_out
 from ptsave.core.names import matches
 from ptsave.core.nearest import hint_for
 from ptsave.core.nodes import Opaque, TensorEntry
+from ptsave.core.packed import packed_beside
 from ptsave.core.select import strip_wrapper_names
-from ptsave.core.tree import MAX_DEPTH, state_dict_of
-from ptsave.errors import LimitError, RefusedError, UsageError
+from ptsave.core.tree import MAX_DEPTH, leaves, state_dict_of
+from ptsave.errors import LimitError, LossyError, RefusedError, UsageError
 from ptsave.formats.torchscript import ScriptObject
 
 AUTO = "auto"
@@ -126,6 +127,7 @@ def edit(root: Any, edits: Edits) -> Edited:
     """
     result = Edited(None)
     result.root = _visit(root, "", edits, result, 0)
+    _refuse_scaled(root, result)
     if edits.strip_prefix not in (None, AUTO) and not result.renamed:
         raise UsageError(
             f"no name starts with {edits.strip_prefix!r}",
@@ -133,6 +135,25 @@ def edit(root: Any, edits: Edits) -> Edited:
             "`ptsave inspect` lists the names",
         )
     return result
+
+
+def _refuse_scaled(root: Any, result: Edited) -> None:
+    """Raise LossyError where weights that are packed, or their scales, were to be cast."""
+    if not result.casts:
+        return
+    found = leaves(root)
+    tensors = {".".join(map(str, path)): leaf for path, leaf in found if isinstance(leaf, TensorEntry)}
+    beside = packed_beside(tensors)
+    touched = [name for name in result.casts if name in beside]
+    if touched:
+        name = touched[0]
+        more = f" and {len(touched) - 1} more" if len(touched) > 1 else ""
+        raise LossyError(
+            f"a cast would change {name!r}{more} without {beside[name]!r}: they are one quantized weight",
+            "--dtype",
+            "dequantize with the library that packed them, or leave them out with --drop or --only",
+            scaled=touched,
+        )
 
 
 _GONE = object()
