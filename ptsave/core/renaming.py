@@ -12,6 +12,10 @@ from ptsave.core.nodes import TensorEntry
 
 MAX_NAMES = 20_000
 """Names past which nothing is proposed."""
+MAX_CHARS = 2_000_000
+"""Characters of all names together past which nothing is proposed: each rule is tried on all of them."""
+MAX_PARTS = 32
+"""How many parts of a name, from its end, are looked at for a common ending."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Proposal:
 def propose(expected: Mapping[str, Expected], found: Mapping[str, TensorEntry]) -> Proposal | None:
     """The one flag that makes the most names fit, or None where none makes more of them fit."""
     wanted = {name: want for name, want in expected.items() if not want.is_recomputed}
-    if max(len(wanted), len(found)) > MAX_NAMES:
+    if max(len(wanted), len(found)) > MAX_NAMES or sum(map(len, found)) > MAX_CHARS:
         return None
 
     def fitting(rename: Callable[[str], str]) -> int:
@@ -74,11 +78,11 @@ def _edges(missing: list[str], strange: list[str]) -> Iterator[tuple[str, str]]:
     """For names with a common ending: the fronts that differ (`encoder.` and `model.enc.`)."""
     by_end: dict[str, list[str]] = {}
     for name in missing:
-        parts = name.split(".")
+        parts = name.rsplit(".", MAX_PARTS)
         for i in range(len(parts)):
             by_end.setdefault(".".join(parts[i:]), []).append(name)
     for name in strange:
-        parts = name.split(".")
+        parts = name.rsplit(".", MAX_PARTS)
         for i in range(len(parts)):
             end = ".".join(parts[i:])
             for other in by_end.get(end, ())[:8]:
