@@ -170,6 +170,7 @@ def fill(
     *,
     is_checked: bool = True,
     is_mapped: bool = False,
+    align_bytes: int | None = None,
     parts: Parts = WHOLE,
     extras: Extras = "fail",
     wanted: Wanted = EXACT,
@@ -178,8 +179,8 @@ def fill(
 
     What the model becomes is what `load_state_dict(…, strict=True)` makes of it: its own loading code runs,
     its dtypes stay, and what is cast is said through `warn`. Only tensors that are read whole are checked
-    against their checksums. With `is_mapped`, tensors that stay as they are lie in the file's own pages, and
-    none is checked: for those who know that the file stays as it is. A model that has memory already
+    against their checksums. With `is_mapped`, tensors that stay as they are lie in the file's own pages (as
+    `align_bytes` of `map_tensors` lets them), and none is checked: for those who know that the file stays as it is. A model that has memory already
     and no loading code of its own is filled in place, with nothing held beside it, and one on another device
     through a small buffer.
 
@@ -227,7 +228,7 @@ def fill(
     digests = recorded_digests((e for name, e in entries.items() if e is whole[name]), source.record)
     tensors: Tensors
     if is_mapped:
-        tensors = map_apart(entries).items()
+        tensors = map_apart(entries, align_bytes).items()
     elif parts is WHOLE and torch.device(device or "cpu").type != "cpu":
         dtypes = {name: state[name].dtype for name in entries}
         tensors = stream_to(device or "cpu", entries, dtypes, digests=digests, is_checked=is_checked).items()

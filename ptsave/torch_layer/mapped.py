@@ -11,8 +11,17 @@ from ptsave.core.nodes import UNRESOLVED, TensorEntry
 from ptsave.core.storage import FileStorage
 from ptsave.torch_layer.tensors import is_dense, read_tensor, torch_dtype
 
+ALLOCATOR_BYTES = 64
+"""What the addresses of torch's own allocator on the CPU are multiples of. What kernels compute may depend on
+it to the last bit. Source: c10::gAlignment."""
+GROUPED_BYTES = 16
+"""What torch asks of the rows of weights in three dimensions, of which a product takes one each (a mixture of
+experts). Source: at::native, GroupedMMUtils.h."""
 
-def map_tensors(entries: Mapping[str, TensorEntry]) -> dict[str, torch.Tensor]:
+
+def map_tensors(
+    entries: Mapping[str, TensorEntry], align_bytes: int | None = None
+) -> dict[str, torch.Tensor]:
     """Each entry as a CPU tensor over the file's own pages, read when they are touched.
 
     Writing to a tensor changes memory alone, never the file. Nothing is checked: that would read it all.
@@ -22,7 +31,8 @@ def map_tensors(entries: Mapping[str, TensorEntry]) -> dict[str, torch.Tensor]:
     the tensors, and whoever cuts it short ends this process (SIGBUS) when it touches what is gone. So this
     is for those who ask for it and know their files; `ptsave load` reads and checks.
 
-    What does not lie in a file as it is (deflated, big-endian, chunked, unaligned) is read, and checked.
+    What does not lie in a file as it is (deflated, big-endian, chunked, unaligned) is read, and checked. So
+    is what does not lie at a multiple of `align_bytes`; None asks for what torch's functions insist on.
 
     Raises: CorruptError when the file has become shorter; LossyError for what is not a plain tensor.
     """
@@ -32,8 +42,12 @@ def map_tensors(entries: Mapping[str, TensorEntry]) -> dict[str, torch.Tensor]:
     for name, entry in entries.items():
         dtype, storage = torch_dtype(entry), entry.storage
         num_bytes = storage.num_bytes
-        is_apart = num_bytes == 0 or entry.kind in UNRESOLVED
-        if not isinstance(storage, FileStorage) or is_apart or storage.offset_bytes % dtype.itemsize:
+        if not isinstance(storage, FileStorage) or num_bytes == 0 or entry.kind in UNRESOLVED:
+            tensors[name] = read_tensor(entry)
+            continue
+        needed = align_bytes or (GROUPED_BYTES if len(entry.shape) > 2 else 1)
+        start = storage.offset_bytes + entry.offset * dtype.itemsize
+        if start % needed or storage.offset_bytes % dtype.itemsize:
             tensors[name] = read_tensor(entry)
             continue
         if id(storage) not in bytes_of:
@@ -47,9 +61,9 @@ def map_tensors(entries: Mapping[str, TensorEntry]) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def map_apart(entries: Mapping[str, TensorEntry]) -> dict[str, torch.Tensor]:
+def map_apart(entries: Mapping[str, TensorEntry], align_bytes: int | None = None) -> dict[str, torch.Tensor]:
     """The same for a model, whose tensors are to be changed one by one: what shares memory is copied."""
-    tensors = map_tensors(entries)
+    tensors = map_tensors(entries, align_bytes)
     seen: set[int] = set()
     for name, entry in entries.items():
         if id(entry.storage) in seen or not is_dense(entry):
