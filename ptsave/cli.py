@@ -360,6 +360,7 @@ def verify(
             metavar="FILE", help="Also write the verdict: .json, .xml (JUnit) or .html.", readable=False
         ),
     ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Count warnings as failures.")] = False,
     record: Annotated[
         bool,
         typer.Option("--record", help="After a yes, write today's behaviour into the checkpoint's record."),
@@ -396,7 +397,9 @@ def verify(
         given=flags,
         infinite=allow_infinite or (),
     )
-    request = command.Request(checkpoint, asked, allow or (), set or [], select, device, app_dir, report)
+    request = command.Request(
+        checkpoint, asked, allow or (), set or [], select, device, app_dir, report, strict
+    )
     if not command.verify(mode, request):
         raise typer.Exit(EXIT_NO)
 

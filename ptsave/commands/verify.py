@@ -42,6 +42,8 @@ class Request:
     device: str
     app_dir: Path
     report: Path | None = None
+    is_strict: bool = False
+    """Whether warnings count as failures."""
 
 
 def list_checks(mode: Mode) -> None:
@@ -93,6 +95,7 @@ def _verify_alone(mode: Mode, request: Request) -> Outcome:
             from ptsave.torch_layer.verify import verify_model
 
             verdict = verify_model(model, asked.names, findings, began)
+        verdict = replace(verdict, is_strict=request.is_strict)
         source.check_unchanged()
         if other is not None:
             other.check_unchanged()
@@ -153,6 +156,7 @@ def _verify_together(mode: Mode, request: Request, group: Group) -> Outcome:
         source.check_unchanged()
         target = model.config.model.target if model is not None else None
         facts = verb.facts(source, target, request.device, time.monotonic() - start)
+        verdict = replace(verdict, is_strict=request.is_strict)
         return verdict, {**facts, "ranks": group.size}
 
 
@@ -181,6 +185,7 @@ def _verify_run(mode: Mode, request: Request) -> Outcome:
         verdict = verb_of_run.verify_run(
             files, asked, allow=request.allow, progress=advance, began=checking(mode)
         )
+    verdict = replace(verdict, is_strict=request.is_strict)
     return verdict, verb_of_run.facts(path, files, time.monotonic() - start)
 
 

@@ -67,6 +67,9 @@ class Call:
     inputs: Mapping[str, Sample]
     outputs: Mapping[str, Sample]
     """By path: `0` and `mask` among the arguments, `output`, `0` or `logits` in what it returned."""
+    inside: str = ""
+    """The coarsest floating-point dtype that its own code computed in, where that shows nowhere: what the
+    call was given, and what it and the modules inside it returned, is finer. Empty where there is none."""
 
     @property
     def key(self) -> tuple[str, int]:
@@ -89,10 +92,15 @@ class Behaviour:
     """Whether `calls` are all that there were; a huge model's are thinned out."""
     buffers: Mapping[str, str] = field(default_factory=dict)
     """Name → digest of each buffer that the state dict leaves out."""
+    outside: Mapping[str, str] = field(default_factory=dict)
+    """Name → digest of tensors and arrays that no state dict knows: attributes of modules (`blocks.0.scale`),
+    and globals of the code (`pkg.mod.TABLE`)."""
     dtypes: Mapping[str, int] = field(default_factory=dict)
     """Number of the checkpoint's tensors by dtype."""
     training: Sequence[str] = ()
     """Modules that were in training mode after `eval()` and a forward pass."""
+    knows_inside: bool = False
+    """Whether `inside` of each call was looked for; older records do not have it."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data of at most MAX_BYTES as JSON, sampled as hard as that takes."""
@@ -150,8 +158,10 @@ def _document(behaviour: Behaviour, step: int) -> dict[str, Any]:
         "tensors": table.tensors,
         "kinds": list(table.kinds),
         "buffers": dict(islice(behaviour.buffers.items(), 0, None, keep)),
+        "outside": dict(behaviour.outside),
         "dtypes": dict(behaviour.dtypes),
         "training": list(behaviour.training),
+        "knows_inside": behaviour.knows_inside,
     }
 
 
@@ -175,6 +185,8 @@ class _Table:
         if call.number:
             document["number"] = call.number
         document["kind"] = self.kinds.setdefault(call.kind, len(self.kinds))
+        if call.inside:
+            document["inside"] = call.inside
         for side, samples in (("inputs", call.inputs), ("outputs", call.outputs)):
             document[side] = {path: self.index(sample, self.values) for path, sample in samples.items()}
         return document
@@ -297,6 +309,11 @@ def _behaviour_from_json(document: Mapping[str, Any]) -> Behaviour:
             for call in _list(document.get("calls"), "calls")
         ],
         has_all_calls=bool(has_all_calls),
+        outside={
+            name: _text(digest, "a digest outside")
+            for name, digest in _mapping(document.get("outside", {}), "outside").items()
+        },
+        knows_inside=document.get("knows_inside") is True,
         buffers={
             name: _text(digest, "a buffer's digest")
             for name, digest in _mapping(document.get("buffers"), "buffers").items()
@@ -310,12 +327,15 @@ def _behaviour_from_json(document: Mapping[str, Any]) -> Behaviour:
 
 def _call_from_json(call: dict[str, Any], kinds: Sequence[str], samples: Sequence[Sample]) -> Call:
     _must(bool(kinds), "a call has no kind")
+    inside = _text(call.get("inside", ""), "a call's dtype inside")
+    _must(not inside or inside in BY_NAME, f"a call has the dtype {inside!r:.40} inside")
     return Call(
         _text(call.get("module"), "a call's module"),
         _whole(call.get("number", 0), _MAX_CALLS_OF_ONE, "a call's number"),
         kinds[_whole(call.get("kind"), len(kinds) - 1, "a call's kind")],
         _samples_from_json(call.get("inputs"), samples),
         _samples_from_json(call.get("outputs"), samples),
+        inside,
     )
 
 

@@ -68,6 +68,7 @@ def select_model(checkpoint: Checkpoint, key: str | None = None) -> Selection:
     """The model's state dict: under `key` where one is named, else where it is found.
 
     A key with a dot behind it is the tensors that lie there themselves, without the dictionaries beside them.
+    An empty checkpoint is the state dict of a model without parameters and buffers.
 
     Raises: UsageError when there is none, or when `key` leads nowhere; AmbiguousError when several may be it.
     """
@@ -76,6 +77,8 @@ def select_model(checkpoint: Checkpoint, key: str | None = None) -> Selection:
     if key is not None:
         where, node = _lookup(checkpoint, key)
     else:
+        if checkpoint.weights_root == {}:
+            return Selection("", {})
         found = choose(checkpoint.weights_root, str(checkpoint.path))
         if found is None:
             raise UsageError(

@@ -77,12 +77,16 @@ class Verdict:
     """What happened, in one line, from evidence; empty where there is nothing to explain."""
     growth: tuple[Departure, ...] = ()
     """Every recorded call of a module in order, where a replay differed: how the difference grows."""
+    is_strict: bool = False
+    """Whether warnings count as failures."""
 
     @property
     def is_yes(self) -> bool:
         """No check failed, and at least one passed: nothing but skips proves nothing."""
         levels = {finding.level for finding in self.findings}
-        return "fail" not in levels and bool(levels & {"ok", "warn"})
+        passing = {"ok"} if self.is_strict else {"ok", "warn"}
+        failing = {"fail", "warn"} - passing
+        return not levels & failing and bool(levels & passing)
 
     @property
     def answer(self) -> Literal["yes", "no"]:
@@ -103,6 +107,9 @@ class Verdict:
         checks: dict[Level, list[str]] = {level: [] for level in LEVELS}
         for check, findings in sorted(self.by_check.items()):
             checks[level_of(findings)].append(check)
+        if self.is_strict and checks["warn"]:
+            warned = f"warned of {', '.join(checks['warn'])}, which --strict counts as failed"
+            return f"failed {', '.join(checks['fail'])}; {warned}" if checks["fail"] else warned
         if checks["fail"]:
             return f"failed {', '.join(checks['fail'])}"
         passed = sorted(checks["ok"] + checks["warn"])

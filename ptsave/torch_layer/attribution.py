@@ -18,7 +18,19 @@ from ptsave.torch_layer.subject import ModelSubject
 
 def attribute(subject: ModelSubject, findings: Sequence[Finding]) -> str:
     """What explains the findings, the surest evidence first; empty where there is nothing to explain."""
-    for clue in (_training, _ties, _weights, _keys, _other, _resume, _dtype, _code, _buffers, _numerics):
+    for clue in (
+        _training,
+        _ties,
+        _weights,
+        _keys,
+        _other,
+        _resume,
+        _dtype,
+        _code,
+        _buffers,
+        _outside,
+        _numerics,
+    ):
         if line := clue(subject, findings):
             return line
     return ""
@@ -185,6 +197,14 @@ def _buffers(subject: ModelSubject, findings: Sequence[Finding]) -> str:
         if lost
         else ""
     )
+
+
+def _outside(subject: ModelSubject, findings: Sequence[Finding]) -> str:
+    """What neither the state dict nor a buffer keeps: drawn anew by a constructor or at import."""
+    if subject.replayed is None or subject.replayed.is_same or not subject.made_anew:
+        return ""
+    names = first_names(subject.made_anew)
+    return f"made anew: {names} is outside the state dict, and not what it was (drawn at random?)"
 
 
 def _numerics(subject: ModelSubject, findings: Sequence[Finding]) -> str:

@@ -8,11 +8,12 @@ from torch import nn
 
 from ptsave.config import InputsSpec, Tolerance
 from ptsave.core.behaviour import Behaviour
+from ptsave.core.cause import first_names
 from ptsave.core.verdict import Departure, Finding, Level
 from ptsave.errors import LimitError, UnreadableError, UsageError
 from ptsave.torch_layer.inputs import Arguments, digests_of_arguments, make_inputs
-from ptsave.torch_layer.observe import buffer_digests
-from ptsave.torch_layer.replay import Replay, replay
+from ptsave.torch_layer.observe import buffer_digests, outside_digests
+from ptsave.torch_layer.replay import NUMERIC, Replay, replay
 from ptsave.torch_layer.subject import ModelSubject
 
 CHECK = "behaviour"
@@ -41,7 +42,7 @@ def behaviour(subject: ModelSubject) -> Iterator[Finding]:
         return
     if subject.damage is not None:
         yield Finding(CHECK, "fail", "", f"{subject.damage}; run with the damage")
-    lost = list(_buffers(subject, model, recorded))
+    lost, here = list(_buffers(subject, model, recorded)), outside_digests(model)
     try:
         arguments = _arguments(subject, model)
         if isinstance(arguments, str):
@@ -58,6 +59,12 @@ def behaviour(subject: ModelSubject) -> Iterator[Finding]:
         yield Finding(CHECK, "warn", "", f"the model is not deterministic: {seeds} when it was recorded")
     yield from _training(found, recorded)
     yield from lost
+    subject.made_anew = [n for n, digest in recorded.outside.items() if here.get(n, digest) != digest]
+    for name in subject.made_anew:
+        message = (
+            "a tensor outside the state dict is not what it was: made anew, at random or from other code"
+        )
+        yield Finding(CHECK, "warn", name, message)
     yield from judged(found, CHECK)
 
 
@@ -120,7 +127,12 @@ def _training(found: Replay, recorded: Behaviour) -> Iterator[Finding]:
             inside = sum(other != name and (not name or other.startswith(f"{name}.")) for other in stuck)
             more = f", and {inside} modules inside it" if inside else ""
             message = f"left in train mode: it stays in training after eval(){more}"
-            yield Finding(CHECK, "warn" if found.is_same else "fail", name, message)
+            yield Finding(CHECK, "fail", name, message)
+    if still := [name for name in found.now.training if name in recorded.training]:
+        names = first_names([name or "the model" for name in still])
+        yield Finding(
+            CHECK, "warn", "", f"stays in train mode after eval(), as it did when recorded: {names}"
+        )
 
 
 def judged(found: Replay, check: str) -> Iterator[Finding]:
@@ -146,12 +158,29 @@ def judged(found: Replay, check: str) -> Iterator[Finding]:
             elif not found.is_deterministic:
                 level, how = "warn", "the model is not deterministic, and two runs of it differ as much"
             else:
-                level, how = "ok", "explained by rounding"
+                level, how = "ok", f"explained by rounding{_elsewhere(found)}"
             yield Finding(check, level, output.path, f"{how}: {off}; {output.figures}")
+    if found.is_surprising and found.is_same and found.first_unequal is not None:
+        first = found.first_unequal
+        message = (
+            "not bitwise equal, though the environment is and the model is deterministic: begins in "
+            f"{first.kind}, {first.relative:.2g} off"
+        )
+        yield Finding(check, "warn", first.module, message)
+    for (module, _), dtype in found.coarser.items():
+        yield Finding(
+            check, "warn", module, f"its code computes in {dtype}, and did not when it was recorded"
+        )
     if found.structure:
         yield Finding(check, "warn", "", found.structure)
     if found.first is not None and not found.is_tolerated:
         yield _departure(found, found.first, check)
+
+
+def _elsewhere(found: Replay) -> str:
+    """What of the environment is another, where that is what changes numbers."""
+    changed = [f"{name} {then} → {now}" for name, (then, now) in found.environment.items() if name in NUMERIC]
+    return f" (another environment: {', '.join(changed)})" if changed else ""
 
 
 def _departure(found: Replay, first: Departure, check: str) -> Finding:

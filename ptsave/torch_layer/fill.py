@@ -109,6 +109,7 @@ def build_filled(
     seed: int = 0,
     is_checked: bool = True,
     is_mapped: bool = False,
+    align_bytes: int | None = None,
     wanted: Wanted | None = None,
     extras: Extras = "fail",
 ) -> tuple[nn.Module, KeyReport]:
@@ -123,6 +124,7 @@ def build_filled(
     options: dict[str, Any] = {
         "is_checked": is_checked,
         "is_mapped": is_mapped,
+        "align_bytes": align_bytes,
         "wanted": wanted or EXACT,
         "extras": extras,
     }
@@ -180,9 +182,9 @@ def fill(
     What the model becomes is what `load_state_dict(…, strict=True)` makes of it: its own loading code runs,
     its dtypes stay, and what is cast is said through `warn`. Only tensors that are read whole are checked
     against their checksums. With `is_mapped`, tensors that stay as they are lie in the file's own pages (as
-    `align_bytes` of `map_tensors` lets them), and none is checked: for those who know that the file stays as it is. A model that has memory already
-    and no loading code of its own is filled in place, with nothing held beside it, and one on another device
-    through a small buffer.
+    `align_bytes` of `map_tensors` lets them), and none is checked: for those who know that the file stays as
+    it is. A model that has memory already and no loading code of its own is filled in place, with nothing
+    held beside it, and one on another device through a small buffer.
 
     Raises: LossyError when what is taken holds weights that no state dict has, unless `extras` is "drop", or
     when a name is missing, unexpected or of another shape, and the model is as it was;

@@ -44,10 +44,17 @@ class Excess:
 
     relative: float
     allowed: float
+    noise: float = 0.0
+    """How far rounding went in the runs of today, without a margin."""
 
     @property
     def is_explained(self) -> bool:
         return self.relative <= self.allowed  # false for NaN
+
+    @property
+    def is_within_noise(self) -> bool:
+        """Whether it is no farther off than today's own runs are from each other."""
+        return self.relative <= self.noise
 
 
 class Judge:
@@ -77,7 +84,7 @@ class Judge:
         scale = exact.norm or noise
         if not scale:
             return Excess(math.inf if off else 0.0, 0.0)
-        return Excess(off / scale, self._margin * noise / scale + floor)
+        return Excess(off / scale, self._margin * noise / scale + floor, noise / scale + floor)
 
     def agrees(self, old: Sample, new: Sample, key: Key) -> bool:
         """Whether a tensor is what it was, bit by bit or as far as rounding explains."""
@@ -94,11 +101,13 @@ def make_judge(
     margin: float,
     coarse: str | None,
     tf32: bool,
+    is_coarser_now: bool = False,
 ) -> Judge:
     """Run `model` as often as it takes to know what rounding does to it.
 
     `now` and `again` are two plain runs of today. `coarse` names the narrower dtype that the weights have
-    gone through since they were recorded, if any.
+    gone through since they were recorded, if any. Where today's code is known to compute more coarsely than
+    the recorded one (`is_coarser_now`), its own rounding excuses nothing: the exact run says what is right.
     """
     unit = max(_usual_epsilon(samples) / 2 for samples in (recorded, [*_by_key(now).values()]))
     unit = max(unit, 2.0**-11) if tf32 else unit
@@ -110,6 +119,8 @@ def make_judge(
 
     exact = _attempt(model, arguments, Rounding(model, wide=True))
     if exact is not None and (others := runs(wide=True)):
+        if is_coarser_now:
+            return Judge(exact, others, margin, unit)
         judge = Judge(exact, [now, again, *others], margin, unit)
         if _is_credible(exact, now, others, unit):
             return judge

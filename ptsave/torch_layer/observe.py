@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import platform
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from ptsave.core.behaviour import Behaviour, Determinism
-from ptsave.core.digest import tensor_digest
+from ptsave.core.digest import DEFAULT, hasher, tensor_digest
 from ptsave.errors import LossyError
 from ptsave.input_specs import InputsSpec
 from ptsave.torch_layer.inputs import Arguments, inline_inputs, make_inputs
-from ptsave.torch_layer.live import checkpoint_of
-from ptsave.torch_layer.trace import Trace, watch
+from ptsave.torch_layer.live import checkpoint_of, is_plain
+from ptsave.torch_layer.trace import Trace, watch, with_precisions
 
 
 def observe(
@@ -30,15 +35,18 @@ def observe(
     Raises: UsageError when the inputs cannot be made or the model's code raises.
     """
     arguments = make_inputs(inputs, model, device)
-    buffers = buffer_digests(model)
+    buffers, outside = buffer_digests(model), outside_digests(model)
     first = watch(model, arguments)
+    precise = with_precisions(model, arguments, first.calls)
     return Behaviour(
         inputs=inline_inputs(inputs, arguments).to_json(),
-        environment=environment(device),
+        environment=environment(device, model),
         determinism=_determinism(model, arguments, first),
         outputs=first.outputs,
-        calls=first.calls,
+        calls=first.calls if precise is None else precise,
+        knows_inside=precise is not None,
         buffers=buffers,
+        outside=outside,
         dtypes=dtypes_of(model) if dtypes is None else dtypes,
         training=first.training,
     )
@@ -50,11 +58,16 @@ def _determinism(model: nn.Module, arguments: Arguments, first: Trace) -> Determ
     return "seeded" if watch(model, arguments).digests() == first.digests() else "none"
 
 
-def environment(device: str) -> dict[str, Any]:
-    """What else the numbers depend on: versions, device, and the settings that change kernels."""
+def environment(device: str, model: nn.Module) -> dict[str, Any]:
+    """What else the numbers depend on: versions, device, and the settings that change kernels.
+
+    Where all of it is equal, a deterministic model gives the same bits. It holds plain values, none of them
+    of the moment or the host.
+    """
     kind = torch.device(device).type
     return {
         "torch": torch.__version__,
+        "torch_build": hasher(DEFAULT, torch.__config__.show().encode()).hexdigest(),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "system": platform.system(),
@@ -64,7 +77,40 @@ def environment(device: str) -> dict[str, Any]:
         "tf32": bool(torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "default_dtype": str(torch.get_default_dtype()).removeprefix("torch."),
+        **{name: bool(is_on()) for name, is_on in _SETTINGS.items()},
+        **{name: os.environ.get(name, "") for name in _VARIABLES},
+        **_packages(model),
     }
+
+
+_SETTINGS: Mapping[str, Callable[[], bool]] = {
+    "mkldnn": torch._C._get_mkldnn_enabled,
+    "mkldnn_deterministic": lambda: bool(getattr(torch.backends.mkldnn, "deterministic", False)),
+    "nnpack": torch._C._get_nnpack_enabled,
+    "flash_sdp": torch.backends.cuda.flash_sdp_enabled,
+    "mem_efficient_sdp": torch.backends.cuda.mem_efficient_sdp_enabled,
+    "math_sdp": torch.backends.cuda.math_sdp_enabled,
+    "fastpath": torch.backends.mha.get_fastpath_enabled,
+    "cudnn": lambda: torch.backends.cudnn.enabled,
+    "cudnn_benchmark": lambda: torch.backends.cudnn.benchmark,
+    "cudnn_deterministic": lambda: torch.backends.cudnn.deterministic,
+    "fp16_reduced_sums": lambda: torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
+    "bf16_reduced_sums": lambda: torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
+}
+"""Switches of torch that choose between kernels."""
+_VARIABLES = ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "CUBLAS_WORKSPACE_CONFIG")
+"""Variables by which the libraries under torch choose theirs."""
+
+
+def _packages(model: nn.Module) -> dict[str, str]:
+    """Versions of the installed packages whose classes the model is made of, torch aside."""
+    names = {type(module).__module__.split(".")[0] for module in model.modules()} - {"torch", "ptsave"}
+    versions = {}
+    for name in sorted(names):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[f"package {name}"] = metadata.version(name)
+    return versions
 
 
 def _processor() -> str:
@@ -84,6 +130,37 @@ def buffer_digests(model: nn.Module) -> dict[str, str]:
     kept = model.state_dict(keep_vars=True).keys()
     named = model.named_buffers(remove_duplicate=False)
     return digests_of({name: buffer for name, buffer in named if name not in kept})
+
+
+MAX_OUTSIDE = 100
+"""How many tensors and arrays outside the state dict are looked at."""
+
+
+def outside_digests(model: nn.Module) -> dict[str, str]:
+    """Digest of each tensor and array that the model's code uses and no state dict knows.
+
+    They are attributes of modules, and globals of the code that defines them: whatever draws them anew makes
+    another model of the same weights.
+    """
+    found: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if isinstance(value, (torch.Tensor, np.ndarray)):
+                found[f"{name}.{key}" if name else key] = value
+    for kind in dict.fromkeys(type(module) for module in model.modules()):
+        if kind.__module__.startswith("torch."):
+            continue
+        for function in vars(kind).values():
+            code, names = getattr(function, "__code__", None), getattr(function, "__globals__", {})
+            for key in code.co_names if code is not None else ():
+                if isinstance(names.get(key), (torch.Tensor, np.ndarray)):
+                    found[f"{names.get('__name__', '')}.{key}"] = names[key]
+    state = {
+        name: torch.as_tensor(value).detach()
+        for name, value in islice(found.items(), MAX_OUTSIDE)
+        if isinstance(value, torch.Tensor) or value.dtype.kind in "biufc"
+    }
+    return digests_of({name: tensor for name, tensor in state.items() if is_plain(tensor)})
 
 
 def digests_of(state: Mapping[str, Any]) -> dict[str, str]:

@@ -7,14 +7,15 @@ somewhere: in the first module whose output departs while its inputs still agree
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
 
 from ptsave.core.behaviour import Behaviour, Call, Sample
 from ptsave.core.verdict import Departure
-from ptsave.torch_layer.differences import OutputDifference, compare_output, distance
+from ptsave.torch_layer.apart import hold_apart
+from ptsave.torch_layer.differences import OutputDifference, compare_output, distance, epsilon
 from ptsave.torch_layer.inputs import Arguments
 from ptsave.torch_layer.judge import (
     FOREIGN_MARGIN,
@@ -27,7 +28,7 @@ from ptsave.torch_layer.judge import (
     result_key,
 )
 from ptsave.torch_layer.observe import environment
-from ptsave.torch_layer.trace import Trace, watch
+from ptsave.torch_layer.trace import Trace, is_alone, watch, with_precisions
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,18 @@ class Replay:
     """What differs of the environment: name → (recorded, today)."""
     is_deterministic: bool = True
     """Whether two runs from one seed give the same bits today, and gave them when it was recorded."""
+    is_same_environment: bool = False
+    """Whether all that is known to change numbers is recorded, and equal."""
     excesses: Mapping[str, Excess] = field(default_factory=dict)
     """For each output that is not bitwise equal, how far it is off and how far rounding goes."""
+    apart: Mapping[tuple[str, int], Excess] = field(default_factory=dict)
+    """The same for each call that was held alone to its recorded inputs."""
+    coarser: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    """Calls whose code computes today in a coarser dtype than it did, and that one; it shows nowhere else."""
+    is_cast: bool = False
+    """Whether the weights went through a narrower dtype since they were recorded."""
+    first_unequal: Departure | None = None
+    """The first call whose output is not bitwise equal while its inputs are; else the first of all."""
     is_tolerated: bool = False
     """Whether the config itself says how far outputs may be off, and they are not farther."""
     first: Departure | None = None
@@ -62,7 +73,23 @@ class Replay:
         """Whether every output is what was recorded, bit by bit or as far as rounding or the config allow."""
         if any(output.why_not for output in self.outputs):
             return False
-        return self.is_tolerated or all(excess.is_explained for excess in self.excesses.values())
+        if self.is_tolerated:
+            return True
+        if all(excess.is_explained for excess in self.apart.values()):
+            return all(excess.is_explained for excess in self.excesses.values())
+        # A module is another one by itself. Where the others make up for that, the end is as good as equal;
+        # the margin for an ill-conditioned whole is no excuse for it.
+        return all(excess.is_within_noise for excess in self.excesses.values())
+
+    @property
+    def is_surprising(self) -> bool:
+        """Whether the outputs ought to be bitwise equal, and are not."""
+        return (
+            self.is_same_environment
+            and self.is_deterministic
+            and not self.is_cast
+            and not self.is_bitwise_equal
+        )
 
     @property
     def is_same(self) -> bool:
@@ -73,10 +100,12 @@ class Replay:
         """
         if not self.has_same_outputs:
             return False
-        is_another_layer = (
-            self.first is not None and self.begins_there and self.first.kind.startswith(_LAYERS)
+        first = self.first
+        is_another = first is not None and (
+            (self.begins_there and first.kind.startswith(_LAYERS))
+            or (first.module, first.number) in self.coarser
         )
-        return self.is_tolerated or not is_another_layer
+        return self.is_tolerated or not is_another
 
 
 def replay(
@@ -96,35 +125,57 @@ def replay(
     """
     # What has a recorded digest is not measured again: that is enough to tell that all is equal, and no more.
     now = watch(model, arguments, known=_samples(recorded))
-    changed = environment_changes(recorded.environment, environment(device))
+    here = environment(device, model)
+    changed = environment_changes(recorded.environment, here)
     outputs = _outputs(recorded.outputs, now.outputs, rtol, atol)
     if all(output.is_bitwise_equal for output in outputs) and _has_same_calls(recorded.calls, now.calls):
         return Replay(now, outputs, changed)
-    is_foreign = bool(changed.keys() & _NUMERIC)
+    is_foreign = bool(changed.keys() & NUMERIC)
     is_random = recorded.determinism != "exact"
     now = watch(model, arguments)
     again = watch(model, arguments, seed=1 if is_random and is_foreign else 0)
-    judge = make_judge(
-        model,
-        arguments,
-        [sample for call in recorded.calls for sample in call.outputs.values()],
-        now,
-        again,
-        margin=FOREIGN_MARGIN if is_foreign else MARGIN,
-        coarse=coarse,
-        tf32=bool(recorded.environment.get("tf32")) and recorded.environment.get("device") != "cpu",
-    )
-    first, begins_there = _first(recorded.calls, now.calls, judge)
+    coarser = _coarser(model, arguments, recorded, now)
+
+    def judge_of(
+        part: nn.Module, given: Arguments, calls: Sequence[Call], seen: Trace, again: Trace
+    ) -> Judge:
+        return make_judge(
+            part,
+            given,
+            [sample for call in calls for sample in call.outputs.values()],
+            seen,
+            again,
+            margin=FOREIGN_MARGIN if is_foreign else MARGIN,
+            coarse=coarse,
+            tf32=bool(recorded.environment.get("tf32")) and recorded.environment.get("device") != "cpu",
+            is_coarser_now=any(call.key in coarser for call in calls) and bool(coarser),
+        )
+
+    judge = judge_of(model, arguments, recorded.calls, now, again)
+    apart: Mapping[tuple[str, int], Excess] = {}
+    if is_alone() and coarse is None:
+        pairs = [(old, new) for old, new in _matched(recorded.calls, now.calls) if _begins(old, new)]
+        apart = hold_apart(
+            model, arguments, pairs, coarser, lambda m, a, call, seen: judge_of(m, a, [call], seen, seen)
+        )
+    first, begins_there = _first(recorded.calls, now.calls, judge, apart, coarser)
+    unequal = _growth(recorded.calls, now.calls, only=_is_unequal)
+    begun = _growth(recorded.calls, now.calls, only=_begins)
     return Replay(
         now,
         outputs,
         changed,
         is_deterministic=again.digests() == now.digests() and recorded.determinism != "none",
+        is_same_environment=recorded.environment.keys() == here.keys() and not changed,
         excesses={
             output.path: judge.excess(recorded.outputs[output.path], output_key(output.path))
             for output in outputs
             if not (output.is_bitwise_equal or output.why_not)
         },
+        apart=apart,
+        coarser=coarser,
+        is_cast=coarse is not None,
+        first_unequal=next(iter([*begun, *unequal]), None),
         is_tolerated=(rtol, atol) != (None, None) and all(output.is_within_tolerance for output in outputs),
         first=first,
         begins_there=begins_there,
@@ -133,8 +184,56 @@ def replay(
     )
 
 
+def _coarser(
+    model: nn.Module, arguments: Arguments, recorded: Behaviour, now: Trace
+) -> dict[tuple[str, int], str]:
+    """Calls whose code computes today in a coarser dtype than it did and than shows, and that dtype."""
+    today = with_precisions(model, arguments, now.calls) if recorded.knows_inside else None
+    found = {}
+    for old, new in _matched(recorded.calls, today or ()):
+        shown = {sample.dtype for sample in (*old.inputs.values(), *old.outputs.values())}
+        if epsilon(new.inside) > max(map(epsilon, (old.inside, *shown))):
+            found[new.key] = new.inside
+    return found
+
+
+def _is_unequal(old: Call, new: Call) -> bool:
+    return any(a.digest != b.digest for _, a, b in _paired(old.outputs, new.outputs))
+
+
+def _begins(old: Call, new: Call) -> bool:
+    """Whether outputs are not bitwise equal although all inputs are."""
+    inputs = list(_paired(old.inputs, new.inputs))
+    return (
+        len(inputs) == len(old.inputs)
+        and all(a.digest == b.digest for _, a, b in inputs)
+        and _is_unequal(old, new)
+    )
+
+
 _LAYERS = ("torch.nn.", "torch.ao.nn.")
-_NUMERIC = {"torch", "machine", "device", "device_name", "tf32", "threads", "float32_matmul_precision"}
+NUMERIC = {
+    *(
+        "torch",
+        "torch_build",
+        "machine",
+        "device",
+        "device_name",
+        "tf32",
+        "threads",
+        "float32_matmul_precision",
+    ),
+    *("mkldnn", "mkldnn_deterministic", "nnpack", "flash_sdp", "mem_efficient_sdp", "math_sdp", "fastpath"),
+    *("cudnn", "cudnn_benchmark", "cudnn_deterministic", "fp16_reduced_sums", "bf16_reduced_sums"),
+    *(
+        "deterministic",
+        "MKL_CBWR",
+        "MKL_ENABLE_INSTRUCTIONS",
+        "ONEDNN_MAX_CPU_ISA",
+        "CUBLAS_WORKSPACE_CONFIG",
+    ),
+}
+"""What of the environment chooses other kernels."""
 
 
 def _samples(recorded: Behaviour) -> dict[str, Sample]:
@@ -175,14 +274,28 @@ def _has_same_calls(recorded: Sequence[Call], now: Sequence[Call]) -> bool:
     )
 
 
-def _first(recorded: Sequence[Call], now: Sequence[Call], judge: Judge) -> tuple[Departure | None, bool]:
+def _first(
+    recorded: Sequence[Call],
+    now: Sequence[Call],
+    judge: Judge,
+    apart: Mapping[tuple[str, int], Excess],
+    coarser: Mapping[tuple[str, int], str],
+) -> tuple[Departure | None, bool]:
     """The first call whose output departs while its inputs agree; failing that, the first that departs.
 
     Beside it, whether its inputs agree.
     """
     fallback: Departure | None = None
     for old, new in _matched(recorded, now):
-        if all(judge.agrees(a, b, result_key(new, path)) for path, a, b in _paired(old.outputs, new.outputs)):
+        if new.key in apart:
+            if apart[new.key].is_explained:
+                continue
+            return Departure(old.module, old.number, new.kind, _relative(old, new)), True
+        pairs = list(_paired(old.outputs, new.outputs))
+        agrees = all(judge.agrees(a, b, result_key(new, path)) for path, a, b in pairs)
+        if agrees and new.key in coarser:
+            agrees = all(judge.excess(b, result_key(new, path)).is_explained for path, _, b in pairs)
+        if agrees:
             continue
         departure = Departure(old.module, old.number, new.kind, _relative(old, new))
         if all(judge.agrees(a, b, input_key(new, path)) for path, a, b in _paired(old.inputs, new.inputs)):
@@ -191,10 +304,13 @@ def _first(recorded: Sequence[Call], now: Sequence[Call], judge: Judge) -> tuple
     return fallback, False
 
 
-def _growth(recorded: Sequence[Call], now: Sequence[Call]) -> list[Departure]:
+def _growth(
+    recorded: Sequence[Call], now: Sequence[Call], only: Callable[[Call, Call], bool] = lambda old, new: True
+) -> list[Departure]:
     return [
         Departure(old.module, old.number, new.kind, _relative(old, new))
         for old, new in _matched(recorded, now)
+        if only(old, new)
     ]
 
 

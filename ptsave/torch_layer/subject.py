@@ -21,6 +21,7 @@ from ptsave.torch_layer.build import build_model
 from ptsave.torch_layer.fill import build_filled, expected_of, fit_of
 from ptsave.torch_layer.fresh import Fresh
 from ptsave.torch_layer.lazy import lazy_names
+from ptsave.torch_layer.mapped import ALLOCATOR_BYTES
 from ptsave.torch_layer.replay import Replay
 
 
@@ -46,6 +47,8 @@ class ModelSubject:
     """What the check `behaviour` found out."""
     lost_buffers: list[str] = field(default_factory=list)
     """Buffers outside the state dict that are not what they were."""
+    made_anew: list[str] = field(default_factory=list)
+    """Tensors and arrays that no state dict knows, and that are not what they were."""
     damage: CorruptError | None = None
     """Why the weights were loaded without being held against their checksums."""
     _model: nn.Module | None = None
@@ -125,7 +128,10 @@ class ModelSubject:
         is_checked: bool = True,
         is_mapped: bool = False,
     ) -> nn.Module:
-        """A model of the architecture, filled from `source`."""
+        """A model of the architecture, filled from `source`; `is_mapped` where nobody else has the file.
+
+        Mapped or not, the weights lie as torch's own allocator puts them: kernels give the same bits then.
+        """
         model, _ = build_filled(
             self.config.model,
             source,
@@ -137,5 +143,6 @@ class ModelSubject:
             is_checked=is_checked,
             is_mapped=is_mapped,
             extras="drop",  # the check `whole` names what is left out
+            align_bytes=ALLOCATOR_BYTES,
         )
         return model.eval()

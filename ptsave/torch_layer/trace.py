@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ptsave.core.behaviour import CALL_VALUES, OUTPUT_VALUES, Call, Sample
 from ptsave.core.digest import DEFAULT, hasher, prefix
 from ptsave.core.dtypes import BY_NAME
+from ptsave.errors import UsageError
 from ptsave.torch_layer.build import seeded
+from ptsave.torch_layer.differences import epsilon
 from ptsave.torch_layer.inputs import Arguments, output_tensors
 from ptsave.torch_layer.live import is_plain
 from ptsave.torch_layer.load import run
@@ -33,10 +36,17 @@ _STEP = 2_654_435_761
 """A prime, so that multiples of it visit every place of a tensor once before any twice."""
 
 
-together: ContextVar[Callable[[Callable[[], Trace]], Trace]] = ContextVar(
-    "together", default=lambda run: run()
-)
+def _alone(run: Callable[[], Trace]) -> Trace:
+    return run()
+
+
+together: ContextVar[Callable[[Callable[[], Trace]], Trace]] = ContextVar("together", default=_alone)
 """How a pass is watched: by this process alone, unless several have to go by what one of them saw."""
+
+
+def is_alone() -> bool:
+    """Whether this process goes by what it sees itself."""
+    return together.get() is _alone
 
 
 @dataclass
@@ -82,12 +92,22 @@ def _watch(
     seen = Trace()
     with buffers_restored(model):
         samples = _Samples(known)
-        with _uncompiled(), _watching(model, seen, samples), seeded(seed), mode or nullcontext():
+        with _uncompiled(), _watching(model, seen, samples, mode), seeded(seed), mode or nullcontext():
             output = run(model, cloned(arguments))
         tensors = _visible(output, MAX_OUTPUTS)
         seen.outputs = {path: samples.take(tensor, OUTPUT_VALUES) for path, tensor in tensors}
         seen.training = [name for name, module in model.named_modules() if module.training]
     return seen
+
+
+def with_precisions(model: nn.Module, arguments: Arguments, calls: Sequence[Call]) -> list[Call] | None:
+    """`calls` with the dtypes that modules compute in inside, from one more pass; None where that fails."""
+    try:
+        seen = watch(model, arguments, Precisions())
+    except UsageError:
+        return None
+    inside = {call.key: call.inside for call in seen.calls}
+    return [replace(call, inside=inside.get(call.key, "")) for call in calls]
 
 
 def output_digests(model: nn.Module, arguments: Arguments, seed: int = 0) -> dict[str, str]:
@@ -116,13 +136,15 @@ def buffers_restored(model: nn.Module) -> Iterator[None]:
     """Undo afterwards what happens to buffers inside: a model may count its calls, or learn in batch norm."""
     before = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
     held = [(m, dict(m._buffers)) for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
-    yield
-    for module, buffers in held:
-        module._buffers.update(buffers)  # `self.mean = …` puts another tensor in its place
-    for buffer, version, values in before:
-        if buffer._version != version and buffer.shape == values.shape:
-            with torch.no_grad():
-                buffer.copy_(values)
+    try:
+        yield
+    finally:
+        for module, buffers in held:
+            module._buffers.update(buffers)  # `self.mean = …` puts another tensor in its place
+        for buffer, version, values in before:
+            if buffer._version != version and buffer.shape == values.shape:
+                with torch.no_grad():
+                    buffer.copy_(values)
 
 
 def _uncompiled() -> AbstractContextManager[Any]:
@@ -134,23 +156,34 @@ def _uncompiled() -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def _watching(model: nn.Module, seen: Trace, samples: _Samples) -> Iterator[None]:
+def _watching(
+    model: nn.Module, seen: Trace, samples: _Samples, mode: AbstractContextManager[Any] | None
+) -> Iterator[None]:
     counts: dict[str, int] = {}
-    open_inputs: list[dict[str, Sample]] = []
+    open_calls: list[_OpenCall] = []
+    precisions = mode if isinstance(mode, Precisions) else Precisions()
 
     def look(value: Any) -> dict[str, Sample]:
         return {path: samples.take_once(tensor) for path, tensor in _visible(value, MAX_TENSORS)}
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
         with torch._C.DisableTorchFunction():
-            open_inputs.append(look({**dict(enumerate(args)), **kwargs}))
+            inputs = look({**dict(enumerate(args)), **kwargs})
+        open_calls.append(_OpenCall(module, inputs, sys.exc_info()[1]))
+        precisions.enter()
 
     def after(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            call = open_calls.pop() if open_calls and open_calls[-1].module is module else None
+            if call is None or sys.exc_info()[1] is not call.handled:
+                if call is not None:
+                    precisions.leave((), ())
+                return  # it raised; whether its caller can do without it is its caller's matter
             number = counts[name] = counts.get(name, -1) + 1
-            kind = _kind(module)
             with torch._C.DisableTorchFunction():
-                seen.calls.append(Call(name, number, kind, open_inputs.pop(), look(output)))
+                outputs = look(output)
+            inside = precisions.leave(call.inputs.values(), outputs.values())
+            seen.calls.append(Call(name, number, _kind(module), call.inputs, outputs, inside))
 
         return hook
 
@@ -160,11 +193,55 @@ def _watching(model: nn.Module, seen: Trace, samples: _Samples) -> Iterator[None
             if isinstance(module, torch.jit.ScriptModule):
                 continue  # takes no hooks
             handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-            handles.append(module.register_forward_hook(after(name), with_kwargs=True))
+            # Called for a module that raises, too: what it was given must not stay open.
+            hook = after(name)
+            handles.append(module.register_forward_hook(hook, with_kwargs=True, always_call=True))
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+@dataclass(frozen=True)
+class _OpenCall:
+    """A call that has not finished."""
+
+    module: nn.Module
+    inputs: Mapping[str, Sample]
+    handled: BaseException | None
+    """What was being handled when it began: another one at its end is its own."""
+
+
+class Precisions(TorchFunctionMode):
+    """While active, notes in which floating-point dtypes the code of each module computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._computed: list[set[str]] = [set()]
+        self._shown: list[set[str]] = [set()]
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
+                self._computed[-1].add(_name(tensor.dtype))
+        return result
+
+    def enter(self) -> None:
+        """A module is called."""
+        self._computed.append(set())
+        self._shown.append(set())
+
+    def leave(self, inputs: Iterable[Sample], outputs: Iterable[Sample]) -> str:
+        """It has returned; gives the dtype for `Call.inside`."""
+        given, returned = ({sample.dtype for sample in samples} for samples in (inputs, outputs))
+        computed, shown = self._computed.pop(), self._shown.pop() | given | returned
+        self._shown[-1] |= returned
+        known = max(map(epsilon, shown), default=0.0)
+        coarsest = max(computed, key=epsilon, default="")
+        return coarsest if coarsest and epsilon(coarsest) > known > 0 else ""
 
 
 def _kind(module: nn.Module) -> str:

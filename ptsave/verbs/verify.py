@@ -120,7 +120,7 @@ MODEL_CHECKS = ("keys", "behaviour", "roundtrip")
 """The checks that `torch_layer.checks` alone has: to name them takes no torch."""
 
 RECORD = "--record"
-ALWAYS = ("--json", "--quiet", "--verbose", "--report")
+ALWAYS = ("--json", "--quiet", "--verbose", "--report", "--strict")
 """The flags that say what is done with any verdict."""
 OF_LIST_CHECKS = ("--list-checks", "--json", "--quiet", "--verbose")
 USED_BY: Mapping[str, Sequence[str]] = {
