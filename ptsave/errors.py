@@ -74,7 +74,8 @@ class LimitError(UnreadableError):
         super().__init__(
             f"exceeds the cap {cap} = {limit} (found {found})",
             where,
-            "a real checkpoint stays far below this; the file is damaged or hostile",
+            "caps keep a small file from costing much, and grow with its size; if it is whole and from a "
+            "source that you trust, open it with its own library and save it in another form",
         )
         self.cap = cap
 

@@ -6,6 +6,7 @@ present themselves as one, so that nothing downstream knows where bytes come fro
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,19 +18,25 @@ from ptsave.core.accounts import Accounting, Accounts, account
 from ptsave.core.memory import no_garbage_collection
 from ptsave.core.nodes import GlobalUse, TensorEntry
 from ptsave.core.record import Record
-from ptsave.core.tree import leaves, with_arrays
+from ptsave.core.tree import MAX_NAME_CHARS, leaves, with_arrays
 from ptsave.core.verdict import Finding
 from ptsave.errors import LimitError
 
 MAX_VIEWS_OF_A_BYTE = 8
 """Cap on the bytes of all tensors, per byte of the storages that they view, past FREE_VIEWED_BYTES."""
 FREE_VIEWED_BYTES = 1024**3
+LIVE = "live"
+"""The format of what is no file: a model in memory."""
 ROOT_NAME = "value"
 """The name of a root that is itself a leaf: `torch.save(tensor, path)`."""
 
 
 class Held(Protocol):
     """A file or a folder that is open for reading."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the file, or of the folder's files that were opened."""
 
     def check_unchanged(self) -> None:
         """Insist that all that was read so far is of one version.
@@ -90,6 +97,13 @@ class Checkpoint:
     held: Sequence[Held] = ()
     """What it was read from; none for a live model."""
 
+    @property
+    def source_bytes(self) -> int:
+        """The size of what it was read from: caps grow with it. A live model is as large as it is."""
+        if self.format == LIVE:
+            return sys.maxsize
+        return sum(held.size_bytes for held in self.held)
+
     @cached_property
     def tensors(self) -> dict[str, TensorEntry]:
         """Every tensor by its name, in the file's order. The names are unique."""
@@ -120,7 +134,7 @@ class Checkpoint:
         times: dict[str, int] = {}
         with no_garbage_collection():
             try:
-                for path, leaf in leaves(self.weights_root):
+                for path, leaf in leaves(self.weights_root, max(MAX_NAME_CHARS, self.source_bytes // 4)):
                     name = ".".join(map(str, path)) if path else ROOT_NAME
                     if isinstance(leaf, TensorEntry):
                         name = _unused(name, tensors, times)

@@ -27,6 +27,14 @@ Version = tuple[int, int, int, int]
 """What tells one content of a file from another: device, inode, bytes, time of the last change in ns."""
 
 
+def room(file_bytes: int) -> int:
+    """How many times the usual caps a file may have: they grow with its size, so that a large one is read.
+
+    1 below 16 MiB: what ptsave promises of a small file's cost holds with the caps as they are.
+    """
+    return 1 + file_bytes // (16 * 1024**2)
+
+
 class InputFile:
     """A regular file open for reading; every read names its position, so threads can share it.
 
@@ -240,6 +248,11 @@ class InputFolder:
             self.close()
             raise unreadable(self.path, error) from None
         self._known = frozenset(self.names)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the files that were opened."""
+        return sum(file.size_bytes for _, file in self._opened)
 
     @property
     def opened(self) -> set[str]:

@@ -38,13 +38,16 @@ def is_scalar(value: Any) -> bool:
     return isinstance(value, SCALARS)
 
 
-def leaves(root: Any) -> Iterator[tuple[Path, Any]]:
+def leaves(root: Any, max_name_chars: int = 4 * MAX_NAME_CHARS) -> Iterator[tuple[Path, Any]]:
     """Every leaf of `root` with its path of keys, in order.
 
     A leaf is a tensor, a plain value, a Global, an empty container, or a list, tuple or set of plain
     values (`betas`). An Opaque is yielded and then, the first time that it is met, its contents.
 
-    Raises: LimitError past MAX_REPEATS, MAX_NAME_CHARS or MAX_DEPTH.
+    `max_name_chars`: MAX_NAME_CHARS for the first walk, on which the length of all later ones depends; more
+    where the file is large.
+
+    Raises: LimitError past MAX_REPEATS, `max_name_chars` or MAX_DEPTH.
     """
     walk = _Walk()
     children = walk.enter(root)
@@ -61,8 +64,8 @@ def leaves(root: Any) -> Iterator[tuple[Path, Any]]:
             text = key if type(key) is str else str(key)
             key_chars = path_chars + 1 + (len(text) if text.isascii() else _SPELLED_CHARS * len(text))
             chars += key_chars
-            if chars > MAX_NAME_CHARS:
-                raise LimitError("name_chars", MAX_NAME_CHARS, "more")
+            if chars > max_name_chars:
+                raise LimitError("name_chars", max_name_chars, "more")
             here = (*path, key)
             if type(value) is TensorEntry:
                 walk.meet(value, _PARTS_OF_TENSOR)

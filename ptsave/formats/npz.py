@@ -86,6 +86,8 @@ def read_npz(file: InputFile) -> Checkpoint:
             if not record.endswith(".npy") and not _is_array(storage):
                 notes.append(f"the record {record} is no array, and left out")
                 continue
+            if storage.crc32 is None and storage.num_bytes:
+                raise CorruptError(f"the record {record} states no CRC-32", str(file.path), _DAMAGED)
             root[name] = _array(name, storage, f"{file.path}, record {record!r}", uses)
     except BaseException:
         file.close()

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ptsave.core import record as records
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.dtypes import BY_SAFETENSORS, DType
-from ptsave.core.files import InputFile
+from ptsave.core.files import InputFile, room
 from ptsave.core.memory import no_garbage_collection
 from ptsave.core.nodes import TensorEntry, contiguous_strides
 from ptsave.core.record import Record
@@ -27,11 +27,11 @@ NAME = "safetensors"
 MAX_HEADER_BYTES = 100_000_000
 """Cap on the JSON header, as the library has it."""
 MAX_TENSORS = 250_000
-"""Cap on the tensors of one file."""
+"""Cap on the tensors of one small file."""
 MAX_RANK = 64
 """Cap on the dimensions of one tensor; torch's own."""
 MAX_METADATA = 250_000
-"""Cap on the texts in `__metadata__`, of which tied tensors have one each."""
+"""Cap on the texts in `__metadata__` of a small file, of which tied tensors have one each."""
 MAX_NOTES = 20
 """How many left-out names are told one by one."""
 
@@ -95,10 +95,11 @@ def read_header(file: InputFile) -> tuple[dict[str, TensorEntry], dict[str, str]
         raise CorruptError(
             f"truncated: the header has {header_bytes} bytes, the file {file.size_bytes}", where, _TRUNCATED
         )
-    header = parse_object(file.read_at(8, header_bytes), "the header", where, _shrink)
-    metadata = _metadata(header.pop(_METADATA, None), where)
-    if len(header) > MAX_TENSORS:
-        raise LimitError("tensors", MAX_TENSORS, len(header), where)
+    times = room(file.size_bytes)
+    header = parse_object(file.read_at(8, header_bytes), "the header", where, _shrink, times)
+    metadata = _metadata(header.pop(_METADATA, None), where, times)
+    if len(header) > times * MAX_TENSORS:
+        raise LimitError("tensors", times * MAX_TENSORS, len(header), where)
     tensors: dict[str, TensorEntry] = {}
     spans: list[tuple[int, int, str]] = []
     known: dict[tuple[str, tuple[int, ...]], _Layout] = {}  # most tensors of a large file look alike
@@ -121,8 +122,8 @@ def read_header(file: InputFile) -> tuple[dict[str, TensorEntry], dict[str, str]
     text = metadata.pop(records.KEY, None)
     if text is None:
         return tensors, metadata, None
-    if len(text) > records.MAX_BYTES:
-        raise LimitError("record_bytes", records.MAX_BYTES, len(text), where)
+    if len(text) > times * records.MAX_BYTES:
+        raise LimitError("record_bytes", times * records.MAX_BYTES, len(text), where)
     return tensors, metadata, Record.from_json(text, where)
 
 
@@ -183,13 +184,13 @@ def tie_notes(ties: Mapping[str, str]) -> list[str]:
     return [*notes, f"so are {more} more"] if more else notes
 
 
-def _metadata(value: Any, where: str) -> dict[str, str]:
+def _metadata(value: Any, where: str, times: int) -> dict[str, str]:
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise CorruptError("the header's __metadata__ is not a table of texts", where, _DAMAGED)
-    if len(value) > MAX_METADATA:
-        raise LimitError("metadata_texts", MAX_METADATA, len(value), where)
+    if len(value) > times * MAX_METADATA:
+        raise LimitError("metadata_texts", times * MAX_METADATA, len(value), where)
     return value
 
 

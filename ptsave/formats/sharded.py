@@ -14,7 +14,7 @@ from typing import Any
 from ptsave.core import record as records
 from ptsave.core.accounts import Part
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.files import InputFile, InputFolder
+from ptsave.core.files import InputFile, InputFolder, room
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.record import Record
 from ptsave.core.storage import FileStorage
@@ -27,7 +27,7 @@ from ptsave.formats.strict_json import parse_object
 
 SAFETENSORS = "safetensors-sharded"
 TORCH = "pt-sharded"
-MAX_INDEX_BYTES = 100_000_000
+MAX_INDEX_BYTES = 512 * 1024**2
 """Cap on the index's JSON text."""
 MAX_SHARDS = 20_000
 """Cap on the files of one checkpoint."""
@@ -180,7 +180,7 @@ def _parse_index(file: InputFile) -> tuple[dict[str, str], dict[str, Any]]:
     where = str(file.path)
     if file.size_bytes > MAX_INDEX_BYTES:
         raise LimitError("index_bytes", MAX_INDEX_BYTES, file.size_bytes, where)
-    index = parse_object(file.read_at(0, file.size_bytes), "the index", where)
+    index = parse_object(file.read_at(0, file.size_bytes), "the index", where, None, room(file.size_bytes))
     weight_map, about = index.get("weight_map"), index.get("metadata") or {}
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CorruptError("the index has no weight_map from tensors to files", where, _DAMAGED)

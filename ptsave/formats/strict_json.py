@@ -18,18 +18,23 @@ _HINT = "the file is damaged or was written by a faulty program; get it again fr
 
 
 def parse_object(
-    data: bytes, what: str, where: str, shrink: Callable[[dict[str, Any]], Any] | None = None
+    data: bytes,
+    what: str,
+    where: str,
+    shrink: Callable[[dict[str, Any]], Any] | None = None,
+    times: int = 1,
 ) -> dict[str, Any]:
     """The JSON object that `data` spells in UTF-8; a key that repeats in any object is refused, and so is -0.
 
     Keys at the top are Unicode text. `what` names the document in messages. `shrink` gives what stands for
-    each object as soon as it is parsed; a document can hold more of them than memory holds dicts.
+    each object as soon as it is parsed; a document can hold more of them than memory holds dicts. `times`:
+    how many times the cap on values it may have.
 
     Raises: CorruptError, LimitError.
     """
     values = data.count(b",") + data.count(b"[") + data.count(b"{")
-    if values > MAX_VALUES:
-        raise LimitError("json_values", MAX_VALUES, values, where)
+    if values > times * MAX_VALUES:
+        raise LimitError("json_values", times * MAX_VALUES, values, where)
     if not data.isascii() and len(data) > MAX_WIDE_BYTES:
         raise LimitError("wide_json_bytes", MAX_WIDE_BYTES, len(data), where)
     try:

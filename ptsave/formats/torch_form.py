@@ -49,6 +49,8 @@ class Form:
     """The bytes at each position that say something."""
     same: tuple[tuple[int, int], ...]
     """The two places of each CRC-32 that may differ, the storage's first."""
+    identity: tuple[int, int]
+    """Where the archive's identity lies, which torch reads as text."""
     loaded: Loaded
     """What the archive says, of the first one's storage."""
 
@@ -63,6 +65,8 @@ class Form:
         for at, text in self.fixed:
             if not bare.startswith(text, at):
                 return None
+        if not bare[slice(*self.identity)].isascii():
+            return None
         for one, other in self.same:
             if bare[one : one + _CRC_BYTES] != bare[other : other + _CRC_BYTES]:
                 return None
@@ -111,6 +115,7 @@ def form_of(
     listed, positions = parse_directory(archive, archive.read(begin, length), count)
     holes: list[tuple[int, int]] = []
     same: list[tuple[int, int]] = []
+    text = (0, 0)
     for name in (held.name, identity):
         if name not in directory.entries:
             continue
@@ -129,8 +134,9 @@ def form_of(
         same.append((stated, repeated))
         holes += [(at, at + _CRC_BYTES) for at in same[-1]]
         if entry is not held:
-            holes.append((place(data), place(data) + entry.compressed_bytes))
-    return Form(num_bytes, head_bytes, tail_bytes, _around(holes, bare), tuple(same), loaded)
+            text = (place(data), place(data) + entry.compressed_bytes)
+            holes.append(text)
+    return Form(num_bytes, head_bytes, tail_bytes, _around(holes, bare), tuple(same), text, loaded)
 
 
 def _around(holes: list[tuple[int, int]], bare: bytes) -> tuple[tuple[int, bytes], ...]:

@@ -16,7 +16,7 @@ from typing import Any
 from ptsave.core.accounts import Part
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.dtypes import DType
-from ptsave.core.files import InputFile
+from ptsave.core.files import InputFile, room
 from ptsave.core.nodes import GlobalUse, add_uses
 from ptsave.core.storage import FileStorage
 from ptsave.core.verdict import Finding
@@ -29,7 +29,7 @@ from ptsave.formats.torch_storage import StorageNode, storage_id, storage_type
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 PROTOCOL_VERSION = 1001
 MAX_STORAGES = 400_000
-"""Cap on the storages of one file."""
+"""Cap on the storages of one small file."""
 
 _MAGIC_BINARY = MAGIC_NUMBER.to_bytes(10, "little")
 _MAGIC_TEXT = str(MAGIC_NUMBER).encode()
@@ -136,8 +136,9 @@ class LegacyStorages:
     def _root(self, key: Key, name: str, dtype: DType, count: int) -> StorageNode:
         root = self._roots.get(key)
         if root is None:
-            if len(self._roots) >= MAX_STORAGES:
-                raise LimitError("storages", MAX_STORAGES, "more")
+            most = room(self.file.size_bytes) * MAX_STORAGES
+            if len(self._roots) >= most:
+                raise LimitError("storages", most, "more")
             num_bytes = count * dtype.itemsize
             if num_bytes > self.file.size_bytes:
                 raise CorruptError(

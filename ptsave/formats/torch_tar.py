@@ -18,7 +18,7 @@ from typing import Any
 
 from ptsave.core.accounts import Part
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.files import InputFile
+from ptsave.core.files import InputFile, room
 from ptsave.core.nodes import GlobalUse, TensorEntry, add_uses
 from ptsave.core.storage import FileStorage
 from ptsave.errors import CorruptError, LimitError
@@ -100,8 +100,9 @@ class _Reader:
         value = self.pickle()
         if type(value) is not int or value < 0:
             raise self.corrupt("a number of things is malformed")
-        if value > MAX_TENSORS:
-            raise LimitError("tensors", MAX_TENSORS, value, self.where)
+        most = room(self.file.size_bytes) * MAX_TENSORS
+        if value > most:
+            raise LimitError("tensors", most, value, self.where)
         return value
 
     def take(self, num_bytes: int) -> bytes:

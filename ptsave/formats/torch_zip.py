@@ -16,7 +16,7 @@ from typing import Any
 from ptsave.core.accounts import Part
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.dtypes import DType
-from ptsave.core.files import InputFile
+from ptsave.core.files import InputFile, room
 from ptsave.core.record import FILE_NAME, MAX_BYTES, Record
 from ptsave.core.storage import SwappedStorage
 from ptsave.core.verdict import Finding
@@ -42,14 +42,15 @@ MAX_VERSION = 10
 
 _VERSIONS = (".data/version", "version")
 """Where an archive's version stands; torch takes the first of them that is there."""
+_IDENTITY = ".data/serialization_id"
+_TEXTS = (_IDENTITY, ".format_version", ".storage_alignment")
+"""The records that torch makes text or a number of whatever is in them."""
 _FOUND_BY_NAME = (
     "data.pkl",
     "constants.pkl",
     "byteorder",
     *_VERSIONS,
-    ".format_version",
-    ".storage_alignment",
-    ".data/serialization_id",
+    *_TEXTS,
     "archive_format",
     "archive_version",
 )
@@ -85,7 +86,9 @@ def read(file: InputFile) -> Checkpoint:
         loaded = load_pickle(directory, f"{top}data.pkl", ZipStorages(directory, f"{top}data/", big_endian))
         record = None
         if top + FILE_NAME in directory.entries:
-            record = Record.from_json(directory.read(top + FILE_NAME, MAX_BYTES), str(file.path))
+            record = Record.from_json(
+                directory.read(top + FILE_NAME, room(file.size_bytes) * MAX_BYTES), str(file.path)
+            )
         checkpoint = Checkpoint(
             FORMAT.name,
             file.path,
@@ -158,6 +161,11 @@ def check_layout(directory: ZipDirectory, top: str) -> None:
             raise CorruptError(f"the record {name[:40]!r} is outside the folder of all others", where, _PACK)
         if len(name) <= longest and known.get(name.lower(), name) != name:
             raise CorruptError(f"torch takes the record {name!r} for {known[name.lower()]!r}", where, _HINT)
+    for name in _TEXTS:
+        if top + name in directory.entries:
+            text = _small(directory, top + name)
+            if not text.isascii() or (name != _IDENTITY and not text.isdigit()):
+                raise CorruptError(f"the record {name} holds what torch cannot read", where, _HINT)
     record = next((name for name in _VERSIONS if top + name in directory.entries), None)
     if record is None:
         raise CorruptError(
@@ -267,6 +275,20 @@ def is_big_endian(directory: ZipDirectory, top: str) -> bool:
     if order not in (b"little", b"big"):
         raise CorruptError(f"has an unknown byte order {order[:20]!r}", str(directory.file.path), _HINT)
     return order == b"big"
+
+
+def _small(directory: ZipDirectory, name: str) -> bytes:
+    """A small record, whatever its CRC-32, which the check of all bytes holds it against.
+
+    Raises: LimitError, CorruptError.
+    """
+    storage = directory.storage(name)
+    if storage.num_bytes > MAX_SMALL_BYTES:
+        where = f"{directory.file.path}, record {name!r}"
+        raise LimitError("record_bytes", MAX_SMALL_BYTES, storage.num_bytes, where)
+    buffer = bytearray(storage.num_bytes)
+    storage.read_into(0, memoryview(buffer))
+    return bytes(buffer)
 
 
 def refuse_big_endian(directory: ZipDirectory, top: str, loader: str) -> None:

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from struct import Struct
 
+from ptsave.core.files import room
 from ptsave.errors import CorruptError, LimitError, UnreadableError
 from ptsave.formats.inflate import check_inflated_size, check_inflated_total
 from ptsave.formats.zip_fields import (
@@ -28,9 +29,11 @@ from ptsave.formats.zip_fields import (
 )
 
 MAX_ENTRIES = 250_000
-"""Cap on the entries of one archive."""
+"""Cap on the entries of one archive in a small file."""
 MAX_DIRECTORY_BYTES = 64 * 1024 * 1024
-"""Cap on the size of an archive's directory."""
+"""Cap on the size of an archive's directory in a small file."""
+MAX_VERSION = 63
+"""Of the zip format, times ten; what CPython's zipfile reads at most."""
 
 _END = Struct("<4s4H2LH")  # signature, 2 disks, 2 counts, directory's bytes and offset, comment length
 _END64 = Struct("<4sQ2H2L4Q")  # signature, bytes that follow, 2 versions, 2 disks, 2 counts, bytes, offset
@@ -94,10 +97,11 @@ def find_directory(archive: Archive) -> tuple[int, int, int]:
         raise archive.corrupt("the zip directory does not end where the end record begins")
     if not count * LISTED.size <= num_bytes:
         raise archive.corrupt(f"the zip directory of {num_bytes} bytes cannot hold {count} entries")
-    if num_bytes > MAX_DIRECTORY_BYTES:
-        raise LimitError("directory_bytes", MAX_DIRECTORY_BYTES, num_bytes, str(archive.file.path))
-    if count > MAX_ENTRIES:
-        raise LimitError("entries", MAX_ENTRIES, count, str(archive.file.path))
+    times = room(archive.file.size_bytes)
+    if num_bytes > times * MAX_DIRECTORY_BYTES:
+        raise LimitError("directory_bytes", times * MAX_DIRECTORY_BYTES, num_bytes, str(archive.file.path))
+    if count > times * MAX_ENTRIES:
+        raise LimitError("entries", times * MAX_ENTRIES, count, str(archive.file.path))
     return count, offset, num_bytes
 
 
@@ -130,7 +134,7 @@ def parse_directory(archive: Archive, block: bytes, count: int) -> tuple[list[Zi
         if at + LISTED.size > end:
             raise archive.corrupt("the zip directory ends inside an entry")
         fields = unpack(block, at)
-        signature, _, _, flags, method, _, _, crc, packed, unpacked = fields[:10]
+        signature, _, version, flags, method, _, _, crc, packed, unpacked = fields[:10]
         name_bytes, extra_bytes, comment_bytes, disk, _, attributes, offset = fields[10:]
         name_end = at + LISTED.size + name_bytes
         after = name_end + extra_bytes + comment_bytes
@@ -146,6 +150,9 @@ def parse_directory(archive: Archive, block: bytes, count: int) -> tuple[list[Zi
             if EXTRA_UNICODE_PATH in extra and extra[EXTRA_UNICODE_PATH][5:] != raw_name:
                 raise archive.corrupt("a zip entry has two names", name)
             unpacked, packed, offset = widen(archive, (unpacked, packed, offset), extra, name)
+        if version & 0xFF > MAX_VERSION:
+            where = f"{archive.file.path}, record {name!r}"
+            raise UnreadableError("a zip entry needs a newer zip reader than there is", where, DAMAGED)
         if flags & ~_FLAGS_KNOWN or method not in (STORED, DEFLATED) or disk != 0:
             raise _unsupported(archive, flags, method, disk, name)
         if method == STORED and packed != unpacked:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.checkpoint import LIVE, Checkpoint
 from ptsave.core.dtypes import BY_NAME
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.storage import MemoryStorage
@@ -28,7 +28,7 @@ def checkpoint_of(tree: Any, path: Path) -> Checkpoint:
 
     Raises: LossyError naming a tensor or a value that no format of ptsave holds.
     """
-    return Checkpoint("live", path, present(tree, {}, ""))
+    return Checkpoint(LIVE, path, present(tree, {}, ""))
 
 
 def present(value: Any, storages: Storages, name: str) -> Any:

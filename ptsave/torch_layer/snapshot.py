@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.checkpoint import LIVE, Checkpoint
 from ptsave.core.storage import MemoryStorage
 from ptsave.errors import RefusedError
 from ptsave.torch_layer.live import Storages, is_plain, present
@@ -47,7 +47,7 @@ class HostMemory:
         places = self._copy(_storages(tree))
         view = self._flat.numpy().data
         copies: Storages = {key: MemoryStorage(view[begin:end]) for key, (begin, end) in places.items()}
-        return Checkpoint("live", path, present(tree, copies, ""))
+        return Checkpoint(LIVE, path, present(tree, copies, ""))
 
     def copies(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Each plain tensor as one of the same shape, strides and values in this memory.
