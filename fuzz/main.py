@@ -28,7 +28,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/fuzz", description=__doc__)
     parser.add_argument("--seconds", type=int, default=60, help="for all targets together (default: 60)")
     parser.add_argument(
-        "--target", action="append", choices=list(TARGETS), help="repeatable; default: the main four"
+        "--target", action="append", choices=list(TARGETS), help="repeatable; default: the main ones"
     )
     parser.add_argument("--engine", action="append", choices=ENGINES, help="repeatable; default: both")
     parser.add_argument("--findings", type=Path, default=Path("fuzz-findings"), help="folder to keep them in")

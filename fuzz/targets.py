@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from fuzz import containers
 from ptsave import as_json
 from ptsave.core.gather import contiguous
 from ptsave.errors import PtsaveError
@@ -218,13 +219,19 @@ TARGETS: dict[str, Target] = {
             ],
         ),
         Target("differential", _whole, _program_seeds, check=_as_unpicklers_read),
+        Target(
+            "containers",
+            lambda data: b"PK\x03\x04" + data[4:],
+            containers.zip_seeds,
+            compare=containers.compare_bytes,
+        ),
         Target("dcp", lambda data: data, _dcp_seeds, ".metadata"),
         Target("index", lambda data: data, _index_seeds, "model.safetensors.index.json"),
         Target("npy", lambda data: b"\x93NUMPY" + data[6:], _npy_seeds),
     )
 }
 
-MAIN = ("pickle", "differential", "zip", "safetensors")
+MAIN = ("pickle", "differential", "zip", "safetensors", "containers")
 """The targets that a plain run takes."""
 
 WORDS: dict[str, tuple[bytes, ...]] = {
