@@ -57,6 +57,10 @@ class Replaced:
 
     held: Held
 
+    @property
+    def size_bytes(self) -> int:
+        return self.held.size_bytes
+
     def check_unchanged(self) -> None:
         self.held.check_in_place()
 
