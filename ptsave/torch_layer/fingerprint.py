@@ -15,6 +15,8 @@ from ptsave.torch_layer.tensors import memory_of
 
 BLOCK_BYTES = 64 * 1024 * 1024
 """How much of a device's tensor is on the host at a time."""
+MIXED_WORDS = 1024 * 1024
+"""How many words of 8 bytes are mixed at a time, which takes four times as much of the device's memory."""
 
 
 class Item(NamedTuple):
@@ -75,7 +77,42 @@ def _feed_tensor(found: xxh3_128, tensor: torch.Tensor) -> int:
         found.update(file.getbuffer())
         return len(file.getbuffer())
     flat = tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+    if flat.is_cuda:
+        found.update(b"%d" % mixed(flat))
+        return flat.numel()
     for begin in range(0, flat.numel(), BLOCK_BYTES):
         block = flat[begin : begin + BLOCK_BYTES].cpu()
         found.update(memory_of(block))
     return flat.numel()
+
+
+def mixed(data: torch.Tensor) -> int:
+    """64 bits that tell contiguous bytes apart, made where the bytes are: a GPU's memory is much faster than
+    the way to the host.
+
+    Each word of 8 bytes, with its place, goes through the finaliser of SplitMix64, and the results are added.
+    Source: Steele, Lea and Flood, Fast Splittable Pseudorandom Number Generators (2014).
+    """
+    num_whole = data.numel() // 8 * 8
+    tail = torch.zeros(8, dtype=torch.uint8, device=data.device)
+    tail[: data.numel() - num_whole] = data[num_whole:]
+    whole = data[:num_whole]
+    if whole.storage_offset() % 8 or whole.data_ptr() % 8:
+        whole = whole.clone()
+    total = torch.full((1,), data.numel(), dtype=torch.int64, device=data.device)
+    begin = 0
+    for block in (*torch.split(whole.view(torch.int64), MIXED_WORDS), tail.view(torch.int64)):
+        word = torch.arange(begin + 1, begin + 1 + block.numel(), device=data.device)
+        word.mul_(_GOLDEN).add_(block)
+        for shift, factor in ((30, _FIRST), (27, _SECOND)):
+            word.bitwise_xor_((word >> shift).bitwise_and_((1 << (64 - shift)) - 1)).mul_(factor)
+        word.bitwise_xor_((word >> 31).bitwise_and_((1 << 33) - 1))
+        total += word.sum()
+        begin += block.numel()
+    return int(total.item())
+
+
+_GOLDEN, _FIRST, _SECOND = (
+    number - 2**64 for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
+"""As signed integers, which torch has."""
