@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -180,11 +180,24 @@ def key_in(checkpoint: Checkpoint, key: str | None) -> str | None:
 
 
 def left_out_of(checkpoint: Checkpoint, where: str = "") -> Sequence[LeftOut]:
-    """What the part of a checkpoint under the dotted key `where` holds and no tensor lists."""
+    """What the part of a checkpoint under the dotted key `where` holds and no tensor lists.
+
+    Where ranks of a training have each its own of it, and no tensor there stands for all, these are too.
+    """
     if not where:
         return checkpoint.accounts.left_out
     node = _lookup(checkpoint, where)[1]
-    return account(node, checkpoint.tensors.values(), (), checkpoint.dropped).left_out
+    left = account(node, checkpoint.tensors.values(), (), checkpoint.dropped).left_out
+    return (*left, *_of_ranks(checkpoint, where))
+
+
+def _of_ranks(checkpoint: Checkpoint, where: str) -> Iterator[LeftOut]:
+    if not (isinstance(checkpoint.root, dict) and "rank_values" in checkpoint.root):
+        return
+    for name, entry in checkpoint.tensors.items():
+        rank, _, own = name.removeprefix("ranks.").partition(".")
+        if name.startswith("ranks.") and own.startswith(f"{where}.") and own not in checkpoint.tensors:
+            yield LeftOut(name, f"rank {rank}'s own; --select ranks.{rank}.{where} takes it", entry.num_bytes)
 
 
 def strip_wrappers(selection: Selection) -> Selection:

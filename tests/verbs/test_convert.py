@@ -264,3 +264,20 @@ def test_fifty_thousand_tensors_through_a_folder(tmp_path: Path) -> None:
     run(tmp_path / "folder", tmp_path / "b.safetensors")
     found = load_file(tmp_path / "b.safetensors")
     assert_same(torch.stack([found[f"layers.{i}.weight"] for i in range(len(data))]), data)
+
+
+def test_what_each_rank_has_of_its_own_is_not_left_behind(tmp_path: Path) -> None:
+    """Experts under one name are; statistics of which one rank's stand for all are no loss."""
+    model = {"router.weight": torch.ones(2), "norm.running_mean": torch.zeros(2)}
+    own = {
+        str(rank): {"model_state_dict": {"expert.weight": torch.full((2,), float(rank))}} for rank in (0, 1)
+    }
+    own["1"]["model_state_dict"]["norm.running_mean"] = torch.ones(2)
+    plan = {"names": (), "kinds": (), "sources": ()}
+    torch.save({"model_state_dict": model, "ranks": own, "rank_values": plan}, tmp_path / "a.pt")
+    out = tmp_path / "b.safetensors"
+    with pytest.raises(LossyError, match=r"'ranks\.0\.model_state_dict\.expert\.weight' \(rank 0's own"):
+        run(tmp_path / "a.pt", out, select="model_state_dict")
+    done = run(tmp_path / "a.pt", out, select="model_state_dict", extras="drop")
+    assert set(load_file(out)) == set(model)
+    assert list(done.dropped) == [f"ranks.{rank}.model_state_dict.expert.weight" for rank in (0, 1)]
