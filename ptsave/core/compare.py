@@ -45,6 +45,13 @@ class ValueDiff:
     num_both_nan: int = 0
     num_outside: int = 0
     """Of those that differ, how many are farther apart than the tolerance that was asked for."""
+    num_nan_in_a: int = 0
+    """Of those that differ, how many are NaN in a alone."""
+    num_nan_in_b: int = 0
+    num_infinite: int = 0
+    """Of those that differ and are no NaN, how many are infinite in one of the two, or of opposite signs."""
+    max_finite: int | float = 0
+    """The greatest |a - b| of those that differ and are finite in both."""
 
 
 Tolerance = tuple[float, float]
@@ -91,6 +98,8 @@ def _compare_values(
     worst_index = -1
     max_abs: int | float = 0
     max_rel = 0.0
+    max_finite: int | float = 0
+    kinds = [0, 0, 0]
     worst_a = worst_b = None
     per_element = values_per_element(a.dtype)
     for block_a, block_b in _paired_blocks(a, b, BLOCK_ELEMENTS):
@@ -100,6 +109,9 @@ def _compare_values(
         num_different += len(places)
         if len(places):
             num_outside += _num_outside(gaps, values_b[places], tolerance)
+            finite, found = _kinds(gaps, values_a[places], values_b[places])
+            kinds = [before + more for before, more in zip(kinds, found, strict=True)]
+            max_finite = max([max_finite, *finite.max(keepdims=True).tolist()]) if len(finite) else max_finite
             top = int(gaps.argmax())
             gap = gaps[top : top + 1].tolist()[0]
             max_rel = max(max_rel, float(relative.max()))
@@ -110,7 +122,30 @@ def _compare_values(
         num_new = min(len(block_a) // a.dtype.itemsize, max(num_done - num_reported, 0))
         advance(num_new * (a.dtype.itemsize + b.dtype.itemsize))
     worst = _unravel(worst_index, a.shape) if worst_index >= 0 else None
-    return ValueDiff(num_different, max_abs, max_rel, worst, worst_a, worst_b, num_both_nan, num_outside)
+    return ValueDiff(
+        num_different,
+        max_abs,
+        max_rel,
+        worst,
+        worst_a,
+        worst_b,
+        num_both_nan,
+        num_outside,
+        *kinds,
+        max_finite=max_finite,
+    )
+
+
+def _kinds(gaps: Array, a: Array, b: Array) -> tuple[Array, tuple[int, int, int]]:
+    """The gaps between finite values; how many are NaN in a alone, in b alone, and are infinite otherwise."""
+    import numpy as np
+
+    if a.dtype.kind not in "fc" and b.dtype.kind not in "fc":
+        return gaps, (0, 0, 0)
+    in_a, in_b = (np.isnan(x) if x.dtype.kind in "fc" else np.zeros(len(x), bool) for x in (a, b))
+    infinite = np.isinf(gaps) & ~in_a & ~in_b
+    counts = (int(np.count_nonzero(kind)) for kind in (in_a, in_b, infinite))
+    return gaps[~(in_a | in_b | infinite)], tuple(counts)  # type: ignore[return-value]
 
 
 def _num_outside(gaps: Array, b: Array, tolerance: Tolerance) -> int:

@@ -262,16 +262,27 @@ class RunFiles:
         """The name that the checkpoint of `step` takes: the next one where something else has it.
 
         A file with further hard links is left alone as well: they are someone's copy of it. After one of the
-        other kind comes a later number, so that the newest is the last.
+        other kind comes a later number, so that the newest is the last; a file that is damaged, or that
+        another program or a newer ptsave wrote, stays.
         """
         taken = [
             parts for name in os.listdir(self.folder) if (parts := FILE_NAME.fullmatch(name)) is not None
         ]
         others = (int(p["number"] or 1) for p in taken if int(p["step"]) == step and p["suffix"] != suffix)
         number = max(others, default=0) + 1
-        while not _may_be_replaced(path := self.folder / file_name(step, number, suffix)):
+        while not self._may_be_replaced(path := self.folder / file_name(step, number, suffix)):
             number += 1
         return path
+
+    def _may_be_replaced(self, path: Path) -> bool:
+        """Whether a checkpoint may take the name: nothing has it, or only a checkpoint of ours that is whole.
+
+        What is damaged, foreign or of a newer ptsave stays: somebody may want to look at it, or rescue it.
+        """
+        if not _is_of_its_kind(path):
+            return False
+        file = self._read(path)
+        return file is None or (not file.problem and file.is_ours and self._is_whole(file))
 
     def _make_room(self, place: Path) -> bool:
         """Remove the oldest checkpoint that need not be kept; False where there is none."""
@@ -300,8 +311,8 @@ class RunFiles:
         return True
 
 
-def _may_be_replaced(path: Path) -> bool:
-    """Whether a checkpoint may take the name: nothing has it, or only a checkpoint of the same kind."""
+def _is_of_its_kind(path: Path) -> bool:
+    """Whether nothing has the name, or a file or folder as the name says that is nobody's copy."""
     try:
         status = os.lstat(path)
     except OSError:

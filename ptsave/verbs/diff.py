@@ -109,9 +109,25 @@ def describe(tensor: TensorDiff) -> str:
     elif not values.num_different:
         words.append("equal values")
     else:
-        differ = Counted(values.num_different, "value differs by", "values differ by up to")
-        words.append(f"{differ} {values.max_abs:.3g} ({values.max_rel:.3g} relative)")
+        words += _how_values_differ(values)
     return ", ".join(words)
+
+
+def _how_values_differ(values: ValueDiff) -> list[str]:
+    """How far finite values are apart, and how many are NaN or infinite in one of the two alone."""
+    words = []
+    odd = {
+        "NaN here alone": values.num_nan_in_a,
+        "NaN there alone": values.num_nan_in_b,
+        "infinite in one alone, or with the other sign": values.num_infinite,
+    }
+    num_finite = values.num_different - sum(odd.values())
+    if num_finite:
+        differ = Counted(num_finite, "value differs by", "values differ by up to")
+        relative = f" ({values.max_rel:.3g} relative)" if num_finite == values.num_different else ""
+        words.append(f"{differ} {values.max_finite:.3g}{relative}")
+    words += [f"{Counted(number, 'value is', 'values are')} {what}" for what, number in odd.items() if number]
+    return words
 
 
 def diff(a: Checkpoint, b: Checkpoint, *, progress: Progress | None = None) -> Diff:

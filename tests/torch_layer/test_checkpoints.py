@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -247,7 +249,35 @@ def test_damaged_ones_do_not_count_as_kept(tmp_path: Path) -> None:
         with pytest.warns(UserWarning, match="passed over"):
             keeper.resume(Weights())
         keeper.save(Weights(), step=2)
-    assert names(tmp_path) == [f"step-00000000{n}.pt" for n in (1, 2, 3)]
+    assert names(tmp_path) == [f"step-00000000{n}.pt" for n in ("1", "2-2", "2", "3")]
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "flipped", "newer", "foreign"])
+def test_a_save_of_the_same_step_leaves_what_is_not_whole_and_ours(tmp_path: Path, how: str) -> None:
+    save_steps(tmp_path, 0, 1)
+    path = tmp_path / "step-000000001.pt"
+    if how == "foreign":
+        torch.save({"step": 1, "model_state_dict": {"weight": torch.ones(8)}}, path)
+    elif how == "newer":  # a record that only a later ptsave understands
+        data = path.read_bytes()
+        old = b'"schema_version": 1' if b'"schema_version": 1' in data else b'"schema_version":1'
+        assert data.count(old) == 1
+        with zipfile.ZipFile(path) as source, zipfile.ZipFile(tmp_path / "new", "w") as target:
+            for entry in source.infolist():
+                target.writestr(entry.filename, source.read(entry).replace(old, old[:-1] + b"9"))
+        os.replace(tmp_path / "new", path)
+    else:
+        damage(path, how)
+    before = path.read_bytes()
+    with Checkpoints(tmp_path, keep_last=1) as keeper, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        keeper.resume(Weights())
+        for _ in range(2):
+            keeper.save(Weights(), step=1)
+            keeper.wait()
+    assert path.read_bytes() == before
+    assert read_run_file(tmp_path / "step-000000001-2.pt").problem == ""
+    assert not (tmp_path / "step-000000001-3.pt").exists()
 
 
 def test_a_hard_link_keeps_its_bytes(tmp_path: Path) -> None:
@@ -539,9 +569,13 @@ def test_any_kind_of_state_comes_back_from_the_host_copy(tmp_path: Path) -> None
 def test_whatever_happens_the_last_good_one_is_resumed(tmp_path: Path) -> None:
     """Random lives of a run: saves, restarts and damage, as long as two good ones are left."""
     chance = random.Random(0)
+
+    def order(name: str) -> tuple[int, int, str]:
+        return int(name[5:14]), len(name), name
+
     for life in range(4):
         folder = tmp_path / str(life)
-        good: set[int] = set()
+        good: set[str] = set()
         step = 0
         keeper = Checkpoints(folder, keep_last=2, keep_best=("loss", "min"))
         for _ in range(25):
@@ -550,20 +584,21 @@ def test_whatever_happens_the_last_good_one_is_resumed(tmp_path: Path) -> None:
                 state.weight.fill_(step)
                 keeper.save(state, step=step, metrics={"loss": chance.random()})
                 keeper.close()
-                there = {int(path.name[5:14]) for path in folder.iterdir()}
-                assert step in there
-                good = {n for n in good | {step} if n in there}
+                there = set(names(folder))
+                saved = max((name for name in there if int(name[5:14]) == step), key=order)
+                good = (good | {saved}) & there
                 step += 1
                 continue
-            newest = max(good)
-            damage(folder / f"step-{newest:09d}.pt", chance.choice(["truncated", "empty", "flipped"]))
+            newest = max(good, key=order)
+            damage(folder / newest, chance.choice(["truncated", "empty", "flipped"]))
             good.remove(newest)
             state = Weights()
             keeper = Checkpoints(folder, keep_last=2, keep_best=("loss", "min"))
             with pytest.warns(UserWarning, match="passed over"):
                 step = keeper.resume(state)
-            assert step == max(good) + 1
-            assert state.weight.tolist() == [max(good)] * 8
+            last = int(max(good, key=order)[5:14])
+            assert step == last + 1
+            assert state.weight.tolist() == [last] * 8
 
 
 def test_a_long_run_is_not_read_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

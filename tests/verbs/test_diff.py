@@ -23,7 +23,7 @@ from ptsave.core.nodes import Global, Opaque, TensorEntry
 from ptsave.core.storage import BLOCK_BYTES, MemoryStorage, Storage
 from ptsave.errors import CorruptError
 from ptsave.formats import open_checkpoint
-from ptsave.verbs.diff import DataDiff, Diff, TensorDiff, diff
+from ptsave.verbs.diff import DataDiff, Diff, TensorDiff, describe, diff
 
 NAN, INF = math.nan, math.inf
 
@@ -352,3 +352,17 @@ assert diff(*made).is_same
 assert "numpy" not in sys.modules and "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_nan_and_infinity_are_told_apart() -> None:
+    a = torch.tensor([NAN, 1.0, INF, -INF, 2.0, NAN, 5.0])
+    b = torch.tensor([1.0, NAN, 1.0, INF, 2.5, NAN, 5.0])
+    found = values_diff(a, b)
+    assert (found.num_nan_in_a, found.num_nan_in_b, found.num_infinite, found.max_finite) == (1, 1, 2, 0.5)
+    words = describe(TensorDiff("a", "float32", "float32", (7,), (7,), False, found))
+    assert words == (
+        "1 value differs by 0.5, 1 value is NaN here alone, 1 value is NaN there alone, "
+        "2 values are infinite in one alone, or with the other sign"
+    )
+    alone = values_diff(torch.tensor([NAN, 1.0]), torch.tensor([0.0, 1.0]))
+    assert "inf" not in describe(TensorDiff("a", "float32", "float32", (2,), (2,), False, alone))
