@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
-if __name__ == "__main__" and not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
-    del sys.path[0]  # the current folder: nobody has named what lies there, and code is imported by name
+if __name__ == "__main__" and sys.path[0] in ("", os.getcwd()):
+    del sys.path[0]  # nobody has named what lies in the current folder, and code is imported by name
 
 from typing import NoReturn
 
@@ -20,7 +21,7 @@ def main() -> NoReturn:
 
         command_line()
     except KeyboardInterrupt:
-        sys.exit(stopping.exit_code())
+        stopping.leave(stopping.exit_code())
 
 
 if __name__ == "__main__":

@@ -422,11 +422,11 @@ def main() -> NoReturn:
     except SystemExit as left:  # a rank that lets another one speak
         code = int(left.code or 0)
     stopping.finish()
-    code = stopping.exit_code() if stopping.received else code
     if is_under_torchrun():
         # Threads of torch.distributed may outlive its groups, and abort a Python that is being taken down.
-        os._exit(code)
-    sys.exit(code)
+        stopping.die()
+        os._exit(stopping.exit_code() if stopping.received else code)
+    stopping.leave(code)
 
 
 def run(arguments: list[str]) -> int:

@@ -1,9 +1,12 @@
-"""Leaving when told to: SIGINT and SIGTERM, at any moment of a command.
+"""Leaving when told to, at any moment of a command: SIGINT, SIGTERM, and what else ends a process by default.
 
 The first one unwinds the command like an interrupt, and what it has not finished is removed on the way. A
 second one, or one where nothing can be unwound, removes it here and ends the process at once. Nothing can
 be unwound in an import, since extension modules turn the exception into another one or abort; in a
 destructor, which swallows it; and when the command is over.
+
+After SIGINT and SIGTERM the exit code is 128 + the number. After the others the process ends by the signal
+itself, as it would have without a handler: whoever waits for it sees so, and SIGQUIT leaves its core file.
 """
 
 from __future__ import annotations
@@ -19,7 +22,20 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ASKING = (signal.SIGINT, signal.SIGTERM)
+"""Those that ask a command to leave."""
+_ENDING = (
+    "SIGHUP",
+    "SIGQUIT",
+    "SIGXCPU",
+    "SIGALRM",
+    "SIGVTALRM",
+    "SIGPROF",
+    "SIGUSR1",
+    "SIGUSR2",
+    "SIGBREAK",
+)
+SIGNALS = (*ASKING, *(getattr(signal, name) for name in _ENDING if hasattr(signal, name)))
 
 received = 0
 """The number of the signal that came; 0 when none did."""
@@ -49,6 +65,19 @@ def install() -> None:
 def exit_code() -> int:
     """That of a process which the signal ended, as a shell has it."""
     return 128 + received
+
+
+def leave(code: int) -> NoReturn:
+    """End the process as the signal that came has it, else with `code`."""
+    die()
+    sys.exit(exit_code() if received else code)
+
+
+def die() -> None:
+    """End the process by the signal that came, where that is none which only asks; returns otherwise."""
+    if received and received not in ASKING:
+        signal.signal(received, signal.SIG_DFL)
+        os.kill(os.getpid(), received)
 
 
 def finish() -> None:
@@ -86,6 +115,7 @@ def _on_unraisable(caught: UnraisableHookArgs) -> None:
 
 def _leave() -> NoReturn:
     _remove_unfinished()
+    die()
     os._exit(exit_code())
 
 

@@ -82,7 +82,7 @@ def replacing_file(
             fd = create(path, 0o666 if old is None else stat.S_IMODE(old.st_mode) & 0o777)
             _open.add(fd)
             if old is not None:
-                _keep_owner_and_mode(fd, old)
+                _keep_owner_and_mode(target, fd, old)
         yield OutputFile(fd, path, target, num_bytes, sync=sync)
         with errors_of(target, num_bytes):
             if sync:
@@ -223,11 +223,12 @@ def _refuse_hard_links(target: Path) -> os.stat_result | None:
     return old
 
 
-def _keep_owner_and_mode(fd: int, old: os.stat_result) -> None:
+def _keep_owner_and_mode(target: Path, fd: int, old: os.stat_result) -> None:
     if system.IS_WINDOWS:
         return
     new = os.fstat(fd)
     if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
         with contextlib.suppress(PermissionError):  # only root may give files away
             os.fchown(fd, old.st_uid, old.st_gid)
+    system.keep_attributes(target, fd)
     os.fchmod(fd, stat.S_IMODE(old.st_mode))

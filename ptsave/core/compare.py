@@ -131,7 +131,9 @@ def _compare_values(
         worst_b,
         num_both_nan,
         num_outside,
-        *kinds,
+        num_nan_in_a=kinds[0],
+        num_nan_in_b=kinds[1],
+        num_infinite=kinds[2],
         max_finite=max_finite,
     )
 

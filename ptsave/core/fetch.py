@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 from isal.isal_zlib import crc32, crc32_combine
 
@@ -24,10 +26,42 @@ SMALL_BYTES = 64 * 1024
 Wait = Callable[[], None]
 
 
+class _Threads(ThreadPoolExecutor):
+    """Threads that all start with the first piece of work; the caller does it where they cannot."""
+
+    def __init__(self) -> None:
+        super().__init__(NUM_THREADS)
+        self._is_alone: bool | None = None
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        if self._is_alone is None:
+            self._is_alone = not self._start()
+        if not self._is_alone:
+            return super().submit(fn, *args, **kwargs)
+        done: Future[Any] = Future()
+        try:
+            done.set_result(fn(*args, **kwargs))
+        except BaseException as error:
+            done.set_exception(error)
+        return done
+
+    def _start(self) -> bool:
+        """Start every thread, so that none is missed later, when its work would be queued already."""
+        go = threading.Event()
+        try:
+            for _ in range(NUM_THREADS):
+                super().submit(go.wait)
+        except RuntimeError:
+            return False
+        finally:
+            go.set()
+        return True
+
+
 @contextmanager
 def fetching() -> Iterator[Executor]:
     """Threads to fetch with; what has not begun when an error leaves the block never begins."""
-    pool = ThreadPoolExecutor(NUM_THREADS)
+    pool = _Threads()
     try:
         yield pool
     finally:

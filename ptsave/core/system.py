@@ -214,6 +214,29 @@ def begin_writeback(fd: int, offset: int, num_bytes: int) -> None:
             os.posix_fadvise(fd, offset, num_bytes, os.POSIX_FADV_DONTNEED)
 
 
+_SECURITY_LABELS = ("security.selinux", "security.SMACK64")
+"""Of the attributes `security.*`, those that are about a file's place; the others are about its bytes."""
+_ACL = "system.posix_acl_access"
+
+
+def keep_attributes(old: Path, fd: int) -> None:
+    """Give the file `fd` the extended attributes and access lists of `old`, as far as this user may.
+
+    What the folder has given it in their place goes. What says of the old bytes what they are (a signature, a
+    capability) is not kept. Only Linux has the calls.
+    """
+    if not hasattr(os, "listxattr"):
+        return
+    with contextlib.suppress(OSError):  # a file system without them
+        names = os.listxattr(old, follow_symlinks=False)
+        if _ACL not in names and _ACL in os.listxattr(fd):
+            os.removexattr(fd, _ACL)
+        for name in names:
+            if not name.startswith("security.") or name in _SECURITY_LABELS:
+                with contextlib.suppress(OSError):  # only root may set some
+                    os.setxattr(fd, name, os.getxattr(old, name, follow_symlinks=False))
+
+
 def is_read_only(folder: Path) -> bool:
     """Whether `folder`'s file system says that nothing can be written to it."""
     return hasattr(os, "statvfs") and bool(os.statvfs(folder).f_flag & os.ST_RDONLY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 
@@ -42,7 +43,8 @@ def run_tasks(tasks: Sequence[Task]) -> None:
     helpers = [threading.Thread(target=run, daemon=True) for _ in range(min(NUM_THREADS, len(tasks)) - 1)]
     try:
         for helper in helpers:
-            helper.start()
+            with contextlib.suppress(RuntimeError):  # no thread is to be had: the caller's does it all
+                helper.start()
         run()
     except BaseException as error:  # an interrupt that came between two lines
         errors.append(error)

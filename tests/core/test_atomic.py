@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import resource
 import signal
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
@@ -18,6 +20,7 @@ import pytest
 
 from ptsave.core import system
 from ptsave.core.atomic import check_file_destination, replacing_file, write_file
+from ptsave.core.atomic_folder import replacing_folder
 from ptsave.core.temporary import ORPHAN_NAME, remove_litter, temporary_name
 from ptsave.errors import ExistsError, WriteError
 
@@ -360,3 +363,75 @@ def test_a_fork_keeps_no_file_in_the_making_open(tmp_path: Path) -> None:
         output.reserve()
         output.write_at(0, b"data")
     assert (tmp_path / "new").read_bytes() == b"data"
+
+
+def _acl(*entries: tuple[int, int, int]) -> bytes:
+    """A POSIX access list. Source: linux/posix_acl_xattr.h, version 2."""
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+
+
+ANYBODY = 0xFFFFFFFF
+FOR_USER_7 = _acl((1, 6, ANYBODY), (2, 4, 7), (4, 4, ANYBODY), (0x10, 4, ANYBODY), (0x20, 0, ANYBODY))
+
+
+@pytest.mark.skipif(not hasattr(os, "setxattr"), reason="only Linux has extended attributes")
+def test_an_old_file_keeps_its_attributes_and_access_lists(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    path.write_bytes(b"old")
+    try:
+        os.setxattr(path, "user.origin", b"https://example.org")
+        os.setxattr(path, "system.posix_acl_access", FOR_USER_7)
+    except OSError:
+        pytest.skip("the file system has no attributes")
+    with contextlib.suppress(OSError):  # of the old bytes: root alone may set it
+        os.setxattr(path, "security.ptsave_test", b"digest of the old bytes")
+    mode = stat.S_IMODE(path.stat().st_mode)
+    write_file(path, b"new", overwrite=True)
+    assert os.getxattr(path, "user.origin") == b"https://example.org"
+    assert os.getxattr(path, "system.posix_acl_access") == FOR_USER_7
+    assert "security.ptsave_test" not in os.listxattr(path)
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+    os.removexattr(path, "system.posix_acl_access")
+    os.setxattr(tmp_path, "system.posix_acl_default", FOR_USER_7)  # what new files get, and this one has not
+    write_file(path, b"newer", overwrite=True)
+    assert "system.posix_acl_access" not in os.listxattr(path)
+    write_file(tmp_path / "n", b"new")
+    assert "system.posix_acl_access" in os.listxattr(tmp_path / "n")
+
+
+SAVER = """
+import os, sys, threading, time
+from pathlib import Path
+from ptsave.core.atomic_folder import replacing_folder
+path = Path(sys.argv[1])
+with replacing_folder(path, 10, overwrite=True) as folder:
+    with folder.data_file("a", 1) as output:
+        output.write_at(0, b"x")
+        child = os.fork()
+        if not child:
+            print("forked", flush=True)
+            time.sleep(1000)
+    folder.commit(("main", b"y"))
+print(child, flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a fork")
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_fork_during_a_save_keeps_no_lock(tmp_path: Path, is_there: bool) -> None:
+    folder = tmp_path / "f"
+    if is_there:
+        folder.mkdir()
+    words = [sys.executable, "-c", SAVER, str(folder)]
+    parent = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    lines = [parent.stdout.readline() for _ in range(2)]
+    child = int(next(line for line in lines if line != "forked\n"))
+    try:
+        assert parent.wait() == 0
+        with replacing_folder(folder, 1, overwrite=True) as again:
+            again.commit(("main", b"z"))
+        assert (folder / "main").read_bytes() == b"z"
+    finally:
+        os.kill(child, signal.SIGKILL)
+        parent.stdout.close()
