@@ -16,6 +16,7 @@ from ptsave.core.dtypes import DType
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.errors import LossyError
 from ptsave.formats.quantized import is_quantized
+from ptsave.formats.sparse import is_sparse, parts_of
 
 MAX_LONG_BYTES = 255
 """Of one integer: what LONG1 can say."""
@@ -111,6 +112,11 @@ class Emitter:
         elif self._emit_quantized is not None and is_quantized(value):
             if not self._recall(id(value)):
                 self._emit_quantized(self, value)
+                self._memoize(id(value), value)
+        elif self._emit_quantized is not None and is_sparse(value):
+            if not self._recall(id(value)):
+                layout = Call("torch.serialization", "_get_layout", (value.name,))
+                self.value(Call("torch._utils", "_rebuild_sparse_tensor", (layout, parts_of(value))), path)
                 self._memoize(id(value), value)
         elif _is_device(value):
             self.value(Call("torch", "device", value.args), path)

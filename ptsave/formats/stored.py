@@ -79,10 +79,13 @@ def overlaps(entries: Iterable[TensorEntry]) -> list[tuple[str, str]]:
     return found
 
 
-def refuse_special_kinds(checkpoint: Checkpoint, format_name: str) -> None:
-    """Raise LossyError when a tensor is more than its elements (sparse, quantized, a subclass)."""
+def refuse_special_kinds(checkpoint: Checkpoint, format_name: str, also: Sequence[str] = ()) -> None:
+    """Raise LossyError when a tensor is more than its elements: of a subclass, conjugate, negative.
+
+    `also`: the kinds that the format can say.
+    """
     for name, entry in checkpoint.tensors.items():
-        if entry.kind not in PLAIN_KINDS:
+        if entry.kind not in PLAIN_KINDS and entry.kind not in also:
             raise LossyError(
                 f"{format_name} cannot hold tensor {name!r}: it is {entry.kind}",
                 "",

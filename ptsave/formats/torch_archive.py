@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from isal.isal_zlib import crc32
 
 from ptsave.core.digest import hasher
-from ptsave.core.nodes import Opaque, TensorEntry
+from ptsave.core.nodes import UNRESOLVED, Opaque, TensorEntry
 from ptsave.core.record import FILE_NAME
 from ptsave.formats.pickle_emit import Emitter
 from ptsave.formats.quantized import parameters
@@ -128,6 +128,8 @@ def _emit_data(emitter: Emitter, entry: TensorEntry, place: Place, *, requires_g
     emitter.empty_ordered_dict()
     if not typed:
         emitter.constant("torch", entry.dtype.name)
+    if entry.kind in UNRESOLVED:
+        emitter.value(dict.fromkeys(entry.kind.split("_"), True), ())
     emitter.end_tuple()
     emitter.reduce()
 

@@ -18,6 +18,7 @@ from ptsave.errors import CorruptError
 from ptsave.formats import numpy_objects
 from ptsave.formats.pickle_shapes import UNKNOWN, Budget, Known, Payload
 from ptsave.formats.python_objects import is_name_only
+from ptsave.formats.sparse import PARTS
 from ptsave.formats.torch_storage import UINT8, StorageNode
 from ptsave.formats.torch_tensors import changed, drop_attributes, spelled, tensor
 
@@ -124,15 +125,11 @@ def _get_layout(args: tuple[Any, ...], budget: Budget) -> Any:
     return Opaque("torch.layout", args)
 
 
-_LAYOUTS = {
+_LAYOUTS: dict[str, tuple[str, ...]] = {
     "torch.strided": (),
     "torch._mkldnn": (),
     "torch.jagged": (),
-    "torch.sparse_coo": ("indices", "values", "size", "is_coalesced"),
-    "torch.sparse_csr": ("crow_indices", "col_indices", "values", "size"),
-    "torch.sparse_bsr": ("crow_indices", "col_indices", "values", "size"),
-    "torch.sparse_csc": ("ccol_indices", "row_indices", "values", "size"),
-    "torch.sparse_bsc": ("ccol_indices", "row_indices", "values", "size"),
+    **PARTS,
 }
 
 

@@ -12,10 +12,12 @@ from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.digest import prefix
 from ptsave.core.gather import contiguous
 from ptsave.core.move import Move, check_back, move
-from ptsave.core.nodes import TensorEntry
+from ptsave.core.nodes import UNRESOLVED, TensorEntry
+from ptsave.core.resolved import resolved
 from ptsave.formats.base import WriteOptions, Written
 from ptsave.formats.pickle_emit import Emitter, can_emit
 from ptsave.formats.quantized import is_quantized
+from ptsave.formats.sparse import is_sparse
 from ptsave.formats.storage_plan import Part, Place, View, plan_storages
 from ptsave.formats.stored import (
     distinct,
@@ -40,7 +42,7 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
     Raises: LossyError when `weights_only` would not load something; ExistsError; WriteError; CorruptError.
     """
     check_file_destination(destination, overwrite=options.overwrite)
-    refuse_special_kinds(checkpoint, "pt")
+    refuse_special_kinds(checkpoint, "pt", UNRESOLVED)
     names: dict[View, list[str]] = {}
     for name, entry in checkpoint.tensors.items():
         names.setdefault(entry.view, []).append(name)
@@ -73,7 +75,7 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
 
 def holds(leaf: Any) -> bool:
     """Whether a leaf of a checkpoint's tree, no tensor, can be written."""
-    return can_emit(leaf) or is_quantized(leaf)
+    return can_emit(leaf) or is_quantized(leaf) or is_sparse(leaf)
 
 
 def part_moves(parts: list[Part], entries: list[Entry], begin: int = 0) -> list[Move]:
@@ -113,7 +115,7 @@ def digest_moves(
                 continue
             item = whole
             if whole.expected_digests or not _fills(view, places[key]):
-                source, offset = contiguous(view)
+                source, offset = contiguous(resolved(view))
                 item = Move(names[key][0], source, offset, view.num_bytes, None)
             item.prefix = prefix(view.dtype, view.shape)
             item.expected_digests = wanted
@@ -123,6 +125,8 @@ def digest_moves(
 
 def _fills(view: TensorEntry, place: Place) -> bool:
     """Whether the part is exactly this view's elements in row-major order."""
+    if view.kind in UNRESOLVED:  # whose digest is of its values, not of the bytes in the part
+        return False
     is_gathered = place.strides != view.strides
     return view.num_bytes == place.part.num_bytes and (is_gathered or view.is_contiguous)
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.digest import HEX_DIGITS, prefix
 from ptsave.core.gather import contiguous
-from ptsave.core.nodes import TensorEntry
+from ptsave.core.nodes import UNRESOLVED, TensorEntry
 from ptsave.core.reading import Reading, read_all
 from ptsave.core.record import Digests
+from ptsave.core.resolved import resolved
 from ptsave.core.verdict import Counted, Finding
 from ptsave.errors import CorruptError
 from ptsave.formats.chunks import sources_of
@@ -96,13 +97,14 @@ def _jobs(tensors: dict[str, TensorEntry], digests: Digests | None) -> list[_Job
         storage = entry.storage
         fills = (
             entry.is_contiguous
+            and entry.kind not in UNRESOLVED
             and entry.byte_range == (0, storage.num_bytes)
             and storage.crc32 is not None
             and id(storage) not in filled
         )
         if not known and not fills:
             continue
-        reading = Reading(*contiguous(entry), entry.num_bytes)
+        reading = Reading(*contiguous(resolved(entry)), entry.num_bytes)
         if known and digests is not None:
             reading.algorithm, reading.prefix = digests.algorithm, prefix(entry.dtype, entry.shape)
         on_storage: tuple[str, ...] = ()

@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from ptsave.core.accounts import Extras, LeftOut, settle_left_out
-from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.checkpoint import ROOT_NAME, Checkpoint
 from ptsave.core.memory import no_garbage_collection
 from ptsave.core.nearest import hint_for
-from ptsave.core.nodes import Opaque, TensorEntry
+from ptsave.core.nodes import UNRESOLVED, Opaque, TensorEntry
 from ptsave.core.placeholders import placeholders, refuse
 from ptsave.core.record import Digests, Record
+from ptsave.core.resolved import resolved
 from ptsave.core.select import OPTIMIZER_KEYS, left_out_of, lookup_path, select_model
-from ptsave.core.tree import state_dict_of
+from ptsave.core.tree import map_tensors, state_dict_of
 from ptsave.errors import RefusedError, UsageError
 from ptsave.formats.base import WriteOptions
+from ptsave.formats.stored import PLAIN_KINDS
 from ptsave.formats.writers import Writer
 from ptsave.verbs.edit import Edits, edit, is_dropped
 from ptsave.verbs.extras import fit_extras
@@ -73,10 +75,13 @@ def convert(
     for source, root in zip(sources, roots, strict=True):
         refuse(placeholders(source.weights_root, root), dropped, str(source.path))
     source = sources[0]
+    root = _as_written(edited.root, target, notes)
+    if target.name == "pt" and select is None and is_alone(source) and [*root] == [ROOT_NAME]:
+        root = root[ROOT_NAME]  # a tensor that is alone in its file stays it
     plan = Checkpoint(
         source.format,
         source.path,
-        edited.root,
+        root,
         metadata=_merged_metadata(sources),
         record=_carried_record(sources, edits, edited.renamed, select),
         held=[held for source in sources for held in source.held],
@@ -170,6 +175,33 @@ def _left_out(source: Checkpoint, select: str | None, edits: Edits) -> Sequence[
     if select == "optimizer":
         where = next(key for key in OPTIMIZER_KEYS if key in source.weights_root)
     return [item for item in left_out_of(source, where) if not item.name or not is_dropped(item.name, edits)]
+
+
+def is_alone(source: Checkpoint) -> bool:
+    """Whether the file holds one tensor and nothing around it."""
+    return isinstance(source.weights_root, TensorEntry)
+
+
+def _as_written(root: Any, target: Writer, notes: list[str]) -> Any:
+    """`root` with tensors as `target` can say them: conjugate and negative views as their values, those of
+    subclasses as the plain tensors that they hold."""
+    changed: dict[Any, TensorEntry] = {}
+    kinds: dict[str, int] = {}
+
+    def change(entry: TensorEntry) -> TensorEntry:
+        if entry.kind in PLAIN_KINDS or (target.name == "pt" and entry.kind in UNRESOLVED):
+            return entry
+        kinds[entry.kind] = kinds.get(entry.kind, 0) + 1
+        key = (entry.view, entry.kind)
+        if key not in changed:
+            changed[key] = resolved(entry) if entry.kind in UNRESOLVED else replace(entry, kind="tensor")
+        return changed[key]
+
+    made = map_tensors(root, change)
+    for kind, count in kinds.items():
+        how = "resolved: their values are written" if kind in UNRESOLVED else "written as plain tensors"
+        notes.append(f"{count} tensors of the kind {kind} are {how}")
+    return made
 
 
 def _merged(roots: Sequence[Any], sources: Sequence[Checkpoint]) -> Any:

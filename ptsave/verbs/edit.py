@@ -17,7 +17,7 @@ from ptsave.core.nearest import hint_for
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.packed import packed_beside
 from ptsave.core.select import strip_wrapper_names
-from ptsave.core.tree import MAX_DEPTH, leaves, state_dict_of
+from ptsave.core.tree import MAX_DEPTH, is_scalar, leaves, state_dict_of
 from ptsave.errors import LimitError, LossyError, RefusedError, UsageError
 from ptsave.formats.torchscript import ScriptObject
 
@@ -167,6 +167,9 @@ def _visit(node: Any, path: str, edits: Edits, result: Edited, depth: int) -> An
         return result.change(node, edits, path)
     if depth > MAX_DEPTH:
         raise LimitError("depth", MAX_DEPTH, "more")
+    if path and edits.drop and _is_leaf(node) and matches(path, edits.drop):
+        result.dropped.append(path)
+        return _GONE
     if isinstance(node, ScriptObject):  # only what it is made of can be kept outside of a TorchScript file
         node = node.state
     if isinstance(node, Opaque) and node.shared:
@@ -178,6 +181,8 @@ def _visit(node: Any, path: str, edits: Edits, result: Edited, depth: int) -> An
             value = _visit(child, _join(path, key), edits, result, depth + 1)
             if value is not _GONE:
                 copy[names.get(key, key)] = value
+        if node and not copy and path:  # all of it was dropped
+            return _GONE
         if hasattr(node, "_metadata"):
             copy._metadata = node._metadata
         return copy
@@ -186,6 +191,15 @@ def _visit(node: Any, path: str, edits: Edits, result: Edited, depth: int) -> An
         kept = [item for item in items if item is not _GONE]
         return kept if isinstance(node, list) else tuple(kept)
     return node
+
+
+def _is_leaf(node: Any) -> bool:
+    """Whether `node` is one value by its path: no container of others, and no module."""
+    if isinstance(node, dict):
+        return not node
+    if isinstance(node, (list, tuple)):
+        return all(map(is_scalar, node))
+    return not (isinstance(node, Opaque) and node.shared)
 
 
 def is_dropped(path: str, edits: Edits) -> bool:

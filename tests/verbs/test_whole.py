@@ -312,3 +312,114 @@ def test_weights_that_are_numpy_arrays(suffix: str, tmp_path: Path, capsys: Any)
         state = opened.state_dict()
         assert torch.equal(state["half"], torch.tensor([[1.0, 2.0]]).half())
     assert verdict(source, capsys)[0] == 0
+
+
+# --- what .pt can hold --------------------------------------------------------------------------------
+
+
+class Marked(torch.Tensor):
+    pass
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two loaded tensors are the same, layout and bits that wait included."""
+    if one.layout is not torch.strided:
+        return one.layout is other.layout and same(one.to_dense(), other.to_dense())
+    if one.is_quantized:
+        return other.is_quantized and torch.equal(one, other)
+    return (
+        (one.is_conj(), one.is_neg(), one.dtype) == (other.is_conj(), other.is_neg(), other.dtype)
+        and one.requires_grad == other.requires_grad
+        and torch.equal(one, other)
+    )
+
+
+@pytest.mark.parametrize("is_alone", [True, False])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.randn(3, 4),
+        lambda: nn.Parameter(torch.randn(3)),
+        lambda: torch.randn(3, 2, dtype=torch.complex64).conj(),
+        lambda: torch.randn(3, 2, dtype=torch.complex64).conj().imag,
+        lambda: torch.randn(3, 2, dtype=torch.complex64).conj().t(),
+        lambda: torch.eye(4).to_sparse(),
+        lambda: torch.eye(4).to_sparse_csr(),
+        lambda: torch.eye(4).to_sparse_csc(),
+        lambda: torch.eye(4).to_sparse_bsr((2, 2)),
+        lambda: torch.quantize_per_tensor(torch.randn(3), 0.1, 0, torch.qint8),
+        lambda: torch.quantize_per_channel(
+            torch.randn(3, 2), torch.rand(3) + 0.1, torch.zeros(3), 0, torch.qint8
+        ),
+    ],
+)
+def test_from_pt_to_pt_unchanged(make: Any, is_alone: bool, tmp_path: Path, capsys: Any) -> None:
+    tensor = make()
+    source, target = tmp_path / "a.pt", tmp_path / "b.pt"
+    torch.save(tensor if is_alone else {"t": tensor, "w": torch.ones(2)}, source)
+    assert convert(source, target) == 0
+    found = torch.load(target, weights_only=True)
+    assert same(found if is_alone else found["t"], tensor)
+    assert cli.run(["verify", str(target), "--checks", "bytes,whole"]) == 0
+    assert convert(source, target, "--extras", "drop") == 0
+    assert same(*(torch.load(path) if is_alone else torch.load(path)["t"] for path in (source, target)))
+
+
+def test_conjugate_views_are_resolved_where_the_format_has_no_bit(tmp_path: Path, capsys: Any) -> None:
+    from safetensors.torch import load_file
+
+    plain = torch.randn(3, 4, dtype=torch.complex64)
+    state = {"z": plain, "c": plain.conj(), "i": plain.clone().conj().mul(1), "tied": plain.conj()}
+    torch.save(state, tmp_path / "a.pt")
+    assert cli.run(["convert", str(tmp_path / "a.pt"), str(tmp_path / "b.safetensors")]) == 0
+    assert "resolved" in capsys.readouterr().err
+    found = load_file(tmp_path / "b.safetensors")
+    for name, tensor in state.items():
+        assert (
+            torch.equal(found[name], tensor.resolve_conj().resolve_neg()) if name in found else name == "tied"
+        )
+    assert convert(tmp_path / "b.safetensors", tmp_path / "c.pt") == 0
+    with open_checkpoint(tmp_path / "c.pt") as one, open_checkpoint(tmp_path / "b.safetensors") as other:
+        assert one.record is not None
+        assert other.record is not None
+        assert one.record.digests == other.record.digests
+    assert convert(tmp_path / "a.pt", tmp_path / "d.pt") == 0
+    with open_checkpoint(tmp_path / "d.pt") as one, open_checkpoint(tmp_path / "c.pt") as other:
+        assert one.record is not None
+        assert other.record is not None
+        assert one.record.digests == other.record.digests  # of the values, however the bytes lie
+
+
+@pytest.mark.parametrize("bits", [{"conj": False}, {"neg": False}, {"conj": True, "neg": False}])
+def test_a_bit_is_set_by_its_name(bits: dict[str, bool], tmp_path: Path) -> None:
+    class Spelled:
+        def __init__(self, tensor: torch.Tensor) -> None:
+            self.tensor = tensor
+
+        def __reduce__(self) -> Any:
+            function, args = self.tensor.__reduce_ex__(2)
+            return function, (*args[:6], bits)
+
+    torch.save({"t": Spelled(torch.randn(3, dtype=torch.complex64))}, tmp_path / "a.pt")
+    loaded = torch.load(tmp_path / "a.pt")["t"]
+    assert (loaded.is_conj(), loaded.is_neg()) == ("conj" in bits, "neg" in bits)
+    assert convert(tmp_path / "a.pt", tmp_path / "b.pt") == 0
+    assert same(torch.load(tmp_path / "b.pt")["t"], loaded)
+    with ptsave.open(tmp_path / "a.pt") as opened:
+        assert torch.equal(opened["t"], loaded.resolve_conj().resolve_neg())
+
+
+def test_a_subclass_goes_by_its_plain_bytes(tmp_path: Path, capsys: Any) -> None:
+    torch.save({"t": torch.randn(3).as_subclass(Marked)}, tmp_path / "a.pt")  # type: ignore[no-untyped-call]
+    for name in ("b.pt", "b.safetensors"):
+        assert cli.run(["convert", str(tmp_path / "a.pt"), str(tmp_path / name), "--extras", "drop"]) == 0
+        assert "plain tensors" in capsys.readouterr().err
+        with ptsave.open(tmp_path / name) as opened:
+            assert torch.equal(opened["t"], torch.load(tmp_path / "a.pt", weights_only=False)["t"])
+
+
+def test_drop_reaches_what_is_no_tensor(tmp_path: Path) -> None:
+    state = {"w": torch.ones(2), "epoch": 3, "m": {"_extra_state": {"a": 1, "b": [1, 2]}}}
+    torch.save(state, tmp_path / "a.pt")
+    assert convert(tmp_path / "a.pt", tmp_path / "b.safetensors", "--drop", "epoch") == 4
+    assert convert(tmp_path / "a.pt", tmp_path / "b.safetensors", "--drop", "epoch", "--drop", "m.*") == 0
