@@ -451,4 +451,4 @@ class _Reading:
 
 def _tell(notes: Sequence[str]) -> None:
     for note in notes:
-        warnings.warn(f"not restored: {note}", stacklevel=3)
+        warnings.warn(f"resumed, but {note}", stacklevel=3)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from ptsave.errors import LossyError
+from ptsave.torch_layer.training_settings import Settings, differences, group_keys, is_equal
 
 NAMES_KEY = "param_names"
 """Under which torch (since 2.6) and ptsave keep the names in each parameter group."""
@@ -21,8 +20,12 @@ def options_of(
     sources: list[int],
     notes: list[str],
     label: str,
+    settings: Settings,
+    *,
+    is_one_of_several: bool,
 ) -> dict[str, Any]:
-    """The options of a group: those of the saved group that its parameters were in.
+    """The options of a group: its own (`settings` "given"), or those of the saved group that its parameters
+    were in. Each that differs is noted.
 
     Raises: LossyError when they were in several that differ.
     """
@@ -35,24 +38,17 @@ def options_of(
         for other in sources[1:]:
             for key in result:
                 value = groups[other].get(key)
-                if not _equal(result[key], value):
+                if not is_equal(result[key], value):
                     raise LossyError(
                         f"group {index} has parameters of the saved groups {sources[0]} and {other}, whose "
                         f"{key} differ: {result[key]} and {value}",
                         label,
                         "keep the groups apart as they were when it was saved",
                     )
-        for key, value in result.items():
-            if key in own and not _equal(own[key], value):
-                notes.append(f"{label}: group {index} takes {key} = {value} of the saved group {sources[0]}")
+        where = f"{label}: group {index}" if is_one_of_several else label
+        notes.extend(differences(own, result, group_keys(own, result), where, settings))
+        if settings == "given":
+            result = own
     if NAMES_KEY in group:
         result = {**result, NAMES_KEY: list(group[NAMES_KEY])}
     return result
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
-        return bool(torch.equal(torch.as_tensor(a).cpu(), torch.as_tensor(b).cpu()))
-    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-        return len(a) == len(b) and all(map(_equal, a, b))
-    return bool(a == b)

@@ -14,6 +14,7 @@ from ptsave.errors import LossyError
 from ptsave.torch_layer.spread import placed
 from ptsave.torch_layer.training_groups import NAMES_KEY, options_of
 from ptsave.torch_layer.training_names import by_number
+from ptsave.torch_layer.training_settings import Settings
 
 MAX_LISTED = 4
 
@@ -141,12 +142,13 @@ def plan_optimizer(
     orders: Sequence[Sequence[str]],
     dtypes: Mapping[int, torch.dtype],
     label: str,
+    settings: Settings = "saved",
 ) -> OptimizerPlan:
     """Find the state and the options of each parameter of `optimizer` in `saved`.
 
     By name where the groups have names. Without, by position: where the model's parameters are in another
     order here than in the file (`orders`: there, here), the names are taken from that order. `dtypes` are the
-    saved ones of the parameters, by identity.
+    saved ones of the parameters, by identity. `settings`: whose options of a group count.
 
     Raises: LossyError with what differs.
     """
@@ -186,8 +188,10 @@ def plan_optimizer(
                         }
             position += 1
         sources = list(dict.fromkeys(sources)) if own or i >= len(groups) else [i]
-        is_same = sources == [i] and len(groups) == len(live)
-        options = options_of(i, group, groups, sources, plan.notes if not is_same else [], label)
+        are_several = len(live) > 1
+        options = options_of(
+            i, group, groups, sources, plan.notes, label, settings, is_one_of_several=are_several
+        )
         positions = list(range(position - len(own), position))
         plan.state["param_groups"].append({**options, "params": positions})
     if new:

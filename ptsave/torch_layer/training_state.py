@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from ptsave.core.training_kinds import scheduler_kind
 from ptsave.errors import LossyError, UsageError
 from ptsave.torch_layer import training_rng
 from ptsave.torch_layer.rank_values import BUFFER, GENERATOR, SHARD, WEIGHTS
@@ -42,6 +43,13 @@ from ptsave.torch_layer.training_optimizer import (
     state_of_part,
 )
 from ptsave.torch_layer.training_plain import first_inert, like, plain
+from ptsave.torch_layer.training_settings import (
+    Settings,
+    follow,
+    is_scheduler,
+    scheduler_differences,
+    with_own_settings,
+)
 from ptsave.torch_layer.training_undo import Step, apply_all
 
 
@@ -65,9 +73,14 @@ class TrainingState:
         scheduler: Any = None,
         scaler: Any = None,
         data: Any = None,
+        settings: Settings = "saved",
         **others: Any,
     ) -> None:
         """Nothing is copied: the objects are asked for their state when it is wanted.
+
+        `settings`: which value counts after a resume where the optimizer or the scheduler was made with
+        another one (lr, weight_decay, T_max, milestones) than the checkpoint has: the "saved" one, or the
+        one that is "given" here. `load_state_dict` names both.
 
         Raises: UsageError for what has no state to keep, LossyError for an optimizer's parameter that is in
         none of the models.
@@ -80,6 +93,9 @@ class TrainingState:
             "data": data,
             **others,
         }
+        if settings not in ("saved", "given"):
+            raise UsageError(f"settings={settings!r}", "TrainingState", "say 'saved' or 'given'")
+        self._settings: Settings = settings
         self._parts: dict[str, Any] = {
             name: map_members(name, part, lambda _, member: stateful(member))
             for name, part in given.items()
@@ -178,6 +194,9 @@ class TrainingState:
         steps += [Step(plan.label, plan.optimizer, plan.apply) for plan in optimizers]
         steps += [Step(label, plan.module, plan.apply) for label, plan in modules.items()]
         steps += [Step(label, None, partial(set_gradients, own[label], gradients[label])) for label in own]
+        if self._settings == "given":
+            made = [(label, part, value) for label, part, value in generic if is_scheduler(value)]
+            steps += [Step(label, None, partial(follow, part, value)) for label, part, value in made]
         steps.append(Step("gradients", None, partial(set_unsynchronised, unsynchronised)))
         apply_all([*steps, Step("rng_state", None, partial(training_rng.restore, rng))], list(own.values()))
         return notes
@@ -223,13 +242,18 @@ class TrainingState:
         dtypes = {key: dtype for plan in modules.values() for key, dtype in plan.dtypes().items()}
         plans = []
         for label, optimizer, value in optimizers:
-            plans.append(plan_optimizer(optimizer, value, names, (there, here), dtypes, label))
+            orders = there, here
+            plans.append(plan_optimizer(optimizer, value, names, orders, dtypes, label, self._settings))
             notes += plans[-1].notes
         checked = []
         for label, member, value in generic:
             own = member.state_dict()
             _check_generic(label, member, own, value)
-            checked.append((label, member, like(own, value)))
+            value = like(own, value)
+            if is_scheduler(own) and isinstance(value, Mapping):
+                notes += scheduler_differences(own, value, label, self._settings)
+                value = with_own_settings(own, value) if self._settings == "given" else value
+            checked.append((label, member, value))
         return modules, plans, checked, notes
 
     def _modules(self) -> dict[str, nn.Module]:
@@ -297,6 +321,11 @@ def _check_generic(label: str, member: Any, own: Any, saved: Mapping[str, Any]) 
                 label,
                 "group the parameters as they were when it was saved",
             )
+    kinds = [scheduler_kind(one) if is_scheduler(one) else "unknown" for one in (saved, own)]
+    if kinds[0] != kinds[1] and "unknown" not in kinds:
+        raise LossyError(
+            f"is the state of {kinds[0]}, and the scheduler here is {kinds[1]}", label, "use the same one"
+        )
     if (
         isinstance(own, Mapping)
         and hasattr(member, "base_lrs")

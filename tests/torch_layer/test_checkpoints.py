@@ -187,7 +187,7 @@ def test_what_could_not_be_restored_is_told(tmp_path: Path) -> None:
         keeper.save(ptsave.TrainingState(model=model), step=0)
     optimizer = torch.optim.SGD(model.parameters(), momentum=0.9)
     state = ptsave.TrainingState(model=model, optimizer=optimizer)
-    with pytest.warns(UserWarning, match="not restored: optimizer"):
+    with pytest.warns(UserWarning, match="resumed, but optimizer"):
         assert Checkpoints(tmp_path).resume(state) == 1
 
 

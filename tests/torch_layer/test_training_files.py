@@ -147,7 +147,7 @@ def test_a_lightning_checkpoint(tmp_path: Path) -> None:
     torch.save(checkpoint, tmp_path / "l.ckpt")
     resumed = Training(1)
     assert resumed.resume(tmp_path / "l.ckpt") == [
-        "not used of the checkpoint: pytorch-lightning_version, loops, callbacks, hyper_parameters",
+        "not used of the checkpoint: pytorch-lightning_version, loops, hyper_parameters",
         "model: took the names under 'model.'",
         "model: not used: metric.total",
         NO_RNG,

@@ -86,7 +86,7 @@ def test_it_is_the_tutorials_dictionary() -> None:
     loaded = torch.load(file, weights_only=True)
     other = Net()
     other.load_state_dict(loaded["model_state_dict"])
-    other_optimizer = Adam(other.parameters())
+    other_optimizer = Adam(other.parameters(), 0.1)
     other_optimizer.load_state_dict(loaded["optimizer_state_dict"])
     assert_same(moments(model, optimizer), moments(other, other_optimizer))
     random.setstate(loaded["rng_state"]["python"])
@@ -140,7 +140,7 @@ def test_the_generators_go_on_as_they_would_have() -> None:
 def test_registration_in_another_order_is_followed_by_name() -> None:
     model, optimizer, state = trained()
     other = Net(swapped=True)
-    other_optimizer = Adam(other.parameters())
+    other_optimizer = Adam(other.parameters(), 0.1)
     assert ptsave.TrainingState(model=other, optimizer=other_optimizer).load_state_dict(state) == []
     assert_same(moments(model, optimizer), moments(other, other_optimizer))
 
@@ -150,7 +150,7 @@ def test_without_names_the_order_of_the_weights_tells_the_names() -> None:
     model, optimizer, _ = trained()
     state = {"model_state_dict": model.state_dict(), "optimizer_state_dict": optimizer.state_dict()}
     other = Net(swapped=True)
-    other_optimizer = Adam(other.parameters())
+    other_optimizer = Adam(other.parameters(), 0.1)
     ptsave.TrainingState(model=other, optimizer=other_optimizer).load_state_dict(state)
     assert_same(moments(model, optimizer), moments(other, other_optimizer))
 
@@ -161,7 +161,7 @@ def test_numbers_that_became_text_are_numbers() -> None:
     saved = state["optimizer_state_dict"]
     saved["state"] = {str(key): value for key, value in saved["state"].items()}
     other = Net()
-    other_optimizer = Adam(other.parameters())
+    other_optimizer = Adam(other.parameters(), 0.1)
     assert ptsave.TrainingState(model=other, optimizer=other_optimizer).load_state_dict(state) == []
     assert_same(moments(model, optimizer), moments(other, other_optimizer))
 
@@ -207,7 +207,7 @@ def test_split_groups_take_the_options_of_the_one_that_was() -> None:
     notes = ptsave.TrainingState(model=other, optimizer=other_optimizer).load_state_dict(state)
     assert_same(moments(model, optimizer), moments(other, other_optimizer))
     assert [group["weight_decay"] for group in other_optimizer.param_groups] == [0.5] * 3
-    assert any("group 0 takes weight_decay = 0.5" in note for note in notes)
+    assert any("group 0: weight_decay = 0.5 of the checkpoint wins over 0.25" in note for note in notes)
 
 
 def test_merged_groups_are_refused_where_their_options_differ() -> None:
@@ -272,6 +272,99 @@ def test_options_and_states_of_another_version_are_the_same_optimizers() -> None
     assert restored["max_lr"] == 0.1
 
 
+SCHEDULERS: dict[str, tuple[Callable[[Any, int], Any], str]] = {
+    "step": (lambda o, n: lr_scheduler.StepLR(o, n), "step_size"),
+    "milestones": (lambda o, n: lr_scheduler.MultiStepLR(o, [n, 2 * n]), "milestones"),
+    "cosine": (lambda o, n: lr_scheduler.CosineAnnealingLR(o, 10 * n), "T_max"),
+    "linear": (lambda o, n: lr_scheduler.LinearLR(o, 0.1, total_iters=n), "total_iters"),
+    "polynomial": (lambda o, n: lr_scheduler.PolynomialLR(o, 10 * n), "total_iters"),
+    "one_cycle": (lambda o, n: lr_scheduler.OneCycleLR(o, 0.3, total_steps=20 * n), "total_steps"),
+    "restarts": (lambda o, n: lr_scheduler.CosineAnnealingWarmRestarts(o, 10 * n), "T_0"),
+    "sequence": (
+        lambda o, n: lr_scheduler.SequentialLR(
+            o, [lr_scheduler.LinearLR(o, 0.1, total_iters=2), lr_scheduler.CosineAnnealingLR(o, 10 * n)], [2]
+        ),
+        "T_max",
+    ),
+}
+
+
+def scheduled(make: Callable[[Any, int], Any], number: int, lr: float, steps: int) -> tuple[Any, Any, Any]:
+    model = nn.Linear(2, 2, bias=False)
+    optimizer = SGD(model.parameters(), lr, momentum=0.9)
+    scheduler = make(optimizer, number)
+    for _ in range(steps):
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        scheduler.step()
+    return model, optimizer, scheduler
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_settings_that_differ_are_named_and_chosen(name: str) -> None:
+    make, key = SCHEDULERS[name]
+    model, optimizer, scheduler = scheduled(make, 2, 0.1, 5)
+    saved = ptsave.TrainingState(model=model, optimizer=optimizer, scheduler=scheduler).state_dict()
+    saved = copy.deepcopy(saved)
+    plain = dict(zip(("model", "optimizer", "scheduler"), scheduled(make, 2, 0.1, 0), strict=True))
+    assert ptsave.TrainingState(**plain).load_state_dict(saved) == []
+
+    parts = dict(zip(("model", "optimizer", "scheduler"), scheduled(make, 3, 0.4, 0), strict=True))
+    notes = ptsave.TrainingState(**parts).load_state_dict(saved)
+    assert any(f"{key} = " in note and "of the checkpoint wins over" in note for note in notes)
+    assert parts["optimizer"].param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
+    assert_same(parts["scheduler"].state_dict(), scheduler.state_dict())
+
+    parts = dict(zip(("model", "optimizer", "scheduler"), scheduled(make, 3, 0.4, 0), strict=True))
+    notes = ptsave.TrainingState(**parts, settings="given").load_state_dict(saved)
+    assert any(f"{key} = " in note and "given here wins over" in note for note in notes)
+    _, new, _ = scheduled(make, 3, 0.4, 5)
+    assert parts["optimizer"].param_groups[0]["lr"] == pytest.approx(new.param_groups[0]["lr"])
+    assert parts["scheduler"].last_epoch == 5
+    states = parts["optimizer"].state_dict()["state"], optimizer.state_dict()["state"]
+    assert_same(*states)
+
+
+def test_a_new_lr_without_a_scheduler() -> None:
+    model, _, state = trained()
+    for settings, lr in (("saved", 0.1), ("given", 0.25)):
+        optimizer = Adam(model.parameters(), 0.25)
+        resumed = ptsave.TrainingState(model=model, optimizer=optimizer, settings=settings)  # type: ignore[arg-type]
+        (note,) = resumed.load_state_dict(state)
+        assert note.startswith("optimizer: lr = ")
+        assert "0.1" in note
+        assert "0.25" in note
+        assert optimizer.param_groups[0]["lr"] == lr
+    with pytest.raises(UsageError, match="settings='mine'"):
+        ptsave.TrainingState(model=model, settings="mine")  # type: ignore[arg-type]
+
+
+def test_a_plateau_goes_on_from_its_lr() -> None:
+    def make(patience: int, lr: float) -> dict[str, Any]:
+        model = nn.Linear(2, 2, bias=False)
+        optimizer = SGD(model.parameters(), lr)
+        plateau = lr_scheduler.ReduceLROnPlateau(optimizer, patience=patience)
+        return {"model": model, "optimizer": optimizer, "scheduler": plateau}
+
+    first = make(1, 0.1)
+    for _ in range(4):
+        first["scheduler"].step(1.0)
+    second = make(5, 0.1)
+    state = copy.deepcopy(ptsave.TrainingState(**first).state_dict())
+    ptsave.TrainingState(**second, settings="given").load_state_dict(state)
+    assert second["optimizer"].param_groups[0]["lr"] == first["optimizer"].param_groups[0]["lr"]
+    assert second["scheduler"].patience == 5
+
+
+def test_a_scheduler_of_another_kind_is_refused() -> None:
+    model, optimizer, scheduler = scheduled(SCHEDULERS["step"][0], 2, 0.1, 1)
+    saved = ptsave.TrainingState(model=model, optimizer=optimizer, scheduler=scheduler).state_dict()
+    other = lr_scheduler.ExponentialLR(optimizer, 0.9)
+    with pytest.raises(LossyError, match="is the state of StepLR, and the scheduler here is ExponentialLR"):
+        ptsave.TrainingState(model=model, optimizer=optimizer, scheduler=other).load_state_dict(saved)
+
+
 def test_frozen_and_unfrozen_layers_are_said() -> None:
     model = Net()
     optimizer = Adam([*model.first.parameters(), *model.head.parameters()])
@@ -323,7 +416,7 @@ def test_wrappers_leave_no_trace(wrap: Callable[[nn.Module], nn.Module]) -> None
     assert list(taken["model_state_dict"]) == list(state["model_state_dict"])
     assert taken["optimizer_state_dict"]["param_groups"] == state["optimizer_state_dict"]["param_groups"]
     other = wrap(Net())
-    training = ptsave.TrainingState(model=other, optimizer=Adam(other.parameters()))
+    training = ptsave.TrainingState(model=other, optimizer=Adam(other.parameters(), 0.1))
     assert training.load_state_dict(copy.deepcopy(taken)) == []
     plain = {
         "state_dict": {f"_orig_mod.module.{key}": value for key, value in model.state_dict().items()},
@@ -356,7 +449,7 @@ def test_a_shared_state_runs_through_the_parameters_in_their_order() -> None:
     optimizer.step(closure)
     optimizer.step(closure)
     state = ptsave.TrainingState(model=model, optimizer=optimizer).state_dict()
-    same = ptsave.TrainingState(model=model, optimizer=torch.optim.LBFGS(model.parameters()))
+    same = ptsave.TrainingState(model=model, optimizer=torch.optim.LBFGS(model.parameters(), max_iter=2))
     assert same.load_state_dict(copy.deepcopy(state)) == []
     other = Net(swapped=True)
     with pytest.raises(LossyError, match="in another order"):
@@ -583,7 +676,7 @@ def test_when_any_part_refuses_all_is_as_it_was(make: Any, others: Any, message:
 def test_a_model_of_another_shape_is_refused_with_every_name() -> None:
     state = trained()[2]
     other = Net(head=3)
-    training = ptsave.TrainingState(model=other, optimizer=Adam(other.parameters()))
+    training = ptsave.TrainingState(model=other, optimizer=Adam(other.parameters(), 0.1))
     with pytest.raises(LossyError, match=r"does not fit model: 2 of another shape \(head.weight"):
         training.load_state_dict(state)
 
