@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from ptsave.core.keys import Expected
+from ptsave.core.keys import Expected, role
 from ptsave.core.nodes import TensorEntry
 
 MAX_NAMES = 20_000
@@ -16,40 +16,99 @@ MAX_CHARS = 2_000_000
 """Characters of all names together past which nothing is proposed: each rule is tried on all of them."""
 MAX_PARTS = 32
 """How many parts of a name, from its end, are looked at for a common ending."""
+MAX_MODULES = 32
+"""Modules past which no pairs of them are listed."""
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A flag of `convert`, and how far it helps."""
+    """Flags of `convert` that make a state dict fit."""
 
     flag: str
-    num_fitting: int
-    """Names that are expected, with the expected shape, once it is applied."""
     num_expected: int
+    is_by_order: bool = False
+    """Whether names were paired by their order, roles and shapes: nothing in their spelling says so."""
 
     def __str__(self) -> str:
-        return f"{self.flag} (then {self.num_fitting} of {self.num_expected} fit)"
+        what = f"{self.flag} (then all {self.num_expected} fit)"
+        return (
+            f"{what}: paired by order and shape, which a person should look at" if self.is_by_order else what
+        )
 
 
 def propose(expected: Mapping[str, Expected], found: Mapping[str, TensorEntry]) -> Proposal | None:
-    """The one flag that makes the most names fit, or None where none makes more of them fit."""
+    """The simplest flags that make every name fit, in shape and in role, or None where nothing does."""
     wanted = {name: want for name, want in expected.items() if not want.is_recomputed}
     if max(len(wanted), len(found)) > MAX_NAMES or sum(map(len, found)) > MAX_CHARS:
         return None
-
-    def fitting(rename: Callable[[str], str]) -> int:
-        names = {rename(name): entry for name, entry in found.items()}
-        if len(names) < len(found):
-            return -1  # two names would become one
-        return sum(name in names and want.shape in (None, names[name].shape) for name, want in wanted.items())
-
-    best = Proposal("", fitting(lambda name: name), len(wanted))
-    start = best.num_fitting
     for flag, rename in _candidates(list(wanted), list(found)):
-        count = fitting(rename)
-        if count > best.num_fitting:
-            best = Proposal(flag, count, len(wanted))
-    return best if best.num_fitting > start else None
+        if _fits(wanted, found, rename):
+            return Proposal(flag, len(wanted))
+    return _by_order(wanted, found)
+
+
+def _fits(
+    wanted: Mapping[str, Expected], found: Mapping[str, TensorEntry], rename: Callable[[str], str]
+) -> bool:
+    """Whether every name is there once, and none too many, with its shape; a scale stays a scale."""
+    names: dict[str, TensorEntry] = {}
+    for old, entry in found.items():
+        name = rename(old)
+        if name in names or name not in wanted or role(name) != role(old):
+            return False
+        if wanted[name].shape not in (None, entry.shape):
+            return False
+        names[name] = entry
+    there = {wanted[name].tied_to or name for name in names}
+    return all((want.tied_to or name) in there for name, want in wanted.items())
+
+
+def _by_order(wanted: Mapping[str, Expected], found: Mapping[str, TensorEntry]) -> Proposal | None:
+    """Modules that were only renamed: as many as before, in the same order, with the same tensors.
+
+    Proposed where no other order would fit, too: no two of the modules have tensors of the same shapes.
+    """
+    missing = _modules(name for name in wanted if name not in found)
+    strange = _modules(name for name in found if name not in wanted)
+    if not 0 < len(missing) == len(strange) <= MAX_MODULES:
+        return None
+    new = {where: _shapes(parts, wanted) for where, parts in missing.items()}
+    old = {where: _shapes(parts, found) for where, parts in strange.items()}
+    if list(new.values()) != list(old.values()) or len(set(new.values())) < len(new):
+        return None
+    pairs = list(zip(old, new, strict=True))
+    if set(old) & set(new):  # one rename would run into the next
+        return None
+    renames = [_module_rename(a, b) for a, b in pairs]
+
+    def rename(name: str) -> str:
+        for pattern, to in renames:
+            name = re.sub(pattern, to, name)
+        return name
+
+    if not _fits(wanted, found, rename):
+        return None
+    return Proposal(" ".join(f"--rename '{a}={b}'" for a, b in renames), len(wanted), is_by_order=True)
+
+
+def _module_rename(old: str, new: str) -> tuple[str, str]:
+    front = f"{new}." if new else ""
+    return (rf"^{re.escape(old)}\.(?=[^.]+$)" if old else r"^(?=[^.]+$)"), front.replace("\\", "\\\\")
+
+
+def _modules(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Module → the last part of each of its names → the name."""
+    modules: dict[str, dict[str, str]] = {}
+    for name in names:
+        where, _, last = name.rpartition(".")
+        modules.setdefault(where, {})[last] = name
+    return modules
+
+
+def _shapes(
+    parts: Mapping[str, str], tensors: Mapping[str, Expected] | Mapping[str, TensorEntry]
+) -> tuple[tuple[str, tuple[int, ...] | None], ...]:
+    return tuple(sorted((last, tensors[name].shape) for last, name in parts.items()))
 
 
 def _strip(prefix: str) -> Callable[[str], str]:
@@ -70,6 +129,7 @@ def _candidates(wanted: list[str], found: list[str]) -> Iterator[tuple[str, Call
             yield f"--strip-prefix '{old}'", _strip(old)
         pattern, to = f"^{re.escape(old)}", new.replace("\\", "\\\\")
         yield f"--rename '{pattern}={to}'", _substitute(pattern, to)
+    yield from _roles(missing, strange)
     yield from _inner(missing, strange)
     yield from _shifts(wanted, found)
 
@@ -89,6 +149,22 @@ def _edges(missing: list[str], strange: list[str]) -> Iterator[tuple[str, str]]:
                 yield name.removesuffix(end), other.removesuffix(end)
             if end in by_end:
                 break  # the longest common ending
+
+
+def _roles(missing: list[str], strange: list[str]) -> Iterator[tuple[str, Callable[[str], str]]]:
+    """Other words for the same roles everywhere: `gamma` and `beta` for `weight` and `bias`."""
+    new = {role(name): name.rpartition(".")[2] for name in missing}
+    old = {role(name): name.rpartition(".")[2] for name in strange}
+    if new.keys() != old.keys() or set(new.values()) & set(old.values()):
+        return
+    renames = [(rf"(^|\.){re.escape(old[one])}$", rf"\1{new[one]}") for one in old]
+
+    def rename(name: str) -> str:
+        for pattern, to in renames:
+            name = re.sub(pattern, to, name)
+        return name
+
+    yield " ".join(f"--rename '{pattern}={to}'" for pattern, to in renames), rename
 
 
 def _inner(missing: list[str], strange: list[str]) -> Iterator[tuple[str, Callable[[str], str]]]:

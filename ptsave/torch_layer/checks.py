@@ -34,7 +34,7 @@ def keys(subject: ModelSubject) -> Iterator[Finding]:
         message = Counted(count, "tensor fits the architecture", "tensors fit the architecture")
         yield Finding("keys", "ok", "", f"{message} ({sentence})" if sentence else message)
     elif proposal := propose(subject.expected, subject.selection.tensors):
-        yield Finding("keys", "warn", "", f"would fit better renamed: {proposal}")
+        yield Finding("keys", "warn", "", f"would fit renamed: {proposal}")
 
 
 def _casts(recast: Sequence[tuple[str, str, str]]) -> Iterator[Finding]:
