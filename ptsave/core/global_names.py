@@ -30,15 +30,16 @@ def _words(text: str) -> frozenset[str]:
 
 _RUNNING_MODULES = _words(
     """
-    _aix_support _compile _ctypes _osx_support _pickle _posixsubprocess _pyio _winapi aiohttp asyncio
-    bdb cProfile cgitb cloudpickle code codeop commands compileall concurrent copyreg ctypes dill
-    distutils doctest ensurepip fabric fileinput ftplib http httplib idlelib imaplib imp importlib ipdb
-    jsonpickle lib2to3 linecache logging.config marshal mmap modulefinder msvcrt multiprocessing nntplib
-    nt numpy.distutils numpy.f2py numpy.testing operator os paramiko pdb pickle pip pipes pkgutil poplib
-    posix profile pstats pty py_compile pydoc requests rlcompleter runpy setuptools shelve shutil signal
-    site smtplib socket socketserver sqlite3 ssl subprocess sys sysconfig tarfile telnetlib tempfile
-    timeit torch._dynamo torch._inductor torch.distributed.rpc torch.hub torch.multiprocessing
-    torch.package torch.utils.bottleneck torch.utils.collect_env torch.utils.cpp_extension
+    _aix_support _compile _ctypes _operator _osx_support _pickle _posixsubprocess _pyio _pyrepl _winapi
+    aiohttp asyncio bdb cProfile cgitb cloudpickle code codeop commands compileall concurrent copyreg
+    ctypes dill distutils doctest ensurepip fabric fileinput ftplib http httplib idlelib imaplib imp
+    importlib ipdb jsonpickle lib2to3 linecache logging.config logging.handlers marshal mmap
+    modulefinder msvcrt multiprocessing nntplib nt numpy.distutils numpy.f2py numpy.testing operator os
+    paramiko pdb pickle pip pipes pkgutil poplib posix profile pstats pty py_compile pydoc requests
+    rlcompleter runpy setuptools shelve shutil signal site smtplib socket socketserver sqlite3 ssl
+    subprocess sys sysconfig tarfile telnetlib tempfile timeit torch._dynamo torch._inductor
+    torch.distributed.rpc torch.hub torch.multiprocessing torch.package torch.utils._config_module
+    torch.utils.bottleneck torch.utils.collect_env torch.utils.cpp_extension torch.utils.data.datapipes
     torch.utils.model_zoo trace urllib urllib2 urllib3 venv webbrowser winreg wsgiref xmlrpc zipapp
     zipfile zipimport
     """
@@ -52,10 +53,10 @@ _RUNNING_NAMES = _words(
     builtins.open builtins.print builtins.quit builtins.reload builtins.setattr builtins.vars
     cloudpickle.cloudpickle._make_function dataclasses.make_dataclass functools.partial
     functools.partialmethod functools.reduce io.FileIO io.open io.open_code itertools.accumulate
-    itertools.starmap joblib.load keras.models.load_model numpy.fromfile numpy.genfromtxt
-    numpy.lib.npyio.load numpy.load numpy.loadtxt numpy.memmap numpy.save numpy.savetxt numpy.savez
-    pandas.eval pandas.io.pickle.read_pickle pandas.read_pickle platform._syscmd_file platform.popen
-    sklearn.externals.joblib.load tensorflow.io.read_file tensorflow.io.write_file
+    itertools.starmap joblib.load keras.models.load_model logging.FileHandler numpy.fromfile
+    numpy.genfromtxt numpy.lib.npyio.load numpy.load numpy.loadtxt numpy.memmap numpy.save numpy.savetxt
+    numpy.savez pandas.eval pandas.io.pickle.read_pickle pandas.read_pickle platform._syscmd_file
+    platform.popen sklearn.externals.joblib.load tensorflow.io.read_file tensorflow.io.write_file
     tensorflow.keras.models.load_model test.support.script_helper.assert_python_ok threading.Thread
     threading.Timer torch._utils_internal.launch torch.classes.load_library torch.compile
     torch.export.load torch.fx.experimental.symbolic_shapes.ShapeEnv.evaluate_guards_expression

@@ -92,7 +92,7 @@ def parse_metadata(data: bytes, where: str) -> Metadata:
     Raises: CorruptError when it is not the metadata of a checkpoint; LimitError.
     """
     room = 1 + len(data) // BYTES_PER_ROOM
-    loaded = load(data, 0, Shapes(_ALL_NAMES, _build, None, room), where)
+    loaded = load(data, 0, Shapes(_ALL_NAMES, _build, None, room), where, is_whole=True)
     try:
         fields = _fields(loaded.root, "Metadata")
         # what is done with is let go, so that the table is not in memory twice

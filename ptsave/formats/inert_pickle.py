@@ -33,6 +33,9 @@ from ptsave.formats.pickle_shapes import UNKNOWN, Known, Shapes
 MAX_OPEN_MARKS = 10_000
 """Cap on how deep marks nest. Python's own pickler stops at its recursion limit, near 1000."""
 
+MAX_FOLLOWING = 100
+"""Cap on the pickles that are looked at behind the one that is refused."""
+
 _WINDOW_BYTES = 16 * 1024
 _MARGIN_BYTES = 8 * 1024
 """More than any operand but a long string has; so much is in memory after each opcode of a window."""
@@ -58,8 +61,12 @@ class Loaded:
     """What it says of values and the reader does not keep."""
 
 
-def load(source: Storage | bytes, start: int, shapes: Shapes, where: str) -> Loaded:
+def load(
+    source: Storage | bytes, start: int, shapes: Shapes, where: str, *, is_whole: bool = False
+) -> Loaded:
     """Interpret the pickle that begins at byte `start`; what follows its end is left alone.
+
+    `is_whole`: nothing may follow it, which a reader that goes on would run.
 
     The source is read a piece at a time, no further than a piece beyond the pickle's end, and long
     strings are left where they are (`Payload`). `where` names the file and the record for messages.
@@ -73,6 +80,10 @@ def load(source: Storage | bytes, start: int, shapes: Shapes, where: str) -> Loa
     try:
         with no_garbage_collection():
             root, end = _run(machine)
+        if is_whole and end < source.num_bytes:
+            machine.uses |= begin(source, shapes, where, end)[1]
+            what = f"{source.num_bytes - end} bytes follow the pickle, which some programs read as others"
+            raise CorruptError(what, where, _HINT)
     finally:
         for use in machine.uses.values():
             use.count = max(use.count, 1)
@@ -103,18 +114,26 @@ def names_in_errors() -> Iterator[None]:
         _MET.reset(token)
 
 
-def begin(source: Storage, shapes: Shapes, where: str) -> tuple[Any, dict[str, GlobalUse]]:
+def begin(source: Storage, shapes: Shapes, where: str, start: int = 0) -> tuple[Any, dict[str, GlobalUse]]:
     """What a file spells that may be a pickle, and the dotted names that an unpickler would meet in it.
 
-    Where the pickle breaks off, None, and the names up to there.
+    Where the pickle breaks off, None, and the names up to there. Where others follow it, for a program
+    that reads one after the other, the names in them, too.
     """
-    machine = Machine(source, 0, shapes, where)
-    with no_garbage_collection():
-        try:
-            root, _ = _run(machine)
-        except PtsaveError:
-            root = None
-    return root, machine.uses
+    first = None
+    uses: dict[str, GlobalUse] = {}
+    for number in range(MAX_FOLLOWING + 1):
+        machine = Machine(source, start, shapes, where)
+        with no_garbage_collection():
+            try:
+                root, start = _run(machine)
+            except PtsaveError:
+                root, start = None, source.num_bytes
+        first = root if number == 0 else first
+        add_uses(uses, machine.uses)
+        if start >= source.num_bytes:
+            break
+    return first, uses
 
 
 def _run(machine: Machine) -> tuple[Any, int]:

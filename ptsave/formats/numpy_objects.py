@@ -2,7 +2,9 @@
 
 An array is `Opaque("numpy.ndarray")` with `dtype`, `shape`, `order` and its `values` (or, past a small
 number of elements, its `data` as little-endian bytes); a scalar is `Opaque("numpy.float64", (value,))`.
-NumPy's functions stay outside the known shapes: a real unpickler would call them.
+Arrays and numbers of plain dtypes, and arrays of objects, are known shapes where they are spelled exactly as
+NumPy spells them. Other dtypes (records, dates) are shown but stay outside: a dtype's state has flags that
+NumPy believes, with which bytes become pointers.
 
 Source: NumPy's numpy/_core/src/multiarray/methods.c (`array_reduce`, `array_setstate`),
 descriptor.c (`arraydescr_reduce`), scalartypes.c.src (`gentype_reduce`).
@@ -19,7 +21,8 @@ from ptsave.core.dtypes import BY_NAME, DType
 from ptsave.core.nodes import Global, Opaque, TensorEntry, contiguous_strides
 from ptsave.core.storage import MemoryStorage, Storage, SwappedStorage
 from ptsave.errors import CorruptError
-from ptsave.formats.pickle_shapes import BYTES_PER_UNIT, UNKNOWN, Budget, Described, Payload
+from ptsave.formats.pickle_shapes import BYTES_PER_UNIT, UNKNOWN, Budget, Known, Payload
+from ptsave.formats.python_objects import is_name_only
 
 MAX_SHOWN_ELEMENTS = 64
 MAX_RANK = 64
@@ -40,6 +43,9 @@ _NAMES = {
     "c8": "complex64",
     "c16": "complex128",
 }
+_OBJECTS = ("O", "O4", "O8")
+_PLAIN_STATE, _OBJECT_STATE = (-1, -1, 0), (-1, -1, 63)
+"""The size, the alignment and the flags in the state of a plain dtype, and of that of objects."""
 _STRUCT_CODES = {
     "b1": "?",
     "i1": "b",
@@ -107,7 +113,9 @@ def _packed(dtype: DType, values: list[Any]) -> bytes | None:
 
 def _dtype(args: tuple[Any, ...], budget: Budget) -> Any:
     """`numpy.dtype("f4", False, True)`."""
-    if len(args) != 3 or type(args[0]) is not str:
+    if len(args) != 3 or type(args[0]) is not str or args[1:] != (False, True):
+        return UNKNOWN
+    if args[0] not in _NAMES and args[0] not in _OBJECTS:
         return UNKNOWN
     return Opaque("numpy.dtype", args[:1])
 
@@ -115,6 +123,8 @@ def _dtype(args: tuple[Any, ...], budget: Budget) -> Any:
 def _reconstruct(args: tuple[Any, ...], budget: Budget) -> Any:
     """`_reconstruct(numpy.ndarray, (0,), b"b")`: an empty array that BUILD fills."""
     if len(args) != 3 or not isinstance(args[0], Global) or args[0].name != "numpy.ndarray":
+        return UNKNOWN
+    if args[1] != (0,) or type(args[2]) not in (bytes, str) or args[2] not in (b"b", "b"):
         return UNKNOWN
     return NumpyArray("numpy.ndarray")
 
@@ -124,6 +134,9 @@ def _frombuffer(args: tuple[Any, ...], budget: Budget) -> Any:
     if len(args) != 4 or not isinstance(args[0], (bytes, bytearray, Payload)):
         return UNKNOWN
     data, dtype, shape, order = args
+    is_number = _is_exact(dtype) and dtype.args[0] in _NAMES
+    if (_is_exact(dtype) and not is_number) or type(order) is not str or order not in ("C", "F"):
+        return UNKNOWN
     state = _contents(shape, dtype, order == "F", data, budget)
     return UNKNOWN if state is None else NumpyArray("numpy.ndarray", (), state)
 
@@ -140,9 +153,10 @@ def _scalar(args: tuple[Any, ...], budget: Budget) -> Any:
 
 
 NAMES: dict[str, Any] = {
-    name: Described(name, call)
+    name: Known(name, call)
     for name, call in {
         "numpy.dtype": _dtype,
+        "numpy.ndarray": is_name_only,
         "numpy.core.multiarray._reconstruct": _reconstruct,
         "numpy._core.multiarray._reconstruct": _reconstruct,
         "numpy.core.multiarray.scalar": _scalar,
@@ -159,6 +173,8 @@ def build(target: Any, state: Any, budget: Budget) -> bool:
         return False
     if target.name == "numpy.dtype" and len(state) >= 8 and state[1] in ("<", ">", "|", "="):
         simple = all(part is None for part in state[2:5])
+        if _is_exact(target) and (state[0] != 3 or not simple or state[5:] != _sizes(target)):
+            return False
         target.state = {"byteorder": state[1]} if simple else list(state)
         return True
     if target.name == "numpy.ndarray" and len(state) in (4, 5):  # the first ones had no version in front
@@ -168,6 +184,15 @@ def build(target: Any, state: Any, budget: Budget) -> bool:
             target.state = contents
             return True
     return False
+
+
+def _is_exact(dtype: Any) -> bool:
+    """Whether it is a dtype of numbers or of objects, made as NumPy does it."""
+    return isinstance(dtype, Opaque) and dtype.name == "numpy.dtype" and len(dtype.args) == 1
+
+
+def _sizes(dtype: Opaque) -> tuple[int, int, int]:
+    return _OBJECT_STATE if dtype.args[0] in _OBJECTS else _PLAIN_STATE
 
 
 def _type_code(dtype: Any) -> tuple[str, str] | None:
@@ -201,6 +226,8 @@ def _contents(shape: Any, dtype: Any, fortran: Any, data: Any, budget: Budget) -
     code = _type_code(dtype)
     if code is None or code[1] not in _NAMES:
         # an array of objects holds a list; texts, dates and records stay as they are
+        if _is_exact(dtype) and (type(data) is not list or len(data) != count):
+            raise CorruptError(f"a numpy array of {count} objects has no list of so many")
         if isinstance(data, list):
             budget.spend(len(data) // 8)
             return shown | {"values": list(data)}

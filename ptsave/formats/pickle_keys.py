@@ -18,6 +18,7 @@ LONG_KEY = 256
 
 MAX_KEY_PARTS = 64
 """Cap on the parts of a tuple, and of the tuples in it, that is hashed as what it is."""
+_NUMBERS = ("decimal.Decimal", "fractions.Fraction")
 _BY_VALUE = frozenset(f"builtins.{kind}" for kind in ("complex", "frozenset", "range", "slice", "tuple")) | {
     "torch.device",
     "torch.layout",
@@ -57,6 +58,10 @@ def admit(key: Any, budget: Budget) -> Any:
         else:
             budget.spend_unusual_key()
         return key
+    if isinstance(key, Opaque) and key.name in _NUMBERS:
+        raise CorruptError(f"a dictionary or set has a {key.name} as a key, which may equal another")
+    if isinstance(key, Opaque) and key.name.startswith("numpy.") and key.is_call_of_scalars and key.args:
+        return admit(key.args[0], budget)  # NumPy's 1 is the key 1
     if isinstance(key, (Opaque, Global, TensorEntry)):
         return key
     if isinstance(key, _UNHASHABLE):

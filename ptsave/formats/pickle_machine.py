@@ -27,6 +27,7 @@ from ptsave.formats.pickle_shapes import (
     Payload,
     Shapes,
 )
+from ptsave.formats.python_objects import check_length
 from ptsave.formats.windows import window
 
 MAX_CODE_BYTES = 24 * 1024 * 1024
@@ -325,11 +326,18 @@ class Machine:
 
     def add(self, target: Any, items: list[Any]) -> None:
         """Add `items` to what an Opaque would be."""
-        if not self._is_free(target) or type(target.items) is dict:
+        if not isinstance(target, Opaque) or not self._takes_items(target):
             raise CorruptError(f"adds items to a {_spelled(target)}")
-        if target.items is None:
-            target.items = []
-        target.items.extend(items)
+        held = [] if target.items is None else target.items
+        if isinstance(held, dict):
+            raise CorruptError(f"adds items to a {_spelled(target)}")
+        held.extend(items)
+        target.items = held
+        check_length(target)
+
+    def _takes_items(self, target: Opaque) -> bool:
+        """Whether items may be added to it: it is of an unknown class, or was made with a list of them."""
+        return self._is_free(target) or (type(target) is Opaque and type(target.items) is list)
 
     def set_items(self, target: Any, items: list[Any]) -> None:
         """Set `items` (key, value, key, value, …) in a dict, or in what an Opaque would be."""

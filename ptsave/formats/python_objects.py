@@ -8,10 +8,12 @@ Source: CPython's Lib/copyreg.py, Lib/collections/__init__.py, Objects/*.c (`__r
 
 from __future__ import annotations
 
+import re
 from collections import Counter, OrderedDict, defaultdict
 from typing import Any
 
 from ptsave.core.nodes import Global, Opaque
+from ptsave.errors import CorruptError
 from ptsave.formats.latin1 import Latin1Storage
 from ptsave.formats.pickle_keys import admit_all
 from ptsave.formats.pickle_shapes import BYTES_PER_UNIT, UNKNOWN, Budget, Known, Payload
@@ -119,18 +121,74 @@ def _slice(args: tuple[Any, ...], budget: Budget) -> Any:
     return Opaque("builtins.slice", args)
 
 
+def _dict(args: tuple[Any, ...], budget: Budget) -> Any:
+    """`dict()` or a copy of one."""
+    if not args:
+        return {}
+    if len(args) != 1 or type(args[0]) is not dict:
+        return UNKNOWN
+    budget.spend(4 + 2 * len(args[0]))
+    return dict(args[0])
+
+
+def _list(args: tuple[Any, ...], budget: Budget) -> Any:
+    """`list()` or a copy of one."""
+    if not args:
+        return []
+    if len(args) != 1 or type(args[0]) not in (list, tuple):
+        return UNKNOWN
+    budget.spend(4 + len(args[0]) // 4)
+    return list(args[0])
+
+
+def _deque(args: tuple[Any, ...], budget: Budget) -> Any:
+    """`deque()` or `deque((), maxlen)`, to which the pickle appends."""
+    if args and (len(args) != 2 or args[0] not in ((), []) or not _is_length(args[1])):
+        return UNKNOWN
+    budget.spend(4)
+    return Opaque(DEQUE, args[1:], items=[])
+
+
+def _is_length(value: Any) -> bool:
+    return value is None or (type(value) is int and value >= 0)
+
+
+def check_length(target: Opaque) -> None:
+    """Raises: CorruptError where a deque has more items than it holds: a real one lets the first ones go."""
+    longest = target.args[0] if target.name == DEQUE and target.args else None
+    if longest is not None and target.items is not None and len(target.items) > longest:
+        raise CorruptError(f"appends more than {longest} items to a deque of so many")
+
+
+def _number(name: str) -> Known:
+    """`Decimal("1.5")`, `Fraction("1/3")`, `Fraction(1, 3)`."""
+
+    def make(args: tuple[Any, ...], budget: Budget) -> Any:
+        is_text = len(args) == 1 and type(args[0]) is str and _NUMBER.fullmatch(args[0])
+        is_pair = name == "fractions.Fraction" and len(args) == 2 and {*map(type, args)} == {int} and args[1]
+        return Opaque(name, args) if is_text or is_pair else UNKNOWN
+
+    return Known(name, make)
+
+
 def is_name_only(args: tuple[Any, ...], budget: Budget) -> Any:
     """For a class that a file may mention as a value, and nothing more."""
     return UNKNOWN
 
 
-_TYPES = ("bool", "bytes", "dict", "float", "int", "list", "object", "str", "tuple")
+DEQUE = "collections.deque"
+_NUMBER = re.compile(
+    r"-?(?:[0-9]{1,200}(?:\.[0-9]{1,200})?(?:E[+-]?[0-9]{1,18})?|[0-9]{1,200}/[0-9]{1,200}|Infinity|NaN)"
+)
+_TYPES = ("bool", "bytes", "float", "int", "object", "str", "tuple")
 _BY_NAME = {
     "collections.OrderedDict": Known("collections.OrderedDict", _ordered_dict),
     "collections.Counter": Known("collections.Counter", _counter),
     "collections.defaultdict": Known("collections.defaultdict", _defaultdict),
     "_codecs.encode": Known("_codecs.encode", _encode),
     "builtins.bytes": Known("builtins.bytes", _bytes),
+    "builtins.dict": Known("builtins.dict", _dict),
+    "builtins.list": Known("builtins.list", _list),
     "builtins.bytearray": Known("builtins.bytearray", _bytearray),
     "builtins.complex": Known("builtins.complex", _complex),
     "builtins.set": Known("builtins.set", _set),
@@ -143,6 +201,17 @@ NAMES: dict[str, Any] = {
 } | _BY_NAME
 _FACTORIES: tuple[Global, ...] = tuple(known for name, known in NAMES.items() if name.startswith("builtins."))
 """What a defaultdict may be made with: builtin types, whose empty values are harmless."""
+
+_FUNCTIONS = ("abs", "len", "max", "min", "round", "sorted", "sum")
+_ABSTRACT = (
+    *("Callable", "Collection", "Container", "Generator", "Hashable", "ItemsView", "Iterable", "Iterator"),
+    *("KeysView", "Mapping", "MutableMapping", "MutableSequence", "MutableSet", "Reversible", "Sequence"),
+    *("Set", "Sized", "ValuesView"),
+)
+NAMES |= {f"builtins.{name}": Known(f"builtins.{name}", is_name_only) for name in _FUNCTIONS}
+NAMES |= {f"collections.abc.{name}": Known(f"collections.abc.{name}", is_name_only) for name in _ABSTRACT}
+NAMES |= {name: _number(name) for name in ("decimal.Decimal", "fractions.Fraction")}
+NAMES[DEQUE] = Known(DEQUE, _deque)
 
 
 def build(target: Any, state: Any, budget: Budget) -> bool:

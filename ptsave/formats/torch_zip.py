@@ -202,7 +202,7 @@ def load_record(directory: ZipDirectory, name: str, shapes: Shapes) -> Loaded:
     is_small = entry.num_bytes <= MAX_CHECKED_PICKLE_BYTES
     if is_small and entry.crc32 is not None and crc32_of(storage) != entry.crc32:
         raise CorruptError("damaged: the bytes do not match their CRC-32", where, _HINT)
-    return load(storage, 0, shapes, where)
+    return load(storage, 0, shapes, where, is_whole=True)
 
 
 class ZipStorages:

@@ -8,9 +8,11 @@ import pickle
 import pickletools
 from argparse import Namespace
 from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Mapping
 from contextlib import suppress
 from decimal import Decimal
 from enum import Enum
+from fractions import Fraction
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
@@ -508,3 +510,28 @@ def test_keys_that_may_be_equal() -> None:
         with pytest.raises(CorruptError, match="two keys that may be equal"):
             load(data)
     assert load(b"}((K\x01(K\x02ttK\x0a(\x88(K\x02ttK\x0bu.").root == {(1, (2,)): 11}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_harmless_objects_of_python(protocol: int) -> None:
+    class_of = {
+        "deque": deque([1, 2]),
+        "short": deque([3], 4),
+        "price": Decimal("1.50"),
+        "third": Fraction(1, 3),
+    }
+    named = {"len": len, "kind": dict, "abstract": Mapping}
+    loaded = load(pickle.dumps(class_of | named, protocol))
+    assert not loaded.globals
+    assert loaded.root["deque"].items == [1, 2]
+    assert (loaded.root["short"].args, loaded.root["short"].items) == ((4,), [3])
+    assert loaded.root["price"].args == ("1.50",)
+
+
+def test_what_makes_them_harmful() -> None:
+    assert list(load(b"cbuiltins\nlen\n]\x85R.").globals) == ["builtins.len"]
+    assert list(load(b"cdecimal\nDecimal\nX\x03\0\0\0abc\x85R.").globals) == ["decimal.Decimal"]
+    with pytest.raises(CorruptError, match="more than 1 items"):
+        load(b"ccollections\ndeque\n)K\x01\x86R(K\x01K\x02e.")
+    with pytest.raises(CorruptError, match="may equal another"):
+        load(b"}(cdecimal\nDecimal\nX\x01\0\0\x001\x85RK\x0aK\x01K\x0bu.")

@@ -12,6 +12,7 @@ import torch
 
 import ptsave
 from ptsave.core.nodes import Opaque
+from ptsave.errors import CorruptError
 from ptsave.formats import inert_pickle
 from ptsave.formats.pickle_shapes import Payload
 from ptsave.formats.torch_objects import torch_shapes
@@ -93,3 +94,32 @@ def test_names_before_and_after_numpy_2() -> None:
             old = old[: at + 1] + (len(old) - at - 9).to_bytes(8, "little") + old[at + 9 :]
         found = inert_pickle.load(old, 0, torch_shapes(), "test").root.state
         assert np.array_equal(rebuilt(found), array)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_plain_arrays_are_known_shapes(protocol: int) -> None:
+    objects = np.array([1, "two", None], object)
+    keyed = {np.int64(1): "a", np.float32(0.5): "b"}
+    for value in (np.arange(70.0), np.zeros((2, 3), ">i2", order="F"), np.float32(1.5), objects, keyed):
+        loaded = inert_pickle.load(pickle.dumps(value, protocol), 0, torch_shapes(), "test")
+        assert not loaded.globals, value
+    assert loaded.root == {1: "a", 0.5: "b"}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_other_arrays_are_not(protocol: int) -> None:
+    for value in (np.array(["2024-01-01"], "M8[D]"), np.zeros(2, [("a", "i4")]), np.array(["text"])):
+        assert (
+            "numpy.dtype" in inert_pickle.load(pickle.dumps(value, protocol), 0, torch_shapes(), "t").globals
+        )
+
+
+def test_what_numpy_would_believe() -> None:
+    whole = pickle.dumps(np.array([1, 2], object), 2)
+    flags = whole.index(b"K?t")  # 63: a list holds the objects
+    with pytest.raises(CorruptError, match=r"sets attributes on a numpy\.dtype"):
+        inert_pickle.load(whole[:flags] + b"K\0t" + whole[flags + 3 :], 0, torch_shapes(), "test")
+    plain = pickle.dumps(np.array([1, 2]), 2)
+    assert b"i8" in plain
+    with pytest.raises(CorruptError):
+        inert_pickle.load(plain.replace(b"X\x02\0\0\0i8", b"X\x02\0\0\0O8"), 0, torch_shapes(), "test")

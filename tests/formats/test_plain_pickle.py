@@ -73,3 +73,14 @@ def test_text_is_text(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(UnknownFormatError, match=r"text|JSON|TOML"):
             open_checkpoint(path)
+
+
+def test_pickles_that_follow_a_harmless_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.pkl"
+    both = pickle.dumps(["a"], 4) + b"\x80\x02crequests.api\nget\nX\x01\0\0\0a\x85R."
+    path.write_bytes(both)
+    with pytest.raises(UnknownFormatError, match=r"would use requests\.api\.get"):
+        open_checkpoint(path)
+    path.write_bytes(tf.pt_raw(both))
+    with pytest.raises(CorruptError, match=r"bytes follow the pickle.*it uses requests\.api\.get"):
+        open_checkpoint(path)
