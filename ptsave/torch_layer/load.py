@@ -16,7 +16,7 @@ from ptsave.config import Config, InputsSpec, load_config
 from ptsave.core.accounts import Extras
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.keys import EXACT, KeyReport, Wanted
-from ptsave.core.select import Selection, select_model
+from ptsave.core.select import Selection, select_model, without
 from ptsave.errors import UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.recorded import told_by
@@ -117,6 +117,7 @@ def summary(
     outputs_path: Path | None,
 ) -> Loaded:
     """What was loaded; the checkpoint may be closed."""
+    selection = without(selection, report.left)
     unique = {entry.view: entry for entry in selection.tensors.values()}.values()
     return Loaded(
         path=checkpoint.path,

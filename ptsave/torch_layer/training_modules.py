@@ -15,7 +15,7 @@ from ptsave.core.select import WRAPPERS, strip_wrapper_names
 from ptsave.core.storage import MemoryStorage
 from ptsave.errors import LossyError
 from ptsave.torch_layer.fill import expected_of, extra_of, misfit
-from ptsave.torch_layer.spread import placed
+from ptsave.torch_layer.spread import is_spread, placed
 from ptsave.torch_layer.training_keys import header
 
 NO_BYTES = MemoryStorage(memoryview(b""))
@@ -113,6 +113,7 @@ def plan_module(module: nn.Module, saved: Mapping[str, Any], label: str, where: 
     report, values, notes = best
     if not report.fits:
         raise _named_misfit(misfit(report, Path(where or label)), label)
+    _refuse_untied(parameters_of(module), values, label)
     if report.recast:
         name, want, found = report.recast[0]
         notes.append(
@@ -136,6 +137,18 @@ def plan_module(module: nn.Module, saved: Mapping[str, Any], label: str, where: 
             seen.add(id(parameters[name]))
             order.append(name)
     return ModulePlan(module, full, order, notes)
+
+
+def _refuse_untied(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Any], label: str) -> None:
+    """Raise LossyError where names of one parameter have different values, of which one would win."""
+    first: dict[int, str] = {}
+    for name, parameter in parameters.items():
+        if name in values:
+            other = first.setdefault(id(parameter), name)
+            one, two = values[other], values[name]
+            if one is not two and not (is_spread(one) or is_spread(two)) and not torch.equal(one, two):
+                what = f"{other!r} and {name!r} are one parameter in {label}, and differ in the checkpoint"
+                raise LossyError(what, "", "drop one of the two names first: `ptsave convert --drop NAME`")
 
 
 def _readings(

@@ -271,6 +271,8 @@ def against(subject: Subject) -> Iterator[Finding]:
         left_out = one.num_left_out, other.num_left_out
         message = f"only the models: {left_out[0]} tensors here and {left_out[1]} there were not compared"
         yield Finding("against", "skipped", "", message)
+    if not found.tensors and not found.only_in_a and not found.only_in_b:
+        yield Finding("against", "ok", "", "neither holds a tensor")
     if found.tensors and not found.different and not found.only_in_a and not found.only_in_b:
         message = Counted(len(found.tensors), "tensor is bitwise equal", "tensors are bitwise equal")
         yield Finding("against", "ok", "", message)

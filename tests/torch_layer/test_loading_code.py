@@ -24,6 +24,7 @@ from ptsave.errors import LossyError, UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.specs import Place, parse_model
 from ptsave.torch_layer.fill import build_filled
+from ptsave.torch_layer.training_modules import plan_module
 
 State = dict[str, Any]
 
@@ -519,3 +520,11 @@ def test_an_extra_state_is_left_alone(tmp_path: Path, way: str) -> None:
         assert loaded.seen is None
         assert torch.equal(loaded.weight, state["weight"])
     assert ptsave.load(tmp_path / "m.pt", nn.Linear(3, 2), allow_unexpected=glob).bias is not None
+
+
+def test_a_training_refuses_two_tensors_for_one_parameter() -> None:
+    one = torch.randn(5, 3)
+    plan_module(Tied(), {"embed.weight": one, "head.weight": one.clone()}, "the model")
+    plan_module(Tied(), {"head.weight": one}, "the model")
+    with pytest.raises(LossyError, match=r"'embed\.weight' and 'head\.weight' are one parameter"):
+        plan_module(Tied(), {"embed.weight": one, "head.weight": one + 1}, "the model")

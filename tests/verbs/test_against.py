@@ -121,3 +121,8 @@ def test_safetensors_beside_a_training(tmp_path: Path) -> None:
     flags = ["--against", str(tmp_path / "m.safetensors"), "--checks", "against"]
     assert run(["verify", str(tmp_path / "t.pt"), *flags]) == 1
     assert run(["verify", str(tmp_path / "t.pt"), *flags, "--select", "model"]) == 0
+
+
+def test_two_empty_files_are_compared(verdict: Any) -> None:
+    assert verdict({}, {}) == (0, {("ok", "")})
+    assert verdict({}, W)[0] == 1
