@@ -15,12 +15,13 @@ import torch
 from safetensors.torch import load_file
 
 from ptsave.core.storage import FileStorage
-from ptsave.errors import CorruptError, LossyError, RefusedError
+from ptsave.errors import CorruptError, LimitError, LossyError, RefusedError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.writers import BY_NAME, destination_writer
 from ptsave.verbs.convert import Conversion, convert
 from ptsave.verbs.edit import parse_edits
+from tests.attacks import torch_files as tf
 from tests.formats.write_cases import assert_same
 from tests.support import Command
 
@@ -281,3 +282,22 @@ def test_what_each_rank_has_of_its_own_is_not_left_behind(tmp_path: Path) -> Non
     done = run(tmp_path / "a.pt", out, select="model_state_dict", extras="drop")
     assert set(load_file(out)) == set(model)
     assert list(done.dropped) == [f"ranks.{rank}.model_state_dict.expert.weight" for rank in (0, 1)]
+
+
+@pytest.mark.slow
+def test_a_small_file_of_very_many_tensors(tmp_path: Path) -> None:
+    """Each takes a writer some time and memory, and six bytes of safetensors' header more than a name."""
+    names = [f"{i:x}" for i in range(130_000)]
+    header = {name: tf.info("U8", (0,), (0, 0)) for name in names}
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(tf.safetensors(header))
+    assert path.stat().st_size < 16 * 1024**2
+    with open_checkpoint(path) as checkpoint, pytest.raises(LimitError, match="converted_tensors = 125000"):
+        convert(
+            [checkpoint],
+            tmp_path / "a.pt",
+            BY_NAME["pt"],
+            WriteOptions(),
+            parse_edits(None, None, None, None, None, False),
+        )
+    assert not (tmp_path / "a.pt").exists()
