@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from ptsave.core.nodes import Opaque, TensorEntry
@@ -33,6 +34,10 @@ MODEL_KEYS = (
 EXTRA_STATE = ("_extra_state", "_packed_params")
 """How the keys of what is no tensor end: a module's own extra entry, a quantized layer's weight and bias.
 Source: torch.nn.modules.module, torch.ao.nn.quantized.modules.linear."""
+MAX_PARTS = 1000
+"""Parts with weights in them past which nothing says which is the model's."""
+MAX_BESIDE = 10_000
+"""Nodes that are looked at in a value beside tensors: what a module keeps there is small."""
 OWN = "."
 """Behind a key: the tensors that lie there themselves, without the dictionaries beside them."""
 
@@ -123,7 +128,9 @@ def choose(root: Any, place: str) -> tuple[Candidate, tuple[Candidate, ...]] | N
         return Candidate("", root, True), ()
     if not isinstance(root, dict):
         return None
-    found = list(_parts(root, "", True, set()))
+    found = list(islice(_parts(root, "", True, set()), MAX_PARTS + 1))
+    if len(found) > MAX_PARTS:
+        raise _ambiguous(found, place)
     takable = [part for part in found if part.can_be_taken]
     if not takable:
         return None
@@ -148,13 +155,17 @@ def _best(parts: list[Candidate], place: str) -> Candidate:
             best = part
     rivals = [part for part in parts if part is not best and _is_rival(part, best)]
     if rivals:
-        raise AmbiguousError(
-            f"holds more than one state dict: {_listed(part.words for part in (best, *rivals))}",
-            place,
-            f"choose with --select KEY.PATH: {_listed(repr(part.key) for part in (best, *rivals))}",
-            candidates=[part.key for part in (best, *rivals)],
-        )
+        raise _ambiguous([best, *rivals], place)
     return best
+
+
+def _ambiguous(parts: list[Candidate], place: str) -> AmbiguousError:
+    return AmbiguousError(
+        f"holds more than one state dict: {listed(part.words for part in parts)}",
+        place,
+        f"choose with --select KEY.PATH: {listed(repr(part.key) for part in parts)}",
+        candidates=[part.key for part in parts],
+    )
 
 
 def _is_rival(part: Candidate, best: Candidate) -> bool:
@@ -208,7 +219,7 @@ def is_state_dict(node: Any) -> bool:
         return False
     others = [key for key, value in node.items() if not isinstance(value, TensorEntry)]
     return len(others) < len(node) and not any(
-        _holds(node[key], _is_tensor) for key in others if not key.endswith(EXTRA_STATE)
+        _holds(node[key], _is_tensor, MAX_BESIDE) for key in others if not key.endswith(EXTRA_STATE)
     )
 
 
@@ -226,13 +237,18 @@ def _is_training(key: Any, node: Any) -> bool:
     return _TRAINING.search(str(key)) is not None or (isinstance(node, dict) and "param_groups" in node)
 
 
-def _holds(root: Any, wanted: Callable[[Any], bool]) -> bool:
-    """Whether what `wanted` accepts lies in a container, or a module, but for optimizers and their kin."""
+def _holds(root: Any, wanted: Callable[[Any], bool], most: int | None = None) -> bool:
+    """Whether what `wanted` accepts lies in a container, or a module, but for optimizers and their kin.
+
+    A walk that goes beyond `most` nodes is taken to find some.
+    """
     met: set[int] = set()
     stack = [root]
+    num_met = 0
     while stack:
         node = stack.pop()
-        if wanted(node):
+        num_met += 1
+        if wanted(node) or (most is not None and num_met > most):
             return True
         if id(node) in met:
             continue
@@ -246,6 +262,7 @@ def _holds(root: Any, wanted: Callable[[Any], bool]) -> bool:
     return False
 
 
-def _listed(words: Iterable[str], most: int = 6) -> str:
+def listed(words: Iterable[str], most: int = 6) -> str:
+    """The words with commas, the first few of them where they are many."""
     shown = list(words)
     return ", ".join(shown[:most]) + (", …" if len(shown) > most else "")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ptsave.core.accounts import LeftOut, account
-from ptsave.core.candidates import OWN, choose, is_state_dict, own_part
+from ptsave.core.candidates import OWN, choose, is_state_dict, listed, own_part
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.nearest import hint_for
 from ptsave.core.nodes import Opaque, TensorEntry
@@ -58,7 +58,7 @@ class Selection:
         if self.where or self.is_own:
             parts.append(f"took the {'tensors' if self.is_own else 'state dict'} {place}")
             if self.others:
-                parts[-1] += f" (not {', '.join(self.others)})"
+                parts[-1] += f" (not {listed(self.others)})"
         if self.stripped:
             parts.append("removed the wrapper prefix " + ", ".join(f"{p!r}" for p in self.stripped))
         return "; ".join(parts)
@@ -74,6 +74,7 @@ def select_model(checkpoint: Checkpoint, key: str | None = None) -> Selection:
     """
     others: tuple[str, ...] = ()
     is_own = False
+    _ = checkpoint.tensors  # this walk of the tree bounds all others
     if key is not None:
         where, node = _lookup(checkpoint, key)
     else:
@@ -152,13 +153,13 @@ class _Renaming:
 
     def __init__(self, selection: Selection) -> None:
         self._names = {old: new for new, old in selection.original.items()}
+        self._lengths = sorted({len(selection.original[name]) for name in selection.extra})
 
     def _front(self, name: str) -> str | None:
-        while name not in self._names:
-            name, dot, _ = name.rpartition(".")
-            if not dot:
-                return None
-        return name
+        if name in self._names:
+            return name
+        fronts = (name[:end] for end in self._lengths if name[end : end + 1] == ".")
+        return next((front for front in fronts if front in self._names), None)
 
     def knows(self, name: str) -> bool:
         return self._front(name) is not None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import cmath
-from collections.abc import Callable, Iterator, Mapping
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -165,26 +167,30 @@ def belonging_to_tensors(content: Content) -> set[str]:
     What lies under an inert object that holds tensors, or is torch's or NumPy's, and a module's own extra
     entries are; a learning rate or a step is not.
     """
-    above = {head for name in content.tensors for head in _heads(name)}
+    names = sorted(content.tensors)
     objects = {
         path
         for path, leaf in content.data.items()
-        if isinstance(leaf, Opaque) and (path in above or leaf.name.startswith(("torch.", "numpy.")))
+        if isinstance(leaf, Opaque) and (leaf.name.startswith(("torch.", "numpy.")) or _holds(path, names))
     }
+    lengths = sorted({len(path) for path in objects})
     return {
         path
         for path in content.data
         if path in objects
-        or any(head in objects or head.endswith(EXTRA_STATE) for head in (*_heads(path), path))
+        or _OF_MODULE.search(path)
+        or any(path[end : end + 1] == "." and path[:end] in objects for end in lengths if end < len(path))
     }
 
 
-def _heads(path: str) -> Iterator[str]:
-    """The paths of what `path` lies in."""
-    end = path.rfind(".")
-    while end > 0:
-        yield path[:end]
-        end = path.rfind(".", 0, end)
+_OF_MODULE = re.compile(rf"({'|'.join(EXTRA_STATE)})(\.|$)")
+
+
+def _holds(path: str, names: Sequence[str]) -> bool:
+    """Whether any of the sorted `names` lies in `path`."""
+    inside = f"{path}."
+    i = bisect_left(names, inside)
+    return i < len(names) and names[i].startswith(inside)
 
 
 def diff_tensors(

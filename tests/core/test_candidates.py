@@ -186,3 +186,12 @@ def test_load_refuses_one_of_two_equals(tmp_path: Path, capsys: pytest.CaptureFi
     assert run(["load", str(tmp_path / "gan.pt"), "-c", str(config)]) == 4
     assert "'generator', 'discriminator'" in capsys.readouterr().err
     assert run(["load", str(tmp_path / "gan.pt"), "-c", str(config), "--select", "discriminator"]) == 0
+
+
+def test_of_very_many_none_is_the_models(tmp_path: Path) -> None:
+    one = weights("w")
+    with pytest.raises(AmbiguousError) as caught:
+        selected(tmp_path, {f"k{i}": one for i in range(2000)})
+    assert len(str(caught.value)) < 500
+    few = {"model": one} | {f"k{i}": one for i in range(20)}
+    assert selected(tmp_path, few).sentence().endswith("'k5', …)")
