@@ -59,6 +59,7 @@ BOOKKEEPING = (
     "bytecode.pkl",
     "mobile_debug_handles.pkl",
     "version",
+    ".data/version",
     "byteorder",
     ".format_version",
     ".storage_alignment",
