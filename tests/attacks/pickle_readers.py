@@ -135,9 +135,10 @@ def _recording(base: Any, reading: Reading, first: Reading | None) -> Any:
     return Recording
 
 
-def _read(
+def read(
     reader: str, base: Any, data: bytes, open_: Callable[[bytes], Any], first: Reading | None
 ) -> Reading:
+    """What one of READERS makes of it; `first` is what the reader in Python made."""
     reading = Reading(reader, [])
     with open_(data) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -193,7 +194,7 @@ def check(data: bytes) -> bool:
     shown = Canonical().of(ours.root) if is_yes else None
     first = None
     for reader, (base, open_) in READERS.items():
-        reading = _read(reader, base, data, open_, first)
+        reading = read(reader, base, data, open_, first)
         first = first or reading
         met = {".".join(name) for _, name in reading.names}
         if unseen := {name for name in met if not _is_harmless(name)} - set(ours.globals):

@@ -9,8 +9,12 @@ from random import Random
 
 import pytest
 
+from ptsave.errors import CorruptError
+from ptsave.formats import inert_pickle
+from ptsave.formats.torch_objects import torch_shapes
+
 from .pickle_programs import CASES, program
-from .pickle_readers import check
+from .pickle_readers import READERS, check, read
 
 NUM_PROGRAMS = 12_000
 
@@ -18,6 +22,14 @@ NUM_PROGRAMS = 12_000
 @pytest.mark.parametrize("name", CASES)
 def test_cases(name: str) -> None:
     check(CASES[name])
+
+
+def test_the_frame_that_hides_a_call_is_one() -> None:
+    name, reader = "opcode across its frame's end", "C, from a stream"  # as torch.load reads a zip's
+    base, open_ = READERS[reader]
+    assert (("os", "system"), ("os", "system")) in read(reader, base, CASES[name], open_, None).names
+    with pytest.raises(CorruptError, match="across the end of its frame"):
+        inert_pickle.load(CASES[name], 0, torch_shapes(), "test")
 
 
 @pytest.mark.slow
