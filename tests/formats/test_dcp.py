@@ -27,6 +27,9 @@ from ptsave.core.storage import FileStorage
 from ptsave.errors import CorruptError, LimitError, MissingFileError, UnreadableError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.chunks import Box, ConcatenatedStorage, TiledStorage
+from ptsave.formats.dcp_metadata import parse_metadata
+from tests.attacks import torch_files as tf
+from tests.attacks.pickles import New, Raw, Shared, dump
 from tests.formats.test_chunks import grid
 from tests.formats.torch_reading import assert_same, flat
 
@@ -271,3 +274,13 @@ def test_metadata_that_would_run_code(tmp_path: Path) -> None:
     with (tmp_path / "beside" / ".metadata").open("rb") as file:
         pickle.load(file)
     assert canary.exists()
+
+
+def test_a_place_that_the_pickle_changes_afterwards() -> None:
+    """BUILD copies the state, so that what is written into the dictionary later is in no place."""
+    place = tf.dcp_place()
+    shared = Shared(dict(place.state))
+    root = tf.dcp_metadata(places={tf.dcp_index(): New(place.cls, place.args, shared)})
+    root.state["later"] = Raw(b"j\x01\0\0\0X\x06\0\0\0offsetK\x63s")
+    (found,) = parse_metadata(dump(root), "test").places.values()
+    assert found.offset_bytes == place.state["offset"] == 0
