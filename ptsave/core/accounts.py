@@ -6,7 +6,7 @@ members of sets, records that nothing names) would be lost without a word; here 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -64,7 +64,7 @@ def account(
         seen.add(entry)
     left = [LeftOut("", text) for text in dropped]
     transient: list[LeftOut] = []
-    for place in _everything(root):
+    for place in _everything(root, seen.views):
         value = place.value
         if isinstance(value, TensorEntry):
             if seen.has(value):
@@ -97,9 +97,10 @@ class _Seen:
         self._is_sorted = True
 
     def add(self, entry: TensorEntry) -> None:
-        if entry.view in self.views:
+        view = entry.view
+        if view in self.views:
             return
-        self.views.add(entry.view)
+        self.views.add(view)
         key = id(entry.storage)
         begin, end = entry.byte_range
         self._ranges.setdefault(key, []).append((begin, end))
@@ -116,7 +117,7 @@ class _Seen:
         return any(first <= begin and end <= last for first, last in ranges[:_MAX_COMPARED])
 
 
-_MAX_COMPARED = 1000
+_MAX_COMPARED = 64
 """Most views of one storage that another view of it is looked for in: past that it counts as its own."""
 
 
@@ -155,8 +156,8 @@ _MAX_KEYS = 200
 _MAX_KEY_CHARS = 1000
 
 
-def _everything(root: Any) -> Iterator[_Place]:
-    """Every tensor and storage that can be reached from `root` in any way, once each."""
+def _everything(root: Any, views: Container[Any]) -> Iterator[_Place]:
+    """Every tensor whose view is not in `views`, and every storage, that can be reached from `root`."""
     met: set[int] = set()
     pending: list[tuple[Any, Any, bool]] = [(root, None, False)]
     while pending:
@@ -172,13 +173,15 @@ def _everything(root: Any) -> Iterator[_Place]:
             yield _Place(node, path, is_transient)
         found = []
         for key, child, is_shed in children:
-            if isinstance(child, (TensorEntry, *_CONTAINERS)):
+            if isinstance(child, TensorEntry) and child.view in views:
+                continue
+            if isinstance(child, _WALKED):
                 here = path if key is None else (path, key)
                 found.append((child, here, is_transient or is_shed))
         pending += reversed(found)
 
 
-_CONTAINERS = (dict, list, tuple, set, frozenset, Opaque)
+_WALKED = (TensorEntry, dict, list, tuple, set, frozenset, Opaque)
 
 
 def _children(node: Any) -> Iterator[tuple[Any, Any, bool]] | None:
