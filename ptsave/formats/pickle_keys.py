@@ -86,6 +86,8 @@ def _parts(key: tuple[Any, ...]) -> list[Any] | None:
                 waiting.append(part)
             elif type(part) in _FLAT or isinstance(part, Global):
                 parts.append(part)
+            elif isinstance(part, _UNHASHABLE):
+                raise CorruptError(f"a dictionary or set cannot hold a {type(part).__name__} in a key")
             else:
                 return None
     return parts

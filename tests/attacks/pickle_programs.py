@@ -314,6 +314,7 @@ CASES: dict[str, bytes] = {
         b"}(cbuiltins\ncomplex\nG\x3f\xf0\0\0\0\0\0\0G\0\0\0\0\0\0\0\0\x86RK\x0aK\x01K\x0bu."
     ),
     "equal frozensets as keys": b"\x80\x04}((K\x01\x91K\x0a(K\x01\x91K\x0bu.",
+    "dictionary in a key": b"}}K\x02\x86K\x01s.",
     "list in a tuple": b"]q\x00\x85h\x00K\x01a\x86.",
     "list after set() of it": b"](K\x01eq\x00cbuiltins\nset\nh\x00\x85Rh\x00K\x02a\x86.",
     "items of an array set": b"cnumpy\nndarray\n)\x81K\x00K\x01s.",
