@@ -121,8 +121,7 @@ class Checkpoint:
     @cached_property
     def weights_root(self) -> Any:
         """The tree with weights that are NumPy arrays as tensors."""
-        has_arrays = any(name.startswith("numpy.") for name in self.globals)
-        return with_arrays(self.root) if has_arrays else self.root
+        return with_arrays(self.root)
 
     @cached_property
     def accounts(self) -> Accounts:

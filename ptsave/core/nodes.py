@@ -144,6 +144,9 @@ class Opaque:
         plain = (str, int, float, bool, bytes, type(None))
         return self.state is None and not self.items and all(isinstance(a, plain) for a in self.args)
 
+    is_array = False
+    """Whether it is an array of another library."""
+
     def as_tensor(self) -> TensorEntry | None:
         """The tensor that it is in all but its class: an array of numbers."""
         return None

@@ -228,7 +228,31 @@ def with_arrays(root: Any) -> Any:
         return copy
 
     tensor = _array(root)
-    return visit(root, 0) if tensor is None else tensor
+    if tensor is not None:
+        return tensor
+    return visit(root, 0) if _holds_arrays(root) else root
+
+
+def _holds_arrays(root: Any) -> bool:
+    """Whether an object that may be an array lies in the containers of `root`."""
+    met: set[int] = set()
+    pending = [root]
+    while pending:
+        node = pending.pop()
+        if id(node) in met:
+            continue
+        met.add(id(node))
+        for child in (
+            node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ()
+        ):
+            if type(child) is TensorEntry:
+                continue
+            if isinstance(child, Opaque):
+                if child.is_array:
+                    return True
+            elif isinstance(child, (dict, list, tuple)):
+                pending.append(child)
+    return False
 
 
 def _array(value: Any) -> TensorEntry | None:

@@ -67,6 +67,8 @@ _STRUCT_CODES = {
 class NumpyArray(Opaque):
     """An array, which its state shows."""
 
+    is_array = True
+
     def as_tensor(self) -> TensorEntry | None:
         return self._tensor
 
