@@ -18,7 +18,7 @@ from typing import Any
 from ptsave.core.accounts import Part
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.digest import hasher
-from ptsave.core.files import InputFile, InputFolder, room
+from ptsave.core.files import InputFile, InputFolder
 from ptsave.core.memory import no_garbage_collection
 from ptsave.core.nodes import TensorEntry, contiguous_strides
 from ptsave.core.record import FILE_NAME, MAX_BYTES, Record
@@ -133,9 +133,8 @@ def _record_at(folder: InputFolder, name: str) -> Record | None:
     """The record in the file `name`; none where a writer has just removed it, or has not finished it."""
     try:
         with folder.open(name) as file:
-            most = room(file.size_bytes) * MAX_BYTES
-            if file.size_bytes > most:
-                raise LimitError("record_bytes", most, file.size_bytes, str(file.path))
+            if file.size_bytes > MAX_BYTES:
+                raise LimitError("record_bytes", MAX_BYTES, file.size_bytes, str(file.path))
             return Record.from_json(file.read_at(0, file.size_bytes), str(file.path))
     except MissingFileError:
         return None

@@ -96,7 +96,11 @@ def read_header(file: InputFile) -> tuple[dict[str, TensorEntry], dict[str, str]
             f"truncated: the header has {header_bytes} bytes, the file {file.size_bytes}", where, _TRUNCATED
         )
     times = room(file.size_bytes)
-    header = parse_object(file.read_at(8, header_bytes), "the header", where, _shrink, times)
+    text = file.read_at(8, header_bytes)
+    if (described := text.count(b'"data_offsets"')) > times * MAX_TENSORS:  # before any of them is made
+        raise LimitError("tensors", times * MAX_TENSORS, described, where)
+    header = parse_object(text, "the header", where, _shrink, times)
+    del text
     metadata = _metadata(header.pop(_METADATA, None), where, times)
     if len(header) > times * MAX_TENSORS:
         raise LimitError("tensors", times * MAX_TENSORS, len(header), where)
@@ -119,12 +123,12 @@ def read_header(file: InputFile) -> tuple[dict[str, TensorEntry], dict[str, str]
         tensors[name] = TensorEntry(name, layout.dtype, layout.shape, layout.strides, storage, 0)
         spans.append((begin, end, name))
     _check_cover(spans, file.size_bytes - start, where)
-    text = metadata.pop(records.KEY, None)
-    if text is None:
+    record = metadata.pop(records.KEY, None)
+    if record is None:
         return tensors, metadata, None
-    if len(text) > times * records.MAX_BYTES:
-        raise LimitError("record_bytes", times * records.MAX_BYTES, len(text), where)
-    return tensors, metadata, Record.from_json(text, where)
+    if len(record) > records.MAX_BYTES:
+        raise LimitError("record_bytes", records.MAX_BYTES, len(record), where)
+    return tensors, metadata, Record.from_json(record, where)
 
 
 def with_aliases(

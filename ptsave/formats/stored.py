@@ -15,6 +15,7 @@ from ptsave.core.names import MAX_ALIAS_CHARS
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.output import OutputFile
 from ptsave.core.record import KEY, Digests, Record
+from ptsave.core.record import MAX_BYTES as MAX_RECORD_BYTES
 from ptsave.core.storage import Storage
 from ptsave.errors import LimitError, LossyError
 from ptsave.formats.base import WriteOptions
@@ -217,7 +218,14 @@ def record_text(
         module_versions=_module_versions(checkpoint.root) or record.module_versions,
         belongs_to=belongs_to,
     )
-    return extended.to_json().encode()
+    text = extended.to_json().encode()
+    if len(text) > MAX_RECORD_BYTES:
+        raise LossyError(
+            f"the record would have {len(text)} bytes, and ptsave reads {MAX_RECORD_BYTES}",
+            source_path(checkpoint),
+            "leave it out with --no-record",
+        )
+    return text
 
 
 def carried_metadata(checkpoint: Checkpoint) -> dict[str, str]:

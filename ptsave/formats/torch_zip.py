@@ -16,7 +16,7 @@ from typing import Any
 from ptsave.core.accounts import Part
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.dtypes import DType
-from ptsave.core.files import InputFile, room
+from ptsave.core.files import InputFile
 from ptsave.core.record import FILE_NAME, MAX_BYTES, Record
 from ptsave.core.storage import SwappedStorage
 from ptsave.core.verdict import Finding
@@ -86,9 +86,7 @@ def read(file: InputFile) -> Checkpoint:
         loaded = load_pickle(directory, f"{top}data.pkl", ZipStorages(directory, f"{top}data/", big_endian))
         record = None
         if top + FILE_NAME in directory.entries:
-            record = Record.from_json(
-                directory.read(top + FILE_NAME, room(file.size_bytes) * MAX_BYTES), str(file.path)
-            )
+            record = Record.from_json(directory.read(top + FILE_NAME, MAX_BYTES), str(file.path))
         checkpoint = Checkpoint(
             FORMAT.name,
             file.path,
