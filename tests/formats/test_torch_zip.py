@@ -169,9 +169,8 @@ def test_a_lightning_like_checkpoint(tmp_path: Path) -> None:
             assert data["hyper_parameters.path"].args == ("a",)
             assert data["hyper_parameters.version.major"] == 1
             assert (data["score"].name, data["score"].args) == ("numpy.float64", (0.5,))
-            assert data["array.dtype"] == "float32"
-            assert data["array.shape"] == (2, 3)
-            assert data["array.values"] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+            assert_same(checkpoint.tensors["array"], torch.arange(6.0).reshape(2, 3))
+            assert checkpoint.root["array"].state["values"] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
             assert data["random.numpy.0"] == "MT19937"
             assert bytes(data["random.numpy.1.data"]) == expected["random"]["numpy"][1].tobytes()
             assert data["types.0"] is BY_NAME["float16"]
@@ -534,9 +533,9 @@ def test_big_arrays_stay_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     torch.save({"array": np.ones(1_000_000)}, path, pickle_protocol=4)
     with open_checkpoint(path) as checkpoint:
-        data = checkpoint.data
-        assert data["array.shape"] == (1_000_000,)
-        assert data["array.data.num_bytes"] == 8_000_000
+        assert checkpoint.tensors["array"].shape == (1_000_000,)
+        assert checkpoint.tensors["array"].storage.num_bytes == 8_000_000
+        assert checkpoint.root["array"].state["data"].storage.num_bytes == 8_000_000
 
 
 @pytest.mark.parametrize("is_zip", [True, False])
