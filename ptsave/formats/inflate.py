@@ -5,6 +5,7 @@ Source: RFC 1951.
 
 from __future__ import annotations
 
+import io
 import tempfile
 import threading
 import weakref
@@ -25,6 +26,8 @@ _DEFLATE_RATIO = 1032
 
 _SMALL_BYTES = 1024 * 1024
 _SNAPSHOTS = 16
+_HELD_BYTES = 64 * 1024 * 1024
+"""A record of at most so many bytes is kept in memory, where it is kept."""
 _SPOOL_AFTER = 1
 """How many times a record's bytes may be inflated before they are kept in a temporary file."""
 _HINT = "the file is damaged; copy or download it again"
@@ -138,8 +141,9 @@ class InflatedStorage:
             self._state = _State(inflater, read, made)
 
     def _spooled(self) -> BinaryIO | None:
-        """All the inflated bytes in a file without a name; None where there is no room for one."""
-        spool = tempfile.TemporaryFile()  # noqa: SIM115
+        """All the inflated bytes, in memory or a file without a name; None where there is no room for one."""
+        is_small = self.num_bytes <= _HELD_BYTES
+        spool: BinaryIO = io.BytesIO() if is_small else tempfile.TemporaryFile()  # noqa: SIM115
         weakref.finalize(self, spool.close)
         self._state = None
         self._snapshots.clear()
