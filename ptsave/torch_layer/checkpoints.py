@@ -145,9 +145,9 @@ class Checkpoints:
             if division.is_folder
             else ranks.together(lambda: self._copied(division.tree, step), group)
         )
-        self._tell_different(division)
         self._has_saved = True
         self._background.start(finish, f"the checkpoint of step {step}")
+        self._tell_different(division)
         if number:
             ranks.together(self.wait, group)
             raise SystemExit(128 + number)
