@@ -77,7 +77,6 @@ class ResumableDataLoader(DataLoader[T_co]):
         self._is_restored = False
         self._num_restored = 0
         own: dict[str, Any] = {"generator": torch.Generator()}
-        own["worker_init_fn"] = WorkerInit(options.pop("worker_init_fn", None))
         if batch_sampler is not None:
             own["batch_sampler"] = self._order
         else:
@@ -228,7 +227,7 @@ class _Seen:
     def __init__(self, loader: ResumableDataLoader[Any]) -> None:
         self._loader = loader
         self.dataset = _Seeded(loader.dataset)
-        self.worker_init_fn = _WorkerInit(loader.worker_init_fn)
+        self.worker_init_fn = WorkerInit(_WorkerInit(loader.worker_init_fn))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)

@@ -253,16 +253,18 @@ def _carried_record(
 
 
 def _refuse_sources(sources: Sequence[Checkpoint], destination: Path, target: Writer) -> None:
-    """Raise RefusedError where `destination` would become a part of a source that is a folder.
-
-    What would replace or remove a file that was read is refused when it is written.
-    """
+    """Raise RefusedError where `destination` is a source, holds one, or would become a part of one."""
     real = Path(os.path.realpath(destination))
     place = real if target.is_folder and real.is_dir() else real.parent
     for source in sources:
-        if source.path.is_dir() and place.is_dir() and place.samefile(source.path):
+        if not source.path.exists():
+            continue
+        is_source = real.exists() and real.samefile(source.path)
+        folder = source.path if source.path.is_dir() else source.path.parent
+        is_shared = place.is_dir() and place.samefile(folder) and (source.path.is_dir() or place == real)
+        if is_source or is_shared:
             raise RefusedError(
-                "the destination is in the source, which is never changed",
+                "the destination is the source, or shares its folder; a source is never changed",
                 str(destination),
                 "name another destination, and move it there when you are content with it",
             )
