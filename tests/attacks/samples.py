@@ -35,6 +35,8 @@ class Sample:
     """The files that are worth damaging."""
     is_protected: bool
     """Whether checksums in it cover every tensor: its names, dtypes, shapes and bytes."""
+    compressed: frozenset[str] = frozenset()
+    """The storages that are deflated: torch.load(mmap=True) takes their compressed bytes for numbers."""
 
 
 Contents = tuple[dict[str, tuple[str, tuple[int, ...], bytes]], dict[str, str]]
@@ -62,11 +64,11 @@ def spans(checkpoint: Checkpoint) -> Iterator[tuple[Path, int, int]]:
 # Built from parts, without torch
 
 
-def _file(name: str, data: bytes, is_protected: bool = False) -> Callable[[Path], Sample]:
+def _file(name: str, data: bytes, is_protected: bool = False, *compressed: str) -> Callable[[Path], Sample]:
     def make(folder: Path) -> Sample:
         path = folder / name
         path.write_bytes(data)
-        return Sample(path, (path,), is_protected)
+        return Sample(path, (path,), is_protected, frozenset(compressed))
 
     return make
 
@@ -84,7 +86,7 @@ def _deflated() -> bytes:
 
 BUILT: dict[str, Callable[[Path], Sample]] = {
     "pt": _file("a.pt", tf.pt(OrderedDict(w=tf.tensor(), n=3)), True),
-    "pt_deflated": _file("a.pt", _deflated(), True),
+    "pt_deflated": _file("a.pt", _deflated(), True, "archive/data/0"),
     "legacy": _file("a.pt", tf.legacy(OrderedDict(w=tf.legacy_tensor(), n=3))),
     "safetensors": _file("a.safetensors", tf.PLAIN_SAFETENSORS),
     "sharded": lambda folder: _all(tf.sharded(folder)),
@@ -127,7 +129,8 @@ def torch_deflated(folder: Path) -> Sample:
     with zipfile.ZipFile(made) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
         for name in source.namelist():
             target.writestr(zipfile.ZipInfo(name), source.read(name), zipfile.ZIP_DEFLATED)
-    return Sample(packed, (packed,), True)
+        storages = frozenset(name for name in source.namelist() if "/data/" in name)
+    return Sample(packed, (packed,), True, storages)
 
 
 def torch_module(folder: Path) -> Sample:
