@@ -43,6 +43,10 @@ from ptsave.formats.zip_sniff import directory_of, sniffed_directory
 
 MAX_CODE_BYTES = 32 * 1024 * 1024
 """Cap on the text of all classes together."""
+MAX_CODE_NAMES = 250_000
+"""Cap on the classes and the parameters and buffers that the code lists: each costs 400 bytes of memory."""
+_CHARS_PER_NAME = 256
+"""A longer name counts as several."""
 
 OWN_PACKAGE = "__torch__."
 """How the names of an archive's own classes begin; no other is looked up in its code.
@@ -77,7 +81,10 @@ _STATEMENT = re.compile(
     r"|\b__(?P<which>parameters|buffers)__\s{0,100}=\s{0,100}\[",
     re.MULTILINE,
 )
-_ITEM = re.compile(r"""\s+|,|\#[^\n]*|\\\n|"((?:[^"\\\n]|\\.)*)"|'((?:[^'\\\n]|\\.)*)'""")
+_ITEM = re.compile(
+    r"""\s+|,|\#[^\n]*|\\\n"""
+    r"""|"([^"\\\n]*(?:\\.[^"\\\n]*){0,4096})"|'([^'\\\n]*(?:\\.[^'\\\n]*){0,4096})'"""
+)
 _ESCAPE = re.compile(r"\\(.)")
 
 
@@ -280,8 +287,10 @@ def _classes(directory: ZipDirectory, prefix: str) -> tuple[dict[str, ModuleClas
     torch takes from there and imports from nowhere; and the number of files with code."""
     names = [name for name in directory.entries if name.startswith(prefix) and name.endswith(".py")]
     total = sum(directory.entries[name].num_bytes for name in names)
+    where = str(directory.file.path)
+    num_names = 0
     if total > MAX_CODE_BYTES:
-        raise LimitError("code_bytes", MAX_CODE_BYTES, total, str(directory.file.path))
+        raise LimitError("code_bytes", MAX_CODE_BYTES, total, where)
     modules: dict[str, dict[str, frozenset[str]]] = {}
     others: set[str] = set()
     for name in names:
@@ -289,11 +298,17 @@ def _classes(directory: ZipDirectory, prefix: str) -> tuple[dict[str, ModuleClas
         text = directory.read(name, MAX_CODE_BYTES).decode("utf-8", "replace")
         lists: dict[str, frozenset[str]] = {}
         for found in _STATEMENT.finditer(text):
-            if found["which"] is not None:
-                lists.setdefault(found["which"], _texts(text, found.end()))
+            which = found["which"]
+            if which is not None:
+                if which not in lists:  # each list of a class is read once: comments may hold many beginnings
+                    lists[which] = _texts(text, found.end(), MAX_CODE_NAMES - num_names, where)
+                    num_names += len(lists[which])
                 continue
             lists = {}
             qualified = f"{file_module}.{found['name']}"
+            num_names += 1 + len(qualified) // _CHARS_PER_NAME  # each has its file's name in it
+            if num_names > MAX_CODE_NAMES:
+                raise LimitError("code_names", MAX_CODE_NAMES, "more", where)
             if (found["base"] or "").strip("( \t)") == "Module":
                 modules[qualified] = lists
             else:
@@ -312,8 +327,11 @@ _UNDECLARED = ModuleClass(frozenset(), frozenset())
 """Of a class that the code does not define where it is looked for."""
 
 
-def _texts(text: str, begin: int) -> frozenset[str]:
-    """The strings from `begin` on up to what is neither one, nor space, comma, comment or line break."""
+def _texts(text: str, begin: int, most: int, where: str) -> frozenset[str]:
+    """The strings from `begin` on up to what is neither one, nor space, comma, comment or line break.
+
+    Raises: LimitError past `most`.
+    """
     found = set()
     at = begin
     while (item := _ITEM.match(text, at)) is not None:
@@ -321,4 +339,6 @@ def _texts(text: str, begin: int) -> frozenset[str]:
         quoted = item[1] if item[1] is not None else item[2]
         if quoted is not None:
             found.add(_ESCAPE.sub(r"\1", quoted))
+            if len(found) > most:
+                raise LimitError("code_names", MAX_CODE_NAMES, "more", where)
     return frozenset(found)

@@ -14,9 +14,10 @@ import torch
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.tree import state_dict_of
-from ptsave.errors import CorruptError
+from ptsave.errors import CorruptError, LimitError
 from ptsave.formats import open_checkpoint
 from ptsave.verbs.verify import Subject, safe
+from tests.attacks.large_headers import scripted
 from tests.formats.test_torch_zip import repacked
 from tests.formats.torch_reading import assert_holds
 
@@ -169,3 +170,25 @@ def test_a_model_on_the_meta_device(tmp_path: Path) -> None:
         assert not checkpoint.tensors
         assert checkpoint.data["weight"].name == "torch.meta"
         assert checkpoint.data["weight.size"] == (4, 3)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        b"".join(b"class a%d:\n" % i for i in range(300_000)),
+        b"class M(Module):\n  __parameters__ = [" + b"".join(b"'%x'," % i for i in range(300_000)),
+    ],
+    ids=["classes", "parameters"],
+)
+def test_names_in_code_have_a_cap(code: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.pt").write_bytes(scripted(code))
+    with pytest.raises(LimitError, match="code_names = 250000"):
+        open_checkpoint(tmp_path / "a.pt")
+
+
+def test_lists_in_comments_cost_one_reading(tmp_path: Path) -> None:
+    """A list begins in each comment's every piece; read from each, they would cost hours."""
+    code = b"class M(Module):\n  __parameters__ = [" + b"# __parameters__ = [" * 100_000 + b"\n'w']\n"
+    (tmp_path / "a.pt").write_bytes(scripted(code))
+    with open_checkpoint(tmp_path / "a.pt") as checkpoint:
+        assert [*checkpoint.tensors] == ["w"]
