@@ -25,6 +25,11 @@ from ptsave.errors import LimitError
 MAX_VIEWS_OF_A_BYTE = 8
 """Cap on the bytes of all tensors, per byte of the storages that they view, past FREE_VIEWED_BYTES."""
 FREE_VIEWED_BYTES = 1024**3
+MAX_LEAVES = 500_000
+"""Cap on the tensors and other values that a file lists: six bytes can spell one, which costs 300 bytes of
+memory and 8 microseconds to show."""
+FILE_BYTES_PER_LEAF = 32
+"""A long file may list one for each so many of its bytes."""
 LIVE = "live"
 """The format of what is no file: a model in memory."""
 ROOT_NAME = "value"
@@ -135,6 +140,7 @@ class Checkpoint:
         tensors: dict[str, TensorEntry] = {}
         data: dict[str, Any] = {}
         times: dict[str, int] = {}
+        most = max(MAX_LEAVES, self.source_bytes // FILE_BYTES_PER_LEAF)
         with no_garbage_collection():
             try:
                 for path, leaf in leaves(self.weights_root, max(MAX_NAME_CHARS, self.source_bytes // 4)):
@@ -144,6 +150,8 @@ class Checkpoint:
                         tensors[name] = leaf.named(name)
                     elif path or leaf != {}:  # an empty state dict has no leaves
                         data[_unused(name, data, times)] = leaf
+                    if len(tensors) + len(data) > most:
+                        raise LimitError("leaves", most, "more")
                 check_viewed(tensors.values())
             except LimitError as error:
                 error.where = error.where or str(self.path)

@@ -22,7 +22,7 @@ from typing import Any
 
 from ptsave.core.global_names import details, listed
 from ptsave.core.memory import no_garbage_collection
-from ptsave.core.nodes import Global, GlobalUse, Opaque, add_uses
+from ptsave.core.nodes import Global, GlobalUse, Opaque, TensorEntry, add_uses
 from ptsave.core.storage import MemoryStorage, Storage
 from ptsave.errors import CorruptError, LimitError, PtsaveError
 from ptsave.formats.pickle_keys import LONG_KEY
@@ -258,6 +258,8 @@ def _run(machine: Machine) -> tuple[Any, int]:
                             value = function.call(args, machine.budget)
                             if value is UNKNOWN:
                                 value = machine.call(function, args)
+                            elif type(value) is TensorEntry:
+                                machine.num_tensors += 1
                             elif type(value) is Opaque:
                                 value = machine.known(value)
                             stack[-1] = value
@@ -338,6 +340,8 @@ def _check_caps(machine: Machine, read: int, units: int, stack: list[Any], frame
     code_bytes = read - machine.payload_bytes
     if code_bytes > machine.max_code_bytes:
         raise LimitError("pickle_code_bytes", machine.max_code_bytes, code_bytes, machine.where)
+    if machine.num_tensors > machine.max_tensors:
+        raise LimitError("tensors", machine.max_tensors, "more", machine.where)
     if len(frames) > MAX_OPEN_MARKS:
         raise LimitError("open_marks", MAX_OPEN_MARKS, len(frames), machine.where)
     machine.budget.spend(units)

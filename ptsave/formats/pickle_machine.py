@@ -12,13 +12,15 @@ from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from ptsave.core.nodes import Global, GlobalUse, Opaque
+from ptsave.core.nodes import Global, GlobalUse, Opaque, TensorEntry
 from ptsave.core.storage import FileStorage, Storage
 from ptsave.errors import CorruptError, LimitError
 from ptsave.formats.pickle_keys import LONG_KEY, admit, check_by_value, is_by_value
 from ptsave.formats.pickle_shapes import (
     BYTES_PER_UNIT,
+    FILE_BYTES_PER_TENSOR,
     FILE_BYTES_PER_UNIT,
+    MAX_TENSORS,
     MAX_UNITS,
     UNKNOWN,
     Budget,
@@ -65,6 +67,9 @@ class Machine:
         self.max_code_bytes = max(shapes.room * MAX_CODE_BYTES, file_bytes)
         self.max_line_bytes = max(MAX_HELD_BYTES, min(file_bytes, MAX_LINE_BYTES))
         """Of a text in protocol 0."""
+        whole_bytes = source.file.size_bytes if isinstance(source, FileStorage) else 0
+        self.max_tensors = max(shapes.room * MAX_TENSORS, whole_bytes // FILE_BYTES_PER_TENSOR)
+        self.num_tensors = 0
         self.memo: list[Any] = []
         """By index, as picklers number them: from 0, without gaps."""
         self.far_memo: dict[int, Any] = {}
@@ -277,7 +282,10 @@ class Machine:
     def known(self, value: Any) -> Any:
         """`value`, what a known shape has made; remembers it where nothing but that shape may change it."""
         if type(value) is Opaque:
+            self.budget.spend(4)
             self._known[id(value)] = value
+        elif type(value) is TensorEntry:
+            self.num_tensors += 1
         return value
 
     def _is_free(self, target: Any) -> bool:
@@ -290,6 +298,7 @@ class Machine:
         As `object.__setstate__` does, it takes what the dictionaries of `state` hold now: what the pickle
         writes into them later is not seen.
         """
+        self.budget.spend(2)
         state = self._copied(state)
         if self._is_free(target) and type(target.state) is dict and type(state) is dict:
             self.budget.spend(len(target.state) // 2)

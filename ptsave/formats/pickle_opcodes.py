@@ -56,6 +56,7 @@ def _get(machine: Machine, stack: Stack, pos: int) -> int:
 
 
 def _dup(machine: Machine, stack: Stack, pos: int) -> int:
+    machine.budget.spend(1)
     stack.append(stack[-1])
     return pos
 

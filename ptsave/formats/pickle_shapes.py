@@ -16,6 +16,10 @@ MAX_UNITS = 2_500_000
 dict of 100,000 tensors costs 1.5 million."""
 FILE_BYTES_PER_UNIT = 4
 """A long file may cost a unit for each so many of its bytes; torch writes 10 a unit."""
+MAX_TENSORS = 250_000
+"""Cap on the tensors that a pickle makes: 13 bytes can make one, which takes a kilobyte until it is shown."""
+FILE_BYTES_PER_TENSOR = 64
+"""A long file may have a tensor for each so many of its bytes; torch writes 77 a view, 250 a tensor."""
 MAX_UNUSUAL_KEYS = 4096
 """Cap on the keys whose hashes a file can choose: floats, ints of 2**60 or more, tuples with numbers."""
 MAX_NOTES = 20

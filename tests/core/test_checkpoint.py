@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.checkpoint import LIVE, Checkpoint
 from ptsave.core.dtypes import BY_NAME
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.storage import MemoryStorage
@@ -31,3 +31,9 @@ def test_views_of_all_bytes_have_a_cap() -> None:
 def test_ties_and_few_views_have_none() -> None:
     assert len(views(2000, 10**6, same=True).tensors) == 2000
     assert len(views(900, 10**6).tensors) == 900
+
+
+def test_leaves_have_a_cap_that_grows_with_the_file() -> None:
+    with pytest.raises(LimitError, match="leaves = 500000"):
+        _ = Checkpoint("", Path("a"), dict.fromkeys(range(500_001))).data
+    assert len(Checkpoint(LIVE, Path("a"), dict.fromkeys(range(500_001))).data) == 500_001
