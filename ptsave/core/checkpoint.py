@@ -152,7 +152,7 @@ class Checkpoint:
                         data[_unused(name, data, times)] = leaf
                     if len(tensors) + len(data) > most:
                         raise LimitError("leaves", most, "more")
-                check_viewed(tensors.values())
+                check_viewed(tensors.values(), spelled=False)
             except LimitError as error:
                 error.where = error.where or str(self.path)
                 raise
@@ -176,20 +176,26 @@ class Checkpoint:
         self.close()
 
 
-def check_viewed(entries: Collection[TensorEntry], *, once: bool = True) -> None:
+def check_viewed(entries: Collection[TensorEntry], *, once: bool = True, spelled: bool = True) -> None:
     """Refuse tensors that view the same bytes so often that a small file costs what a large one does.
 
     `once`: whether equal views are gone through once, as in most commands; a writer without ties writes each.
+    `spelled`: whether what is done with them goes through each element in its order, as comparing, hashing
+    and writing do; for statistics, and for what looks at storages, an expanded tensor is as small as those.
 
     Raises: LimitError.
     """
-    viewed = sum(entry.num_bytes for entry in entries)
+
+    def size(entry: TensorEntry) -> int:
+        return entry.num_bytes if spelled else entry.unrepeated_bytes
+
+    viewed = sum(map(size, entries))
     if viewed <= FREE_VIEWED_BYTES:
         return
     stored = sum({id(entry.storage): entry.storage.num_bytes for entry in entries}.values())
     allowed = max(FREE_VIEWED_BYTES, MAX_VIEWS_OF_A_BYTE * stored)
     if once and viewed > allowed:
-        viewed = sum({entry.view: entry.num_bytes for entry in entries}.values())
+        viewed = sum({entry.view: size(entry) for entry in entries}.values())
     if viewed > allowed:
         raise LimitError("views_of_a_byte", MAX_VIEWS_OF_A_BYTE, viewed // max(stored, 1))
 

@@ -49,6 +49,12 @@ class TensorEntry:
         return prod(self.shape) * self.dtype.itemsize
 
     @property
+    def unrepeated_bytes(self) -> int:
+        """Bytes of the elements, without those that a stride of 0 repeats."""
+        dims = zip(self.shape, self.strides, strict=True)
+        return prod(size for size, stride in dims if stride or not size) * self.dtype.itemsize
+
+    @property
     def is_contiguous(self) -> bool:
         """Whether the elements lie in row-major order without gaps."""
         if 0 in self.shape:

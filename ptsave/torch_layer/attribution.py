@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ptsave.core.cause import damage, difference, first_names, resumption
+from ptsave.core.checkpoint import check_viewed
 from ptsave.core.digest import HEX_DIGITS, tensor_digest
 from ptsave.core.verdict import Finding, places
 from ptsave.torch_layer.behaviour_check import coarser_dtype
@@ -65,6 +66,7 @@ def _mismatched_digests(subject: ModelSubject, findings: Sequence[Finding]) -> I
     if any(finding.check == "bytes" for finding in findings) or not (departs or subject.damage):
         return
     recorded, algorithm = _recorded_digests(subject)
+    check_viewed([entry for name, entry in subject.checkpoint.tensors.items() if name in recorded])
     for name, entry in subject.checkpoint.tensors.items():
         if name in recorded and recorded[name] != tensor_digest(entry, algorithm):
             yield name

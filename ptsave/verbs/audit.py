@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.checkpoint import Checkpoint, check_viewed
 from ptsave.core.digest import HEX_DIGITS, prefix
 from ptsave.core.gather import contiguous
 from ptsave.core.nodes import UNRESOLVED, TensorEntry
@@ -44,6 +44,8 @@ def audit(checkpoint: Checkpoint, progress: Callable[[int], None] | None = None)
     bounds = "within the bounds of the file"
     yield Finding(CHECK, "ok", "", Counted(len(tensors), f"tensor lies {bounds}", f"tensors lie {bounds}"))
     digests = _known_digests(checkpoint)
+    if digests is not None:
+        check_viewed(tensors.values())
     jobs = _jobs(tensors, digests)
     read_all([job.reading for job in jobs], progress)
     damaged: dict[str, str] = {}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ptsave.core.accounts import Extras, LeftOut, settle_left_out
-from ptsave.core.checkpoint import ROOT_NAME, Checkpoint
+from ptsave.core.checkpoint import ROOT_NAME, Checkpoint, check_viewed
 from ptsave.core.files import room
 from ptsave.core.memory import no_garbage_collection
 from ptsave.core.nearest import hint_for
@@ -74,6 +74,8 @@ def convert(
     num_before = sum(
         len(source.tensors) for source in sources
     )  # this walk of each tree bounds all later ones
+    for source in sources:
+        check_viewed(source.tensors.values())
     roots = [_selected(source, select, notes) for source in sources]
     edited = edit(_merged(roots, sources), edits)
     dropped = list(edited.dropped)

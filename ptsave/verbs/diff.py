@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ptsave.core.candidates import EXTRA_STATE
-from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.checkpoint import Checkpoint, check_viewed
 from ptsave.core.compare import EXACT, ValueDiff, compare
 from ptsave.core.nodes import Global, Opaque, TensorEntry
 from ptsave.core.select import Content, content
@@ -210,6 +210,8 @@ def diff_tensors(
     for alone, other in ((a, b), (b, a)):
         advance(sum(entry.num_bytes for name, entry in alone.items() if name not in other))
     both = [name for name in a if name in b]
+    for side in (a, b):
+        check_viewed([side[name] for name in both])
     found = tuple(_diff_tensor(name, a[name], b[name], advance, tolerance) for name in both)
     groups_a = sharing_groups({name: a[name] for name in both})
     groups_b = sharing_groups({name: b[name] for name in both})
