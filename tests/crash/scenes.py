@@ -159,7 +159,7 @@ def make_scene(folder: Path, case: tuple[str, str, bool], sources: Sources, tria
         if (command, format_name) == ("convert", "safetensors-sharded"):
             given += ["--shard-size", "300KB"]
         verb = "save" if command == "record" else command
-        return [verb, *given, "--format", format_name]
+        return [verb, *given, "--format", format_name, *(["--no-behaviour"] if command == "record" else [])]
 
     found = []
     for old in (True, False):

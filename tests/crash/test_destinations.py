@@ -203,7 +203,9 @@ def test_a_checkpoint_converted_onto_itself(
 ) -> None:
     target = tmp_path / "self"
     assert convert(target, "--format", format_name).code == 0
-    check_refused(convert(target, "--format", format_name, source=target), "exists")
+    check_refused(
+        convert(target, "--format", format_name, source=target), *([] if target.is_file() else ["exists"])
+    )
     assert by_ptsave(target) == new
     for flags in ((), ("--dtype", "float16")):
         ended = convert(target, "--format", format_name, "--overwrite", *flags, source=target)
@@ -217,8 +219,7 @@ def test_a_model_saved_onto_its_own_weights(trials: Trials, sources: Sources, tm
     before = by_ptsave(path)
     arguments = ["save", sources.config, path, "--weights", path]
     check_refused(trials.run(arguments, tmp_path), "exists")
-    ended = trials.run([*arguments, "--overwrite"], tmp_path)
-    assert ended.code == 0, ended
+    check_refused(trials.run([*arguments, "--overwrite"], tmp_path), "never changed")
     assert by_ptsave(path) == before
 
 

@@ -16,6 +16,7 @@ import ptsave
 from ptsave.errors import PtsaveError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.run_folder import FILE_NAME, litter_of
+from ptsave.torch_layer.run_lock import NAME as LOCK
 from ptsave.verbs.audit import audit
 
 NUM_STEPS = 40
@@ -66,7 +67,7 @@ def problems_of(folder: Path) -> list[str]:
                     problems += [f"{path.name}: {finding.message}" for finding in failed]
             except PtsaveError as error:
                 problems.append(f"{path.name}: {error}")
-        elif path not in litter:
+        elif path not in litter and path.name != LOCK:
             problems.append(f"{path.name} is a stranger")
     return problems
 

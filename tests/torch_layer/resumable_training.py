@@ -180,7 +180,10 @@ def main(folder: Path, what: str) -> None:
             run = Run(name, seed=2)
             saved = ptsave.read_training(folder / f"{name}.pt")
             run.micro = saved.pop("micro")
-            assert run.state.load_state_dict(saved) == []
+            notes = run.state.load_state_dict(saved)
+            if name == "plateau":  # what it has cut the lr to cannot be told from a new lr, and is said
+                assert notes.pop().startswith("optimizer: lr = 1e-05 of the checkpoint wins over"), notes
+            assert notes == [], notes
             train(run, SAVED_AT)
         end = dict(run.model.state_dict())
         end |= (
