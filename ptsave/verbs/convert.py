@@ -210,7 +210,8 @@ def _as_written(root: Any, target: Writer, notes: list[str]) -> Any:
     made = map_tensors(root, change)
     for kind, count in kinds.items():
         how = "resolved: their values are written" if kind in UNRESOLVED else "written as plain tensors"
-        notes.append(f"{count} tensors of the kind {kind} are {how}")
+        such = "1 tensor" if count == 1 else f"{count} tensors"
+        notes.append(f"{such} of the kind {kind} {'is' if count == 1 else 'are'} {how}")
     return made
 
 
