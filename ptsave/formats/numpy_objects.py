@@ -150,6 +150,7 @@ def _scalar(args: tuple[Any, ...], budget: Budget) -> Any:
     code = _type_code(args[0])
     if code is None or code[1] not in _NAMES:
         return UNKNOWN
+    _settle(args[0])
     values = _values(code, args[1], 1)
     return Opaque(f"numpy.{_NAMES[code[1]]}", tuple(values))
 
@@ -197,6 +198,12 @@ def _sizes(dtype: Opaque) -> tuple[int, int, int]:
     return _OBJECT_STATE if dtype.args[0] in _OBJECTS else _PLAIN_STATE
 
 
+def _settle(dtype: Any) -> None:
+    """Let a dtype keep the byte order that it has: one that the pickle sets later would change its arrays."""
+    if _is_exact(dtype) and dtype.state is None:
+        dtype.state = {"byteorder": "|"}
+
+
 def _type_code(dtype: Any) -> tuple[str, str] | None:
     """(byte order, type code) of a plain dtype: ("<", "f4"); None for others."""
     if not isinstance(dtype, Opaque) or dtype.name != "numpy.dtype" or len(dtype.args) != 1:
@@ -223,6 +230,7 @@ def _contents(shape: Any, dtype: Any, fortran: Any, data: Any, budget: Budget) -
     """What an array shows of itself; None where it is not as NumPy writes it."""
     if not is_shape(shape):
         return None
+    _settle(dtype)
     count = prod(shape)
     shown: dict[str, Any] = {"dtype": dtype, "shape": shape, "order": "F" if fortran else "C"}
     code = _type_code(dtype)

@@ -28,6 +28,7 @@ from ptsave.formats.pickle_shapes import (
     Known,
     Payload,
     Shapes,
+    as_it_is,
 )
 from ptsave.formats.python_objects import check_length
 from ptsave.formats.windows import window
@@ -293,13 +294,9 @@ class Machine:
         return type(target) is Opaque and id(target) not in self._known
 
     def build(self, target: Any, state: Any) -> Any:
-        """What stands for `target` once `state` is set on it.
-
-        As `object.__setstate__` does, it takes what the dictionaries of `state` hold now: what the pickle
-        writes into them later is not seen.
-        """
+        """What stands for `target` once `state` is set on it."""
         self.budget.spend(2)
-        state = self._copied(state)
+        state = as_it_is(state, self.budget)
         if self._is_free(target) and type(target.state) is dict and type(state) is dict:
             self.budget.spend(len(target.state) // 2)
             state, target.state = target.state | state, None
@@ -317,14 +314,6 @@ class Machine:
             self.budget.spend(4)
             return Opaque(target.name, (), state)
         raise CorruptError(f"sets attributes on a {_spelled(target)}")
-
-    def _copied(self, state: Any) -> Any:
-        if isinstance(state, dict):
-            self.budget.spend(len(state) // 2)
-            return dict(state)
-        if type(state) is tuple and len(state) == 2 and any(isinstance(part, dict) for part in state):
-            return tuple(self._copied(part) if isinstance(part, dict) else part for part in state)
-        return state
 
     def extend(self, target: Any, items: list[Any]) -> None:
         """Append `items` to a list, or to what an Opaque would be."""
@@ -391,8 +380,9 @@ def _reconstructor(machine: Machine, args: tuple[Any, ...]) -> Any:
     Source: CPython's Lib/copyreg.py.
     """
     kind, rest = args[0], args[1:]
-    if len(rest) == 2 and isinstance(rest[0], Global) and rest[1] is None:
-        return machine.new(kind, (), {})
+    if len(rest) == 2 and isinstance(rest[0], Global):
+        base, state = rest
+        return machine.new(kind, () if state is None else (base, as_it_is(state, machine.budget)), {})
     return machine.new(kind, rest, {})
 
 

@@ -111,6 +111,28 @@ class Described(Known):
     __slots__ = ()
 
 
+def as_it_is(state: Any, budget: Budget) -> Any:
+    """`state` as it is when a pickle hands it over to an object, which takes what it holds then.
+
+    What the pickle writes into its dictionaries and lists later is not seen by the object.
+
+    Source: CPython's Modules/_pickle.c (`load_build`), torch/_utils.py (`_set_obj_state`).
+    """
+    if type(state) is tuple and len(state) == 2:
+        return tuple(_copied(part, budget) for part in state)
+    return _copied(state, budget)
+
+
+def _copied(value: Any, budget: Budget) -> Any:
+    if isinstance(value, dict):
+        budget.spend(len(value) // 2)
+        return dict(value)
+    if type(value) is list:
+        budget.spend(len(value) // 8)
+        return list(value)
+    return value
+
+
 def builds_nothing(target: Any, state: Any, budget: Budget) -> bool:
     """The `Shapes.build` that knows no shape."""
     return False

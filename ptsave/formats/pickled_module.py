@@ -13,7 +13,7 @@ from ptsave.core.dtypes import DType
 from ptsave.core.nodes import Global, Opaque, TensorEntry
 from ptsave.core.tree import is_scalar
 from ptsave.formats import quantized
-from ptsave.formats.pickle_shapes import UNKNOWN, Budget
+from ptsave.formats.pickle_shapes import UNKNOWN, Budget, as_it_is
 
 MAX_PLAIN_ITEMS = 2000
 """Most values in a container that is still shown as an attribute of a module (class names, a config)."""
@@ -173,9 +173,11 @@ def graph_module(args: tuple[Any, ...], budget: Budget) -> Any:
     """
     if len(args) not in (2, 3) or not is_module_state(args[0]):
         return UNKNOWN
-    module = PickledModule("torch.fx.graph_module.GraphModule", args[1:], args[0])
     budget.spend(4)
-    return module
+    body = as_it_is(args[0], budget)
+    for table in ("_parameters", "_buffers", "_modules"):  # which a module of its own has copies of
+        body[table] = as_it_is(body[table], budget)
+    return PickledModule("torch.fx.graph_module.GraphModule", args[1:], body)
 
 
 def is_module_state(state: Any) -> bool:

@@ -218,10 +218,12 @@ def build(target: Any, state: Any, budget: Budget) -> bool:
     """An OrderedDict takes its `_metadata`, as state dicts carry it; other attributes are dropped."""
     if type(target) is not OrderedDict or type(state) is not dict:
         return False
-    metadata = state.get("_metadata")
-    if isinstance(metadata, dict):
-        target._metadata = metadata  # type: ignore[attr-defined]
-    if len(state) > (metadata is not None):
-        names = ", ".join(repr(str(name)[:40]) for name in list(state)[:5] if name != "_metadata")
+    attributes = dict(state)
+    if isinstance(attributes.get("_metadata"), dict):
+        target._metadata = attributes.pop("_metadata")  # type: ignore[attr-defined]
+    elif "_metadata" in attributes and hasattr(target, "_metadata"):
+        del target._metadata
+    if attributes:
+        names = ", ".join(repr(str(name)[:40]) for name in list(attributes)[:5])
         budget.drop(f"attributes that the file sets on dictionaries ({names})")
     return True

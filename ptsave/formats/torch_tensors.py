@@ -71,6 +71,14 @@ def tensor(
     return TensorEntry("", dtype, size, stride, storage, offset, kind, requires_grad)
 
 
+def are_sizes(size: Any, stride: Any) -> bool:
+    """Whether they are the shape and the strides of a tensor: as torch writes them, fixed."""
+    return all(
+        type(sizes) is tuple and all(type(length) is int and 0 <= length <= _INT64_MAX for length in sizes)
+        for sizes in (size, stride)
+    )
+
+
 def spelled(value: Any) -> str:
     """`value` for a message, short whatever it is."""
     if isinstance(value, (int, float, str, bytes)):
@@ -97,6 +105,8 @@ def _rebuild_tensor_v2(args: tuple[Any, ...], budget: Budget) -> Any:
     else:
         return UNKNOWN
     if type(node) is MetaStorage:
+        if not are_sizes(size, stride):
+            return UNKNOWN
         state = {"dtype": node.dtype, "size": size, "stride": stride, "requires_grad": requires_grad}
         return Opaque("torch.meta", (), state)
     _note_hooks(hooks, budget)
@@ -215,6 +225,8 @@ def build_tensor(target: TensorEntry, state: Any) -> bool:
     if type(state) is not tuple:
         return False
     if len(state) == 4:  # (storage, offset, size, stride)
+        if target.num_elements:
+            raise CorruptError("sets the values of a tensor that has some, which others may have used")
         node, offset, size, stride = state
         if _dtype_of(node) is not target.dtype:
             raise CorruptError(f"a tensor of {target.dtype} is made of a storage of {_dtype_of(node)}")

@@ -16,11 +16,11 @@ from ptsave.core.nodes import Global, Opaque, TensorEntry, contiguous_strides
 from ptsave.core.storage import MemoryStorage, Storage
 from ptsave.errors import CorruptError
 from ptsave.formats import numpy_objects
-from ptsave.formats.pickle_shapes import UNKNOWN, Budget, Known, Payload
+from ptsave.formats.pickle_shapes import UNKNOWN, Budget, Known, Payload, as_it_is
 from ptsave.formats.python_objects import is_name_only
 from ptsave.formats.sparse import PARTS
 from ptsave.formats.torch_storage import UINT8, StorageNode
-from ptsave.formats.torch_tensors import changed, drop_attributes, spelled, tensor
+from ptsave.formats.torch_tensors import are_sizes, changed, drop_attributes, spelled, tensor
 
 _PACKED = ("quint4x2", "quint2x4")
 _PLAIN_TYPES = ("torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer")
@@ -40,13 +40,14 @@ def _rebuild_from_type(args: tuple[Any, ...], budget: Budget) -> Any:
             return value
         if not state:
             return changed(value, kind.name, value.requires_grad)
-        return Opaque(kind.name, (value,), state)
-    return Opaque(kind.name, (value,), state) if isinstance(value, Opaque) else UNKNOWN
+    elif not isinstance(value, Opaque):
+        return UNKNOWN
+    return Opaque(kind.name, (value,), as_it_is(state, budget))
 
 
 def _rebuild_meta(args: tuple[Any, ...], budget: Budget) -> Any:
     """`_rebuild_meta_tensor_no_storage(dtype, size, stride, requires_grad)`."""
-    if len(args) != 4 or type(args[0]) is not DType:
+    if len(args) != 4 or type(args[0]) is not DType or not are_sizes(*args[1:3]):
         return UNKNOWN
     names = ("dtype", "size", "stride", "requires_grad")
     return Opaque("torch.meta", (), dict(zip(names, args, strict=True)))
@@ -54,6 +55,8 @@ def _rebuild_meta(args: tuple[Any, ...], budget: Budget) -> Any:
 
 def _rebuild_wrapper_subclass(args: tuple[Any, ...], budget: Budget) -> Any:
     if len(args) != 8 or not isinstance(args[0], Global) or type(args[1]) is not DType:
+        return UNKNOWN
+    if not are_sizes(*args[2:4]):
         return UNKNOWN
     names = ("dtype", "size", "stride", "storage_offset", "layout", "device", "requires_grad")
     return Opaque("torch.meta", (), dict(zip(names, args[1:], strict=True)))
@@ -67,6 +70,8 @@ def _rebuild_device_tensor(args: tuple[Any, ...], budget: Budget) -> Any:
     entry = data if isinstance(data, TensorEntry) else _from_numpy(data)
     if entry is not None and entry.dtype is dtype:
         return changed(entry, "tensor", requires_grad)
+    if entry is None and not (isinstance(data, Opaque) and data.state is not None):
+        return UNKNOWN  # an array that the pickle fills later, of which torch has made an empty tensor
     state = {"data": data, "dtype": dtype, "device": device, "requires_grad": requires_grad}
     return Opaque("torch.Tensor", (), state)
 
@@ -116,7 +121,8 @@ def _rebuild_quantized(args: tuple[Any, ...], budget: Budget) -> Any:
         names = ("scales", "zero_points", "axis")
     else:
         return UNKNOWN
-    return Opaque("torch.quantized", (), state | dict(zip(names, quantizer[1:], strict=True)))
+    values = (list(value) if type(value) is list else value for value in quantizer[1:])
+    return Opaque("torch.quantized", (), state | dict(zip(names, values, strict=True)))
 
 
 def _get_layout(args: tuple[Any, ...], budget: Budget) -> Any:
@@ -141,11 +147,12 @@ def _rebuild_sparse(args: tuple[Any, ...], budget: Budget) -> Any:
     names = _LAYOUTS.get(name, ())
     if not names or type(parts) is not tuple or len(parts) not in (3, 4) or len(parts) > len(names):
         return UNKNOWN
-    return Opaque(name, (), dict(zip(names, parts, strict=False)))
+    made = dict(zip(names, parts, strict=False))
+    return Opaque(name, (), made) if numpy_objects.is_shape(made.get("size")) else UNKNOWN
 
 
 def _rebuild_nested(args: tuple[Any, ...], budget: Budget) -> Any:
-    if len(args) != 4:
+    if len(args) != 4 or not all(isinstance(part, (TensorEntry, Opaque)) for part in args):
         return UNKNOWN
     names = ("buffer", "sizes", "strides", "storage_offsets")
     return Opaque("torch.nested", (), dict(zip(names, args, strict=True)))
