@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ptsave.core.dtypes import DType
+from ptsave.core.files import room
+from ptsave.core.strict_json import num_values, parse_object
 from ptsave.errors import CorruptError, LimitError
 
 SCHEMA_VERSION = 1
@@ -85,20 +87,15 @@ class Record:
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str = "") -> Record:
-        """Parse what `to_json` wrote.
+        """Parse what `to_json` wrote. A key that repeats at any depth would say two things: it is refused.
 
         Raises: CorruptError when the text is not a record, or of a newer, incompatible schema; LimitError.
         """
-        comma, bracket = (",", "[") if isinstance(text, str) else (b",", b"[")
-        num_values = text.count(comma) + text.count(bracket)  # type: ignore[arg-type]
         most = max(MAX_VALUES, len(text) // _BYTES_PER_VALUE)
-        if num_values > most:
-            raise LimitError("record_values", most, num_values, where)
-        try:
-            document = json.loads(text)
-            version = document.pop("schema_version")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise CorruptError("the ptsave record is not valid JSON", where, _HINT) from None
+        if (count := num_values(text)) > most:
+            raise LimitError("record_values", most, count, where)
+        document = parse_object(text, "the ptsave record", where, times=room(len(text)))
+        version = document.pop("schema_version", None)
         if version != SCHEMA_VERSION:
             raise CorruptError(
                 f"the ptsave record has schema_version {version!r:.40}",

@@ -21,7 +21,7 @@ from ptsave.errors import CorruptError, LimitError
 from ptsave.formats import safetensors
 from ptsave.formats.base import FolderFormat
 from ptsave.formats.chunks import Box, assemble, check_cover
-from ptsave.formats.strict_json import parse_object
+from ptsave.core.strict_json import parse_object
 
 MAX_FILES = 20_000
 """Cap on the files of one checkpoint."""

@@ -25,7 +25,7 @@ from ptsave.errors import CorruptError, UnreadableError
 from ptsave.formats.base import FileFormat
 from ptsave.formats.inert_pickle import Loaded
 from ptsave.formats.pt2_program import code_in
-from ptsave.formats.strict_json import parse_object
+from ptsave.core.strict_json import parse_object
 from ptsave.formats.torch_objects import torch_shapes
 from ptsave.formats.torch_part import TorchParts
 from ptsave.formats.torch_storage import StorageNode

@@ -21,7 +21,7 @@ from ptsave.core.record import Record
 from ptsave.core.storage import FileStorage
 from ptsave.errors import CorruptError, LimitError, UnknownFormatError
 from ptsave.formats.base import FileFormat
-from ptsave.formats.strict_json import parse_object
+from ptsave.core.strict_json import parse_object
 
 NAME = "safetensors"
 MAX_HEADER_BYTES = 100_000_000

@@ -23,7 +23,7 @@ from ptsave.errors import CorruptError, LimitError, MissingFileError, Unreadable
 from ptsave.formats import named, safetensors, torch_legacy, torch_zip
 from ptsave.formats.base import HEAD_BYTES, FileFormat, FolderFormat
 from ptsave.formats.one_reading import check_one_reading
-from ptsave.formats.strict_json import parse_object
+from ptsave.core.strict_json import parse_object
 
 SAFETENSORS = "safetensors-sharded"
 TORCH = "pt-sharded"

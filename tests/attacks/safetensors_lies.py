@@ -269,6 +269,12 @@ def record_of_three_million_aliases() -> bytes:
     return with_record('{"schema_version":1,"aliases":{' + aliases + "}}")
 
 
+@attack(REFUSED, says="two keys")
+def record_that_says_two_things() -> bytes:
+    """Python's json takes the last one, other readers the first."""
+    return with_record('{"schema_version":1,"behaviour":{"dtypes":{},"dtypes":{"float16":1}}}')
+
+
 @attack(REFUSED, slow=True)
 def record_of_a_million_digests() -> bytes:
     tensors = ",".join(f'"{i}":""' for i in range(2_000_000))

@@ -18,13 +18,14 @@ _HINT = "the file is damaged or was written by a faulty program; get it again fr
 
 
 def parse_object(
-    data: bytes,
+    data: bytes | str,
     what: str,
     where: str,
     shrink: Callable[[dict[str, Any]], Any] | None = None,
     times: int = 1,
 ) -> dict[str, Any]:
-    """The JSON object that `data` spells in UTF-8; a key that repeats in any object is refused, and so is -0.
+    """The JSON object that `data` spells, bytes in UTF-8; a key that repeats in any object is refused, and so
+    is -0.
 
     Keys at the top are Unicode text. `what` names the document in messages. `shrink` gives what stands for
     each object as soon as it is parsed; a document can hold more of them than memory holds dicts. `times`:
@@ -32,13 +33,13 @@ def parse_object(
 
     Raises: CorruptError, LimitError.
     """
-    values = data.count(b",") + data.count(b"[") + data.count(b"{")
+    values = num_values(data)
     if values > times * MAX_VALUES:
         raise LimitError("json_values", times * MAX_VALUES, values, where)
     if not data.isascii() and len(data) > MAX_WIDE_BYTES:
         raise LimitError("wide_json_bytes", MAX_WIDE_BYTES, len(data), where)
     try:
-        text = data.decode()
+        text = data if isinstance(data, str) else data.decode()
         del data
         hook = _without_negative_zero if _NEGATIVE_ZERO.search(text) else None
         made = _without_repeats if shrink is None else lambda pairs: shrink(_without_repeats(pairs))
@@ -55,6 +56,11 @@ def parse_object(
     if "\\u" in text and any("\ud800" <= c <= "\udfff" for key in parsed for c in key):
         raise CorruptError(f"{what} has a key that is not Unicode text", where, _HINT)
     return parsed
+
+
+def num_values(data: bytes | str) -> int:
+    """The commas and opening brackets of a JSON text: it has no more values than that, and one."""
+    return sum(data.count(c) if isinstance(data, str) else data.count(c.encode()) for c in ",[{")
 
 
 def _without_negative_zero(digits: str) -> int:
