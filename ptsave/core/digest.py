@@ -77,6 +77,12 @@ def tensor_digest(entry: TensorEntry, algorithm: str = DEFAULT) -> str:
     return digest.hexdigest()
 
 
+def cast_since(entries: Iterable[TensorEntry], record: Record | None) -> list[str]:
+    """The names of those tensors whose digests are excused: of a dtype that the record says none had."""
+    digests = record.digests.tensors if record is not None and record.digests is not None else {}
+    return [e.name for e in entries if record is not None and e.name in digests and record.was_cast(e.dtype)]
+
+
 def recorded_digests(entries: Iterable[TensorEntry], record: Record | None) -> Digests:
     """The digests of `record` that speak for `entries`, by their names in the checkpoint."""
     digests = record.digests if record is not None else None

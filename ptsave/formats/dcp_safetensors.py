@@ -17,11 +17,11 @@ from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.files import InputFile, InputFolder
 from ptsave.core.memory import no_garbage_collection
 from ptsave.core.nodes import TensorEntry
+from ptsave.core.strict_json import parse_object
 from ptsave.errors import CorruptError, LimitError
 from ptsave.formats import safetensors
 from ptsave.formats.base import FolderFormat
 from ptsave.formats.chunks import Box, assemble, check_cover
-from ptsave.core.strict_json import parse_object
 
 MAX_FILES = 20_000
 """Cap on the files of one checkpoint."""

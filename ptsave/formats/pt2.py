@@ -21,11 +21,11 @@ from ptsave.core.dtypes import BY_NAME, DType
 from ptsave.core.files import InputFile
 from ptsave.core.nodes import GlobalUse, Opaque, TensorEntry, add_uses
 from ptsave.core.storage import Storage
+from ptsave.core.strict_json import parse_object
 from ptsave.errors import CorruptError, UnreadableError
 from ptsave.formats.base import FileFormat
 from ptsave.formats.inert_pickle import Loaded
 from ptsave.formats.pt2_program import code_in
-from ptsave.core.strict_json import parse_object
 from ptsave.formats.torch_objects import torch_shapes
 from ptsave.formats.torch_part import TorchParts
 from ptsave.formats.torch_storage import StorageNode

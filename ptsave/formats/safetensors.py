@@ -19,9 +19,9 @@ from ptsave.core.memory import no_garbage_collection
 from ptsave.core.nodes import TensorEntry, contiguous_strides
 from ptsave.core.record import Record
 from ptsave.core.storage import FileStorage
+from ptsave.core.strict_json import parse_object
 from ptsave.errors import CorruptError, LimitError, UnknownFormatError
 from ptsave.formats.base import FileFormat
-from ptsave.core.strict_json import parse_object
 
 NAME = "safetensors"
 MAX_HEADER_BYTES = 100_000_000

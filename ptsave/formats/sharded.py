@@ -18,12 +18,12 @@ from ptsave.core.files import InputFile, InputFolder, room
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.record import Record
 from ptsave.core.storage import FileStorage
+from ptsave.core.strict_json import parse_object
 from ptsave.core.verdict import Finding
 from ptsave.errors import CorruptError, LimitError, MissingFileError, UnreadableError
 from ptsave.formats import named, safetensors, torch_legacy, torch_zip
 from ptsave.formats.base import HEAD_BYTES, FileFormat, FolderFormat
 from ptsave.formats.one_reading import check_one_reading
-from ptsave.core.strict_json import parse_object
 
 SAFETENSORS = "safetensors-sharded"
 TORCH = "pt-sharded"

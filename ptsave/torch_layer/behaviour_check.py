@@ -67,6 +67,10 @@ def behaviour(subject: ModelSubject) -> Iterator[Finding]:
         )
         yield Finding(CHECK, "warn", name, message)
     yield from judged(found, CHECK)
+    if found.claims and found.is_same and not found.is_tolerated:
+        why = "; ".join(found.claims)
+        message = f"not everything is bitwise equal, and the record's word excuses it: {why}"
+        yield Finding(CHECK, "warn", "", message)
 
 
 def coarser_dtype(subject: ModelSubject, recorded: Behaviour) -> str | None:

@@ -15,7 +15,7 @@ from torch import nn
 from ptsave.config import ModelSpec
 from ptsave.core.accounts import Extras, settle_left_out
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.digest import recorded_digests
+from ptsave.core.digest import cast_since, recorded_digests
 from ptsave.core.keys import EXACT, Expected, KeyReport, Wanted, choose_tied, compare
 from ptsave.core.names import matches
 from ptsave.core.nodes import TensorEntry
@@ -215,6 +215,9 @@ def fill(
         selection.tensors.keys() - set(report.recomputed) <= state.keys()
     )
     whole = {names[0]: selection.tensors[names[0]].named(selection.original[names[0]]) for names in chosen}
+    if is_checked and (unheld := cast_since(whole.values(), source.record)):
+        are = Counted(len(unheld), "tensor is", "tensors are")
+        warn(f"{are} not held to the digest: the record says that it had another dtype ({unheld[0]})")
     if parts is WHOLE and is_by_name and (is_whole or report.fresh) and _only_copies(model, state):
         _move(model, device)
         state = model.state_dict(keep_vars=True)

@@ -109,8 +109,9 @@ def make_judge(
     gone through since they were recorded, if any. Where today's code is known to compute more coarsely than
     the recorded one (`is_coarser_now`), its own rounding excuses nothing: the exact run says what is right.
     """
-    unit = max(_usual_epsilon(samples) / 2 for samples in (recorded, [*_by_key(now).values()]))
-    unit = max(unit, 2.0**-11) if tf32 else unit
+    unit, unit_now = (_usual_epsilon(samples) / 2 for samples in (recorded, [*_by_key(now).values()]))
+    is_single = unit_now == epsilon("float32") / 2  # other dtypes have no such shortcut
+    unit = max(unit, unit_now, 2.0**-11 if tf32 and is_single else 0.0)
     weights = epsilon(coarse) / 2 if coarse is not None else 0.0
 
     def runs(wide: bool) -> list[Trace]:

@@ -47,6 +47,9 @@ class Replay:
     """For each output that is not bitwise equal, how far it is off and how far rounding goes."""
     apart: Mapping[tuple[str, int], Excess] = field(default_factory=dict)
     """The same for each call that was held alone to its recorded inputs."""
+    claims: Sequence[str] = ()
+    """What only the record says and what lets outputs be farther off, or excuses that they are not bitwise
+    equal: nothing here can check it. Empty where the outputs are equal."""
     coarser: Mapping[tuple[str, int], str] = field(default_factory=dict)
     """Calls whose code computes today in a coarser dtype than it did, and that one; it shows nowhere else."""
     is_cast: bool = False
@@ -135,6 +138,8 @@ def replay(
     now = watch(model, arguments)
     again = watch(model, arguments, seed=1 if is_random and is_foreign else 0)
     coarser = _coarser(model, arguments, recorded, now)
+    tf32 = _used_tf32(recorded.environment)
+    is_same_environment = recorded.environment.keys() == here.keys() and not changed
 
     def judge_of(
         part: nn.Module, given: Arguments, calls: Sequence[Call], seen: Trace, again: Trace
@@ -147,7 +152,7 @@ def replay(
             again,
             margin=FOREIGN_MARGIN if is_foreign else MARGIN,
             coarse=coarse,
-            tf32=bool(recorded.environment.get("tf32")) and recorded.environment.get("device") != "cpu",
+            tf32=tf32,
             is_coarser_now=any(call.key in coarser for call in calls) and bool(coarser),
         )
 
@@ -166,13 +171,18 @@ def replay(
         outputs,
         changed,
         is_deterministic=again.digests() == now.digests() and recorded.determinism != "none",
-        is_same_environment=recorded.environment.keys() == here.keys() and not changed,
+        is_same_environment=is_same_environment,
         excesses={
             output.path: judge.excess(recorded.outputs[output.path], output_key(output.path))
             for output in outputs
             if not (output.is_bitwise_equal or output.why_not)
         },
         apart=apart,
+        claims=[
+            *([] if is_same_environment else [_another(recorded.environment, here)]),
+            *(["TF32"] if tf32 and not _used_tf32(here) else []),
+            *_claimed_dtypes(recorded, now, coarse),
+        ],
         coarser=coarser,
         is_cast=coarse is not None,
         first_unequal=next(iter([*begun, *unequal]), None),
@@ -182,6 +192,34 @@ def replay(
         growth=_growth(recorded.calls, now.calls),
         structure=_structure(recorded, now.calls),
     )
+
+
+def _used_tf32(environment: Mapping[str, object]) -> bool:
+    """Whether matrices were multiplied in TF32: torch's switches for it are those of CUDA."""
+    return environment.get("tf32") is True and str(environment.get("device")).startswith("cuda")
+
+
+def _another(recorded: Mapping[str, object], here: Mapping[str, object]) -> str:
+    """How an environment that is not today's differs, in words."""
+    changes = environment_changes(recorded, here).items()
+    changed = [f"{name} {str(then)[:40]} → {str(now)[:40]}" for name, (then, now) in changes]
+    untold = [name for name in here if name not in recorded]
+    parts = [*changed[:3], *([f"{', '.join(untold[:3])} unknown"] if untold else [])]
+    return f"another environment ({'; '.join(parts)})" if parts else "another environment"
+
+
+def _claimed_dtypes(recorded: Behaviour, now: Trace, coarse: str | None) -> Iterator[str]:
+    """Dtypes that widen what is allowed, and that neither the file nor the model has today."""
+    if not recorded.knows_inside:
+        yield "the dtypes that code computes in are not recorded"
+    if coarse is not None:
+        yield f"weights in {', '.join(recorded.dtypes)} when it was recorded"
+        return
+    for old, new in _matched(recorded.calls, now.calls):
+        for _, a, b in _paired(old.outputs, new.outputs):
+            if epsilon(a.dtype) > epsilon(b.dtype):
+                yield f"{a.dtype} inside the model, where {b.dtype} is now"
+                return
 
 
 def _coarser(

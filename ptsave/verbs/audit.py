@@ -70,8 +70,9 @@ def audit(checkpoint: Checkpoint, progress: Callable[[int], None] | None = None)
         yield Finding(CHECK, "fail", name, f"damaged: {message}")
     if cast:
         such, to = repr(cast[0]), f"cast to {tensors[cast[0]].dtype} since"
-        one = f"tensor ({such}) was {to} it was recorded: no digest speaks for it"
-        many = f"tensors (such as {such}) were {to} they were recorded: no digest speaks for them"
+        word = "on the record's word alone, and no digest speaks for"
+        one = f"tensor ({such}) was {to} it was recorded, {word} it"
+        many = f"tensors (such as {such}) were {to} they were recorded, {word} them"
         yield Finding(CHECK, "warn", "", Counted(len(cast), one, many))
     yield from _summary(checkpoint, jobs, digests, len(damaged), cast)
     for check in checkpoint.checks:

@@ -192,6 +192,54 @@ def test_no_claim_of_a_record_excuses_other_weights(shop: Workshop, what: str) -
     assert not shop.verify().is_yes
 
 
+def _floats_in_bfloat16(behaviour: Document) -> None:
+    for sample in behaviour["tensors"]:
+        sample["dtype"] = sample["dtype"].replace("float32", "bfloat16")
+
+
+EXCUSES: dict[str, tuple[Forge, str]] = {
+    "another torch": (put("environment", "torch", value="1.0"), "another environment (torch 1.0 → "),
+    "another Python": (put("environment", "python", value="2.7"), "another environment (python 2.7 → "),
+    "an environment that says less": (
+        lambda b: b["environment"].pop("threads"),
+        "another environment (threads unknown)",
+    ),
+    "TF32": (lambda b: b["environment"].update(device="cuda:0", tf32=True), "; TF32"),
+    "weights in bfloat16": (put("dtypes", value={"bfloat16": 20}), "weights in bfloat16 when it was"),
+    "tensors in bfloat16": (_floats_in_bfloat16, "bfloat16 inside the model, where float32 is now"),
+    "nothing of the inside": (put("knows_inside", value=False), "dtypes that code computes in"),
+}
+
+
+@pytest.mark.parametrize(
+    "what", ["an environment that says less", *(pytest.param(w, marks=pytest.mark.slow) for w in EXCUSES)]
+)
+def test_a_yes_that_rests_on_the_record_s_word_says_so_and_is_no_strict_one(
+    shop: Workshop, what: str
+) -> None:
+    change, words = EXCUSES[what]
+    shop.edit("parts", "return x + self.drop(torch.tanh(h))", "return (x * 3) / 3 + self.drop(torch.tanh(h))")
+    forge(change)
+    outcome = shop.verify("net.safetensors", "--checks", "behaviour", "--strict")
+    assert not outcome.is_yes
+    assert not outcome.found("behaviour", "fail")
+    (message,) = [text for _, text in outcome.found("behaviour", "warn") if "record's word" in text]
+    assert words in message
+
+
+def test_dtypes_that_excuse_digests_are_named_and_no_strict_yes(shop: Workshop) -> None:
+    rewrite(FILE, _other_weights)
+    assert not shop.verify("net.safetensors", "--checks", "bytes", config=None).is_yes
+    forge(put("dtypes", value={"bfloat16": 20}))
+    outcome = shop.verify("net.safetensors", "--checks", "bytes", "--strict", config=None)
+    assert not outcome.is_yes
+    ((_, message),) = outcome.found("bytes", "warn")
+    assert "on the record's word alone" in message
+    code, _, err = shop.run("load", FILE, "-c", "net.toml")
+    assert code == 0
+    assert "not held to the digest: the record says that it had another dtype" in err
+
+
 def test_today_s_digests_with_forged_figures_do_not_widen_the_noise(shop: Workshop) -> None:
     """The forged record lists today's real digests under calls, with wild sketches, beside the old output."""
     old = record()["behaviour"]
