@@ -23,9 +23,10 @@ def options_of(
     settings: Settings,
     *,
     is_one_of_several: bool,
+    is_lr_moved: bool,
 ) -> dict[str, Any]:
     """The options of a group: its own (`settings` "given"), or those of the saved group that its parameters
-    were in. Each that differs is noted.
+    were in. Each that differs is noted, but for an lr that a scheduler moves (`is_lr_moved`).
 
     Raises: LossyError when they were in several that differ.
     """
@@ -46,7 +47,7 @@ def options_of(
                         "keep the groups apart as they were when it was saved",
                     )
         where = f"{label}: group {index}" if is_one_of_several else label
-        notes.extend(differences(own, result, group_keys(own, result), where, settings))
+        notes.extend(differences(own, result, group_keys(own, result, is_lr_moved), where, settings))
         if settings == "given":
             result = own
     if NAMES_KEY in group:

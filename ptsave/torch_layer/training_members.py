@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from ptsave.errors import LossyError, UsageError
 from ptsave.torch_layer.training_rng import numpy_state, python_state
 
+BASE_RATES = "base_lrs"
+"""Under which schedulers keep the lr that each parameter group had before they moved it."""
 FSDP1 = "FullyShardedDataParallel"
 Members = dict[str, Any]
 """Label (`model`, `model.generator`, `optimizer.0`) → object."""
@@ -50,6 +53,29 @@ class Generator:
             own.setstate(python_state(state["python"]))
 
 
+class Plateau:
+    """ReduceLROnPlateau, with what it lacks: the lr that each group had before the scheduler moved it.
+
+    The other schedulers of torch keep theirs as `base_lrs`. Without it no one can tell an lr that was reduced
+    from one that the caller has changed.
+    """
+
+    def __init__(self, scheduler: ReduceLROnPlateau) -> None:
+        self.scheduler = scheduler
+        self.optimizer = scheduler.optimizer
+        rates = [float(group["lr"]) for group in scheduler.optimizer.param_groups]
+        self._base = list(getattr(scheduler, BASE_RATES, rates))  # there where torch itself has resumed it
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scheduler's own, with `base_lrs`."""
+        return {**self.scheduler.state_dict(), BASE_RATES: list(self._base)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Give the scheduler its own, and keep the rest."""
+        self._base = list(state.get(BASE_RATES, self._base))
+        self.scheduler.load_state_dict({key: value for key, value in state.items() if key != BASE_RATES})
+
+
 def _arrays(value: Any) -> Any:
     """A bit generator's state with the arrays that it wants."""
     if isinstance(value, Mapping):
@@ -58,8 +84,11 @@ def _arrays(value: Any) -> Any:
 
 
 def stateful(member: Any) -> Any:
-    """`member`, or what stands for it where it is a generator of random numbers."""
+    """`member`, or what stands for it where it is a generator of random numbers, or does not keep all."""
     kinds = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+    scheduler = getattr(member, "scheduler", member)  # accelerate's
+    if isinstance(scheduler, ReduceLROnPlateau):
+        return Plateau(scheduler)
     return Generator(member) if isinstance(member, kinds) else member
 
 

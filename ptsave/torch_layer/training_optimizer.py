@@ -143,12 +143,15 @@ def plan_optimizer(
     dtypes: Mapping[int, torch.dtype],
     label: str,
     settings: Settings = "saved",
+    *,
+    is_lr_moved: bool = False,
 ) -> OptimizerPlan:
     """Find the state and the options of each parameter of `optimizer` in `saved`.
 
     By name where the groups have names. Without, by position: where the model's parameters are in another
     order here than in the file (`orders`: there, here), the names are taken from that order. `dtypes` are the
-    saved ones of the parameters, by identity. `settings`: whose options of a group count.
+    saved ones of the parameters, by identity. `settings`: whose options of a group count. `is_lr_moved`:
+    whether a scheduler moves the lr that keeps its first value elsewhere.
 
     Raises: LossyError with what differs.
     """
@@ -190,7 +193,15 @@ def plan_optimizer(
         sources = list(dict.fromkeys(sources)) if own or i >= len(groups) else [i]
         are_several = len(live) > 1
         options = options_of(
-            i, group, groups, sources, plan.notes, label, settings, is_one_of_several=are_several
+            i,
+            group,
+            groups,
+            sources,
+            plan.notes,
+            label,
+            settings,
+            is_one_of_several=are_several,
+            is_lr_moved=is_lr_moved,
         )
         positions = list(range(position - len(own), position))
         plan.state["param_groups"].append({**options, "params": positions})

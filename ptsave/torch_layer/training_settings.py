@@ -43,10 +43,11 @@ def differences(
                 yield f"{label}: {key} = {now} given here wins over {was} of the checkpoint"
 
 
-def group_keys(own: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
-    """The options of a parameter group that no scheduler moves."""
+def group_keys(own: Mapping[str, Any], saved: Mapping[str, Any], is_lr_moved: bool) -> list[str]:
+    """The options of a parameter group that no scheduler moves; `is_lr_moved`: whether one moves the lr that
+    leaves no `initial_lr` in the group."""
     both = own.keys() & saved.keys()
-    moved = {"lr"} if "initial_lr" in both else set()
+    moved = {"lr"} if "initial_lr" in both or is_lr_moved else set()
     if {"max_momentum", "base_momentum"} & both:
         moved |= {"momentum", "betas"}
     return [key for key in own if key not in moved]

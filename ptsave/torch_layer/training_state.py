@@ -18,7 +18,16 @@ from ptsave.torch_layer import training_rng
 from ptsave.torch_layer.rank_values import BUFFER, GENERATOR, SHARD, WEIGHTS
 from ptsave.torch_layer.spread import gather_no_more
 from ptsave.torch_layer.training_keys import UNSYNCHRONISED, canonical
-from ptsave.torch_layer.training_members import Generator, check_member, map_members, members, pairs, stateful
+from ptsave.torch_layer.training_members import (
+    BASE_RATES,
+    Generator,
+    Plateau,
+    check_member,
+    map_members,
+    members,
+    pairs,
+    stateful,
+)
 from ptsave.torch_layer.training_modules import (
     ModulePlan,
     buffers_of,
@@ -241,9 +250,19 @@ class TrainingState:
         there, here = self._orders(modules)
         dtypes = {key: dtype for plan in modules.values() for key, dtype in plan.dtypes().items()}
         plans = []
+        moved = {
+            id(member.optimizer)
+            for _, member, value in generic
+            if isinstance(member, Plateau) and BASE_RATES in value
+        }
         for label, optimizer, value in optimizers:
             orders = there, here
-            plans.append(plan_optimizer(optimizer, value, names, orders, dtypes, label, self._settings))
+            is_moved = id(getattr(optimizer, "optimizer", optimizer)) in moved or id(optimizer) in moved
+            plans.append(
+                plan_optimizer(
+                    optimizer, value, names, orders, dtypes, label, self._settings, is_lr_moved=is_moved
+                )
+            )
             notes += plans[-1].notes
         checked = []
         for label, member, value in generic:

@@ -357,6 +357,41 @@ def test_a_plateau_goes_on_from_its_lr() -> None:
     assert second["scheduler"].patience == 5
 
 
+def test_an_lr_that_a_plateau_reduced_is_no_new_lr() -> None:
+    def make(lr: float, **options: Any) -> dict[str, Any]:
+        model = nn.Linear(2, 2, bias=False)
+        optimizer = SGD(model.parameters(), lr)
+        plateau = lr_scheduler.ReduceLROnPlateau(optimizer, patience=1)
+        return {"model": model, "optimizer": optimizer, "scheduler": plateau, **options}
+
+    first = make(0.1)
+    state = ptsave.TrainingState(**first)
+    for _ in range(3):  # each time resumed by the same script
+        for _ in range(4):
+            first["scheduler"].step(1.0)
+        saved = copy.deepcopy(state.state_dict())
+        second = make(0.1)
+        state = ptsave.TrainingState(**second)
+        assert state.load_state_dict(saved) == []
+        assert second["optimizer"].param_groups[0]["lr"] == first["optimizer"].param_groups[0]["lr"] < 0.1
+        assert second["scheduler"].state_dict() == first["scheduler"].state_dict()
+        first = second
+    for settings in ("saved", "given"):
+        (note,) = ptsave.TrainingState(**make(0.4, settings=settings)).load_state_dict(saved)
+        assert note.startswith("scheduler: base_lrs = ")
+        assert "[0.1]" in note
+        assert "[0.4]" in note
+    del saved["scheduler_state_dict"]["base_lrs"]  # as torch saves it: no one can tell
+    (note,) = ptsave.TrainingState(**make(0.1)).load_state_dict(saved)
+    assert note.startswith("optimizer: lr = ")
+    plateau = make(0.1)["scheduler"]  # torch alone takes what we wrote, and goes on to be resumed by us
+    plateau.load_state_dict(state.state_dict()["scheduler_state_dict"])
+    again = {**make(0.1), "scheduler": plateau}
+    again["optimizer"] = plateau.optimizer
+    again["model"].weight = plateau.optimizer.param_groups[0]["params"][0]
+    assert ptsave.TrainingState(**again).state_dict()["scheduler_state_dict"]["base_lrs"] == [0.1]
+
+
 def test_a_scheduler_of_another_kind_is_refused() -> None:
     model, optimizer, scheduler = scheduled(SCHEDULERS["step"][0], 2, 0.1, 1)
     saved = ptsave.TrainingState(model=model, optimizer=optimizer, scheduler=scheduler).state_dict()
