@@ -19,6 +19,7 @@ from ptsave.core.digest import cast_since, recorded_digests
 from ptsave.core.keys import EXACT, Expected, KeyReport, Wanted, choose_tied, compare
 from ptsave.core.names import matches
 from ptsave.core.nodes import TensorEntry
+from ptsave.core.placeholders import placeholders, refuse
 from ptsave.core.select import Selection, left_out_of, named_as, without
 from ptsave.core.verdict import Counted
 from ptsave.errors import LossyError
@@ -198,6 +199,7 @@ def fill(
         warn(note)
     selection, report = fit_of(model, selection, wanted)
     if not report.fits:
+        refuse(placeholders(source.root, dict(selection.tensors)), (), str(source.path))
         raise misfit(report, source.path)
     state = model.state_dict(keep_vars=True)
     if report.recast:

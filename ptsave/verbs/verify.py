@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 
 from ptsave.config import Tolerance
@@ -144,8 +145,6 @@ OF_A_MODEL = ("--select", "--device", "--through", "--app-dir", RECORD)
 def bytes_(subject: Subject) -> Iterator[Finding]:
     """Container bounds, zip CRCs and every recorded digest; names the damaged tensor."""
     yield from audit(subject.checkpoint, subject.progress)
-    for name, why in placeholders(subject.whole.root).items():
-        yield Finding("bytes", "fail", name, f"{why}: the weight is in another file")
 
 
 def safe(subject: Subject) -> Iterator[Finding]:
@@ -171,19 +170,27 @@ def safe(subject: Subject) -> Iterator[Finding]:
 
 
 def whole(subject: Subject) -> Iterator[Finding]:
-    """Every storage, record and shard is a listed tensor or known bookkeeping; names what is left out."""
+    """Every storage, record and shard is a listed tensor or known bookkeeping; names what is left out.
+
+    Empty tensors that stand in for weights are named too: the weights are left out of this file.
+    """
     accounts = subject.checkpoint.accounts
     for left in accounts.left_out[:MAX_NAMED]:
         size = f" ({left.num_bytes} bytes)" if left.num_bytes else ""
         yield Finding("whole", "fail", left.name, f"is left out: {left.what}{size}")
     if (more := len(accounts.left_out) - MAX_NAMED) > 0:
         yield Finding("whole", "fail", "", f"{more} more are left out")
+    stand_ins = placeholders(subject.whole.root)
+    for name, why in islice(stand_ins.items(), MAX_NAMED):
+        yield Finding("whole", "fail", name, f"{why}: the weight is in another file")
+    if (more := len(stand_ins) - MAX_NAMED) > 0:
+        yield Finding("whole", "fail", "", f"{more} more weights are in other files")
     if accounts.transient:
         first = accounts.transient[0].name
         one = f"buffer ({first}) is not in its module's state dict, which makes it again"
         many = f"buffers (such as {first}) are not in their modules' state dicts, which make them again"
         yield Finding("whole", "ok", "", Counted(len(accounts.transient), one, many))
-    if not accounts.left_out:
+    if not accounts.left_out and not stand_ins:
         parts = f", and all {accounts.num_parts} storages are accounted for" if accounts.num_parts else ""
         num_tensors = len(subject.checkpoint.tensors)
         yield Finding(
