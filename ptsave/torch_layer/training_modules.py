@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ptsave.core.keys import KeyReport, compare
-from ptsave.core.select import WRAPPERS, strip_wrapper_names
+from ptsave.core.select import PARALLEL_WRAPPER, WRAPPERS, strip_wrapper_names
 from ptsave.core.storage import MemoryStorage
 from ptsave.errors import LossyError
 from ptsave.torch_layer.fill import expected_of, extra_of, misfit
@@ -160,16 +160,29 @@ def _readings(
     cleaned = {new: saved[old] for old, new in clean_names(saved).items()}
     yield cleaned, []
     yield stripped, []
-    first = next(iter(expected), "")
-    for name in stripped:
-        if first and name.endswith(f".{first}"):
+    yield from _under_a_prefix(stripped, expected, "", label)
+    yield from _under_a_prefix(cleaned, expected, f"{PARALLEL_WRAPPER}.", label)
+
+
+def _under_a_prefix(
+    saved: Mapping[str, Any], expected: Sequence[str], front: str, label: str
+) -> Iterator[tuple[dict[str, Any], list[str]]]:
+    """The saved values whose names have a prefix more than the `expected` ones, behind `front`.
+
+    An average (`module.0.weight` beside `n_averaged`) keeps what lies beside its `module`.
+    """
+    first = next((name.removeprefix(front) for name in expected if name.startswith(front)), "")
+    wanted = set(expected)
+    beside = {n: v for n, v in saved.items() if front and not n.startswith(front) and n in wanted}
+    for name in saved:
+        if first and name.startswith(front) and name.endswith(f".{first}") and name != f"{front}{first}":
             prefix = name.removesuffix(first)
-            inside = {n.removeprefix(prefix): v for n, v in stripped.items() if n.startswith(prefix)}
-            others = [n for n in stripped if not n.startswith(prefix)]
+            inside = {front + n.removeprefix(prefix): v for n, v in saved.items() if n.startswith(prefix)}
+            others = [n for n in saved if not n.startswith(prefix) and n not in beside]
             notes = [f"{label}: took the names under {prefix!r}"]
             if others:
                 notes.append(f"{label}: not used: {_few(others)}")
-            yield inside, notes
+            yield inside | beside, notes
 
 
 def _named_misfit(error: LossyError, label: str) -> LossyError:

@@ -7,6 +7,7 @@ import copy
 import json
 import random
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import StepLR
+from torch.optim.swa_utils import AveragedModel
 
 import ptsave
 from ptsave.cli import run as run_cli
@@ -300,6 +302,68 @@ def test_the_step_is_the_number_of_steps_done(tmp_path: Path) -> None:
         assert ptsave.read_training(tmp_path / "t.pt")["step"] == 10
 
 
+class Wrapped(nn.Module):
+    """As a LightningModule holds the network."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+
+AVERAGES: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "of the network": AveragedModel,
+    "a copy of the network": copy.deepcopy,
+    "of the LightningModule": lambda model: AveragedModel(Wrapped(model)),
+    "a copy of the LightningModule": lambda model: copy.deepcopy(Wrapped(model)),
+}
+
+
+@pytest.mark.parametrize("kind", AVERAGES)
+@pytest.mark.parametrize("part", ["ema", "swa", "averaged_model"])
+def test_both_the_trained_weights_and_their_average_are_resumed(tmp_path: Path, kind: str, part: str) -> None:
+    """Lightning's `WeightAveraging` and `EMAWeightAveraging`: `state_dict` is the average.
+
+    Source: lightning/pytorch/callbacks/weight_averaging.py of Lightning 2.6.6 (`on_save_checkpoint`).
+    """
+    saved, average = Training(0, 4), Training(2, 4)
+    averaged = AveragedModel(Wrapped(average.model))
+    averaged.n_averaged.fill_(3)
+    checkpoint = {
+        "epoch": 0,
+        "global_step": 4,
+        "pytorch-lightning_version": "2.6.6",
+        "state_dict": averaged.module.state_dict(),
+        "loops": {},
+        "callbacks": {"EMAWeightAveraging": {"latest_update_step": 4}},
+        "optimizer_states": [saved.optimizer.state_dict()],
+        "lr_schedulers": [saved.scheduler.state_dict()],
+        "current_model_state": Wrapped(saved.model).state_dict(),
+        "averaging_state": {"n_averaged": averaged.n_averaged},
+    }
+    torch.save(checkpoint, tmp_path / "l.ckpt")
+    resumed = Training(1)
+    follower = AVERAGES[kind](resumed.model)
+    state = ptsave.TrainingState(model=resumed.model, optimizer=resumed.optimizer, **{part: follower})
+
+    def check() -> None:
+        assert same_weights(resumed.model, saved.model.state_dict())
+        inner: Any = getattr(follower, "module", follower)
+        assert same_weights(getattr(inner, "model", inner), average.model.state_dict())
+        if isinstance(follower, AveragedModel):
+            assert follower.n_averaged == 3
+
+    state.load_state_dict(ptsave.read_training(tmp_path / "l.ckpt"))
+    check()
+    with ptsave.Checkpoints(tmp_path / "run") as keeper:  # and ours keeps both apart
+        keeper.save(state, step=3)
+        keeper.wait()
+        for module in (resumed.model, follower):
+            for parameter in module.parameters():
+                nn.init.zeros_(parameter)
+        assert keeper.resume(state) == 4
+    check()
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Lightning's advice
 def test_lightnings_averaging_itself(tmp_path: Path) -> None:
@@ -319,11 +383,13 @@ def test_lightnings_averaging_itself(tmp_path: Path) -> None:
             return [saved.optimizer], [saved.scheduler]
 
     kept: dict[str, torch.Tensor] = {}
+    average: dict[str, torch.Tensor] = {}
 
     class Keep(lightning.Callback):  # type: ignore[misc, name-defined]
         def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
             trainer.save_checkpoint(tmp_path / "l.ckpt")
             kept.update(copy.deepcopy(saved.model.state_dict()))
+            average.update(copy.deepcopy(trainer.callbacks[0]._average_model.module.model.state_dict()))
 
     data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(24, 4)), 6)
     names = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
@@ -341,6 +407,11 @@ def test_lightnings_averaging_itself(tmp_path: Path) -> None:
     resumed.resume(tmp_path / "l.ckpt")
     assert same_weights(resumed.model, kept)
     assert ptsave.read_training(tmp_path / "l.ckpt")["step"] == 4
+    ema = AveragedModel(Training(2).model)
+    state = ptsave.TrainingState(model=resumed.model, optimizer=resumed.optimizer, ema=ema)
+    state.load_state_dict(ptsave.read_training(tmp_path / "l.ckpt"))
+    assert same_weights(ema.module, average)
+    assert same_weights(resumed.model, kept)
 
 
 # --- folders ----------------------------------------------------------------------------------------------
