@@ -56,6 +56,8 @@ PROGRESS_KEYS = frozenset(
     }
 )
 """Keys of how far the training came."""
+_OF_DETECTRON2 = ("trainer", "_trainer", "iteration")
+"""Where detectron2's trainer has its `iteration` a second time."""
 RAW, AVERAGING = "current_model_state", "averaging_state"
 """Keys of a Lightning checkpoint whose `state_dict` is an average: the weights that are trained, and the rest
 of the average. Source: lightning/pytorch/callbacks/weight_averaging.py (`on_save_checkpoint`)."""
@@ -208,14 +210,34 @@ def at(root: Any, place: Place) -> Any:
     return root
 
 
-def steps_done(parts: Parts) -> int | None:
-    """How many steps of the optimizer the training has done, as it says itself; None where it does not."""
+def steps_done(parts: Parts, of_optimizers: Collection[int] = ()) -> int | None:
+    """How many steps of the optimizer the training has done; None where it does not say.
+
+    `of_optimizers`: how many its optimizers have counted themselves. Where that is one more than the file's
+    number, the number is the index of the last step. detectron2's `iteration` is one, too, which its trainer
+    or the scheduler tells: maskrcnn-benchmark's files have the same keys, and the number of steps.
+
+    Source: detectron2/engine/defaults.py ("the training iteration that just finished"), train_loop.py
+    (`TrainerBase.state_dict`, `after_step` comes before the last increment), tools/plain_train_net.py;
+    maskrcnn_benchmark/engine/trainer.py (`iteration = iteration + 1`).
+    """
     counts = {place: n for place, n in parts.progress.items() if type(n) is int and n >= 0}
-    for key in STEP_KEYS:
-        if (count := counts.get((key,))) is not None:
-            return count
-    deeper = (count for place, count in counts.items() if place[-1] in STEP_KEYS)
-    return next(deeper, None)
+    order = {key: i for i, key in enumerate(STEP_KEYS)}
+    found = [place for place in counts if place[-1] in order and len(place) == 1]
+    found.sort(key=lambda place: order[place[-1]])
+    found += [place for place in counts if place[-1] in order and len(place) > 1]
+    if not found:
+        return None
+    place, count = found[0], counts[found[0]]
+    if place == (STEPS_DONE,):
+        return count
+    of_schedulers = [fields_of(node).get("last_epoch") for node in parts.schedulers.values()]
+    is_index = count + 1 in of_optimizers
+    if place[-1] == "iteration":
+        is_index |= counts.get(_OF_DETECTRON2) == count or any(
+            type(n) is int and n == count + 1 for n in of_schedulers
+        )
+    return count + 1 if is_index else count
 
 
 @dataclass

@@ -24,7 +24,7 @@ from ptsave.core.dtypes import DType
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.placeholders import placeholders, refuse
 from ptsave.core.select import Selection, select_model
-from ptsave.core.training import find_parts, steps_done
+from ptsave.core.training import Parts, at, fields_of, find_parts, steps_done
 from ptsave.core.tree import map_leaves, map_tensors
 from ptsave.errors import CorruptError, LimitError, MissingFileError, UsageError
 from ptsave.formats import open_checkpoint
@@ -74,9 +74,28 @@ def read_training(path: str | os.PathLike[str]) -> dict[str, Any]:
     target = Path(path)
     names = sorted(os.listdir(target)) if os.path.isdir(target) else []
     state = _folder(target, names) if any(map(_TRAINING_FILE.fullmatch, names)) else _file(target)
-    if (step := steps_done(find_parts(headers(state)))) is not None:
+    parts = find_parts(headers(state))
+    if (step := steps_done(parts, _steps_of_optimizers(state, parts))) is not None:
         state["step"] = step
     return state
+
+
+def _steps_of_optimizers(state: Mapping[str, Any], parts: Parts) -> set[int]:
+    """How many steps each optimizer has counted, where it counts them."""
+    counted = set()
+    for place in parts.optimizers:
+        kept = fields_of(fields_of(at(state, place)).get("state")).values()
+        if steps := [n for one in kept if (n := _count(fields_of(one).get("step"))) is not None]:
+            counted.add(max(steps))
+    return counted
+
+
+def _count(step: Any) -> int | None:
+    """A whole number, which Adam keeps as a tensor."""
+    if torch.is_tensor(step) and step.numel() == 1 and not step.is_complex():
+        step = step.item()
+        step = int(step) if isinstance(step, float) and step.is_integer() else step
+    return step if is_count(step) else None
 
 
 def _file(path: Path) -> dict[str, Any]:

@@ -302,6 +302,53 @@ def test_the_step_is_the_number_of_steps_done(tmp_path: Path) -> None:
         assert ptsave.read_training(tmp_path / "t.pt")["step"] == 10
 
 
+def detectron2(saved: Training, iteration: int) -> dict[str, Any]:
+    """What DefaultTrainer's DetectionCheckpointer writes.
+
+    Source: detectron2/engine/train_loop.py (`TrainerBase.state_dict`, `SimpleTrainer.state_dict`),
+    defaults.py (`DefaultTrainer`), fvcore/common/checkpoint.py (`PeriodicCheckpointer.step`).
+    """
+    inner = {"iteration": iteration, "optimizer": saved.optimizer.state_dict()}
+    hooks = {"LRScheduler": saved.scheduler.state_dict()}
+    trainer = {"iteration": iteration, "hooks": hooks, "_trainer": inner}
+    return {"model": saved.model.state_dict(), "trainer": trainer, "iteration": iteration}
+
+
+def test_the_index_of_the_last_step_is_no_number_of_steps(tmp_path: Path) -> None:
+    def step_of(file: dict[str, Any]) -> Any:
+        torch.save(file, tmp_path / "t.pt")
+        return ptsave.read_training(tmp_path / "t.pt")["step"]
+
+    saved = Training(0, 10)
+    weights = saved.model.state_dict()
+    assert step_of(detectron2(saved, 9)) == 10
+    optimizer, scheduler = saved.optimizer.state_dict(), saved.scheduler.state_dict()
+    of_sgd = torch.optim.SGD(saved.model.parameters(), 0.1, momentum=0.9).state_dict()
+    for iteration in (
+        9,
+        10,
+    ):  # tools/plain_train_net.py of detectron2; maskrcnn_benchmark/utils/checkpoint.py
+        rest = {"model": weights, "iteration": iteration}
+        assert step_of({**rest, "optimizer": of_sgd, "scheduler": scheduler}) == 10
+        assert step_of({**rest, "optimizer": optimizer}) == 10
+        assert step_of(rest) == iteration
+    for key in ("step", "iter", "it"):
+        for index in (9, 10):
+            assert step_of({"model": weights, "optimizer": optimizer, key: index}) == 10
+    once_an_epoch = StepLR(saved.optimizer, 2)
+    for _ in range(10):
+        once_an_epoch.step()
+    file = {"model": weights, "optimizer": of_sgd, "scheduler": once_an_epoch.state_dict(), "step": 9}
+    assert step_of(file) == 9  # it may count epochs
+    accumulated = {"model": weights, "optimizer": optimizer, "step": 40}
+    assert step_of(accumulated) == 40
+    for odd in ([], [9], "10", float("nan"), 10**400, torch.ones(2), torch.tensor(1j), None):
+        states = [{"state": {0: {"step": odd, "exp_avg": torch.ones(1)}}, "param_groups": []}]
+        schedulers = [{**scheduler, "last_epoch": odd}]
+        file = {"model": weights, "optimizers": states, "schedulers": schedulers, "iteration": 9}
+        assert step_of(file) == 9
+
+
 class Wrapped(nn.Module):
     """As a LightningModule holds the network."""
 
