@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -61,8 +62,11 @@ class Findings:
             self.report()
 
     def _keep(self, kind: str, data: bytes, text: str) -> None:
-        places = [line.strip() for line in text.splitlines() if "ptsave/" in line]
-        kind += "-" + hashlib.sha256("".join(places[-2:]).encode()).hexdigest()[:8]
+        lines = text.splitlines()
+        places = [line.strip() for line in lines if "ptsave/" in line]
+        # readers that differ are known by what they say, less what is the input's own
+        told = places[-2:] or [re.sub(r"[^a-z ]", "", lines[-1][:100], flags=re.IGNORECASE) if lines else ""]
+        kind += "-" + hashlib.sha256("".join(told).encode()).hexdigest()[:8]
         self.kinds[kind] = self.kinds.get(kind, 0) + 1
         stem = self.folder / f"{self.bench.target.name}-{kind}"
         kept = stem.with_suffix(".bin")

@@ -52,6 +52,7 @@ def admit(key: Any, budget: Budget) -> Any:
     if kind is tuple:
         parts = _parts(key)
         if parts is None:
+            _check_hashable(key, budget)
             return Opaque("builtins.tuple", (key,))
         if all(type(part) in _SECRET_HASH for part in parts):
             budget.spend(sum(map(len, parts)) // _COMPARED_PER_UNIT)
@@ -86,11 +87,24 @@ def _parts(key: tuple[Any, ...]) -> list[Any] | None:
                 waiting.append(part)
             elif type(part) in _FLAT or isinstance(part, Global):
                 parts.append(part)
-            elif isinstance(part, _UNHASHABLE):
-                raise CorruptError(f"a dictionary or set cannot hold a {type(part).__name__} in a key")
             else:
                 return None
     return parts
+
+
+def _check_hashable(key: tuple[Any, ...], budget: Budget) -> None:
+    """Raises: CorruptError where a part of `key`, or of the tuples in it, is none that Python can hash."""
+    seen = {id(key)}
+    waiting = [key]
+    while waiting:
+        value = waiting.pop()
+        budget.spend(1 + len(value) // 8)
+        for part in value:
+            if isinstance(part, _UNHASHABLE):
+                raise CorruptError(f"a dictionary or set cannot hold a {type(part).__name__} in a key")
+            if type(part) is tuple and id(part) not in seen:
+                seen.add(id(part))
+                waiting.append(part)
 
 
 def is_by_value(key: Any) -> bool:

@@ -307,6 +307,8 @@ CASES: dict[str, bytes] = {
     "equal keys": b"}(K\x01K\x0a\x88K\x0bG\x3f\xf0\0\0\0\0\0\0K\x0cu.",
     "equal tuples as keys": b"}((K\x01(K\x02tt K\x0a(\x88(K\x02ttK\x0bu.".replace(b" ", b""),
     "equal long tuples as keys": b"}((" + b"K\x01" * 9 + b"tK\x0a(" + b"\x88" * 9 + b"tK\x0bu.",
+    "long key with a set in it": b"}((" + b"K\x01" * 99 + b"\x8ftK\x0au.",
+    "long key with a list in a tuple": b"}((" + b"K\x01" * 99 + b"]\x85tK\x0au.",
     "equal devices as keys": (
         b"}(ctorch\ndevice\nX\x03\0\0\0cpu\x85RK\x0actorch\ndevice\nX\x03\0\0\0cpu\x85RK\x0bu."
     ),
