@@ -23,23 +23,27 @@ from ptsave.core.nodes import GlobalUse, Opaque, TensorEntry, add_uses
 from ptsave.core.storage import Storage
 from ptsave.core.strict_json import parse_object
 from ptsave.errors import CorruptError, UnreadableError
+from ptsave.formats import torch_objects, torchscript
 from ptsave.formats.base import FileFormat
 from ptsave.formats.inert_pickle import Loaded
+from ptsave.formats.pickle_shapes import Shapes
 from ptsave.formats.pt2_program import code_in
 from ptsave.formats.torch_objects import torch_shapes
 from ptsave.formats.torch_part import TorchParts
 from ptsave.formats.torch_storage import StorageNode
 from ptsave.formats.torch_tensors import tensor
 from ptsave.formats.torch_zip import (
+    ZipStorages,
     check_layout,
     first_folder,
     load_record,
     records_of,
     refuse_big_endian,
+    top_folder,
 )
 from ptsave.formats.zip_checks import check_crcs
-from ptsave.formats.zip_reader import STORED, ZipDirectory
-from ptsave.formats.zip_sniff import directory_of, sniffed_directory
+from ptsave.formats.zip_reader import STORED, ZipDirectory, read_directory
+from ptsave.formats.zip_sniff import ZIP_MAGIC, directory_of, sniffed_directory
 
 MAX_CONFIG_BYTES = 100_000_000
 """Cap on one table of tensors."""
@@ -52,6 +56,8 @@ _COMPILED = "data/aotinductor/"
 _TENSOR, _CUSTOM_OBJECT, _OPAQUE_OBJECT = "tensor_", "custom_obj_", "opaque_obj_"
 """How a constant's record begins says what reads it: raw numbers or torch.load, C++, pickle.loads."""
 _FORMAT_RECORD = "archive_format"
+_FOLDERS = (_WEIGHTS, _CONSTANTS, _MODELS, _SAMPLE_INPUTS, _COMPILED, "extra/")
+"""Where torch looks for records by their names."""
 _OLD_PROGRAM = "serialized_exported_program.json"
 _OLD_WEIGHTS = ("serialized_state_dict.pt", "serialized_state_dict.json")
 _OLD_CONSTANTS = ("serialized_constants.pt", "serialized_constants.json")
@@ -114,6 +120,7 @@ def read(file: InputFile) -> Checkpoint:
         on_failure.callback(file.close)
         archive = _Archive(directory_of(file))
         programs = {name: archive.program(name) for name in archive.model_names()}
+        archive.judge_others()
         root: Any = next(iter(programs.values())) if len(programs) == 1 else programs
         checkpoint = Checkpoint(
             FORMAT.name,
@@ -150,12 +157,15 @@ class _Archive:
         self.top = "" if self.is_old else first_folder(directory)
         if not self.is_old:
             check_layout(directory, self.top)
+            _check_case(directory, self.top)
             refuse_big_endian(directory, self.top, "torch.export.load")
         self.globals: dict[str, GlobalUse] = {}
         self.notes: list[str] = []
         self.dropped: list[str] = []
         self.taken: set[str] = set()
         """Records that were read as a whole."""
+        self.tensors: set[str] = set()
+        """Records that are the plain numbers of tensors."""
         self._dtypes: dict[str, Any] = {}
         self.judge()
 
@@ -258,10 +268,7 @@ class _Archive:
             if path.startswith(_OPAQUE_OBJECT):
                 return self.unpickled(record)
             if path.startswith(_CUSTOM_OBJECT):
-                self.notes.append(f"{record} is an object of a custom class in C++, which was not looked at")
-                self.taken.add(self.top + record)
-                self.dropped.append(f"{record}, an object of a custom class in C++")
-                return Opaque("torch.export.custom_object", state={"record": self.top + record})
+                return self.custom_object(record)
             if not path.startswith(_TENSOR):
                 raise malformed
         if is_pickle:
@@ -271,6 +278,7 @@ class _Archive:
         if self._dtypes.setdefault(record, meta.get("dtype")) != meta.get("dtype"):
             what = f"{record} is of two dtypes, of which torch.export.load takes the first for both"
             raise CorruptError(what, where, _DAMAGED)
+        self.tensors.add(self.top + record)
         storage = self.directory.storage(self.top + record)
         kind = "parameter" if about.get("is_param") is True else "tensor"
         try:
@@ -282,16 +290,46 @@ class _Archive:
 
     def pickled(self, record: str) -> Any:
         """What `torch.save` wrote into `record`; an empty dict where there is no such record."""
-        if not self.has(record):
+        if not self.has(record) or self.directory.entry(self.top + record).num_bytes == 0:
             return {}
+        return self._take(TorchParts().read(self.directory.file, *self.window(record)))
+
+    def window(self, record: str) -> tuple[int, int]:
+        """The bytes of a record that holds an archive of its own, which is read as a whole."""
         entry = self.directory.entry(self.top + record)
-        if entry.num_bytes == 0:
-            return {}
         if entry.method != STORED:
             what = "is compressed, so that what it would unpickle was not looked at"
             raise UnreadableError(what, self.where(record), "pack the archive again without compression")
         self.taken.add(self.top + record)
-        return self._take(TorchParts().read(self.directory.file, entry.data_offset, entry.num_bytes))
+        return entry.data_offset, entry.num_bytes
+
+    def custom_object(self, record: str) -> Any:
+        """An object of a class in C++: an archive as TorchScript has them, whose classes are told.
+
+        Source: torch/csrc/jit/serialization/pickle.cpp (`pickle_load_obj`).
+        """
+        inner = read_directory(self.directory.file, *self.window(record))
+        top = first_folder(inner)
+        check_layout(inner, top)
+        storages = ZipStorages(inner, f"{top}data/", False, has_meta=True)
+        if f"{top}data.pkl" not in inner.entries:
+            raise CorruptError("holds no data.pkl", self.where(record), _DAMAGED)
+        self._take(
+            load_record(inner, f"{top}data.pkl", Shapes(torchscript.SHAPES, torch_objects.build, storages))
+        )
+        self.dropped.append(f"{record}, an object of a custom class in C++")
+        return Opaque("torch.export.custom_object", state={"record": self.top + record})
+
+    def judge_others(self) -> None:
+        """Tell what the archives name that lie in records which no table names: somebody may load them."""
+        for name, entry in self.directory.entries.items():
+            if name in self.taken or name in self.tensors or entry.method != STORED:
+                continue
+            if self.directory.file.read_at(entry.data_offset, min(entry.num_bytes, 4)) != ZIP_MAGIC:
+                continue
+            inner = read_directory(self.directory.file, entry.data_offset, entry.num_bytes)
+            if top_folder(inner) is not None:
+                self.pickled(name.removeprefix(self.top))
 
     def unpickled(self, record: str) -> Any:
         """What Python's own pickle wrote into `record`; what it names is told."""
@@ -305,6 +343,16 @@ class _Archive:
         add_uses(self.globals, loaded.globals)
         self.notes += [note for note in loaded.notes if note not in self.notes]
         return loaded.root
+
+
+def _check_case(directory: ZipDirectory, top: str) -> None:
+    """Raises: CorruptError where torch, which has no regard to case, finds a record in another folder."""
+    for name in directory.entries:
+        lower = name.lower()
+        begins = next((top + folder for folder in _FOLDERS if lower.startswith((top + folder).lower())), "")
+        if not name.startswith(begins):
+            what = f"torch may take the record {name!r} for one in {begins!r}"
+            raise CorruptError(what, str(directory.file.path), _DAMAGED)
 
 
 def _tensor(meta: dict[str, Any], storage: Storage, kind: str) -> TensorEntry | Opaque:

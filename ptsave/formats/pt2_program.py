@@ -7,15 +7,17 @@ that much is an allow-list here, and the rest is told.
 
 Source: torch/_export/serde/serialize.py of torch 2.13 (`GraphModuleDeserializer._parse_sym_expr`,
 `deserialize_operator`, `deserialize_graph`, `deserialize_module_call_signature`); torch/utils/_pytree.py
-(`enum_object_hook`); torch/fx/graph.py (`CodeGen`); torch/utils/_sympy/functions.py.
+(`enum_object_hook`, `_defaultdict_deserialize`); torch/fx/graph.py (`CodeGen`, `_format_target`);
+torch/utils/_sympy/functions.py.
 """
 
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 MAX_EXPRESSION_BYTES = 4096
 """Longer expressions are told as they are: nobody read them."""
@@ -59,8 +61,16 @@ _SIZES = ("size", "stride", "storage_offset")
 _RESOLVED = re.compile(r"torch|math|_operator|#")
 """How a text begins that torch looks up as an operator; others stay texts."""
 _IDENTIFIER = re.compile(r"[\w.]*")
-_SPEC_CODE = re.compile(r'[=();\n]|\\[^"\\]|__enum__')
-"""What no tree of arguments has that torch wrote without enums."""
+_ATTRIBUTE = re.compile(r'[^"\\\x00-\x1f]*')
+"""A name that stays within the quotes in which torch writes it into code: `getattr(self, "0")`."""
+_ATTRIBUTES = (
+    *("parameter_name", "buffer_name", "tensor_constant_name", "custom_obj_name", "user_input_name"),
+    *("fqn", "class_fqn"),
+)
+_SPEC_TEXT = re.compile(r"[\w.\-/ ]*")
+"""A type or a key in a tree of arguments; keys become the names of arguments."""
+_FACTORIES = (".", *(f"builtins.{name}" for name in "bool dict float int list set str tuple".split()))  # noqa: SIM905
+"""What a defaultdict may make its values with; a dot where there is none."""
 
 
 def code_in(program: Any) -> Iterator[str]:
@@ -74,12 +84,19 @@ def code_in(program: Any) -> Iterator[str]:
         if not isinstance(node, dict):
             continue
         for key, value in node.items():
-            if isinstance(value, (list, dict)) and key != "metadata":
+            if isinstance(value, (list, dict)):
                 waiting.append(value)
             texts = value if isinstance(value, list) else [value]
-            for text in texts:
-                if isinstance(text, str) and not _is_harmless(key, text):
-                    yield text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "…"
+            for text in filter(_is_text, texts):
+                if key in ("in_spec", "out_spec"):
+                    found = _code_in_spec(text)
+                else:
+                    found = iter(() if _is_harmless(key, text) else (text,))
+                yield from (code if len(code) <= _MAX_SHOWN else code[:_MAX_SHOWN] + "…" for code in found)
+
+
+def _is_text(value: Any) -> TypeGuard[str]:
+    return isinstance(value, str)
 
 
 def _is_harmless(key: str, text: str) -> bool:
@@ -89,9 +106,35 @@ def _is_harmless(key: str, text: str) -> bool:
         return _RESOLVED.match(text) is None or bool(_OPERATOR.fullmatch(text) and "__" not in text)
     if key in ("name", "as_name", "forward_arg_names"):
         return _IDENTIFIER.fullmatch(text) is not None
-    if key in ("in_spec", "out_spec"):
-        return _SPEC_CODE.search(text) is None
+    if key in _ATTRIBUTES:
+        return _ATTRIBUTE.fullmatch(text) is not None
     return key != "guards_code" or _is_expression(text, is_guard=True)
+
+
+def _code_in_spec(text: str) -> Iterator[str]:
+    """What a tree of arguments imports, and its keys that are no plain names.
+
+    Containers and the factories of builtin types are plain; an enum and any other factory is imported.
+    """
+    waiting: list[Any] = [text]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, str) and node[:1] in ("[", "{"):
+            try:  # a context is JSON in a text
+                node = json.loads(node)
+            except (ValueError, RecursionError):
+                yield node
+        elif isinstance(node, str) and not _SPEC_TEXT.fullmatch(node):
+            yield node
+        if isinstance(node, dict):
+            if "__enum__" in node:
+                yield str(node.get("fqn"))
+            factory = ".".join(str(node.get(f"default_factory_{part}", "")) for part in ("module", "name"))
+            if factory not in _FACTORIES:
+                yield factory
+            waiting += (*node, *node.values())
+        elif isinstance(node, list):
+            waiting += node
 
 
 def _is_expression(text: str, *, is_guard: bool = False) -> bool:

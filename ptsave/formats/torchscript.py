@@ -197,7 +197,7 @@ def read(file: InputFile) -> Checkpoint:
 
         def unpickle(name: str) -> Loaded:
             storages = ZipStorages(directory, f"{top}{name}/", False, has_meta=True)
-            return load_record(directory, f"{top}{name}.pkl", Shapes(_SHAPES, build, storages))
+            return load_record(directory, f"{top}{name}.pkl", Shapes(SHAPES, build, storages))
 
         loaded = unpickle("data")
         uses = dict(loaded.globals)
@@ -256,7 +256,7 @@ def _first(args: tuple[Any, ...], budget: Budget) -> Any:
     return args[0] if args and isinstance(args[0], (list, dict)) else UNKNOWN
 
 
-_SHAPES: dict[str, Any] = torch_objects.NAMES | {
+SHAPES: dict[str, Any] = torch_objects.NAMES | {
     f"torch.jit._pickle.{name}": Known(f"torch.jit._pickle.{name}", _first)
     for name in (
         "build_intlist",
@@ -266,6 +266,7 @@ _SHAPES: dict[str, Any] = torch_objects.NAMES | {
         "restore_type_tag",
     )
 }
+"""What stands for each dotted name that a pickle of TorchScript may use."""
 
 
 def _any_storage(persistent_id: Any) -> Opaque:
@@ -276,8 +277,8 @@ def _any_tensor(args: tuple[Any, ...], budget: Budget) -> Any:
     return Opaque("torch.Tensor")
 
 
-_NAMES_ONLY = _SHAPES | {
-    name: Known(name, _any_tensor) for name in _SHAPES if name.startswith("torch._utils._rebuild_")
+_NAMES_ONLY = SHAPES | {
+    name: Known(name, _any_tensor) for name in SHAPES if name.startswith("torch._utils._rebuild_")
 }
 """For a pickle whose tensors lack their bytes: what it names is all that counts."""
 

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._export.serde.schema import SCHEMA_VERSION
+from torch._export.serde.serialize import serialize
 
 from ptsave.core.nodes import Opaque
 from ptsave.errors import CorruptError
@@ -247,6 +249,27 @@ def name_of(path: Path, name: str) -> bytes:
     return text.replace('"x"', json.dumps(name)).encode()
 
 
+def spec_of(path: Path, module: str) -> bytes:
+    """The program with a defaultdict among its outputs, whose factory is in `module`."""
+    with zipfile.ZipFile(path) as archive:
+        program = json.loads(archive.read("m/models/model.json"))
+    call = program["graph_module"]["module_call_graph"][0]["signature"]
+    context = {"default_factory_module": module, "default_factory_name": FUNCTION, "dict_context": ["y"]}
+    leaf: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
+    tree = {"type": "collections.defaultdict", "context": context, "children_spec": [leaf]}
+    call["out_spec"] = json.dumps([1, tree])
+    return json.dumps(program).encode()
+
+
+BUFFER_CODE = f'training"),exec("import {NAME}\\nx={NAME}\\x2e{FUNCTION}()'
+
+
+def renamed(path: Path, record: str, name: str) -> bytes:
+    """The record with another name for the buffer that is a constant."""
+    with zipfile.ZipFile(path) as archive:
+        return archive.read(f"m/{record}").replace(b'"scratch"', json.dumps(name).encode())
+
+
 WEIGHTS, CONSTANTS = "data/weights/model_weights_config.json", "data/constants/model_constants_config.json"
 CALL = f"__import__('{NAME}').{FUNCTION}()"
 PLACES: dict[str, Callable[[Path], dict[str, bytes | None]]] = {
@@ -273,6 +296,17 @@ PLACES: dict[str, Callable[[Path], dict[str, bytes | None]]] = {
     "an expression": lambda path: {"models/model.json": code_of(path, CALL)},
     "a guard": lambda path: {"models/model.json": guard_of(path, CALL)},
     "a name": lambda path: {"models/model.json": name_of(path, f"x={CALL}")},
+    "a tensor that is called metadata": lambda path: {
+        "models/model.json": code_of(path, CALL).replace(b'"x"', b'"metadata"')
+    },
+    "sample inputs in another case": lambda path: {
+        "data/sample_inputs/model.pt": None,
+        "DATA/sample_inputs/MODEL.pt": tf.pt(PAYLOAD),
+    },
+    "the name of a buffer": lambda path: {
+        "models/model.json": renamed(path, "models/model.json", BUFFER_CODE),
+        CONSTANTS: renamed(path, CONSTANTS, BUFFER_CODE),
+    },
 }
 
 
@@ -289,6 +323,110 @@ def test_what_torch_export_load_runs_is_named(
         torch.export.load(path).module()(torch.ones(2, 3))
     assert ran
     assert is_named(path)
+
+
+def test_a_factory_in_a_tree_of_arguments_is_named(program: bytes, tmp_path: Path, ran: list[bool]) -> None:
+    path = tmp_path / "m.pt2"
+    path.write_bytes(program)
+    repacked(path, models__model_DOT_json=spec_of(path, NAME))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.load(path).module()(torch.ones(2, 3))["missing"]
+    assert ran
+    assert is_named(path)
+
+
+@pytest.mark.parametrize("key", ["x: [y for torch.Size.z in [w]]", "x=1", "x)", 'x"', "x\n"])
+def test_a_key_that_becomes_code_is_named(key: str, program: bytes, tmp_path: Path) -> None:
+    """Keyword arguments' names are those of the function that torch makes of the program."""
+    path = tmp_path / "m.pt2"
+    path.write_bytes(program)
+    spec = {"type": "builtins.dict", "context": json.dumps([key]), "children_spec": []}
+    with zipfile.ZipFile(path) as archive:
+        text = json.loads(archive.read("m/models/model.json"))
+    text["graph_module"]["module_call_graph"][0]["signature"]["in_spec"] = json.dumps([1, spec])
+    repacked(path, models__model_DOT_json=json.dumps(text).encode())
+    with open_checkpoint(path) as checkpoint:
+        assert checkpoint.globals.keys() == {key}
+
+
+def test_a_factory_of_python_s_own_is_none(program: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "m.pt2"
+    path.write_bytes(program)
+    repacked(path, models__model_DOT_json=spec_of(path, "builtins").replace(FUNCTION.encode(), b"list"))
+    with open_checkpoint(path) as checkpoint:
+        assert not checkpoint.globals
+
+
+OLD_PLACES = ("state_dict.pt", "constants.pt", "example_inputs.pt", "state_dict.json", "constants.json")
+
+
+@pytest.mark.parametrize("place", OLD_PLACES)
+def test_what_torch_export_load_runs_of_the_layout_before_is_named(
+    place: str, tmp_path: Path, ran: list[bool]
+) -> None:
+    path = tmp_path / "m.pt2"
+    made = serialize(export(WithConstants(), path))
+    parts = {
+        "exported_program.json": made.exported_program,
+        "state_dict.pt": made.state_dict,
+        "constants.pt": made.constants,
+        "example_inputs.pt": made.example_inputs,
+    }
+    parts.pop(place.replace(".json", ".pt"))
+    parts[place] = tf.pt(PAYLOAD)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("version", ".".join(map(str, SCHEMA_VERSION)))
+        for name, data in parts.items():
+            archive.writestr(f"serialized_{name}", data)
+    with warnings.catch_warnings(), contextlib.suppress(Exception):
+        warnings.simplefilter("ignore")
+        torch.export.load(path)
+    assert ran
+    assert is_named(path)
+
+
+PACKED = "__torch__.torch.classes.quantized.LinearPackedParamsBase"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of what is deprecated
+def test_an_object_of_a_class_in_c_is_named(program: bytes, tmp_path: Path) -> None:
+    weight = torch.quantize_per_tensor(torch.ones(3, 3), 0.1, 0, torch.qint8)
+    torch.backends.quantized.engine = "qnnpack"
+    held = torch._C._pickle_save(torch.ops.quantized.linear_prepack(weight, None))
+    path = tmp_path / "m.pt2"
+    path.write_bytes(program)
+    about = with_constant("custom_obj_0")
+    repacked(path, data__constants__model_constants_config_DOT_json=about)
+    repacked(path, data__constants__custom_obj_0=held)
+    with open_checkpoint(path) as checkpoint:
+        assert checkpoint.globals.keys() == {PACKED}
+
+
+@pytest.mark.parametrize("held", [tf.pt(PAYLOAD), dump(PAYLOAD), b"", tf.pt_raw(b"N.")[:-9]])
+def test_another_archive_in_its_place(held: bytes, program: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "m.pt2"
+    path.write_bytes(program)
+    repacked(path, data__constants__model_constants_config_DOT_json=with_constant("custom_obj_0"))
+    repacked(path, data__constants__custom_obj_0=held)
+    assert is_named(path)
+
+
+@pytest.mark.parametrize("name", ["extra/inputs.pt", "data/weights/weight_99", "data/executorch/x"])
+def test_an_archive_that_no_table_names(name: str, program: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "m.pt2"
+    path.write_bytes(program)
+    repacked(path, **{name.replace("/", "__").replace(".", "_DOT_"): tf.pt(PAYLOAD)})
+    with open_checkpoint(path) as checkpoint:
+        assert f"{NAME}.{FUNCTION}" in checkpoint.globals
+
+
+@pytest.mark.parametrize("name", ["DATA/weights/x", "Models/x.json", "data/Sample_inputs/x"])
+def test_records_that_torch_may_take_for_others(name: str, program: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "m.pt2"
+    path.write_bytes(program)
+    with pytest.raises(CorruptError, match="may take the record"):
+        open_checkpoint(repacked(path, **{name.replace("/", "__").replace(".", "_DOT_"): b"x"}))
 
 
 @pytest.mark.parametrize("target", ["torch.os.system", "torch.ops.load_library", "_operator.attrgetter"])
