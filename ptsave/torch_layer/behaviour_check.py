@@ -132,7 +132,7 @@ def _training(found: Replay, recorded: Behaviour) -> Iterator[Finding]:
             inside = sum(other != name and (not name or other.startswith(f"{name}.")) for other in stuck)
             more = f", and {inside} modules inside it" if inside else ""
             message = f"left in train mode: it stays in training after eval(){more}"
-            yield Finding(CHECK, "fail", name, message)
+            yield Finding(CHECK, "fail", name, message, "train_mode")
     if still := [name for name in found.now.training if name in recorded.training]:
         names = first_names([name or "the model" for name in still])
         yield Finding(
@@ -163,7 +163,7 @@ def judged(found: Replay, check: str) -> Iterator[Finding]:
             elif not found.is_deterministic:
                 level, how = "warn", "the model is not deterministic, and two runs of it differ as much"
             else:
-                level, how = "ok", f"explained by rounding{_elsewhere(found)}"
+                level, how = "ok", f"explained by rounding{_elsewhere(found)}{_not_done(found)}"
             yield Finding(check, level, output.path, f"{how}: {off}; {output.figures}")
     if found.is_surprising and found.is_same and found.first_unequal is not None:
         first = found.first_unequal
@@ -186,6 +186,10 @@ def _elsewhere(found: Replay) -> str:
     """What of the environment is another, where that is what changes numbers."""
     changed = [f"{name} {then} → {now}" for name, (then, now) in found.environment.items() if name in NUMERIC]
     return f" (another environment: {', '.join(changed)})" if changed else ""
+
+
+def _not_done(found: Replay) -> str:
+    return " (modules were not run alone: several ranks run the model)" if found.is_apart_left_out else ""
 
 
 def _departure(found: Replay, first: Departure, check: str) -> Finding:

@@ -44,7 +44,11 @@ class OutputDifference:
 
 
 def compare_output(
-    path: str, old: Sample | None, new: Sample | None, rtol: float | None, atol: float | None
+    path: str,
+    old: Sample | None,
+    new: Sample | None,
+    rtol: float | None = None,
+    atol: float | None = None,
 ) -> OutputDifference:
     """Hold today's output against the recorded one; None for a tolerance is the dtype's own."""
     if new is None:

@@ -128,6 +128,13 @@ def make_judge(
     return Judge(now, [again, *runs(wide=False)], margin, unit)
 
 
+def judge_alone(model: nn.Module, arguments: Arguments) -> Judge:
+    """How far rounding goes in `model` here and now, with nothing recorded and on this kind of machine."""
+    now, again = watch(model, arguments), watch(model, arguments)
+    seen = [sample for call in now.calls for sample in call.outputs.values()]
+    return make_judge(model, arguments, seen, now, again, margin=MARGIN, coarse=None, tf32=False)
+
+
 def _usual_epsilon(samples: Sequence[Sample]) -> float:
     """Of the floating-point dtype that most of the tensors have."""
     dtypes = Counter(sample.dtype for sample in samples if epsilon(sample.dtype))

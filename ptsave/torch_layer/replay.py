@@ -50,6 +50,8 @@ class Replay:
     claims: Sequence[str] = ()
     """What only the record says and what lets outputs be farther off, or excuses that they are not bitwise
     equal: nothing here can check it. Empty where the outputs are equal."""
+    is_apart_left_out: bool = False
+    """Whether no call was held alone, since several ranks run the model together."""
     coarser: Mapping[tuple[str, int], str] = field(default_factory=dict)
     """Calls whose code computes today in a coarser dtype than it did, and that one; it shows nowhere else."""
     is_cast: bool = False
@@ -183,6 +185,7 @@ def replay(
             *(["TF32"] if tf32 and not _used_tf32(here) else []),
             *_claimed_dtypes(recorded, now, coarse),
         ],
+        is_apart_left_out=not is_alone(),
         coarser=coarser,
         is_cast=coarse is not None,
         first_unequal=next(iter([*begun, *unequal]), None),

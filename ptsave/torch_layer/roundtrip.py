@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
+from ptsave.core.behaviour import Sample
 from ptsave.core.memory import give_back
 from ptsave.core.select import select_model
 from ptsave.core.verdict import Counted, Finding
@@ -15,17 +16,21 @@ from ptsave.errors import LossyError, PtsaveError, UnreadableError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.writers import BY_NAME
+from ptsave.torch_layer.differences import compare_output
+from ptsave.torch_layer.inputs import Arguments
+from ptsave.torch_layer.judge import judge_alone, output_key
 from ptsave.torch_layer.live import checkpoint_of
 from ptsave.torch_layer.load import arguments_for
 from ptsave.torch_layer.observe import buffer_digests, digests_of
 from ptsave.torch_layer.subject import ModelSubject
-from ptsave.torch_layer.trace import output_digests
+from ptsave.torch_layer.trace import output_digests, output_samples
 
 CHECK = "roundtrip"
 DEFAULT_FORMAT = "pt"
 """For checkpoints of formats that are read only."""
 
 Digests = Mapping[str, str]
+Samples = Mapping[str, Sample]
 
 
 def roundtrip(subject: ModelSubject) -> Iterator[Finding]:
@@ -61,20 +66,19 @@ def roundtrip(subject: ModelSubject) -> Iterator[Finding]:
             give_back()
 
 
-def _first_outputs(subject: ModelSubject, model: nn.Module) -> Digests | None:
+def _first_outputs(subject: ModelSubject, model: nn.Module) -> Samples | None:
     """What the loaded model gives; a replay of the same inputs has it already."""
     replayed, recorded, inputs = subject.replayed, subject.behaviour, subject.config.inputs
     if replayed is None or recorded is None or inputs is None or inputs.to_json() != recorded.inputs:
-        return _outputs(subject, model)
-    return replayed.now.digests()
+        arguments = _arguments(subject, model)
+        return None if arguments is None else output_samples(model, arguments)
+    return replayed.now.outputs
 
 
-def _outputs(subject: ModelSubject, model: nn.Module) -> Digests | None:
-    """Output path → digest for the config's inputs, or None where it has none."""
-    if subject.config.inputs is None:
-        return None
-    arguments = arguments_for(subject.config.inputs, None, model, subject.device)
-    return output_digests(model, arguments)
+def _arguments(subject: ModelSubject, model: nn.Module) -> Arguments | None:
+    """The config's inputs, or None where it has none."""
+    inputs = subject.config.inputs
+    return None if inputs is None else arguments_for(inputs, None, model, subject.device)
 
 
 def _everything(model: nn.Module) -> Digests:
@@ -83,7 +87,7 @@ def _everything(model: nn.Module) -> Digests:
 
 
 def _reread(
-    subject: ModelSubject, name: str, path: Path, before: Digests, outputs: Digests | None
+    subject: ModelSubject, name: str, path: Path, before: Digests, outputs: Samples | None
 ) -> Iterator[Finding]:
     """Load what was written, and hold it against what was there before."""
     try:
@@ -93,24 +97,36 @@ def _reread(
     except PtsaveError as error:
         yield Finding(CHECK, "fail", name, f"what was written cannot be loaded: {error}")
         return
-    yield from _compare_tensors(name, before, _everything(model), buffer_digests(model))
-    if outputs is None:
+    after = _everything(model)
+    yield from _compare_tensors(name, before, after, buffer_digests(model))
+    arguments = _arguments(subject, model)
+    if outputs is None or arguments is None:
         yield Finding(CHECK, "skipped", name, "no outputs were compared: the config has no [inputs]")
         return
-    again = _outputs(subject, model) or {}
+    again = output_samples(model, arguments, {sample.digest: sample for sample in outputs.values()})
     if not outputs and not again:
         yield Finding(CHECK, "skipped", name, "the model returns no tensor that could be compared")
         return
-    different = [key for key in {**outputs, **again} if outputs.get(key) != again.get(key)]
+    compared = [compare_output(key, outputs.get(key), again.get(key)) for key in {**outputs, **again}]
+    different = [output for output in compared if not output.is_bitwise_equal]
     if not different:
         which = "the output is" if len(outputs) == 1 else f"{len(outputs)} outputs are"
         yield Finding(CHECK, "ok", name, f"{which} bitwise equal on {subject.device}")
-    elif _outputs(subject, model) != again:
+    elif output_digests(model, arguments) != {key: sample.digest for key, sample in again.items()}:
         message = "the outputs cannot be compared: two runs of the same weights from the same seed differ"
         yield Finding(CHECK, "skipped", name, message)
     else:
-        for key in different:
-            yield Finding(CHECK, "fail", key, f"the output differs after a round trip through {name}")
+        judge = judge_alone(model, arguments) if after == before else None
+        for output in different:
+            message = f"the output differs after a round trip through {name}"
+            if judge is None or output.why_not:
+                yield Finding(CHECK, "fail", output.path, message)
+                continue
+            excess = judge.excess(outputs[output.path], output_key(output.path))
+            off = f"{excess.relative:.2g} relative off, rounding explains {excess.allowed:.2g}"
+            if excess.is_explained:
+                message += ", explained by rounding: every tensor is bitwise equal, at another address"
+            yield Finding(CHECK, "warn" if excess.is_explained else "fail", output.path, f"{message} ({off})")
 
 
 def _compare_tensors(name: str, before: Digests, after: Digests, made_anew: Digests) -> Iterator[Finding]:
@@ -120,7 +136,7 @@ def _compare_tensors(name: str, before: Digests, after: Digests, made_anew: Dige
             message = (
                 "uninitialised buffer: the state dict leaves it out, and the class makes another each time"
             )
-            yield Finding(CHECK, "fail", key, message)
+            yield Finding(CHECK, "fail", key, message, "uninitialised")
         else:
             yield Finding(CHECK, "fail", key, f"differs after a round trip through {name}")
     if not changed:

@@ -118,6 +118,17 @@ def output_digests(model: nn.Module, arguments: Arguments, seed: int = 0) -> dic
         return {path: digest_of(tensor) for path, tensor in _visible(output, MAX_OUTPUTS)}
 
 
+def output_samples(
+    model: nn.Module, arguments: Arguments, known: Mapping[str, Sample] | None = None
+) -> dict[str, Sample]:
+    """Output path → sample of a pass with nothing watched; `known` as for `watch`."""
+    with buffers_restored(model):
+        with _uncompiled(), seeded(0):
+            output = run(model, cloned(arguments))
+        samples = _Samples(known or {})
+        return {path: samples.take(tensor, OUTPUT_VALUES) for path, tensor in _visible(output, MAX_OUTPUTS)}
+
+
 def cloned(value: Any) -> Any:
     """Arguments, or a part of them, with tensors of their own: a model may change what it is given."""
     if isinstance(value, Arguments):
