@@ -6,9 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from ptsave.core.global_names import NameKind
+
 Level = Literal["ok", "warn", "fail", "skipped"]
 LEVELS: tuple[Level, ...] = ("fail", "warn", "ok", "skipped")
 """From what asks for attention to what does not."""
+Kind = Literal[NameKind, "train_mode", "lost_tie", "uninitialised", ""]
+"""The causes that a finding can have: for `safe` what a name is, for checks of a model what is wrong."""
 
 
 class Counted(str):
@@ -41,8 +45,8 @@ class Finding:
     where: str
     """The tensor, module or file that it is about; empty for the whole."""
     message: str
-    kind: str = ""
-    """What is known of the cause, in one word: for `safe` what a name is (`runs`, `library`, `unknown`)."""
+    kind: Kind = ""
+    """The cause, as far as the check knows it: what code goes by."""
 
     def __str__(self) -> str:
         """`encoder.weight: 3 NaN, 0 infinite`."""
@@ -52,6 +56,11 @@ class Finding:
 def places(findings: Iterable[Finding], check: str, level: Level) -> list[str]:
     """Where the findings of one check and level are, each place once."""
     return list(dict.fromkeys(f.where for f in findings if (f.check, f.level) == (check, level)))
+
+
+def failed_of(findings: Iterable[Finding], kind: Kind) -> list[str]:
+    """Where the failures of one kind are, each place once."""
+    return list(dict.fromkeys(f.where for f in findings if (f.kind, f.level) == (kind, "fail")))
 
 
 @dataclass(frozen=True, slots=True)

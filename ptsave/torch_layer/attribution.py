@@ -10,7 +10,7 @@ from typing import Any
 from ptsave.core.cause import damage, difference, first_names, resumption
 from ptsave.core.checkpoint import check_viewed
 from ptsave.core.digest import HEX_DIGITS, tensor_digest
-from ptsave.core.verdict import Finding, places
+from ptsave.core.verdict import Finding, failed_of, places
 from ptsave.torch_layer.behaviour_check import coarser_dtype
 from ptsave.torch_layer.replay import Replay
 from ptsave.torch_layer.source import changed_parts, source_digest
@@ -38,7 +38,7 @@ def attribute(subject: ModelSubject, findings: Sequence[Finding]) -> str:
 
 
 def _training(subject: ModelSubject, findings: Sequence[Finding]) -> str:
-    stuck = [f.where for f in findings if f.level == "fail" and f.message.startswith("left in train mode")]
+    stuck = failed_of(findings, "train_mode")
     return f"left in train mode: {first_names([name or 'the model' for name in stuck])}" if stuck else ""
 
 
@@ -94,7 +94,7 @@ def _swapped(subject: ModelSubject, bad: Sequence[str]) -> tuple[str, str] | Non
 
 def _ties(subject: ModelSubject, findings: Sequence[Finding]) -> str:
     """Ties that were lost, where nothing else is wrong with the weights."""
-    lost = [f.where for f in findings if f.level == "fail" and f.message.startswith("lost tie")]
+    lost = failed_of(findings, "lost_tie")
     bad = {name for name in places(findings, "bytes", "fail") if name in subject.checkpoint.tensors}
     return f"lost ties: {first_names(lost)}" if lost and bad <= set(lost) else ""
 
@@ -191,7 +191,7 @@ def _different(path: str, then: Any, now: Any) -> Iterator[str]:
 
 
 def _buffers(subject: ModelSubject, findings: Sequence[Finding]) -> str:
-    made_anew = [f.where for f in findings if f.level == "fail" and f.message.startswith("uninitialised")]
+    made_anew = failed_of(findings, "uninitialised")
     departs = subject.replayed is not None and not subject.replayed.is_same
     lost = list(dict.fromkeys([*made_anew, *(subject.lost_buffers if departs else [])]))
     return (

@@ -60,7 +60,7 @@ def _ties(subject: ModelSubject) -> Iterator[Finding]:
         one, other = tensors[name], tensors[want.tied_to]
         if one.view != other.view and tensor_digest(one) != tensor_digest(other):
             message = f"lost tie: one parameter with {want.tied_to!r} in the model, other values in the file"
-            yield Finding("keys", "fail", name, message)
+            yield Finding("keys", "fail", name, message, "lost_tie")
     # What `save` wrote was tied by the class itself; elsewhere, a script may have tied it by hand.
     record = subject.checkpoint.record
     level: Level = "fail" if record is not None and record.model is not None else "warn"
@@ -70,7 +70,7 @@ def _ties(subject: ModelSubject) -> Iterator[Finding]:
         wants = [expected[n].tied_to or n for n in (name, same) if n in expected]
         if len(wants) == 2 and wants[0] != wants[1] and entry.num_elements:
             message = f"lost tie: one tensor with {same!r} in the file, two parameters in the model"
-            yield Finding("keys", level, name, message)
+            yield Finding("keys", level, name, message, "lost_tie")
 
 
 MODEL_CHECKS: dict[str, Callable[[ModelSubject], Iterator[Finding]]] = {

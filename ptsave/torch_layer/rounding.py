@@ -84,7 +84,7 @@ class Rounding(TorchFunctionMode):
         if self._wide:
             result = self._map(result, lambda t: t.to(WIDE[t.dtype]) if t.dtype in WIDE else t)
         if self._results and not (target is not None or _is_random(name)):
-            known = {_address(tensor) for tensor in _tensors((args, kwargs))}
+            known = {_address(tensor) for tensor in tensors_in((args, kwargs))}
             result = self._map(result, lambda t: t if _address(t) in known else self._perturbed(t))
         return result
 
@@ -135,14 +135,15 @@ def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
     return value
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Every tensor among the arguments of a function of torch."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from _tensors(item)
+            yield from tensors_in(item)
     elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
+        yield from tensors_in(list(value.values()))
 
 
 def _changes_in_place(name: str) -> bool:

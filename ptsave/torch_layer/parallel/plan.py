@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -17,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.overrides import TorchFunctionMode
 
 from ptsave.config import Config, ParallelSpec
 from ptsave.core.nearest import hint_for
@@ -27,8 +29,25 @@ from ptsave.torch_layer.load import run
 from ptsave.torch_layer.parallel.group import Group
 from ptsave.torch_layer.parallel.materialise import whole
 from ptsave.torch_layer.parallel.styles import split
+from ptsave.torch_layer.rounding import tensors_in
 
 _HINT = "check [parallel]"
+
+
+class _Mixing(TorchFunctionMode):
+    """While active, notes whether a function failed that was given DTensors and plain tensors together."""
+
+    has_failed = False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        try:
+            return func(*args, **(kwargs or {}))
+        except Exception:
+            given = tensors_in((args, kwargs))
+            self.has_failed |= len({isinstance(tensor, DTensor) for tensor in given}) == 2
+            raise
 
 
 @dataclass(frozen=True)
@@ -102,20 +121,26 @@ class Plan:
         Raises: UsageError when the model cannot be run.
         """
         self.check_runs(model)
-        try:
+        with self.blamed():
             return whole(run(self.replicate(model), arguments))
+
+    @contextmanager
+    def blamed(self) -> Iterator[None]:
+        """While open, the error of a forward pass that fails says where in the plan to look.
+
+        It has the plan's place where the plan alone is at fault: a parameter was used before it was gathered.
+        """
+        mixing = _Mixing()
+        try:
+            with mixing:
+                yield
         except UsageError as error:
-            if not self.is_at_fault(error) and self.splits_tensors:
+            if mixing.has_failed:
+                error.where = self.where
+                error.hint = "wrap, or split, the module whose forward() is called, not one inside it"
+            elif self.splits_tensors:
                 error.hint = "check [parallel.tensor]; without torchrun, the model is run whole"
             raise
-
-    def is_at_fault(self, error: UsageError) -> bool:
-        """Whether a forward pass failed for the plan alone; then the error says what to change."""
-        if "DTensor" not in error.what:  # a parameter that was not gathered before it was used
-            return False
-        error.where = self.where
-        error.hint = "wrap, or split, the module whose forward() is called, not one inside it"
-        return True
 
     def replicate(self, model: nn.Module) -> nn.Module:
         """`model`, filled, as DistributedDataParallel runs it where the mesh has `ddp` alone.

@@ -160,14 +160,15 @@ def _together(group: Group, subject: SpreadSubject) -> Iterator[list[UsageError]
         try:
             return _watched(run)
         except UsageError as error:
-            if error.where.startswith(plan.where) or plan.is_at_fault(error):
+            if error.where.startswith(plan.where):
                 wrong.append(error)
             raise
 
     def _watched(run: Callable[[], Trace]) -> Trace:
         seen: Trace | UsageError
         try:
-            seen = run()
+            with plan.blamed():
+                seen = run()
         except UsageError as error:
             seen = UsageError(error.what, error.where, error.hint)
         if plan.splits_tensors:

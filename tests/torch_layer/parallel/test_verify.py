@@ -60,7 +60,9 @@ def test_sound_weights_over_two_ranks(studio: Path) -> None:
     assert lines(result, "roundtrip")[0][0] == "skipped"
     (level, _, message) = lines(verify(studio, "m.safetensors", "tp2.toml"), "behaviour")[0]
     assert level == "ok"
-    assert message == "bitwise equal" or message.startswith("explained by rounding")
+    assert message == "bitwise equal" or message.startswith(
+        "explained by rounding (modules were not run alone: several ranks run the model)"
+    )
 
 
 def test_a_damaged_tensor_is_named(studio: Path) -> None:
@@ -81,6 +83,15 @@ def test_changed_code_is_found_where_it_departs(studio: Path, config: str) -> No
     departs = [where for level, where, message in lines(result, "behaviour") if "first to depart" in message]
     assert departs == ["blocks.0"]
     assert "forward of odd.Block differs" in result["cause"]
+
+
+def test_what_the_model_itself_says_of_dtensors_is_no_fault_of_the_plan(studio: Path) -> None:
+    failing = CODE.replace("for block in", "raise RuntimeError('no DTensor here')\n        for block in")
+    (studio / "odd.py").write_text(failing)
+    result = verify(studio, "m.safetensors", "dp.toml", "--checks", "behaviour", code=1)
+    ((level, _, message),) = [line for line in lines(result, "behaviour") if "does not run" in line[2]]
+    assert level == "fail"
+    assert "no DTensor here" in message
 
 
 def test_a_run_is_verified_by_one_rank(studio: Path) -> None:
