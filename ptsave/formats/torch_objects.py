@@ -22,6 +22,7 @@ torch/_weights_only_unpickler.py.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -41,6 +42,9 @@ from ptsave.formats.torch_storage import STORAGE_DTYPES, StorageNode
 from ptsave.formats.torch_tensors import MAX_RANK
 
 _INT = {int}
+_DEVICE = re.compile(r"[a-z][a-z0-9_]{0,63}(?::(?P<index>0|[1-9][0-9]{0,2}))?")
+"""A device's type, of which a program may register more, and its index. Source: c10/core/Device.cpp."""
+_MAX_DEVICE = 127
 
 
 def _size(args: tuple[Any, ...], budget: Budget) -> Any:
@@ -52,11 +56,14 @@ def _size(args: tuple[Any, ...], budget: Budget) -> Any:
 
 
 def _device(args: tuple[Any, ...], budget: Budget) -> Any:
-    if not 1 <= len(args) <= 2 or type(args[0]) is not str:
+    """`torch.device("cuda", 0)`, `torch.device("cuda:0")`; torch refuses all else, or wraps it around."""
+    found = _DEVICE.fullmatch(args[0]) if 1 <= len(args) <= 2 and type(args[0]) is str else None
+    if found is None:
         return UNKNOWN
-    if len(args) == 2 and type(args[1]) is not int:
+    if len(args) == 2 and (found["index"] or type(args[1]) is not int):
         return UNKNOWN
-    return Opaque("torch.device", args)
+    index = args[1] if len(args) == 2 else int(found["index"] or 0)
+    return Opaque("torch.device", args) if 0 <= index <= _MAX_DEVICE else UNKNOWN
 
 
 def build(target: Any, state: Any, budget: Budget) -> bool:

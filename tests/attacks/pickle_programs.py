@@ -309,6 +309,10 @@ CASES: dict[str, bytes] = {
     "equal long tuples as keys": b"}((" + b"K\x01" * 9 + b"tK\x0a(" + b"\x88" * 9 + b"tK\x0bu.",
     "long key with a set in it": b"}((" + b"K\x01" * 99 + b"\x8ftK\x0au.",
     "long key with a list in a tuple": b"}((" + b"K\x01" * 99 + b"]\x85tK\x0au.",
+    "device that is none": b"ctorch\ndevice\nX\x03\0\0\0\0pu\x85R.",
+    "device with its number twice": b"ctorch\ndevice\nX\x06\0\0\0cuda:0K\x01\x86R.",
+    "device with a zero in front": b"ctorch\ndevice\nX\x07\0\0\0cuda:01\x85R.",
+    "device below zero": b"ctorch\ndevice\nX\x03\0\0\0cpuJ\xff\xff\xff\xff\x86R.",
     "equal devices as keys": (
         b"}(ctorch\ndevice\nX\x03\0\0\0cpu\x85RK\x0actorch\ndevice\nX\x03\0\0\0cpu\x85RK\x0bu."
     ),

@@ -209,6 +209,8 @@ def check(data: bytes) -> bool:
 def _compare(reading: Reading, shown: Any) -> None:
     if isinstance(reading.error, UnicodeDecodeError):
         return  # a string of Python 2 that is not UTF-8: ptsave shows its bytes
+    if isinstance(reading.error, RuntimeError) and "Expected one of cpu" in str(reading.error):
+        return  # a device of a kind that this process has not registered
     if reading.error is not None:
         raise DifferenceError(f"{reading.reader} refuses it ({reading.error!r:.200}), ptsave does not")
     theirs = Canonical().of(reading.value)
