@@ -20,7 +20,7 @@ from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.digest import hasher
 from ptsave.core.files import InputFile, InputFolder
 from ptsave.core.memory import no_garbage_collection
-from ptsave.core.nodes import TensorEntry, contiguous_strides
+from ptsave.core.nodes import GlobalUse, TensorEntry, add_uses, contiguous_strides
 from ptsave.core.record import FILE_NAME, MAX_BYTES, Record
 from ptsave.core.storage import FileStorage, MemoryStorage
 from ptsave.core.verdict import Finding
@@ -72,6 +72,7 @@ def read(folder: InputFolder) -> Checkpoint:
     with ExitStack() as on_failure, no_garbage_collection():
         reader = _Reader(folder, on_failure, _read_metadata(folder))
         values = [(name, reader.value(name)) for name in reader.metadata.items]
+        reader.judge_places()
         paths = reader.metadata.paths
         where = str(folder.path / METADATA)
         root = nest(((paths.get(name, (name,)), value) for name, value in values), where)
@@ -100,9 +101,22 @@ def read_items(folder: InputFolder, metadata: bytes, choose: Callable[[Items], I
     with ExitStack() as on_failure, no_garbage_collection():
         reader = _Reader(folder, on_failure, metadata)
         root = {name: reader.value(name) for name in choose(reader.metadata.items)}
-        checkpoint = Checkpoint(FORMAT.name, folder.path, root)
+        checkpoint = Checkpoint(FORMAT.name, folder.path, root, globals=reader.globals)
+        checkpoint.notes += reader.notes
+        checkpoint.dropped += reader.dropped
         checkpoint.files = on_failure.pop_all()
     return checkpoint
+
+
+def names_in(folder: InputFolder, metadata: bytes) -> dict[str, GlobalUse]:
+    """What a rank's own metadata names, and all items that it places, which may be parts of tensors only.
+
+    Raises: CorruptError, LimitError, MissingFileError, UnreadableError.
+    """
+    with ExitStack() as owner, no_garbage_collection():
+        reader = _Reader(folder, owner, metadata)
+        reader.judge_places()
+        return reader.globals
 
 
 FORMAT = FolderFormat("dcp", sniff, read)
@@ -154,7 +168,8 @@ class _Reader:
         data = _read_metadata(folder) if metadata is None else metadata
         self.metadata = parse_metadata(data, self._where)
         self.metadata_digest = hasher("xxh3_128", data).hexdigest()
-        self.globals = dict(self.metadata.globals)
+        self.globals: dict[str, GlobalUse] = {}
+        add_uses(self.globals, self.metadata.globals)
         self.notes = list(self.metadata.notes)
         self.dropped: list[str] = []
         self.has_stale_record = False
@@ -211,12 +226,17 @@ class _Reader:
             loaded = self._parts.read(file, place.offset_bytes, place.num_bytes)
         except CorruptError as error:
             raise CorruptError(f"item {name!r}: {error.what}", error.where, error.hint) from None
-        for dotted, use in loaded.globals.items():
-            self.globals.setdefault(dotted, use)
+        add_uses(self.globals, loaded.globals)
         self.notes += [note for note in loaded.notes if note not in self.notes]
         self.dropped += [text for text in loaded.dropped if text not in self.dropped]
         self._by_place[place] = (name, loaded)
         return loaded
+
+    def judge_places(self) -> None:
+        """Tell what the items name that no value was made of: chunks without elements, places alone."""
+        for (name, offsets), place in self.metadata.places.items():
+            if place not in self._by_place:
+                self._part(name, offsets)
 
     def _file(self, name: str, place: Place) -> InputFile:
         if place.transforms:

@@ -19,7 +19,6 @@ from ptsave.core.nodes import GlobalUse, add_uses
 from ptsave.core.verdict import Counted, Finding
 from ptsave.errors import PtsaveError
 from ptsave.formats import dcp, sharded
-from ptsave.formats.dcp_metadata import parse_metadata
 
 MAX_OTHERS = 200
 """Cap on the files that are judged beside a checkpoint; the others are told."""
@@ -30,7 +29,20 @@ _TAKEN = re.compile(
 )
 """A shard is taken only where an index names it."""
 _RANK_METADATA = re.compile(r"__\d+\.metadata")
-_RUNNABLE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".pt2", ".py")
+_RUNNABLE = (
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".pkl",
+    ".pickle",
+    ".joblib",
+    ".npy",
+    ".npz",
+    ".pt2",
+    ".py",
+    ".distcp",
+)
 """Files that some program unpickles or imports, though no loader of models takes them by their name."""
 
 
@@ -103,7 +115,7 @@ class _Judge:
 
 
 def _rank_metadata(folder: InputFolder, name: str) -> Checkpoint:
-    """What a rank's own metadata names; the items that it places are those of the folder's files."""
+    """What a rank's own metadata names, and the items that it places."""
     with folder.open(name) as file:
-        found = parse_metadata(file.read_at(0, min(file.size_bytes, dcp.MAX_METADATA_BYTES)), str(file.path))
-    return Checkpoint(dcp.FORMAT.name, folder.path, {}, globals=found.globals)
+        data = file.read_at(0, min(file.size_bytes, dcp.MAX_METADATA_BYTES))
+    return Checkpoint(dcp.FORMAT.name, folder.path, {}, globals=dcp.names_in(folder, data))

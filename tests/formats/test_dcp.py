@@ -28,8 +28,9 @@ from ptsave.errors import CorruptError, LimitError, MissingFileError, Unreadable
 from ptsave.formats import open_checkpoint
 from ptsave.formats.chunks import Box, ConcatenatedStorage, TiledStorage
 from ptsave.formats.dcp_metadata import parse_metadata
+from ptsave.verbs.verify import Subject, safe
 from tests.attacks import torch_files as tf
-from tests.attacks.pickles import New, Raw, Shared, dump
+from tests.attacks.pickles import Call, Name, New, Raw, Shared, dump
 from tests.formats.test_chunks import grid
 from tests.formats.torch_reading import assert_same, flat
 
@@ -284,3 +285,45 @@ def test_a_place_that_the_pickle_changes_afterwards() -> None:
     root.state["later"] = Raw(b"j\x01\0\0\0X\x06\0\0\0offsetK\x63s")
     (found,) = parse_metadata(dump(root), "test").places.values()
     assert found.offset_bytes == place.state["offset"] == 0
+
+
+EVIL_ITEM = tf.pt(Call(Name("os", "system"), ("true",)))
+ITEM = New(Name(tf.META, "BytesStorageMetadata"))
+ITS_PLACE = {tf.dcp_index("x", None, None): tf.dcp_place("__1_0.distcp", 0, len(EVIL_ITEM))}
+FILES = {"__0_0.distcp": tf.DCP_ITEM, "__1_0.distcp": EVIL_ITEM}
+TENSOR, TENSORS_PLACE = {"w": tf.dcp_tensor()}, {tf.dcp_index(): tf.dcp_place()}
+
+
+def levels_of(home: Path) -> list[tuple[str, str]]:
+    with open_checkpoint(home) as checkpoint:
+        return [(finding.level, finding.where) for finding in safe(Subject(checkpoint))]
+
+
+@pytest.mark.parametrize("is_listed", [True, False], ids=["an item", "an item that has a place only"])
+def test_an_item_that_runs_something(is_listed: bool, tmp_path: Path) -> None:
+    """Plain data is unpickled by `dcp.load`, in whichever file it lies."""
+    items = TENSOR | {"x": ITEM} if is_listed else TENSOR
+    home = tf.dcp(tmp_path, tf.dcp_metadata(items, TENSORS_PLACE | ITS_PLACE), FILES)
+    assert levels_of(home) == [("fail", "os.system")]
+
+
+def test_an_item_of_a_rank_s_own_metadata(tmp_path: Path) -> None:
+    """Of which `dcp.load(no_dist)` takes rank 0's; it may hold a part of each tensor alone."""
+    home = tf.dcp(tmp_path, tf.dcp_metadata(TENSOR, TENSORS_PLACE), FILES)
+    half = {"w": tf.dcp_tensor((8,)), "x": ITEM}
+    (home / "__0.metadata").write_bytes(dump(tf.dcp_metadata(half, TENSORS_PLACE | ITS_PLACE)))
+    assert levels_of(home) == [("fail", "os.system")]
+
+
+def test_a_file_that_no_metadata_names(tmp_path: Path) -> None:
+    home = tf.dcp(tmp_path, tf.dcp_metadata(TENSOR, TENSORS_PLACE), FILES)
+    assert [level for level, _ in levels_of(home)] == ["warn"]
+
+
+def test_a_use_is_counted_in_every_item(tmp_path: Path) -> None:
+    items = TENSOR | {"x": ITEM, "y": ITEM}
+    places = TENSORS_PLACE | ITS_PLACE
+    places |= {tf.dcp_index("y", None, None): tf.dcp_place("__2_0.distcp", 0, len(EVIL_ITEM))}
+    home = tf.dcp(tmp_path, tf.dcp_metadata(items, places), FILES | {"__2_0.distcp": EVIL_ITEM})
+    with open_checkpoint(home) as checkpoint:
+        assert checkpoint.globals["os.system"].count == 2
