@@ -21,8 +21,8 @@ def deepspeed(model: nn.Module, *, is_split: bool, persistent: tuple[str, ...] =
 
     `persistent`: parameters that are too small to be split, and stay whole on every rank.
 
-    Source: deepspeed/runtime/engine.py of DeepSpeed 0.19.6 (`_common_checkpoint_state`, `_save_checkpoint`,
-    `_get_zero_param_shapes`, `_get_zero_frozen_param_attributes`), and
+    Source: a file that DeepSpeed 0.19.8 wrote; deepspeed/runtime/engine.py (`_common_checkpoint_state`,
+    `_save_checkpoint`, `_get_zero_param_shapes`, `_get_zero_frozen_param_attributes`), and
     deepspeed/runtime/zero/partition_parameters.py (`free_param`), which makes `torch.empty(0)`.
     """
     named = dict(model.named_parameters())
@@ -46,14 +46,14 @@ def deepspeed(model: nn.Module, *, is_split: bool, persistent: tuple[str, ...] =
         "lr_scheduler": None,
         "data_sampler": None,
         "random_ltd": None,
-        "sparse_tensor_module_names": set(),
         "skipped_steps": 0,
         "global_steps": 3,
         "global_samples": 24,
         "dp_world_size": 2,
         "mp_world_size": 1,
+        "checkpoint_parallel_dimensions": {"pp_degree": 1, "tp_degree": 1},
         "ds_config": {"train_batch_size": 8, "zero_optimization": {"stage": 3 if is_split else 2}},
-        "ds_version": "0.19.6",
+        "ds_version": "0.19.8",
         "epoch": 1,  # of the caller
     }
 
