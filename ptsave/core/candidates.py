@@ -118,9 +118,9 @@ def _plain(name: str) -> str:
 def choose(root: Any, place: str) -> tuple[Candidate, tuple[Candidate, ...]] | None:
     """The model's state dict, and the other parts with weights in them; None where there is none.
 
-    Names come first: a key that is a model's, averages only where there is nothing else. But what is taken
-    has as many tensors as anything beside it and is as large: where a smaller one has the better name, and
-    where two have equal names, nothing tells which is meant.
+    Names come first: a key that is a model's, averages only where there is nothing else that they may be
+    averages of. But what is taken has as many tensors as anything beside it and is as large: where a smaller
+    one has the better name, and where two have equal names, nothing tells which is meant.
 
     Raises: AmbiguousError naming those that it may be.
     """
@@ -135,10 +135,26 @@ def choose(root: Any, place: str) -> tuple[Candidate, tuple[Candidate, ...]] | N
     if not takable:
         return None
     main = [part for part in found if not part.is_average]
-    if not any(part.can_be_taken for part in main):
-        main = takable
-    best = _best(main, place)
+    averages = [part for part in takable if part.is_average]
+    if any(part.can_be_taken for part in main):
+        best = _best(main, place)
+        rivals = [part for part in averages if _is_of_another(part, best)]
+        larger = [part for part in rivals if best.is_above(part) and part.outweighs(best)]
+        if len(rivals) == len(larger) == 1:
+            best, rivals = larger[0], []
+    else:
+        best = _best(averages, place)
+        rivals = [part for part in main if part.outweighs(best)]
+    if rivals:
+        raise _ambiguous([best, *rivals], place)
     return best, tuple(part for part in found if part is not best)
+
+
+def _is_of_another(average: Candidate, best: Candidate) -> bool:
+    """Whether `average` is one of other weights than `best`, which may then be no model at all."""
+    if best.is_own:
+        return not best.outweighs(average) and not average.is_copy_of(best)
+    return not (best.is_known or average.is_copy_of(best) or best.is_copy_of(average))
 
 
 def _best(parts: list[Candidate], place: str) -> Candidate:

@@ -273,7 +273,8 @@ def load(
                     "ptsave.load: lazy",
                     "leave one of the two out",
                 )
-            _into(model, checkpoint, select_model(checkpoint, select), device, notes, extras, wanted)
+            selection = select_model(checkpoint, select)
+            _into(model, checkpoint, selection, device, notes, extras, wanted)
         else:
             folder = Path(app_dir) if app_dir is not None else None
             spec = config_for(checkpoint, Path(config) if config else None, (), _trusted(trust_recorded))
@@ -291,6 +292,8 @@ def load(
             )
             warn_if_changed(model, checkpoint, notes.append)
             model.eval()
+        if selection.others:
+            notes.append(selection.sentence())
     for note in notes:
         warnings.warn(note, stacklevel=2)
     return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -130,6 +131,8 @@ class OpenCheckpoint(Mapping[str, "torch.Tensor"]):
         state.update((name, to_torch(value, name)) for name, value in selection.extra.items())
         if selection.metadata is not None:
             state._metadata = selection.metadata
+        if selection.others:
+            warnings.warn(selection.sentence(), stacklevel=2)
         return state  # type: ignore[no-any-return]
 
     def _read(self, entries: Mapping[str, TensorEntry]) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import ptsave
 from ptsave.cli import run
 from ptsave.core.select import Selection, select_model
 from ptsave.errors import AmbiguousError
@@ -86,6 +88,12 @@ TAKEN: dict[str, tuple[Any, str, set[str], str]] = {
         set(BIG),
         "took the state dict under 'denoiser' (not 'ema')",
     ),
+    "an average beside what is none": (  # what rosinality/stylegan2-pytorch publishes
+        {"g_ema": BIG, "latent_avg": torch.randn(4)},
+        "g_ema",
+        set(BIG),
+        "took the state dict under 'g_ema' (not the tensors at the top)",
+    ),
     "an average alone": ({"ema": BIG}, "ema", set(BIG), "took the state dict under 'ema'"),
     "training state": (
         {
@@ -135,6 +143,14 @@ REFUSED: dict[str, tuple[Any, list[str]]] = {
         {"normalizer": SMALL, "networks": {"actor": BIG, "critic": BIG}},
         ["normalizer", "networks"],
     ),
+    "an average of what is not there": (
+        {"g_ema": BIG, "discriminator": SMALL},
+        ["discriminator", "g_ema"],
+    ),
+    "an average beside a name that is none": (
+        {"model": {"online": BIG, "ema": BIG}},
+        ["model.ema", "model.online"],
+    ),
     "names of equal rank": (
         {"state_dict": BIG, "model": weights(*BIG)},
         ["state_dict", "model"],
@@ -161,6 +177,81 @@ def test_both_are_named_and_refused(tmp_path: Path, case: str) -> None:
     for key in keys:
         if key != "networks":
             assert selected(tmp_path, tree, key).tensors
+
+
+ADAM = {"state": {0: {"exp_avg": torch.randn(9, 9)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+LISTED = {"decay": 0.9, "shadow_params": list(BIG.values()), "collected_params": None}
+LAYOUTS: list[tuple[dict[str, Any], str | None]] = [
+    # a training framework's dictionary, and the key of its model; None: several are named
+    ({"params": BIG, "params_ema": BIG}, "params"),  # BasicSR
+    ({"params_ema": BIG}, "params_ema"),
+    ({"state_dict": BIG, "state_dict_ema": BIG, "optimizer": ADAM, "arch": "resnet"}, "state_dict"),  # timm
+    ({"model": BIG, "model_ema": BIG, "optimizer": ADAM}, "model"),  # DeiT
+    ({"g": BIG, "d": SMALL, "g_ema": BIG, "g_optim": ADAM, "d_optim": ADAM}, None),  # StyleGAN2
+    ({"generator": BIG, "g_ema": BIG}, "generator"),
+    ({"generator": BIG, "discriminator": SMALL, "g_ema": BIG}, None),
+    ({"netG": BIG}, "netG"),
+    ({"netG": BIG, "netD": SMALL, "optG": ADAM}, None),
+    ({"netG_A": BIG, "netG_B": BIG, "netD_A": SMALL, "netD_B": SMALL}, None),
+    ({"net_g": BIG, "net_g_ema": BIG}, "net_g"),
+    ({"model_state": BIG, "ema_state": BIG, "optimizer_state": ADAM}, "model_state"),
+    ({"student": BIG, "teacher": BIG}, None),  # DINO
+    ({"state_dict": BIG, "teacher_state_dict": BIG}, "state_dict"),
+    ({"state_dict": SMALL, "teacher": BIG}, None),
+    ({"state_dict": BIG, "current_model_state": BIG, "averaging_state": {}}, "state_dict"),  # Lightning
+    ({"state_dict": BIG, "callbacks": {"SWA": {"average_model_state": BIG}}}, "state_dict"),
+    ({"actor": BIG, "critic": BIG}, None),
+    ({"actor": BIG, "critic": {**BIG, "d.weight": torch.ones(4, 4)}, "actor_optimizer": ADAM}, None),
+    ({"actor_state_dict": BIG, "critic_state_dict": BIG, "log_alpha": torch.zeros(1)}, None),
+    ({"policy_net": BIG, "target_net": BIG}, None),  # DQN
+    ({"policy": BIG, "value": SMALL}, None),
+    ({"encoder": BIG, "momentum_encoder": BIG}, None),
+    ({"model": {"model": BIG, "ema": BIG}}, "model.model"),
+    ({"model": {"state_dict": BIG}, "ema": {"state_dict": BIG}}, "model.state_dict"),
+    ({"model": BIG, "ema": LISTED}, "model"),  # diffusers, torch_ema
+    ({"net_a": BIG, "ema": LISTED}, "net_a"),
+    (
+        {"model": BIG, "ema": {f"{n}_model.{k}": v for n in ("online", "ema") for k, v in BIG.items()}},
+        "model",
+    ),
+    ({"model": BIG, "best_model": BIG}, "model"),
+    ({"best_model": BIG, "last_model": BIG}, None),
+    ({"model": BIG, "avg_model": BIG, "polyak": BIG}, "model"),
+    ({"vae": SMALL, "unet_ema": BIG}, None),
+    ({"fold0": BIG, "fold1": BIG}, None),
+    ({"model": BIG, "net": weights(*BIG)}, None),
+    ({**BIG, "ema": BIG}, ""),
+]
+
+
+@pytest.mark.parametrize("number", range(len(LAYOUTS)))
+def test_layouts_of_training_code(tmp_path: Path, number: int) -> None:
+    """The training's weights are taken, or all that may be meant are named; averages only where they are
+    all there is. What was not taken is always said."""
+    tree, where = LAYOUTS[number]
+    tree = {key: copy.deepcopy(value) for key, value in tree.items()}  # none is another one's own tensors
+    if where is None:
+        with pytest.raises(AmbiguousError, match="more than one state dict"):
+            selected(tmp_path, tree)
+        return
+    selection = selected(tmp_path, tree)
+    assert selection.where == where
+    named = {part.strip("'").partition(".")[0] for part in selection.others}
+    others = {
+        key for key, value in tree.items() if isinstance(value, dict) and value and "state" not in value
+    }
+    assert others - {where.partition(".")[0]} <= named
+
+
+def test_python_hears_what_was_not_taken(tmp_path: Path) -> None:
+    model = nn.Linear(4, 4, bias=False)
+    torch.save({"model": weights("weight"), "model_ema": weights("weight")}, tmp_path / "c.pt")
+    said = r"took the state dict under 'model' \(not 'model_ema'\)"
+    with pytest.warns(UserWarning, match=said):
+        ptsave.load(tmp_path / "c.pt", model)
+    with ptsave.open(tmp_path / "c.pt") as checkpoint, pytest.warns(UserWarning, match=said):
+        checkpoint.state_dict()
+    ptsave.load(tmp_path / "c.pt", model, select="model_ema")
 
 
 def test_a_key_with_a_dot_is_the_tensors_there(tmp_path: Path) -> None:
