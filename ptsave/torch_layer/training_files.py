@@ -17,16 +17,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from ptsave.core.candidates import is_state_dict
+from ptsave.core.candidates import MODEL_KEYS, is_state_dict
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.digest import recorded_digests
 from ptsave.core.dtypes import DType
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.placeholders import placeholders, refuse
 from ptsave.core.select import Selection, select_model
-from ptsave.core.training import Parts, at, fields_of, find_parts, steps_done
+from ptsave.core.training import ALIASES, Parts, at, fields_of, find_parts, steps_done
+from ptsave.core.training_kinds import STATE_KEYS
 from ptsave.core.tree import map_leaves, map_tensors
-from ptsave.errors import CorruptError, LimitError, MissingFileError, UsageError
+from ptsave.errors import CorruptError, LimitError, LossyError, MissingFileError, UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.pickle_shapes import Payload
 from ptsave.formats.quantized import is_quantized
@@ -69,7 +70,8 @@ def read_training(path: str | os.PathLike[str]) -> dict[str, Any]:
     Checksums and recorded digests are held on the way.
 
     Raises: MissingFileError, UnknownFormatError, CorruptError, LimitError; UsageError where no weights are;
-    LossyError where tensors only stand in for them.
+    LossyError where tensors only stand in for them, or a training was flattened into names (`convert` of one
+    to safetensors).
     """
     target = Path(path)
     names = sorted(os.listdir(target)) if os.path.isdir(target) else []
@@ -104,6 +106,7 @@ def _file(path: Path) -> dict[str, Any]:
         root = checkpoint.root
         refuse(placeholders(root), (), str(path))
         if not isinstance(root, dict) or is_state_dict(root):
+            _refuse_flattened(checkpoint)
             return {"model_state_dict": as_torch(checkpoint, _weights(select_model(checkpoint)))}
         if not find_parts(root).models:
             select_model(checkpoint)  # says what is missing
@@ -113,6 +116,28 @@ def _file(path: Path) -> dict[str, Any]:
             for key, value in root.items()
         }
         return dict(as_torch(checkpoint, tree))
+
+
+def _refuse_flattened(checkpoint: Checkpoint) -> None:
+    """Raise LossyError where the tensors of a training have become one state dict by their paths.
+
+    Which part of a name was a key, and of what type, is not there any more.
+    """
+    for name in checkpoint.tensors:
+        head, _, rest = name.partition(".state.")
+        if rest.rpartition(".")[2] in STATE_KEYS and any(
+            key in ALIASES["optimizer"] for key in head.split(".")
+        ):
+            key = name.partition(".")[0]
+            others = (one.partition(".")[0] for one in checkpoint.tensors)
+            models = [one for one in dict.fromkeys(others) if one in MODEL_KEYS and one != key]
+            select = f", select={models[0]!r}" if models else ""
+            raise LossyError(
+                f"holds a training flattened into names such as {name!r}",
+                str(checkpoint.path),
+                "resume from the file that it was converted from; the weights alone are "
+                f"ptsave.load(path, model{select})",
+            )
 
 
 def _weights(selection: Selection) -> Any:

@@ -349,6 +349,26 @@ def test_the_index_of_the_last_step_is_no_number_of_steps(tmp_path: Path) -> Non
         assert step_of(file) == 9
 
 
+@pytest.mark.parametrize("extras", ["keep", "drop"])
+@pytest.mark.parametrize("suffix", ["safetensors", "npz"])
+def test_a_training_flattened_into_names_is_refused(tmp_path: Path, extras: str, suffix: str) -> None:
+    saved = Training(0, 2)
+    state = ptsave.TrainingState(model=saved.model, optimizer=saved.optimizer).state_dict()
+    torch.save(state, tmp_path / "t.pt")
+    flat = tmp_path / f"t.{suffix}"
+    if suffix == "npz":
+        extras = "drop"
+    assert run_cli(["convert", str(tmp_path / "t.pt"), str(flat), "--extras", extras, "-q"]) == 0
+    with pytest.raises(
+        LossyError, match=r"flattened into names such as 'optimizer_state_dict\.state"
+    ) as caught:
+        ptsave.read_training(flat)
+    assert "select='model_state_dict'" in caught.value.hint
+    model = Training(1).model
+    ptsave.load(flat, model, select="model_state_dict")
+    assert same_weights(model, saved.model.state_dict())
+
+
 class Wrapped(nn.Module):
     """As a LightningModule holds the network."""
 
