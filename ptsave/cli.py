@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from ptsave import __version__, stopping, streams
-from ptsave.core.memory import own_process
+from ptsave.core.own_process import own_process
 from ptsave.core.reads import noted
 from ptsave.errors import EXIT_INTERRUPTED, EXIT_NO, EXIT_OK, PtsaveError, RefusedError, UsageError
 from ptsave.options import (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ptsave.commands.flags import ALWAYS
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.memory import no_garbage_collection
+from ptsave.core.own_process import no_garbage_collection
 from ptsave.errors import UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.render.inspect import Inspections

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ptsave.core.accounts import Accounting, Accounts, account
-from ptsave.core.memory import no_garbage_collection
 from ptsave.core.nodes import GlobalUse, TensorEntry
+from ptsave.core.own_process import no_garbage_collection
 from ptsave.core.record import Record
 from ptsave.core.tree import MAX_NAME_CHARS, leaves, with_arrays
 from ptsave.core.verdict import Finding

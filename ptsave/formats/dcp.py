@@ -19,8 +19,8 @@ from ptsave.core.accounts import Part
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.digest import hasher
 from ptsave.core.files import InputFile, InputFolder
-from ptsave.core.memory import no_garbage_collection
 from ptsave.core.nodes import GlobalUse, TensorEntry, add_uses, contiguous_strides
+from ptsave.core.own_process import no_garbage_collection
 from ptsave.core.record import FILE_NAME, MAX_BYTES, Record
 from ptsave.core.storage import FileStorage, MemoryStorage
 from ptsave.core.verdict import Finding

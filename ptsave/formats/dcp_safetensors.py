@@ -15,8 +15,8 @@ from typing import Any
 
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.files import InputFile, InputFolder
-from ptsave.core.memory import no_garbage_collection
 from ptsave.core.nodes import TensorEntry
+from ptsave.core.own_process import no_garbage_collection
 from ptsave.core.strict_json import parse_object
 from ptsave.errors import CorruptError, LimitError
 from ptsave.formats import safetensors

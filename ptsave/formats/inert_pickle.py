@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ptsave.core.global_names import details, listed
-from ptsave.core.memory import no_garbage_collection
 from ptsave.core.nodes import Global, GlobalUse, Opaque, TensorEntry, add_uses
+from ptsave.core.own_process import no_garbage_collection
 from ptsave.core.storage import MemoryStorage, Storage
 from ptsave.errors import CorruptError, LimitError, PtsaveError
 from ptsave.formats.pickle_keys import LONG_KEY

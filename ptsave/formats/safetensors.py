@@ -15,8 +15,8 @@ from ptsave.core import record as records
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.dtypes import BY_SAFETENSORS, DType
 from ptsave.core.files import InputFile, room
-from ptsave.core.memory import no_garbage_collection
 from ptsave.core.nodes import TensorEntry, contiguous_strides
+from ptsave.core.own_process import no_garbage_collection
 from ptsave.core.record import Record
 from ptsave.core.storage import FileStorage
 from ptsave.core.strict_json import parse_object

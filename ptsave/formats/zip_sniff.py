@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ptsave.core.files import InputFile
-from ptsave.core.memory import no_garbage_collection
+from ptsave.core.own_process import no_garbage_collection
 from ptsave.errors import UnreadableError
 from ptsave.formats.zip_reader import ZipDirectory, read_directory
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-import random
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -20,6 +17,7 @@ from ptsave.core.nearest import nearest
 from ptsave.errors import UsageError
 from ptsave.specs import ModelSpec, Place
 from ptsave.torch_layer.imports import import_object, users_code
+from ptsave.torch_layer.seeding import seeded
 from ptsave.torch_layer.skeleton import build_skeleton
 from ptsave.torch_layer.trust import check_import, check_names, check_result
 
@@ -95,24 +93,6 @@ def resolve_device(name: str) -> torch.device:
         reason = str(error).partition("\n")[0]
         raise UsageError(f"cannot use this device: {reason}", f"--device {name}", "--device cpu") from error
     return device
-
-
-@contextmanager
-def seeded(seed: int | None) -> Iterator[None]:
-    """Random numbers of torch, NumPy and Python from `seed`; the states are put back afterwards."""
-    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    devices = range(torch.cuda.device_count()) if in_use else ()
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=list(devices)):
-        if seed is not None:
-            torch.manual_seed(seed)
-            np.random.seed(seed % 2**32)
-            random.seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from ptsave.core.nearest import hint_for, nearest
+from ptsave.core.own_process import prints_to_stderr
 from ptsave.errors import PtsaveError, UsageError
 from ptsave.specs import Place
 
@@ -74,12 +75,8 @@ def _import_own() -> None:
 @contextlib.contextmanager
 def in_front(app_dir: Path | None) -> Iterator[None]:
     """In the block, the user's code finds the modules of its folder. Everything is as before afterwards."""
-    folder = os.path.abspath(app_dir or "")
-    if any(isinstance(one, _FolderOfUsers) and one.folder == folder for one in sys.meta_path):
-        yield
-        return
     _import_own()
-    finder = _FolderOfUsers(folder)
+    finder = _FolderOfUsers(os.path.abspath(app_dir or ""))  # its own: another thread's may go first
     sys.meta_path.insert(0, finder)
     try:
         yield
@@ -90,13 +87,13 @@ def in_front(app_dir: Path | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def users_code(app_dir: Path | None, what: str, place: Place) -> Iterator[None]:
-    """Run code of the user's: it finds the modules of its folder, and its prints go to stderr.
+    """Run code of the user's: it finds the modules of its folder, and a command has its prints on stderr.
 
     Raises: UsageError for what the code raises, with the place in the code that raised it; errors of
     ours pass.
     """
     try:
-        with in_front(app_dir), contextlib.redirect_stdout(sys.stderr):
+        with in_front(app_dir), prints_to_stderr():
             yield
     except PtsaveError:
         raise

@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ptsave.errors import UsageError
-from ptsave.torch_layer.build import seeded
 from ptsave.torch_layer.inputs import Arguments
+from ptsave.torch_layer.seeding import seeded
 
 
 def lazy_names(model: nn.Module) -> list[str]:

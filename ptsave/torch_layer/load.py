@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from ptsave.config import Config, InputsSpec, load_config
 from ptsave.core.accounts import Extras
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.keys import EXACT, KeyReport, Wanted
+from ptsave.core.own_process import prints_to_stderr
 from ptsave.core.select import Selection, select_model, without
 from ptsave.errors import UsageError
 from ptsave.formats import open_checkpoint
@@ -176,13 +175,13 @@ def warn_if_changed(model: nn.Module, checkpoint: Checkpoint, warn: Callable[[st
 
 
 def run(model: nn.Module, arguments: Arguments) -> Any:
-    """One forward pass in eval mode without gradients; what the model prints goes to stderr.
+    """One forward pass in eval mode without gradients; a command has the model's prints on stderr.
 
     Raises: UsageError when the model's own code raises.
     """
     model.eval()
     try:
-        with torch.no_grad(), redirect_stdout(sys.stderr):
+        with torch.no_grad(), prints_to_stderr():
             return arguments.call(model)
     except Exception as error:
         raise UsageError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import io
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
@@ -16,7 +15,9 @@ from ptsave.core.digest import DEFAULT
 from ptsave.core.dtypes import DType
 from ptsave.core.fetch import fetch, fetching
 from ptsave.core.nodes import Global, Opaque, TensorEntry
+from ptsave.core.own_process import without_warnings
 from ptsave.core.resolved import resolved
+from ptsave.core.tree import map_leaves
 from ptsave.core.workers import NUM_THREADS
 from ptsave.errors import LossyError
 from ptsave.formats.pickle_shapes import Payload
@@ -103,19 +104,18 @@ def memory_of(tensor: torch.Tensor) -> memoryview:
 
 
 def to_torch(value: Any, name: str, is_checked: bool = True) -> Any:
-    """Nested plain data with each entry as a tensor, each dtype as torch's.
+    """Nested plain data with each entry as a tensor, each dtype as torch's; what is shared stays shared.
 
-    Raises: LossyError naming a value that is not plain data.
+    Raises: LossyError where a value in `name` is not plain data; LimitError as `map_leaves` does.
     """
+    return map_leaves(value, lambda leaf: _to_torch(leaf, name, is_checked))
+
+
+def _to_torch(value: Any, name: str, is_checked: bool) -> Any:
     if isinstance(value, TensorEntry):
         return read_tensor(value, is_checked=is_checked)
     if isinstance(value, DType):
         return getattr(torch, value.name)
-    if isinstance(value, dict):
-        return type(value)((key, to_torch(item, f"{name}.{key}", is_checked)) for key, item in value.items())
-    if isinstance(value, (list, tuple)):
-        items = [to_torch(item, f"{name}.{i}", is_checked) for i, item in enumerate(value)]
-        return items if isinstance(value, list) else tuple(items)
     if is_quantized(value):
         return _quantized(value, is_checked)
     if isinstance(value, Opaque) and value.name in _SPARSE:
@@ -129,20 +129,22 @@ def to_torch(value: Any, name: str, is_checked: bool = True) -> Any:
 
 def refused_part(value: Any) -> Opaque | Global | None:
     """What in nested data `to_torch` refuses, if anything; nothing is read."""
-    if isinstance(value, (dict, list, tuple)):
-        children = value.values() if isinstance(value, dict) else value
-        return next((found for child in children if (found := refused_part(child)) is not None), None)
-    if is_quantized(value) or (isinstance(value, Opaque) and value.name in (*_SPARSE, "_io.BytesIO")):
-        return None
-    return value if isinstance(value, (Opaque, Global)) else None
+    refused: list[Opaque | Global] = []
+
+    def look(leaf: Any) -> None:
+        is_inert = isinstance(leaf, (Opaque, Global)) and not is_quantized(leaf)
+        if is_inert and leaf.name not in (*_SPARSE, "_io.BytesIO"):
+            refused.append(leaf)
+
+    map_leaves(value, look)
+    return refused[0] if refused else None
 
 
 def _quantized(value: Opaque, is_checked: bool) -> torch.Tensor:
     """The quantized tensor that `formats.quantized` describes."""
     integers = read_tensor(value.state["int_repr"], is_checked=is_checked)
     scale, zero_point, *axis = (to_torch(one, "", is_checked) for one in parameters(value))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch means to do away with quantized tensors
+    with without_warnings():  # torch means to do away with quantized tensors
         if axis:
             return torch._make_per_channel_quantized_tensor(integers, scale, zero_point, *axis)
         return torch._make_per_tensor_quantized_tensor(integers, scale, zero_point)

@@ -20,11 +20,11 @@ from ptsave.core.behaviour import CALL_VALUES, OUTPUT_VALUES, Call, Sample
 from ptsave.core.digest import DEFAULT, hasher, prefix
 from ptsave.core.dtypes import BY_NAME
 from ptsave.errors import UsageError
-from ptsave.torch_layer.build import seeded
 from ptsave.torch_layer.differences import epsilon
 from ptsave.torch_layer.inputs import Arguments, output_tensors
 from ptsave.torch_layer.live import is_plain
 from ptsave.torch_layer.load import run
+from ptsave.torch_layer.seeding import seeded
 from ptsave.torch_layer.sketch import measure
 from ptsave.torch_layer.tensors import memory_of
 
@@ -92,7 +92,7 @@ def _watch(
     seen = Trace()
     with buffers_restored(model):
         samples = _Samples(known)
-        with _uncompiled(), _watching(model, seen, samples, mode), seeded(seed), mode or nullcontext():
+        with seeded(seed), _uncompiled(), _watching(model, seen, samples, mode), mode or nullcontext():
             output = run(model, cloned(arguments))
         tensors = _visible(output, MAX_OUTPUTS)
         seen.outputs = {path: samples.take(tensor, OUTPUT_VALUES) for path, tensor in tensors}
@@ -113,7 +113,7 @@ def with_precisions(model: nn.Module, arguments: Arguments, calls: Sequence[Call
 def output_digests(model: nn.Module, arguments: Arguments, seed: int = 0) -> dict[str, str]:
     """Output path → digest of the same pass, with nothing watched."""
     with buffers_restored(model):
-        with _uncompiled(), seeded(seed):
+        with seeded(seed), _uncompiled():
             output = run(model, cloned(arguments))
         return {path: digest_of(tensor) for path, tensor in _visible(output, MAX_OUTPUTS)}
 

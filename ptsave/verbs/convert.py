@@ -13,9 +13,9 @@ from typing import Any
 from ptsave.core.accounts import Extras, LeftOut, settle_left_out
 from ptsave.core.checkpoint import ROOT_NAME, Checkpoint, check_viewed
 from ptsave.core.files import room
-from ptsave.core.memory import no_garbage_collection
 from ptsave.core.nearest import hint_for
 from ptsave.core.nodes import UNRESOLVED, Opaque, TensorEntry
+from ptsave.core.own_process import no_garbage_collection
 from ptsave.core.placeholders import placeholders, refuse
 from ptsave.core.record import Digests, Record
 from ptsave.core.resolved import resolved

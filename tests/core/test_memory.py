@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ptsave import cli
-from ptsave.core.memory import no_garbage_collection, own_process
+from ptsave.core.own_process import no_garbage_collection, own_process
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.writers import destination_writer

@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import nn
 
+from ptsave.core.own_process import own_process
 from ptsave.errors import PtsaveError, UsageError
 from ptsave.specs import ModelSpec, Place
-from ptsave.torch_layer.build import build_model, resolve_device, seeded
+from ptsave.torch_layer.build import build_model, resolve_device
 from ptsave.torch_layer.imports import import_object, import_path
+from ptsave.torch_layer.seeding import seeded
 
 SOURCE = '''
 import random
@@ -129,12 +131,15 @@ def test_spellings(folder: Path, target: str, name: str) -> None:
     assert type(build(folder, target, **args)).__name__ == name
 
 
-def test_prints_go_to_stderr(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    build(folder, "nets.Net", size=1)
-    captured = capfd.readouterr()
+def test_prints_of_a_command_go_to_stderr(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with own_process():
+        build(folder, "nets.Net", size=1)
+    captured = capsys.readouterr()
     assert captured.out == ""
     assert "importing" in captured.err
     assert "building" in captured.err
+    build(folder, "nets.Net", size=1)  # in somebody's own process, they go where theirs go
+    assert "building" in capsys.readouterr().out
 
 
 def test_arguments(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from ptsave.config import Config, ParallelSpec
 from ptsave.core.nearest import hint_for
+from ptsave.core.own_process import without_warnings
 from ptsave.errors import UsageError
 from ptsave.torch_layer.inputs import Arguments
 from ptsave.torch_layer.lazy import lazy_names
@@ -77,8 +77,7 @@ class Plan:
             raise UsageError(f"{names[0]!r} has no shape yet, and cannot be split", self.where, hint)
         before = _ties(model)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what torch says of its own choices
+            with without_warnings():  # what torch says of its own choices
                 if self.splits_tensors:
                     self._split(model)
                 if "dp" in self.sizes:
@@ -149,8 +148,7 @@ class Plan:
         """
         if set(self.sizes) != {"ddp"} or not any(p.requires_grad for p in model.parameters()):
             return model
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # there is no other way yet to send nothing, since all are alike
+        with without_warnings():  # there is no other way yet to send nothing, since all are alike
             return DistributedDataParallel(model, broadcast_buffers=False, init_sync=False)
 
     def _split(self, model: nn.Module) -> None:

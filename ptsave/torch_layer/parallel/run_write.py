@@ -8,7 +8,6 @@ folder its name, and only then any rank hears that the save has succeeded.
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -182,11 +181,9 @@ def _local(tensor: torch.Tensor) -> torch.Tensor:
 def _begin(state: dict[str, Any], writer: Writer, group: dist.ProcessGroup) -> Future[Any]:
     # the state is flat; both would make text of the keys of what is kept as one value
     planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what torch says of itself
-        begun = async_save(
-            state, storage_writer=writer, planner=planner, process_group=group, async_stager=_Copied()
-        )
+    begun = async_save(
+        state, storage_writer=writer, planner=planner, process_group=group, async_stager=_Copied()
+    )
     assert isinstance(begun, Future)
     return begun
 

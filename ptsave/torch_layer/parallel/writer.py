@@ -9,7 +9,6 @@ Only then rank 0 puts it in its place.
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from ptsave.core.atomic_folder import OutputFolder, replacing_folder
 from ptsave.core.files import InputFolder
+from ptsave.core.own_process import without_warnings
 from ptsave.core.record import Record
 from ptsave.errors import PtsaveError, RankError, WriteError
 from ptsave.formats.base import WriteOptions
@@ -155,8 +155,7 @@ def _save(state: dict[str, Any], writer: Writer) -> None:
     Raises: WriteError, RankError.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_warnings():
             save(state, storage_writer=writer)
     except CheckpointException as error:
         raise explained(error, str(writer.path)) from error

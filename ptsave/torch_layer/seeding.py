@@ -1,0 +1,64 @@
+"""Random numbers that code of the user's draws from the generators of the process, and that nobody misses.
+
+torch, NumPy and Python each have one generator for all threads. Its state is put aside meanwhile and put
+back; two threads that did so at once would put back each other's, so they take turns.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+class _Turn:
+    """A lock of one thread, again and again; a child that another thread forks does not inherit it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._holder = 0
+        self._depth = 0
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forget_others)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._holder = threading.get_ident()
+        self._depth += 1
+
+    def __exit__(self, *error: object) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self._holder = 0
+        self._lock.release()
+
+    def _forget_others(self) -> None:
+        if self._holder != threading.get_ident():
+            self._lock, self._holder, self._depth = threading.RLock(), 0, 0
+
+
+turn = _Turn()
+"""To be held while the state of a generator is exchanged."""
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Random numbers of torch, NumPy and Python from `seed`; the states are put back afterwards."""
+    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = range(torch.cuda.device_count()) if in_use else ()
+    with turn, torch.random.fork_rng(devices=list(devices)):
+        python, numpy = random.getstate(), np.random.get_state()
+        if seed is not None:
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)
+            random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
