@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ptsave.core.tree import leaves
 from ptsave.errors import LossyError
 from ptsave.torch_layer.spread import has_spread
 from ptsave.torch_layer.training_names import by_name, is_optimizer, nested
@@ -23,8 +24,11 @@ def flatten(tree: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:
 
     A dictionary that would lose something, since it is empty or has keys that are no text, is one value.
 
-    Raises: LossyError for what is neither.
+    Raises: LossyError for what is neither, or what holds itself; LimitError where sharing makes too many.
     """
+    tree = plain(tree, "")
+    for _ in leaves(tree):
+        pass  # which bounds the paths
     for key, value in tree.items():
         yield from _flatten((key,), value)
 
@@ -42,7 +46,7 @@ def _flatten(path: Path, value: Any) -> Iterator[tuple[Path, Any]]:
     elif has_spread(value):
         raise LossyError(f"{name_of(path)!r} has parts of tensors in a tuple", "", "make it a list")
     else:
-        yield path, plain(value, name_of(path))
+        yield path, value
 
 
 def _is_kept_by_key(value: Mapping[Any, Any]) -> bool:
@@ -56,14 +60,30 @@ def name_of(path: Path) -> str:
 
 def named(node: Any) -> Any:
     """A copy of nested data with the states of optimizers under the names of their parameters, where it has
-    the names: the form that paths go by. Tensors are the same ones."""
-    if isinstance(node, dict):
-        made = {key: named(item) for key, item in nested(node).items()}
-        result = type(node)(by_name(made) if is_optimizer(made) else made)
-        if hasattr(node, "_metadata"):  # a state dict's, with the versions of its modules
-            result._metadata = node._metadata  # type: ignore[attr-defined]
-        return result
-    return [named(item) for item in node] if isinstance(node, list) else node
+    the names: the form that paths go by. Tensors are the same ones; a container that holds itself does so as
+    it is."""
+    return _named(node, {})
+
+
+def _named(node: Any, done: dict[int, Any]) -> Any:
+    if not isinstance(node, (dict, list)):
+        return node
+    if id(node) not in done:
+        done[id(node)] = node
+        done[id(node)] = _named_container(node, done)
+    return done[id(node)]
+
+
+def _named_container(node: Any, done: dict[int, Any]) -> Any:
+    if isinstance(node, list):
+        return [_named(item, done) for item in node]
+    inner = nested(node)
+    done[id(inner)] = inner  # which stays alive, and keeps its identity
+    made = {key: _named(item, done) for key, item in inner.items()}
+    result = type(node)(by_name(made) if is_optimizer(made) else made)
+    if hasattr(node, "_metadata"):  # a state dict's, with the versions of its modules
+        result._metadata = node._metadata
+    return result
 
 
 def value_at(tree: Any, path: Path) -> Any:

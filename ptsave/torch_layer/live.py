@@ -28,25 +28,30 @@ def checkpoint_of(tree: Any, path: Path) -> Checkpoint:
 
     Raises: LossyError naming a tensor or a value that no format of ptsave holds.
     """
-    return Checkpoint(LIVE, path, present(tree, {}, ""))
+    return Checkpoint(LIVE, path, present(tree, {}))
 
 
-def present(value: Any, storages: Storages, name: str) -> Any:
-    """`value` with each torch tensor as a TensorEntry and each torch value as plain data."""
+def present(tree: Any, storages: Storages) -> Any:
+    """`tree` with each torch tensor as a TensorEntry and each torch value as plain data.
+
+    Raises: LossyError naming what no format holds, or what holds itself.
+    """
+    return _present(tree, storages, "", {})
+
+
+def _present(value: Any, storages: Storages, name: str, done: dict[int, Any]) -> Any:
+    """The same for one value; `done` holds each container of before, and None for those that it is in."""
     if isinstance(value, torch.Tensor):
         return _quantized(value, storages, name) if value.is_quantized else entry_of(value, storages, name)
-    if isinstance(value, Mapping):
-        copy: Any = OrderedDict() if isinstance(value, OrderedDict) else {}
-        for key, item in value.items():
-            copy[key] = present(item, storages, f"{name}.{key}" if name else str(key))
-        if hasattr(value, "_metadata"):
-            copy._metadata = value._metadata
-        return copy
-    if isinstance(value, torch.Size):
-        return tuple(value)
-    if isinstance(value, (list, tuple)):
-        items = [present(item, storages, f"{name}.{i}") for i, item in enumerate(value)]
-        return items if isinstance(value, list) else tuple(items)
+    if isinstance(value, (Mapping, list, tuple)):
+        if id(value) not in done:
+            done[id(value)] = None
+            made = _present_container(value, storages, name, done)
+            done[id(value)] = made, value  # which stays alive, and keeps its identity
+        if done[id(value)] is None:
+            hint = "keep it out of its own contents"
+            raise LossyError(f"{name!r} is a container that it is in", "", hint)
+        return done[id(value)][0]
     if isinstance(value, torch.dtype):
         return BY_NAME[str(value).removeprefix("torch.")]
     if isinstance(value, bytearray):  # which may change while a snapshot is written
@@ -58,6 +63,19 @@ def present(value: Any, storages: Storages, name: str) -> Any:
         "",
         "keep plain data and tensors in the state dict (get_extra_state may return a dict of them)",
     )
+
+
+def _present_container(value: Any, storages: Storages, name: str, done: dict[int, Any]) -> Any:
+    prefix = f"{name}." if name else ""
+    if isinstance(value, Mapping):
+        copy: Any = OrderedDict() if isinstance(value, OrderedDict) else {}
+        for key, item in value.items():
+            copy[key] = _present(item, storages, f"{prefix}{key}", done)
+        if hasattr(value, "_metadata"):
+            copy._metadata = value._metadata
+        return copy
+    items = [_present(item, storages, f"{prefix}{i}", done) for i, item in enumerate(value)]
+    return items if isinstance(value, list) else tuple(items)
 
 
 def _quantized(tensor: torch.Tensor, storages: Storages, name: str) -> Opaque:

@@ -26,7 +26,7 @@ from ptsave.torch_layer import ranks
 from ptsave.torch_layer.fingerprint import Item, item_of, part_of
 from ptsave.torch_layer.items import MISSING, Path, flatten, name_of, named, put, remove, value_at
 from ptsave.torch_layer.run_contents import OWN_KEYS
-from ptsave.torch_layer.spread import is_spread
+from ptsave.torch_layer.spread import is_spread, tensors_in
 from ptsave.torch_layer.training_keys import RANK_VALUES, RANKS, UNSYNCHRONISED, WORLD_SIZE
 from ptsave.torch_layer.training_names import GROUPS, PARAMS
 
@@ -188,17 +188,11 @@ def _kind(path: Path, value: Any, kinds: Mapping[Path, str]) -> str:
             return kinds[path[:length]]
     if path[-1] == PARAMS and GROUPS in path and _is_names(value):
         return NAMES
-    return WEIGHTS if _has_tensor(value) else VALUE
+    return VALUE if next(tensors_in(value), None) is None else WEIGHTS
 
 
 def _is_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
-
-
-def _has_tensor(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return any(map(_has_tensor, value.values()))
-    return any(map(_has_tensor, value)) if isinstance(value, (list, tuple)) else torch.is_tensor(value)
 
 
 def _table(everyone: Sequence[Found]) -> Table:

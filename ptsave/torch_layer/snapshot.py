@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ptsave.core.checkpoint import LIVE, Checkpoint
 from ptsave.core.storage import MemoryStorage
 from ptsave.errors import RefusedError
 from ptsave.torch_layer.live import Storages, is_plain, present
+from ptsave.torch_layer.spread import tensors_in
 
 ALIGN_BYTES = 64
 """Where a storage's copy may begin."""
@@ -47,7 +48,7 @@ class HostMemory:
         places = self._copy(_storages(tree))
         view = self._flat.numpy().data
         copies: Storages = {key: MemoryStorage(view[begin:end]) for key, (begin, end) in places.items()}
-        return Checkpoint(LIVE, path, present(tree, copies, ""))
+        return Checkpoint(LIVE, path, present(tree, copies))
 
     def copies(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Each plain tensor as one of the same shape, strides and values in this memory.
@@ -103,23 +104,12 @@ def _key(tensor: torch.Tensor) -> Key:
 def _storages(tree: Any) -> dict[Key, torch.UntypedStorage]:
     """The storages of the plain tensors in `tree`."""
     found: dict[Key, torch.UntypedStorage] = {}
-    for tensor in _tensors(tree):
+    for tensor in tensors_in(tree):
         if is_plain(tensor):
             storage, key = tensor.untyped_storage(), _key(tensor)
             if storage.nbytes() > (found[key].nbytes() if key in found else 0):
                 found[key] = storage
     return found
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
 
 
 def _allocate(num_bytes: int, pinned: bool) -> torch.Tensor:

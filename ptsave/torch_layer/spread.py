@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,16 +16,22 @@ def is_spread(value: Any) -> bool:
 
 def has_spread(tree: Any) -> bool:
     """Whether there is one anywhere in nested data."""
-    stack, seen = [tree], set()
+    return any(map(is_spread, tensors_in(tree)))
+
+
+def tensors_in(tree: Any) -> Iterator[torch.Tensor]:
+    """Every tensor in nested data, in order; what lies in a container that is met again comes once."""
+    stack, seen = [iter((tree,))], set()
     while stack:
-        value = stack.pop()
-        if isinstance(value, (Mapping, list, tuple)):
-            if id(value) not in seen:
+        for value in stack[-1]:
+            if isinstance(value, torch.Tensor):
+                yield value
+            elif isinstance(value, (Mapping, list, tuple)) and id(value) not in seen:
                 seen.add(id(value))
-                stack += value.values() if isinstance(value, Mapping) else value
-        elif is_spread(value):
-            return True
-    return False
+                stack.append(iter(value.values() if isinstance(value, Mapping) else value))
+                break
+        else:
+            stack.pop()
 
 
 def placed(value: Any, want: torch.Tensor) -> Any:

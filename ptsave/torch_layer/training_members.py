@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
+from ptsave.core.tree import map_leaves
 from ptsave.errors import LossyError, UsageError
 from ptsave.torch_layer.training_rng import numpy_state, python_state
 
@@ -46,7 +47,7 @@ class Generator:
         if isinstance(own, torch.Generator):
             own.set_state(state["torch"].cpu())
         elif isinstance(own, np.random.Generator):
-            own.bit_generator.state = _arrays(state["bit_generator"])
+            own.bit_generator.state = map_leaves(state["bit_generator"], _array)
         elif isinstance(own, np.random.RandomState):
             own.set_state(numpy_state(state["numpy"]))
         else:
@@ -76,11 +77,9 @@ class Plateau:
         self.scheduler.load_state_dict({key: value for key, value in state.items() if key != BASE_RATES})
 
 
-def _arrays(value: Any) -> Any:
-    """A bit generator's state with the arrays that it wants."""
-    if isinstance(value, Mapping):
-        return {key: _arrays(item) for key, item in value.items()}
-    return value.numpy() if isinstance(value, torch.Tensor) else value
+def _array(leaf: Any) -> Any:
+    """What a bit generator's state has in the place of a tensor."""
+    return leaf.numpy() if isinstance(leaf, torch.Tensor) else leaf
 
 
 def stateful(member: Any) -> Any:

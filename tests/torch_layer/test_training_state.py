@@ -24,6 +24,9 @@ from torch.optim import SGD, Adam, AdamW, lr_scheduler
 import ptsave
 from ptsave.errors import LossyError, PtsaveError, UsageError
 from ptsave.formats import open_checkpoint
+from ptsave.torch_layer.items import flatten, named
+from ptsave.torch_layer.snapshot import HostMemory
+from ptsave.torch_layer.spread import tensors_in
 from ptsave.verbs.resume import resume
 
 State = dict[str, Any]
@@ -952,6 +955,57 @@ def test_a_lattice_is_saved_and_comes_back_as_one(tmp_path: Path) -> None:
     assert taken["mine_state_dict"]["value"][0] is taken["mine_state_dict"]["value"][1]
     state.load_state_dict(taken)
     assert mine.value[0] is mine.value[1]
+
+
+class Extra(nn.Linear):
+    """A layer whose extra state is what it was given."""
+
+    held: Any = None
+
+    def get_extra_state(self) -> Any:
+        return self.held
+
+    def set_extra_state(self, state: Any) -> None:
+        self.held = state
+
+
+@pytest.mark.parametrize("make", ENDLESS)
+def test_an_extra_state_that_has_no_end(make: Callable[[], Any], tmp_path: Path) -> None:
+    """It is given back as it was, refused by a cap, or not saved: every way ends soon."""
+    path, model, other = tmp_path / "m.pt", Extra(1, 1), Extra(1, 1)
+    model.held = make()
+    torch.save(model.state_dict(), path)
+    opened = ptsave.open(path)
+    for read in (
+        lambda: ptsave.load(path, other),
+        lambda: other.load_state_dict(opened.state_dict()),
+        lambda: other.load_state_dict(ptsave.read_training(path)["model_state_dict"]),
+    ):
+        other.held = None
+        with contextlib.suppress(PtsaveError):
+            read()
+            assert type(other.held) is type(model.held)
+    opened.close()
+    for write in (
+        lambda: ptsave.save(tmp_path / "n.pt", model),
+        lambda: ptsave.Checkpoints(tmp_path / "run").save(ptsave.TrainingState(model=model), step=1),
+    ):
+        with contextlib.suppress(PtsaveError):
+            write()
+    held = {"model_state_dict": model.state_dict()}
+    for walk in (lambda: list(flatten(held)), lambda: named(held), lambda: list(tensors_in(held))):
+        with contextlib.suppress(PtsaveError):
+            walk()
+
+
+def test_a_shared_container_is_one_in_the_snapshot(tmp_path: Path) -> None:
+    inner = {"w": torch.ones(2), "n": [1, {}]}
+    tree = {"a": inner, "b": [inner, inner]}
+    snapshot = HostMemory().snapshot(tree, tmp_path / "s.pt").root
+    assert snapshot["a"] is snapshot["b"][0] is snapshot["b"][1]
+    found = named(tree)
+    assert found == tree
+    assert found["a"] is found["b"][1]
 
 
 def test_data_that_is_100000_deep(tmp_path: Path) -> None:

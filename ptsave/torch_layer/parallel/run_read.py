@@ -11,6 +11,7 @@ import torch
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.select import PARALLEL_WRAPPER, WRAPPERS
+from ptsave.core.tree import leaves
 from ptsave.errors import PtsaveError, UnreadableError
 from ptsave.formats import open_checkpoint
 from ptsave.torch_layer import ranks
@@ -85,7 +86,7 @@ def read_parts(
 def _names(live: Mapping[str, Any]) -> Names:
     """Every tensor that is spread, by its whole path, by its last key and by the last two."""
     found: Names = {}
-    for path, tensor in _leaves((), live):
+    for path, tensor in _leaves(live):
         if is_spread(tensor):
             found[path] = tensor
             for length in (1, 2):
@@ -98,7 +99,7 @@ def _wanted(root: Any, names: Names) -> Iterator[tuple[TensorEntry, torch.Tensor
 
     An optimizer's state has the name of its parameter in its path, and mostly its shape.
     """
-    for path, entry in _leaves((), root):
+    for path, entry in _leaves(root):
         if isinstance(entry, TensorEntry) and path[0] == UNSYNCHRONISED:
             yield entry, None
         elif isinstance(entry, TensorEntry):
@@ -119,12 +120,5 @@ def _candidates(path: tuple[str, ...], names: Names) -> Iterator[torch.Tensor]:
                 yield names[spelled]
 
 
-def _leaves(path: tuple[str, ...], node: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
-    if isinstance(node, Mapping):
-        for key, item in node.items():
-            yield from _leaves((*path, str(key)), item)
-    elif isinstance(node, (list, tuple)):
-        for number, item in enumerate(node):
-            yield from _leaves((*path, str(number)), item)
-    else:
-        yield path, node
+def _leaves(root: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    return ((tuple(map(str, path)), leaf) for path, leaf in leaves(root))
