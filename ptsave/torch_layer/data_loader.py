@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from ptsave.errors import LossyError, UsageError
 from ptsave.torch_layer.preemption import WorkerInit
+from ptsave.torch_layer.seeding import turn
 
 T_co = TypeVar("T_co", covariant=True)
 MAX_SEED = 2**63 - 1
@@ -56,6 +58,9 @@ class ResumableDataLoader(DataLoader[T_co]):
         """`seed` decides the orders and the randomness of all epochs; without one it is `generator`'s, or
         the one of `torch.manual_seed`. A `sampler` or `batch_sampler` is asked anew each epoch, with random
         numbers that depend on the seed and the epoch alone, and `set_epoch` called where there is one.
+        One that is an iterator, or holds one, goes on where the last loop left it, and so it is good for one
+        loop, endless or not: the next raises UsageError. One that changes attributes of its own as it is
+        drawn from is told of.
 
         Raises: UsageError for an IterableDataset, which has no order to go by.
         """
@@ -109,6 +114,7 @@ class ResumableDataLoader(DataLoader[T_co]):
         order = self._order
         if order.is_open and not self._is_restored:  # the last loop was left before its end
             order.epoch, order.position = order.epoch + 1, 0
+        order.check_begins_anew()
         self._is_restored = False
         order.is_open = True
         order.start = order.position
@@ -295,6 +301,9 @@ class _Order:
         """How many there are in the epoch, once its end was seen: a sampler's length may say less."""
         self._dataset = dataset
         self._by_batch = by_batch
+        self._changed: list[str] = []
+        """Attributes of the sampler that are others than before it was drawn from."""
+        self._has_told = False
 
     @property
     def num_replicas(self) -> int:
@@ -314,6 +323,44 @@ class _Order:
         if epoch != self.epoch:
             self.epoch, self.position, self.start, self.is_open = epoch, 0, 0, False
             self.total = None
+
+    def check_begins_anew(self) -> None:
+        """See that the sampler draws the order of an epoch whatever loops there were before.
+
+        Raises: UsageError where it goes on from the one before: that cannot be done again by a resume.
+        """
+        if not self.epoch:
+            return
+        for one in self._samplers():
+            held = [one, *getattr(one, "__dict__", {}).values()]
+            if any(isinstance(value, Iterator) for value in held):
+                what = f"{type(one).__name__} goes on where the last loop left it, and no resume could do so"
+                raise UsageError(
+                    what,
+                    "ResumableDataLoader",
+                    "keep to one loop over it, or let iter() begin the order anew",
+                )
+        if self._changed and not self._has_told:
+            self._has_told = True
+            warnings.warn(
+                f"the sampler changes its {', '.join(self._changed)} as it is drawn from: where the order of "
+                "the next loop depends on that, it is another after a resume",
+                stacklevel=3,
+            )
+
+    def _samplers(self) -> list[Any]:
+        """The user's sampler, and the one in it where it makes batches."""
+        inner = getattr(self.sampler, "sampler", None)
+        return [one for one in (self.sampler, inner) if one is not None]
+
+    def _numbers_of_samplers(self) -> dict[str, Any]:
+        """What of the samplers counts: their attributes that are numbers, but for those that we set."""
+        return {
+            name: value
+            for one in self._samplers()
+            for name, value in getattr(one, "__dict__", {}).items()
+            if isinstance(value, (int, float)) and not (name == "epoch" and hasattr(one, "set_epoch"))
+        }
 
     def __len__(self) -> int:
         return len(self._dataset if self.sampler is None else self.sampler)  # type: ignore[arg-type]
@@ -352,19 +399,21 @@ class _Order:
         """What the user's sampler draws, with random numbers that are its own and nobody else's."""
         if callable(set_epoch := getattr(self.sampler, "set_epoch", None)):
             set_epoch(self.epoch)
-        inner = getattr(self.sampler, "sampler", None)  # a BatchSampler's
-        for one in (self.sampler, inner):
+        for one in self._samplers():
             if isinstance(own := getattr(one, "generator", None), torch.Generator):
                 own.manual_seed(seed)
-            if one is inner and callable(set_epoch := getattr(one, "set_epoch", None)):
+            if one is not self.sampler and callable(set_epoch := getattr(one, "set_epoch", None)):
                 set_epoch(self.epoch)
+        before = self._numbers_of_samplers()
         numbers = _Numbers(seed)
-        with numbers:
+        with numbers.drawn():
             drawn = islice(iter(self.sampler), start, None)  # type: ignore[arg-type]
             ahead = list(islice(drawn, 1))
         while ahead:
-            with numbers:  # one more than is given, so that the last are known to be
+            with numbers.drawn():  # one more than is given, so that the last are known to be
                 ahead += islice(drawn, CHUNK)
+            now = self._numbers_of_samplers()
+            self._changed = [name for name in now if now[name] != before.get(name)]
             given, ahead = (ahead[:-1], ahead[-1:]) if len(ahead) > CHUNK else (ahead, [])
             yield given, not ahead
 
@@ -376,13 +425,13 @@ class _Numbers:
         with _seeded_here(seed):
             self._states = _states()
 
-    def __enter__(self) -> None:
-        self._outside = _states()
-        _set_states(self._states)
-
-    def __exit__(self, *_: object) -> None:
-        self._states = _states()
-        _set_states(self._outside)
+    @contextmanager
+    def drawn(self) -> Iterator[None]:
+        """In the block, they are what is drawn."""
+        with _put_aside():
+            _set_states(self._states)
+            yield
+            self._states = _states()
 
 
 class _Seeded(Dataset[Any]):
@@ -419,12 +468,20 @@ def _seeded(seed: int) -> Iterator[None]:
 @contextmanager
 def _seeded_here(seed: int) -> Iterator[None]:
     """Random numbers from `seed` meanwhile, on the CPU."""
-    states = _states()
-    _seed(seed)
-    try:
+    with _put_aside():
+        _seed(seed)
         yield
-    finally:
-        _set_states(states)
+
+
+@contextmanager
+def _put_aside() -> Iterator[None]:
+    """The states of the process's generators are afterwards what they were."""
+    with turn:
+        states = _states()
+        try:
+            yield
+        finally:
+            _set_states(states)
 
 
 def _states() -> tuple[Any, Any, torch.Tensor]:

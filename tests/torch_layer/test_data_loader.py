@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,36 @@ class Batched(Noisy):
 class Endless(IterableDataset[int]):
     def __iter__(self) -> Iterator[int]:
         yield from range(9)
+
+
+class HoldsOne:
+    """A sampler that goes on, as mmengine's InfiniteSampler does."""
+
+    def __init__(self) -> None:
+        self.indices = iter(range(100))
+
+    def __iter__(self) -> Iterator[int]:
+        for index in self.indices:
+            yield index % 23
+
+
+class Counts:
+    """A sampler that counts on from loop to loop."""
+
+    num_drawn = 0
+
+    def __iter__(self) -> Iterator[int]:
+        for _ in range(8):
+            self.num_drawn += 1
+            yield self.num_drawn
+
+
+class Restarts:
+    """An endless sampler that begins anew, as detectron2's TrainingSampler does."""
+
+    def __iter__(self) -> Iterator[int]:
+        while True:
+            yield from torch.randperm(23).tolist()
 
 
 def loader(**options: Any) -> ptsave.ResumableDataLoader[Any]:
@@ -436,3 +467,48 @@ def test_torchdatas_loader_is_taken_as_well() -> None:
 def test_workers_that_are_spawned() -> None:
     first = loader(num_workers=1, multiprocessing_context="spawn")
     assert same(take(first, 2), take(loader(), 2))
+
+
+# --- samplers over several loops --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [lambda: iter(range(20)), HoldsOne], ids=["iterator", "holds one"])
+def test_a_sampler_that_goes_on_is_good_for_one_loop(make: Callable[[], Any]) -> None:
+    first = loader(shuffle=None, sampler=make())
+    batches = list(islice(first, 3))
+    second = loader(shuffle=None, sampler=make())
+    second.load_state_dict(first.state_dict())
+    whole = list(islice(loader(shuffle=None, sampler=make()), 5))
+    rest = list(islice(second, 2))
+    assert same([*batches, *rest], whole)
+    for one in (first, second):
+        with pytest.raises(UsageError, match="goes on where the last loop left it"):
+            iter(one)
+
+
+@pytest.mark.parametrize("stop", [2, 8, 13])
+def test_an_endless_sampler_that_begins_anew_is_exact_in_every_loop(stop: int) -> None:
+    def loops(source: ptsave.ResumableDataLoader[Any], number: int) -> list[torch.Tensor]:
+        """The next batches, in loops of six."""
+        batches: list[torch.Tensor] = []
+        while len(batches) < number:
+            for batch in source:
+                batches.append(batch)
+                if source.position == 24 or len(batches) == number:
+                    break
+        return batches
+
+    whole = loops(loader(shuffle=None, sampler=Restarts()), 20)
+    first = loader(shuffle=None, sampler=Restarts())
+    taken = loops(first, stop)
+    second = loader(shuffle=None, sampler=Restarts(), seed=99)
+    second.load_state_dict(first.state_dict())
+    assert second.epoch == (stop - 1) // 6
+    assert same([*taken, next(iter(second))], whole[: stop + 1])
+
+
+def test_a_sampler_that_counts_on_is_told_of() -> None:
+    source = loader(shuffle=None, sampler=Counts())
+    assert len(list(source)) == 2
+    with pytest.warns(UserWarning, match="changes its num_drawn"):
+        iter(source)
