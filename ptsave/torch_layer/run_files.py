@@ -18,6 +18,7 @@ from ptsave.core.atomic_folder import OutputFolder, replacing_folder
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.record import Record
 from ptsave.core.temporary import create, discard, remove_litter_of, remove_temporary, temporary_name
+from ptsave.core.turn import Turn
 from ptsave.core.write_errors import errors_of
 from ptsave.errors import NoRoomError, WriteError
 from ptsave.formats.base import WriteOptions
@@ -43,6 +44,10 @@ from ptsave.torch_layer.whole import is_whole
 VISIBLE_SECONDS = 10.0
 """How long it may take until all ranks see what one of them has written."""
 Fingerprint = tuple[int, int, int]
+
+
+_holding = Turn()
+"""Of the threads that take a folder's lock: a keeper of two holds it once."""
 
 
 class RunFiles:
@@ -120,14 +125,15 @@ class RunFiles:
 
         Raises: RefusedError naming the process that does; WriteError.
         """
-        if self._hold is not None and self._hold[1] == os.getpid() and self._hold[0].is_in_place:
-            self._hold[0].check()
-            return
-        self.let_go()
-        self._make_folder()
-        lock = take(self.folder)
-        self._hold = lock, os.getpid()
-        self._let_go = weakref.finalize(self, give_back, lock)
+        with _holding:
+            if self._hold is not None and self._hold[1] == os.getpid() and self._hold[0].is_in_place:
+                self._hold[0].check()
+                return
+            self.let_go()
+            self._make_folder()
+            lock = take(self.folder)
+            self._hold = lock, os.getpid()
+            self._let_go = weakref.finalize(self, give_back, lock)
 
     def let_go(self) -> None:
         """Let another training have the folder."""

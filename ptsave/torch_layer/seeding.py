@@ -6,43 +6,16 @@ back; two threads that did so at once would put back each other's, so they take 
 
 from __future__ import annotations
 
-import os
 import random
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 
+from ptsave.core.turn import Turn
 
-class _Turn:
-    """A lock of one thread, again and again; a child that another thread forks does not inherit it."""
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._holder = 0
-        self._depth = 0
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._forget_others)
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-        self._holder = threading.get_ident()
-        self._depth += 1
-
-    def __exit__(self, *error: object) -> None:
-        self._depth -= 1
-        if not self._depth:
-            self._holder = 0
-        self._lock.release()
-
-    def _forget_others(self) -> None:
-        if self._holder != threading.get_ident():
-            self._lock, self._holder, self._depth = threading.RLock(), 0, 0
-
-
-turn = _Turn()
+turn = Turn()
 """To be held while the state of a generator is exchanged."""
 
 

@@ -126,12 +126,13 @@ def _restart(scheduler: Any) -> None:
 
 
 def is_equal(a: Any, b: Any) -> bool:
-    """Whether two options are equal, tensors by their values."""
+    """Whether two options are equal, tensors by their values; NaN is NaN."""
     if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
-        return bool(torch.equal(torch.as_tensor(a).cpu(), torch.as_tensor(b).cpu()))
+        one, other = torch.as_tensor(a).cpu(), torch.as_tensor(b).cpu()
+        return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         return len(a) == len(b) and all(map(is_equal, a, b))
-    return bool(a == b)
+    return bool(a == b) or (isinstance(a, float) and isinstance(b, float) and a != a and b != b)
 
 
 def _shown(value: Any) -> str:

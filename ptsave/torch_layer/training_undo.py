@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -20,6 +21,9 @@ MAX_ITEMS = 100_000
 """Longest container that is copied: longer ones are data, not state."""
 MAX_DEPTH = 6
 """How deep plain containers are looked into."""
+
+
+_ARRAYS = (torch.Tensor, np.ndarray)
 
 
 class Step(NamedTuple):
@@ -73,7 +77,7 @@ def _only_copies(module: nn.Module) -> bool:
 
 
 class _Memory:
-    """What an object was: its attributes, the plain containers and the tensors in them, and its own state."""
+    """What an object was: its attributes, the containers, tensors and arrays in them, and its own state."""
 
     def __init__(self, label: str, member: Any) -> None:
         self.label = label
@@ -84,7 +88,8 @@ class _Memory:
         self._attributes = [(one, dict(vars(one))) for one in inner if hasattr(one, "__dict__")]
         values = list(chain.from_iterable(attributes.values() for _, attributes in self._attributes))
         found = list(_plain_parts(values))
-        self._containers = [(one, copy.copy(one)) for one in found if not isinstance(one, torch.Tensor)]
+        self._containers = [(one, copy.copy(one)) for one in found if not isinstance(one, _ARRAYS)]
+        self._arrays = [(one, one.copy()) for one in found if isinstance(one, np.ndarray)]
         # An optimizer takes other tensors, and does not write to those that it has.
         tensors = [one for one in found if isinstance(one, torch.Tensor) and not has_groups(member)]
         self._tensors = [(one, one.detach().clone()) for one in tensors]
@@ -97,13 +102,19 @@ class _Memory:
     def put_back(self) -> bool:
         """Make it what it was; whether it is, as far as it says itself."""
         self._restore()
-        if self._state is None or _is_same(state_of_part(self._member), self._state):
+        if self._state is None or self._is_as_it_was():
             return True
         try:  # something in an object of its own, which its state reaches
             self._member.load_state_dict(self._state)
         except Exception:  # whatever it raises, its attributes are those of before
             self._restore()
-        return _is_same(state_of_part(self._member), self._state)
+        return self._is_as_it_was()
+
+    def _is_as_it_was(self) -> bool:
+        try:
+            return _is_same(state_of_part(self._member), self._state)
+        except Exception:  # the object's own, or of a comparison: nothing says that it is
+            return False
 
     def _restore(self) -> None:
         for one, attributes in self._attributes:
@@ -115,13 +126,15 @@ class _Memory:
             else:
                 container.clear()
                 (container.extend if isinstance(container, deque) else container.update)(was)
+        for array, was in self._arrays:
+            array[...] = was
         with torch.no_grad():
             for tensor, was in self._tensors:
                 tensor.copy_(was)
 
 
 def _plain_parts(values: Sequence[Any]) -> Iterator[Any]:
-    """The containers and tensors in `values`, each once; not what lies in other objects."""
+    """What can change in `values`, each once: containers, tensors, arrays; not what is in other objects."""
     seen: set[int] = set()
     level = list(values)
     for _ in range(MAX_DEPTH):
@@ -130,7 +143,7 @@ def _plain_parts(values: Sequence[Any]) -> Iterator[Any]:
             if id(value) in seen:
                 continue
             seen.add(id(value))
-            if isinstance(value, torch.Tensor):
+            if isinstance(value, torch.Tensor) or (isinstance(value, np.ndarray) and value.flags.writeable):
                 yield value
             elif isinstance(value, (dict, list, set, deque)) and len(value) <= MAX_ITEMS:
                 yield value
@@ -142,6 +155,9 @@ def _plain_parts(values: Sequence[Any]) -> Iterator[Any]:
 
 def _is_same(a: Any, b: Any) -> bool:
     """Whether two states are equal, tensor by tensor."""
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        has_nan = a.dtype.kind in "fc"
+        return a.dtype == b.dtype and np.array_equal(a, b, equal_nan=has_nan)
     if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
         if a is b or not (isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)):
             return a is b

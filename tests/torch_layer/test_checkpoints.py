@@ -625,3 +625,28 @@ def test_ranks_that_are_none_are_nobodys(ranks: object) -> None:
     state, notes = state_of({"step": 1, "world_size": "many", "ranks": ranks, "model_state_dict": {}})
     assert state == {"model_state_dict": {}}
     assert len(notes) == 1
+
+
+def test_two_threads_save_with_one_keeper(tmp_path: Path) -> None:
+    keeper = Checkpoints(tmp_path / "run", keep_last=3)
+    failed: list[Exception] = []
+
+    def save(first: int) -> None:
+        try:
+            for step in range(first, 12, 2):
+                keeper.save(Weights(), step=step)
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=save, args=(first,)) for first in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    keeper.close()
+    assert not [one for one in failed if not isinstance(one, PtsaveError)]
+    left = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert left  # the lock is given back, and what is there opens
+    assert all(name.startswith("step-") for name in left)
+    for name in left:
+        torch.load(tmp_path / "run" / name, weights_only=True)

@@ -957,6 +957,73 @@ def test_a_lattice_is_saved_and_comes_back_as_one(tmp_path: Path) -> None:
     assert mine.value[0] is mine.value[1]
 
 
+class Arrays:
+    """A part that keeps arrays, and refuses what it is given when it has taken some of it."""
+
+    def __init__(self) -> None:
+        self.counts = np.arange(5.0)
+        self.table = {"x": np.array([1.0, np.nan])}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"counts": self.counts, "table": self.table}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.counts[:] = -1
+        self.table["x"] = np.zeros(7)
+        raise RuntimeError("half-way")
+
+
+def test_arrays_of_a_part_are_put_back() -> None:
+    model, part = nn.Linear(1, 1), Arrays()
+    state = ptsave.TrainingState(model=model, part=part)
+    saved = copy.deepcopy(state.state_dict())
+    with torch.no_grad():
+        model.weight.fill_(7)
+    with pytest.raises(LossyError, match="half-way") as caught:
+        state.load_state_dict(saved)
+    assert "half restored" not in caught.value.hint
+    assert part.counts.tolist() == list(range(5))
+    assert part.table["x"].tolist()[:1] == [1.0]
+    assert model.weight == 7
+
+
+class Forgetful:
+    """A part whose state cannot be asked for any more once loading it has failed."""
+
+    is_lost: Any = ()
+
+    def state_dict(self) -> dict[str, Any]:
+        if type(self).is_lost:
+            raise RuntimeError("lost")
+        return {"a": 1}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        type(self).is_lost = True
+        raise RuntimeError("half-way")
+
+
+def test_a_part_that_cannot_say_what_it_is_keeps_no_other_from_being_put_back() -> None:
+    model, part = nn.Linear(1, 1), Forgetful()
+    state = ptsave.TrainingState(model=model, other=Arrays(), part=part)
+    saved = copy.deepcopy(state.state_dict())
+    del saved["other_state_dict"]
+    before = model.weight.detach().clone()
+    saved["model_state_dict"]["weight"].zero_()
+    with pytest.raises(LossyError, match="half-way") as caught:
+        state.load_state_dict(saved)
+    assert caught.value.hint == "part may be half restored: begin anew"
+    assert torch.equal(model.weight, before)
+
+
+def test_a_setting_that_is_nan_on_both_sides_is_the_same() -> None:
+    model = nn.Linear(1, 1)
+    optimizer = SGD(model.parameters(), lr=float("nan"))
+    scheduler = lr_scheduler.StepLR(optimizer, 1)
+    state = ptsave.TrainingState(model=model, optimizer=optimizer, scheduler=scheduler)
+    assert state.load_state_dict(copy.deepcopy(state.state_dict())) == []
+    assert np.isnan(optimizer.param_groups[0]["lr"])
+
+
 class Extra(nn.Linear):
     """A layer whose extra state is what it was given."""
 
