@@ -21,7 +21,8 @@ KEY = "ptsave"
 """Under which a container's metadata holds the record."""
 FILE_NAME = "ptsave.json"
 MAX_BYTES = 64 * 1024 * 1024
-"""Cap on the record's JSON text."""
+"""Cap on the JSON text of a record in a small file. Writers know no cap: they store it as it is, and a file
+that is larger may have a record of as many bytes."""
 MAX_VALUES = 1_000_000
 """Cap on the values in it: names of tensors, digests, aliases. A long record may have more."""
 _BYTES_PER_VALUE = 40

@@ -21,7 +21,7 @@ from ptsave.core.digest import hasher
 from ptsave.core.files import InputFile, InputFolder
 from ptsave.core.nodes import GlobalUse, TensorEntry, add_uses, contiguous_strides
 from ptsave.core.own_process import no_garbage_collection
-from ptsave.core.record import FILE_NAME, MAX_BYTES, Record
+from ptsave.core.record import FILE_NAME, Record
 from ptsave.core.storage import FileStorage, MemoryStorage
 from ptsave.core.verdict import Finding
 from ptsave.errors import CorruptError, LimitError, MissingFileError, UnreadableError
@@ -147,8 +147,6 @@ def _record_at(folder: InputFolder, name: str) -> Record | None:
     """The record in the file `name`; none where a writer has just removed it, or has not finished it."""
     try:
         with folder.open(name) as file:
-            if file.size_bytes > MAX_BYTES:
-                raise LimitError("record_bytes", MAX_BYTES, file.size_bytes, str(file.path))
             return Record.from_json(file.read_at(0, file.size_bytes), str(file.path))
     except MissingFileError:
         return None

@@ -21,6 +21,7 @@ from ptsave.formats.base import WriteOptions, Written
 from ptsave.formats.stored import (
     distinct,
     expected_digests,
+    module_versions,
     refuse_data,
     refuse_special_kinds,
     source_path,
@@ -37,7 +38,9 @@ MAX_NAME_BYTES = 2**16 - 64
 def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> Written:
     """Write the tensors of `checkpoint` as one .npz file that `numpy.load` opens without pickle.
 
-    The format knows no ties, so each name has its own copy, and no place for the record.
+    The format knows no ties, so each name has its own copy. It has no place for the record: `numpy.load`
+    lists every member of the archive as an array, whatever its name, and the archive's comment holds 64 KiB.
+    Source: numpy/lib/_npyio_impl.py, `NpzFile`.
 
     Raises: LossyError when NumPy has no such dtype; ExistsError; WriteError; CorruptError.
     """
@@ -50,6 +53,8 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
             source_path(checkpoint),
             "write another format",
         )
+    has_record = checkpoint.record is not None or module_versions(checkpoint.root) is not None
+    unkept = ("the record stays behind: npz has no place for it",) if options.record and has_record else ()
     options = replace(options, record=False)
     refuse_confusion(checkpoint)
     check_viewed(checkpoint.tensors.values(), once=False)
@@ -78,9 +83,8 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
         if options.check:
             check_back(spans, output, options.progress)
     aliases = distinct(checkpoint.tensors).aliases
-    return Written(
-        num_bytes, tuple(f"{alias!r} and {kept!r} are tied no more" for alias, kept in aliases.items())
-    )
+    untied = (f"{alias!r} and {kept!r} are tied no more" for alias, kept in aliases.items())
+    return Written(num_bytes, (*untied, *unkept))
 
 
 def refuse_confusion(checkpoint: Checkpoint) -> None:

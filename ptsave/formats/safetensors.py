@@ -126,8 +126,6 @@ def read_header(file: InputFile) -> tuple[dict[str, TensorEntry], dict[str, str]
     record = metadata.pop(records.KEY, None)
     if record is None:
         return tensors, metadata, None
-    if len(record) > records.MAX_BYTES:
-        raise LimitError("record_bytes", records.MAX_BYTES, len(record), where)
     return tensors, metadata, Record.from_json(record, where)
 
 

@@ -141,6 +141,15 @@ def header_bytes(layout: Layout, metadata: Mapping[str, str]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
+def most_described_bytes(name: str, entry: TensorEntry) -> int:
+    """How many bytes of a header describe one tensor at most, wherever it lies."""
+    spelled = json.dumps(name, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return len(spelled) + len(f"{list(entry.shape)}") + _MOST_DESCRIBED
+
+
+_MOST_DESCRIBED = len('"dtype:"F8_E4M3FNUZ","shape":,"data_offsets":[,]},:{}') + 2 * len(str(2**63))
+
+
 def _shape(entry: TensorEntry) -> list[int]:
     """The shape as the header has it: safetensors counts the two 4-bit elements of a byte one by one."""
     if entry.dtype.safetensors == "F4":

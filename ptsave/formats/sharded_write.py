@@ -20,10 +20,13 @@ from ptsave.errors import LossyError
 from ptsave.formats.base import WriteOptions, Written
 from ptsave.formats.folder_files import INDEX, shard_names, superfluous
 from ptsave.formats.safetensors_write import (
+    MAX_HEADER_BYTES,
+    PAGE_BYTES,
     Layout,
     all_digests,
     header_bytes,
     lay_out,
+    most_described_bytes,
     overlap_notes,
     refuse_unwritable,
     tensor_moves,
@@ -94,19 +97,22 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
 
 
 def split(entries: Mapping[str, TensorEntry], shard_bytes: int) -> list[dict[str, TensorEntry]]:
-    """The tensors in order, a new shard where the next one would not fit; one that never fits is alone."""
+    """The tensors in order, a new shard where the next one would not fit, or its header be more than is read;
+    one that never fits is alone."""
     shards: list[dict[str, TensorEntry]] = []
     shard: dict[str, TensorEntry] = {}
-    filled = 0
+    filled = header = 0
     for name, entry in entries.items():
         if entry.num_bytes > shard_bytes:
             shards.append({name: entry})
             continue
-        if filled + entry.num_bytes > shard_bytes:
+        described = most_described_bytes(name, entry)
+        if filled + entry.num_bytes > shard_bytes or header + described > MAX_HEADER_BYTES - PAGE_BYTES:
             shards.append(shard)
-            shard, filled = {}, 0
+            shard, filled, header = {}, 0, 0
         shard[name] = entry
         filled += entry.num_bytes
+        header += described
     return [*shards, shard] if shard else shards
 
 

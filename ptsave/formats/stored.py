@@ -15,7 +15,6 @@ from ptsave.core.names import MAX_ALIAS_CHARS
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.output import OutputFile
 from ptsave.core.record import KEY, Digests, Record
-from ptsave.core.record import MAX_BYTES as MAX_RECORD_BYTES
 from ptsave.core.storage import Storage
 from ptsave.errors import LimitError, LossyError
 from ptsave.formats.base import WriteOptions
@@ -215,17 +214,10 @@ def record_text(
         digests=Digests(options.digest, digests),
         aliases=aliases,
         metadata={} if keeps_metadata else carried_metadata(checkpoint),
-        module_versions=_module_versions(checkpoint.root) or record.module_versions,
+        module_versions=module_versions(checkpoint.root) or record.module_versions,
         belongs_to=belongs_to,
     )
-    text = extended.to_json().encode()
-    if len(text) > MAX_RECORD_BYTES:
-        raise LossyError(
-            f"the record would have {len(text)} bytes, and ptsave reads {MAX_RECORD_BYTES}",
-            source_path(checkpoint),
-            "leave it out with --no-record",
-        )
-    return text
+    return extended.to_json().encode()
 
 
 def carried_metadata(checkpoint: Checkpoint) -> dict[str, str]:
@@ -238,7 +230,7 @@ def carried_metadata(checkpoint: Checkpoint) -> dict[str, str]:
     }
 
 
-def _module_versions(root: Any) -> dict[str, Any] | None:
+def module_versions(root: Any) -> dict[str, Any] | None:
     """A state dict's `_metadata` where it is what torch writes: module name → {"version": 1, …}."""
     found = getattr(root, "_metadata", None)
     plain = (str, int, float, bool, type(None))

@@ -86,7 +86,8 @@ def read(file: InputFile) -> Checkpoint:
         loaded = load_pickle(directory, f"{top}data.pkl", ZipStorages(directory, f"{top}data/", big_endian))
         record = None
         if top + FILE_NAME in directory.entries:
-            record = Record.from_json(directory.read(top + FILE_NAME, MAX_BYTES), str(file.path))
+            most = max(MAX_BYTES, file.size_bytes)
+            record = Record.from_json(directory.read(top + FILE_NAME, most), str(file.path))
         checkpoint = Checkpoint(
             FORMAT.name,
             file.path,

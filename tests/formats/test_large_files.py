@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
+from ptsave.core.record import MAX_BYTES, Record
+from ptsave.errors import LimitError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.writers import BY_NAME
 from tests.attacks import torch_files as tf
+from tests.formats.write_cases import checkpoint_of
 
 NUM_TENSORS = 280_000
 
@@ -27,10 +32,33 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["pt", "safetensors"])
+@pytest.mark.parametrize("name", ["pt", "safetensors", "npz"])
 def test_a_quarter_of_a_million_tensors(name: str, source: Path, tmp_path: Path) -> None:
     target = tmp_path / f"a.{name}"
     with open_checkpoint(source) as checkpoint:
         BY_NAME[name].write(checkpoint, target, WriteOptions(check=False, sync=False))
     with open_checkpoint(target) as checkpoint:
         assert len(checkpoint.tensors) == NUM_TENSORS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pt", "safetensors", "safetensors-sharded", "dcp"])
+def test_a_record_may_be_as_long_as_its_file(name: str, tmp_path: Path) -> None:
+    record = Record(extras="x" * (MAX_BYTES + 1))
+    source = checkpoint_of({"w": torch.ones(2)})
+    source.record = record
+    BY_NAME[name].write(source, tmp_path / "a", WriteOptions(check=False, sync=False))
+    with open_checkpoint(tmp_path / "a") as checkpoint:
+        assert checkpoint.record is not None
+        assert checkpoint.record.extras == record.extras
+
+
+def test_a_small_file_holds_no_long_record(tmp_path: Path) -> None:
+    """A deflated one would be of any length."""
+    text = b'{"schema_version":1,"extras":"' + b"x" * MAX_BYTES + b'"}'
+    path = tmp_path / "a.pt"
+    path.write_bytes(tf.pt({"w": tf.tensor()}))
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/ptsave.json", text)
+    with pytest.raises(LimitError, match="record_bytes"):
+        open_checkpoint(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 from ptsave.core.digest import tensor_digest
+from ptsave.core.record import Record
 from ptsave.errors import LossyError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
@@ -44,6 +46,18 @@ def test_what_is_written_is_what_numpy_reads(tmp_path: Path, state: OrderedDict[
         assert {n: tensor_digest(e) for n, e in found.tensors.items()} == {
             n: tensor_digest(e) for n, e in source.tensors.items()
         }
+
+
+def test_numpy_lists_every_member_so_the_record_stays_behind_and_that_is_said(tmp_path: Path) -> None:
+    source = checkpoint_of({"w": torch.ones(3)})
+    source.record = Record(model={"class": "a.B"})
+    path = tmp_path / "m.npz"
+    assert write(source, path, OPTIONS).notes == ("the record stays behind: npz has no place for it",)
+    assert write(source, path, replace(OPTIONS, record=False)).notes == ()
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("ptsave.json", "{}")
+    with np.load(path) as found:
+        assert found.files == ["w", "ptsave.json"]  # the reason: it would be one more array to a script
 
 
 def test_ties_become_copies_and_that_is_said(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from ptsave.core.record import Digests, Record
 from ptsave.errors import CorruptError, ExistsError, LossyError
 from ptsave.formats import dcp_write, open_checkpoint
 from ptsave.formats.base import WriteOptions
+from ptsave.formats.safetensors_write import PAGE_BYTES, header_bytes, lay_out
 from ptsave.formats.sharded_write import split, write
 from tests.formats.write_cases import SAFETENSORS_DTYPES, assert_same, checkpoint_of, state_dicts
 
@@ -60,6 +61,18 @@ def test_shards_are_cut_as_the_hub_cuts_them() -> None:
     theirs = split_torch_state_dict_into_shards(state, max_shard_size=40)
     ours = split(checkpoint_of(state).tensors, 40)
     assert [list(shard) for shard in ours] == list(theirs.filename_to_tensors.values())
+
+
+def test_no_shard_has_a_header_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library reads 100 MB of header; a million small tensors have more."""
+    most = PAGE_BYTES + 2000
+    monkeypatch.setattr("ptsave.formats.sharded_write.MAX_HEADER_BYTES", most)
+    state = {f"wörter.{i}" * (1 + i % 3): torch.zeros((1,) * (i % 9)) for i in range(100)}
+    shards = split(checkpoint_of(state).tensors, 10**9)
+    assert [name for shard in shards for name in shard] == list(state)
+    sizes = [len(header_bytes(lay_out(shard), {"format": "pt"})) for shard in shards]
+    assert 2 < len(shards) < 20
+    assert max(sizes) <= most
 
 
 def test_names_and_index_are_those_of_the_hub(tmp_path: Path) -> None:
