@@ -12,6 +12,7 @@ from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
 from typing import Any
 
+from ptsave.core.files import room
 from ptsave.core.nodes import Global, GlobalUse, Opaque, TensorEntry
 from ptsave.core.storage import FileStorage, Storage
 from ptsave.errors import CorruptError, LimitError
@@ -64,11 +65,12 @@ class Machine:
         self.shapes = shapes
         self.where = where
         file_bytes = source.num_bytes - start if isinstance(source, FileStorage) else 0
-        self.budget = Budget(where, max(shapes.room * MAX_UNITS, file_bytes // FILE_BYTES_PER_UNIT))
+        whole_bytes = source.file.size_bytes if isinstance(source, FileStorage) else 0
+        times = max(shapes.room, room(whole_bytes))  # a zip's records lie beside their pickle
+        self.budget = Budget(where, max(times * MAX_UNITS, file_bytes // FILE_BYTES_PER_UNIT))
         self.max_code_bytes = max(shapes.room * MAX_CODE_BYTES, file_bytes)
         self.max_line_bytes = max(MAX_HELD_BYTES, min(file_bytes, MAX_LINE_BYTES))
         """Of a text in protocol 0."""
-        whole_bytes = source.file.size_bytes if isinstance(source, FileStorage) else 0
         self.max_tensors = max(shapes.room * MAX_TENSORS, whole_bytes // FILE_BYTES_PER_TENSOR)
         self.num_tensors = 0
         self.memo: list[Any] = []

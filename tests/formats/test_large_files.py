@@ -53,6 +53,21 @@ def test_a_record_may_be_as_long_as_its_file(name: str, tmp_path: Path) -> None:
         assert checkpoint.record.extras == record.extras
 
 
+@pytest.mark.slow
+def test_a_short_pickle_beside_many_records_may_name_them_all(tmp_path: Path) -> None:
+    """Below 16 MB a pickle may cost 2.5 million units; what lies beside it in its file counts, too."""
+    names = [f"w{i}" for i in range(NUM_TENSORS)]
+    header = {name: tf.info("F32", (1,), (4 * i, 4 * i + 4)) for i, name in enumerate(names)}
+    source, target = tmp_path / "a.safetensors", tmp_path / "a.pt"
+    source.write_bytes(tf.safetensors(header, bytes(4 * NUM_TENSORS)))
+    with open_checkpoint(source) as checkpoint:
+        BY_NAME["pt"].write(checkpoint, target, WriteOptions(check=False, sync=False))
+    with zipfile.ZipFile(target) as archive:
+        assert archive.getinfo("archive/data.pkl").file_size < 16 * 2**20
+    with open_checkpoint(target) as checkpoint:
+        assert len(checkpoint.tensors) == NUM_TENSORS
+
+
 def test_a_small_file_holds_no_long_record(tmp_path: Path) -> None:
     """A deflated one would be of any length."""
     text = b'{"schema_version":1,"extras":"' + b"x" * MAX_BYTES + b'"}'
