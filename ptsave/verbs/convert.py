@@ -23,6 +23,7 @@ from ptsave.core.select import OPTIMIZER_KEYS, left_out_of, lookup_path, select_
 from ptsave.core.tree import map_tensors, state_dict_of
 from ptsave.errors import LimitError, RefusedError, UsageError
 from ptsave.formats.base import WriteOptions
+from ptsave.formats.pickle_shapes import MAX_TENSORS as LISTED_TENSORS
 from ptsave.formats.stored import PLAIN_KINDS
 from ptsave.formats.writers import Writer
 from ptsave.verbs.edit import Edits, edit, is_dropped
@@ -30,7 +31,7 @@ from ptsave.verbs.extras import fit_extras
 
 MAX_TENSORS = 125_000
 """Cap on the tensors that are converted out of a small file: each costs 3 KiB and 50 microseconds in a DCP
-folder, and a few bytes can name one. It grows with the file's size."""
+folder, and a few bytes can name one. A larger file may have as many as its reader lists."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ def convert(
     plan = fit_extras(plan, target, extras, dropped, notes)
     if num_before and not plan.tensors:
         raise RefusedError("nothing is left to write", str(source.path), "loosen --select, --only or --drop")
-    most = room(plan.source_bytes) * MAX_TENSORS
+    times = room(plan.source_bytes)
+    most = MAX_TENSORS if times == 1 else times * LISTED_TENSORS
     if len(plan.tensors) > most:
         raise LimitError("converted_tensors", most, len(plan.tensors), str(source.path))
     num_bytes = sum({entry.view: entry.num_bytes for entry in plan.tensors.values()}.values())

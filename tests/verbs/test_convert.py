@@ -302,3 +302,12 @@ def test_a_small_file_of_very_many_tensors(tmp_path: Path) -> None:
             parse_edits(None, None, None, None, None, False),
         )
     assert not (tmp_path / "a.pt").exists()
+
+
+@pytest.mark.slow
+def test_a_file_of_any_size_is_converted_with_all_that_its_reader_lists(tmp_path: Path) -> None:
+    """A word vector's name is short: 280,000 of them make 20 MB."""
+    header = {f"w{i}": tf.info("F32", (1,), (4 * i, 4 * i + 4)) for i in range(280_000)}
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(tf.safetensors(header, bytes(4 * 280_000)))
+    assert run(path, tmp_path / "a.pt", dry_run=True).num_tensors == 280_000
