@@ -19,7 +19,7 @@ LONG_KEY = 256
 MAX_KEY_PARTS = 64
 """Cap on the parts of a tuple, and of the tuples in it, that is hashed as what it is."""
 _NUMBERS = ("decimal.Decimal", "fractions.Fraction")
-_BY_VALUE = frozenset(f"builtins.{kind}" for kind in ("complex", "frozenset", "range", "slice", "tuple")) | {
+_BY_VALUE = frozenset(f"builtins.{kind}" for kind in ("frozenset", "range", "slice", "tuple")) | {
     "torch.device",
     "torch.layout",
 }
@@ -67,8 +67,11 @@ def admit(key: Any, budget: Budget) -> Any:
         return key
     if isinstance(key, _UNHASHABLE):
         raise CorruptError(f"a dictionary or set cannot hold a {kind.__name__} as a key")
-    if kind is complex and not key.imag:
-        raise CorruptError("a dictionary or set has a complex key that is equal to a real one")
+    if kind is complex:
+        if not key.imag:
+            raise CorruptError("a dictionary or set has a complex key that is equal to a real one")
+        budget.spend_unusual_key()
+        return key
     return Opaque(f"builtins.{kind.__name__}", (key,))
 
 

@@ -431,6 +431,16 @@ def test_persistent_ids() -> None:
     assert load(stream.getvalue(), persistent_load=lambda pid: pid).root == [("p", 1), 2]
 
 
+@pytest.mark.parametrize("protocol", range(6))
+def test_complex_keys(protocol: int) -> None:
+    """They are equal where Python's are; one that equals a real number is refused."""
+    keys = {1j: "a", 3j: "b", 1 + 2j: "c"}
+    assert load(pickle.dumps(keys, protocol)).root == keys
+    assert load(pickle.dumps({1j: 1, (1j, 2): 2}, protocol)).root[1j] == 1
+    with pytest.raises(CorruptError, match="complex"):
+        load(pickle.dumps({1 + 0j: "a"}, protocol))
+
+
 def frame(num_bytes: int) -> bytes:
     return b"\x95" + num_bytes.to_bytes(8, "little")
 
