@@ -105,10 +105,11 @@ class PickledModule(Opaque):
         return isinstance(transient, (set, frozenset)) and name in transient
 
 
-class QuantizedConv(Opaque):
-    """A quantized convolution, whose class pickles it as a tuple of 15 values.
+class TupleModule(Opaque):
+    """A quantized module that its class pickles as a tuple: a convolution, or a sparse layer's packed weight.
 
-    Source: torch/ao/nn/quantized/modules/conv.py (`_ConvNd.__getstate__`, `_save_to_state_dict`).
+    Source: torch/ao/nn/quantized/modules/conv.py (`_ConvNd.__getstate__`, `_save_to_state_dict`),
+    torch/ao/nn/sparse/quantized/linear.py (`LinearPackedParams`).
     """
 
     shared = True
@@ -118,14 +119,22 @@ class QuantizedConv(Opaque):
         return False
 
     @cached_property
+    def _values(self) -> dict[str, Any]:
+        fields = _CONV_FIELDS if is_quantized_conv_state(self.state) else _SPARSE_FIELDS
+        return dict(zip(fields, self.state, strict=True))
+
+    @cached_property
     def _entries(self) -> list[tuple[str, Any]]:
-        *_, weight, bias, scale, zero_point, _training = self.state
-        return [("weight", weight), ("bias", bias), *quantized.scale_tensors(scale, zero_point)]
+        values = self._values
+        if "weight" not in values:
+            return [(name, values[name]) for name in ("dtype", "_packed_params")]
+        scales = quantized.scale_tensors(values["scale"], values["zero_point"])
+        return [("weight", values["weight"]), ("bias", values["bias"]), *scales]
 
     @cached_property
     def _attributes(self) -> list[tuple[str, Any]]:
-        values = dict(zip(_CONV_FIELDS, self.state, strict=True))
-        return [(name, value) for name, value in values.items() if name not in dict(self._entries)]
+        taken = dict(self._entries)
+        return [(name, value) for name, value in self._values.items() if name not in taken]
 
     def entries(self) -> Iterator[tuple[Any, Any]]:
         return iter(self._entries)
@@ -152,6 +161,7 @@ _CONV_FIELDS = (
     "zero_point",
     "training",
 )
+_SPARSE_FIELDS = ("_packed_params", "training", "dtype")
 _CONV_TYPES = (int, int, tuple, tuple, tuple, tuple, bool, tuple, int, str, None, None, float, int, bool)
 
 
@@ -163,6 +173,17 @@ def is_quantized_conv_state(state: Any) -> bool:
         and all(kind is None or type(value) is kind for value, kind in zip(state, _CONV_TYPES, strict=True))
         and isinstance(state[10], (TensorEntry, Opaque))
         and (state[11] is None or isinstance(state[11], (TensorEntry, Opaque)))
+    )
+
+
+def is_tuple_state(state: Any) -> bool:
+    """Whether `state` is what the BUILD of a `TupleModule` sets."""
+    return is_quantized_conv_state(state) or (
+        type(state) is tuple
+        and len(state) == len(_SPARSE_FIELDS)
+        and quantized.packed_class(state[0]) == quantized.SPARSE_LINEAR
+        and type(state[1]) is bool
+        and isinstance(state[2], DType)
     )
 
 

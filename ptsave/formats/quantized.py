@@ -53,6 +53,9 @@ def parameters(value: Opaque) -> tuple[Any, ...]:
 
 # --- quantized layers ---------------------------------------------------------------------------------
 
+SPARSE_LINEAR = "sparse.LinearPackedParamsBase"
+"""Of a linear layer whose weight is stored in blocks: torch makes a dense one of it in `state_dict()`."""
+
 _PACKED = "__torch__.torch.classes."
 """How the classes of packed parameters are called, which C++ keeps and pickles as `torch.ScriptObject`."""
 
@@ -91,8 +94,11 @@ def module_entries(name: str, state: Mapping[Any, Any]) -> list[tuple[str, Any]]
         return [(key, state[key]) for key in cell]
     inner = state["_modules"].get("_packed_params") if isinstance(state.get("_modules"), dict) else None
     packed = inner.state if isinstance(inner, Opaque) else None
-    is_linear = isinstance(packed, dict) and packed_class(packed.get("_packed_params")) != ""
-    if is_linear or (name.startswith("torch.") and name.endswith(".QFunctional")):
+    if isinstance(packed, dict):
+        packed = packed.get("_packed_params")
+    elif type(packed) is tuple and packed:  # of a sparse layer
+        packed = packed[0]
+    if packed_class(packed) or (name.startswith("torch.") and name.endswith(".QFunctional")):
         return scale_tensors(state.get("scale"), state.get("zero_point"))
     return []
 

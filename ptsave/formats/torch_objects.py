@@ -33,10 +33,10 @@ from ptsave.formats import numpy_objects, omegaconf, python_objects, torch_tenso
 from ptsave.formats.pickle_shapes import UNKNOWN, Budget, Described, Known, Shapes
 from ptsave.formats.pickled_module import (
     PickledModule,
-    QuantizedConv,
+    TupleModule,
     graph_module,
     is_module_state,
-    is_quantized_conv_state,
+    is_tuple_state,
 )
 from ptsave.formats.torch_storage import STORAGE_DTYPES, StorageNode
 from ptsave.formats.torch_tensors import MAX_RANK
@@ -70,7 +70,7 @@ def build(target: Any, state: Any, budget: Budget) -> bool:
     """BUILD on a tensor (torch before 0.4), a module, a config, an array, or a state dict."""
     if type(target) is TensorEntry:
         return torch_tensors.build_tensor(target, state)
-    if isinstance(target, (PickledModule, QuantizedConv, StorageNode, omegaconf.ConfigContainer)):
+    if isinstance(target, (PickledModule, TupleModule, StorageNode, omegaconf.ConfigContainer)):
         raise CorruptError(f"sets the state of a {target.name} twice")
     if isinstance(target, Opaque):
         if type(target) is Opaque and target.state is None and is_module_state(state):
@@ -78,8 +78,8 @@ def build(target: Any, state: Any, budget: Budget) -> bool:
             target.__class__ = PickledModule
             target.state = state
             return True
-        if type(target) is Opaque and target.state is None and is_quantized_conv_state(state):
-            target.__class__ = QuantizedConv
+        if type(target) is Opaque and target.state is None and is_tuple_state(state):
+            target.__class__ = TupleModule
             target.state = state
             return True
         if type(target) is Opaque and target.state is None and omegaconf.is_container(target.name, state):
