@@ -11,6 +11,7 @@ from typing import Any
 from ptsave.core.dtypes import BY_STORAGE_CLASS, DType
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.storage import MemoryStorage
+from ptsave.core.tree import is_scalar
 from ptsave.errors import CorruptError, LimitError
 from ptsave.formats.pickle_shapes import UNKNOWN, Budget, Known
 from ptsave.formats.torch_storage import UINT8, MetaStorage, StorageNode
@@ -197,16 +198,87 @@ def changed(entry: TensorEntry, kind: str, requires_grad: bool) -> TensorEntry:
 def drop_attributes(state: Any, budget: Budget) -> None:
     """Say what `state`, which a file sets on a tensor, would set, where there is any: it is not kept.
 
-    Some attributes are a tensor's own: `data` replaces its values.
+    Plain data under a user's own name (`tag = "x"`, `partition_dim = 0`) is noted: no state dict has it, and
+    what it stands beside has the same values without it. All else is a loss: `data` replaces a tensor's
+    values, and another tensor may be a weight.
 
     Source: torch/_utils.py, `_set_obj_state`.
     """
     for part in state if type(state) is tuple else (state,):
         if type(part) is dict and part:
-            names = ", ".join(spelled(name) for name in list(part)[:MAX_NAMED])
-            budget.drop(f"attributes that the file sets on tensors ({names})")
+            budget.spend(len(part))
+            noted = [name for name, value in part.items() if _is_tag(name, value, budget)]
+            lost = part.keys() - noted if len(noted) < len(part) else ()
+            if noted:
+                budget.note(f"left out attributes of tensors, which no state dict has ({_names(noted)})")
+            if lost:
+                left = [name for name in part if name in lost]
+                budget.drop(f"attributes that the file sets on tensors ({_names(left)})")
         elif part:
             budget.drop("a state that the file sets on tensors")
+
+
+def _names(names: list[Any]) -> str:
+    more = f", … {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(spelled(name) for name in names[:MAX_NAMED]) + more
+
+
+def _is_tag(name: Any, value: Any, budget: Budget) -> bool:
+    """Whether an attribute is plain data under a name that is neither torch's nor private."""
+    if type(name) is not str or name.startswith("_") or name in OWN_ATTRIBUTES:
+        return False
+    if type(value) not in (list, tuple):
+        return is_scalar(value)
+    budget.spend(len(value))
+    return all(map(is_scalar, value))
+
+
+OWN_ATTRIBUTES = frozenset(
+    {
+        "H",
+        "T",
+        "data",
+        "device",
+        "dtype",
+        "grad",
+        "grad_dtype",
+        "grad_fn",
+        "imag",
+        "is_cpu",
+        "is_cuda",
+        "is_ipu",
+        "is_leaf",
+        "is_maia",
+        "is_meta",
+        "is_mkldnn",
+        "is_mps",
+        "is_mtia",
+        "is_nested",
+        "is_quantized",
+        "is_sparse",
+        "is_sparse_csr",
+        "is_vulkan",
+        "is_xla",
+        "is_xpu",
+        "itemsize",
+        "layout",
+        "mH",
+        "mT",
+        "name",
+        "names",
+        "nbytes",
+        "ndim",
+        "output_nr",
+        "real",
+        "requires_grad",
+        "retains_grad",
+        "shape",
+        "volatile",
+    }
+)
+"""The attributes of a tensor that are not an instance's own: setting one does something, or fails.
+
+Source: torch/csrc/autograd/python_variable.cpp, `THPVariable_properties`."""
 
 
 def _old_tensor(dtype: DType) -> Callable[[tuple[Any, ...], Budget], Any]:
