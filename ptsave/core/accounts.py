@@ -6,6 +6,7 @@ members of sets, records that nothing names) would be lost without a word; here 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -74,6 +75,10 @@ def account(
                 transient.append(LeftOut(place.name, "a buffer that its module makes again", value.num_bytes))
             else:
                 left.append(LeftOut(place.name, "a tensor that no state dict has", value.num_bytes))
+        elif value.is_array:
+            array = value.as_tensor()
+            if array is not None and array.num_bytes and place.is_hidden and not place.is_transient:
+                left.append(LeftOut(place.name, "an array that no state dict has", array.num_bytes))
         else:
             storage: Storage = value.storage
             seen.roots.update(id(root) for root in _roots(storage))
@@ -136,9 +141,11 @@ def _roots(storage: Any) -> Iterator[Any]:
 @dataclass(frozen=True, slots=True)
 class _Place:
     value: Any
-    """A tensor, or an object that has a `storage`."""
+    """A tensor, an array, or an object that has a `storage`."""
     path: Any
     """A chain of (parent, key): spelled only where it is needed."""
+    is_hidden: bool
+    """Whether it is reached only through what its holder's `children` does not show."""
     is_transient: bool
 
     @property
@@ -157,57 +164,67 @@ _MAX_KEY_CHARS = 1000
 
 
 def _everything(root: Any, views: Container[Any]) -> Iterator[_Place]:
-    """Every tensor whose view is not in `views`, and every storage, that can be reached from `root`."""
+    """Every tensor whose view is not in `views`, every array and every storage that `root` reaches.
+
+    What is shown comes first: the rest is then what is hidden wherever it is reached from.
+    """
     met: set[int] = set()
-    pending: list[tuple[Any, Any, bool]] = [(root, None, False)]
-    while pending:
-        node, path, is_transient = pending.pop()
+    pending = [_Place(root, None, False, False)]
+    hidden: deque[_Place] = deque()
+    while pending or hidden:
+        place = pending.pop() if pending else hidden.popleft()
+        node = place.value
         if isinstance(node, TensorEntry):
-            yield _Place(node, path, is_transient)
+            yield place
             continue
         children = _children(node)
         if children is None or id(node) in met:
             continue
         met.add(id(node))
-        if getattr(node, "storage", None) is not None:
-            yield _Place(node, path, is_transient)
-        found = []
-        for key, child, is_shed in children:
+        if isinstance(node, Opaque) and (node.is_array or getattr(node, "storage", None) is not None):
+            yield place
+        found: list[_Place] = []
+        for key, child, is_hidden, is_shed in children:
             if isinstance(child, TensorEntry) and child.view in views:
                 continue
             if isinstance(child, _WALKED):
-                here = path if key is None else (path, key)
-                found.append((child, here, is_transient or is_shed))
+                path = place.path if key is None else (place.path, key)
+                inner = _Place(child, path, place.is_hidden or is_hidden, place.is_transient or is_shed)
+                (hidden if is_hidden else found).append(inner)
         pending += reversed(found)
 
 
 _WALKED = (TensorEntry, dict, list, tuple, set, frozenset, Opaque)
 
 
-def _children(node: Any) -> Iterator[tuple[Any, Any, bool]] | None:
-    """(key, child, whether it is transient) of a container, whatever its place: nothing is passed over."""
+_Child = tuple[Any, Any, bool, bool]
+"""(key, child, whether it is hidden, whether it is transient)."""
+
+
+def _children(node: Any) -> Iterator[_Child] | None:
+    """Those of a container, whatever its place: nothing is passed over."""
     if isinstance(node, dict):
         return _of_dict(node)
     if isinstance(node, (list, tuple, set, frozenset)):
-        return ((i, child, False) for i, child in enumerate(node))
+        return ((i, child, False, False) for i, child in enumerate(node))
     return _of_opaque(node) if isinstance(node, Opaque) else None
 
 
-def _of_dict(node: Mapping[Any, Any]) -> Iterator[tuple[Any, Any, bool]]:
+def _of_dict(node: Mapping[Any, Any]) -> Iterator[_Child]:
     for key, child in node.items():
-        yield key, child, False
+        yield key, child, False, False
         if isinstance(key, (tuple, TensorEntry, Opaque, frozenset)):
-            yield "key", key, False
+            yield "key", key, False, False
     for name, value in getattr(node, "__dict__", {}).items():
-        yield name, value, False
+        yield name, value, False, False
 
 
-def _of_opaque(node: Opaque) -> Iterator[tuple[Any, Any, bool]]:
-    yield from ((key, child, False) for key, child in node.children())
-    yield from ((i, child, False) for i, child in enumerate(node.args))
-    yield from node.hidden()
-    yield None, node.state, False
-    yield None, node.items, False
+def _of_opaque(node: Opaque) -> Iterator[_Child]:
+    yield from ((key, child, False, False) for key, child in node.children())
+    yield from ((i, child, False, False) for i, child in enumerate(node.args))
+    yield from ((key, child, True, is_transient) for key, child, is_transient in node.hidden())
+    yield None, node.state, node.shared, False
+    yield None, node.items, node.shared, False
 
 
 def parse_left_out(text: str) -> Extras:

@@ -221,7 +221,7 @@ class _Reader:
             return self._by_place[place][1]
         file = self._file(name, place)
         try:
-            loaded = self._parts.read(file, place.offset_bytes, place.num_bytes)
+            loaded = self._parts.read(file, place.offset_bytes, place.num_bytes, name)
         except CorruptError as error:
             raise CorruptError(f"item {name!r}: {error.what}", error.where, error.hint) from None
         add_uses(self.globals, loaded.globals)
@@ -259,7 +259,9 @@ class _Reader:
         return self._files[place.file_name]
 
     def parts(self) -> Iterator[Part]:
-        """The data files that the metadata does not name, and what no item has of the others."""
+        """The data files that the metadata does not name, what no item has of the others, and the records of
+        items that are more than one tensor."""
+        yield from self._parts.records
         for name in self.folder.names:
             if name.endswith(_SUFFIX) and name not in self._files:
                 with self.folder.open(name) as file:

@@ -167,6 +167,8 @@ class _Archive:
         self.tensors: set[str] = set()
         """Records that are the plain numbers of tensors."""
         self._dtypes: dict[str, Any] = {}
+        self._records: list[Part] = []
+        """Those of the torch zips inside it."""
         self.judge()
 
     def judge(self) -> None:
@@ -214,11 +216,14 @@ class _Archive:
         return [name.removeprefix(prefix) for name in self.directory.entries if name.startswith(prefix)]
 
     def parts(self) -> Iterator[Part]:
-        """The records that tensors may lie in."""
+        """The records that tensors may lie in, those of archives in this one among them."""
+        yield from self._records
         for part in records_of(self.directory, self.taken):
-            record = part.name.removeprefix(self.top)
-            if not record.startswith(_NO_TENSORS) and record not in _BOOKKEEPING:
+            if not self._holds_no_tensors(part.name.removeprefix(self.top)):
                 yield part
+
+    def _holds_no_tensors(self, record: str) -> bool:
+        return record.startswith(_NO_TENSORS) or record in _BOOKKEEPING
 
     def model_names(self) -> list[str]:
         if self.is_old:
@@ -292,7 +297,11 @@ class _Archive:
         """What `torch.save` wrote into `record`; an empty dict where there is no such record."""
         if not self.has(record) or self.directory.entry(self.top + record).num_bytes == 0:
             return {}
-        return self._take(TorchParts().read(self.directory.file, *self.window(record)))
+        parts = TorchParts()
+        loaded = parts.read(self.directory.file, *self.window(record), self.top + record)
+        if not self._holds_no_tensors(record):
+            self._records += parts.records
+        return self._take(loaded)
 
     def window(self, record: str) -> tuple[int, int]:
         """The bytes of a record that holds an archive of its own, which is read as a whole."""
@@ -328,8 +337,8 @@ class _Archive:
             if self.directory.file.read_at(entry.data_offset, min(entry.num_bytes, 4)) != ZIP_MAGIC:
                 continue
             inner = read_directory(self.directory.file, entry.data_offset, entry.num_bytes)
-            if top_folder(inner) is not None:
-                self.pickled(name.removeprefix(self.top))
+            if top_folder(inner) is not None:  # what is in it stays unaccounted for: no tensor is of it
+                self._take(TorchParts().read(self.directory.file, entry.data_offset, entry.num_bytes))
 
     def unpickled(self, record: str) -> Any:
         """What Python's own pickle wrote into `record`; what it names is told."""

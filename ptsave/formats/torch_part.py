@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from ptsave.core.accounts import Part
 from ptsave.core.files import InputFile
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.storage import FileStorage
 from ptsave.formats.inert_pickle import Loaded
 from ptsave.formats.inflate import check_inflated_total
 from ptsave.formats.torch_form import Form, form_of
-from ptsave.formats.torch_zip import ZipStorages, data_folder, is_big_endian, load_pickle
+from ptsave.formats.torch_zip import (
+    BOOKKEEPING,
+    ZipStorages,
+    data_folder,
+    is_big_endian,
+    load_pickle,
+    records_of,
+)
 from ptsave.formats.zip_reader import DEFLATED, read_directory
 
 _MAX_FORMS = 4096
@@ -26,9 +34,13 @@ class TorchParts:
         """By the length of the part in bytes."""
         self._num_forms = 0
         self._deflated_bytes = self._inflated_bytes = 0
+        self.records: list[Part] = []
+        """Those of all parts that tensors may view, but for the storage of a part that is one tensor."""
 
-    def read(self, file: InputFile, offset_bytes: int, num_bytes: int) -> Loaded:
+    def read(self, file: InputFile, offset_bytes: int, num_bytes: int, name: str = "") -> Loaded:
         """What `torch.save` wrote into `num_bytes` bytes of `file` from `offset_bytes`; nothing in it runs.
+
+        `name`: of the part, for those of its records that no tensor is of.
 
         Raises: CorruptError, LimitError, UnreadableError.
         """
@@ -47,8 +59,13 @@ class TorchParts:
         top = data_folder(directory)
         storages = ZipStorages(directory, f"{top}data/", is_big_endian(directory, top))
         loaded = load_pickle(directory, f"{top}data.pkl", storages)
+        records = list(records_of(directory, {top + known for known in BOOKKEEPING}))
+        if isinstance(loaded.root, TensorEntry):
+            records = [record for record in records if record.storage is not loaded.root.storage]
+        self.records += (Part(f"{name}, record {record.name!r}", record.storage) for record in records)
         if (
             isinstance(loaded.root, TensorEntry)
+            and not records
             and type(loaded.root.storage) is FileStorage
             and len(known) < _MAX_FORMS_OF_A_SIZE
             and self._num_forms < _MAX_FORMS

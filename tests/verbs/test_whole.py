@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
+import pickle
 import shutil
 import zipfile
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -18,6 +22,7 @@ import ptsave
 from ptsave import cli
 from ptsave.errors import LossyError
 from ptsave.formats import open_checkpoint
+from ptsave.formats.torch_tensors import OWN_ATTRIBUTES
 from tests.formats.torch_reading import bytes_of, bytes_of_torch
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -423,3 +428,140 @@ def test_drop_reaches_what_is_no_tensor(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "a.pt")
     assert convert(tmp_path / "a.pt", tmp_path / "b.safetensors", "--drop", "epoch") == 4
     assert convert(tmp_path / "a.pt", tmp_path / "b.safetensors", "--drop", "epoch", "--drop", "m.*") == 0
+
+
+# --- sparse quantized modules ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["fbgemm", "qnnpack"])
+@pytest.mark.parametrize("is_dynamic", [False, True])
+def test_a_sparse_quantized_module(engine: str, is_dynamic: bool, tmp_path: Path, capsys: Any) -> None:
+    """Its packed weight lies in blocks, which are listed; torch makes a dense one of them when it loads."""
+    import torch.ao.nn.sparse.quantized as sparse
+
+    if engine not in torch.backends.quantized.supported_engines:
+        pytest.skip(f"torch was built without {engine}")
+    before = torch.backends.quantized.engine
+    try:
+        torch.backends.quantized.engine = engine
+        layer = (sparse.dynamic if is_dynamic else sparse).Linear(8, 8, row_block_size=1, col_block_size=4)
+        weight, bias = torch.eye(8), torch.arange(8.0)
+        layer.set_weight_bias(torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8), bias, 1, 4)
+        torch.save(nn.Sequential(layer), tmp_path / "m.pt")
+        torch.save(nn.Sequential(layer).state_dict(), tmp_path / "s.pt")
+    finally:
+        torch.backends.quantized.engine = before
+    assert verdict(tmp_path / "m.pt", capsys)[0] == 0
+    with open_checkpoint(tmp_path / "m.pt") as checkpoint:
+        found = {name.removeprefix("0.") for name in checkpoint.tensors}
+        packed = [name for name in found if name.startswith("_packed_params._packed_params.")]
+        assert found - {*packed} == (set() if is_dynamic else {"scale", "zero_point"})
+        assert bytes_of_torch(bias) in map(bytes_of, checkpoint.tensors.values())
+        assert len(packed) == 6
+    assert convert(tmp_path / "m.pt", tmp_path / "state.pt") == 4
+    with open_checkpoint(tmp_path / "s.pt") as checkpoint:
+        listed = checkpoint.tensors["0._packed_params._packed_params.0.int_repr"]
+        assert bytes_of(listed) == bytes_of_torch((weight * 10).to(torch.int8))
+
+
+# --- attributes ---------------------------------------------------------------------------------------
+
+
+def test_plain_attributes_of_a_parameter_are_noted(tmp_path: Path, capsys: Any) -> None:
+    """They are what trainings mark parameters with; no state dict has them, and no value depends on them."""
+    source = tmp_path / "a.pt"
+    torch.save(_tagged({"tag": "x", "partition_dim": 0, "axes": ("in", "out")}), source)
+    assert verdict(source, capsys)[0] == 0
+    assert convert(source, tmp_path / "b.safetensors") == 0
+    capsys.readouterr()
+    assert cli.run(["inspect", str(source), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert any("'tag'" in note and "'partition_dim'" in note for note in result["notes"])
+    assert not result["left_out"]
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"requires_grad": False},
+        {"_private": 1},
+        {"tag": {"w": torch.ones(2)}},
+        {"tag": ["a", torch.ones(2)]},
+        {"tag": print},
+    ],
+)
+def test_other_attributes_of_a_parameter_are_left_out(state: Any, tmp_path: Path, capsys: Any) -> None:
+    torch.save(_tagged(state), tmp_path / "a.pt")
+    assert verdict(tmp_path / "a.pt", capsys)[0] == 1
+    assert convert(tmp_path / "a.pt", tmp_path / "b.safetensors") == 4
+
+
+def test_what_is_torchs_own_of_a_tensors_attributes() -> None:
+    classes = (*torch.Tensor.__mro__, *nn.Parameter.__mro__)
+    settable = {
+        name for kind in classes for name, value in vars(kind).items() if hasattr(type(value), "__set__")
+    }
+    assert {name for name in settable if not name.startswith("_")} <= OWN_ATTRIBUTES
+
+
+@pytest.mark.parametrize("num_elements", [3, 300_000])
+def test_arrays_in_attributes_of_a_module(num_elements: int, tmp_path: Path, capsys: Any) -> None:
+    source = tmp_path / "a.pt"
+    module = Module()
+    module.anchors = {"small": [np.ones(num_elements, np.float32)]}  # type: ignore[assignment]
+    torch.save(module, source)
+    code, findings = verdict(source, capsys)
+    assert code == 1
+    failed = [finding["where"] for finding in findings if finding["level"] == "fail"]
+    assert failed == ["anchors.small.0"]
+    assert convert(source, tmp_path / "b.safetensors") == 4
+    assert convert(source, tmp_path / "b.safetensors", "--extras", "drop") == 0
+    module.anchors = module.table = np.array([], np.float32)  # type: ignore[assignment]
+    torch.save({"model": module, "rng": np.arange(9)}, source)
+    assert verdict(source, capsys)[0] == 0
+
+
+# --- archives in archives -----------------------------------------------------------------------------
+
+
+def _with_a_record_more(data: bytes) -> bytes:
+    """A torch zip with a storage that its pickle does not name."""
+    stream = io.BytesIO(data)
+    with zipfile.ZipFile(stream, "a") as archive:
+        top = archive.namelist()[0].partition("/")[0]
+        archive.writestr(f"{top}/data/9", b"12345678")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("item", [torch.ones(3), {"a": torch.ones(3), "n": 1}])
+def test_records_inside_an_item_of_a_dcp_folder(item: Any, tmp_path: Path, capsys: Any) -> None:
+    """The item is replaced by one with a storage more, and the metadata says where it ends."""
+    folder = tmp_path / "d"
+    stream = io.BytesIO()
+    torch.save(item, stream)
+    dcp.save({"w": torch.zeros(3) if isinstance(item, torch.Tensor) else "text"}, checkpoint_id=folder)
+    assert verdict(folder, capsys)[0] == 0
+    metadata = pickle.loads((folder / ".metadata").read_bytes())
+    (index, place), *more = metadata.storage_data.items()
+    assert not more
+    data = _with_a_record_more(stream.getvalue())
+    (folder / place.relative_path).write_bytes(data)
+    metadata.storage_data[index] = replace(place, offset=0, length=len(data))
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    code, findings = verdict(folder, capsys)
+    assert code == 1
+    assert ["record" in finding["where"] and "data/9" in finding["where"] for finding in findings] == [True]
+    assert convert(folder, tmp_path / "b.safetensors") == 4
+
+
+def test_records_inside_the_weights_of_an_exported_program(tmp_path: Path, capsys: Any) -> None:
+    """The layout before torch 2.9: a torch zip as a record."""
+    stream = io.BytesIO()
+    torch.save({"w": torch.ones(3)}, stream)
+    for weights, expected in ((stream.getvalue(), 0), (_with_a_record_more(stream.getvalue()), 1)):
+        with zipfile.ZipFile(tmp_path / "p.pt2", "w") as archive:
+            archive.writestr("serialized_exported_program.json", "{}")
+            archive.writestr("serialized_state_dict.pt", weights)
+            archive.writestr("serialized_constants.pt", b"")
+            archive.writestr("version", "1.1")
+        assert verdict(tmp_path / "p.pt2", capsys)[0] == expected
