@@ -14,6 +14,10 @@ from tests.support import Command
 
 ROOT = Path(__file__).parents[1]
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores, and torch's threads wait for each other at full speed; it reads this once.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 AMBIENT = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "TERM", "GITHUB_ACTIONS", "PTSAVE_DEBUG", "PYTHONWARNINGS")
 """Variables of whoever runs the tests that would change what a command prints."""
 
