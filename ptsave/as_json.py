@@ -121,6 +121,7 @@ def converted(result: Conversion) -> dict[str, Any]:
         "free_bytes": result.free_bytes,
         "dropped": list(result.dropped),
         "renamed": dict(result.renamed),
+        "dense": dict(result.dense),
         "notes": list(result.notes),
         "dry_run": result.is_plan,
     }

@@ -273,6 +273,9 @@ def convert(
     contiguous: Annotated[
         bool, typer.Option("--contiguous", help="Lay strided views out row by row.")
     ] = False,
+    dense: Annotated[
+        bool, typer.Option("--dense", help="Write sparse and quantized tensors as plain ones.")
+    ] = False,
     extras: Annotated[
         str,
         typer.Option(metavar="HOW", help="What the target cannot hold: fail, drop or keep (as JSON)."),
@@ -305,7 +308,7 @@ def convert(
             check=not no_check,
             shard_bytes=parse_size(shard_size),
         ),
-        parse_edits(only, drop, strip_prefix, rename, dtype, contiguous),
+        parse_edits(only, drop, strip_prefix, rename, dtype, contiguous, dense),
         format=format,
         select=select,
         extras=parse_extras(extras),

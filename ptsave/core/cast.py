@@ -62,14 +62,14 @@ class CastStorage:
         source = bytearray((last - first) * self._from.itemsize)
         self.inner.read_into(self._offset + first * self._from.itemsize, memoryview(source))
         values = decode(memoryview(source), self._from)
-        result, overflowed = _converted(values, self._to)
+        result, overflowed = converted(values, self._to)
         if overflowed:
             self._overflows[offset_bytes] = overflowed
         skip = offset_bytes - first * item
         buffer[:] = memoryview(result.view("u1"))[skip : skip + len(buffer)]  # type: ignore[arg-type]
 
 
-def _converted(values: np.ndarray[Any, Any], dtype: DType) -> tuple[np.ndarray[Any, Any], int]:
+def converted(values: np.ndarray[Any, Any], dtype: DType) -> tuple[np.ndarray[Any, Any], int]:
     """`values` as elements of `dtype` (bfloat16 as its bits), and how many finite ones overflowed."""
     import numpy as np
 

@@ -10,7 +10,9 @@ from typing import Any
 from ptsave.core.dtypes import DType
 from ptsave.core.storage import Storage
 
-UNRESOLVED = ("conj", "neg", "conj_neg", "neg_conj")
+BITS = ("conj", "neg")
+PARAMETER_ = "parameter_"
+UNRESOLVED = tuple(f"{first}{bits}" for first in ("", PARAMETER_) for bits in (*BITS, "conj_neg", "neg_conj"))
 """What `TensorEntry.kind` says of views whose values are the conjugate or the negative of the bytes.
 Source: torch._utils.set_tensor_metadata."""
 
@@ -79,7 +81,8 @@ class TensorEntry:
     @property
     def view(self) -> tuple[int, int, tuple[int, ...], tuple[int, ...], str]:
         """A key that is equal for two entries that are the same values of the same storage."""
-        what = f"{self.kind} {self.dtype.name}" if self.kind in UNRESOLVED else self.dtype.name
+        bits = self.kind.removeprefix(PARAMETER_) if self.kind in UNRESOLVED else ""
+        what = f"{bits} {self.dtype.name}" if bits else self.dtype.name
         return (id(self.storage), self.offset, self.shape, self.strides, what)
 
     def named(self, name: str) -> TensorEntry:

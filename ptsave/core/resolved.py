@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ptsave.core.dtypes import DType
-from ptsave.core.nodes import UNRESOLVED, TensorEntry
+from ptsave.core.nodes import PARAMETER_, UNRESOLVED, TensorEntry
 from ptsave.core.storage import Storage
 
 
@@ -15,7 +15,8 @@ def resolved(entry: TensorEntry) -> TensorEntry:
         return entry
     flips = entry.kind.split("_")
     storage = ResolvedStorage(entry.storage, entry.dtype, "conj" in flips, "neg" in flips)
-    return replace(entry, storage=storage, kind="tensor")
+    kind = "parameter" if entry.kind.startswith(PARAMETER_) else "tensor"
+    return replace(entry, storage=storage, kind=kind)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

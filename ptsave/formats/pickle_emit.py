@@ -17,6 +17,7 @@ from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.errors import LossyError
 from ptsave.formats.quantized import is_quantized
 from ptsave.formats.sparse import is_sparse, parts_of
+from ptsave.formats.tensor_kinds import NESTED, PARAMETER, is_tensor_object, parts_by_name
 
 MAX_LONG_BYTES = 255
 """Of one integer: what LONG1 can say."""
@@ -113,10 +114,9 @@ class Emitter:
             if not self._recall(id(value)):
                 self._emit_quantized(self, value)
                 self._memoize(id(value), value)
-        elif self._emit_quantized is not None and is_sparse(value):
+        elif self._emit_quantized is not None and is_tensor_object(value):
             if not self._recall(id(value)):
-                layout = Call("torch.serialization", "_get_layout", (value.name,))
-                self.value(Call("torch._utils", "_rebuild_sparse_tensor", (layout, parts_of(value))), path)
+                self.value(_rebuilding(value), path)
                 self._memoize(id(value), value)
         elif _is_device(value):
             self.value(Call("torch", "device", value.args), path)
@@ -320,6 +320,18 @@ def can_emit(leaf: Any) -> bool:
     if type(leaf) in _CONTAINERS or type(leaf) is dict:
         return all(map(can_emit, leaf))
     return type(leaf) in _SCALARS or isinstance(leaf, (DType, dict)) or _is_device(leaf)
+
+
+def _rebuilding(value: Opaque) -> Call:
+    """The call that makes a sparse, nested or meta tensor, or a parameter of one, as torch pickles it."""
+    if value.name == PARAMETER:
+        data, requires_grad = value.state["data"], value.state["requires_grad"]
+        return Call("torch._utils", "_rebuild_parameter", (data, requires_grad, OrderedDict()))
+    if is_sparse(value):
+        layout = Call("torch.serialization", "_get_layout", (value.name,))
+        return Call("torch._utils", "_rebuild_sparse_tensor", (layout, parts_of(value)))
+    function = "_rebuild_nested_tensor" if value.name == NESTED else "_rebuild_meta_tensor_no_storage"
+    return Call("torch._utils", function, parts_by_name(value))
 
 
 def _is_device(value: Any) -> bool:

@@ -1,7 +1,8 @@
 """Quantized tensors as inert objects: what the reader makes, and the writer and a live model take.
 
 `Opaque("torch.quantized")` with `int_repr` (its integers, a tensor), `dtype` (`qint8`, …), `qscheme`, and
-`scale` and `zero_point`, or for each channel `scales`, `zero_points` (tensors) and `axis`.
+`scale` and `zero_point`, or for each channel `scales`, `zero_points` (tensors) and `axis`. Where a byte holds
+several integers, `packed` (the storage's bytes), `size`, `stride` and `offset` take the place of `int_repr`.
 
 Source: `torch._utils._rebuild_qtensor`.
 """
@@ -22,6 +23,8 @@ PER_TENSOR = "per_tensor_affine"
 PER_CHANNEL = ("per_channel_affine", "per_channel_affine_float_qparams")
 DTYPES = ("qint8", "quint8", "qint32")
 """Those with one element to an integer."""
+PACKED = {"quint4x2": 4, "quint2x4": 2}
+"""Those with several elements to a byte, the first in its lowest bits → how many bits an element has."""
 
 
 def is_quantized(value: Any) -> bool:
@@ -29,10 +32,12 @@ def is_quantized(value: Any) -> bool:
     if not isinstance(value, Opaque) or value.name != NAME or not isinstance(value.state, dict):
         return False
     state = value.state
-    integers, dtype = state.get("int_repr"), state.get("dtype")
-    if not isinstance(integers, TensorEntry) or not isinstance(dtype, DType) or dtype.name not in DTYPES:
+    integers, dtype = state.get("packed", state.get("int_repr")), state.get("dtype")
+    if not isinstance(integers, TensorEntry) or not isinstance(dtype, DType):
         return False
-    if integers.dtype.name != dtype.name.removeprefix("q"):
+    if dtype.name not in (PACKED if "packed" in state else DTYPES):
+        return False
+    if integers.dtype.name != ("uint8" if "packed" in state else dtype.name.removeprefix("q")):
         return False
     if state.get("qscheme") == PER_TENSOR:
         return isinstance(state.get("scale"), float) and isinstance(state.get("zero_point"), int)
@@ -42,6 +47,12 @@ def is_quantized(value: Any) -> bool:
         and isinstance(state.get("zero_points"), TensorEntry)
         and isinstance(state.get("axis"), int)
     )
+
+
+def integers_of(value: Opaque) -> TensorEntry:
+    """The bytes of a quantized tensor: one integer for each element, or several in a byte."""
+    found: TensorEntry = value.state["packed"] if "packed" in value.state else value.state["int_repr"]
+    return found
 
 
 def parameters(value: Opaque) -> tuple[Any, ...]:

@@ -10,13 +10,15 @@ from collections.abc import Sequence
 from isal.isal_zlib import crc32
 
 from ptsave.core.digest import hasher
-from ptsave.core.nodes import UNRESOLVED, Opaque, TensorEntry
+from ptsave.core.dtypes import BY_NAME, DType
+from ptsave.core.nodes import PARAMETER_, UNRESOLVED, Opaque, TensorEntry
 from ptsave.core.record import FILE_NAME
 from ptsave.formats.pickle_emit import Emitter
 from ptsave.formats.quantized import parameters
 from ptsave.formats.storage_plan import Part, Place
 from ptsave.formats.zip_layout import ALIGN_BYTES, Entry, Frame
 
+UINT8 = BY_NAME["uint8"]
 TOP = "archive"
 """The folder that every record lies in: fixed, so that the same input gives the same bytes."""
 RECORD = f"{TOP}/{FILE_NAME}"
@@ -107,7 +109,7 @@ def emit_tensor(emitter: Emitter, entry: TensorEntry, place: Place) -> None:
 
     Source: `torch._utils._rebuild_tensor_v2`, `_rebuild_tensor_v3`, `_rebuild_parameter`.
     """
-    if entry.kind == "parameter":
+    if entry.kind == "parameter" or entry.kind.startswith(PARAMETER_):
         emitter.constant("torch._utils", "_rebuild_parameter")
         emitter.mark()
         _emit_data(emitter, entry, place, requires_grad=False)
@@ -129,14 +131,20 @@ def _emit_data(emitter: Emitter, entry: TensorEntry, place: Place, *, requires_g
     if not typed:
         emitter.constant("torch", entry.dtype.name)
     if entry.kind in UNRESOLVED:
-        emitter.value(dict.fromkeys(entry.kind.split("_"), True), ())
+        emitter.value(dict.fromkeys(entry.kind.removeprefix(PARAMETER_).split("_"), True), ())
     emitter.end_tuple()
     emitter.reduce()
 
 
 def _emit_view(emitter: Emitter, entry: TensorEntry, place: Place, typed: str | None) -> None:
     """A storage of class `typed` (None: an untyped one); the offset, shape and strides of a view of it."""
-    part = place.part
+    _emit_storage(emitter, entry.dtype, place.part, typed)
+    emitter.integer(place.offset)
+    emitter.integers(entry.shape)
+    emitter.integers(place.strides)
+
+
+def _emit_storage(emitter: Emitter, dtype: DType, part: Part, typed: str | None) -> None:
     emitter.mark()
     emitter.word("storage")
     if typed:
@@ -145,22 +153,26 @@ def _emit_view(emitter: Emitter, entry: TensorEntry, place: Place, typed: str | 
         emitter.constant("torch.storage", "UntypedStorage")
     emitter.text(part.key)
     emitter.word("cpu")
-    emitter.integer(part.num_bytes // entry.dtype.itemsize if typed else part.num_bytes)
+    emitter.integer(part.num_bytes // dtype.itemsize if typed else part.num_bytes)
     emitter.end_tuple()
     emitter.persistent()
-    emitter.integer(place.offset)
-    emitter.integers(entry.shape)
-    emitter.integers(place.strides)
 
 
 def emit_quantized(emitter: Emitter, value: Opaque, place: Place) -> None:
-    """Emit a quantized tensor (see `formats.quantized`) as torch pickles it; `place` is of its integers.
+    """Emit a quantized tensor (see `formats.quantized`) as torch pickles it; `place` is of its bytes.
 
     Source: `torch._utils._rebuild_qtensor`.
     """
     emitter.constant("torch._utils", "_rebuild_qtensor")
     emitter.mark()
-    _emit_view(emitter, value.state["int_repr"], place, value.state["dtype"].storage_class)
+    state = value.state
+    if "packed" in state:  # shape and strides count elements, of which a byte holds several
+        _emit_storage(emitter, UINT8, place.part, state["dtype"].storage_class)
+        emitter.integer(state["offset"])
+        emitter.integers(state["size"])
+        emitter.integers(state["stride"])
+    else:
+        _emit_view(emitter, state["int_repr"], place, state["dtype"].storage_class)
     emitter.mark()
     emitter.constant("torch", value.state["qscheme"])
     for parameter in parameters(value):

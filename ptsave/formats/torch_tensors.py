@@ -9,11 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 from ptsave.core.dtypes import BY_STORAGE_CLASS, DType
-from ptsave.core.nodes import Opaque, TensorEntry
+from ptsave.core.nodes import BITS, PARAMETER_, UNRESOLVED, Opaque, TensorEntry
 from ptsave.core.storage import MemoryStorage
 from ptsave.core.tree import is_scalar
 from ptsave.errors import CorruptError, LimitError
 from ptsave.formats.pickle_shapes import UNKNOWN, Budget, Known
+from ptsave.formats.tensor_kinds import META, META_PARTS, PARAMETER
 from ptsave.formats.torch_storage import UINT8, MetaStorage, StorageNode
 
 MAX_RANK = 64
@@ -108,8 +109,8 @@ def _rebuild_tensor_v2(args: tuple[Any, ...], budget: Budget) -> Any:
     if type(node) is MetaStorage:
         if not are_sizes(size, stride):
             return UNKNOWN
-        state = {"dtype": node.dtype, "size": size, "stride": stride, "requires_grad": requires_grad}
-        return Opaque("torch.meta", (), state)
+        parts = (node.dtype, size, stride, requires_grad)
+        return Opaque(META, (), dict(zip(META_PARTS, parts, strict=True)))
     _note_hooks(hooks, budget)
     made = tensor(node, _dtype_of(node), offset, size, stride, requires_grad)
     return _with_metadata(made, metadata, budget) if metadata else made
@@ -136,9 +137,9 @@ def _with_metadata(entry: TensorEntry, metadata: Any, budget: Budget) -> TensorE
     if type(metadata) is not dict or not all(type(name) is str for name in metadata):
         raise CorruptError("a tensor's metadata is malformed")
     for name in metadata:
-        if name not in _BITS:
+        if name not in BITS:
             budget.drop(f"the metadata {spelled(name)} of tensors, which only the device that wrote it knows")
-    bits = [name for name in _BITS if name in metadata]
+    bits = [name for name in BITS if name in metadata]
     if bits:
         numbers = _CONJUGATED if "conj" in bits else _NEGATED
         if entry.dtype.kind not in numbers or entry.dtype.itemsize < _SMALLEST[entry.dtype.kind]:
@@ -147,7 +148,6 @@ def _with_metadata(entry: TensorEntry, metadata: Any, budget: Budget) -> TensorE
     return entry
 
 
-_BITS = ("conj", "neg")
 _CONJUGATED = ("complex",)
 _NEGATED = ("complex", "float", "int", "uint")
 _SMALLEST = {"complex": 4, "float": 2, "int": 1, "uint": 1}
@@ -182,9 +182,12 @@ def _new_variable(args: tuple[Any, ...], budget: Budget) -> Any:
 
 def _parameter(data: Any, requires_grad: bool) -> Any:
     if isinstance(data, TensorEntry):
-        return changed(data, "parameter" if data.kind == "tensor" else data.kind, requires_grad)
+        kind = "parameter" if data.kind == "tensor" else data.kind
+        if kind in UNRESOLVED:
+            kind = PARAMETER_ + kind.removeprefix(PARAMETER_)
+        return changed(data, kind, requires_grad)
     if isinstance(data, Opaque):
-        return Opaque("torch.nn.parameter.Parameter", (), {"data": data, "requires_grad": requires_grad})
+        return Opaque(PARAMETER, (), {"data": data, "requires_grad": requires_grad})
     return UNKNOWN
 
 

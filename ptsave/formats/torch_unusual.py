@@ -18,11 +18,12 @@ from ptsave.errors import CorruptError
 from ptsave.formats import numpy_objects
 from ptsave.formats.pickle_shapes import UNKNOWN, Budget, Known, Payload, as_it_is
 from ptsave.formats.python_objects import is_name_only
+from ptsave.formats.quantized import PACKED
 from ptsave.formats.sparse import PARTS
+from ptsave.formats.tensor_kinds import META, META_PARTS, NESTED, NESTED_PARTS, TensorSubclass
 from ptsave.formats.torch_storage import UINT8, StorageNode
 from ptsave.formats.torch_tensors import are_sizes, changed, drop_attributes, spelled, tensor
 
-_PACKED = ("quint4x2", "quint2x4")
 _PLAIN_TYPES = ("torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer")
 
 
@@ -40,6 +41,7 @@ def _rebuild_from_type(args: tuple[Any, ...], budget: Budget) -> Any:
             return value
         if not state:
             return changed(value, kind.name, value.requires_grad)
+        return TensorSubclass(kind.name, (value,), as_it_is(state, budget))
     elif not isinstance(value, Opaque):
         return UNKNOWN
     return Opaque(kind.name, (value,), as_it_is(state, budget))
@@ -49,8 +51,7 @@ def _rebuild_meta(args: tuple[Any, ...], budget: Budget) -> Any:
     """`_rebuild_meta_tensor_no_storage(dtype, size, stride, requires_grad)`."""
     if len(args) != 4 or type(args[0]) is not DType or not are_sizes(*args[1:3]):
         return UNKNOWN
-    names = ("dtype", "size", "stride", "requires_grad")
-    return Opaque("torch.meta", (), dict(zip(names, args, strict=True)))
+    return Opaque(META, (), dict(zip(META_PARTS, args, strict=True)))
 
 
 def _rebuild_wrapper_subclass(args: tuple[Any, ...], budget: Budget) -> Any:
@@ -59,7 +60,7 @@ def _rebuild_wrapper_subclass(args: tuple[Any, ...], budget: Budget) -> Any:
     if not are_sizes(*args[2:4]):
         return UNKNOWN
     names = ("dtype", "size", "stride", "storage_offset", "layout", "device", "requires_grad")
-    return Opaque("torch.meta", (), dict(zip(names, args[1:], strict=True)))
+    return Opaque(META, (), dict(zip(names, args[1:], strict=True)))
 
 
 def _rebuild_device_tensor(args: tuple[Any, ...], budget: Budget) -> Any:
@@ -102,14 +103,10 @@ def _rebuild_quantized(args: tuple[Any, ...], budget: Budget) -> Any:
     if not quantizer or not isinstance(quantizer[0], Global):
         return UNKNOWN
     scheme = quantizer[0].name.removeprefix("torch.")
-    if node.dtype.name in _PACKED:  # several elements a byte: shown as the bytes that they are
-        if not numpy_objects.is_shape(size):
-            raise CorruptError(f"a quantized tensor's shape is {spelled(size)}")
-        per_byte = 2 if node.dtype.name == "quint4x2" else 4
-        if prod(size) > node.storage.num_bytes * per_byte:
-            raise CorruptError(f"a quantized tensor of shape {size} has {node.storage.num_bytes} bytes")
-        packed = node.storage.num_bytes
-        state = {"packed": tensor(node, UINT8, 0, (packed,), (1,), False), "size": size}
+    if node.dtype.name in PACKED:  # several elements a byte: shown as the bytes that they are
+        bits = tensor(node, UINT8, 0, (node.num_elements,), (1,), False)
+        _check_packed(offset, size, stride, bits.num_bytes * 8 // PACKED[node.dtype.name])
+        state = {"packed": bits, "size": size, "stride": stride, "offset": offset}
     else:
         dtype = dtypes.BY_NAME.get(node.dtype.name.removeprefix("q"), node.dtype)
         state = {"int_repr": tensor(node, dtype, offset, size, stride, requires_grad)}
@@ -123,6 +120,19 @@ def _rebuild_quantized(args: tuple[Any, ...], budget: Budget) -> Any:
         return UNKNOWN
     values = (list(value) if type(value) is list else value for value in quantizer[1:])
     return Opaque("torch.quantized", (), state | dict(zip(names, values, strict=True)))
+
+
+def _check_packed(offset: Any, size: Any, stride: Any, num_elements: int) -> None:
+    """Insist that a view of so many elements is one.
+
+    Raises: CorruptError.
+    """
+    if not numpy_objects.is_shape(size) or not numpy_objects.is_shape(stride) or len(size) != len(stride):
+        raise CorruptError(f"a quantized tensor's shape is {spelled(size)}, its strides {spelled(stride)}")
+    last = sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+    if type(offset) is not int or offset < 0 or (0 not in size and offset + last >= num_elements):
+        what = f"a quantized tensor of shape {size} at {spelled(offset)} has {num_elements} elements"
+        raise CorruptError(what)
 
 
 def _get_layout(args: tuple[Any, ...], budget: Budget) -> Any:
@@ -154,8 +164,7 @@ def _rebuild_sparse(args: tuple[Any, ...], budget: Budget) -> Any:
 def _rebuild_nested(args: tuple[Any, ...], budget: Budget) -> Any:
     if len(args) != 4 or not all(isinstance(part, (TensorEntry, Opaque)) for part in args):
         return UNKNOWN
-    names = ("buffer", "sizes", "strides", "storage_offsets")
-    return Opaque("torch.nested", (), dict(zip(names, args, strict=True)))
+    return Opaque(NESTED, (), dict(zip(NESTED_PARTS, args, strict=True)))
 
 
 NAMES: dict[str, Any] = {

@@ -16,8 +16,7 @@ from ptsave.core.nodes import UNRESOLVED, TensorEntry
 from ptsave.core.resolved import resolved
 from ptsave.formats.base import WriteOptions, Written
 from ptsave.formats.pickle_emit import Emitter, can_emit
-from ptsave.formats.quantized import is_quantized
-from ptsave.formats.sparse import is_sparse
+from ptsave.formats.quantized import integers_of
 from ptsave.formats.storage_plan import Part, Place, View, plan_storages
 from ptsave.formats.stored import (
     distinct,
@@ -29,6 +28,7 @@ from ptsave.formats.stored import (
     with_source_checks,
     write_pieces,
 )
+from ptsave.formats.tensor_kinds import is_tensor_object
 from ptsave.formats.torch_archive import TorchArchive, emit_quantized, emit_tensor
 from ptsave.formats.zip_layout import Entry
 
@@ -75,7 +75,7 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
 
 def holds(leaf: Any) -> bool:
     """Whether a leaf of a checkpoint's tree, no tensor, can be written."""
-    return can_emit(leaf) or is_quantized(leaf) or is_sparse(leaf)
+    return can_emit(leaf) or is_tensor_object(leaf)
 
 
 def part_moves(parts: list[Part], entries: list[Entry], begin: int = 0) -> list[Move]:
@@ -141,6 +141,6 @@ def _pickle(checkpoint: Checkpoint, places: Mapping[View, Place]) -> bytes:
     emitter = Emitter(
         lambda e, entry: emit_tensor(e, entry, places[entry.view]),
         source_path(checkpoint),
-        lambda e, value: emit_quantized(e, value, places[value.state["int_repr"].view]),
+        lambda e, value: emit_quantized(e, value, places[integers_of(value).view]),
     )
     return emitter.pickle(root)

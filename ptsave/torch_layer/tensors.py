@@ -21,7 +21,8 @@ from ptsave.core.tree import map_leaves
 from ptsave.core.workers import NUM_THREADS
 from ptsave.errors import LossyError
 from ptsave.formats.pickle_shapes import Payload
-from ptsave.formats.quantized import is_quantized, parameters
+from ptsave.formats.quantized import integers_of, is_quantized, parameters
+from ptsave.formats.tensor_kinds import parameter_data
 
 MAX_STRIDED_WASTE = 2
 """A strided view keeps its strides while it spans at most this many times its own bytes."""
@@ -116,8 +117,9 @@ def _to_torch(value: Any, name: str, is_checked: bool) -> Any:
         return read_tensor(value, is_checked=is_checked)
     if isinstance(value, DType):
         return getattr(torch, value.name)
+    value = parameter_data(value)
     if is_quantized(value):
-        return _quantized(value, is_checked)
+        return _quantized(value, name, is_checked)
     if isinstance(value, Opaque) and value.name in _SPARSE:
         return _sparse(value, name, is_checked)
     if isinstance(value, Opaque) and value.name == "_io.BytesIO":
@@ -132,6 +134,7 @@ def refused_part(value: Any) -> Opaque | Global | None:
     refused: list[Opaque | Global] = []
 
     def look(leaf: Any) -> None:
+        leaf = parameter_data(leaf)
         is_inert = isinstance(leaf, (Opaque, Global)) and not is_quantized(leaf)
         if is_inert and leaf.name not in (*_SPARSE, "_io.BytesIO"):
             refused.append(leaf)
@@ -140,14 +143,35 @@ def refused_part(value: Any) -> Opaque | Global | None:
     return refused[0] if refused else None
 
 
-def _quantized(value: Opaque, is_checked: bool) -> torch.Tensor:
-    """The quantized tensor that `formats.quantized` describes."""
-    integers = read_tensor(value.state["int_repr"], is_checked=is_checked)
+def _quantized(value: Opaque, name: str, is_checked: bool) -> torch.Tensor:
+    """The quantized tensor that `formats.quantized` describes.
+
+    Raises: LossyError where its parts do not go together.
+    """
+    integers = read_tensor(integers_of(value), is_checked=is_checked)
     scale, zero_point, *axis = (to_torch(one, "", is_checked) for one in parameters(value))
     with without_warnings():  # torch means to do away with quantized tensors
-        if axis:
-            return torch._make_per_channel_quantized_tensor(integers, scale, zero_point, *axis)
-        return torch._make_per_tensor_quantized_tensor(integers, scale, zero_point)
+        try:
+            if "packed" in value.state:
+                return _packed(value, integers, (scale, zero_point, *axis))
+            if axis:
+                return torch._make_per_channel_quantized_tensor(integers, scale, zero_point, *axis)
+            return torch._make_per_tensor_quantized_tensor(integers, scale, zero_point)
+        except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+            what = f"the quantized tensor {name!r} is damaged: {error}"
+            raise LossyError(what, "", "save it again") from error
+
+
+def _packed(value: Opaque, integers: torch.Tensor, parameters: tuple[Any, ...]) -> torch.Tensor:
+    """A quantized tensor with several elements to a byte; the reader has held its view against the bytes."""
+    state = value.state
+    scheme = getattr(torch, state["qscheme"])
+    rebuild: Any = torch._utils._rebuild_qtensor
+    typed: Any = torch.storage.TypedStorage
+    dtype = getattr(torch, state["dtype"].name)
+    storage = typed(wrap_storage=integers.untyped_storage(), dtype=dtype, _internal=True)
+    view = (state["offset"], state["size"], state["stride"])
+    return rebuild(storage, *view, (scheme, *parameters), False, {})  # type: ignore[no-any-return]
 
 
 _SPARSE = ("torch.sparse_coo", "torch.sparse_csr", "torch.sparse_csc", "torch.sparse_bsr", "torch.sparse_bsc")

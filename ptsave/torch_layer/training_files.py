@@ -31,6 +31,7 @@ from ptsave.errors import CorruptError, LimitError, LossyError, MissingFileError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.pickle_shapes import Payload
 from ptsave.formats.quantized import is_quantized
+from ptsave.formats.tensor_kinds import parameter_data
 from ptsave.torch_layer.tensors import read_tensors, to_torch
 from ptsave.torch_layer.training_keys import headers, is_count
 
@@ -187,7 +188,7 @@ def with_tensors(root: Any, tensors: Mapping[Any, torch.Tensor]) -> Any:
             return tensors.get(leaf.view, leaf)
         if isinstance(leaf, DType):
             return getattr(torch, leaf.name, leaf)
-        if is_quantized(leaf):
+        if is_quantized(parameter_data(leaf)):
             return to_torch(leaf, "")
         return _numpy(leaf) if isinstance(leaf, Opaque) else leaf
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,13 +15,14 @@ from ptsave.core.accounts import Extras, LeftOut, settle_left_out
 from ptsave.core.checkpoint import ROOT_NAME, Checkpoint, check_viewed
 from ptsave.core.files import room
 from ptsave.core.nearest import hint_for
-from ptsave.core.nodes import UNRESOLVED, Opaque, TensorEntry
+from ptsave.core.nodes import PARAMETER_, UNRESOLVED, Opaque, TensorEntry
 from ptsave.core.own_process import no_garbage_collection
 from ptsave.core.placeholders import placeholders, refuse
 from ptsave.core.record import Digests, Record
 from ptsave.core.resolved import resolved
 from ptsave.core.select import OPTIMIZER_KEYS, left_out_of, lookup_path, select_model
 from ptsave.core.tree import map_tensors, state_dict_of
+from ptsave.core.verdict import Counted
 from ptsave.errors import LimitError, RefusedError, UsageError
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.pickle_shapes import MAX_TENSORS as LISTED_TENSORS
@@ -49,6 +51,8 @@ class Conversion:
     """On the destination's file system before the first byte."""
     dropped: Sequence[str] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
+    dense: Mapping[str, str] = field(default_factory=dict)
+    """What `--dense` made plain tensors of, by its name in the source, and what it was."""
     notes: Sequence[str] = ()
     is_plan: bool = False
 
@@ -84,6 +88,7 @@ def convert(
         refuse(placeholders(source.weights_root, root), dropped, str(source.path))
     source = sources[0]
     root = _as_written(edited.root, target, notes)
+    notes.extend(_made_dense(edited.dense))
     if target.name == "pt" and select is None and is_alone(source) and [*root] == [ROOT_NAME]:
         root = root[ROOT_NAME]  # a tensor that is alone in its file stays it
     plan = Checkpoint(
@@ -114,6 +119,7 @@ def convert(
         free_bytes=_free_bytes(destination),
         dropped=dropped,
         renamed=edited.renamed,
+        dense=edited.dense,
         notes=notes,
         is_plan=dry_run,
     )
@@ -194,6 +200,15 @@ def is_alone(source: Checkpoint) -> bool:
     return isinstance(source.weights_root, TensorEntry)
 
 
+def _made_dense(dense: Mapping[str, str]) -> list[str]:
+    """What became of tensors that were no plain ones, in words."""
+    lines = []
+    for kind, number in Counter(dense.values()).items():
+        how = ", dequantized to float32" if kind == "quantized" else ""
+        lines.append(f"{Counted(number, f'{kind} tensor is', f'{kind} tensors are')} written dense{how}")
+    return lines
+
+
 def _as_written(root: Any, target: Writer, notes: list[str]) -> Any:
     """`root` with tensors as `target` can say them: conjugate and negative views as their values, those of
     subclasses as the plain tensors that they hold."""
@@ -213,6 +228,7 @@ def _as_written(root: Any, target: Writer, notes: list[str]) -> Any:
     for kind, count in kinds.items():
         how = "resolved: their values are written" if kind in UNRESOLVED else "written as plain tensors"
         such = "1 tensor" if count == 1 else f"{count} tensors"
+        kind = kind.removeprefix(PARAMETER_)
         notes.append(f"{such} of the kind {kind} {'is' if count == 1 else 'are'} {how}")
     return made
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ptsave.core.candidates import is_state_dict
 from ptsave.core.cast import TARGETS, CastStorage, can_cast, cast
+from ptsave.core.checkpoint import ROOT_NAME
 from ptsave.core.dtypes import DType
 from ptsave.core.gather import laid_out
 from ptsave.core.names import matches
@@ -19,6 +20,8 @@ from ptsave.core.packed import packed_beside
 from ptsave.core.select import strip_wrapper_names
 from ptsave.core.tree import MAX_DEPTH, is_scalar, leaves, state_dict_of
 from ptsave.errors import LimitError, LossyError, RefusedError, UsageError
+from ptsave.formats.dense import Densifier, can_be_dense, kind_of
+from ptsave.formats.tensor_kinds import is_tensor_object
 from ptsave.formats.torchscript import ScriptObject
 
 AUTO = "auto"
@@ -37,6 +40,8 @@ class Edits:
     """What floating-point tensors are cast to."""
     contiguous: bool = False
     """Whether strided views are laid out row by row."""
+    dense: bool = False
+    """Whether sparse and quantized tensors become plain ones, and views of a bit their values."""
 
     @property
     def changes_names(self) -> bool:
@@ -52,6 +57,9 @@ class Edited:
     renamed: dict[str, str] = field(default_factory=dict)
     casts: dict[str, CastStorage] = field(default_factory=dict)
     """The cast tensors, by their names before renaming; each knows what overflowed once it was read."""
+    dense: dict[str, str] = field(default_factory=dict)
+    """What became a plain tensor, by its name before renaming, and what it was."""
+    _densifier: Densifier = field(default_factory=Densifier)
     _changed: dict[Any, TensorEntry] = field(default_factory=dict)
 
     def change(self, entry: TensorEntry, edits: Edits, path: str) -> TensorEntry:
@@ -67,6 +75,16 @@ class Edited:
         self._changed[entry.view] = changed
         return changed
 
+    def made_dense(self, leaf: Any, path: str) -> TensorEntry:
+        """A leaf that can be dense as a plain tensor."""
+        try:
+            made = self._densifier.dense(leaf)
+        except (LossyError, LimitError) as error:
+            error.where = error.where or repr(path or ROOT_NAME)
+            raise
+        self.dense[path or ROOT_NAME] = kind_of(leaf)
+        return made
+
 
 def parse_edits(
     only: Sequence[str] | None,
@@ -75,6 +93,7 @@ def parse_edits(
     rename: Sequence[str] | None,
     dtype: str | None,
     contiguous: bool,
+    dense: bool = False,
 ) -> Edits:
     """The edits that the flags of `convert` ask for.
 
@@ -87,6 +106,7 @@ def parse_edits(
         rename=[parse_rename(text) for text in rename or ()],
         dtype=parse_dtype(dtype) if dtype is not None else None,
         contiguous=contiguous,
+        dense=dense,
     )
 
 
@@ -160,10 +180,13 @@ _GONE = object()
 
 
 def _visit(node: Any, path: str, edits: Edits, result: Edited, depth: int) -> Any:
-    if isinstance(node, TensorEntry):
+    if isinstance(node, TensorEntry) or is_tensor_object(node):
         if is_dropped(path, edits):
             result.dropped.append(path)
             return _GONE
+        if edits.dense and can_be_dense(node):
+            node = result.made_dense(node, path)
+    if isinstance(node, TensorEntry):
         return result.change(node, edits, path)
     if depth > MAX_DEPTH:
         raise LimitError("depth", MAX_DEPTH, "more")

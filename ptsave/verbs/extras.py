@@ -11,8 +11,10 @@ from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.nodes import Global, Opaque, TensorEntry
 from ptsave.core.plain import plain
 from ptsave.core.record import Record
-from ptsave.core.tree import leaves
+from ptsave.core.tree import leaves, map_leaves
 from ptsave.errors import LossyError
+from ptsave.formats.dense import can_be_dense
+from ptsave.formats.tensor_kinds import TensorSubclass
 from ptsave.formats.writers import Writer
 
 MAX_LISTED = 12
@@ -27,6 +29,8 @@ def fit_extras(
     notes: list[str],
 ) -> Checkpoint:
     """`plan` with only what the target holds, as `--extras` has it."""
+    if extras == "drop":
+        plan = _without_classes(plan, dropped)
     if not plan.data or (target.holds is not None and all(map(target.holds, plan.data.values()))):
         return plan
     held, misfits = dict(plan.tensors), dict(plan.data)
@@ -36,7 +40,7 @@ def fit_extras(
         raise LossyError(
             f"{target.name} cannot hold {len(misfits)} of its values: {_in_words(misfits)}",
             str(plan.path),
-            "take the weights alone with --select model, or choose --extras drop or --extras keep",
+            _hint(misfits),
             extras=list(misfits),
         )
     if extras == "keep":
@@ -94,6 +98,27 @@ def _held(root: Any, holds: Callable[[Any], bool], keep: bool) -> tuple[Any, dic
 
     held = visit(root, "")
     return {} if held is _GONE else held, misfits
+
+
+def _without_classes(plan: Checkpoint, dropped: list[str]) -> Checkpoint:
+    """`plan` with the plain tensors of subclasses; what their classes add to them is dropped."""
+    if not any(isinstance(leaf, TensorSubclass) for leaf in plan.data.values()):
+        return plan
+    root = map_leaves(plan.root, lambda leaf: leaf.args[0] if isinstance(leaf, TensorSubclass) else leaf)
+    bare = replace(plan, root=root)
+    views = {entry.view for entry in bare.tensors.values()}
+    dropped.extend(name for name in plan.data if name not in bare.data and name not in bare.tensors)
+    dropped.extend(name for name, entry in plan.tensors.items() if entry.view not in views)
+    return bare
+
+
+def _hint(misfits: Mapping[str, Any]) -> str:
+    """What to do about what does not fit."""
+    if any(map(can_be_dense, misfits.values())):
+        return "--dense writes sparse and quantized tensors as plain ones; --extras drop leaves them out"
+    if any(isinstance(leaf, TensorSubclass) for leaf in misfits.values()):
+        return "--extras drop writes the plain tensors of subclasses, without what their classes add to them"
+    return "take the weights alone with --select model, or choose --extras drop or --extras keep"
 
 
 def _join(path: str, key: Any) -> str:
