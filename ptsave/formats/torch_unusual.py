@@ -42,7 +42,7 @@ def _rebuild_from_type(args: tuple[Any, ...], budget: Budget) -> Any:
         if not state:
             return changed(value, kind.name, value.requires_grad)
         return TensorSubclass(kind.name, (value,), as_it_is(state, budget))
-    elif not isinstance(value, Opaque):
+    if not isinstance(value, Opaque):
         return UNKNOWN
     return Opaque(kind.name, (value,), as_it_is(state, budget))
 

@@ -7,6 +7,7 @@ its line in `--list-checks`. The checks here need the file alone; those that nee
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -25,6 +26,7 @@ from ptsave.core.tolerances import tolerance
 from ptsave.core.training import dotted, find_parts
 from ptsave.core.verdict import Counted, Finding, Verdict, places
 from ptsave.errors import UsageError
+from ptsave.formats.quantized import is_quantized
 from ptsave.formats.writers import BY_NAME
 from ptsave.verbs.audit import audit
 from ptsave.verbs.diff import Diff, belonging_to_tensors, describe, diff_contents
@@ -220,10 +222,15 @@ def finite(subject: Subject) -> Iterator[Finding]:
         if nans or infinities:
             bad += 1
             yield Finding("finite", "fail", name, f"{nans} NaN, {infinities} infinite")
+    for name, leaf in subject.checkpoint.data.items():
+        scale = leaf.state.get("scale", 1.0) if is_quantized(leaf) else 1.0
+        if not math.isfinite(scale):
+            bad += 1
+            yield Finding("finite", "fail", name, f"its scale is {scale}")
     for name in spared:
         what = "infinite where that is allowed" if matches(name, subject.asked.infinite) else _NO_WEIGHT
         yield Finding("finite", "ok", name, what)
-    if not looked:
+    if not looked and not bad:
         yield Finding("finite", "skipped", "", "there is no floating-point tensor")
     elif not bad:
         one, many = (f"floating-point {noun}, every element finite" for noun in ("tensor", "tensors"))
