@@ -123,6 +123,26 @@ def persistent_ids_of_many_kinds() -> bytes:
     return tf.pt([Pers(("storage", Name("torch", f"S{i}Storage"), "0", "cpu", 4)) for i in range(1000)])
 
 
+def with_deflated_record(text: bytes) -> bytes:
+    entries = tf.pt_entries(dump({"w": tf.tensor()}))
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    raw = packer.compress(text) + packer.flush()
+    told = {"size": len(text), "crc": zlib.crc32(text)}
+    entry = Entry("archive/ptsave.json", raw=raw, method=DEFLATED, local=told, central=told)
+    return zip_bytes([*entries, entry])
+
+
+@attack(REFUSED)
+def deflated_record_that_nests_deeply() -> bytes:
+    return with_deflated_record(b'{"schema_version":1,"extras":' + b"[" * 400_000 + b"]" * 400_000 + b"}")
+
+
+@attack(REFUSED, says="wide_json_bytes")
+def deflated_record_of_wide_text() -> bytes:
+    """Python holds it in twice the memory."""
+    return with_deflated_record(b'{"schema_version":1,"extras":"' + "Ā".encode() * 25_000_000 + b'"}')
+
+
 # Printing
 
 
