@@ -62,9 +62,7 @@ def behaviour(subject: ModelSubject) -> Iterator[Finding]:
     subject.made_anew = [n for n, digest in recorded.outside.items() if here.get(n, digest) != digest]
     # What a model computes from its weights (an old weight norm's) is another before they are loaded.
     for name in [] if found.is_same else subject.made_anew:
-        message = (
-            "a tensor outside the state dict is not what it was: made anew, at random or from other code"
-        )
+        message = "a value outside the state dict is not what it was: made anew, at random or from other code"
         yield Finding(CHECK, "warn", name, message)
     yield from judged(found, CHECK)
     if found.claims and found.is_same and not found.is_tolerated:

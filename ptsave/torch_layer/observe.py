@@ -6,7 +6,7 @@ import contextlib
 import os
 import platform
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
@@ -133,34 +133,63 @@ def buffer_digests(model: nn.Module) -> dict[str, str]:
 
 
 MAX_OUTSIDE = 100
-"""How many tensors and arrays outside the state dict are looked at."""
+"""How many values outside the state dict are looked at, tensors and arrays before numbers; and how many
+items of each container."""
+MAX_OUTSIDE_DEPTH = 3
+"""How deep in containers."""
 
 
 def outside_digests(model: nn.Module) -> dict[str, str]:
-    """Digest of each tensor and array that the model's code uses and no state dict knows.
+    """Digest of each tensor, array and float that the model's code uses and no state dict knows.
 
-    They are attributes of modules, and globals of the code that defines them: whatever draws them anew makes
-    another model of the same weights.
+    They are attributes of modules, and globals of the code that defines them, or lie in their containers:
+    whatever draws them anew makes another model of the same weights. Whole numbers count and size things.
     """
-    found: dict[str, Any] = {}
+    known = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    found = {name: value for name, value in _outside(model) if id(value) not in known}
+    ordered = sorted(found, key=lambda name: isinstance(found[name], float))
+    state = {name: _as_tensor(found[name]) for name in ordered[:MAX_OUTSIDE]}
+    return digests_of({name: tensor for name, tensor in state.items() if is_plain(tensor)})
+
+
+def _outside(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Path and value; torch's own modules have their numbers from who makes them."""
     for name, module in model.named_modules():
+        is_torchs = type(module).__module__.startswith("torch.")
         for key, value in vars(module).items():
-            if isinstance(value, (torch.Tensor, np.ndarray)):
-                found[f"{name}.{key}" if name else key] = value
+            if key in _OF_EVERY_MODULE:
+                continue
+            for path, leaf in _leaves(f"{name}.{key}" if name else key, value):
+                if not (is_torchs and isinstance(leaf, float)):
+                    yield path, leaf
     for kind in dict.fromkeys(type(module) for module in model.modules()):
         if kind.__module__.startswith("torch."):
             continue
         for function in vars(kind).values():
             code, names = getattr(function, "__code__", None), getattr(function, "__globals__", {})
             for key in code.co_names if code is not None else ():
-                if isinstance(names.get(key), (torch.Tensor, np.ndarray)):
-                    found[f"{names.get('__name__', '')}.{key}"] = names[key]
-    state = {
-        name: torch.as_tensor(value).detach()
-        for name, value in islice(found.items(), MAX_OUTSIDE)
-        if isinstance(value, torch.Tensor) or value.dtype.kind in "biufc"
-    }
-    return digests_of({name: tensor for name, tensor in state.items() if is_plain(tensor)})
+                for path, leaf in _leaves(f"{names.get('__name__', '')}.{key}", names.get(key)):
+                    if not isinstance(leaf, float):  # the source digest has the plain data that code uses
+                        yield path, leaf
+
+
+_OF_EVERY_MODULE = vars(nn.Module()).keys()
+
+
+def _leaves(path: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, (torch.Tensor, float)) or (
+        isinstance(value, np.ndarray) and value.dtype.kind in "biufc"
+    ):
+        yield path, value
+    elif depth < MAX_OUTSIDE_DEPTH and isinstance(value, (list, tuple, dict)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in islice(items, MAX_OUTSIDE):
+            yield from _leaves(f"{path}.{key}", item, depth + 1)
+
+
+def _as_tensor(value: Any) -> torch.Tensor:
+    is_number = isinstance(value, float)
+    return torch.tensor(value, dtype=torch.float64) if is_number else torch.as_tensor(value).detach()
 
 
 def digests_of(state: Mapping[str, Any]) -> dict[str, str]:

@@ -48,7 +48,7 @@ class ModelSubject:
     lost_buffers: list[str] = field(default_factory=list)
     """Buffers outside the state dict that are not what they were."""
     made_anew: list[str] = field(default_factory=list)
-    """Tensors and arrays that no state dict knows, and that are not what they were."""
+    """Tensors, arrays and numbers that no state dict knows, and that are not what they were."""
     damage: CorruptError | None = None
     """Why the weights were loaded without being held against their checksums."""
     _model: nn.Module | None = None

@@ -279,6 +279,7 @@ from torch import nn
 
 TABLE = torch.randn(4)
 SHIFT = np.random.normal(size=4)
+FACTORS = (float(np.random.normal()),)
 
 
 class Global(nn.Module):
@@ -304,6 +305,29 @@ class Attribute(Global):
         return self.fc(x) * self.scale
 
 
+class Listed(Global):
+    def __init__(self):
+        super().__init__()
+        self.scales = {"all": [torch.ones(4), torch.randn(4)]}
+
+    def forward(self, x):
+        return self.fc(x) * self.scales["all"][1]
+
+
+class Number(Global):
+    def __init__(self):
+        super().__init__()
+        self.scale = float(torch.rand(()))
+
+    def forward(self, x):
+        return self.fc(x) * self.scale
+
+
+class GlobalNumber(Global):
+    def forward(self, x):
+        return self.fc(x) * FACTORS[0]
+
+
 class Nothing(nn.Module):
     def forward(self, x):
         return x * 2
@@ -311,7 +335,14 @@ class Nothing(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [("Global", "nets.net.TABLE"), ("Array", "nets.net.SHIFT"), ("Attribute", "scale")]
+    ("kind", "name"),
+    [
+        ("Global", "nets.net.TABLE"),
+        ("Array", "nets.net.SHIFT"),
+        ("Attribute", "scale"),
+        ("Listed", "scales.all.1"),
+        ("Number", "scale"),
+    ],
 )
 def test_what_is_drawn_anew_is_named(workshop: Workshop, kind: str, name: str) -> None:
     workshop.write_code(net=OUTSIDE)
@@ -324,6 +355,17 @@ def test_what_is_drawn_anew_is_named(workshop: Workshop, kind: str, name: str) -
         outcome.cause
         == f"made anew: {name} is outside the state dict, and not what it was (drawn at random?)"
     )
+
+
+def test_a_number_that_is_drawn_at_import_is_named(workshop: Workshop) -> None:
+    """Plain data that code uses is a part of the code."""
+    workshop.write_code(net=OUTSIDE)
+    workshop.write_config('[model]\nclass = "nets.net.GlobalNumber"\n[inputs.x]\nshape = [2, 4]\n')
+    workshop.save()
+    workshop.write_code(net=OUTSIDE)
+    outcome = workshop.verify("net.safetensors", "--checks", "behaviour")
+    assert not outcome.is_yes
+    assert outcome.cause.startswith("class changed since save: nets.net.FACTORS differs")
 
 
 @pytest.mark.parametrize("path", ["net.pt", "net.safetensors"])
