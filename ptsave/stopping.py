@@ -35,7 +35,7 @@ _ENDING = (
     "SIGUSR2",
     "SIGBREAK",
 )
-SIGNALS = (*ASKING, *(getattr(signal, name) for name in _ENDING if hasattr(signal, name)))
+SIGNALS = (*ASKING, *(number for name in _ENDING if (number := getattr(signal, name, None))))
 
 received = 0
 """The number of the signal that came; 0 when none did."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from ptsave.core import system
 from ptsave.core.output import OutputFile
 from ptsave.core.reads import refuse_input
-from ptsave.core.temporary import create, max_name_bytes, remove_litter, temporary_name
+from ptsave.core.temporary import create, remove_litter, temporary_name
 from ptsave.core.write_errors import errors_of, write_error
 from ptsave.errors import ExistsError, WriteError
 from ptsave.stopping import unfinished
@@ -48,8 +48,7 @@ def still_ours(fd: int) -> bool:
     return is_ours
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go)
+system.after_fork(_let_go)
 
 
 @contextmanager
@@ -82,7 +81,7 @@ def replacing_file(
             fd = create(path, 0o666 if old is None else stat.S_IMODE(old.st_mode) & 0o777)
             _open.add(fd)
             if old is not None:
-                _keep_owner_and_mode(target, fd, old)
+                system.keep_owner_and_mode(target, old, fd)
         yield OutputFile(fd, path, target, num_bytes, sync=sync)
         with errors_of(target, num_bytes):
             if sync:
@@ -187,7 +186,7 @@ def check_parent(target: Path, where: str) -> None:
     if not is_folder:
         raise WriteError("the folder is not a directory", str(folder), "name another destination")
     name_bytes = len(os.fsencode(target.name))
-    limit = max_name_bytes(folder)
+    limit = system.max_name_bytes(folder)
     if not name_bytes or name_bytes > limit:
         raise WriteError(
             f"the name has {name_bytes} bytes, the file system takes {limit}", where, "shorten it"
@@ -200,10 +199,7 @@ def check_parent(target: Path, where: str) -> None:
 
 def _refuse_foreign_in_sticky(target: Path, old: os.stat_result) -> None:
     """In a sticky folder (/tmp) only a file's or the folder's owner may replace it."""
-    if system.IS_WINDOWS or os.geteuid() == 0:
-        return
-    folder = os.stat(target.parent)
-    if folder.st_mode & stat.S_ISVTX and os.geteuid() not in (old.st_uid, folder.st_uid):
+    if not system.may_replace(os.stat(target.parent), old):
         raise WriteError("another user's file, in a sticky folder", str(target), "name another destination")
 
 
@@ -221,14 +217,3 @@ def _refuse_hard_links(target: Path) -> os.stat_result | None:
             "remove it first, or name another destination",
         )
     return old
-
-
-def _keep_owner_and_mode(target: Path, fd: int, old: os.stat_result) -> None:
-    if system.IS_WINDOWS:
-        return
-    new = os.fstat(fd)
-    if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
-        with contextlib.suppress(PermissionError):  # only root may give files away
-            os.fchown(fd, old.st_uid, old.st_gid)
-    system.keep_attributes(target, fd)
-    os.fchmod(fd, stat.S_IMODE(old.st_mode))

@@ -11,14 +11,8 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from ptsave.core import reads
+from ptsave.core import reads, system
 from ptsave.errors import CorruptError, MissingFileError, UnreadableError
-
-HAS_DIR_FD = os.open in os.supports_dir_fd and hasattr(os, "O_NOFOLLOW")
-"""False on Windows, where a file of a folder is opened by its path."""
-HAS_PREAD = hasattr(os, "preadv")
-"""False on Windows, where a read by position is a seek and a read under a lock."""
-
 
 READ_CHECK_BYTES = 64 * 1024
 """From what size on a single read is followed by a look at whether the file has changed."""
@@ -50,14 +44,12 @@ class InputFile:
         self.path = Path(path)
         self._lock = threading.Lock()
         open_fd = open_fd or partial(os.open, self.path)
-        flags = os.O_RDONLY
-        for name in ("O_BINARY", "O_NONBLOCK", "O_CLOEXEC"):
-            flags |= getattr(os, name, 0)
+        flags = os.O_RDONLY | system.O_NONBLOCK | system.O_PLAIN
         try:
             try:
                 self.fd = open_fd(flags)
             except OSError as error:
-                if error.errno != errno.EMFILE or not _allow_more_open_files():
+                if error.errno != errno.EMFILE or not system.allow_more_open_files():
                     raise
                 self.fd = open_fd(flags)
         except OSError as error:
@@ -102,16 +94,14 @@ class InputFile:
         """
         if offset_bytes < 0 or num_bytes < 0 or offset_bytes + num_bytes > self.size_bytes:
             raise self.too_short(offset_bytes, num_bytes)
-        if HAS_PREAD:
-            # small reads by the thousand: half the time of the loop below
-            try:
-                data = os.pread(self.fd, num_bytes, offset_bytes)
-            except OSError as error:
-                raise unreadable(self.path, error) from None
-            if len(data) == num_bytes:
-                if num_bytes >= READ_CHECK_BYTES:
-                    self.check_unchanged()
-                return data
+        try:  # small reads by the thousand: half the time of the loop below
+            data = system.read_small(self.fd, num_bytes, offset_bytes)
+        except OSError as error:
+            raise unreadable(self.path, error) from None
+        if data is not None and len(data) == num_bytes:
+            if num_bytes >= READ_CHECK_BYTES:
+                self.check_unchanged()
+            return data
         buffer = bytearray(num_bytes)
         self.read_into(offset_bytes, memoryview(buffer))
         return bytes(buffer)
@@ -126,22 +116,13 @@ class InputFile:
         done = 0
         while done < wanted:
             try:
-                got = self._read_some(offset_bytes + done, buffer[done:])
+                got = system.read_some(self.fd, buffer[done:], offset_bytes + done, self._lock)
             except OSError as error:
                 raise unreadable(self.path, error) from None
             if got == 0:
                 raise self.too_short(offset_bytes, wanted)
             done += got
         self.check_unchanged()
-
-    def _read_some(self, offset_bytes: int, buffer: memoryview) -> int:
-        if HAS_PREAD:
-            return os.preadv(self.fd, [buffer], offset_bytes)
-        with self._lock:
-            os.lseek(self.fd, offset_bytes, os.SEEK_SET)
-            data = os.read(self.fd, len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
 
     def too_short(self, offset_bytes: int, num_bytes: int) -> UnreadableError:
         """The error for a read past the end."""
@@ -164,26 +145,6 @@ class InputFile:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-def _allow_more_open_files() -> bool:
-    """Raise this process's limit on open files as far as it may: a checkpoint can have thousands.
-
-    Returns whether there was anything to raise; there never is on Windows.
-    """
-    try:
-        import resource
-    except ImportError:
-        return False
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_OPEN_FILES)
-    if soft >= wanted:
-        return False
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    return True
-
-
-_MAX_OPEN_FILES = 65_536
 
 
 def unreadable(path: Path, error: OSError) -> UnreadableError:
@@ -223,6 +184,9 @@ def unchanged(file: InputFile) -> Iterator[None]:
     file.check_unchanged()
 
 
+_FOLDER_FLAGS = os.O_RDONLY | system.O_DIRECTORY | system.O_NOFOLLOW | system.O_PLAIN
+
+
 class InputFolder:
     """A folder open for reading; its files are opened by bare name, in this very folder and never outside.
 
@@ -241,8 +205,8 @@ class InputFolder:
         self._fd = -1
         self._opened: list[tuple[str, InputFile]] = []
         try:
-            if HAS_DIR_FD:
-                self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            if system.HAS_DIR_FD:
+                self._fd = os.open(self.path, os.O_RDONLY | system.O_DIRECTORY | system.O_PLAIN)
             self.names = sorted(os.listdir(self._fd if self._fd >= 0 else self.path))
         except OSError as error:
             self.close()
@@ -277,7 +241,7 @@ class InputFolder:
     def _open_fd(self, name: str, flags: int) -> int:
         """Open `name` relative to the folder that is open, and take the steps of a link one by one."""
         try:
-            return os.open(name, flags | os.O_NOFOLLOW, dir_fd=self._fd)
+            return os.open(name, flags | system.O_NOFOLLOW, dir_fd=self._fd)
         except OSError:
             if not stat.S_ISLNK(os.stat(name, dir_fd=self._fd, follow_symlinks=False).st_mode):
                 raise
@@ -285,11 +249,11 @@ class InputFolder:
         fd = self._fd
         try:
             for step in steps[:-1]:
-                inner = os.open(step, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+                inner = os.open(step, _FOLDER_FLAGS, dir_fd=fd)
                 if fd != self._fd:
                     os.close(fd)
                 fd = inner
-            return os.open(steps[-1], flags | os.O_NOFOLLOW, dir_fd=fd)
+            return os.open(steps[-1], flags | system.O_NOFOLLOW, dir_fd=fd)
         finally:
             if fd != self._fd:
                 os.close(fd)

@@ -55,7 +55,7 @@ class OutputFile:
         view = memoryview(data)
         try:
             while view:
-                done = self._write_some(view, offset_bytes)
+                done = system.write_some(self.fd, view, offset_bytes, self._lock)
                 if done == 0:
                     raise OSError(errno.EIO, "the system wrote nothing")
                 offset_bytes += done
@@ -75,26 +75,10 @@ class OutputFile:
         """
         try:
             while buffer:
-                done = self._read_some(buffer, offset_bytes)
+                done = system.read_some(self.fd, buffer, offset_bytes, self._lock)
                 if done == 0:
                     raise OSError(errno.EIO, "the file is shorter than what was written")
                 offset_bytes += done
                 buffer = buffer[done:]
         except OSError as error:
             raise write_error(self.destination, error) from None
-
-    def _write_some(self, view: memoryview, offset_bytes: int) -> int:
-        if system.HAS_PWRITE:
-            return os.pwrite(self.fd, view, offset_bytes)
-        with self._lock:
-            os.lseek(self.fd, offset_bytes, os.SEEK_SET)
-            return os.write(self.fd, view)
-
-    def _read_some(self, buffer: memoryview, offset_bytes: int) -> int:
-        if system.HAS_PWRITE:
-            return os.preadv(self.fd, [buffer], offset_bytes)
-        with self._lock:
-            os.lseek(self.fd, offset_bytes, os.SEEK_SET)
-            data = os.read(self.fd, len(buffer))
-        buffer[: len(data)] = data
-        return len(data)

@@ -1,6 +1,7 @@
 """What not every platform has: one named function each, with its plain fallback beside it.
 
-The flags are read when a function is called, so that a test can force each fallback.
+The flags are read when a function is called, so that a test can force each fallback. A condition on
+`sys.platform` stands beside a flag where the type checker has to see that the call is not there.
 """
 
 from __future__ import annotations
@@ -8,27 +9,51 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-try:
+if TYPE_CHECKING:
+    import mmap
+if sys.platform == "win32":
+    fcntl = None
+else:
     import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
-IS_WINDOWS = os.name == "nt"
-HAS_PWRITE = hasattr(os, "pwrite") and hasattr(os, "preadv")
+IS_WINDOWS = sys.platform == "win32"
+HAS_POSITIONS = hasattr(os, "pwrite") and hasattr(os, "preadv")
+"""False on Windows, where a read or write by position is a seek and a read or write under a lock."""
+HAS_DIR_FD = os.open in os.supports_dir_fd and hasattr(os, "O_NOFOLLOW")
+"""False on Windows, where a file of a folder is opened by its path."""
 HAS_FALLOCATE = hasattr(os, "posix_fallocate")
-HAS_FLOCK = fcntl is not None
+HAS_FLOCK = not IS_WINDOWS
 HAS_FOLDER_SYNC = not IS_WINDOWS
-FULL_SYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None)
+FULL_SYNC: int | None = None if sys.platform == "win32" else getattr(fcntl, "F_FULLFSYNC", None)
 """macOS: fsync leaves bytes in the disk's own cache, and this does not. Source: Apple's fsync(2)."""
 HAS_LINK = hasattr(os, "link") and not IS_WINDOWS
-HAS_FADVISE = sys.platform == "linux" and hasattr(os, "posix_fadvise")
-HAS_CLONE = sys.platform == "linux" and fcntl is not None
+HAS_FADVISE = hasattr(os, "posix_fadvise")
+HAS_CLONE = sys.platform == "linux"
+HAS_OWNERS = not IS_WINDOWS
+HAS_ATTRIBUTES = hasattr(os, "listxattr")
+HAS_STATVFS = hasattr(os, "statvfs")
+
+O_DIRECTORY: int = getattr(os, "O_DIRECTORY", 0)
+O_NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
+O_NONBLOCK: int = getattr(os, "O_NONBLOCK", 0)
+O_PLAIN: int = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+"""For every file: not inherited by a program that this one starts, and its bytes as they are."""
+
+MAX_NAME_BYTES = 255
+"""Of one file name, where the file system does not say."""
+MAX_OPEN_FILES = 65_536
+"""How many files this process asks to have open: a checkpoint can have thousands."""
+WIPE_ON_FORK = 18
+"""Linux's MADV_WIPEONFORK, which Python does not name: a fork (a DataLoader's worker) gets zeros in place of
+the memory, so that neither side pays for a copy of it. Source: madvise(2)."""
 
 FICLONERANGE = 0x4020940D
 """Source: linux/fs.h, _IOW(0x94, 13, struct file_clone_range)."""
@@ -67,7 +92,7 @@ def sync_file(fd: int) -> None:
 
     Raises: OSError when the system tried and failed.
     """
-    if FULL_SYNC is not None:
+    if sys.platform != "win32" and FULL_SYNC is not None:
         try:
             fcntl.fcntl(fd, FULL_SYNC)
         except OSError as error:
@@ -85,7 +110,7 @@ def sync_folder(folder: Path) -> None:
     """
     if not HAS_FOLDER_SYNC:
         return
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = os.open(folder, os.O_RDONLY | O_DIRECTORY | O_PLAIN)
     try:
         os.fsync(fd)
     except OSError as error:
@@ -100,7 +125,7 @@ def reserve(fd: int, num_bytes: int) -> None:
 
     Raises: OSError when there is no room.
     """
-    if num_bytes and HAS_FALLOCATE:
+    if sys.platform == "linux" and num_bytes and HAS_FALLOCATE:
         try:
             os.posix_fallocate(fd, 0, num_bytes)
         except OSError as error:
@@ -116,6 +141,8 @@ def lock(fd: int, *, wait: bool = False, shared: bool = False) -> bool | None:
 
     `shared`: with whoever else asks so, to see that there is no writer.
     """
+    if sys.platform == "win32":
+        return None
     if not HAS_FLOCK:
         return None
     try:
@@ -193,6 +220,8 @@ def clone_range(source_fd: int, source_offset: int, num_bytes: int, fd: int, off
 
     Nothing is lost then: the bytes are copied, and a disk that fails shows in the copy.
     """
+    if sys.platform != "linux":
+        return False
     if not HAS_CLONE:
         return False
     import struct
@@ -209,7 +238,7 @@ def begin_writeback(fd: int, offset: int, num_bytes: int) -> None:
 
     Linux starts to write what is dirty when it is told that it may drop it; what is not yet clean stays.
     """
-    if HAS_FADVISE:
+    if sys.platform == "linux" and HAS_FADVISE:
         with contextlib.suppress(OSError):  # only advice
             os.posix_fadvise(fd, offset, num_bytes, os.POSIX_FADV_DONTNEED)
 
@@ -225,7 +254,9 @@ def keep_attributes(old: Path, fd: int) -> None:
     What the folder has given it in their place goes. What says of the old bytes what they are (a signature, a
     capability) is not kept. Only Linux has the calls.
     """
-    if not hasattr(os, "listxattr"):
+    if sys.platform != "linux":
+        return
+    if not HAS_ATTRIBUTES:
         return
     with contextlib.suppress(OSError):  # a file system without them
         names = os.listxattr(old, follow_symlinks=False)
@@ -239,17 +270,139 @@ def keep_attributes(old: Path, fd: int) -> None:
 
 def is_read_only(folder: Path) -> bool:
     """Whether `folder`'s file system says that nothing can be written to it."""
-    return hasattr(os, "statvfs") and bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+    if sys.platform == "win32":
+        return False
+    if not HAS_STATVFS:
+        return False
+    return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
 
 
 def free_bytes(folder: Path) -> int | None:
     """Bytes that this user can still write on `folder`'s file system; None where it does not say."""
-    if not hasattr(os, "statvfs"):
-        import shutil
+    import shutil
 
+    if sys.platform == "win32":
+        return shutil.disk_usage(folder).free
+    if not HAS_STATVFS:
         return shutil.disk_usage(folder).free
     status = os.statvfs(folder)
     if not status.f_blocks:
         return None
     blocks = status.f_bfree if os.geteuid() == 0 else status.f_bavail
     return blocks * status.f_frsize
+
+
+def read_some(fd: int, buffer: memoryview, offset_bytes: int, seeking: threading.Lock) -> int:
+    """Read into `buffer` from `offset_bytes`; returns how many bytes came, 0 at the end of the file.
+
+    `seeking` is held where the position has to be set first.
+    """
+    if sys.platform != "win32" and HAS_POSITIONS:
+        return os.preadv(fd, [buffer], offset_bytes)
+    with seeking:
+        os.lseek(fd, offset_bytes, os.SEEK_SET)
+        data = os.read(fd, len(buffer))
+    buffer[: len(data)] = data
+    return len(data)
+
+
+def read_small(fd: int, num_bytes: int, offset_bytes: int) -> bytes | None:
+    """At most `num_bytes` bytes from `offset_bytes` in one call; None where there is no such call."""
+    if sys.platform != "win32" and HAS_POSITIONS:
+        return os.pread(fd, num_bytes, offset_bytes)
+    return None
+
+
+def write_some(fd: int, data: memoryview, offset_bytes: int, seeking: threading.Lock) -> int:
+    """Write from `data` at `offset_bytes`; returns how many bytes went. `seeking` as for `read_some`."""
+    if sys.platform != "win32" and HAS_POSITIONS:
+        return os.pwrite(fd, data, offset_bytes)
+    with seeking:
+        os.lseek(fd, offset_bytes, os.SEEK_SET)
+        return os.write(fd, data)
+
+
+def allow_more_open_files() -> bool:
+    """Raise this process's limit on open files as far as it may; False where there is nothing to raise."""
+    if sys.platform == "win32":
+        return False
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
+    if soft >= wanted:
+        return False
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return True
+
+
+def max_name_bytes(folder: Path) -> int:
+    """How long one name in `folder` may be."""
+    if sys.platform == "win32":
+        return MAX_NAME_BYTES
+    try:
+        return os.pathconf(folder, "PC_NAME_MAX")
+    except (OSError, ValueError):
+        return MAX_NAME_BYTES
+
+
+def may_replace(folder: os.stat_result, old: os.stat_result) -> bool:
+    """Whether this user may replace the file `old` in `folder`: in a sticky one, only an owner of either."""
+    if sys.platform == "win32":
+        return True
+    if not HAS_OWNERS or not folder.st_mode & stat.S_ISVTX:
+        return True
+    return os.geteuid() in (0, old.st_uid, folder.st_uid)
+
+
+def keep_owner_and_mode(old_path: Path, old: os.stat_result, fd: int) -> None:
+    """Give the file `fd` what the file `old` has beside its bytes, as far as this user may."""
+    if sys.platform == "win32":
+        return
+    if not HAS_OWNERS:
+        return
+    new = os.fstat(fd)
+    if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
+        with contextlib.suppress(PermissionError):  # only root may give files away
+            os.fchown(fd, old.st_uid, old.st_gid)
+    keep_attributes(old_path, fd)
+    os.fchmod(fd, stat.S_IMODE(old.st_mode))
+
+
+def set_non_blocking(fd: int) -> None:
+    """Have a write to the pipe `fd` fail when the pipe is full. Windows' pipes cannot."""
+    if sys.platform != "win32":
+        os.set_blocking(fd, False)
+
+
+def private_memory(num_bytes: int) -> mmap.mmap:
+    """Fresh memory that a fork does not share."""
+    import mmap
+
+    if sys.platform == "win32":
+        return mmap.mmap(-1, num_bytes)
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # only advice
+            memory.madvise(WIPE_ON_FORK)
+    return memory
+
+
+def trim_memory() -> None:
+    """Have the C library give freed memory back to the system, where it is one (glibc) that keeps it.
+
+    Freed weights would otherwise stay beside the next ones: what threads have freed is not found again by
+    others.
+    """
+    if sys.platform == "linux":
+        import ctypes  # takes milliseconds that `inspect` has no use for
+
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
+def after_fork(forget: Callable[[], None]) -> None:
+    """Have every fork of this process call `forget` first; where there are no forks, nothing."""
+    if sys.platform != "win32":
+        os.register_at_fork(after_in_child=forget)

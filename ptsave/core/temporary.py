@@ -14,22 +14,12 @@ from ptsave.core.write_errors import errors_of
 
 SUFFIX = ".ptsave-tmp"
 """How the names of temporary files end: `.NAME.PID-RANDOM.ptsave-tmp`."""
-MAX_NAME_BYTES = 255
-"""Of one name, where the file system does not say."""
-
-
-def max_name_bytes(folder: Path) -> int:
-    """How long one name in `folder` may be."""
-    try:
-        return os.pathconf(folder, "PC_NAME_MAX")
-    except (AttributeError, OSError, ValueError):
-        return MAX_NAME_BYTES
 
 
 def _stem(target: Path) -> str:
     """What the temporary names of `target` begin with; a long name is cut and told apart by a checksum."""
     name = target.name
-    room = max_name_bytes(target.parent) - len(f"..{2**32}-12345678{SUFFIX}")
+    room = system.max_name_bytes(target.parent) - len(f"..{2**32}-12345678{SUFFIX}")
     if len(os.fsencode(name)) > room:
         tag = f"{zlib.crc32(os.fsencode(name)):08x}"
         name = f"{os.fsencode(name)[: room - 9].decode('utf-8', 'ignore')}~{tag}"
@@ -89,7 +79,7 @@ def _remove_if_orphan(path: Path, pid: int) -> None:
             remove_temporary(path)
         return
     # O_NONBLOCK: in a folder that others write to, the name may be a pipe
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    fd = os.open(path, os.O_RDONLY | system.O_NOFOLLOW | system.O_NONBLOCK)
     try:
         is_free = system.lock(fd)
         if is_free or (is_free is None and system.is_orphan(pid, os.fstat(fd).st_mtime)):
@@ -120,9 +110,7 @@ def discard(path: Path) -> None:
 
 def create(path: Path, mode: int) -> int:
     """A new, empty, locked file. Its lock tells the next writer that this one lives."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
-    for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_BINARY"):
-        flags |= getattr(os, name, 0)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | system.O_NOFOLLOW | system.O_PLAIN
     while True:
         fd = os.open(path, flags, mode)
         is_mine = False

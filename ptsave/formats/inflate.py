@@ -10,7 +10,7 @@ import tempfile
 import threading
 import weakref
 import zlib
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
 from ptsave.core.files import InputFile
 from ptsave.core.storage import BLOCK_BYTES
@@ -84,7 +84,7 @@ class InflatedStorage:
         self._lock = threading.Lock()
         self._state: _State | None = None
         self._snapshots: list[_State] = []
-        self._spool: BinaryIO | None = None
+        self._spool: IO[bytes] | None = None
         self._can_spool = num_bytes > _SMALL_BYTES
         self.inflated_bytes = 0
         """How many bytes were inflated so far: what reading has cost."""
@@ -140,10 +140,10 @@ class InflatedStorage:
         elif self.num_bytes > _SMALL_BYTES:
             self._state = _State(inflater, read, made)
 
-    def _spooled(self) -> BinaryIO | None:
+    def _spooled(self) -> IO[bytes] | None:
         """All the inflated bytes, in memory or a file without a name; None where there is no room for one."""
         is_small = self.num_bytes <= _HELD_BYTES
-        spool: BinaryIO = io.BytesIO() if is_small else tempfile.TemporaryFile()  # noqa: SIM115
+        spool: IO[bytes] = io.BytesIO() if is_small else tempfile.TemporaryFile()  # noqa: SIM115
         weakref.finalize(self, spool.close)
         self._state = None
         self._snapshots.clear()

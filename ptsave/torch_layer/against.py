@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from ptsave.config import InputsSpec, Tolerance
 from ptsave.core.behaviour import Behaviour
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.memory import give_back
 from ptsave.core.select import key_in, select_model
+from ptsave.core.system import trim_memory
 from ptsave.core.verdict import Finding
 from ptsave.errors import AmbiguousError, LossyError, UnreadableError, UsageError
 from ptsave.torch_layer.behaviour_check import coarser_dtype, judged
@@ -69,5 +69,5 @@ def _behaviour_of_other(subject: ModelSubject, other: Checkpoint, inputs: Inputs
     dtypes = Counter(entry.dtype.name for entry in selection.tensors.values())
     there = observe(model, inputs, subject.device, dtypes)
     del model
-    give_back()
+    trim_memory()
     return there

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, NamedTuple
 
+from ptsave.core import system
 from ptsave.errors import UsageError
 from ptsave.torch_layer import ranks
 
@@ -124,7 +125,7 @@ def _outlive(told: list[Held]) -> None:
         return
     _watches = True
     read_end, write_end = os.pipe()
-    os.set_blocking(write_end, False)
+    system.set_non_blocking(write_end)
     signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
     for held in told:
         for number in held.numbers:

@@ -9,8 +9,8 @@ from pathlib import Path
 from torch import nn
 
 from ptsave.core.behaviour import Sample
-from ptsave.core.memory import give_back
 from ptsave.core.select import select_model
+from ptsave.core.system import trim_memory
 from ptsave.core.verdict import Counted, Finding
 from ptsave.errors import LossyError, PtsaveError, UnreadableError
 from ptsave.formats import open_checkpoint
@@ -63,7 +63,7 @@ def roundtrip(subject: ModelSubject) -> Iterator[Finding]:
         subject.release()
         for name, path in written.items():
             yield from _reread(subject, name, path, before, outputs)
-            give_back()
+            trim_memory()
 
 
 def _first_outputs(subject: ModelSubject, model: nn.Module) -> Samples | None:

@@ -199,7 +199,7 @@ def holder_of(folder: Path) -> Holder | None:
 def _is_stale(fd: int) -> bool:
     """Whether the lease counts for nothing: not renewed for long, or of a process that is gone."""
     status = os.fstat(fd)
-    holder = _parsed(os.pread(fd, MAX_BYTES, 0)) if hasattr(os, "pread") else Holder()
+    holder = _parsed(system.read_small(fd, MAX_BYTES, 0) or b"")
     is_gone = holder.host == socket.gethostname() and not system.is_alive(holder.pid)
     return is_gone or time.time() - status.st_mtime > LEASE_SECONDS
 
@@ -235,5 +235,4 @@ def _forget() -> None:
     _mine.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+system.after_fork(_forget)

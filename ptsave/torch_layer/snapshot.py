@@ -6,10 +6,7 @@ tied tensors and views stay what they are.
 
 from __future__ import annotations
 
-import mmap
-import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +14,13 @@ import torch
 
 from ptsave.core.checkpoint import LIVE, Checkpoint
 from ptsave.core.storage import MemoryStorage
+from ptsave.core.system import private_memory
 from ptsave.errors import RefusedError
 from ptsave.torch_layer.live import Storages, is_plain, present
 from ptsave.torch_layer.spread import tensors_in
 
 ALIGN_BYTES = 64
 """Where a storage's copy may begin."""
-WIPE_ON_FORK = 18
-"""Linux's MADV_WIPEONFORK, which Python does not name: a fork (a DataLoader's worker) gets zeros in place of
-the memory, so that neither side pays for a copy of it. Source: madvise(2)."""
 
 
 Key = tuple[str, int]
@@ -120,21 +115,10 @@ def _allocate(num_bytes: int, pinned: bool) -> torch.Tensor:
     try:
         if pinned:
             return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
-        return torch.frombuffer(_mapped(num_bytes), dtype=torch.uint8)
+        return torch.frombuffer(private_memory(num_bytes), dtype=torch.uint8)
     except (RuntimeError, OSError, MemoryError, ValueError) as error:
         raise RefusedError(
             f"no memory for a copy of the training state: needs {num_bytes} bytes of host memory",
             "",
             "an asynchronous save keeps one copy of the state; free some memory, or save less",
         ) from error
-
-
-def _mapped(num_bytes: int) -> mmap.mmap:
-    """Fresh memory that a fork does not share."""
-    if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
-        return mmap.mmap(-1, num_bytes)
-    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if sys.platform == "linux":
-        with suppress(OSError):  # only advice
-            memory.madvise(WIPE_ON_FORK)
-    return memory

@@ -13,8 +13,8 @@ from ptsave.config import Config
 from ptsave.core.behaviour import Behaviour
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.keys import Expected, KeyReport
-from ptsave.core.memory import give_back
 from ptsave.core.select import Content, Selection, comparable, named_as, select_model
+from ptsave.core.system import trim_memory
 from ptsave.errors import CorruptError
 from ptsave.recorded import Told, told_by
 from ptsave.torch_layer.build import build_model
@@ -117,7 +117,7 @@ class ModelSubject:
         if self._model is not None:
             self._model.to("meta")
             self._model, self._is_spent = None, True
-            give_back()
+            trim_memory()
 
     def load(
         self,

@@ -92,7 +92,7 @@ def test_a_file_that_comes_meanwhile_is_never_replaced(
 
 
 def test_every_plain_path_gives_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for flag in ("HAS_PWRITE", "HAS_FALLOCATE", "HAS_FLOCK", "HAS_FOLDER_SYNC", "HAS_LINK", "HAS_FADVISE"):
+    for flag in ("HAS_POSITIONS", "HAS_FALLOCATE", "HAS_FLOCK", "HAS_FOLDER_SYNC", "HAS_LINK", "HAS_FADVISE"):
         assert getattr(system, flag) is True
         monkeypatch.setattr(system, flag, False)
     with replacing_file(tmp_path / "m", 8) as output:

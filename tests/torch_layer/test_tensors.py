@@ -14,7 +14,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
 
-from ptsave.core import fetch, files
+from ptsave.core import fetch, system
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.digest import recorded_digests
 from ptsave.errors import CorruptError, LossyError, PtsaveError, UnreadableError
@@ -65,7 +65,7 @@ WAYS: dict[str, Way] = {
 @pytest.fixture(params=["preadv", "seek", "parts"])
 def platform(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the system has, its fallback, and tensors that are cut into parts."""
-    monkeypatch.setattr(files, "HAS_PREAD", files.HAS_PREAD and request.param != "seek")
+    monkeypatch.setattr(system, "HAS_POSITIONS", system.HAS_POSITIONS and request.param != "seek")
     if request.param == "parts":
         monkeypatch.setattr(fetch, "PART_BYTES", 1000)
         monkeypatch.setattr(fetch, "SMALL_BYTES", 0)
@@ -265,7 +265,7 @@ def test_targets_made_in_inference_mode(checkpoint: Checkpoint) -> None:
     assert torch.equal(target, read(checkpoint)["w"])
 
 
-@pytest.mark.skipif(not files.HAS_PREAD, reason="needs preadv")
+@pytest.mark.skipif(not system.HAS_POSITIONS, reason="needs preadv")
 def test_memory_that_cannot_be_written(checkpoint: Checkpoint) -> None:
     import mmap
 
