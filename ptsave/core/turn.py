@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import threading
+
+from ptsave.core import system
 
 
 class Turn:
@@ -13,8 +14,7 @@ class Turn:
         self._lock = threading.RLock()
         self._holder = 0
         self._depth = 0
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._forget_others)
+        system.after_fork(self._forget_others)
 
     def __enter__(self) -> None:
         self._lock.acquire()
