@@ -26,7 +26,7 @@ from ptsave.torch_layer import ranks
 from ptsave.torch_layer.fingerprint import Item, item_of, part_of
 from ptsave.torch_layer.items import MISSING, Path, flatten, name_of, named, put, remove, value_at
 from ptsave.torch_layer.run_contents import OWN_KEYS
-from ptsave.torch_layer.spread import is_spread, tensors_in
+from ptsave.torch_layer.spread import has_replicas, is_spread, tensors_in
 from ptsave.torch_layer.training_keys import RANK_VALUES, RANKS, UNSYNCHRONISED, WORLD_SIZE
 from ptsave.torch_layer.training_names import GROUPS, PARAMS
 
@@ -118,6 +118,7 @@ def divide(tree: dict[str, Any], kinds: Mapping[Path, str], group: Any) -> Divis
     found = ranks.together(
         lambda: {path: item_of(value, _kind(path, value, kinds)) for path, value in items.items()}, group
     )
+    _check_replicas(items, group)
     told = ranks.gather(_Told.of(items, found), group)
     everyone = [one.own for one in told]
     if any(one.digest != told[0].digest for one in told):
@@ -297,6 +298,24 @@ def _gather_values(items: Mapping[Path, Any], table: Table, group: Any) -> list[
 def _portable(value: Any) -> Any:
     """A value that can be sent: of a tensor, what is seen of it, on the CPU."""
     return value.detach().cpu().clone() if torch.is_tensor(value) else value
+
+
+def _check_replicas(items: Mapping[Path, Any], group: Any) -> None:
+    """See that ranks which hold one part of a spread tensor hold the same values: one of them is written.
+
+    Raises: LossyError, alike on all ranks.
+    """
+    mine = {path: part_of(item) for path, item in items.items() if has_replicas(item)}
+    first: dict[Any, tuple[int, bytes]] = {}
+    for rank, parts in enumerate(ranks.gather(mine, group)):
+        for path, (box, digest) in parts.items():
+            other, expected = first.setdefault((path, box), (rank, digest))
+            if digest != expected:
+                raise LossyError(
+                    f"ranks {other} and {rank} hold one part of {name_of(path)!r}, with different values",
+                    "",
+                    "see why the replicas ran apart; give all of them one rank's before they are saved",
+                )
 
 
 def _compare_spread(items: Mapping[Path, Any], everyone: Sequence[Found], group: Any) -> None:

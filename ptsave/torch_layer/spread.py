@@ -14,6 +14,14 @@ def is_spread(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and hasattr(type(value), "full_tensor")
 
 
+def has_replicas(value: Any) -> bool:
+    """Whether it is a DTensor of which other ranks hold this process's part, too."""
+    if not is_spread(value):
+        return False
+    mesh = value.device_mesh
+    return any(one.is_replicate() and mesh.size(dim) > 1 for dim, one in enumerate(value.placements))
+
+
 def has_spread(tree: Any) -> bool:
     """Whether there is one anywhere in nested data."""
     return any(map(is_spread, tensors_in(tree)))

@@ -184,11 +184,38 @@ def experts_sharded(rank: int, size: int) -> Parts:
     return _trained(model, 7)
 
 
+def hsdp(rank: int, size: int) -> Parts:
+    """FSDP2 within each of two groups, and replicas of each part in the other one."""
+    mesh = init_device_mesh("cpu", (2, size // 2), mesh_dim_names=("replicate", "shard"))
+    model = same()
+    fully_shard(model, mesh=mesh)
+    return _trained(model, 7)
+
+
+def hsdp_apart(rank: int, size: int) -> Parts:
+    """The same, after the last rank has gone its own way."""
+    parts = hsdp(rank, size)
+    if rank == size - 1:
+        with torch.no_grad():
+            parts["model"][0].weight.to_local().add_(1)
+    return parts
+
+
+def reduced_among_some(rank: int, size: int) -> Parts:
+    """Gradients that FSDP2 has reduced within each of two groups, and not between them."""
+    parts = hsdp(rank, size)
+    parts["model"].set_requires_all_reduce(False)
+    torch.manual_seed(50 + rank)
+    parts["model"](torch.randn(4, 6)).square().mean().backward()
+    return parts
+
+
 MAKE: dict[str, Callable[[int, int], Parts]] = {
     one.__name__: one
     for one in (
         *(experts, pipeline, generator, every_kind, accumulating, sharded, accumulating_sharded, zero),
         *(replicated, by_hand, experts_sharded, fresh_zero),
+        *(hsdp, hsdp_apart, reduced_among_some),
     )
 }
 

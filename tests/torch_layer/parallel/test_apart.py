@@ -95,6 +95,27 @@ def test_each_of_four_ranks_has_its_own_again(tmp_path: Path) -> None:
         check_alike(name, was, now)
 
 
+def test_replicas_of_a_part_are_one_or_refused(tmp_path: Path) -> None:
+    """HSDP: one of the replicas is written, so all must hold it; gradients that they do not share yet are
+    refused."""
+    cases = [{"folder": n, "make": n, "do": "save"} for n in ("hsdp", "hsdp_apart", "reduced_among_some")]
+    saved, apart, partly, resumed = run(4, tmp_path, *cases, {**cases[0], "do": "resume"})
+    for was, now in zip(saved, resumed, strict=True):
+        assert was.get("error") is None
+        assert now["seen"] == was["seen"]
+    for said, what in (
+        (apart, "ranks 1 and 3 hold one part of 'model_state_dict.0.weight', with different values"),
+        (partly, "set_requires_all_reduce(False)"),
+    ):
+        for rank in said:
+            kind, message, hint = rank["error"]
+            assert kind == "LossyError"
+            assert what in message
+            assert hint
+    assert not list(tmp_path.glob("hsdp_apart/*.dcp"))
+    assert not list(tmp_path.glob("reduced_among_some/*.dcp"))
+
+
 def test_ranks_differ_in_what_the_cases_say_they_do(saved: tuple[Path, Said]) -> None:
     """Else the tests above show nothing."""
     kinds = {
