@@ -42,7 +42,7 @@ from ptsave.formats.torch_storage import STORAGE_DTYPES, StorageNode
 from ptsave.formats.torch_tensors import MAX_RANK
 
 _INT = {int}
-_DEVICE = re.compile(r"[a-z][a-z0-9_]{0,63}(?::(?P<index>0|[1-9][0-9]{0,2}))?")
+_DEVICE = re.compile(r"[a-z_]{1,64}(?::(?P<index>0|[1-9][0-9]{0,2}))?")
 """A device's type, of which a program may register more, and its index. Source: c10/core/Device.cpp."""
 _MAX_DEVICE = 127
 

@@ -312,6 +312,7 @@ CASES: dict[str, bytes] = {
     "device that is none": b"ctorch\ndevice\nX\x03\0\0\0\0pu\x85R.",
     "device with its number twice": b"ctorch\ndevice\nX\x06\0\0\0cuda:0K\x01\x86R.",
     "device with a zero in front": b"ctorch\ndevice\nX\x07\0\0\0cuda:01\x85R.",
+    "device with a digit in its name": b"ctorch\ndevice\nX\x06\0\0\0cudaz0\x85R.",
     "device below zero": b"ctorch\ndevice\nX\x03\0\0\0cpuJ\xff\xff\xff\xff\x86R.",
     "equal devices as keys": (
         b"}(ctorch\ndevice\nX\x03\0\0\0cpu\x85RK\x0actorch\ndevice\nX\x03\0\0\0cpu\x85RK\x0bu."
