@@ -115,12 +115,16 @@ def _plain(name: str) -> str:
     return name.removeprefix("module.").removeprefix("_orig_mod.")
 
 
-def choose(root: Any, place: str) -> tuple[Candidate, tuple[Candidate, ...]] | None:
+def choose(
+    root: Any, place: str, fits: Callable[[Candidate], bool] | None = None
+) -> tuple[Candidate, tuple[Candidate, ...]] | None:
     """The model's state dict, and the other parts with weights in them; None where there is none.
 
     Names come first: a key that is a model's, averages only where there is nothing else that they may be
     averages of. But what is taken has as many tensors as anything beside it and is as large: where a smaller
-    one has the better name, and where two have equal names, nothing tells which is meant.
+    one has the better name, and where two have equal names, nothing tells which is meant, but the model:
+    `fits` says of a state dict whether its keys and shapes are those of the model, and where that is so of
+    one alone, it is taken.
 
     Raises: AmbiguousError naming those that it may be.
     """
@@ -131,11 +135,17 @@ def choose(root: Any, place: str) -> tuple[Candidate, tuple[Candidate, ...]] | N
     found = list(islice(_parts(root, "", True, set()), MAX_PARTS + 1))
     if len(found) > MAX_PARTS:
         raise _ambiguous(found, place)
-    takable = [part for part in found if part.can_be_taken]
+    takable = [part for part in found if part.can_be_taken or (fits is not None and is_state_dict(part.node))]
     if not takable:
         return None
+    best = _by_rules(found, place) if fits is None else _fitting(found, place, fits)
+    return (best, tuple(part for part in found if part is not best)) if best is not None else None
+
+
+def _by_rules(found: list[Candidate], place: str) -> Candidate:
+    """Raises: AmbiguousError."""
     main = [part for part in found if not part.is_average]
-    averages = [part for part in takable if part.is_average]
+    averages = [part for part in found if part.can_be_taken and part.is_average]
     if any(part.can_be_taken for part in main):
         best = _best(main, place)
         rivals = [part for part in averages if _is_of_another(part, best)]
@@ -147,7 +157,7 @@ def choose(root: Any, place: str) -> tuple[Candidate, tuple[Candidate, ...]] | N
         rivals = [part for part in main if part.outweighs(best)]
     if rivals:
         raise _ambiguous([best, *rivals], place)
-    return best, tuple(part for part in found if part is not best)
+    return best
 
 
 def _is_of_another(average: Candidate, best: Candidate) -> bool:
@@ -155,6 +165,34 @@ def _is_of_another(average: Candidate, best: Candidate) -> bool:
     if best.is_own:
         return not best.outweighs(average) and not average.is_copy_of(best)
     return not (best.is_known or average.is_copy_of(best) or best.is_copy_of(average))
+
+
+def _fitting(found: list[Candidate], place: str, fits: Callable[[Candidate], bool]) -> Candidate | None:
+    """What the rules name where it fits, or where nothing does; else the only part that does.
+
+    Averages count only where the rules name several.
+
+    Raises: AmbiguousError.
+    """
+    best: Candidate | None = None
+    unclear: AmbiguousError | None = None
+    try:
+        best = _by_rules(found, place) if any(part.can_be_taken for part in found) else None
+    except AmbiguousError as error:
+        unclear = error
+    if best is not None and (len(found) == 1 or fits(best)):
+        return best
+    others = [part for part in found if part is not best and is_state_dict(part.node)]
+    fitting = [part for part in others if not part.is_average and fits(part)]
+    if not fitting and unclear is not None:
+        fitting = [part for part in others if part.is_average and fits(part)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise _ambiguous(fitting, place)
+    if unclear is not None:
+        raise unclear
+    return best
 
 
 def _best(parts: list[Candidate], place: str) -> Candidate:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ptsave.core.accounts import LeftOut, account
-from ptsave.core.candidates import OWN, choose, is_state_dict, listed, own_part
+from ptsave.core.candidates import OWN, Candidate, choose, is_state_dict, listed, own_part
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.nearest import hint_for
 from ptsave.core.nodes import Opaque, TensorEntry
@@ -64,8 +64,12 @@ class Selection:
         return "; ".join(parts)
 
 
-def select_model(checkpoint: Checkpoint, key: str | None = None) -> Selection:
+def select_model(
+    checkpoint: Checkpoint, key: str | None = None, fits: Callable[[Selection], bool] | None = None
+) -> Selection:
     """The model's state dict: under `key` where one is named, else where it is found.
+
+    `fits` says whether a state dict is one of the model that it is for: it decides where several may be it.
 
     A key with a dot behind it is the tensors that lie there themselves, without the dictionaries beside them.
     An empty checkpoint is the state dict of a model without parameters and buffers.
@@ -80,7 +84,12 @@ def select_model(checkpoint: Checkpoint, key: str | None = None) -> Selection:
     else:
         if checkpoint.weights_root == {}:
             return Selection("", {})
-        found = choose(checkpoint.weights_root, str(checkpoint.path))
+
+        def is_fit(part: Candidate) -> bool:
+            assert fits is not None
+            return fits(_selection(checkpoint, part.where, part.node))
+
+        found = choose(checkpoint.weights_root, str(checkpoint.path), is_fit if fits is not None else None)
         if found is None:
             raise UsageError(
                 "holds no state dict that can be recognised",
@@ -89,11 +98,17 @@ def select_model(checkpoint: Checkpoint, key: str | None = None) -> Selection:
             )
         where, node, is_own = found[0].where, found[0].node, found[0].is_own
         others = tuple(part.words for part in found[1])
-    selection = _named(where, node, others, is_own)
-    if selection.metadata is None and node is checkpoint.root and checkpoint.record is not None:
-        selection = replace(selection, metadata=checkpoint.record.module_versions)
+    selection = _selection(checkpoint, where, node)
     if not selection.tensors:
         raise UsageError("holds no tensors", _place(checkpoint, where), "choose another key with --select")
+    return replace(selection, others=others, is_own=is_own)
+
+
+def _selection(checkpoint: Checkpoint, where: str, node: Any) -> Selection:
+    """The state dict `node`, without wrappers in its names."""
+    selection = _named(where, node)
+    if selection.metadata is None and node is checkpoint.root and checkpoint.record is not None:
+        selection = replace(selection, metadata=checkpoint.record.module_versions)
     return strip_wrappers(selection)
 
 
@@ -217,6 +232,20 @@ def strip_wrappers(selection: Selection) -> Selection:
     return replace(_renamed(selection, renamed), metadata=metadata, stripped=stripped)
 
 
+def under_prefix(selection: Selection, prefix: str) -> Selection:
+    """The tensors whose names begin with `prefix`, without it."""
+    inside = without(selection, [name for name in selection.original if not name.startswith(prefix)])
+    metadata = selection.metadata
+    if isinstance(metadata, Mapping):
+        metadata = {
+            f"{where}.".removeprefix(prefix).removesuffix("."): about
+            for where, about in metadata.items()
+            if f"{where}.".startswith(prefix)
+        }
+    names = {name: name.removeprefix(prefix) for name in inside.original}
+    return replace(_renamed(inside, names), metadata=metadata)
+
+
 def _renamed(selection: Selection, names: Mapping[str, str]) -> Selection:
     """The same tensors under `names`, old → new."""
     return replace(
@@ -326,7 +355,7 @@ def _children(node: Any) -> dict[str, Any]:
     return {}
 
 
-def _named(where: str, node: Any, others: tuple[str, ...], is_own: bool = False) -> Selection:
+def _named(where: str, node: Any) -> Selection:
     if isinstance(node, Opaque) and node.shared:
         node = state_dict_of(node)
     if is_state_dict(node) and isinstance(node, dict):
@@ -342,9 +371,6 @@ def _named(where: str, node: Any, others: tuple[str, ...], is_own: bool = False)
         {name: leaf for name, leaf in flat if not isinstance(leaf, TensorEntry)},
         getattr(node, "_metadata", None),
         {name: f"{where}.{name}" if where else name for name, _ in flat},
-        (),
-        others,
-        is_own,
     )
 
 
