@@ -79,6 +79,8 @@ class KeyReport:
     """Names of one parameter under which the state dict has different values."""
     refusal: str = ""
     """Why the model's own loading code does not take it, in its words."""
+    unasked: str = ""
+    """Why the model's own loading code could not be asked, where it might take it."""
     fresh: tuple[str, ...] = ()
     """Missing, as is allowed: the model's own initial values stay."""
     left: tuple[str, ...] = ()
@@ -118,6 +120,8 @@ class KeyReport:
             if number:
                 more = ", …" if number > 3 else ""
                 parts.append(f"{number} {word} ({', '.join(list(names)[:3])}{more})")
+        if self.unasked:
+            parts.append(f"and the model's own loading code gives no answer without values: {self.unasked}")
         return ", ".join(parts)
 
 

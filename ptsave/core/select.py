@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -232,17 +232,20 @@ def strip_wrappers(selection: Selection) -> Selection:
     return replace(_renamed(selection, renamed), metadata=metadata, stripped=stripped)
 
 
-def under_prefix(selection: Selection, prefix: str) -> Selection:
-    """The tensors whose names begin with `prefix`, without it."""
-    inside = without(selection, [name for name in selection.original if not name.startswith(prefix)])
+def under_prefix(
+    selection: Selection, prefix: str, front: str = "", beside: Collection[str] = ()
+) -> Selection:
+    """The tensors whose names begin with `prefix`, with `front` in its place, and those `beside` them."""
+    others = [name for name in selection.original if not name.startswith(prefix) and name not in beside]
+    inside = without(selection, others)
     metadata = selection.metadata
     if isinstance(metadata, Mapping):
         metadata = {
-            f"{where}.".removeprefix(prefix).removesuffix("."): about
+            f"{front}{f'{where}.'.removeprefix(prefix)}".removesuffix("."): about
             for where, about in metadata.items()
             if f"{where}.".startswith(prefix)
         }
-    names = {name: name.removeprefix(prefix) for name in inside.original}
+    names = {name: front + name.removeprefix(prefix) for name in inside.original if name not in beside}
     return replace(_renamed(inside, names), metadata=metadata)
 
 

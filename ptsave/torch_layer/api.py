@@ -25,7 +25,7 @@ from ptsave.formats.writers import destination_writer
 from ptsave.specs import Place, parse_model
 from ptsave.torch_layer.build import build_model, check_device
 from ptsave.torch_layer.environment import environment
-from ptsave.torch_layer.fill import build_filled, fill, fit_of, misfit
+from ptsave.torch_layer.fill import build_filled, fill, fit_of, misfit, select_for
 from ptsave.torch_layer.imports import import_path
 from ptsave.torch_layer.live import checkpoint_of
 from ptsave.torch_layer.load import config_for, warn_if_changed
@@ -273,12 +273,13 @@ def load(
                     "ptsave.load: lazy",
                     "leave one of the two out",
                 )
-            selection = select_model(checkpoint, select)
+            selection = select_for(unwrap(model), checkpoint, select, wanted)
             _into(model, checkpoint, selection, device, notes, extras, wanted)
         else:
             folder = Path(app_dir) if app_dir is not None else None
             spec = config_for(checkpoint, Path(config) if config else None, (), _trusted(trust_recorded))
-            selection = select_model(checkpoint, select)
+            skeleton = build_model(spec.model, device="meta", app_dir=folder)
+            selection = select_for(skeleton, checkpoint, select, wanted)
             model, _ = build_filled(
                 spec.model,
                 checkpoint,
@@ -286,6 +287,7 @@ def load(
                 device or "cpu",
                 notes.append,
                 app_dir=folder,
+                skeleton=skeleton,
                 is_mapped=lazy,
                 wanted=wanted,
                 extras=extras,
@@ -325,9 +327,8 @@ def _into(
     if has_spread(state):
         selection, _ = fit_of(inner, selection, wanted)
         settle_left_out(left_out_of(checkpoint, selection.where), extras, [], notes, str(checkpoint.path))
-        entries: Any = {name: e.named(selection.original[name]) for name, e in selection.tensors.items()}
-        saved = as_torch(checkpoint, entries | dict(selection.extra))
-        plan = plan_module(inner, saved, "the model", str(checkpoint.path))
+        saved = as_torch(checkpoint, selection.state_dict())
+        plan = plan_module(inner, saved, "the model", str(checkpoint.path), wanted)
         notes += plan.notes
         plan.apply()
     else:

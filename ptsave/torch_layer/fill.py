@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -20,26 +20,33 @@ from ptsave.core.keys import EXACT, Expected, KeyReport, Wanted, choose_tied, co
 from ptsave.core.names import matches
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.placeholders import placeholders, refuse
-from ptsave.core.select import Selection, left_out_of, named_as, without
+from ptsave.core.select import Selection, left_out_of, named_as, select_model, without
 from ptsave.core.verdict import Counted
-from ptsave.errors import LossyError
+from ptsave.errors import LossyError, PtsaveError
 from ptsave.torch_layer.build import build_model
+from ptsave.torch_layer.lazy import lazy_names
 from ptsave.torch_layer.live import is_plain
 from ptsave.torch_layer.loading_code import (
+    Given,
     NeedsValuesError,
+    assigned,
     give,
+    is_tensor,
     judged,
-    names_in,
-    settle,
     slots,
+    state_dict,
+    taken_as_they_are,
     takes_names_as_they_are,
+    tied_names,
     untouched,
     versions,
+    with_ties,
+    without_memory,
 )
 from ptsave.torch_layer.mapped import map_apart
-from ptsave.torch_layer.spread import is_spread
+from ptsave.torch_layer.spread import is_spread, placed
 from ptsave.torch_layer.streaming import stream_into, stream_to
-from ptsave.torch_layer.tensors import read_tensor, read_tensors, refused_part, to_torch
+from ptsave.torch_layer.tensors import read_tensor, read_tensors, refused_part, to_torch, torch_dtype
 
 Warn = Callable[[str], None]
 Tensors = Iterable[tuple[str, torch.Tensor]]
@@ -67,7 +74,7 @@ def expected_of(model: nn.Module) -> dict[str, Expected]:
     expected = {}
     state = model.state_dict(keep_vars=True)
     for name, value in state.items():
-        if not _is_tensor(value):
+        if not is_tensor(value):
             continue
         tied_to = first.setdefault(id(value), name)
         lazy = nn.parameter.is_lazy(value)
@@ -86,16 +93,7 @@ def expected_of(model: nn.Module) -> dict[str, Expected]:
 def extra_of(model: nn.Module) -> set[str]:
     """The names of the state dict that do not hold plain tensors: `get_extra_state`'s, quantized weights."""
     state = model.state_dict(keep_vars=True)
-    return {name for name, value in state.items() if not _is_tensor(value)}
-
-
-def _is_tensor(value: Any) -> bool:
-    """Whether a file holds it as plain bytes: not quantized, not sparse, not nested."""
-    return (
-        isinstance(value, torch.Tensor)
-        and not value.is_quantized
-        and (nn.parameter.is_lazy(value) or (value.layout is torch.strided and not value.is_nested))
-    )
+    return {name for name, value in state.items() if not is_tensor(value)}
 
 
 def build_filled(
@@ -150,18 +148,33 @@ def fit_of(model: nn.Module, selection: Selection, wanted: Wanted = EXACT) -> tu
         selection = without(selection, choose_tied(expected, selection.tensors, wanted.tie))
     report = compare(expected, selection.tensors, extra, selection.extra)
     by_name = takes_names_as_they_are(model, with_torchs=report.fits) and not extra
-    is_readable = not any(map(refused_part, selection.extra.values()))
-    if (
-        not by_name
-        and is_readable
-        and not any(_is_of_its_own(value) for value in model.state_dict(keep_vars=True).values())
-    ):
+    why = ""
+    if not by_name and not any(map(refused_part, selection.extra.values())) and not lazy_names(model):
         kinds = set(report.missing) & set(report.unexpected)
-        report = judged(model, selection, report)
+        report, why = judged(model, selection, report)
         wrong = [name for name in sorted(kinds) if not _can_be_copied(model, selection, name)]
         report = replace(report, missing=(*report.missing, *wrong), unexpected=(*report.unexpected, *wrong))
     report = _without_refused(report, selection, extra, wanted).permit(wanted.allowed)
+    if why and not report.fits:
+        report = replace(report, unasked=why)
     return without(selection, report.left), report
+
+
+def select_for(
+    model: nn.Module, source: Checkpoint, key: str | None = None, wanted: Wanted = EXACT
+) -> Selection:
+    """The state dict of `source` for `model`, which may be on the meta device; see `select_model`.
+
+    Raises: as `select_model`.
+    """
+
+    def fits(selection: Selection) -> bool:
+        try:
+            return fit_of(model, selection, wanted)[1].fits
+        except PtsaveError:  # a tie that is none there, a dtype that torch lacks
+            return False
+
+    return select_model(source, key, fits)
 
 
 def fill(
@@ -211,16 +224,13 @@ def fill(
     if is_skeleton and report.fresh:
         raise NeedsValuesError(f"{report.fresh[0]!r} keeps its initial value")
     chosen = _chosen(state, selection)
-    extra = extra_of(model) & selection.extra.keys()
-    is_whole = len(chosen) == _num_tensors(state) and len(extra) == len(extra_of(model))
-    is_by_name = takes_names_as_they_are(model) and (
-        selection.tensors.keys() - set(report.recomputed) <= state.keys()
-    )
+    own = {name: state[name] for names in tied_names(state) if names[0] in report.fresh for name in names}
+    is_by_name = goes_by_name(model, selection, report)
     whole = {names[0]: selection.tensors[names[0]].named(selection.original[names[0]]) for names in chosen}
     if is_checked and (unheld := cast_since(whole.values(), source.record)):
         are = Counted(len(unheld), "tensor is", "tensors are")
         warn(f"{are} not held to the digest: the record says that it had another dtype ({unheld[0]})")
-    if parts is WHOLE and is_by_name and (is_whole or report.fresh) and _only_copies(model, state):
+    if parts is WHOLE and is_by_name and _only_copies(model, state):
         _move(model, device)
         state = model.state_dict(keep_vars=True)
         digests = recorded_digests(whole.values(), source.record)
@@ -228,34 +238,86 @@ def fill(
         stream_into(targets, whole, digests=digests, is_checked=is_checked and not is_mapped)
         source.check_unchanged()
         return report
-    if parts is WHOLE and (extra or not (is_by_name and is_whole)):
-        _through_code(model, source, selection, device, report, is_checked=is_checked, is_mapped=is_mapped)
+    reading = _Reading(source, device, parts, is_checked, is_mapped, align_bytes)
+    if not is_by_name:
+        _through_code(model, selection, report, reading)
+        _move(model, device)
+        source.check_unchanged()
         return report
-    entries = {name: parts.cut(entry, state[name]) for name, entry in whole.items()}
-    digests = recorded_digests((e for name, e in entries.items() if e is whole[name]), source.record)
-    tensors: Tensors
-    if is_mapped:
-        tensors = map_apart(entries, align_bytes).items()
-    elif parts is WHOLE and torch.device(device or "cpu").type != "cpu":
-        dtypes = {name: state[name].dtype for name in entries}
-        tensors = stream_to(device or "cpu", entries, dtypes, digests=digests, is_checked=is_checked).items()
-    else:
-        tensors = read_tensors(
-            entries, digests=digests.tensors, algorithm=digests.algorithm, is_checked=is_checked
-        )
-    filled: Any = OrderedDict()
-    for names, (name, tensor) in zip(chosen, tensors, strict=True):
-        want = state[name]
-        tensor = parts.join(tensor.to(device=device or _home(want), dtype=want.dtype), want)
-        if isinstance(want, nn.Parameter):
-            tensor = nn.Parameter(tensor, requires_grad=want.requires_grad)
-        filled.update(dict.fromkeys(names, tensor))
-    filled.update((name, to_torch(selection.extra[name], name, is_checked)) for name in extra)
+    filled: Any = OrderedDict(own)
+    wants = {name: state[name] for name in whole}
+    for names, (name, tensor) in zip(chosen, reading.parts_of(whole, wants), strict=True):
+        filled.update(dict.fromkeys(names, _like(wants[name], tensor)))
     filled._metadata = versions(model, selection)
     model.load_state_dict(filled, strict=True, assign=is_skeleton)
     _move(model, device)
     source.check_unchanged()
     return report
+
+
+def goes_by_name(model: nn.Module, selection: Selection, report: KeyReport) -> bool:
+    """Whether a selection that fits is each tensor of the model by its name, and no code has a part in it."""
+    state = model.state_dict(keep_vars=True)
+    there = selection.tensors.keys() - set(report.recomputed)
+    return (
+        takes_names_as_they_are(model)
+        and not extra_of(model)
+        and not selection.extra
+        and there <= state.keys()
+        and all(any(n in there or n in report.fresh for n in names) for names in tied_names(state))
+    )
+
+
+class _Reading(NamedTuple):
+    """How tensors are read: from where, to which device, which part of each, and what is checked."""
+
+    source: Checkpoint
+    device: str | None
+    parts: Parts
+    is_checked: bool
+    is_mapped: bool
+    align_bytes: int | None
+
+    def whole(self, entries: Mapping[str, TensorEntry]) -> Mapping[str, torch.Tensor]:
+        """Each of the entries on the CPU, with the file's dtype."""
+        if self.is_mapped:
+            return map_apart(entries, self.align_bytes)
+        digests = recorded_digests(entries.values(), self.source.record)
+        algorithm = digests.algorithm
+        return dict(
+            read_tensors(entries, digests=digests.tensors, algorithm=algorithm, is_checked=self.is_checked)
+        )
+
+    def parts_of(self, whole: Mapping[str, TensorEntry], wants: Mapping[str, torch.Tensor]) -> Tensors:
+        """What of each entry goes into the tensor of its name in `wants`, with that one's dtype."""
+        entries = {name: self.parts.cut(entry, wants[name]) for name, entry in whole.items()}
+        digests = recorded_digests((e for name, e in entries.items() if e is whole[name]), self.source.record)
+        tensors: Tensors
+        if self.is_mapped:
+            tensors = map_apart(entries, self.align_bytes).items()
+        elif self.parts is WHOLE and torch.device(self.device or "cpu").type != "cpu":
+            dtypes = {name: _dtype(wants[name], entry) for name, entry in entries.items()}
+            tensors = stream_to(
+                self.device or "cpu", entries, dtypes, digests=digests, is_checked=self.is_checked
+            ).items()
+        else:
+            tensors = read_tensors(
+                entries, digests=digests.tensors, algorithm=digests.algorithm, is_checked=self.is_checked
+            )
+        for name, tensor in tensors:
+            want = wants[name]
+            tensor = tensor.to(device=self.device or _home(want), dtype=_dtype(want, entries[name]))
+            yield name, self.parts.join(tensor, want)
+
+
+def _dtype(want: torch.Tensor, entry: TensorEntry) -> torch.dtype:
+    """The dtype of what the model holds: its own, or the file's where it has none yet."""
+    return torch_dtype(entry) if nn.parameter.is_lazy(want) else want.dtype
+
+
+def _like(want: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` as what `want` is: a parameter or a buffer."""
+    return nn.Parameter(tensor, want.requires_grad) if isinstance(want, nn.Parameter) else tensor
 
 
 def _without_refused(report: KeyReport, selection: Selection, extra: set[str], wanted: Wanted) -> KeyReport:
@@ -278,8 +340,9 @@ def _can_be_copied(model: nn.Module, selection: Selection, name: str) -> bool:
     if not takes_names_as_they_are(model):
         return True  # as far as anyone can tell beforehand
     own = model.state_dict(keep_vars=True)[name]
-    value = selection.tensors.get(name, selection.extra.get(name))
+    entry = selection.tensors.get(name)
     try:
+        value = torch.zeros(entry.shape, dtype=torch_dtype(entry)) if entry else selection.extra[name]
         own.detach().clone().copy_(to_torch(value, name))
     except (RuntimeError, NotImplementedError, TypeError, AttributeError):
         return False
@@ -296,57 +359,48 @@ def _home(tensor: torch.Tensor) -> torch.device:
     return torch.device("cpu") if tensor.is_meta else tensor.device
 
 
-def _is_of_its_own(value: Any) -> bool:
-    """Whether a value cannot be asked about without memory: one over ranks, one that has no shape yet."""
-    return is_spread(value) or nn.parameter.is_lazy(value)
+def _through_code(model: nn.Module, selection: Selection, report: KeyReport, reading: _Reading) -> None:
+    """Give the state dict to the model's loading code.
 
-
-def _num_tensors(state: Mapping[str, Any]) -> int:
-    return len({id(value) for value in state.values() if _is_tensor(value)})
-
-
-def _through_code(
-    model: nn.Module,
-    source: Checkpoint,
-    selection: Selection,
-    device: str | None,
-    report: KeyReport,
-    *,
-    is_checked: bool,
-    is_mapped: bool,
-) -> None:
-    """Give the whole state dict to the model's loading code, and move the model to `device`.
+    What that only puts somewhere is read afterwards, into its place there. So no more is held beside the
+    model than what the code works with.
 
     Raises: as `fill`.
     """
-    before, names, state = slots(model), names_in(model), model.state_dict(keep_vars=True)
-    is_skeleton = any(slot.tensor.is_meta for slot in before)
-    first = {entry.view: name for name, entry in reversed(list(selection.tensors.items()))}
-    entries = {name: selection.tensors[name].named(selection.original[name]) for name in first.values()}
-    if is_mapped:
-        read = map_apart(entries)
-    else:
-        digests = recorded_digests(entries.values(), source.record)
-        algorithm = digests.algorithm
-        read = dict(
-            read_tensors(entries, digests=digests.tensors, algorithm=algorithm, is_checked=is_checked)
-        )
-    values: Any = OrderedDict((name, read[first[e.view]]) for name, e in selection.tensors.items())
-    for group in _tied(state):
-        there = [name for name in group if name in values]
-        values.update((name, values[there[0]]) for name in group if there and name not in values)
-    values.update((name, to_torch(value, name, is_checked)) for name, value in selection.extra.items())
-    values._metadata = versions(model, selection)
+    state = model.state_dict(keep_vars=True)
+    places = {slot.name: slot.tensor for slot in slots(model)}
+    is_skeleton = any(tensor.is_meta for tensor in places.values())
+    is_hollow = is_skeleton or any(map(is_spread, places.values()))
+    entries = {name: e.named(selection.original[name]) for name, e in selection.tensors.items()}
+    tensors = without_memory(entries)
+    taken = taken_as_they_are(model, with_ties(state, state_dict(model, selection, tensors)), entries)
+    if not is_hollow:  # the code finds the model's own tensors there, which are filled in place then
+        taken = {
+            name: where
+            for name, where in taken.items()
+            if all(_can_be_filled(places[place], entries[name]) for place in where)
+        }
+        tensors |= {name: places[where[0]].detach() for name, where in taken.items()}
+    first = {entries[name].view: name for name in reversed(entries) if name not in taken}
+    read = reading.whole({name: entries[name] for name in first.values()})
+    tensors |= {name: read[first[entry.view]] for name, entry in entries.items() if name not in taken}
     del read
+    values = with_ties(state, state_dict(model, selection, tensors, is_checked=reading.is_checked))
+    stand_ins = {name: tensors[name] for name in taken}
+    del tensors
+    given: list[Given] = []
     try:
-        outcome = give(model, values, assign=is_skeleton)
+        if is_hollow:
+            outcome, given = assigned(model, values, stand_ins)
+        else:
+            outcome = give(model, values, assign=False)
     except LossyError:
         raise
     except Exception as error:
         if is_skeleton:  # the code may want values to work with
             raise NeedsValuesError(str(error)) from error
         what = f"the model's own loading code failed: {type(error).__name__}: {error}"
-        raise LossyError(what, str(source.path), "load what it was written for") from error
+        raise LossyError(what, str(reading.source.path), "load what it was written for") from error
     late = replace(
         report,
         missing=tuple(n for n in untouched(state, outcome.missing) if n not in report.fresh),
@@ -354,11 +408,48 @@ def _through_code(
         refusal=outcome.errors[0].strip() if outcome.errors else "",
     )
     if not late.fits:
-        raise misfit(late, source.path)
-    if is_skeleton:
-        settle(before, names)
-    _move(model, device)
-    source.check_unchanged()
+        raise misfit(late, reading.source.path)
+    values.clear()
+    if is_hollow:
+        _put(given, entries, reading)
+    else:
+        wanted = {place: (places[place], entries[name]) for name, where in taken.items() for place in where}
+        targets = {place: target for place, (target, _) in wanted.items()}
+        whole = {place: entry for place, (_, entry) in wanted.items()}
+        digests = recorded_digests(whole.values(), reading.source.record)
+        stream_into(targets, whole, digests=digests, is_checked=reading.is_checked and not reading.is_mapped)
+
+
+def _put(given: Sequence[Given], entries: Mapping[str, TensorEntry], reading: _Reading) -> None:
+    """Put into each place of a skeleton, or of a model over ranks, what loading code gave to it."""
+    wants = {one.slots[0].name: one.slots[0].tensor for one in given}
+    whole = {one.slots[0].name: entries[one.value] for one in given if isinstance(one.value, str)}
+    places = {one.slots[0].name: one.slots for one in given}
+
+    def put(name: str, tensor: torch.Tensor) -> None:
+        want = wants[name]
+        if is_spread(want) and not want.is_meta:
+            with torch.no_grad():
+                want.copy_(tensor)
+            return
+        tensor = _like(want, tensor)
+        for slot in places[name]:
+            slot.registry[slot.key] = tensor
+
+    for one in given:
+        if not isinstance(one.value, str):
+            want = one.slots[0].tensor
+            made = one.value.detach().to(one.value.dtype if nn.parameter.is_lazy(want) else want.dtype)
+            if is_spread(want):
+                made = placed(made.to(reading.device or _home(want)), want)
+            put(one.slots[0].name, made)
+    for name, tensor in reading.parts_of(whole, wants):
+        put(name, tensor)
+
+
+def _can_be_filled(tensor: torch.Tensor, entry: TensorEntry) -> bool:
+    """Whether an entry can be read into a tensor as it is."""
+    return is_plain(tensor) and tensor.dtype is torch_dtype(entry) and tuple(tensor.shape) == entry.shape
 
 
 def _only_copies(model: nn.Module, state: Mapping[str, Any]) -> bool:
@@ -367,19 +458,10 @@ def _only_copies(model: nn.Module, state: Mapping[str, Any]) -> bool:
     return all(id(value) in own and is_plain(value) for value in state.values())
 
 
-def _tied(state: Mapping[str, Any]) -> Iterator[list[str]]:
-    """The names of each tensor of a state dict."""
-    groups: dict[int, list[str]] = {}
-    for name, value in state.items():
-        if _is_tensor(value):
-            groups.setdefault(id(value), []).append(name)
-    yield from groups.values()
-
-
 def _chosen(state: Mapping[str, Any], selection: Selection) -> list[list[str]]:
     """The names of each tensor of the state dict that the file has, one that the file has first."""
     chosen = []
-    for names in _tied(state):
+    for names in tied_names(state):
         there = [name for name in names if name in selection.tensors]
         if there:
             chosen.append([there[0], *(name for name in names if name != there[0])])

@@ -15,12 +15,12 @@ from ptsave.core.accounts import Extras
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.keys import EXACT, KeyReport, Wanted
 from ptsave.core.own_process import prints_to_stderr
-from ptsave.core.select import Selection, select_model, without
+from ptsave.core.select import Selection, without
 from ptsave.errors import UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.recorded import told_by
-from ptsave.torch_layer.build import check_device
-from ptsave.torch_layer.fill import build_filled
+from ptsave.torch_layer.build import build_model, check_device
+from ptsave.torch_layer.fill import build_filled, select_for
 from ptsave.torch_layer.inputs import (
     Arguments,
     check_outputs,
@@ -81,9 +81,18 @@ def load(
     with open_checkpoint(path) as checkpoint:
         config = config_for(checkpoint, config_path, overrides, trusted)
         _check_places(inputs, outputs, overwrite)
-        selection = select_model(checkpoint, select)
+        skeleton = build_model(config.model, device="meta", app_dir=app_dir)
+        selection = select_for(skeleton, checkpoint, select, wanted)
         model, report = build_filled(
-            config.model, checkpoint, selection, device, warn, app_dir=app_dir, wanted=wanted, extras=extras
+            config.model,
+            checkpoint,
+            selection,
+            device,
+            warn,
+            app_dir=app_dir,
+            skeleton=skeleton,
+            wanted=wanted,
+            extras=extras,
         )
         warn_if_changed(model, checkpoint, warn)
     result: dict[str, torch.Tensor] | None = None

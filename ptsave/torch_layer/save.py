@@ -16,14 +16,13 @@ from ptsave.core.checkpoint import Replaced
 from ptsave.core.keys import EXACT, KeyReport, Wanted
 from ptsave.core.reads import may_be_replaced
 from ptsave.core.record import Record
-from ptsave.core.select import select_model
 from ptsave.errors import RefusedError, UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.writers import BY_NAME, Writer, check_destination
 from ptsave.torch_layer.build import build_model, check_device
 from ptsave.torch_layer.environment import environment
-from ptsave.torch_layer.fill import build_filled
+from ptsave.torch_layer.fill import build_filled, select_for
 from ptsave.torch_layer.imports import import_path
 from ptsave.torch_layer.inputs import make_inputs
 from ptsave.torch_layer.lazy import lazy_names, settle
@@ -98,7 +97,8 @@ def save(
     report: KeyReport | None = None
     if weights is not None:
         with open_checkpoint(weights) as source:
-            selection = select_model(source, select)
+            skeleton = build_model(config.model, device="meta", app_dir=app_dir)
+            selection = select_for(skeleton, source, select, wanted)
             model, report = build_filled(
                 config.model,
                 source,
@@ -106,6 +106,7 @@ def save(
                 device,
                 warn,
                 app_dir=app_dir,
+                skeleton=skeleton,
                 seed=seed,
                 wanted=wanted,
                 extras=extras,

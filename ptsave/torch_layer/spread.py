@@ -22,6 +22,11 @@ def has_replicas(value: Any) -> bool:
     return any(one.is_replicate() and mesh.size(dim) > 1 for dim, one in enumerate(value.placements))
 
 
+def is_sharded(module: nn.Module) -> bool:
+    """Whether FSDP2 shards the parameters of a module, whose class it has made another one."""
+    return callable(getattr(module, "_get_fsdp_state", None)) and hasattr(module, "unshard")
+
+
 def has_spread(tree: Any) -> bool:
     """Whether there is one anywhere in nested data."""
     return any(map(is_spread, tensors_in(tree)))

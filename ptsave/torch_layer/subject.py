@@ -13,12 +13,12 @@ from ptsave.config import Config
 from ptsave.core.behaviour import Behaviour
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.keys import Expected, KeyReport
-from ptsave.core.select import Content, Selection, comparable, named_as, select_model
+from ptsave.core.select import Content, Selection, comparable, named_as
 from ptsave.core.system import trim_memory
 from ptsave.errors import CorruptError
 from ptsave.recorded import Told, told_by
 from ptsave.torch_layer.build import build_model
-from ptsave.torch_layer.fill import build_filled, expected_of, fit_of
+from ptsave.torch_layer.fill import build_filled, expected_of, fit_of, select_for
 from ptsave.torch_layer.fresh import Fresh
 from ptsave.torch_layer.lazy import lazy_names
 from ptsave.torch_layer.mapped import ALLOCATOR_BYTES
@@ -58,7 +58,7 @@ class ModelSubject:
     @cached_property
     def selection(self) -> Selection:
         """The state dict that is the model's."""
-        found = select_model(self.checkpoint, self.select)
+        found = select_for(self.skeleton, self.checkpoint, self.select)
         return named_as(found, self.skeleton.state_dict(keep_vars=True))
 
     @cached_property

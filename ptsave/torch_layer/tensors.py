@@ -124,6 +124,10 @@ def _to_torch(value: Any, name: str, is_checked: bool) -> Any:
         return _sparse(value, name, is_checked)
     if isinstance(value, Opaque) and value.name == "_io.BytesIO":
         return _bytes_io(value, name)
+    if isinstance(value, io.BytesIO):  # each reader begins where it was
+        copied = io.BytesIO(value.getvalue())
+        copied.seek(value.tell())
+        return copied
     if isinstance(value, (Opaque, Global)):
         raise LossyError(f"{name!r} is a {value.name}, which is not plain data", "", "it cannot be loaded")
     return value

@@ -30,9 +30,7 @@ from ptsave.core.tree import map_leaves, map_tensors
 from ptsave.errors import CorruptError, LimitError, LossyError, MissingFileError, UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.pickle_shapes import Payload
-from ptsave.formats.quantized import is_quantized
-from ptsave.formats.tensor_kinds import parameter_data
-from ptsave.torch_layer.tensors import read_tensors, to_torch
+from ptsave.torch_layer.tensors import read_tensors, refused_part, to_torch
 from ptsave.torch_layer.training_keys import headers, is_count
 
 FOLDER_FILES: dict[str, tuple[re.Pattern[str], ...]] = {
@@ -152,11 +150,7 @@ def _weights(selection: Selection) -> Any:
 def as_torch(checkpoint: Checkpoint, root: Any) -> Any:
     """`root`, a part of `checkpoint`'s tree, with torch tensors; what is shared there is shared here."""
     names = {entry.view: name for name, entry in checkpoint.tensors.items()}
-    wanted = {
-        entry.view: entry.named(names.get(entry.view, entry.name))
-        for entry in _tensors(root)
-        if entry.kind in ("tensor", "parameter")
-    }
+    wanted = {entry.view: entry.named(names.get(entry.view, entry.name)) for entry in _tensors(root)}
     by_view = {names.get(view, str(i)): (view, entry) for i, (view, entry) in enumerate(wanted.items())}
     digests = recorded_digests(wanted.values(), checkpoint.record)
     read = dict(
@@ -188,9 +182,9 @@ def with_tensors(root: Any, tensors: Mapping[Any, torch.Tensor]) -> Any:
             return tensors.get(leaf.view, leaf)
         if isinstance(leaf, DType):
             return getattr(torch, leaf.name, leaf)
-        if is_quantized(parameter_data(leaf)):
-            return to_torch(leaf, "")
-        return _numpy(leaf) if isinstance(leaf, Opaque) else leaf
+        if isinstance(leaf, Opaque) and leaf.name.startswith("numpy."):
+            return _numpy(leaf)
+        return leaf if refused_part(leaf) else to_torch(leaf, "")
 
     return map_leaves(root, replace)
 

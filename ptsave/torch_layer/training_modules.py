@@ -4,18 +4,32 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from ptsave.core.keys import KeyReport, compare
-from ptsave.core.select import PARALLEL_WRAPPER, WRAPPERS, strip_wrapper_names
+from ptsave.core.keys import EXACT, KeyReport, Wanted
+from ptsave.core.select import PARALLEL_WRAPPER, WRAPPERS, Selection, strip_wrappers, under_prefix
 from ptsave.core.storage import MemoryStorage
 from ptsave.errors import LossyError
-from ptsave.torch_layer.fill import expected_of, extra_of, misfit
-from ptsave.torch_layer.spread import is_spread, placed
+from ptsave.torch_layer.fill import fit_of, goes_by_name, misfit
+from ptsave.torch_layer.loading_code import (
+    NeedsValuesError,
+    Outcome,
+    assigned,
+    give,
+    is_tensor,
+    state_dict,
+    taken_as_they_are,
+    untouched,
+    versions,
+    with_ties,
+    without_memory,
+)
+from ptsave.torch_layer.spread import has_spread, is_sharded, is_spread, placed
 from ptsave.torch_layer.training_keys import header
 
 NO_BYTES = MemoryStorage(memoryview(b""))
@@ -75,11 +89,15 @@ class ModulePlan(NamedTuple):
 
     module: nn.Module
     values: OrderedDict[str, Any]
-    """By the module's own names."""
+    """By the module's own names, or those that its loading code knows."""
     order: list[str]
     """The parameters in the order of registration there, by the names of here; tied ones once. Empty where
     the checkpoint does not say: only an OrderedDict keeps the order, and safetensors sorts."""
     notes: list[str]
+    report: KeyReport
+    taken: Mapping[str, list[str]] | None
+    """What the module's loading code only puts somewhere, and where; None where it has none."""
+    label: str
 
     def dtypes(self) -> dict[int, torch.dtype]:
         """The saved dtype of each parameter, by the parameter's identity."""
@@ -87,56 +105,120 @@ class ModulePlan(NamedTuple):
         return {id(p): self.values[name].dtype for name, p in parameters if name in self.values}
 
     def apply(self) -> None:
-        """Copy the values into the module's own tensors."""
-        self.module.load_state_dict(self.values, strict=True)
+        """Copy the values into the module's own tensors, as strict `load_state_dict` does.
+
+        Raises: LossyError for what the module's loading code refuses; what that raises.
+        """
+        state = self.module.state_dict(keep_vars=True)
+        if self.taken is None:
+            full: Any = OrderedDict((name, state[name]) for name in self.report.fresh)
+            full.update((name, placed(value, state[name])) for name, value in self.values.items())
+            full._metadata = self.values._metadata  # type: ignore[attr-defined]
+            self.module.load_state_dict(full, strict=True)
+            return
+        if has_spread(state):
+            outcome = _assign_spread(self.module, self.values, self.taken, self.label)
+        else:
+            outcome = give(self.module, self.values, assign=False)
+        late = replace(
+            self.report,
+            missing=tuple(n for n in untouched(state, outcome.missing) if n not in self.report.fresh),
+            unexpected=tuple(name for name in outcome.unexpected if name not in self.report.recomputed),
+            refusal=outcome.errors[0].strip() if outcome.errors else "",
+        )
+        if not late.fits:
+            raise _named_misfit(misfit(late, Path(self.label)), self.label)
 
 
-def plan_module(module: nn.Module, saved: Mapping[str, Any], label: str, where: str = "") -> ModulePlan:
+def _assign_spread(
+    module: nn.Module, values: Mapping[str, Any], taken: Mapping[str, list[str]], label: str
+) -> Outcome:
+    """Run the loading code of a module that is spread over ranks, on whole tensors of which each rank keeps
+    its part.
+
+    Every rank calls it.
+
+    Raises: as `assigned`; LossyError in place of NeedsValuesError.
+    """
+    stand_ins = {
+        name: torch.empty(values[name].shape, dtype=values[name].dtype, device="meta") for name in taken
+    }
+    whole: Any = OrderedDict((name, stand_ins.get(name, value)) for name, value in values.items())
+    whole.update((name, _whole(value)) for name, value in whole.items())
+    whole._metadata = values._metadata  # type: ignore[attr-defined]
+    try:
+        outcome, given = assigned(module, whole, stand_ins)
+    except NeedsValuesError as error:
+        what = f"the loading code works with the model's own values, which no rank has whole: {error.why}"
+        raise LossyError(what, label, "load it by one process, and go on from what that saves") from error
+    with torch.no_grad():
+        for slots, made in given:
+            want = slots[0].tensor
+            value = values[made] if isinstance(made, str) else made
+            want.copy_(placed(value, want) if is_spread(want) else _whole(value))
+    return outcome
+
+
+def _whole(value: Any) -> Any:
+    return value.full_tensor() if is_spread(value) else value
+
+
+def plan_module(
+    module: nn.Module, saved: Mapping[str, Any], label: str, where: str = "", wanted: Wanted = EXACT
+) -> ModulePlan:
     """Find the values for `module` in the state dict `saved`, whatever wrappers are in front of its names.
+
+    The module's own loading code is the judge, where it has such code.
 
     Raises: LossyError with every name that is missing, unexpected or of another shape.
     """
     module = unwrap(module)
     state = module.state_dict(keep_vars=True)
-    own = clean_names(state)
-    expected = {own.get(name, name): want for name, want in expected_of(module).items()}
-    extra = {own[name] for name in extra_of(module)}
-    best: tuple[KeyReport, dict[str, Any], list[str]] | None = None
-    for values, notes in _readings(saved, [*expected, *extra], label):
-        tensors = {name: header(name, value, NO_BYTES) for name, value in values.items() if _is_plain(value)}
-        report = compare(expected, tensors, extra, [name for name in values if name not in tensors])
+    best: tuple[KeyReport, Selection, list[str]] | None = None
+    for reading, said in _readings(saved, list(clean_names(state).values()), label):
+        selection, report = fit_of(module, reading, wanted)
         if best is None or report.fits:
-            best = (report, values, notes)
+            best = (report, selection, said)
         if report.fits:
             break
     assert best is not None
-    report, values, notes = best
+    report, selection, notes = best
     if not report.fits:
         raise _named_misfit(misfit(report, Path(where or label)), label)
-    _refuse_untied(parameters_of(module), values, label)
+    names = {old: new for new, old in selection.original.items()}
+    values: Any = OrderedDict((names[old], value) for old, value in saved.items() if old in names)
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    _refuse_untied(parameters, values, label)
     if report.recast:
         name, want, found = report.recast[0]
         notes.append(
             f"{label}: {len(report.recast)} tensors are cast to the model's dtype ({name}: {found} → {want})"
         )
-    full: OrderedDict[str, Any] = OrderedDict()
-    parameters = parameters_of(module)
-    for own_name, name in own.items():
-        if name in values:
-            full[own_name] = values[name]
-        else:  # tied, and in the file under another of its names
-            target = parameters[name]
-            full[own_name] = next(values[n] for n, p in parameters.items() if p is target and n in values)
-        full[own_name] = placed(full[own_name], state[own_name])
-    if (versions := getattr(saved, "_metadata", None)) is not None:
-        full._metadata = versions  # type: ignore[attr-defined]
-    seen: set[int] = set()
-    order = []
-    for name in values if isinstance(saved, OrderedDict) else ():
-        if name in parameters and id(parameters[name]) not in seen:
-            seen.add(id(parameters[name]))
-            order.append(name)
-    return ModulePlan(module, full, order, notes)
+    taken: Mapping[str, list[str]] | None = None
+    if goes_by_name(module, selection, report):
+        places: Mapping[str, list[str]] = {name: [name] for name in values}
+        values = OrderedDict((name, value) for name, value in values.items() if name in state)
+    else:
+        bare = without_memory(selection.tensors)
+        taken = taken_as_they_are(module, with_ties(state, state_dict(module, selection, bare)), bare)
+        places = {name: [name] for name in values} | dict(taken)
+    order = _order(values, places, parameters) if isinstance(saved, OrderedDict) else []
+    values = with_ties(state, values)
+    values._metadata = versions(module, selection)
+    own = clean_names(parameters)
+    return ModulePlan(module, values, [own[name] for name in order], notes, report, taken, label)
+
+
+def _order(
+    values: Iterable[str], places: Mapping[str, list[str]], parameters: Mapping[str, nn.Parameter]
+) -> list[str]:
+    """The parameters in the order in which they are in a state dict; none where it does not say of all."""
+    order: dict[int, str] = {}
+    for name in values:
+        for place in places[name]:
+            if place in parameters:
+                order.setdefault(id(parameters[place]), place)
+    return list(order.values()) if len(order) == len(set(map(id, parameters.values()))) else []
 
 
 def _refuse_untied(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Any], label: str) -> None:
@@ -152,37 +234,37 @@ def _refuse_untied(parameters: Mapping[str, nn.Parameter], values: Mapping[str, 
 
 
 def _readings(
-    saved: Mapping[str, Any], expected: list[str], label: str
-) -> Iterable[tuple[dict[str, Any], list[str]]]:
+    saved: Mapping[str, Any], expected: Sequence[str], label: str
+) -> Iterator[tuple[Selection, list[str]]]:
     """The saved names as they are, without wrappers, and under a prefix (Lightning's `model.`)."""
-    renamed, _ = strip_wrapper_names(saved)
-    stripped = {renamed[name]: value for name, value in saved.items()}
-    cleaned = {new: saved[old] for old, new in clean_names(saved).items()}
-    yield cleaned, []
-    yield stripped, []
+    tensors = {name: header(name, value, NO_BYTES) for name, value in saved.items() if is_tensor(value)}
+    extra = {name: value for name, value in saved.items() if name not in tensors}
+    metadata = getattr(saved, "_metadata", None)
+    plain = Selection("", tensors, extra, metadata, {name: name for name in saved})
+    yield plain, []
+    yield (stripped := strip_wrappers(plain)), []
     yield from _under_a_prefix(stripped, expected, "", label)
-    yield from _under_a_prefix(cleaned, expected, f"{PARALLEL_WRAPPER}.", label)
+    yield from _under_a_prefix(plain, expected, f"{PARALLEL_WRAPPER}.", label)
 
 
 def _under_a_prefix(
-    saved: Mapping[str, Any], expected: Sequence[str], front: str, label: str
-) -> Iterator[tuple[dict[str, Any], list[str]]]:
+    saved: Selection, expected: Sequence[str], front: str, label: str
+) -> Iterator[tuple[Selection, list[str]]]:
     """The saved values whose names have a prefix more than the `expected` ones, behind `front`.
 
     An average (`module.0.weight` beside `n_averaged`) keeps what lies beside its `module`.
     """
     first = next((name.removeprefix(front) for name in expected if name.startswith(front)), "")
-    wanted = set(expected)
-    beside = {n: v for n, v in saved.items() if front and not n.startswith(front) and n in wanted}
-    for name in saved:
+    beside = {n for n in saved.original if front and not n.startswith(front) and n in set(expected)}
+    for name in saved.original:
         if first and name.startswith(front) and name.endswith(f".{first}") and name != f"{front}{first}":
             prefix = name.removesuffix(first)
-            inside = {front + n.removeprefix(prefix): v for n, v in saved.items() if n.startswith(prefix)}
-            others = [n for n in saved if not n.startswith(prefix) and n not in beside]
+            inside = under_prefix(saved, prefix, front, beside)
+            others = [n for n in saved.original if not n.startswith(prefix) and n not in beside]
             notes = [f"{label}: took the names under {prefix!r}"]
             if others:
                 notes.append(f"{label}: not used: {_few(others)}")
-            yield inside | beside, notes
+            yield inside, notes
 
 
 def _named_misfit(error: LossyError, label: str) -> LossyError:
@@ -194,10 +276,6 @@ def _named_misfit(error: LossyError, label: str) -> LossyError:
 
 def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f", … ({len(names)})" if len(names) > 3 else "")
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and not value.is_quantized
 
 
 # --- gradients --------------------------------------------------------------------------------------------
@@ -250,9 +328,9 @@ def _fsdp_parameters(module: nn.Module, label: str) -> Iterator[tuple[str, Any]]
     """
     names = {id(p): name for name, p in reversed(parameters_of(module).items())}
     for inner in module.modules():
-        if not (callable(getattr(inner, "_get_fsdp_state", None)) and hasattr(inner, "unshard")):
+        if not is_sharded(inner):
             continue
-        state = inner._get_fsdp_state()  # type: ignore[operator]
+        state: Any = inner._get_fsdp_state()  # type: ignore[operator]
         one = [] if hasattr(state, "_fsdp_param_groups") else [state._fsdp_param_group]
         for group in getattr(state, "_fsdp_param_groups", one):
             if group is None:

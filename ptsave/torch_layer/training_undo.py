@@ -57,6 +57,8 @@ def apply_all(steps: Sequence[Step], modules: Sequence[nn.Module]) -> None:
         training_rng.restore(training_rng.check(rng)[0])
         if not isinstance(error, Exception):
             raise
+        if isinstance(error, LossyError) and not stuck:
+            raise
         raise LossyError(
             f"refuses its saved state: {type(error).__name__}: {error}",
             step.label,
@@ -92,7 +94,8 @@ class _Memory:
         self._arrays = [(one, one.copy()) for one in found if isinstance(one, np.ndarray)]
         # An optimizer takes other tensors, and does not write to those that it has.
         tensors = [one for one in found if isinstance(one, torch.Tensor) and not has_groups(member)]
-        self._tensors = [(one, one.detach().clone()) for one in tensors]
+        self._lazy = [(one, type(one)) for one in tensors if nn.parameter.is_lazy(one)]
+        self._tensors = [(one, one.detach().clone()) for one in tensors if not nn.parameter.is_lazy(one)]
         self._state = None if isinstance(member, nn.Module) else self._own_state()
 
     def _own_state(self) -> Any:
@@ -128,6 +131,8 @@ class _Memory:
                 (container.extend if isinstance(container, deque) else container.update)(was)
         for array, was in self._arrays:
             array[...] = was
+        for lazy, kind in self._lazy:  # which becomes another class with its shape
+            lazy.__class__ = kind
         with torch.no_grad():
             for tensor, was in self._tensors:
                 tensor.copy_(was)

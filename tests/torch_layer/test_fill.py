@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+import ptsave
+from ptsave.cli import run
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.select import select_model
-from ptsave.errors import CorruptError, LossyError
+from ptsave.errors import AmbiguousError, CorruptError, LossyError
 from ptsave.formats import open_checkpoint
 from ptsave.torch_layer.fill import fill
 from ptsave.torch_layer.streaming import stream_to
@@ -140,3 +142,57 @@ def test_onto_cuda(saved: tuple[Checkpoint, dict[str, torch.Tensor]], device: st
     fill(model, saved[0], select_model(saved[0]), "cuda", print)
     assert {tensor.device.type for tensor in model.state_dict().values()} == {"cuda"}
     assert_filled(model.cpu(), saved[1])
+
+
+GENERATOR, DISCRIMINATOR = nn.Linear(3, 2).state_dict(), nn.Linear(5, 2).state_dict()
+TWO: dict[str, tuple[Any, str]] = {
+    "beside each other": ({"discriminator": DISCRIMINATOR, "generator": GENERATOR}, "generator"),
+    "in one": ({"model": {"discriminator": DISCRIMINATOR, "generator": GENERATOR}}, "model.generator"),
+    "the better name": ({"model": DISCRIMINATOR, "generator": GENERATOR}, "generator"),
+    "nested": (
+        {"state_dict": {**nn.Linear(9, 9).state_dict(), "more": torch.ones(3), "state_dict": GENERATOR}},
+        "state_dict.state_dict",
+    ),
+    "wrapped": (
+        {
+            "discriminator": DISCRIMINATOR,
+            "generator": {f"module.{key}": value for key, value in GENERATOR.items()},
+        },
+        "generator",
+    ),
+    "with an average": ({"model": GENERATOR, "ema": GENERATOR}, "model"),
+}
+
+
+@pytest.mark.parametrize("case", TWO)
+def test_the_state_dict_that_fits_is_taken(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree, where = TWO[case]
+    torch.save(tree, tmp_path / "m.pt")
+    config = tmp_path / "m.toml"
+    config.write_text('[model]\nclass = "torch.nn.Linear"\n[model.args]\nin_features = 3\nout_features = 2\n')
+    with pytest.warns(UserWarning, match=f"took the state dict under '{where}'"):
+        loaded = (
+            ptsave.load(tmp_path / "m.pt", nn.Linear(3, 2)),
+            ptsave.load(tmp_path / "m.pt", config=config),
+        )
+    for model in loaded:
+        assert torch.equal(model.weight, GENERATOR["weight"])  # type: ignore[arg-type]
+    file, saved = str(tmp_path / "m.pt"), str(tmp_path / "s.pt")
+    for argv in (["load", file], ["verify", file]):
+        assert run([*argv, "-c", str(config)]) == 0
+        said = capsys.readouterr()
+        assert where in said.out + said.err
+    assert run(["save", str(config), saved, "--weights", file]) == 0
+    assert torch.equal(torch.load(saved)["weight"], GENERATOR["weight"])
+
+
+def test_two_that_fit_are_both_named(tmp_path: Path) -> None:
+    both = {"a": nn.Linear(3, 2).state_dict(), "b": nn.Linear(3, 2).state_dict(), "c": DISCRIMINATOR}
+    torch.save(both, tmp_path / "m.pt")
+    with pytest.raises(AmbiguousError, match="'a', 'b'") as caught:
+        ptsave.load(tmp_path / "m.pt", nn.Linear(3, 2))
+    assert "'c'" not in str(caught.value)
+    with pytest.raises(AmbiguousError, match="'a', 'b', 'c'"):
+        ptsave.load(tmp_path / "m.pt", nn.Linear(7, 7))

@@ -24,7 +24,9 @@ from ptsave.errors import LossyError, UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.specs import Place, parse_model
 from ptsave.torch_layer.fill import build_filled
+from ptsave.torch_layer.training_files import read_training
 from ptsave.torch_layer.training_modules import plan_module
+from ptsave.torch_layer.training_state import TrainingState
 
 State = dict[str, Any]
 
@@ -343,7 +345,7 @@ def build(case: str) -> nn.Module:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("way", ["into", "skeleton"])
+@pytest.mark.parametrize("way", ["into", "skeleton", "resume"])
 @pytest.mark.parametrize("case", CASES)
 def test_it_is_strict_load_state_dict(case: str, way: str, tmp_path: Path) -> None:
     make, change = CASES[case]
@@ -359,6 +361,9 @@ def test_it_is_strict_load_state_dict(case: str, way: str, tmp_path: Path) -> No
     def load() -> nn.Module:
         if way == "into":
             return ptsave.load(tmp_path / "m.pt", ours)
+        if way == "resume":
+            TrainingState(model=ours).load_state_dict(read_training(tmp_path / "m.pt"))
+            return ours
         spec = parse_model({"factory": f"{__name__}.build", "args": {"case": case}}, Place("", ("model",)))
         spec = replace(spec, is_factory=False)
         with open_checkpoint(tmp_path / "m.pt") as checkpoint:

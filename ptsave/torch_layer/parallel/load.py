@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from ptsave.config import ModelSpec
 from ptsave.core.accounts import Extras
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.keys import EXACT, KeyReport, Wanted
-from ptsave.core.select import Selection, select_model
+from ptsave.core.select import Selection, without
 from ptsave.formats import open_checkpoint
 from ptsave.torch_layer.build import build_model
-from ptsave.torch_layer.fill import Warn, fill
+from ptsave.torch_layer.fill import Warn, fill, select_for
 from ptsave.torch_layer.inputs import check_outputs, output_tensors, write_tensors
 from ptsave.torch_layer.load import Loaded, arguments_for, config_for, summary, warn_if_changed
+from ptsave.torch_layer.loading_code import NeedsValuesError
 from ptsave.torch_layer.parallel.group import Group
 from ptsave.torch_layer.parallel.materialise import OWN_PARTS, num_local_bytes
 from ptsave.torch_layer.parallel.plan import Plan, make_plan
@@ -60,10 +63,21 @@ def load(
         check_same_config(group, config)
         check_same_folder(group, checkpoint)
         plan = make_plan(config, group)
-        selection = select_model(checkpoint, select)
-        model = build_model(config.model, device="meta", app_dir=app_dir)
-        warn_if_changed(model, checkpoint, say)
-        report = spread_and_fill(group, plan, model, checkpoint, selection, say, wanted=wanted, extras=extras)
+        skeleton = build_model(config.model, device="meta", app_dir=app_dir)
+        selection = select_for(skeleton, checkpoint, select, wanted)
+        warn_if_changed(skeleton, checkpoint, say)
+        model, report = spread_and_fill(
+            group,
+            plan,
+            config.model,
+            checkpoint,
+            selection,
+            say,
+            skeleton=skeleton,
+            app_dir=app_dir,
+            wanted=wanted,
+            extras=extras,
+        )
     most = max(group.gather(num_local_bytes(model)))
     result: dict[str, torch.Tensor] | None = None
     if inputs is not None or outputs is not None:
@@ -81,32 +95,37 @@ def load(
 def spread_and_fill(
     group: Group,
     plan: Plan,
-    model: nn.Module,
+    spec: ModelSpec,
     source: Checkpoint,
     selection: Selection,
     warn: Warn,
     *,
+    skeleton: nn.Module,
+    app_dir: Path | None = None,
+    seed: int = 0,
     is_checked: bool = True,
     extras: Extras = "fail",
     wanted: Wanted = EXACT,
-) -> KeyReport:
-    """Spread a model that was built on the meta device, and read this rank's part of it.
+) -> tuple[nn.Module, KeyReport]:
+    """Spread the `skeleton` of `spec` (built on the meta device), and read this rank's part of it.
+
+    Where something of the model keeps its initial values, or its loading code works with them, each rank
+    builds it with them, from `seed`, and fills it whole before it keeps its part.
 
     Raises: UsageError when it cannot be spread, LossyError when the keys do not fit; CorruptError for a
     tensor that does not match its checksum, unless `is_checked` is off.
     """
+    options: dict[str, Any] = {"is_checked": False, "wanted": wanted, "extras": extras}
+    model = skeleton
     plan.spread(model)
-    report = fill(
-        model,
-        source,
-        selection,
-        group.device,
-        warn,
-        is_checked=False,
-        parts=OWN_PARTS,
-        wanted=wanted,
-        extras=extras,
-    )
+    try:
+        report = fill(model, source, selection, group.device, warn, parts=OWN_PARTS, **options)
+    except NeedsValuesError:
+        model = build_model(spec, device="cpu", app_dir=app_dir, seed=seed)
+        report = fill(model, source, selection, None, warn, **options)
+        plan.spread(model)
+        model.to(group.device)
     if is_checked:
-        check_bytes(group, source, [selection.original[name] for name in selection.tensors])
-    return report
+        taken = without(selection, report.left)
+        check_bytes(group, source, [taken.original[name] for name in taken.tensors])
+    return model, report

@@ -51,7 +51,8 @@ def part_of(tensor: torch.Tensor, want: DTensor) -> torch.Tensor:
         raise ValueError(f"{list(tensor.shape)} is spread as {list(want.shape)}")
     box = box_of(want)
     own = tensor[tuple(slice(o, o + size) for o, size in zip(box.offsets, box.sizes, strict=True))]
-    return _join(own.to(want.device, copy=True, memory_format=torch.contiguous_format), want)
+    device = tensor.device if want.is_meta else want.device
+    return _join(own.to(device, copy=True, memory_format=torch.contiguous_format), want)
 
 
 OWN_PARTS = Parts(_cut, _join)

@@ -15,12 +15,11 @@ from ptsave.core.atomic_folder import check_folder_destination
 from ptsave.core.behaviour import num_bytes as behaviour_bytes
 from ptsave.core.keys import EXACT, KeyReport, Wanted
 from ptsave.core.record import Record
-from ptsave.core.select import select_model
 from ptsave.errors import UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
 from ptsave.torch_layer.build import build_model
-from ptsave.torch_layer.fill import Warn
+from ptsave.torch_layer.fill import Warn, select_for
 from ptsave.torch_layer.observe import observe
 from ptsave.torch_layer.parallel.group import Group
 from ptsave.torch_layer.parallel.load import spread_and_fill
@@ -77,10 +76,22 @@ def save(
     if weights is not None:
         with open_checkpoint(weights) as source:
             check_same_folder(group, source)
-            selection = select_model(source, select)
-            model = build_model(config.model, device="meta", app_dir=app_dir)
-            record = describe(model, config, torch.device(group.device).type)
-            report = spread_and_fill(group, plan, model, source, selection, say, wanted=wanted, extras=extras)
+            skeleton = build_model(config.model, device="meta", app_dir=app_dir)
+            selection = select_for(skeleton, source, select, wanted)
+            record = describe(skeleton, config, torch.device(group.device).type)
+            model, report = spread_and_fill(
+                group,
+                plan,
+                config.model,
+                source,
+                selection,
+                say,
+                skeleton=skeleton,
+                app_dir=app_dir,
+                seed=seed,
+                wanted=wanted,
+                extras=extras,
+            )
             record = with_allowed(record, report)
             reference = source.record
         filled = f"{weights} ({sentence})" if (sentence := selection.sentence()) else str(weights)

@@ -88,9 +88,17 @@ class SpreadSubject(ModelSubject):
         self, source: Checkpoint, selection: Selection, skeleton: nn.Module | None = None, **how: bool
     ) -> nn.Module:
         """A model of its own, which FSDP2 makes another class of: the skeleton stays what it is."""
-        model = build_model(self.config.model, device="meta", app_dir=self.app_dir)
-        spread_and_fill(
-            self.group, self.plan, model, source, selection, self.warn, is_checked=False, extras="drop"
+        model, _ = spread_and_fill(
+            self.group,
+            self.plan,
+            self.config.model,
+            source,
+            selection,
+            self.warn,
+            skeleton=build_model(self.config.model, device="meta", app_dir=self.app_dir),
+            app_dir=self.app_dir,
+            is_checked=False,
+            extras="drop",
         )
         self.plan.check_runs(model)
         return model.eval()

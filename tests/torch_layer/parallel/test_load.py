@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 from ptsave.core.digest import tensor_digest
 from ptsave.core.storage import FileStorage
 from ptsave.formats import open_checkpoint
-from tests.torch_layer.parallel.launch import errors, ptsave, run_cases, torchrun
+from tests.torch_layer.parallel.launch import environment, errors, ptsave, run_cases, torchrun
 from tests.torch_layer.parallel.models import write_models
 
 SOURCES = {"m.safetensors": (), "m.pt": (), "m.dcp": ("--format", "dcp"), "m.folder": ()}
@@ -105,6 +107,40 @@ def test_one_rank_says_what_does_not_fit(studio: Path) -> None:
     assert done.returncode == 1
     (line,) = errors(done.stderr)
     assert "does not fit the model: 5 unexpected" in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["dp.toml", "tp2.toml"])
+def test_what_is_allowed(studio: Path, config: str) -> None:
+    """Over ranks, too, what may be absent is fresh, what may be left is left, and the report says which."""
+    deeper = ("--set", "model.args.depth=4", "--set", "model.args.vocab=15")
+    flags = (
+        "--allow-missing",
+        "blocks.3.*",
+        "--allow-missing",
+        "*d.weight",
+        "--allow-unexpected",
+        "*d.weight",
+    )
+    done = torchrun(2, "load", "m.pt", "-c", config, *deeper, *flags, "--json", cwd=studio)
+    assert done.returncode == 0, done.stderr
+    alone = subprocess.run(
+        [sys.executable, "-m", "ptsave", "load", "m.pt", "-c", "plain.toml", *deeper, *flags, "--json"],
+        cwd=studio,
+        env=environment(),
+        capture_output=True,
+        check=True,
+    )
+    one, other = json.loads(done.stdout), json.loads(alone.stdout)
+    assert [one[key] for key in ("missing", "unexpected", "mismatched", "num_tensors")] == [
+        other[key] for key in ("missing", "unexpected", "mismatched", "num_tensors")
+    ]
+    assert len(one["missing"]) > 4
+    ptsave(studio, "save", "plain.toml", "s1.pt", "--weights", "m.pt", *deeper, *flags, "--seed", "3")
+    spread = ("--weights", "m.pt", *deeper, *flags, "--seed", "3", "--no-behaviour")
+    done = torchrun(2, "save", config, "s2.dcp", *spread, cwd=studio)
+    assert done.returncode == 0, done.stderr
+    assert expected(studio / "s2.dcp") == expected(studio / "s1.pt")
 
 
 @pytest.mark.slow

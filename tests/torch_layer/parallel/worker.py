@@ -41,7 +41,9 @@ def _case(group: Group, case: dict[str, Any]) -> dict[str, Any]:
     lines: list[str] = []
     with open_checkpoint(case["path"]) as checkpoint:
         model = build_model(config.model, device="meta", app_dir=Path())
-        spread_and_fill(group, plan, model, checkpoint, select_model(checkpoint), lines.append)
+        selection = select_model(checkpoint)
+        spec = config.model
+        spread_and_fill(group, plan, spec, checkpoint, selection, lines.append, skeleton=model)
     state = model.state_dict(keep_vars=True)
     found: dict[str, Any] = {
         "bytes": group.gather(num_local_bytes(model)),
