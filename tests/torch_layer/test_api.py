@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,9 @@ except AttributeError:
 
 def test_a_model_goes_out_and_comes_back(tmp_path: Path, model: nn.Module) -> None:
     for name in ("m.safetensors", "m.pt", "m.npz"):
-        saved = ptsave.save(tmp_path / name, model)
+        has_no_record = pytest.warns(UserWarning, match="the record stays behind")
+        with has_no_record if name == "m.npz" else nullcontext():
+            saved = ptsave.save(tmp_path / name, model)
         assert (saved.num_tensors, saved.num_elements, saved.num_bytes) == (4, 67, 268)
         other = SimpleNet(**HYPERPARAMETERS)
         assert ptsave.load(tmp_path / name, other) is other

@@ -237,7 +237,7 @@ def with_state(make: type[torch.Tensor] = Plain) -> torch.Tensor:
 
 
 def with_attribute(tensor: Any) -> Any:
-    tensor.tag = 3
+    tensor._mark = 3  # private: what it is for is not known; a public one is noted and left
     return tensor
 
 
@@ -254,8 +254,8 @@ REFUSED: dict[str, tuple[Make, str]] = {
         lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(1)], layout=torch.jagged),
         "attributes that the file sets on tensors",
     ),
-    "an attribute": (lambda: with_attribute(torch.arange(3.0)), "'tag'"),
-    "an attribute of a parameter": (lambda: with_attribute(nn.Parameter(torch.ones(2))), "'tag'"),
+    "a private attribute": (lambda: with_attribute(torch.arange(3.0)), "'_mark'"),
+    "a private attribute of a parameter": (lambda: with_attribute(nn.Parameter(torch.ones(2))), "'_mark'"),
     "a buffer by itself": (lambda: nn.Buffer(torch.ones(2)), "'_is_buffer'"),
     "a parameter without a shape": (lambda: nn.UninitializedParameter(), "UninitializedParameter"),
     "quantized, meta": (lambda: torch.empty(2, device="meta", dtype=torch.qint8), "torch.meta"),
