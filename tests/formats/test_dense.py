@@ -12,11 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ptsave.cli import run
 from ptsave.core.gather import contiguous
 from ptsave.core.nodes import TensorEntry
 from ptsave.errors import LimitError, LossyError
 from ptsave.formats import open_checkpoint, scattered
-from ptsave.formats.dense import Densifier
+from ptsave.formats.dense import Densifier, can_be_dense
 
 Make = Callable[[], torch.Tensor]
 
@@ -235,7 +236,6 @@ DAMAGED = {
     "indices of one dimension": sparse(torch.sparse_coo, long([0]), ones(1), torch.Size([5])),
     "not coalesced": sparse(torch.sparse_coo, long([[1, 1]]), ones(2), torch.Size([5]), True),
     "not in order": sparse(torch.sparse_coo, long([[1, 0]]), ones(2), torch.Size([5]), True),
-    "a negative size": sparse(torch.sparse_coo, long([[1]]), ones(1), torch.Size([-5])),
     "csr, does not begin at 0": sparse(
         torch.sparse_csr, long([1, 1, 2]), long([0, 1]), ones(2), torch.Size([2, 2])
     ),
@@ -263,6 +263,14 @@ def test_damaged(case: str, tmp_path: Path) -> None:
     torch.save({"t": DAMAGED[case]}, tmp_path / "a.pt")
     with open_checkpoint(tmp_path / "a.pt") as checkpoint, pytest.raises(LossyError, match="is damaged"):
         read(Densifier().dense(checkpoint.root["t"]), 1 << 20)
+
+
+def test_a_negative_size_makes_no_sparse_tensor(tmp_path: Path) -> None:
+    damaged = sparse(torch.sparse_coo, long([[1]]), ones(1), torch.Size([-5]))
+    torch.save({"t": damaged, "w": ones(2)}, tmp_path / "a.pt")
+    with open_checkpoint(tmp_path / "a.pt") as checkpoint:
+        assert not can_be_dense(checkpoint.root["t"])
+    assert run(["convert", str(tmp_path / "a.pt"), str(tmp_path / "b.npz"), "--dense"]) == 4
 
 
 @pytest.mark.parametrize("size", [2**28 + 1, 2**62, 2**63 - 1])

