@@ -37,8 +37,8 @@ def state_dict(num_bytes: int, num_tensors: int = 200) -> dict[str, torch.Tensor
 def save_ptsave(taken: Seconds, path: str, num_bytes: str, sync: str) -> None:
     """A state dict as `.pt`, with true CRCs and without a record, as torch.save writes it."""
     from ptsave.formats.base import WriteOptions
-    from ptsave.formats.torch_zip_write import write
-    from ptsave.torch_layer.live import checkpoint_of
+    from ptsave.formats.torch.write import write
+    from ptsave.models.weights.live import checkpoint_of
 
     state = state_dict(int(num_bytes))
     with timed(taken):
@@ -60,7 +60,7 @@ def save_torch(taken: Seconds, path: str, num_bytes: str, sync: str) -> None:
 def load_ptsave(taken: Seconds, path: str) -> None:
     """Every tensor into fresh memory, CRCs checked."""
     from ptsave.formats import open_checkpoint
-    from ptsave.torch_layer.tensors import read_tensors
+    from ptsave.models.weights.tensors import read_tensors
 
     with timed(taken), open_checkpoint(path) as checkpoint:
         state = dict(read_tensors(checkpoint.tensors))
@@ -85,7 +85,7 @@ def load_safetensors(taken: Seconds, path: str) -> None:
 def load_ptsave_used(taken: Seconds, path: str) -> None:
     """Every tensor, and every byte used."""
     from ptsave.formats import open_checkpoint
-    from ptsave.torch_layer.tensors import read_tensors
+    from ptsave.models.weights.tensors import read_tensors
 
     with timed(taken), open_checkpoint(path) as checkpoint:
         use(dict(read_tensors(checkpoint.tensors)))
@@ -94,7 +94,7 @@ def load_ptsave_used(taken: Seconds, path: str) -> None:
 def lazy_ptsave(taken: Seconds, path: str) -> None:
     """Every tensor over the file's own pages, and every byte used."""
     from ptsave.formats import open_checkpoint
-    from ptsave.torch_layer.mapped import map_tensors
+    from ptsave.models.weights.mapped import map_tensors
 
     with timed(taken), open_checkpoint(path) as checkpoint:
         use(map_tensors(checkpoint.tensors))
@@ -103,7 +103,7 @@ def lazy_ptsave(taken: Seconds, path: str) -> None:
 def stream_ptsave(taken: Seconds, path: str) -> int:
     """Every tensor into one that is there; returns how many bytes were resident before."""
     from ptsave.formats import open_checkpoint
-    from ptsave.torch_layer.streaming import stream_into
+    from ptsave.models.weights.streaming import stream_into
 
     with open_checkpoint(path) as checkpoint:
         model = {name: torch.ones(entry.shape) for name, entry in checkpoint.tensors.items()}

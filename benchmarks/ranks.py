@@ -24,15 +24,15 @@ from torch.distributed.fsdp import fully_shard
 
 from benchmarks.distributed import LAYER_BYTES, WIDTH
 from ptsave import Checkpoints
+from ptsave.core.parts.select import select_model
 from ptsave.core.record import Record
-from ptsave.core.select import select_model
+from ptsave.distributed.group import Group, joined
+from ptsave.distributed.shares import check_bytes
+from ptsave.distributed.writer import write_spread
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
-from ptsave.torch_layer.fill import fill
-from ptsave.torch_layer.parallel.group import Group, joined
-from ptsave.torch_layer.parallel.materialise import OWN_PARTS
-from ptsave.torch_layer.parallel.shares import check_bytes
-from ptsave.torch_layer.parallel.writer import write_spread
+from ptsave.models.weights.fill import fill
+from ptsave.models.weights.sharded import OWN_PARTS
 
 Run = Callable[[], float | None]
 """What is timed; or, where it returns a number, what has timed itself (seconds)."""

@@ -25,11 +25,11 @@ from benchmarks.machine import describe
 from benchmarks.scale_files import Shape, write_files
 from benchmarks.scale_plot import draw
 from benchmarks.scale_report import with_table
-from ptsave.core.gather import laid_out
-from ptsave.core.select import select_model
+from ptsave.core.parts.select import select_model
+from ptsave.core.values.gather import laid_out
 from ptsave.formats import open_checkpoint
-from ptsave.formats.chunks import Box, window
-from ptsave.formats.dcp_metadata import parse_metadata
+from ptsave.formats.dcp.chunks import Box, window
+from ptsave.formats.dcp.metadata import parse_metadata
 
 RESULTS = Path(__file__).with_name("scale.json")
 DOCS = Path(__file__).parents[1] / "docs"

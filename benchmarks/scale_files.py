@@ -9,9 +9,9 @@ from pathlib import Path
 from ptsave.core.dtypes import BY_NAME
 from ptsave.core.nodes import TensorEntry, contiguous_strides
 from ptsave.core.storage import MemoryStorage
-from ptsave.formats.pickle_emit import Emitter
-from ptsave.formats.storage_plan import Part, Place
-from ptsave.formats.torch_archive import TorchArchive, emit_tensor
+from ptsave.formats.pickle.emit import Emitter
+from ptsave.formats.torch.archive import TorchArchive, emit_tensor
+from ptsave.formats.torch.storage_plan import Part, Place
 
 DTYPE = BY_NAME["float32"]
 COLUMNS = 4096

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ptsave.core.gather import contiguous
+from ptsave.core.values.gather import contiguous
 from ptsave.errors import PtsaveError
 from ptsave.formats import open_checkpoint
 from ptsave.verbs.verify import Subject, bytes_, safe

@@ -15,10 +15,10 @@ from pathlib import Path
 from random import Random
 
 from fuzz import containers
-from ptsave import as_json
-from ptsave.core.gather import contiguous
+from ptsave.core.values.gather import contiguous
 from ptsave.errors import PtsaveError
 from ptsave.formats import open_checkpoint
+from ptsave.render import as_json
 from ptsave.verbs.inspect import inspect
 from ptsave.verbs.verify import Subject, bytes_, safe
 from tests.attacks import torch_files as tf

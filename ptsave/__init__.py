@@ -14,26 +14,26 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ptsave.api import load as load
+    from ptsave.api import save as save
     from ptsave.errors import PtsaveError as PtsaveError
-    from ptsave.torch_layer.api import load as load
-    from ptsave.torch_layer.api import save as save
-    from ptsave.torch_layer.checkpoints import Checkpoints as Checkpoints
-    from ptsave.torch_layer.data_loader import ResumableDataLoader as ResumableDataLoader
-    from ptsave.torch_layer.opened import open as open
-    from ptsave.torch_layer.training_files import read_training as read_training
-    from ptsave.torch_layer.training_state import TrainingState as TrainingState
+    from ptsave.models.opened import open as open
+    from ptsave.training.data_loader import ResumableDataLoader as ResumableDataLoader
+    from ptsave.training.foreign import read_training as read_training
+    from ptsave.training.runs.checkpoints import Checkpoints as Checkpoints
+    from ptsave.training.state import TrainingState as TrainingState
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Checkpoints": "ptsave.torch_layer.checkpoints",
+    "Checkpoints": "ptsave.training.runs.checkpoints",
     "PtsaveError": "ptsave.errors",
-    "ResumableDataLoader": "ptsave.torch_layer.data_loader",
-    "load": "ptsave.torch_layer.api",
-    "open": "ptsave.torch_layer.opened",
-    "read_training": "ptsave.torch_layer.training_files",
-    "save": "ptsave.torch_layer.api",
-    "TrainingState": "ptsave.torch_layer.training_state",
+    "ResumableDataLoader": "ptsave.training.data_loader",
+    "load": "ptsave.api",
+    "open": "ptsave.models.opened",
+    "read_training": "ptsave.training.foreign",
+    "save": "ptsave.api",
+    "TrainingState": "ptsave.training.state",
 }
 """Public name → the module that it is imported from when it is first used."""
 
@@ -54,7 +54,9 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     if name == "errors":
-        return import_module("ptsave.errors")
+        import ptsave.errors as errors
+
+        return errors
     if name not in _HOMES:
         raise AttributeError(f"module 'ptsave' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)

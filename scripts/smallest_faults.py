@@ -26,15 +26,15 @@ from torch import nn
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from ptsave.config.inputs import parse_inputs  # noqa: E402
+from ptsave.config.model import Place  # noqa: E402
 from ptsave.core.behaviour import Behaviour  # noqa: E402
-from ptsave.input_specs import parse_inputs  # noqa: E402
-from ptsave.specs import Place  # noqa: E402
-from ptsave.torch_layer.inputs import make_inputs  # noqa: E402
-from ptsave.torch_layer.lazy import settle  # noqa: E402
-from ptsave.torch_layer.observe import observe  # noqa: E402
-from ptsave.torch_layer.replay import Replay, replay  # noqa: E402
-from tests.torch_layer import zoo  # noqa: E402
-from tests.torch_layer.test_zoo import MODELS  # noqa: E402
+from ptsave.models.behaviour.observe import observe  # noqa: E402
+from ptsave.models.behaviour.replay import Replay, replay  # noqa: E402
+from ptsave.models.inputs import make_inputs  # noqa: E402
+from ptsave.models.weights.lazy import settle  # noqa: E402
+from tests.models.verify import zoo  # noqa: E402
+from tests.models.verify.test_zoo import MODELS  # noqa: E402
 
 PAGE = ROOT / "docs" / "behaviour.md"
 START, END = "<!-- smallest faults -->\n", "<!-- end -->\n"

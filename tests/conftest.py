@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.crash.tally import summary
 from tests.support import Command
+from tests.workshop import PACKAGE, Workshop
 
 ROOT = Path(__file__).parents[1]
 
@@ -69,3 +71,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("faults injected and survived")
         for line in summary(counted):
             terminalreporter.line(line)
+
+
+@pytest.fixture
+def workshop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Workshop]:
+    """A workshop in the current folder; what it imports is forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # two versions of a file within a second
+    yield Workshop(tmp_path, capfd)
+    for name in [name for name in sys.modules if name.split(".")[0] == PACKAGE]:
+        del sys.modules[name]

@@ -17,13 +17,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ptsave import cli
+from ptsave.cli import app
 from ptsave.errors import UnreadableError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.writers import WRITERS, destination_writer
-from ptsave.torch_layer.save import add_behaviour
-from ptsave.torch_layer.verify import subject_of
+from ptsave.models.save import add_behaviour
+from ptsave.models.verify.run import subject_of
 from ptsave.verbs.convert import convert
 from ptsave.verbs.edit import Edits
 
@@ -54,7 +54,7 @@ def _make(kind: str, folder: Path, num_bytes: int = NUM_BYTES) -> tuple[Path, Pa
     else:
         save_file(state, folder / "flat")
         words = ["convert", folder / "flat", path, "--format", kind, "--no-record"]
-        assert cli.run([*map(str, words), "-q"]) == 0
+        assert app.run([*map(str, words), "-q"]) == 0
         return path, next(path.glob("*.distcp" if kind == "dcp" else "*.safetensors"))
     return path, path
 
@@ -140,7 +140,7 @@ def test_no_verdict_of_what_is_written_to(
     monkeypatch.chdir(tmp_path)
     shutil.copy(path, "other")
     with written_to(data):
-        code = cli.run(line.format(path.name).split())
+        code = app.run(line.format(path.name).split())
     out, err = capfd.readouterr()
     assert code == 3, (out, err)
     assert "was changed while it was read" in err
@@ -169,7 +169,7 @@ def test_no_model_of_what_is_written_to(
     Path("c.toml").write_text(LARGE)
     save_file({"weight": torch.ones(5000, 5000), "bias": torch.ones(5000)}, "a.safetensors")
     with written_to(Path("a.safetensors")):
-        code = cli.run(line.split())
+        code = app.run(line.split())
     assert code == 3
     assert "was changed while it was read" in capfd.readouterr().err
     assert not Path("out.pt").exists()
@@ -179,7 +179,7 @@ def test_no_model_of_what_is_written_to(
 def test_recording_replaces_the_version_that_was_read_alone(tmp_path: Path, format: str) -> None:
     def save(path: Path, seed: int, *flags: str) -> None:
         words = ["save", SIMPLE, path, "--format", format, "--seed", seed, "-q", *flags]
-        assert cli.run([str(word) for word in words]) == 0
+        assert app.run([str(word) for word in words]) == 0
 
     def contents() -> dict[str, bytes]:
         path = tmp_path / "net"
@@ -210,7 +210,7 @@ def test_recording_replaces_the_version_that_was_read_alone(tmp_path: Path, form
         record(lambda: save(tmp_path / "net", 1, "--overwrite", "--no-record"))
     newer = contents()
     save(tmp_path / "again", 1, "--no-record")
-    assert cli.run(["inspect", str(tmp_path / "net"), "--diff", str(tmp_path / "again")]) == 0
+    assert app.run(["inspect", str(tmp_path / "net"), "--diff", str(tmp_path / "again")]) == 0
     assert contents() == newer
     record(lambda: None)
     assert contents() != newer

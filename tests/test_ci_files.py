@@ -223,8 +223,10 @@ OFFLINE = {
 def test_the_action_installs_itself(step: Callable[..., Done], files: Path) -> None:
     done = step(INSTALL, env_=OFFLINE | {"PIP_TARGET": str(files / "site")})
     assert done.returncode == 0, done.stderr
-    assert (files / "site" / "ptsave" / "cli.py").read_bytes() == (ROOT / "ptsave" / "cli.py").read_bytes()
-    assert (files / "site" / "ptsave" / "reports" / "page.css").exists()
+    assert (files / "site" / "ptsave" / "errors.py").read_bytes() == (
+        ROOT / "ptsave" / "errors.py"
+    ).read_bytes()
+    assert (files / "site" / "ptsave" / "render" / "report" / "page.css").exists()
 
 
 def test_the_action_installs_a_version_that_is_asked_for(step: Callable[..., Done], files: Path) -> None:

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ptsave.config import load_config
+from ptsave.config.toml import load_config
 from ptsave.examples import ConvNet, SimpleNet, TinyTransformer, train_simple_net
-from ptsave.torch_layer.build import build_model
-from ptsave.torch_layer.imports import import_path
-from ptsave.torch_layer.inputs import make_inputs, output_tensors
+from ptsave.models.build import build_model
+from ptsave.models.imports import import_path
+from ptsave.models.inputs import make_inputs, output_tensors
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
 OURS = [path for path in CONFIGS if load_config(path).model.target.startswith("ptsave.examples")]

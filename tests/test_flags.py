@@ -10,7 +10,7 @@ import pytest
 import torch
 import typer.main
 
-from ptsave import cli
+from ptsave.cli import app
 from ptsave.verbs.verify import ALWAYS, FILE_CHECKS, MODEL_CHECKS, OF_LIST_CHECKS, RECORD, USED_BY
 
 Run = Callable[..., tuple[int, str]]
@@ -21,21 +21,21 @@ SIMPLE = Path(__file__).parents[1] / "configs" / "simple_net.toml"
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
     """Run the command line beside a model, a list of tensors and a run's folder; its exit code and stderr."""
     monkeypatch.chdir(tmp_path)
-    assert cli.run(["save", str(SIMPLE), "net.pt", "-q"]) == 0
+    assert app.run(["save", str(SIMPLE), "net.pt", "-q"]) == 0
     np.savez("x.npz", x=np.zeros((4, 10), "float32"))
     Path("run").mkdir()
     torch.save({"step": 1, "model_state_dict": {"w": torch.ones(2)}}, "run/step-000000001.pt")
 
     def call(*arguments: object) -> tuple[int, str]:
         capfd.readouterr()
-        code = cli.run([str(a) for a in arguments])
+        code = app.run([str(a) for a in arguments])
         return code, capfd.readouterr().err
 
     return call
 
 
 def test_the_table_has_every_flag_of_verify() -> None:
-    command = typer.main.get_command(cli.app).commands["verify"]  # type: ignore[attr-defined]
+    command = typer.main.get_command(app.app).commands["verify"]  # type: ignore[attr-defined]
     flags = {
         max(parameter.opts, key=len)
         for parameter in command.params

@@ -19,9 +19,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from ptsave.cli import run
+from ptsave.cli.app import run
 from ptsave.formats import open_checkpoint
-from ptsave.torch_layer.tensors import read_tensors
+from ptsave.models.weights.tensors import read_tensors
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

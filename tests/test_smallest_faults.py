@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.torch_layer.test_zoo import MODELS
+from tests.models.verify.test_zoo import MODELS
 
 
 @pytest.fixture(scope="module")

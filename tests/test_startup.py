@@ -17,7 +17,7 @@ HEAVY = ("torch", "numpy", "transformers")
 
 DRIVER = f"""
 import json, sys
-from ptsave.cli import main
+from ptsave.cli.app import main
 
 for arguments in json.loads(sys.argv[1]):
     sys.argv[1:] = arguments
@@ -110,8 +110,8 @@ def test_help_imports_nothing_heavy(command: list[str], clean_env: dict[str, str
 
 def test_help_imports_no_command(clean_env: dict[str, str]) -> None:
     code = (
-        "import sys\nfrom ptsave import cli\ncli.run(['--help'])\n"
-        "parts = ('as_json', 'commands', 'core.record', 'formats', 'reports', 'verbs', 'words')\n"
+        "import sys\nfrom ptsave.cli import app as cli\ncli.run(['--help'])\n"
+        "parts = ('cli.convert', 'core.record', 'formats', 'render.as_json', 'render.report', 'verbs')\n"
         "print([part for part in parts if f'ptsave.{part}' in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], env=clean_env, capture_output=True, text=True)

@@ -1,0 +1,1 @@
+"""The nouns of ptsave, without files and without torch."""

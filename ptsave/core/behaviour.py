@@ -37,15 +37,16 @@ class Sample:
     dtype: str
     shape: tuple[int, ...]
     digest: str
-    """XXH3-128, as `core.digest` takes it."""
+    """XXH3-128, as `core.values.digest` takes it."""
     norm: float
     """The square root of the sum of the squares."""
     num_odd: int
     """Elements that are NaN, infinite or beyond 1e30; they count as 0 in the norm and the sketch."""
     sketch: tuple[float, ...]
-    """Sums of all elements with pseudo-random signs; see `torch_layer.sketch`. The sketch of a difference
-    is the difference of the sketches, and its length (the root of the sum of the squares) that of the
-    whole difference, to within a third."""
+    """Sums of all elements with pseudo-random signs; see `models.behaviour.sketch`.
+
+    The sketch of a difference is the difference of the sketches, and its length (the root of the sum of the
+    squares) that of the whole difference, to within a third."""
     values: tuple[float, ...]
     """The elements at the places 0, p, 2p, … modulo their number (p a fixed prime); complex ones as two."""
 
@@ -243,7 +244,7 @@ _MAX_CALLS_OF_ONE = 1 << 31
 _MIN_PLACES = 4
 """The shortest sketch that `_document` writes."""
 _HUGE = 1e30
-"""Larger elements are counted as odd, and are in no norm; see `torch_layer.sketch`."""
+"""Larger elements are counted as odd, and are in no norm; see `models.behaviour.sketch`."""
 _LOOSE = 1.01
 """Norms and sketches are sums of 32-bit floats; they are held to each other with so much room."""
 _UNDERFLOW = 1e-18

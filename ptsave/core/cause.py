@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ptsave.core.select import Content
+from ptsave.core.parts.select import Content
 from ptsave.core.verdict import Finding, places
 
 

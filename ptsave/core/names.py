@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 MAX_ALIAS_CHARS = 16 * 1024 * 1024
 """Cap on the names of tied tensors together: a long name stands beside each tensor that shares its bytes."""
@@ -31,3 +32,28 @@ def escape(text: str) -> str:
 def matches(name: str, globs: Iterable[str]) -> bool:
     """Whether `name` fits any glob: `*` also matches dots, as in a shell's `case`."""
     return any(fnmatch.fnmatchcase(name, glob) for glob in globs)
+
+
+MAX_LISTED = 8
+"""How many names a hint lists when none is near."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The one of `names` that is spelt most like `name`, or None when none is near."""
+    names = list(names)
+    if matches := get_close_matches(name, names, n=1, cutoff=0.6):
+        return matches[0]
+    lower = {other.lower(): other for other in names}
+    matches = get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
+    return lower[matches[0]] if matches else None
+
+
+def hint_for(name: str, names: Iterable[str], kind: str = "names") -> str:
+    """`did you mean 'x'?`, or the list of what there is when nothing is near."""
+    names = list(names)
+    if match := nearest(name, names):
+        return f"did you mean {match!r}?"
+    if not names:
+        return f"there are no {kind} here"
+    more = ", …" if len(names) > MAX_LISTED else ""
+    return f"known {kind}: {', '.join(names[:MAX_LISTED])}{more}"

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from ptsave.core.caps import room
 from ptsave.core.dtypes import DType
-from ptsave.core.files import room
 from ptsave.core.strict_json import num_values, parse_object
 from ptsave.errors import CorruptError, LimitError
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from ptsave.core.files import InputFile
-
 BLOCK_BYTES = 256 * 1024
 """The unit of reading and writing. Measured: faster than 8 MiB blocks, which fall out of the cache."""
 
@@ -27,23 +25,6 @@ class Storage(Protocol):
 
     def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
         """Fill `buffer` with the storage's bytes from `offset_bytes`."""
-
-
-@dataclass(slots=True, eq=False)  # not frozen: that would take four times as long to make
-class FileStorage:
-    """Bytes that lie in a file as they are: readable at random, and movable by the kernel."""
-
-    file: InputFile
-    offset_bytes: int
-    num_bytes: int
-    crc32: int | None = None
-    inner: Storage | None = None
-    """The whole that this is a part of, where only the whole has a known CRC."""
-
-    def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
-        if offset_bytes < 0 or offset_bytes + len(buffer) > self.num_bytes:
-            raise self.file.too_short(self.offset_bytes + offset_bytes, len(buffer))
-        self.file.read_into(self.offset_bytes + offset_bytes, buffer)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,38 +9,34 @@ import os
 from pathlib import Path
 
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.files import InputFile, InputFolder, unchanged
 from ptsave.errors import MissingFileError, UnreadableError
-from ptsave.formats import (
-    dcp,
-    dcp_safetensors,
-    named,
-    npz,
-    pt2,
-    safetensors,
-    sharded,
-    torch_legacy,
-    torch_tar,
-    torch_zip,
-    torchscript,
-)
+from ptsave.formats import named
 from ptsave.formats.base import HEAD_BYTES, FileFormat, FolderFormat
+from ptsave.formats.dcp import read as dcp_read
+from ptsave.formats.dcp import unconsolidated
 from ptsave.formats.folder_files import fingerprint
 from ptsave.formats.folder_rest import judge_rest
-from ptsave.formats.inert_pickle import names_in_errors
+from ptsave.formats.npz import read as npz_read
 from ptsave.formats.one_reading import check_one_reading
+from ptsave.formats.pickle.inert import names_in_errors
+from ptsave.formats.programs import pt2, torchscript
+from ptsave.formats.safetensors import read as safetensors_read
+from ptsave.formats.safetensors import sharded_read
+from ptsave.formats.torch import legacy, tar
+from ptsave.formats.torch import read as torch_read
+from ptsave.storage.files import InputFile, InputFolder, unchanged
 
 FILE_FORMATS: tuple[FileFormat, ...] = (
-    safetensors.FORMAT,
+    safetensors_read.FORMAT,
     torchscript.FORMAT,
     pt2.FORMAT,
-    torch_zip.FORMAT,
-    torch_legacy.FORMAT,
-    torch_tar.FORMAT,
-    *npz.FORMATS,
-    sharded.INDEX_FORMAT,
+    torch_read.FORMAT,
+    legacy.FORMAT,
+    tar.FORMAT,
+    *npz_read.FORMATS,
+    sharded_read.INDEX_FORMAT,
 )
-FOLDER_FORMATS: tuple[FolderFormat, ...] = (*sharded.FORMATS, dcp_safetensors.FORMAT, dcp.FORMAT)
+FOLDER_FORMATS: tuple[FolderFormat, ...] = (*sharded_read.FORMATS, unconsolidated.FORMAT, dcp_read.FORMAT)
 
 MAX_TRIES = 10
 """How often a folder is opened that is saved over again and again."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.files import InputFile, InputFolder
-from ptsave.core.nearest import hint_for
+from ptsave.core.names import hint_for
 from ptsave.errors import UsageError
+from ptsave.storage.files import InputFile, InputFolder
 
 HEAD_BYTES = 4096
 """How much of a file's beginning `sniff` is given."""

@@ -14,11 +14,12 @@ import re
 from collections.abc import Callable
 
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.files import InputFile, InputFolder
 from ptsave.core.nodes import GlobalUse, add_uses
 from ptsave.core.verdict import Counted, Finding
 from ptsave.errors import PtsaveError
-from ptsave.formats import dcp, sharded
+from ptsave.formats.dcp import read as dcp_read
+from ptsave.formats.safetensors import sharded_read
+from ptsave.storage.files import InputFile, InputFolder
 
 MAX_OTHERS = 200
 """Cap on the files that are judged beside a checkpoint; the others are told."""
@@ -52,12 +53,12 @@ def judge_rest(
     """Add what the other files of `folder` name to `checkpoint.globals`, and what was not looked at to
     `checkpoint.beside`. `open_file` opens a single file, whatever it is."""
     judge = _Judge(folder, checkpoint)
-    if checkpoint.format != dcp.FORMAT.name and dcp.METADATA in folder.names:
-        judge.open(dcp.METADATA, lambda: dcp.read(folder))
+    if checkpoint.format != dcp_read.FORMAT.name and dcp_read.METADATA in folder.names:
+        judge.open(dcp_read.METADATA, lambda: dcp_read.read(folder))
     for name in filter(_RANK_METADATA.fullmatch, folder.names):
         judge.open(name, lambda name=name: _rank_metadata(folder, name))  # type: ignore[misc]
-    for name in filter(sharded.INDEX.fullmatch, folder.names):
-        judge.open(name, lambda name=name: sharded.read_shards(folder.open(name), folder))  # type: ignore[misc]
+    for name in filter(sharded_read.INDEX.fullmatch, folder.names):
+        judge.open(name, lambda name=name: sharded_read.read_shards(folder.open(name), folder))  # type: ignore[misc]
     for name in filter(_TAKEN.fullmatch, folder.names):
         judge.open(name, lambda name=name: open_file(folder.open(name)))  # type: ignore[misc]
     judge.end()
@@ -117,5 +118,5 @@ class _Judge:
 def _rank_metadata(folder: InputFolder, name: str) -> Checkpoint:
     """What a rank's own metadata names, and the items that it places."""
     with folder.open(name) as file:
-        data = file.read_at(0, min(file.size_bytes, dcp.MAX_METADATA_BYTES))
-    return Checkpoint(dcp.FORMAT.name, folder.path, {}, globals=dcp.names_in(folder, data))
+        data = file.read_at(0, min(file.size_bytes, dcp_read.MAX_METADATA_BYTES))
+    return Checkpoint(dcp_read.FORMAT.name, folder.path, {}, globals=dcp_read.names_in(folder, data))

@@ -10,11 +10,11 @@ import codecs
 import re
 from typing import NamedTuple
 
-from ptsave.core.files import InputFile, InputFolder
 from ptsave.errors import CorruptError, PtsaveError, UnknownFormatError, UnreadableError
-from ptsave.formats import plain_pickle
-from ptsave.formats.zip_fields import UNFINISHED
-from ptsave.formats.zip_reader import ZipDirectory, read_directory
+from ptsave.formats.pickle import plain
+from ptsave.formats.zip.fields import UNFINISHED
+from ptsave.formats.zip.reader import ZipDirectory, read_directory
+from ptsave.storage.files import InputFile, InputFolder
 
 _AGAIN = "copy or download the file again"
 TORCH_RECORDS = frozenset(
@@ -117,7 +117,7 @@ def refusal(file: InputFile, head: bytes) -> PtsaveError:
             return UnknownFormatError(what, where, hint)
     if head[:4] in (b"PK\3\4", b"PK\5\6"):
         return _zip(read_directory(file))
-    if (pickled := plain_pickle.refusal(file, head)) is not None:
+    if (pickled := plain.refusal(file, head)) is not None:
         return pickled
     if (text := _as_text(head)) is not None:
         return _text(text, where)

@@ -13,18 +13,18 @@ from __future__ import annotations
 from struct import Struct
 from typing import Any
 
-from ptsave.core.files import InputFile
 from ptsave.core.nodes import Opaque
-from ptsave.core.storage import FileStorage
 from ptsave.errors import CorruptError
-from ptsave.formats import torch_legacy, torch_tar
-from ptsave.formats.inert_pickle import begin
-from ptsave.formats.torch_legacy import MAGIC_NUMBER
-from ptsave.formats.torch_objects import torch_shapes
-from ptsave.formats.torch_tar_members import is_tar
-from ptsave.formats.zip_sniff import ZIP_MAGIC
+from ptsave.formats.pickle.inert import begin
+from ptsave.formats.torch import legacy, tar
+from ptsave.formats.torch.legacy import MAGIC_NUMBER
+from ptsave.formats.torch.objects import torch_shapes
+from ptsave.formats.torch.tar_members import is_tar
+from ptsave.formats.zip.sniff import ZIP_MAGIC
+from ptsave.storage.files import InputFile
+from ptsave.storage.windows import FileStorage
 
-_TAR, _LEGACY = torch_tar.FORMAT.name, torch_legacy.FORMAT.name
+_TAR, _LEGACY = tar.FORMAT.name, legacy.FORMAT.name
 _END = Struct("<4s4H2LH")
 _LISTED_SIGNATURE = b"PK\1\2"
 _MAX_TAIL_BYTES = _END.size + 0xFFFF

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ptsave.core.temporary import temporary_files
 from ptsave.errors import MissingFileError, PtsaveError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.folder_files import superfluous
+from ptsave.storage.temporary import temporary_files
 
 FILE_NAME = re.compile(
     r"step-(?P<step>\d{9}|[1-9]\d{9,17})(?:-(?P<number>[2-9]|[1-9]\d{1,8}))?(?P<suffix>\.pt|\.dcp)", re.ASCII

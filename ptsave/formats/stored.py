@@ -9,15 +9,15 @@ from typing import Any
 from isal.isal_zlib import crc32, crc32_combine
 
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.digest import HEX_DIGITS
-from ptsave.core.move import Move, Span, damaged
 from ptsave.core.names import MAX_ALIAS_CHARS
 from ptsave.core.nodes import TensorEntry
-from ptsave.core.output import OutputFile
 from ptsave.core.record import KEY, Digests, Record
 from ptsave.core.storage import Storage
+from ptsave.core.values.digest import HEX_DIGITS
 from ptsave.errors import LimitError, LossyError
 from ptsave.formats.base import WriteOptions
+from ptsave.storage.move import Move, Span, damaged
+from ptsave.storage.output import OutputFile
 
 PLAIN_KINDS = ("tensor", "parameter")
 

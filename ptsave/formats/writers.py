@@ -10,14 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ptsave.core.atomic import check_file_destination
-from ptsave.core.atomic_folder import check_folder_destination
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.nearest import hint_for
+from ptsave.core.names import hint_for
 from ptsave.errors import UsageError
-from ptsave.formats import dcp_write, npz_write, safetensors_write, sharded_write, torch_zip_write
 from ptsave.formats.base import WriteOptions, Written
-from ptsave.formats.pickle_emit import can_emit
+from ptsave.formats.dcp import write as dcp_write
+from ptsave.formats.npz import write as npz_write
+from ptsave.formats.pickle.emit import can_emit
+from ptsave.formats.safetensors import sharded_write
+from ptsave.formats.safetensors import write as safetensors_write
+from ptsave.formats.torch import write as torch_write
+from ptsave.storage.atomic import check_file_destination
+from ptsave.storage.atomic_folder import check_folder_destination
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Writer:
 
 WRITERS = (
     Writer("safetensors", safetensors_write.write, (".safetensors",)),
-    Writer("pt", torch_zip_write.write, (".pt", ".pth", ".bin", ".ckpt"), torch_zip_write.holds),
+    Writer("pt", torch_write.write, (".pt", ".pth", ".bin", ".ckpt"), torch_write.holds),
     Writer("npz", npz_write.write, (".npz",)),
     Writer("safetensors-sharded", sharded_write.write, is_folder=True, is_sharded=True),
     Writer("dcp", dcp_write.write, holds=can_emit, is_folder=True),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ptsave import as_json
 from ptsave.core.names import escape
+from ptsave.render import as_json
 from ptsave.render.terminal import Mode, document, note, out, pairs, section
+from ptsave.render.words import count, size
 from ptsave.verbs.convert import Conversion
-from ptsave.words import count, size
 
 
 def show_converted(mode: Mode, result: Conversion) -> None:

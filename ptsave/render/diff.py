@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ptsave import as_json
 from ptsave.core.names import escape
+from ptsave.render import as_json
 from ptsave.render.terminal import Mode, document, out, table
+from ptsave.render.words import count, value
 from ptsave.verbs.diff import Diff, describe
-from ptsave.words import count, value
 
 
 def show_differences(mode: Mode, result: Diff, a: Path, b: Path) -> None:

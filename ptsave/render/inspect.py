@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ptsave import as_json
 from ptsave.core.global_names import WORDS, kind_of
 from ptsave.core.names import escape
 from ptsave.core.record import Record
+from ptsave.render import as_json
 from ptsave.render.run import show_run
 from ptsave.render.terminal import Mode, document, out, pairs, section, table
+from ptsave.render.words import count, shape, size, value
 from ptsave.verbs.inspect import Inspection, ModuleNode, TensorRow
-from ptsave.words import count, shape, size, value
 
 if TYPE_CHECKING:
-    from ptsave.specs import NamedCode
+    from ptsave.config.model import NamedCode
     from ptsave.verbs.runs import RunInspection
     from ptsave.verbs.stats import TensorStats
 

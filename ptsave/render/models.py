@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from ptsave import as_json
 from ptsave.core.names import escape
+from ptsave.render import as_json
 from ptsave.render.terminal import Mode, document, note, table
-from ptsave.words import count, shape, size
+from ptsave.render.words import count, shape, size
 
 if TYPE_CHECKING:
-    from ptsave.torch_layer.load import Loaded
-    from ptsave.torch_layer.save import Saved
+    from ptsave.models.load import Loaded
+    from ptsave.models.save import Saved
 
 
 def show_saved(mode: Mode, result: Saved) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ptsave.core.names import escape
 from ptsave.render.terminal import out, table
-from ptsave.words import count, size, value
+from ptsave.render.words import count, size, value
 
 if TYPE_CHECKING:
     from ptsave.verbs.runs import RunInspection

@@ -53,7 +53,7 @@ def out(line: str = "") -> None:
 
 def document(fields: dict[str, Any]) -> None:
     """The one JSON object of a command, on stdout."""
-    from ptsave import as_json  # a quarter of the time that --help takes
+    from ptsave.render import as_json  # a quarter of the time that --help takes
 
     out(as_json.text(fields))
 
@@ -78,7 +78,7 @@ def warn(line: str) -> None:
 def failure(problem: PtsaveError, *, json: bool) -> None:
     """A failure: `error:` and `hint:` on stderr, and with `json` the error object on stdout."""
     if json:
-        from ptsave import as_json
+        from ptsave.render import as_json
 
         with suppress(WriteError):  # it is said on stderr as well
             document({"error": as_json.error(problem)})

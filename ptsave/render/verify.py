@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptsave import as_json
 from ptsave.core.names import escape
 from ptsave.core.verdict import Finding, Level, Verdict
+from ptsave.render import as_json
 from ptsave.render.terminal import PATIENCE_SECONDS, Mode, document, note, out, say, styled, table
-from ptsave.words import size
+from ptsave.render.words import size
 
 if TYPE_CHECKING:
-    from ptsave.torch_layer.save import Recorded
+    from ptsave.models.save import Recorded
 
 
 LEVELS = {"ok": ("ok", "32"), "warn": ("warn", "33"), "fail": ("FAIL", "1;31"), "skipped": ("skipped", "2")}

@@ -1,0 +1,1 @@
+"""What ptsave does to checkpoints without torch."""

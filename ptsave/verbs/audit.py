@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from ptsave.config.recorded import told_by
 from ptsave.core.checkpoint import Checkpoint, check_viewed
-from ptsave.core.digest import HEX_DIGITS, prefix
-from ptsave.core.gather import contiguous
 from ptsave.core.nodes import UNRESOLVED, TensorEntry
-from ptsave.core.reading import Reading, read_all
 from ptsave.core.record import Digests
-from ptsave.core.resolved import resolved
+from ptsave.core.values.digest import HEX_DIGITS, prefix
+from ptsave.core.values.gather import contiguous
+from ptsave.core.values.resolved import resolved
 from ptsave.core.verdict import Counted, Finding
 from ptsave.errors import CorruptError
-from ptsave.formats.chunks import sources_of
-from ptsave.recorded import told_by
+from ptsave.formats.dcp.chunks import sources_of
+from ptsave.storage.scan import Reading, read_all
 
 CHECK = "bytes"
 

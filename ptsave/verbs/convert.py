@@ -12,20 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from ptsave.core.accounts import Extras, LeftOut, settle_left_out
+from ptsave.core.caps import room
 from ptsave.core.checkpoint import ROOT_NAME, Checkpoint, check_viewed
-from ptsave.core.files import room
-from ptsave.core.nearest import hint_for
+from ptsave.core.names import hint_for
 from ptsave.core.nodes import PARAMETER_, UNRESOLVED, Opaque, TensorEntry
 from ptsave.core.own_process import no_garbage_collection
-from ptsave.core.placeholders import placeholders, refuse
+from ptsave.core.parts.placeholders import placeholders, refuse
+from ptsave.core.parts.select import OPTIMIZER_KEYS, left_out_of, lookup_path, select_model
 from ptsave.core.record import Digests, Record
-from ptsave.core.resolved import resolved
-from ptsave.core.select import OPTIMIZER_KEYS, left_out_of, lookup_path, select_model
 from ptsave.core.tree import map_tensors, state_dict_of
+from ptsave.core.values.resolved import resolved
 from ptsave.core.verdict import Counted
 from ptsave.errors import LimitError, RefusedError, UsageError
 from ptsave.formats.base import WriteOptions
-from ptsave.formats.pickle_shapes import MAX_TENSORS as LISTED_TENSORS
+from ptsave.formats.pickle.shapes import MAX_TENSORS as LISTED_TENSORS
 from ptsave.formats.stored import PLAIN_KINDS
 from ptsave.formats.writers import Writer
 from ptsave.verbs.edit import Edits, edit, is_dropped

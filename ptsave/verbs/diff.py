@@ -9,21 +9,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ptsave.core.candidates import EXTRA_STATE
 from ptsave.core.checkpoint import Checkpoint, check_viewed
-from ptsave.core.compare import EXACT, ValueDiff, compare
 from ptsave.core.nodes import Global, Opaque, TensorEntry
-from ptsave.core.select import Content, content
-from ptsave.core.sharing import sharing_groups
+from ptsave.core.parts.candidates import EXTRA_STATE
+from ptsave.core.parts.select import Content, content
 from ptsave.core.storage import BLOCK_BYTES, Storage
-from ptsave.core.values import has_values, values_per_element
+from ptsave.core.values.compare import EXACT, ValueDiff, compare
+from ptsave.core.values.numbers import has_values, values_per_element
 from ptsave.core.verdict import Counted
-from ptsave.formats.pickle_shapes import Payload
+from ptsave.formats.pickle.shapes import Payload
+from ptsave.verbs.sharing import sharing_groups
 
 Progress = Callable[[int], None]
 """Called with the bytes of tensors done since the last call; the calls add up to both sides' `num_bytes`."""
 ToleranceOf = Callable[[str, str], tuple[float, float]]
-"""(rtol, atol) for values of two dtypes, as `core.tolerances` gives them."""
+"""(rtol, atol) for values of two dtypes, as `core.values.tolerances` gives them."""
 
 
 @dataclass(frozen=True, slots=True)

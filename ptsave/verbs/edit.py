@@ -8,21 +8,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ptsave.core.candidates import is_state_dict
-from ptsave.core.cast import TARGETS, CastStorage, can_cast, cast
 from ptsave.core.checkpoint import ROOT_NAME
 from ptsave.core.dtypes import DType
-from ptsave.core.gather import laid_out
-from ptsave.core.names import matches
-from ptsave.core.nearest import hint_for
+from ptsave.core.names import hint_for, matches
 from ptsave.core.nodes import Opaque, TensorEntry
-from ptsave.core.packed import packed_beside
-from ptsave.core.select import strip_wrapper_names
+from ptsave.core.parts.candidates import is_state_dict
+from ptsave.core.parts.packed import packed_beside
+from ptsave.core.parts.select import strip_wrapper_names
 from ptsave.core.tree import MAX_DEPTH, is_scalar, leaves, state_dict_of
+from ptsave.core.values.cast import TARGETS, CastStorage, can_cast, cast
+from ptsave.core.values.gather import laid_out
 from ptsave.errors import LimitError, LossyError, RefusedError, UsageError
-from ptsave.formats.dense import Densifier, can_be_dense, kind_of
-from ptsave.formats.tensor_kinds import is_tensor_object
-from ptsave.formats.torchscript import ScriptObject
+from ptsave.formats.kinds.dense import Densifier, can_be_dense, kind_of
+from ptsave.formats.kinds.objects import is_tensor_object
+from ptsave.formats.programs.torchscript import ScriptObject
 
 AUTO = "auto"
 """`--strip-prefix auto`: whatever wrappers put there."""

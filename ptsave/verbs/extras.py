@@ -9,13 +9,13 @@ from typing import Any
 from ptsave.core.accounts import Extras
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.nodes import Global, Opaque, TensorEntry
-from ptsave.core.plain import plain
 from ptsave.core.record import Record
 from ptsave.core.tree import leaves, map_leaves
 from ptsave.errors import LossyError
-from ptsave.formats.dense import can_be_dense
-from ptsave.formats.tensor_kinds import TensorSubclass
+from ptsave.formats.kinds.dense import can_be_dense
+from ptsave.formats.kinds.objects import TensorSubclass
 from ptsave.formats.writers import Writer
+from ptsave.verbs.plain import plain
 
 MAX_LISTED = 12
 """How many names an error lists."""

@@ -7,15 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ptsave.config.model import NamedCode
+from ptsave.config.recorded import told_by
 from ptsave.core.accounts import LeftOut
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.names import MAX_ALIAS_CHARS, matches
-from ptsave.core.nearest import hint_for
+from ptsave.core.names import MAX_ALIAS_CHARS, hint_for, matches
 from ptsave.core.nodes import GlobalUse, TensorEntry
 from ptsave.core.record import Record
 from ptsave.errors import LimitError, UsageError
-from ptsave.recorded import told_by
-from ptsave.specs import NamedCode
 from ptsave.verbs.training import Training, describe_training
 
 SortKey = Literal["file", "name", "size", "dtype"]

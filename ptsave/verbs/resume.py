@@ -9,9 +9,9 @@ from typing import Any
 
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.nodes import Opaque, TensorEntry
-from ptsave.core.select import strip_wrapper_names
-from ptsave.core.training import fields_of, find_part, find_parts, is_average
-from ptsave.core.training_kinds import optimizer_kind, unlike_itself
+from ptsave.core.parts.kinds import optimizer_kind, unlike_itself
+from ptsave.core.parts.select import strip_wrapper_names
+from ptsave.core.parts.training import fields_of, find_part, find_parts, is_average
 from ptsave.core.tree import leaves
 from ptsave.core.verdict import Finding
 from ptsave.errors import AmbiguousError

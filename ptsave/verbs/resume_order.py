@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import chain, combinations, permutations
 from math import prod
 
-from ptsave.core.select import strip_wrapper_names
+from ptsave.core.parts.select import strip_wrapper_names
 from ptsave.core.verdict import Level
 
 Shape = tuple[int, ...]

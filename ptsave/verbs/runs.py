@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ptsave.core.files import InputFolder
 from ptsave.errors import UsageError
 from ptsave.formats import FOLDER_FORMATS, run_folder
 from ptsave.formats.run_folder import RunFile, list_run, litter_of
+from ptsave.storage.files import InputFolder
 
 FORMAT = "run"
 """What `format` says in place of a checkpoint's."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.dtypes import DType
 from ptsave.core.nodes import TensorEntry
-from ptsave.core.values import any_order, blocks, decode, raw_blocks, values_per_element
+from ptsave.core.values.numbers import any_order, blocks, decode, raw_blocks, values_per_element
 
 if TYPE_CHECKING:
     import numpy

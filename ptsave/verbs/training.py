@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from ptsave.core.candidates import MODEL_KEYS
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.nodes import TensorEntry
-from ptsave.core.select import select_model
-from ptsave.core.training import PROGRESS_KEYS, STEPS_DONE, dotted, find_model, find_parts, is_average
-from ptsave.core.training_kinds import STATE_KEYS
+from ptsave.core.parts.candidates import MODEL_KEYS
+from ptsave.core.parts.kinds import STATE_KEYS
+from ptsave.core.parts.select import select_model
+from ptsave.core.parts.training import PROGRESS_KEYS, STEPS_DONE, dotted, find_model, find_parts, is_average
 from ptsave.errors import AmbiguousError, UsageError
 from ptsave.verbs.training_parts import (
     MAX_SHOWN,

@@ -8,8 +8,8 @@ from itertools import islice
 from typing import Any
 
 from ptsave.core.nodes import Opaque
-from ptsave.core.training import Fields, fields_of, number
-from ptsave.core.training_kinds import IMPLEMENTATION_OPTIONS, optimizer_kind, scheduler_kind
+from ptsave.core.parts.kinds import IMPLEMENTATION_OPTIONS, optimizer_kind, scheduler_kind
+from ptsave.core.parts.training import Fields, fields_of, number
 
 MAX_SHOWN = 32
 """How many groups, keys and items of a list are listed."""

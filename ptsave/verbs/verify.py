@@ -2,7 +2,7 @@
 
 A check is one function that takes a Subject and yields Findings; the first line of its docstring is
 its line in `--list-checks`. The checks here need the file alone; those that need a live model are in
-`torch_layer.checks`, and the command line puts the two tables together.
+`models.verify.checks`, and the command line puts the two tables together.
 """
 
 from __future__ import annotations
@@ -14,19 +14,18 @@ from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 
-from ptsave.config import Tolerance
+from ptsave.config.toml import Tolerance
 from ptsave.core.cause import damage, difference, first_names, resumption
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.global_names import WORDS, kind_of
-from ptsave.core.names import matches
-from ptsave.core.nearest import hint_for
-from ptsave.core.placeholders import placeholders
-from ptsave.core.select import Content, comparable
-from ptsave.core.tolerances import tolerance
-from ptsave.core.training import dotted, find_parts
+from ptsave.core.names import hint_for, matches
+from ptsave.core.parts.placeholders import placeholders
+from ptsave.core.parts.select import Content, comparable
+from ptsave.core.parts.training import dotted, find_parts
+from ptsave.core.values.tolerances import tolerance
 from ptsave.core.verdict import Counted, Finding, Verdict, places
 from ptsave.errors import UsageError
-from ptsave.formats.quantized import is_quantized
+from ptsave.formats.kinds.quantized import is_quantized
 from ptsave.formats.writers import BY_NAME
 from ptsave.verbs.audit import audit
 from ptsave.verbs.diff import Diff, belonging_to_tensors, describe, diff_contents
@@ -120,7 +119,7 @@ Began = Callable[[str], None]
 Check = Callable[[Subject], Iterator[Finding]]
 
 MODEL_CHECKS = ("keys", "behaviour", "roundtrip")
-"""The checks that `torch_layer.checks` alone has: to name them takes no torch."""
+"""The checks that `models.verify.checks` alone has: to name them takes no torch."""
 
 RECORD = "--record"
 ALWAYS = ("--json", "--quiet", "--verbose", "--report", "--strict")

@@ -21,15 +21,15 @@ import torch
 from torch import _weights_only_unpickler as weights_only
 
 from ptsave.core.dtypes import DType
-from ptsave.core.gather import contiguous
 from ptsave.core.nodes import Global, Opaque, TensorEntry
 from ptsave.core.storage import MemoryStorage
+from ptsave.core.values.gather import contiguous
 from ptsave.errors import PtsaveError
-from ptsave.formats import inert_pickle
-from ptsave.formats.pickle_machine import CONSTRUCTORS
-from ptsave.formats.pickle_shapes import Described, Known
-from ptsave.formats.torch_objects import NAMES, torch_shapes
-from ptsave.formats.torch_storage import StorageNode, storage_type
+from ptsave.formats.pickle import inert
+from ptsave.formats.pickle.machine import CONSTRUCTORS
+from ptsave.formats.pickle.shapes import Described, Known
+from ptsave.formats.torch.objects import NAMES, torch_shapes
+from ptsave.formats.torch.storages import StorageNode, storage_type
 
 STORAGE_BYTES = bytes(range(64))
 """What lies behind every storage that a pickle names."""
@@ -106,10 +106,10 @@ def _storage_of(persistent_id: Any) -> Any:
 
 def _our_storage_of(persistent_id: Any) -> Any:
     if type(persistent_id) is not tuple or len(persistent_id) != 5 or persistent_id[0] != "storage":
-        raise inert_pickle.CorruptError("no storage")
+        raise inert.CorruptError("no storage")
     dtype, count = storage_type(persistent_id[1]), persistent_id[4]
     if dtype is None or type(count) is not int or count < 0 or count * dtype.itemsize > len(STORAGE_BYTES):
-        raise inert_pickle.CorruptError("no such storage")
+        raise inert.CorruptError("no such storage")
     data = memoryview(STORAGE_BYTES[: count * dtype.itemsize])
     return StorageNode(persistent_id[1].name, dtype, count, MemoryStorage(data))
 
@@ -187,7 +187,7 @@ def check(data: bytes) -> bool:
     Raises: DifferenceError.
     """
     try:
-        ours = inert_pickle.load(data, 0, torch_shapes(_our_storage_of), "test")
+        ours = inert.load(data, 0, torch_shapes(_our_storage_of), "test")
     except PtsaveError:
         return False
     is_yes = not ours.globals

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.gather import contiguous
-from ptsave.core.storage import FileStorage
+from ptsave.core.values.gather import contiguous
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.writers import BY_NAME
+from ptsave.storage.windows import FileStorage
 from ptsave.verbs.convert import convert
 from ptsave.verbs.edit import Edits
 

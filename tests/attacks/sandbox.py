@@ -153,7 +153,7 @@ def _serve() -> None:
 
 def warm() -> None:
     """Run one command here, so that what it imports late is there before the first fork."""
-    main = importlib.import_module("ptsave.cli").main
+    main = importlib.import_module("ptsave.cli.app").main
     sys.argv = ["ptsave", "inspect", str(Path(__file__) / "missing"), "--quiet"]
     with open(os.devnull, "w") as nowhere, contextlib.suppress(SystemExit):
         kept = sys.stderr
@@ -188,7 +188,7 @@ def _child(arguments: Sequence[str], cwd: str) -> None:
         sys.addaudithook(watch)
         sys.argv = ["ptsave", *arguments]
         try:
-            from ptsave.cli import main
+            from ptsave.cli.app import main
 
             main()
         except SystemExit as leaving:

@@ -10,8 +10,8 @@ from random import Random
 import pytest
 
 from ptsave.errors import CorruptError
-from ptsave.formats import inert_pickle
-from ptsave.formats.torch_objects import torch_shapes
+from ptsave.formats.pickle import inert
+from ptsave.formats.torch.objects import torch_shapes
 
 from .pickle_programs import CASES, program
 from .pickle_readers import READERS, check, read
@@ -29,7 +29,7 @@ def test_the_frame_that_hides_a_call_is_one() -> None:
     base, open_ = READERS[reader]
     assert (("os", "system"), ("os", "system")) in read(reader, base, CASES[name], open_, None).names
     with pytest.raises(CorruptError, match="across the end of its frame"):
-        inert_pickle.load(CASES[name], 0, torch_shapes(), "test")
+        inert.load(CASES[name], 0, torch_shapes(), "test")
 
 
 @pytest.mark.slow

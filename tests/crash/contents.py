@@ -13,10 +13,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ptsave.core.gather import contiguous
-from ptsave.core.temporary import SUFFIX
+from ptsave.core.values.gather import contiguous
 from ptsave.errors import UnreadableError
 from ptsave.formats import open_checkpoint
+from ptsave.storage.temporary import SUFFIX
 
 HALF = "half"
 """What a reader finds in a file that is neither absent nor whole."""

@@ -13,8 +13,8 @@ import torch
 
 from ptsave.errors import RefusedError
 from ptsave.formats.base import WriteOptions
-from ptsave.formats.torch_zip_write import write
-from ptsave.torch_layer.live import checkpoint_of
+from ptsave.formats.torch.write import write
+from ptsave.models.weights.live import checkpoint_of
 from tests.crash.contents import by_others, by_ptsave, is_litter, of_state
 from tests.crash.scenes import FORMATS, Sources
 from tests.crash.trials import Ended, Trials, ptsave_command

@@ -16,7 +16,7 @@ import ptsave
 from ptsave.errors import PtsaveError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.run_folder import FILE_NAME, litter_of
-from ptsave.torch_layer.run_lock import NAME as LOCK
+from ptsave.training.runs.lock import NAME as LOCK
 from ptsave.verbs.audit import audit
 
 NUM_STEPS = 40

@@ -27,10 +27,10 @@ PRELOADED = (
     "torch._dynamo",  # which an optimizer imports when it is made
     "xxhash",
     "ptsave.__main__",
-    "ptsave.cli",
+    "ptsave.cli.app",
     "ptsave.examples",
-    "ptsave.torch_layer.load",
-    "ptsave.torch_layer.save",
+    "ptsave.models.load",
+    "ptsave.models.save",
     "ptsave.verbs.convert",
     "ptsave.verbs.inspect",
     "ptsave.verbs.verify",

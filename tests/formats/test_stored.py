@@ -11,25 +11,23 @@ from zlib import crc32
 import pytest
 import torch
 
-from ptsave.core.cast import cast
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.dtypes import BY_NAME
-from ptsave.core.move import Move
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.record import Digests, Record
 from ptsave.core.storage import MemoryStorage
+from ptsave.core.values.cast import cast
 from ptsave.errors import CorruptError, LossyError
-from ptsave.formats import (
-    dcp_write,
-    npz_write,
-    open_checkpoint,
-    safetensors_write,
-    sharded_write,
-    torch_zip_write,
-)
+from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
-from ptsave.formats.chunks import Box, assemble
+from ptsave.formats.dcp import write as dcp_write
+from ptsave.formats.dcp.chunks import Box, assemble
+from ptsave.formats.npz import write as npz_write
+from ptsave.formats.safetensors import sharded_write
+from ptsave.formats.safetensors import write as safetensors_write
 from ptsave.formats.stored import byte_range, distinct, overlaps, with_source_checks
+from ptsave.formats.torch import write as torch_write
+from ptsave.storage.move import Move
 from tests.formats.write_cases import checkpoint_of
 
 OPTIONS = WriteOptions(overwrite=True)
@@ -47,7 +45,7 @@ def marked_state() -> dict[str, torch.Tensor]:
 
 
 def deflated(source: Checkpoint, path: Path, options: WriteOptions) -> None:
-    torch_zip_write.write(source, path, options)
+    torch_write.write(source, path, options)
     with zipfile.ZipFile(path) as archive:
         records = [(info.filename, archive.read(info)) for info in archive.infolist()]
     with zipfile.ZipFile(path, "w") as archive:
@@ -57,7 +55,7 @@ def deflated(source: Checkpoint, path: Path, options: WriteOptions) -> None:
 
 
 SOURCES = {
-    "pt": torch_zip_write.write,
+    "pt": torch_write.write,
     "pt-deflated": deflated,
     "safetensors": safetensors_write.write,
     "safetensors-sharded": sharded_write.write,
@@ -65,7 +63,7 @@ SOURCES = {
     "dcp": dcp_write.write,
 }
 TARGETS = {
-    "pt": torch_zip_write.write,
+    "pt": torch_write.write,
     "safetensors": safetensors_write.write,
     "safetensors-sharded": sharded_write.write,
     "npz": npz_write.write,

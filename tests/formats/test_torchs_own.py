@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import nn
 
-from ptsave import cli
+from ptsave.cli import app
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.tree import state_dict_of
 from ptsave.errors import PtsaveError
@@ -77,7 +77,7 @@ def assert_converts(path: Path, expected: Any, name: str) -> None:
     """`convert` to .pt keeps every tensor of `expected`, or refuses."""
     target = path.with_name("converted.pt")
     with redirect_stderr(StringIO()):
-        code = cli.run(["convert", str(path), str(target), "--overwrite", "-q"])
+        code = app.run(["convert", str(path), str(target), "--overwrite", "-q"])
     assert code in (0, 4), (name, code)
     if code == 0:
         kept = {bytes_of_torch(t.detach()) for t in tensors_of(torch.load(target, weights_only=True))}

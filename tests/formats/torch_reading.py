@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.gather import contiguous
 from ptsave.core.nodes import TensorEntry
+from ptsave.core.values.gather import contiguous
 
 
 def bytes_of(entry: TensorEntry) -> bytes:

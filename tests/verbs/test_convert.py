@@ -14,11 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ptsave.core.storage import FileStorage
 from ptsave.errors import CorruptError, LimitError, LossyError, RefusedError, UnreadableError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.writers import BY_NAME, destination_writer
+from ptsave.storage.windows import FileStorage
 from ptsave.verbs.convert import Conversion, convert
 from ptsave.verbs.edit import parse_edits
 from tests.attacks import torch_files as tf

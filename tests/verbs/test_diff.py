@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import save_file
 
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.compare import ValueDiff
 from ptsave.core.dtypes import BY_NAME
 from ptsave.core.nodes import Global, Opaque, TensorEntry
 from ptsave.core.storage import BLOCK_BYTES, MemoryStorage, Storage
+from ptsave.core.values.compare import ValueDiff
 from ptsave.errors import CorruptError
 from ptsave.formats import open_checkpoint
 from ptsave.verbs.diff import DataDiff, Diff, TensorDiff, describe, diff

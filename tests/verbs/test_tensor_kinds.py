@@ -18,8 +18,8 @@ from torch import nn
 from torch.testing._internal.two_tensor import TwoTensor
 
 import ptsave
-from ptsave import cli
-from ptsave.core.digest import tensor_digest
+from ptsave.cli import app
+from ptsave.core.values.digest import tensor_digest
 from ptsave.formats import open_checkpoint
 
 Make = Callable[[], Any]
@@ -34,7 +34,7 @@ def no_warnings() -> Iterator[None]:
 
 
 def run(*arguments: object) -> int:
-    return cli.run([str(argument) for argument in arguments])
+    return app.run([str(argument) for argument in arguments])
 
 
 # --- what torch loads ---------------------------------------------------------------------------------

@@ -1,0 +1,348 @@
+"""save and load from Python: what `ptsave save` and `ptsave load` do, for a model that is already there."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import torch
+from torch import nn
+
+from ptsave.config.model import Place, parse_model
+from ptsave.config.toml import Config, load_config
+from ptsave.core.accounts import Extras, settle_left_out
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.parts.keys import Allowed, Wanted
+from ptsave.core.parts.select import Selection, left_out_of, select_model
+from ptsave.core.record import Record
+from ptsave.errors import PtsaveError, UsageError
+from ptsave.formats import open_checkpoint
+from ptsave.formats.base import WriteOptions
+from ptsave.formats.writers import destination_writer
+from ptsave.models.build import build_model, check_device
+from ptsave.models.environment import environment
+from ptsave.models.imports import import_path
+from ptsave.models.load import config_for, warn_if_changed
+from ptsave.models.save import Saved, describe
+from ptsave.models.trust import ALL
+from ptsave.models.weights.fill import build_filled, fill, fit_of, misfit, select_for
+from ptsave.models.weights.live import checkpoint_of
+from ptsave.models.weights.spread import has_spread
+from ptsave.training.foreign import as_torch
+from ptsave.training.modules import plan_module, state_of, unwrap
+from ptsave.training.plain import plain
+from ptsave.training.state import TrainingState
+
+PathLike = str | os.PathLike[str]
+Module = TypeVar("Module", bound=nn.Module)
+
+FLAGS = {
+    "leave it out with --drop, or take the weights alone with --select model": "leave it out",
+    "leave it out with --drop": "leave it out",
+    "--extras drop leaves it out": 'extras="drop" leaves it out',
+    "--extras drop or --extras keep": "leave it out, or save as .pt",
+    "--overwrite": "overwrite=True",
+    "--format": "format=",
+    "--select KEY.PATH": 'select="KEY.PATH"',
+    "--tie NAME": 'tie="NAME"',
+    "--allow-missing": "allow_missing=",
+    "--allow-unexpected": "allow_unexpected=",
+    "--select": "select=",
+    "-c CONFIG": 'config="CONFIG.toml"',
+    "--config": "config=",
+    "--trust-recorded": "trust_recorded=True",
+    "--device cpu": 'device="cpu"',
+    "--device": "device=",
+    "--app-dir": "app_dir=",
+}
+"""What messages say to a user of the command line, and what of it here; the first that fits."""
+
+
+def save(
+    path: PathLike,
+    value: Any,
+    *,
+    format: str | None = None,
+    overwrite: bool = True,
+    hyperparameters: Mapping[str, Any] | None = None,
+    config: PathLike | None = None,
+) -> Saved:
+    """Write a model's weights, a state dict or a training's dictionary to `path`, with ptsave's record.
+
+    `value` is a module (its state dict is written, without the prefixes that DDP and torch.compile put into
+    names), a TrainingState, or nested plain data with tensors on any device. The suffix of `path` chooses the
+    format (`.safetensors`, `.pt`, `.npz`) unless `format` names it; nested data goes into a `.pt`. As with
+    torch.save an old file is replaced, unless `overwrite` is off; it is whole until the new one is.
+
+    The record keeps digests of the tensors and the environment. With `hyperparameters` (the keyword arguments
+    that the module was made with) or `config` (the TOML that describes it) it also says how to build the
+    model again, which is tried first, without memory.
+
+    Raises: LossyError naming what the format cannot hold; ExistsError; WriteError; UsageError. The
+    old file is there then.
+    """
+    with python_words():
+        target = destination_writer(Path(path), format)
+        spec: Config | None = None
+        if isinstance(value, nn.Module):
+            module = unwrap(value)
+            tree: Any = state_of(module)
+            spec = _spec(module, hyperparameters, config)
+        else:
+            if hyperparameters is not None or config is not None:
+                raise UsageError("only a module has hyperparameters", "ptsave.save", "give the module itself")
+            tree = value.state_dict() if isinstance(value, TrainingState) else value
+            tree = plain(tree, "")
+        checkpoint = checkpoint_of(tree, Path(path))
+        checkpoint.record = _record(module, spec) if spec is not None else Record(environment=environment())
+        if spec is not None:
+            _check_rebuilds(spec, checkpoint)
+        written = target.write(checkpoint, Path(path), WriteOptions(overwrite=overwrite))
+    for note in written.notes:
+        warnings.warn(note, stacklevel=2)
+    unique = {entry.view: entry for entry in checkpoint.tensors.values()}.values()
+    return Saved(
+        destination=Path(path),
+        format=target.name,
+        model=spec.model.target if spec is not None else "",
+        weights="memory",
+        num_tensors=len(checkpoint.tensors),
+        num_elements=sum(entry.num_elements for entry in unique),
+        num_bytes=sum(entry.num_bytes for entry in unique),
+    )
+
+
+def _spec(
+    module: nn.Module, hyperparameters: Mapping[str, Any] | None, config: PathLike | None
+) -> Config | None:
+    """How to build `module` again, where the caller says it.
+
+    Raises: UsageError.
+    """
+    if config is not None:
+        if hyperparameters is not None:
+            raise UsageError("config has the hyperparameters", "ptsave.save", "give one of the two")
+        return load_config(Path(config))
+    if hyperparameters is None:
+        return None
+    path = import_path(type(module))
+    if path is None:
+        raise UsageError(
+            f"the class {type(module).__qualname__} cannot be imported from another program",
+            "ptsave.save",
+            "define it at the top of a module of its own, or leave hyperparameters out",
+        )
+    place = Place("ptsave.save", ("hyperparameters",))
+    table = {"class": path, "args": _toml_values(dict(hyperparameters))}
+    return Config(Path(), parse_model(table, place))
+
+
+def _toml_values(value: Any) -> Any:
+    """`value` as a TOML has it."""
+    if isinstance(value, torch.dtype):
+        return {"_dtype_": str(value).removeprefix("torch.")}
+    if isinstance(value, Mapping):
+        return {str(key): _toml_values(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_toml_values(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise UsageError(
+        f"a {type(value).__name__} is not plain data",
+        "ptsave.save: hyperparameters",
+        "describe it in a config",
+    )
+
+
+def _record(module: nn.Module, config: Config) -> Record:
+    device = next(
+        (str(tensor.device) for tensor in module.state_dict().values() if _has_device(tensor)), "cpu"
+    )
+    return describe(module, config, device)
+
+
+def _has_device(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def _check_rebuilds(config: Config, checkpoint: Checkpoint) -> None:
+    """Raise LossyError when what the record says makes a model that these weights do not fit."""
+    if config.model.is_factory:  # to be called once and for real
+        return
+    selection = select_model(checkpoint)
+    skeleton = build_model(config.model, device="meta")
+    _, report = fit_of(skeleton, selection)
+    if not report.fits:
+        error = misfit(report, checkpoint.path)
+        error.what = f"the hyperparameters make another model: {report.summary()}"
+        error.hint = "give those that the model was made with"
+        raise error
+
+
+@overload
+def load(
+    path: PathLike,
+    model: Module,
+    *,
+    select: str | None = ...,
+    device: str | None = ...,
+    extras: Extras = ...,
+    allow_missing: Sequence[str] = ...,
+    allow_unexpected: Sequence[str] = ...,
+    tie: Sequence[str] = ...,
+) -> Module: ...
+
+
+@overload
+def load(
+    path: PathLike,
+    model: None = ...,
+    *,
+    config: PathLike | None = ...,
+    trust_recorded: bool | str | Sequence[str] = ...,
+    select: str | None = ...,
+    device: str | None = ...,
+    app_dir: PathLike | None = ...,
+    lazy: bool = ...,
+    extras: Extras = ...,
+    allow_missing: Sequence[str] = ...,
+    allow_unexpected: Sequence[str] = ...,
+    tie: Sequence[str] = ...,
+) -> nn.Module: ...
+
+
+def load(
+    path: PathLike,
+    model: nn.Module | None = None,
+    *,
+    config: PathLike | None = None,
+    trust_recorded: bool | str | Sequence[str] = False,
+    select: str | None = None,
+    device: str | None = None,
+    app_dir: PathLike | None = None,
+    lazy: bool = False,
+    extras: Extras = "fail",
+    allow_missing: Sequence[str] = (),
+    allow_unexpected: Sequence[str] = (),
+    tie: Sequence[str] = (),
+) -> nn.Module:
+    """Load a model's weights strictly, from any checkpoint, and return the model.
+
+    With `model` they are copied into that module, which keeps its mode, its dtypes and, without `device`,
+    its devices. Else the model is built first, in eval mode on `device` (the CPU): from the TOML `config`, or
+    from the checkpoint's record, which names code to import: `trust_recorded` says that this may be done, or
+    of which names: a glob (`"pkg.mod.*"`) or several.
+
+    The model's state dict is found under well-known keys, or is the one under the dotted key `select`, and
+    the prefixes of wrappers are removed from its names. Checksums and recorded digests are held on the way.
+    What is worth knowing (tensors cast to the model's dtype, changed code) is a warning.
+
+    With `lazy` the weights of a model that is built here lie in the file's own pages, each read when it is
+    first used, and are held against nothing. They are the model's to change, and the file may be replaced, as
+    ptsave and every careful writer does; one that is written over in place changes them, and one that is cut
+    short ends the process.
+
+    A checkpoint that holds weights which no state dict has (tensors in other attributes of a pickled module)
+    is refused, or with `extras` "drop" loaded without them.
+    Names that fit a glob of `allow_missing` may be absent (the model keeps its own initial values there), and
+    those that fit one of `allow_unexpected` are left in the file; a name of another shape has to fit one of
+    each. Where the file has different values under two names of one parameter, `tie` names the one to take.
+    A model's extra state is left alone with `allow_missing=["*_extra_state"]` and the same for unexpected.
+
+    Raises: LossyError with every name that is missing, unexpected or of another shape, and the module is as
+    it was; UsageError; MissingFileError, UnknownFormatError, LimitError; CorruptError, and a `model` that is
+    filled in place has the tensors that came before the damaged one.
+    """
+    notes: list[str] = []
+    wanted = Wanted(Allowed(globs(allow_missing), globs(allow_unexpected)), globs(tie))
+    with python_words(), open_checkpoint(path) as checkpoint:
+        if device is not None:
+            check_device(device)
+        if model is not None:
+            if config is not None or trust_recorded:
+                raise UsageError(
+                    "a model that is there needs no config", "ptsave.load", "give one of the two"
+                )
+            if lazy:
+                raise UsageError(
+                    "a model that is there has memory already",
+                    "ptsave.load: lazy",
+                    "leave one of the two out",
+                )
+            selection = select_for(unwrap(model), checkpoint, select, wanted)
+            _into(model, checkpoint, selection, device, notes, extras, wanted)
+        else:
+            folder = Path(app_dir) if app_dir is not None else None
+            spec = config_for(checkpoint, Path(config) if config else None, (), _trusted(trust_recorded))
+            skeleton = build_model(spec.model, device="meta", app_dir=folder)
+            selection = select_for(skeleton, checkpoint, select, wanted)
+            model, _ = build_filled(
+                spec.model,
+                checkpoint,
+                selection,
+                device or "cpu",
+                notes.append,
+                app_dir=folder,
+                skeleton=skeleton,
+                is_mapped=lazy,
+                wanted=wanted,
+                extras=extras,
+            )
+            warn_if_changed(model, checkpoint, notes.append)
+            model.eval()
+        if selection.others:
+            notes.append(selection.sentence())
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+    return model
+
+
+def _trusted(trust_recorded: bool | str | Sequence[str]) -> Sequence[str]:
+    if isinstance(trust_recorded, bool):
+        return ALL if trust_recorded else ()
+    return [trust_recorded] if isinstance(trust_recorded, str) else trust_recorded
+
+
+def globs(given: str | Sequence[str]) -> Sequence[str]:
+    """One name, or several."""
+    return [given] if isinstance(given, str) else list(given)
+
+
+def _into(
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    selection: Selection,
+    device: str | None,
+    notes: list[str],
+    extras: Extras,
+    wanted: Wanted,
+) -> None:
+    """Fill a module that is there, and move it to `device` where one is named."""
+    inner = unwrap(model)
+    state = inner.state_dict(keep_vars=True)
+    if has_spread(state):
+        selection, _ = fit_of(inner, selection, wanted)
+        settle_left_out(left_out_of(checkpoint, selection.where), extras, [], notes, str(checkpoint.path))
+        saved = as_torch(checkpoint, selection.state_dict())
+        plan = plan_module(inner, saved, "the model", str(checkpoint.path), wanted)
+        notes += plan.notes
+        plan.apply()
+    else:
+        fill(inner, checkpoint, selection, None, notes.append, wanted=wanted, extras=extras)
+    if device is not None:
+        model.to(device)
+
+
+@contextmanager
+def python_words() -> Iterator[None]:
+    """Errors name arguments, where the command line's name flags."""
+    try:
+        yield
+    except PtsaveError as error:
+        for flag, argument in FLAGS.items():
+            error.what, error.hint = error.what.replace(flag, argument), error.hint.replace(flag, argument)
+        raise

@@ -1,0 +1,1 @@
+"""The command line: flags to one call of a verb, and its result to the screen."""

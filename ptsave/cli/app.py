@@ -1,0 +1,501 @@
+"""The command line: flags → one command, and its errors → exit codes. Commands never catch.
+
+Imports inside the commands keep `--help` and the torch-free commands quick.
+"""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from ptsave import __version__, stopping, streams
+from ptsave.cli.options import (
+    AllowMissing,
+    AllowUnexpected,
+    AppDir,
+    ConfigPath,
+    Device,
+    Digest,
+    FormatName,
+    Json,
+    LeftOutWeights,
+    NoCheck,
+    NoRecord,
+    Overwrite,
+    Quiet,
+    Select,
+    Set,
+    Tie,
+    TrustRecorded,
+    Verbose,
+    given,
+    with_patterns,
+)
+from ptsave.core.own_process import own_process
+from ptsave.distributed.environment import is_first_rank, is_under_torchrun, let_first_speak
+from ptsave.errors import EXIT_INTERRUPTED, EXIT_NO, EXIT_OK, PtsaveError, RefusedError, UsageError
+from ptsave.render.terminal import Mode, failure, out
+from ptsave.storage.reads import noted
+
+LIBRARIES = ("torch", "numpy", "safetensors", "xxhash", "blake3", "isal", "rich", "tomli")
+"""What ptsave imports when it is needed."""
+
+app = typer.Typer(
+    name="ptsave",
+    help="Keep PyTorch models: save, load, inspect, convert and verify checkpoints.",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    rich_markup_mode=None,  # rich would double the time that --help takes
+    pretty_exceptions_enable=False,
+)
+
+# --- the commands -----------------------------------------------------------------------------------
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out(f"ptsave {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def ptsave(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Keep PyTorch models: save, load, inspect, convert and verify checkpoints."""
+    if context.invoked_subcommand in ("inspect", "convert") and not is_first_rank():
+        raise typer.Exit  # what takes one process is done by one of them
+    if context.invoked_subcommand is None:
+        out(context.get_help())
+        raise typer.Exit(UsageError.exit_code)
+
+
+@app.command()
+def save(
+    context: typer.Context,
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="TOML that names the model's class.", readable=False)
+    ],
+    destination: Annotated[
+        Path, typer.Argument(metavar="DST", help="File or folder to write.", readable=False)
+    ],
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", metavar="SRC", help="Checkpoint to fill the model from.", readable=False),
+    ] = None,
+    select: Select = None,
+    extras: LeftOutWeights = "fail",
+    allow_missing: AllowMissing = None,
+    allow_unexpected: AllowUnexpected = None,
+    tie: Tie = None,
+    seed: Annotated[int, typer.Option(help="Seed of the weights that do not come from --weights.")] = 0,
+    device: Device = "cpu",
+    format: FormatName = None,
+    digest: Digest = "xxh3_128",
+    no_record: NoRecord = False,
+    no_behaviour: Annotated[
+        bool, typer.Option("--no-behaviour", help="Do not run the model to record what it computes.")
+    ] = False,
+    no_check: NoCheck = False,
+    overwrite: Overwrite = False,
+    set: Set = None,
+    app_dir: AppDir = Path(),
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Build the model of CONFIG, fill it, and write its state dict with a record of what it is."""
+    from ptsave.cli.flags import refuse_unused, unused_by_save
+    from ptsave.cli.save import save as run
+    from ptsave.core.accounts import parse_left_out
+    from ptsave.formats.base import WriteOptions, digest_algorithm
+
+    refuse_unused(
+        given(context),
+        unused_by_save(
+            has_weights=weights is not None, allows_missing=bool(allow_missing), no_record=no_record
+        ),
+    )
+    run(
+        Mode(json, quiet, verbose),
+        config,
+        destination,
+        WriteOptions(
+            overwrite=overwrite, record=not no_record, digest=digest_algorithm(digest), check=not no_check
+        ),
+        overrides=set or [],
+        weights=weights,
+        select=select,
+        extras=parse_left_out(extras),
+        allow_missing=allow_missing or (),
+        allow_unexpected=allow_unexpected or (),
+        tie=tie or (),
+        seed=seed,
+        device=device,
+        format=format,
+        behaves=not no_behaviour,
+        app_dir=app_dir,
+    )
+
+
+@app.command()
+def load(
+    context: typer.Context,
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint to load.", readable=False)
+    ],
+    config: ConfigPath = None,
+    trust_recorded: TrustRecorded = None,
+    select: Select = None,
+    extras: LeftOutWeights = "fail",
+    allow_missing: AllowMissing = None,
+    allow_unexpected: AllowUnexpected = None,
+    tie: Tie = None,
+    device: Device = "cpu",
+    inputs: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Tensors to run the model on: .safetensors, .npz or .npy.", readable=False
+        ),
+    ] = None,
+    outputs: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where to write what the model returns.", readable=False),
+    ] = None,
+    overwrite: Overwrite = False,
+    set: Set = None,
+    app_dir: AppDir = Path(),
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Rebuild the model, load the weights strictly, and run it once if asked."""
+    from ptsave.cli.flags import refuse_unused, unused_by_load
+    from ptsave.cli.load import load as run
+    from ptsave.core.accounts import parse_left_out
+
+    unused = unused_by_load(has_config=config is not None, has_outputs=outputs is not None)
+    refuse_unused(given(context), unused)
+    run(
+        Mode(json, quiet, verbose),
+        checkpoint,
+        config,
+        overrides=set or [],
+        trusted=trust_recorded or (),
+        select=select,
+        extras=parse_left_out(extras),
+        allow_missing=allow_missing or (),
+        allow_unexpected=allow_unexpected or (),
+        tie=tie or (),
+        device=device,
+        inputs=inputs,
+        outputs=outputs,
+        overwrite=overwrite,
+        app_dir=app_dir,
+    )
+
+
+@app.command()
+def inspect(
+    context: typer.Context,
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="Checkpoints to look into.", readable=False)
+    ],
+    tree: Annotated[bool, typer.Option("--tree", help="Show the tensors by module, with shares.")] = False,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Read every tensor: min, max, mean, std, norm, zeros, NaN.")
+    ] = False,
+    filter: Annotated[
+        list[str] | None,
+        typer.Option("--filter", metavar="GLOB", help="Show the tensors whose names match; repeatable."),
+    ] = None,
+    sort: Annotated[str, typer.Option(metavar="KEY", help="file, name, size or dtype.")] = "file",
+    limit: Annotated[int | None, typer.Option(min=0, help="Show at most this many tensors.")] = None,
+    diff: Annotated[
+        Path | None,
+        typer.Option(
+            "--diff", metavar="OTHER", help="Compare with OTHER; exit 1 when they differ.", readable=False
+        ),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say what is in a checkpoint, of any format, or in a run's folder, without running any of it."""
+    from ptsave.cli.flags import refuse_unused, unused_by_inspect
+    from ptsave.cli.inspect import compare
+    from ptsave.cli.inspect import inspect as run
+
+    mode, flags = Mode(json, quiet, verbose), given(context)
+    refuse_unused(flags, unused_by_inspect(diff=diff is not None, tree=tree, stats=stats))
+    if diff is None:
+        run(mode, paths, tree=tree, stats=stats, globs=filter or (), sort=sort, limit=limit, given=flags)
+    elif not compare(mode, paths, diff):
+        raise typer.Exit(EXIT_NO)
+
+
+@app.command()
+def convert(
+    context: typer.Context,
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="SRC... DST", help="Checkpoints to read, and where to write.", readable=False),
+    ],
+    format: FormatName = None,
+    select: Annotated[
+        str | None,
+        typer.Option(metavar="KEY.PATH", help="model, optimizer, or the key of what to convert."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Keep the tensors whose names match; repeatable."),
+    ] = None,
+    drop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Leave out the tensors whose names match; repeatable."),
+    ] = None,
+    strip_prefix: Annotated[
+        str | None,
+        typer.Option(metavar="PREFIX", help="Remove it from names; auto: what DDP, compile, FSDP put there."),
+    ] = None,
+    rename: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REGEX=TO", help="Replace in names, as re.sub does; repeatable."),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(metavar="DTYPE", help="Cast floating-point tensors, e.g. bfloat16.")
+    ] = None,
+    contiguous: Annotated[
+        bool, typer.Option("--contiguous", help="Lay strided views out row by row.")
+    ] = False,
+    dense: Annotated[
+        bool, typer.Option("--dense", help="Write sparse and quantized tensors as plain ones.")
+    ] = False,
+    extras: Annotated[
+        str,
+        typer.Option(metavar="HOW", help="What the target cannot hold: fail, drop or keep (as JSON)."),
+    ] = "fail",
+    shard_size: Annotated[
+        str, typer.Option(metavar="SIZE", help="Most bytes in one file of a sharded format, e.g. 5GB.")
+    ] = "5GB",
+    digest: Digest = "xxh3_128",
+    no_record: NoRecord = False,
+    no_check: NoCheck = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    overwrite: Overwrite = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write the same tensors in another format: renamed, selected, cast, merged or sharded if asked."""
+    from ptsave.cli.convert import convert as run
+    from ptsave.formats.base import WriteOptions, digest_algorithm
+    from ptsave.verbs.convert import parse_extras, parse_size
+    from ptsave.verbs.edit import parse_edits
+
+    run(
+        Mode(json, quiet, verbose),
+        paths,
+        WriteOptions(
+            overwrite=overwrite,
+            record=not no_record,
+            digest=digest_algorithm(digest),
+            check=not no_check,
+            shard_bytes=parse_size(shard_size),
+        ),
+        parse_edits(only, drop, strip_prefix, rename, dtype, contiguous, dense),
+        format=format,
+        select=select,
+        extras=parse_extras(extras),
+        dry_run=dry_run,
+        given=given(context),
+    )
+
+
+@app.command()
+def verify(
+    context: typer.Context,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="CHECKPOINT", help="Checkpoint to verify.", show_default=False, readable=False
+        ),
+    ] = None,
+    config: ConfigPath = None,
+    trust_recorded: TrustRecorded = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OTHER", help="Checkpoint, or config, that must give the same model.", readable=False
+        ),
+    ] = None,
+    close: Annotated[
+        bool,
+        typer.Option("--close", help="Accept values of OTHER within the tolerance of their dtypes."),
+    ] = False,
+    checks: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Run these checks only; see --list-checks.")
+    ] = None,
+    list_checks: Annotated[bool, typer.Option("--list-checks", help="Say what each check proves.")] = False,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB",
+            help="Names that the check `safe` accepts; repeatable. Of what runs something, the full name.",
+        ),
+    ] = None,
+    allow_infinite: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Tensors that may hold infinities, such as masks; repeatable."),
+    ] = None,
+    through: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="Formats that `roundtrip` goes through; default: its own."),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Also write the verdict: .json, .xml (JUnit) or .html.", readable=False
+        ),
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Count warnings as failures.")] = False,
+    record: Annotated[
+        bool,
+        typer.Option("--record", help="After a yes, write today's behaviour into the checkpoint's record."),
+    ] = False,
+    select: Select = None,
+    device: Device = "cpu",
+    set: Set = None,
+    app_dir: AppDir = Path(),
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Give a verdict: same bytes, same keys, same behaviour. Exit 0 is yes, 1 is no."""
+    from ptsave.cli import verify as command
+    from ptsave.cli.flags import refuse_unused
+    from ptsave.verbs.verify import OF_LIST_CHECKS, choose
+
+    mode, flags = Mode(json, quiet, verbose), given(context)
+    if list_checks:
+        others = [flag for flag in flags if flag not in OF_LIST_CHECKS]
+        refuse_unused(others, dict.fromkeys(others, "--list-checks verifies nothing"))
+        command.list_checks(mode)
+        return
+    if checkpoint is None:
+        raise UsageError("needs a checkpoint", "", "ptsave verify CHECKPOINT")
+    asked = choose(
+        checks,
+        config=config,
+        trusted=trust_recorded or (),
+        against=against,
+        close=close,
+        through=through,
+        record=record,
+        given=flags,
+        infinite=allow_infinite or (),
+    )
+    request = command.Request(
+        checkpoint, asked, allow or (), set or [], select, device, app_dir, report, strict
+    )
+    if not command.verify(mode, request):
+        raise typer.Exit(EXIT_NO)
+
+
+# --- leaving ----------------------------------------------------------------------------------------
+
+
+def main() -> NoReturn:
+    """Run the command line and leave with an exit code of the contract."""
+    stopping.install()
+    try:
+        streams.prepare()
+        code = run(sys.argv[1:])
+        streams.flush()
+    except PtsaveError as problem:
+        failure(problem, json=False)
+        code = problem.exit_code
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    except SystemExit as left:  # a rank that lets another one speak
+        code = int(left.code or 0)
+    stopping.finish()
+    if is_under_torchrun():
+        # Threads of torch.distributed may outlive its groups, and abort a Python that is being taken down.
+        stopping.die()
+        os._exit(stopping.exit_code() if stopping.received else code)
+    stopping.leave(code)
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command, and say what went wrong if something did; returns the exit code."""
+    usage_error: type[Exception] = typer.BadParameter.__bases__[0]  # the root of Typer's own usage errors
+    try:
+        with noted(), own_process():
+            return app(with_patterns(arguments), prog_name="ptsave", standalone_mode=False) or EXIT_OK
+    except usage_error as error:
+        problem: PtsaveError = UsageError(_usage_message(error), "", _usage_hint(error))
+    except PtsaveError as error:
+        problem = error
+    except (KeyboardInterrupt, typer.Abort):
+        return EXIT_INTERRUPTED
+    except OSError as error:
+        problem = _refused_by_the_system(error)
+    except ImportError as error:
+        problem = _not_installed(error)
+    except Exception as error:
+        problem = _bug(error)
+    if stopping.received:  # code in between made another error of the interrupt
+        return stopping.exit_code()
+    if isinstance(problem, UsageError) and "rank" not in problem.details:
+        let_first_speak()  # the same command line on every rank: one says so
+    if os.environ.get("PTSAVE_DEBUG"):
+        traceback.print_exception(problem.__cause__ or problem)
+    failure(problem, json="--json" in arguments)
+    return problem.exit_code
+
+
+def _usage_message(error: Exception) -> str:
+    format_message = getattr(error, "format_message", None)  # `message` is empty where an argument is missing
+    return str(format_message() if format_message is not None else error).rstrip(".")
+
+
+def _usage_hint(error: Exception) -> str:
+    context = getattr(error, "ctx", None)
+    return f"see `{context.command_path} --help`" if context is not None else "see `ptsave --help`"
+
+
+def _refused_by_the_system(error: OSError) -> PtsaveError:
+    what = error.strerror or str(error)
+    problem = RefusedError(
+        f"the system reports: {what}", str(error.filename or ""), "check the disk and the path"
+    )
+    problem.__cause__ = error
+    return problem
+
+
+def _not_installed(error: ImportError) -> PtsaveError:
+    """The error for a library of ours that is not there, or that this machine cannot load."""
+    library = (error.name or "").partition(".")[0]
+    if library not in LIBRARIES:
+        return _bug(error)
+    what = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be imported: {error}"
+    more = ": pytorch.org names the build for your machine" if library == "torch" else ""
+    problem = RefusedError(f"this needs {library}, which {what}", "", f"pip install {library}{more}")
+    problem.__cause__ = error
+    return problem
+
+
+def _bug(error: Exception) -> PtsaveError:
+    problem = PtsaveError(
+        f"a bug in ptsave: {type(error).__name__}: {error}",
+        "",
+        "run it again with PTSAVE_DEBUG=1 for a traceback, and report it",
+    )
+    problem.__cause__ = error
+    return problem

@@ -1,0 +1,66 @@
+"""load: a model rebuilt from a checkpoint by one process or by all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from ptsave.cli.launch import ranks
+from ptsave.core.accounts import Extras
+from ptsave.core.parts.keys import Allowed, Wanted
+from ptsave.distributed.environment import is_first_rank
+from ptsave.render.models import show_loaded
+from ptsave.render.terminal import Mode, warn
+
+
+def load(
+    mode: Mode,
+    path: Path,
+    config_path: Path | None,
+    *,
+    overrides: Sequence[str],
+    trusted: Sequence[str],
+    select: str | None,
+    extras: Extras,
+    allow_missing: Sequence[str],
+    allow_unexpected: Sequence[str],
+    tie: Sequence[str],
+    device: str,
+    inputs: Path | None,
+    outputs: Path | None,
+    overwrite: bool,
+    app_dir: Path,
+) -> None:
+    """Rebuild the model, load its weights, run it if there is something to run it on or for, and say so.
+
+    Raises: what `models.load.load` raises.
+    """
+    with ranks(device) as group:
+        if group is None:
+            from ptsave.models.load import load as load_alone
+
+            run = partial(load_alone, device=device)
+        else:
+            from ptsave.distributed.load import load as load_spread
+
+            run = partial(load_spread, group)
+        from ptsave.models.imports import in_front
+
+        with in_front(app_dir):
+            loaded = run(
+                path,
+                config_path,
+                overrides=overrides,
+                trusted=trusted,
+                select=select,
+                wanted=Wanted(Allowed(allow_missing, allow_unexpected), tie),
+                extras=extras,
+                inputs=inputs,
+                outputs=outputs,
+                overwrite=overwrite,
+                app_dir=app_dir,
+                warn=warn,
+            )
+        if is_first_rank():
+            show_loaded(mode, loaded)

@@ -1,0 +1,74 @@
+"""save: the model of a config, built and written by one process or by all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from ptsave.cli.launch import ranks
+from ptsave.config.toml import load_config
+from ptsave.core.accounts import Extras
+from ptsave.core.parts.keys import Allowed, Wanted
+from ptsave.distributed.environment import is_first_rank
+from ptsave.formats.base import WriteOptions
+from ptsave.formats.writers import destination_writer
+from ptsave.render.models import show_saved
+from ptsave.render.terminal import Mode, warn
+
+
+def save(
+    mode: Mode,
+    config_path: Path,
+    destination: Path,
+    options: WriteOptions,
+    *,
+    overrides: Sequence[str],
+    weights: Path | None,
+    select: str | None,
+    extras: Extras,
+    allow_missing: Sequence[str],
+    allow_unexpected: Sequence[str],
+    tie: Sequence[str],
+    seed: int,
+    device: str,
+    format: str | None,
+    behaves: bool,
+    app_dir: Path,
+) -> None:
+    """Build the model, fill it, write it, and say so.
+
+    Raises: UsageError for a flag, and what `models.save.save` raises.
+    """
+    with ranks(device) as group:
+        if group is None:
+            writer = destination_writer(destination, format)
+            config = load_config(config_path, overrides)
+            from ptsave.models.save import save as save_alone  # takes seconds: after what may be refused
+
+            run = partial(save_alone, target=writer, device=device)
+        else:
+            from ptsave.distributed.save import check_format
+            from ptsave.distributed.save import save as save_spread
+
+            check_format(format)
+            config = load_config(config_path, overrides)
+            run = partial(save_spread, group)
+        from ptsave.models.imports import in_front
+
+        with in_front(app_dir):
+            saved = run(
+                config=config,
+                destination=destination,
+                options=options,
+                weights=weights,
+                select=select,
+                wanted=Wanted(Allowed(allow_missing, allow_unexpected), tie),
+                extras=extras,
+                seed=seed,
+                behaves=behaves,
+                app_dir=app_dir,
+                warn=warn,
+            )
+        if is_first_rank():
+            show_saved(mode, saved)

@@ -1,0 +1,354 @@
+"""What the arguments of forward() are, as plain data: the same from a TOML and from a record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from ptsave.config.model import (
+    NOT_FINITE,
+    NOWHERE,
+    Place,
+    check_args,
+    check_keys,
+    expect,
+    malformed,
+    parse_dtype,
+    show,
+    to_plain,
+)
+from ptsave.core.dtypes import BY_NAME, DType
+from ptsave.errors import UsageError
+
+MAX_INPUT_BYTES = 16 * 1024**3
+"""Cap on one generated input."""
+NOT_GENERATED = ("complex32", "float8_e8m0fnu", "float4_e2m1fn_x2")
+"""Dtypes of numbers that torch does not cast to, or that have no sign."""
+MAX_SIZE = 1 << 48
+"""Cap on one size of an input."""
+MAX_DIMENSIONS = 64
+"""Cap on an input's rank; torch itself handles no more."""
+
+
+@dataclass(frozen=True)
+class RandomTensor:
+    """A tensor of generated numbers; see `core.values.random` for how they are made."""
+
+    shape: tuple[int, ...]
+    dtype: DType = BY_NAME["float32"]
+    seed: int = 0
+    low: float | int | None = None
+    """Smallest value. Integers and booleans default to 0."""
+    high: float | int | None = None
+    """Integers stay below it and default to 2, floats may round up to it."""
+    mean: float = 0.0
+    std: float = 1.0
+    """Of each of the two parts of a complex number."""
+
+
+@dataclass(frozen=True)
+class DataTensor:
+    """A tensor whose numbers stand in the TOML."""
+
+    data: Any
+    dtype: DType | None = None
+    """None: float32, int64 or bool, after the numbers."""
+
+
+@dataclass(frozen=True)
+class FileTensor:
+    """One tensor of a file."""
+
+    file: str
+    key: str | None = None
+    """Its name in the file; not needed when the file holds one tensor."""
+
+
+@dataclass(frozen=True)
+class PlainValue:
+    """An argument that is not a tensor, passed as it is."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
+class ListOf:
+    """A Python list of inputs: a detector's images."""
+
+    items: tuple[InputSpec, ...]
+
+
+@dataclass(frozen=True)
+class DictOf:
+    """A Python dict of inputs: a batch."""
+
+    items: Mapping[str, InputSpec]
+
+
+InputSpec: TypeAlias = "RandomTensor | DataTensor | FileTensor | PlainValue | ListOf | DictOf"
+
+
+@dataclass(frozen=True)
+class InputsSpec:
+    """The arguments of forward()."""
+
+    positional: tuple[InputSpec, ...] = ()
+    named: Mapping[str, InputSpec] = field(default_factory=dict)
+    file: str | None = None
+    """A file whose tensors are arguments by their names, besides the ones above."""
+    folder: Path = Path()
+    """What a file's name is relative to."""
+    place: Place = NOWHERE
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """In a record whose inputs stood in files and are too large for it: path among the arguments → digest.
+    The files are named by a config alone, and nothing else is set here."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for the record; `from_json` reads it back."""
+        document: dict[str, Any] = {}
+        if self.digests:
+            document["digests"] = dict(self.digests)
+        if self.positional:
+            document["positional"] = [_inputto_plain(spec) for spec in self.positional]
+        if self.named:
+            document["named"] = {name: _inputto_plain(spec) for name, spec in self.named.items()}
+        if self.file is not None:
+            document["file"] = self.file
+        return document
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any], where: str) -> InputsSpec:
+        """Read what `to_json` wrote. What names a file is kept, and `needs_files` tells: nothing opens the
+        files that a record names.
+
+        Raises: CorruptError.
+        """
+        place = Place(where, ("inputs",))
+        try:
+            check_keys(document, ("positional", "named", "file", "digests"), place)
+            digests = expect(document.get("digests", {}), dict, place / "digests")
+            for name, digest in digests.items():
+                expect(digest, str, place / "digests" / name)
+            positional = expect(document.get("positional", []), list, place / "positional")
+            named = expect(document.get("named", {}), dict, place / "named")
+            file = document.get("file")
+            return cls(
+                tuple(_parse_input(item, place / i) for i, item in enumerate(positional)),
+                {name: _parse_input(item, place / name) for name, item in named.items()},
+                None if file is None else expect(file, str, place / "file"),
+                digests=digests,
+                place=place,
+            )
+        except (UsageError, RecursionError) as error:
+            raise malformed(error, place) from error
+
+    @property
+    def needs_files(self) -> bool:
+        """Whether some of the numbers stand in files."""
+        return (
+            self.file is not None
+            or bool(self.digests)
+            or any(map(_needs_files, (*self.positional, *self.named.values())))
+        )
+
+    @property
+    def num_elements(self) -> int:
+        """How many elements the tensors have that are generated, all together."""
+        return sum(map(_num_elements, (*self.positional, *self.named.values())))
+
+
+def _needs_files(spec: InputSpec) -> bool:
+    if isinstance(spec, (ListOf, DictOf)):
+        return any(map(_needs_files, _items(spec)))
+    return isinstance(spec, FileTensor)
+
+
+def _num_elements(spec: InputSpec) -> int:
+    if isinstance(spec, (ListOf, DictOf)):
+        return sum(map(_num_elements, _items(spec)))
+    return prod(spec.shape) if isinstance(spec, RandomTensor) else 0
+
+
+def _items(spec: ListOf | DictOf) -> Iterable[InputSpec]:
+    return spec.items.values() if isinstance(spec, DictOf) else spec.items
+
+
+def parse_inputs(value: Any, place: Place, folder: Path) -> InputsSpec:
+    """The `[inputs]` table, or the `[[inputs]]` tables.
+
+    Raises: UsageError.
+    """
+    if isinstance(value, list):
+        positional = tuple(_parse_input(item, place / i) for i, item in enumerate(value))
+        return InputsSpec(positional, folder=folder, place=place)
+    table = dict(expect(value, dict, place))
+    file = None
+    if "file" in table and not isinstance(table["file"], dict):
+        file = expect(table.pop("file"), str, place / "file")
+    named = {name: _parse_input(item, place / name) for name, item in table.items()}
+    return InputsSpec((), named, file, folder, place)
+
+
+FORMS = {
+    "shape": ("dtype", "seed", "low", "high", "mean", "std"),
+    "data": ("dtype",),
+    "file": ("key",),
+    "value": (),
+    "list": (),
+    "dict": (),
+}
+"""The key that says what an input is → the keys that may go with it."""
+
+
+def _parse_input(value: Any, place: Place) -> InputSpec:
+    example = "write a table: {shape = [4, 10]}, {data = […]}, {file = …}, or {value = …} for no tensor"
+    table = expect(value, dict, place, example)
+    forms = [form for form in FORMS if form in table]
+    if len(forms) != 1:
+        everything = {*FORMS, *(key for keys in FORMS.values() for key in keys)}
+        check_keys(table, sorted(everything), place)
+        what = f"needs one of {', '.join(FORMS)}" if not forms else f"has both {' and '.join(forms)}"
+        raise place.error(what, example)
+    form = forms[0]
+    check_keys(table, (form, *FORMS[form]), place)
+    at = place / form
+    if form == "shape":
+        return _parse_random(table, place)
+    if form == "data":
+        dtype = parse_dtype(table["dtype"], place / "dtype") if "dtype" in table else None
+        data = _finite_or_not(table["data"])
+        _check_numbers(data, at)
+        return DataTensor(data, dtype)
+    if form == "file":
+        key = table.get("key")
+        return FileTensor(
+            expect(table["file"], str, at), None if key is None else expect(key, str, place / "key")
+        )
+    if form == "value":
+        check_args(table["value"], at)
+        _refuse_code(table["value"], at)
+        return PlainValue(table["value"])
+    if form == "list":
+        items = expect(table["list"], list, at)
+        return ListOf(tuple(_parse_input(item, at / i) for i, item in enumerate(items)))
+    entries = expect(table["dict"], dict, at)
+    return DictOf({name: _parse_input(item, at / name) for name, item in entries.items()})
+
+
+def _refuse_code(value: Any, place: Place) -> None:
+    """Inputs are replayed from records that nobody vouched for, so they import nothing.
+
+    Raises: UsageError.
+    """
+    if isinstance(value, list):
+        for i, child in enumerate(value):
+            _refuse_code(child, place / i)
+    elif isinstance(value, dict):
+        for key, child in value.items():
+            if key in ("_target_", "_import_"):
+                raise (place / key).error(f"{key} is for model.args", "an input is plain data or a tensor")
+            _refuse_code(child, place / key)
+
+
+def _parse_random(table: Mapping[str, Any], place: Place) -> RandomTensor:
+    shape = tuple(
+        expect(size, int, place / "shape" / i)
+        for i, size in enumerate(expect(table["shape"], list, place / "shape", "write shape = [4, 10]"))
+    )
+    if any(not 0 <= size <= MAX_SIZE for size in shape) or len(shape) > MAX_DIMENSIONS:
+        raise (place / "shape").error(
+            f"{list(shape[:MAX_DIMENSIONS])!s:.80} is not a shape",
+            f"sizes are 0 or more, at most {MAX_DIMENSIONS} of them",
+        )
+    dtype = parse_dtype(table.get("dtype", "float32"), place / "dtype")
+    if dtype.kind in ("quantized", "bits") or dtype.name in NOT_GENERATED:
+        raise (place / "dtype").error(
+            f"no numbers can be generated as {dtype.name}", "give the tensor as a file"
+        )
+    if prod(shape) * dtype.itemsize > MAX_INPUT_BYTES:
+        raise (place / "shape").error(
+            f"asks for {prod(shape) * dtype.itemsize} bytes, more than MAX_INPUT_BYTES = {MAX_INPUT_BYTES}",
+            "use a smaller batch",
+        )
+    seed = expect(table.get("seed", 0), int, place / "seed")
+    if dtype.is_float:
+        return _parse_float_range(table, place, RandomTensor(shape, dtype, seed))
+    for key in ("mean", "std"):
+        if key in table:
+            raise (place / key).error(f"{key} is for floats", f"{dtype.name} takes low and high")
+    low = expect(table.get("low", 0), int, place / "low")
+    high = expect(table.get("high", max(low, 0) + 2), int, place / "high")
+    bits = 8 * dtype.itemsize
+    least, most = {"bool": (0, 1), "uint": (0, 2**bits - 1)}.get(
+        dtype.kind, (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    )
+    if not least <= low < high <= most + 1:
+        raise place.error(
+            f"low = {low}, high = {high} is not a range of {dtype.name}",
+            f"{least} <= low < high <= {most + 1}; high itself is never drawn",
+        )
+    return RandomTensor(shape, dtype, seed, low, high)
+
+
+def _parse_float_range(table: Mapping[str, Any], place: Place, spec: RandomTensor) -> RandomTensor:
+    numbers = {
+        key: expect(table[key], float, place / key) for key in ("low", "high", "mean", "std") if key in table
+    }
+    for key, number in numbers.items():
+        if not math.isfinite(number) or (key == "std" and number < 0):
+            raise (place / key).error(f"{number} is not a usable {key}", "give a finite number")
+    if {"low", "high"} & numbers.keys():
+        if {"mean", "std"} & numbers.keys():
+            raise place.error("has both low/high and mean/std", "low/high is uniform, mean/std is normal")
+        low, high = numbers.get("low", 0.0), numbers.get("high", 1.0)
+        if not low < high or not math.isfinite(high - low):
+            raise place.error(f"low = {low}, high = {high} is not a range", "low < high")
+        return RandomTensor(spec.shape, spec.dtype, spec.seed, low, high)
+    mean, std = numbers.get("mean", 0.0), numbers.get("std", 1.0)
+    return RandomTensor(spec.shape, spec.dtype, spec.seed, mean=mean, std=std)
+
+
+def _finite_or_not(value: Any) -> Any:
+    """`value` with each `{_float_ = "nan"}` as the number it stands for."""
+    if isinstance(value, list):
+        return [_finite_or_not(child) for child in value]
+    if isinstance(value, dict) and value.get("_float_") in NOT_FINITE and len(value) == 1:
+        return float(value["_float_"])
+    return value
+
+
+def _check_numbers(value: Any, place: Place) -> tuple[int, ...]:
+    """The shape of nested arrays of numbers.
+
+    Raises: UsageError where they are ragged, or hold something else.
+    """
+    if not isinstance(value, list):
+        if not isinstance(value, (int, float)):
+            raise place.error(f"must be a number, not {show(value)}", "data is numbers in arrays")
+        return ()
+    shapes = [_check_numbers(child, place / i) for i, child in enumerate(value)]
+    for i, shape in enumerate(shapes):
+        if shape != shapes[0]:
+            raise (place / i).error(f"ragged: {list(shape)} beside {list(shapes[0])}", "pad it")
+    return (len(value), *(shapes[0] if shapes else ()))
+
+
+def _inputto_plain(spec: InputSpec) -> dict[str, Any]:
+    if isinstance(spec, ListOf):
+        return {"list": [_inputto_plain(item) for item in spec.items]}
+    if isinstance(spec, DictOf):
+        return {"dict": {name: _inputto_plain(item) for name, item in spec.items.items()}}
+    if isinstance(spec, PlainValue):
+        return {"value": to_plain(spec.value)}
+    if isinstance(spec, FileTensor):
+        return {"file": spec.file} | ({} if spec.key is None else {"key": spec.key})
+    if isinstance(spec, DataTensor):
+        return {"data": to_plain(spec.data)} | ({} if spec.dtype is None else {"dtype": spec.dtype.name})
+    document: dict[str, Any] = {"shape": list(spec.shape), "dtype": spec.dtype.name, "seed": spec.seed}
+    if spec.low is not None:
+        return document | {"low": spec.low, "high": spec.high}
+    return document | {"mean": spec.mean, "std": spec.std}

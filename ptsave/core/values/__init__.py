@@ -1,0 +1,1 @@
+"""The numbers of tensors: read, gathered, compared, digested, drawn."""

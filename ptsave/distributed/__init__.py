@@ -1,0 +1,1 @@
+"""The same under torch.distributed."""

@@ -1,0 +1,213 @@
+"""A spread state dict → a DCP folder, by torch.distributed.checkpoint; old or new, never half.
+
+Every rank writes one file, under a name that nothing uses yet: in a temporary folder, or beside an older
+checkpoint. The table of contents is made apart and read back through ptsave's own reader, all ranks sharing
+the work: the bytes against their CRC-32, and every tensor for its digest, of which no rank holds the whole.
+Only then rank 0 puts it in its place.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import SavePlan
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.storage import WriteResult
+
+from ptsave.core.own_process import without_warnings
+from ptsave.core.record import Record
+from ptsave.distributed.eager import EagerFileSystem
+from ptsave.distributed.group import Group
+from ptsave.distributed.shares import divided, read_back
+from ptsave.errors import PtsaveError, RankError, WriteError
+from ptsave.formats.base import WriteOptions
+from ptsave.formats.dcp.metadata import TensorAbout
+from ptsave.formats.dcp.read import Items, read_items
+from ptsave.formats.dcp.write import commit, metadata_digest
+from ptsave.formats.folder_files import DCP_METADATA, new_record_name
+from ptsave.formats.stored import record_text
+from ptsave.stopping import unfinished
+from ptsave.storage.atomic_folder import OutputFolder, replacing_folder
+from ptsave.storage.files import InputFolder
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the ranks write."""
+
+    folder: str
+    tag: str
+    """What tells the data files from those of an earlier save in the same folder."""
+    new_record: str
+
+
+def write_spread(
+    group: Group,
+    state: Mapping[str, Any],
+    aliases: Mapping[str, str],
+    destination: Path,
+    record: Record,
+    options: WriteOptions,
+    num_bytes: int,
+) -> None:
+    """Write `state` (the same names on every rank; tensors whole or DTensors), about `num_bytes` in all.
+
+    `aliases`: further names of tensors in it, which point at the same bytes.
+
+    Raises: ExistsError, WriteError; RankError naming a rank that could not write.
+    """
+    with ExitStack() as on_first:
+        folder: OutputFolder | None = None
+        if group.is_first:
+            folder = on_first.enter_context(
+                replacing_folder(destination, num_bytes, overwrite=options.overwrite, sync=options.sync)
+            )
+        place = group.from_first(lambda: place_in(folder, group.size))
+        writer = Writer(place, aliases, options.sync)
+        _save(dict(state), writer)
+        metadata = group.from_first(lambda: writer.metadata)
+        text = _record_text(group, place.folder, aliases, record, options, metadata)
+        if folder is not None:
+            names = [name for name in folder.made if (folder.path / name).exists()]
+            commit(folder, names, metadata, text, place.new_record)
+        group.wait()
+    group.wait()
+
+
+def place_in(folder: OutputFolder | None, num_ranks: int) -> Place:
+    """The names that the ranks' files take in `folder`, which is open on rank 0."""
+    assert folder is not None
+    generation = 1
+    while any(_is_of(name, generation) for name in folder.taken):
+        generation += 1
+    tag = f"{generation}_" if generation > 1 else ""
+    # Known before they are there, so that they are removed again whatever happens.
+    folder.made += [f"__{rank}_{tag}0.distcp" for rank in range(num_ranks)]
+    unfinished.update(str(folder.path / name) for name in folder.made)
+    return Place(str(folder.path), tag, new_record_name(generation))
+
+
+def _is_of(name: str, generation: int) -> bool:
+    """Whether a save of that generation may have made a file of that name."""
+    tag = f"{generation}_" if generation > 1 else ""
+    return re.match(rf"__\d+_{tag}", name) is not None or name == new_record_name(generation)
+
+
+class Writer(FileSystemWriter):
+    """torch's writer, with names of its own for the data, and the metadata kept back."""
+
+    def __init__(self, place: Place, aliases: Mapping[str, str], sync: bool) -> None:
+        super().__init__(place.folder, sync_files=sync)
+        if sync:
+            self.fs = EagerFileSystem()
+        self.place = place
+        self._aliases = aliases
+        self.metadata = b""
+        """On the rank that makes the plan, once all have written."""
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        return plan  # the folder is there, and an older checkpoint in it stays as it is
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        plans = super().prepare_global_plan(plans)
+        tag = self.place.tag
+        return [_renamed(plan, plan.storage_data.prefix + tag) for plan in plans]
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        for name, kept in self._aliases.items():
+            metadata.state_dict_metadata[name] = metadata.state_dict_metadata[kept]
+            if isinstance(metadata.planner_data, dict):
+                metadata.planner_data[name] = (name,)
+        names: dict[str, list[str]] = {}
+        for name, kept in self._aliases.items():
+            names.setdefault(kept, []).append(name)
+        more = [
+            replace(result, index=replace(result.index, fqn=name))
+            for written in results
+            for result in written
+            for name in names.get(result.index.fqn, ())
+        ]
+        with TemporaryDirectory() as folder:
+            self.path = Path(folder)
+            self.sync_files = False  # what is wanted of that file is read at once
+            super().finish(metadata, [*results, more])
+            self.metadata = (Path(folder) / DCP_METADATA).read_bytes()
+
+
+def _renamed(plan: SavePlan, prefix: str) -> SavePlan:
+    return replace(plan, storage_data=replace(plan.storage_data, prefix=prefix))
+
+
+def _save(state: dict[str, Any], writer: Writer) -> None:
+    """`torch.distributed.checkpoint.save`, whose errors are none of Python's usual ones.
+
+    Raises: WriteError, RankError.
+    """
+    try:
+        with without_warnings():
+            save(state, storage_writer=writer)
+    except CheckpointException as error:
+        raise explained(error, str(writer.path)) from error
+
+
+def explained(error: CheckpointException, where: str) -> PtsaveError:
+    """What torch's error means: the first rank that failed, and why."""
+    rank, (cause, _) = next(iter(error.failures.items()))
+    if isinstance(cause, OSError):
+        hint = "check the disk and the permissions of every rank"
+        what = f"rank {rank} cannot write: {cause.strerror or cause}"
+        return WriteError(what, str(cause.filename or where), hint, rank=rank)
+    if isinstance(cause, PtsaveError):
+        return cause
+    return RankError(f"rank {rank} failed while it wrote: {type(cause).__name__}: {cause}")
+
+
+def _record_text(
+    group: Group,
+    folder: str,
+    aliases: Mapping[str, str],
+    record: Record,
+    options: WriteOptions,
+    metadata: bytes,
+) -> bytes | None:
+    """The record's text on rank 0, once what was written has been read back.
+
+    Raises: CorruptError when something reads differently than it was written.
+    """
+    if not (options.check or options.record):
+        return None
+
+    def choose(items: Items) -> list[str]:
+        sizes = {name: _num_bytes(about) for name, about in items.items() if name not in aliases}
+        mine = divided(sizes, group.rank, group.size)
+        return [name for name in items if aliases.get(name, name) in mine]
+
+    with read_items(InputFolder(folder), metadata, choose) as share:
+        digests = read_back(group, folder, share.tensors, options.digest)
+    if not options.record or not group.is_first:
+        return None
+    share.record = record
+    return record_text(share, digests, dict(aliases), options, belongs_to=metadata_digest(metadata))
+
+
+def _num_bytes(about: TensorAbout | None) -> int:
+    return prod(about.shape) * about.dtype.itemsize if about is not None else 0
+
+
+def tied_names(state: Mapping[str, Any]) -> dict[str, str]:
+    """Further name → first name, of the tensors in a state dict (with `keep_vars`) that are one object."""
+    first: dict[int, str] = {}
+    tensors = ((name, value) for name, value in state.items() if isinstance(value, torch.Tensor))
+    pairs = [(name, first.setdefault(id(value), name)) for name, value in tensors]
+    return {name: kept for name, kept in pairs if name != kept}

@@ -1,0 +1,332 @@
+"""Writing a folder that `torch.distributed.checkpoint.load` opens on any number of ranks.
+
+Every tensor is one chunk, whole: ranks that want a part of it read it all, and take theirs.
+
+Source: torch/distributed/checkpoint/_traverse.py, filesystem.py (`_write_item`), metadata.py and
+default_planner.py of torch 2.13.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.nodes import TensorEntry, contiguous_strides
+from ptsave.core.record import FILE_NAME, Record
+from ptsave.core.values.digest import hasher
+from ptsave.core.values.gather import contiguous
+from ptsave.errors import LossyError
+from ptsave.formats.base import WriteOptions, Written
+from ptsave.formats.folder_files import DCP_METADATA, is_new_record, new_record_name, superfluous
+from ptsave.formats.pickle.emit import Call, Emitter, New, Table
+from ptsave.formats.stored import (
+    distinct,
+    record_text,
+    refuse_special_kinds,
+    source_path,
+    with_source_checks,
+    write_pieces,
+)
+from ptsave.formats.torch.archive import TorchArchive, emit_tensor
+from ptsave.formats.torch.storage_plan import Part, Place, View, plan_storages
+from ptsave.formats.torch.write import digest_moves, part_moves
+from ptsave.formats.zip.layout import ALIGN_BYTES, LARGE_BYTES, PAGE_BYTES
+from ptsave.storage.atomic_folder import OutputFolder, check_folder_destination, replacing_folder
+from ptsave.storage.move import Move, check_back, move
+
+_METADATA = "torch.distributed.checkpoint.metadata"
+_FILESYSTEM = "torch.distributed.checkpoint.filesystem"
+_CONTIGUOUS = 0
+"""`_MEM_FORMAT_ENCODING.TORCH_CONTIGUOUS_FORMAT`."""
+
+Keys = tuple[str | int, ...]
+"""A path: text for a dictionary's key, an integer for a list's place."""
+
+
+def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> Written:
+    """Write the whole tree of `checkpoint` as a DCP folder: `.metadata`, one data file, `ptsave.json`.
+
+    Tied tensors are stored once, and both names point at the one place. Dictionary keys become text, as they
+    do in torch's own saves; ptsave's reader makes an optimizer's parameter numbers numbers again.
+
+    Raises: LossyError when the format cannot hold something; ExistsError; WriteError; CorruptError.
+    """
+    check_folder_destination(destination, overwrite=options.overwrite)
+    refuse_special_kinds(checkpoint, "dcp")
+    names: dict[View, list[str]] = {}
+    for name, entry in checkpoint.tensors.items():
+        names.setdefault(entry.view, []).append(name)
+    layout = _Layout(checkpoint, names, options)
+    notes: list[str] = []
+    for path, value in _flatten(checkpoint.root, source_path(checkpoint), notes):
+        layout.add(path, value)
+    where = source_path(checkpoint)
+    with replacing_folder(
+        destination,
+        layout.num_bytes,
+        overwrite=options.overwrite,
+        sync=options.sync,
+        before_commit=checkpoint.check_unchanged,
+    ) as folder:
+        file_name, new_record = folder.fresh(lambda n: [f"__0_{n - 1}.distcp", new_record_name(n)])
+        with folder.data_file(file_name, layout.num_bytes) as output:
+            moves = [*layout.moves, *(m for m in layout.by_view.values() if m.target_offset is None)]
+            spans = move(with_source_checks(moves), output, where, options.progress)
+            spans += write_pieces(output, layout.pieces(), "an item's frame")
+            if options.check:
+                check_back(spans, output, options.progress)
+        metadata = layout.metadata(file_name)
+        record = None
+        if options.record:
+            by_name = {name: layout.by_view[view] for view, same in names.items() for name in same}
+            digests = {name: by_name[name].digest(options.digest) for name in checkpoint.tensors}
+            aliases = distinct(checkpoint.tensors).aliases
+            record = record_text(checkpoint, digests, aliases, options, belongs_to=metadata_digest(metadata))
+        commit(folder, [file_name], metadata, record, new_record)
+    num_bytes = layout.num_bytes + len(metadata) + len(record or b"")
+    return Written(num_bytes, tuple(notes))
+
+
+def metadata_digest(metadata: bytes) -> str:
+    """What a record says it belongs to."""
+    return hasher("xxh3_128", metadata).hexdigest()
+
+
+def commit(
+    folder: OutputFolder, data_files: Sequence[str], metadata: bytes, record: bytes | None, new_record: str
+) -> None:
+    """Make a DCP checkpoint whose data files are written the one that readers see.
+
+    `record` is the text of its record, if it has one, and `new_record` a name that is free.
+
+    Raises: WriteError.
+    """
+    taken = set(folder.taken)
+    if any(name == FILE_NAME or is_new_record(name) for name in taken):
+        # for a moment the old record stands beside metadata that it does not belong to
+        beside = record or Record(belongs_to=metadata_digest(metadata)).to_json().encode()
+        folder.small_file(new_record, beside)
+        taken.add(new_record)
+    kept = [DCP_METADATA, *data_files, *([FILE_NAME] if record is not None else [])]
+    beside_main = [(FILE_NAME, record)] if record is not None else []
+    folder.commit((DCP_METADATA, metadata), beside_main, old=superfluous(taken, kept))
+
+
+@dataclass(slots=True)
+class _Item:
+    """One entry of the data file."""
+
+    path: Keys
+    begin: int
+    """Its first byte."""
+    num_bytes: int
+    about: TensorEntry | None
+    """The tensor that it is; None for plain data."""
+
+
+class _Layout:
+    """The data file: one small torch zip after another."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, names: Mapping[View, list[str]], options: WriteOptions
+    ) -> None:
+        self.num_bytes = 0
+        self.moves: list[Move] = []
+        self.by_view: dict[View, Move] = {}
+        """The move that digests a view."""
+        self._checkpoint = checkpoint
+        self._names = names
+        self._options = options
+        self._items: dict[str, _Item] = {}
+        self._stored: dict[View, _Item] = {}
+        """Where a tensor's bytes are already."""
+        self._unframed: list[TorchArchive] = []
+        """Items around whose storages no move writes the rest."""
+
+    def add(self, path: Keys, value: Any) -> None:
+        """Lay out one item.
+
+        Raises: LossyError when two items would have one name, or one holds what cannot be kept.
+        """
+        name = ".".join(map(str, path))
+        if name in self._items:
+            raise LossyError(
+                f"dcp cannot hold two values named {name!r}", source_path(self._checkpoint), "--rename one"
+            )
+        if isinstance(value, TensorEntry):
+            self._items[name] = self._tensor(path, value)
+        else:
+            self._items[name] = self._data(path, value)
+
+    def _tensor(self, path: Keys, entry: TensorEntry) -> _Item:
+        known = self._stored.get(entry.view)
+        if known is not None:
+            return replace(known, path=path)
+        source, offset = contiguous(entry)
+        part = Part(source, offset, entry.num_bytes, {entry.view: entry}, entry.dtype.storage_class, "0")
+        place = Place(part, 0, contiguous_strides(entry.shape))
+        plain = replace(entry, kind="tensor", requires_grad=False)
+        pickle = Emitter(lambda emitter, _: emit_tensor(emitter, plain, place)).pickle(plain)
+        archive = self._archive(pickle, [part])
+        (whole,) = part_moves([part], archive.data, archive.begin)
+        self.by_view |= digest_moves(
+            self._checkpoint, [part], {entry.view: place}, self._names, [whole], self._options
+        )
+        item = self._stored[entry.view] = _Item(path, archive.begin, archive.num_bytes, entry)
+        # zeros up to the next item, so that small items lie without gaps and go to the disk together
+        self.num_bytes += -self.num_bytes % ALIGN_BYTES
+        frame = _Frame(archive.begin, pickle, part, self.num_bytes)
+        whole.header, whole.trailer = frame.before, frame.after
+        whole.header_bytes = archive.data[0].data_offset
+        whole.trailer_bytes = self.num_bytes - (whole.target_offset or 0) - whole.num_bytes
+        self.moves.append(whole)
+        return item
+
+    def _data(self, path: Keys, value: Any) -> _Item:
+        tensors = dict(Checkpoint("", Path(), value).tensors)
+        parts, places = plan_storages({entry.view: entry for entry in tensors.values()})
+        where = f"{source_path(self._checkpoint)}: {'.'.join(map(str, path))}"
+        pickle = Emitter(lambda e, entry: emit_tensor(e, entry, places[entry.view]), where).pickle(value)
+        archive = self._archive(pickle, parts)
+        moves = part_moves(parts, archive.data, archive.begin)
+        self.by_view |= digest_moves(self._checkpoint, parts, places, self._names, moves, self._options)
+        self.moves += moves
+        self._unframed.append(archive)
+        return _Item(path, archive.begin, archive.num_bytes, None)
+
+    def _archive(self, pickle: bytes, parts: list[Part]) -> TorchArchive:
+        is_large = any(part.num_bytes >= LARGE_BYTES for part in parts)
+        begin = self.num_bytes + -self.num_bytes % (PAGE_BYTES if is_large else ALIGN_BYTES)
+        archive = TorchArchive(begin, pickle, parts, is_item=True)
+        self.num_bytes = begin + archive.num_bytes
+        return archive
+
+    def pieces(self) -> Iterator[tuple[int, bytes]]:
+        """(offset, bytes) of the frames that no move has written."""
+        for archive in self._unframed:
+            yield from archive.pieces()
+
+    def metadata(self, file_name: str) -> bytes:
+        """The `.metadata` pickle, once the data file has its name."""
+        # plain data first, as torch writes it
+        items = sorted(self._items.items(), key=lambda item: item[1].about is not None)
+        state = {
+            "state_dict_metadata": Table((name, _about(item.about)) for name, item in self._items.items()),
+            "planner_data": Table((name, item.path) for name, item in self._items.items()),
+            "storage_data": Table((_index(name, item.about), _info(file_name, item)) for name, item in items),
+            "storage_meta": None,
+            "version": "1.0.0",
+        }
+        return Emitter(_no_tensor).pickle(New(_METADATA, "Metadata", state))
+
+
+def _no_tensor(emitter: Emitter, entry: TensorEntry) -> None:
+    raise AssertionError("the metadata holds no tensors")
+
+
+class _Frame:
+    """What lies around the only storage of an item: laid out twice rather than kept, since items are many."""
+
+    __slots__ = ("_after", "_begin", "_end", "_part", "_pickle")
+
+    def __init__(self, begin: int, pickle: bytes, part: Part, end: int) -> None:
+        self._begin, self._pickle, self._part, self._end = begin, pickle, part, end
+        self._after = b""
+
+    def before(self, crc32: int) -> bytes:
+        archive = TorchArchive(self._begin, self._pickle, [self._part], is_item=True)
+        local = archive.data[0].local_header(crc32)
+        (_, front), (at, after) = archive.pieces()
+        self._after = after + bytes(self._end - at - len(after))
+        return front + local
+
+    def after(self, _: int) -> bytes:
+        after, self._after = self._after, b""
+        return after
+
+
+def _info(file_name: str, item: _Item) -> New:
+    state = {"relative_path": file_name, "offset": item.begin, "length": item.num_bytes}
+    return New(_FILESYSTEM, "_StorageInfo", state)
+
+
+def _size(numbers: tuple[int, ...]) -> Call:
+    return Call("torch", "Size", (numbers,))
+
+
+def _index(name: str, about: TensorEntry | None) -> New:
+    offset = None if about is None else _size((0,) * len(about.shape))
+    state = {"fqn": name, "offset": offset, "index": None if about is None else 0}
+    return New(_METADATA, "MetadataIndex", state)
+
+
+def _about(entry: TensorEntry | None) -> New:
+    if entry is None:
+        return New(_METADATA, "BytesStorageMetadata")
+    properties = (
+        entry.dtype,
+        Call("torch.serialization", "_get_layout", ("torch.strided",)),
+        entry.requires_grad,
+        Call(_METADATA, "_MEM_FORMAT_ENCODING", (_CONTIGUOUS,)),
+        False,
+    )
+    chunk = {"offsets": _size((0,) * len(entry.shape)), "sizes": _size(entry.shape)}
+    state = {
+        "properties": New(_METADATA, "TensorProperties", properties),
+        "size": _size(entry.shape),
+        "chunks": [New(_METADATA, "ChunkStorageMetadata", chunk)],
+    }
+    return New(_METADATA, "TensorStorageMetadata", state)
+
+
+def _flatten(root: Any, where: str, notes: list[str]) -> Iterator[tuple[Keys, Any]]:
+    """The items of a nested state dict, as torch makes them: each tensor, and each value without one inside.
+
+    Raises: LossyError when the root is no dict, or a key would not survive being made text.
+    """
+    if not isinstance(root, dict):
+        raise LossyError("dcp holds a dict of values, and this is none", where, "choose another format")
+    yield from _flatten_dict(root, (), False, where, notes)
+
+
+def _flatten_dict(
+    node: dict[Any, Any], path: Keys, is_optimizer: bool, where: str, notes: list[str]
+) -> Iterator[tuple[Keys, Any]]:
+    wrong = next((key for key in node if type(key) not in (str, int)), None)
+    if wrong is not None:
+        raise LossyError(
+            f"dcp cannot hold the key {wrong!r} of {_spell(path)}", where, "--drop or --rename it"
+        )
+    if not is_optimizer and any(type(key) is int for key in node):
+        notes.append(f"the integer keys of {_spell(path)} become text, as DCP has no others")
+    for key, value in node.items():
+        child = (*path, str(key))
+        is_state = key == "state" and "param_groups" in node  # whose numbers the reader restores
+        yield from _flatten_value(value, child, is_state, where, notes)
+
+
+def _flatten_value(
+    value: Any, path: Keys, is_optimizer: bool, where: str, notes: list[str]
+) -> Iterator[tuple[Keys, Any]]:
+    if isinstance(value, dict) and value:
+        yield from _flatten_dict(value, path, is_optimizer, where, notes)
+    elif isinstance(value, list) and not _is_terminal(value):
+        for i, item in enumerate(value):
+            yield from _flatten_value(item, (*path, i), False, where, notes)
+    else:  # an empty dict too: torch would drop it
+        yield path, value
+
+
+def _is_terminal(value: list[Any]) -> bool:
+    """Whether torch keeps the list as one item: there is no tensor and no dict in it."""
+    return not any(
+        isinstance(item, (dict, TensorEntry)) or (isinstance(item, list) and not _is_terminal(item))
+        for item in value
+    )
+
+
+def _spell(path: Keys) -> str:
+    return repr(".".join(map(str, path))) if path else "the root"

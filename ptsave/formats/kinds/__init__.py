@@ -1,0 +1,1 @@
+"""Tensors that are no strided bytes: sparse, quantized, nested; as objects, and made dense."""

@@ -1,0 +1,145 @@
+"""Writing NumPy's .npz: a zip of one .npy record for each tensor.
+
+Source: numpy/lib/format.py, "Format Version 1.0" (the header ends at a multiple of 64 bytes) and "3.0".
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from isal.isal_zlib import crc32, crc32_combine
+
+from ptsave.core.checkpoint import Checkpoint, check_viewed
+from ptsave.core.nodes import TensorEntry
+from ptsave.core.values.digest import prefix
+from ptsave.core.values.gather import contiguous
+from ptsave.errors import LossyError
+from ptsave.formats.base import WriteOptions, Written
+from ptsave.formats.stored import (
+    distinct,
+    expected_digests,
+    module_versions,
+    refuse_data,
+    refuse_special_kinds,
+    source_path,
+    with_source_checks,
+    write_pieces,
+)
+from ptsave.formats.zip.directory import is_plain_path
+from ptsave.formats.zip.layout import ALIGN_BYTES, Entry, Frame
+from ptsave.storage.atomic import check_file_destination, replacing_file
+from ptsave.storage.move import Move, check_back, move
+
+MAX_NAME_BYTES = 2**16 - 64
+"""Of a record's name: what the two bytes of its length can say, less what aligning it may take."""
+
+
+def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> Written:
+    """Write the tensors of `checkpoint` as one .npz file that `numpy.load` opens without pickle.
+
+    The format knows no ties, so each name has its own copy. It has no place for the record: `numpy.load`
+    lists every member of the archive as an array, whatever its name, and the archive's comment holds 64 KiB.
+    Source: numpy/lib/_npyio_impl.py, `NpzFile`.
+
+    Raises: LossyError when NumPy has no such dtype; ExistsError; WriteError; CorruptError.
+    """
+    check_file_destination(destination, overwrite=options.overwrite)
+    refuse_data(checkpoint, "npz")
+    refuse_special_kinds(checkpoint, "npz")
+    if not checkpoint.tensors:
+        raise LossyError(
+            "npz cannot hold a checkpoint without tensors: an empty zip archive could be anything",
+            source_path(checkpoint),
+            "write another format",
+        )
+    has_record = checkpoint.record is not None or module_versions(checkpoint.root) is not None
+    unkept = ("the record stays behind: npz has no place for it",) if options.record and has_record else ()
+    options = replace(options, record=False)
+    refuse_confusion(checkpoint)
+    check_viewed(checkpoint.tensors.values(), once=False)
+    frame = Frame()
+    moves = []
+    for name, entry in checkpoint.tensors.items():
+        header = _npy_header(entry, source_path(checkpoint))
+        if not _can_be_record(f"{name}.npy"):
+            raise LossyError(
+                "npz cannot hold a tensor whose name is no plain path in a zip archive",
+                repr(name[:80]),
+                "give it another with --rename",
+            )
+        record = frame.add(f"{name}.npy", len(header) + entry.num_bytes)
+        moves.append(_move(checkpoint, entry, record, header, options))
+    num_bytes = frame.num_bytes
+    with replacing_file(
+        destination,
+        num_bytes,
+        overwrite=options.overwrite,
+        sync=options.sync,
+        before_rename=checkpoint.check_unchanged,
+    ) as output:
+        spans = move(with_source_checks(moves), output, source_path(checkpoint), options.progress)
+        spans += write_pieces(output, [(frame.end, frame.directory())], "the archive's directory")
+        if options.check:
+            check_back(spans, output, options.progress)
+    aliases = distinct(checkpoint.tensors).aliases
+    untied = (f"{alias!r} and {kept!r} are tied no more" for alias, kept in aliases.items())
+    return Written(num_bytes, (*untied, *unkept))
+
+
+def refuse_confusion(checkpoint: Checkpoint) -> None:
+    """Refuse `w` beside `w.npy`: numpy.load gives the first one's array for both.
+
+    Raises: LossyError.
+    """
+    for name in checkpoint.tensors:
+        if name.endswith(".npy") and name.removesuffix(".npy") in checkpoint.tensors:
+            raise LossyError(
+                f"npz cannot hold {name.removesuffix('.npy')[:80]!r} beside {name[:80]!r}: "
+                "numpy.load takes them for one",
+                source_path(checkpoint),
+                "give one of them another name with --rename",
+            )
+
+
+def _move(
+    checkpoint: Checkpoint, entry: TensorEntry, record: Entry, header: bytes, options: WriteOptions
+) -> Move:
+    """The move of the elements; the record's CRC-32 is of the .npy header and them."""
+    source, offset = contiguous(entry)
+
+    def before(elements_crc32: int) -> bytes:
+        return record.local_header(crc32_combine(crc32(header), elements_crc32, entry.num_bytes)) + header
+
+    return Move(
+        entry.name,
+        source,
+        offset,
+        entry.num_bytes,
+        record.data_offset + len(header),
+        prefix=prefix(entry.dtype, entry.shape),
+        expected_digests=expected_digests(checkpoint, [entry.name], options),
+        header=before,
+        header_bytes=record.header_bytes + len(header),
+    )
+
+
+def _npy_header(entry: TensorEntry, where: str) -> bytes:
+    if entry.dtype.numpy is None:
+        raise LossyError(
+            f"npz cannot hold tensor {entry.name!r}: NumPy has no dtype {entry.dtype.name}",
+            where,
+            "cast it with --dtype float32, or leave it out with --drop",
+        )
+    text = f"{{'descr': '{entry.dtype.numpy}', 'fortran_order': False, 'shape': {entry.shape!r}, }}"
+    padding = -(10 + len(text) + 1) % ALIGN_BYTES
+    body = text.encode("ascii") + b" " * padding + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(body).to_bytes(2, "little") + body
+
+
+def _can_be_record(name: str) -> bool:
+    try:
+        num_bytes = len(name.encode())
+    except UnicodeEncodeError:
+        return False
+    return num_bytes <= MAX_NAME_BYTES and is_plain_path(name)

@@ -1,0 +1,347 @@
+"""Emitting the pickle of a torch zip: plain data and tensors, in the opcodes that `weights_only` takes.
+
+Source: `Lib/pickletools.py` (protocol 2) and `torch/_weights_only_unpickler.py`, which knows protocol 2's
+opcodes only, no LONG4, and few globals.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ptsave.core.dtypes import DType
+from ptsave.core.nodes import Opaque, TensorEntry
+from ptsave.errors import LossyError
+from ptsave.formats.kinds.objects import NESTED, PARAMETER, is_tensor_object, parts_by_name
+from ptsave.formats.kinds.quantized import is_quantized
+from ptsave.formats.kinds.sparse import is_sparse, parts_of
+
+MAX_LONG_BYTES = 255
+"""Of one integer: what LONG1 can say."""
+
+Path = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """A value that the pickle makes by calling `module.name`. Only for what a format itself consists of."""
+
+    module: str
+    name: str
+    args: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class New:
+    """A value that the pickle makes of class `module.name` with a state. Only for a format's own classes."""
+
+    module: str
+    name: str
+    state: Any = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """A dict of a format's own, made item by item so that it never lies in memory whole."""
+
+    items: Iterable[tuple[Any, Any]]
+
+
+class Emitter:
+    """A pickle in the making. A container or tensor that is met again is said once and then referred to."""
+
+    def __init__(
+        self,
+        emit_tensor: Callable[[Emitter, TensorEntry], None],
+        where: str = "",
+        emit_quantized: Callable[[Emitter, Opaque], None] | None = None,
+    ) -> None:
+        """`emit_tensor` and `emit_quantized` say tensors in the pieces below; `where` is for messages."""
+        self._where = where
+        self._emit_tensor = emit_tensor
+        self._emit_quantized = emit_quantized
+        self._out = bytearray(b"\x80\x02")
+        self._memo: dict[Any, int] = {}
+        self._kept: list[Any] = []
+        """What was memoized by its identity, so that no identity is given out twice."""
+
+    def pickle(self, root: Any) -> bytes:
+        """The whole pickle of `root`.
+
+        Raises: LossyError, naming the path, at a value that `weights_only` would not load.
+        """
+        self.value(root, ())
+        return bytes(self._out + b".")
+
+    def value(self, value: Any, path: Path) -> None:
+        """Emit one value of any kind."""
+        if isinstance(value, TensorEntry):
+            if not self._recall(id(value)):
+                self._emit_tensor(self, value)
+                self._memoize(id(value), value)
+            return
+        kind = type(value)
+        if kind in _SCALARS:
+            _SCALARS[kind](self, value, path)
+        elif isinstance(value, dict):
+            self._dict(value, path)
+        elif kind in (list, tuple, set):
+            if not self._recall(id(value)):
+                _CONTAINERS[kind](self, value, path)
+        elif kind is Call:
+            self.constant(value.module, value.name)
+            self._tuple(value.args, path)
+            self._out += b"R"
+        elif kind is New:
+            self.constant(value.module, value.name)
+            self._out += b")\x81"
+            if value.state is not None:
+                if type(value.state) is dict:
+                    self._out += b"}"
+                    self._items(value.state.items(), path)
+                else:
+                    self.value(value.state, path)
+                self._out += b"b"
+        elif kind is Table:
+            self._out += b"}"
+            self._items(value.items, path)
+        elif isinstance(value, DType):
+            self.constant("torch", value.name)
+        elif self._emit_quantized is not None and is_quantized(value):
+            if not self._recall(id(value)):
+                self._emit_quantized(self, value)
+                self._memoize(id(value), value)
+        elif self._emit_quantized is not None and is_tensor_object(value):
+            if not self._recall(id(value)):
+                self.value(_rebuilding(value), path)
+                self._memoize(id(value), value)
+        elif _is_device(value):
+            self.value(Call("torch", "device", value.args), path)
+        else:
+            raise LossyError(
+                f"a .pt file that weights_only loads cannot hold {_spell(path)}: it is {_kind_of(value)}",
+                self._where,
+                "leave it out with --drop, or take the weights alone with --select model",
+                extras=[_spell(path)],
+            )
+
+    # --- pieces that a tensor is made of
+
+    def constant(self, module: str, name: str) -> None:
+        """Emit a dotted name."""
+        if not self._recall((module, name)):
+            self._out += b"c%s\n%s\n" % (module.encode(), name.encode())
+            self._memoize((module, name))
+
+    def word(self, text: str) -> None:
+        """Emit a string that is likely to be met again."""
+        if not self._recall(text):
+            self.text(text)
+            self._memoize(text)
+
+    def mark(self) -> None:
+        """Begin a tuple that `end_tuple` ends."""
+        self._out += b"("
+
+    def end_tuple(self) -> None:
+        """Make a tuple of what was emitted since the last open `mark`."""
+        self._out += b"t"
+
+    def reduce(self) -> None:
+        """Call what was emitted last but one with the tuple that was emitted last."""
+        self._out += b"R"
+
+    def integers(self, values: Sequence[int]) -> None:
+        """Emit a tuple of integers."""
+        if len(values) > 3:
+            self._out += b"("
+        for value in values:
+            self.integer(value)
+        self._out += (b")", b"\x85", b"\x86", b"\x87")[len(values)] if len(values) <= 3 else b"t"
+
+    def integer(self, value: int, path: Path = ()) -> None:
+        """Emit an integer."""
+        if 0 <= value < 0x100:
+            self._out += b"K%c" % value
+        elif 0 <= value < 0x10000:
+            self._out += b"M" + value.to_bytes(2, "little")
+        elif -0x80000000 <= value < 0x80000000:
+            self._out += b"J" + value.to_bytes(4, "little", signed=True)
+        else:
+            num_bytes = value.bit_length() // 8 + 1
+            if num_bytes > MAX_LONG_BYTES:
+                raise LossyError(
+                    f"a .pt file that weights_only loads cannot hold {_spell(path)}: an integer of "
+                    f"{num_bytes} bytes",
+                    self._where,
+                    "leave it out with --drop",
+                )
+            self._out += b"\x8a%c" % num_bytes + value.to_bytes(num_bytes, "little", signed=True)
+
+    def boolean(self, value: bool) -> None:
+        """Emit True or False."""
+        self._out += b"\x88" if value else b"\x89"
+
+    def empty_ordered_dict(self) -> None:
+        """Emit `OrderedDict()`."""
+        self.constant("collections", "OrderedDict")
+        self._out += b")R"
+
+    def persistent(self) -> None:
+        """Turn what was emitted last into a persistent id."""
+        self._out += b"Q"
+
+    # --- values
+
+    def _none(self, value: None, path: Path) -> None:
+        self._out += b"N"
+
+    def _boolean(self, value: bool, path: Path) -> None:
+        self.boolean(value)
+
+    def _float(self, value: float, path: Path) -> None:
+        self._out += b"G" + struct.pack(">d", value)
+
+    def _complex(self, value: complex, path: Path) -> None:
+        self.constant("__builtin__", "complex")
+        self._float(value.real, path)
+        self._float(value.imag, path)
+        self._out += b"\x86R"
+
+    def text(self, value: str, path: Path = ()) -> None:
+        """Emit a string."""
+        data = value.encode("utf-8", "surrogatepass")
+        self._out += b"X" + len(data).to_bytes(4, "little") + data
+
+    def _bytes(self, value: bytes, path: Path) -> None:
+        self.constant("_codecs", "encode")
+        self.text(value.decode("latin1"), path)
+        self.word("latin1")
+        self._out += b"\x86R"
+
+    def _bytearray(self, value: bytearray, path: Path) -> None:
+        self.constant("__builtin__", "bytearray")
+        self.text(value.decode("latin1"), path)
+        self.word("latin1")
+        self._out += b"\x86R"
+
+    def _dict(self, value: dict[Any, Any], path: Path) -> None:
+        if self._recall(id(value)):
+            return
+        if type(value) is Counter:
+            self.constant("collections", "Counter")
+            self.value(dict(value), path)
+            self._out += b"\x85R"
+            self._memoize(id(value), value)
+            return
+        metadata = getattr(value, "_metadata", None)
+        if isinstance(value, OrderedDict):
+            self.empty_ordered_dict()
+        else:
+            self._out += b"}"
+        self._memoize(id(value), value)
+        if value:
+            self._items(value.items(), path)
+        if isinstance(value, OrderedDict) and metadata is not None:
+            self.value({"_metadata": metadata}, (*path, "_metadata"))
+            self._out += b"b"
+
+    def _items(self, items: Iterable[tuple[Any, Any]], path: Path) -> None:
+        self._out += b"("
+        for key, item in items:
+            self.value(key, path)
+            self.value(item, (*path, key))
+        self._out += b"u"
+
+    def _list(self, value: list[Any], path: Path) -> None:
+        self._out += b"]"
+        self._memoize(id(value), value)
+        if value:
+            self._out += b"("
+            for i, item in enumerate(value):
+                self.value(item, (*path, i))
+            self._out += b"e"
+
+    def _tuple(self, value: Sequence[Any], path: Path) -> None:
+        if len(value) > 3:
+            self._out += b"("
+        for i, item in enumerate(value):
+            self.value(item, (*path, i))
+        self._out += (b")", b"\x85", b"\x86", b"\x87")[len(value)] if len(value) <= 3 else b"t"
+        if value:
+            self._memoize(id(value), value)
+
+    def _set(self, value: set[Any], path: Path) -> None:
+        self.constant("__builtin__", "set")
+        # Sorted: a set's own order changes from run to run.
+        self.value(sorted(value, key=lambda item: (type(item).__name__, repr(item))), path)
+        self._out += b"\x85R"
+        self._memoize(id(value), value)
+
+    # --- memo
+
+    def _recall(self, key: Any) -> bool:
+        """Refer to what was memoized under `key`; False where nothing was."""
+        index = self._memo.get(key)
+        if index is None:
+            return False
+        self._out += b"h%c" % index if index < 0x100 else b"j" + index.to_bytes(4, "little")
+        return True
+
+    def _memoize(self, key: Any, value: Any = None) -> None:
+        index = len(self._kept)  # not of the memo: a tuple that is said twice is one key there
+        self._memo[key] = index
+        self._kept.append(value)
+        self._out += b"q%c" % index if index < 0x100 else b"r" + index.to_bytes(4, "little")
+
+
+_SCALARS: dict[type, Callable[[Emitter, Any, Path], None]] = {
+    type(None): Emitter._none,
+    bool: Emitter._boolean,
+    int: lambda emitter, value, path: emitter.integer(value, path),
+    float: Emitter._float,
+    complex: Emitter._complex,
+    str: Emitter.text,
+    bytes: Emitter._bytes,
+    bytearray: Emitter._bytearray,
+}
+_CONTAINERS: dict[type, Callable[[Emitter, Any, Path], None]] = {
+    list: Emitter._list,
+    tuple: Emitter._tuple,
+    set: Emitter._set,
+}
+
+
+def can_emit(leaf: Any) -> bool:
+    """Whether a leaf of a checkpoint's tree, no tensor, is something that `weights_only` loads."""
+    if type(leaf) in _CONTAINERS or type(leaf) is dict:
+        return all(map(can_emit, leaf))
+    return type(leaf) in _SCALARS or isinstance(leaf, (DType, dict)) or _is_device(leaf)
+
+
+def _rebuilding(value: Opaque) -> Call:
+    """The call that makes a sparse, nested or meta tensor, or a parameter of one, as torch pickles it."""
+    if value.name == PARAMETER:
+        data, requires_grad = value.state["data"], value.state["requires_grad"]
+        return Call("torch._utils", "_rebuild_parameter", (data, requires_grad, OrderedDict()))
+    if is_sparse(value):
+        layout = Call("torch.serialization", "_get_layout", (value.name,))
+        return Call("torch._utils", "_rebuild_sparse_tensor", (layout, parts_of(value)))
+    function = "_rebuild_nested_tensor" if value.name == NESTED else "_rebuild_meta_tensor_no_storage"
+    return Call("torch._utils", function, parts_by_name(value))
+
+
+def _is_device(value: Any) -> bool:
+    return type(value) is Opaque and value.name == "torch.device" and value.is_call_of_scalars
+
+
+def _spell(path: Path) -> str:
+    return repr(".".join(map(str, path)))
+
+
+def _kind_of(value: Any) -> str:
+    name = getattr(value, "name", None)
+    return f"a {name}" if isinstance(name, str) else f"a {type(value).__name__}"

@@ -1,0 +1,345 @@
+"""TorchScript archives (`torch.jit.save`): all tensors that they hold; their code is not run.
+
+A zip with `data.pkl` (the module's attributes, nested), `constants.pkl` and, under `code/`, one class for
+each kind of module. Listed is every tensor: first what `state_dict()` gives, which the classes say, then
+those in other attributes (packed parameters, lists, plain tensors), then the constants of the code as the
+code calls them, `CONSTANTS.c0`: all the weights of a frozen module.
+
+Source: torch/csrc/jit/serialization/python_print.cpp (the classes), pickler.cpp (`data.pkl`),
+export_module.cpp (the records), torch/csrc/jit/frontend, torch/jit/_recursive.py (`state_dict`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ptsave.core.accounts import Part
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.nodes import Opaque, TensorEntry, add_uses
+from ptsave.core.tree import is_scalar
+from ptsave.errors import CorruptError, LimitError
+from ptsave.formats.base import FileFormat
+from ptsave.formats.pickle.inert import Loaded
+from ptsave.formats.pickle.module import OWN_ATTRIBUTES, is_plain
+from ptsave.formats.pickle.shapes import UNKNOWN, Budget, Known, Shapes
+from ptsave.formats.torch import objects
+from ptsave.formats.torch.read import (
+    ZipStorages,
+    check_records,
+    data_folder,
+    load_record,
+    records_of,
+    refuse_big_endian,
+    top_folder,
+)
+from ptsave.formats.zip.reader import ZipDirectory
+from ptsave.formats.zip.sniff import directory_of, sniffed_directory
+from ptsave.storage.files import InputFile
+
+MAX_CODE_BYTES = 32 * 1024 * 1024
+"""Cap on the text of all classes together."""
+MAX_CODE_NAMES = 250_000
+"""Cap on the classes and the parameters and buffers that the code lists: each costs 400 bytes of memory."""
+_CHARS_PER_NAME = 256
+"""A longer name counts as several."""
+
+OWN_PACKAGE = "__torch__."
+"""How the names of an archive's own classes begin; no other is looked up in its code.
+
+Source: torch/csrc/jit/serialization/import_source.cpp."""
+
+CONSTANTS = "CONSTANTS"
+"""What the code calls its constants: `CONSTANTS.c0` is the first of `constants.pkl`."""
+
+BOOKKEEPING = (
+    "data.pkl",
+    "constants.pkl",
+    "traced_inputs.pkl",
+    "bytecode.pkl",
+    "mobile_debug_handles.pkl",
+    "version",
+    ".data/version",
+    "byteorder",
+    ".format_version",
+    ".storage_alignment",
+    ".data/serialization_id",
+)
+"""The records that hold no tensor of the module."""
+BOOKKEEPING_FOLDERS = ("code/", "extra/", "traced_inputs/", "bytecode/")
+"""Those whose records hold none: the code, the user's own files, the inputs that a module was traced with,
+constants of the compact form of the code, which are those of `constants.pkl` again."""
+
+# Each always ends: the text is as hostile as the rest of the file. What it does not find is listed all the
+# same, after what it finds.
+_STATEMENT = re.compile(
+    r"^[ \t]*class[ \t]+(?P<name>\w{1,4096})[ \t]*(?P<base>\([ \t]*\w{1,100}[ \t]*\))?[ \t]*:"
+    r"|\b__(?P<which>parameters|buffers)__\s{0,100}=\s{0,100}\[",
+    re.MULTILINE,
+)
+_ITEM = re.compile(
+    r"""\s+|,|\#[^\n]*|\\\n"""
+    r"""|"([^"\\\n]*(?:\\.[^"\\\n]*){0,4096})"|'([^'\\\n]*(?:\\.[^'\\\n]*){0,4096})'"""
+)
+_ESCAPE = re.compile(r"\\(.)")
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleClass:
+    """What a class in `code/` says of its attributes."""
+
+    parameters: frozenset[str]
+    buffers: frozenset[str]
+    is_module: bool = True
+    """Whether it may be a module; a class that is said to be none is a value of its holder."""
+
+
+class ScriptModule(Opaque):
+    """An object of a class of a TorchScript archive; its children are all that it holds.
+
+    First come the entries of `state_dict()`, in its order, then the other attributes.
+    """
+
+    shared = True
+    declared: ModuleClass
+    constants: dict[str, Any] | None = None
+    """Of the whole archive's code, where it is the root and there are any."""
+
+    @property
+    def is_call_of_scalars(self) -> bool:
+        return False
+
+    @cached_property
+    def _entries(self) -> list[tuple[Any, Any]]:
+        state: dict[Any, Any] = self.state
+        named = [
+            (name, state[name])
+            for names in (self.declared.parameters, self.declared.buffers)
+            for name in state
+            if name in names and isinstance(state[name], (TensorEntry, Opaque))
+        ]
+        taken = {name for name, _ in named}
+        modules = [(k, v) for k, v in state.items() if _is_module(v) and k not in taken]
+        return named + modules
+
+    @cached_property
+    def _others(self) -> list[tuple[Any, Any]]:
+        taken = {name for name, _ in self._entries} | OWN_ATTRIBUTES
+        others = [(k, v) for k, v in self.state.items() if k not in taken and v is not None]
+        return others + ([(CONSTANTS, self.constants)] if self.constants else [])
+
+    def entries(self) -> Iterator[tuple[Any, Any]]:
+        return iter(self._entries)
+
+    def beside(self) -> Iterator[tuple[Any, Any]]:
+        return ((name, value) for name, value in self._others if not is_plain(value))
+
+    def children(self) -> Iterator[tuple[Any, Any]]:
+        yield from self._entries
+        yield from self._others
+
+
+def _is_module(value: Any) -> bool:
+    return isinstance(value, ScriptModule) and value.declared.is_module
+
+
+class ScriptObject(Opaque):
+    """An object of C++ in a TorchScript archive (packed parameters); its children are what it is made of."""
+
+    @property
+    def is_call_of_scalars(self) -> bool:
+        return False
+
+    def children(self) -> Iterator[tuple[Any, Any]]:
+        if isinstance(self.state, (list, tuple)):
+            yield from enumerate(self.state)
+        else:
+            yield from super().children()
+
+
+def sniff(file: InputFile, head: bytes) -> bool:
+    """A zip archive with a `constants.pkl` and a `data.pkl`, which `torch.load` takes for TorchScript too."""
+    directory = sniffed_directory(file, head)
+    if directory is None:
+        return False
+    top = top_folder(directory)
+    return top is not None and f"{top}constants.pkl" in directory.entries
+
+
+def read(file: InputFile) -> Checkpoint:
+    """Open a TorchScript archive. Tensors are windows into its records.
+
+    Raises: CorruptError, LimitError.
+    """
+    with ExitStack() as on_failure:
+        on_failure.callback(file.close)
+        directory = directory_of(file)
+        top = data_folder(directory)
+        classes, defined, num_files = _classes(directory, f"{top}code/")
+        refuse_big_endian(directory, top, "torch.jit.load")
+
+        def build(target: Any, state: Any, budget: Budget) -> bool:
+            if isinstance(target, (ScriptModule, ScriptObject)):
+                raise CorruptError(f"sets the state of a {target.name} twice")
+            if type(target) is Opaque and target.name.startswith(OWN_PACKAGE) and target.state is None:
+                target.state = state
+                if type(state) is not dict:
+                    target.__class__ = ScriptObject
+                    return True
+                target.__class__ = ScriptModule
+                target.declared = classes.get(target.name, _UNDECLARED)  # type: ignore[attr-defined]
+                return True
+            return objects.build(target, state, budget)
+
+        def unpickle(name: str) -> Loaded:
+            storages = ZipStorages(directory, f"{top}{name}/", False, has_meta=True)
+            return load_record(directory, f"{top}{name}.pkl", Shapes(SHAPES, build, storages))
+
+        loaded = unpickle("data")
+        uses = dict(loaded.globals)
+        constants = unpickle("constants")
+        traced = None
+        if f"{top}traced_inputs.pkl" in directory.entries:  # torch leaves their bytes out
+            shapes = Shapes(_NAMES_ONLY, build, _any_storage)
+            traced = load_record(directory, f"{top}traced_inputs.pkl", shapes)
+        for part in (constants, traced):
+            if part is not None:
+                add_uses(uses, part.globals)
+        root = _with_constants(loaded.root, constants.root)
+        notes = [*loaded.notes, *constants.notes]
+        if traced is not None:
+            notes.append("holds the inputs that it was traced with, which are no part of the module")
+        checkpoint = Checkpoint(
+            FORMAT.name,
+            file.path,
+            root,
+            globals={name: use for name, use in uses.items() if name not in defined},
+            notes=[*notes, f"holds TorchScript code ({num_files} files), which is not run"],
+            num_code_files=num_files,
+            dropped=[*loaded.dropped, *constants.dropped],
+        )
+        checkpoint.parts.append(lambda: _parts(directory, top))
+        checkpoint.checks.append(lambda: check_records(checkpoint, directory))
+        checkpoint.files = on_failure.pop_all()
+    return checkpoint
+
+
+FORMAT = FileFormat("torchscript", sniff, read)
+
+
+def _with_constants(root: Any, constants: Any) -> Any:
+    """`root` with the constants of its code that are more than numbers and texts, by their names."""
+    listed = constants if isinstance(constants, (list, tuple)) else [constants]
+    kept = {f"c{i}": value for i, value in enumerate(listed) if not is_scalar(value)}
+    if not kept:
+        return root
+    if isinstance(root, ScriptModule):
+        root.constants = kept
+        return root
+    return {"value": root, CONSTANTS: kept}
+
+
+def _parts(directory: ZipDirectory, top: str) -> Iterator[Part]:
+    """The records that tensors of the module may view."""
+    folders = tuple(top + folder for folder in BOOKKEEPING_FOLDERS)
+    for part in records_of(directory, {top + name for name in BOOKKEEPING}):
+        if not part.name.startswith(folders):
+            yield part
+
+
+def _first(args: tuple[Any, ...], budget: Budget) -> Any:
+    """`build_intlist(list)`, `restore_type_tag(value, type)`: the value itself, of a narrower type."""
+    return args[0] if args and isinstance(args[0], (list, dict)) else UNKNOWN
+
+
+SHAPES: dict[str, Any] = objects.NAMES | {
+    f"torch.jit._pickle.{name}": Known(f"torch.jit._pickle.{name}", _first)
+    for name in (
+        "build_intlist",
+        "build_doublelist",
+        "build_boollist",
+        "build_tensorlist",
+        "restore_type_tag",
+    )
+}
+"""What stands for each dotted name that a pickle of TorchScript may use."""
+
+
+def _any_storage(persistent_id: Any) -> Opaque:
+    return Opaque("a storage", (persistent_id,))
+
+
+def _any_tensor(args: tuple[Any, ...], budget: Budget) -> Any:
+    return Opaque("torch.Tensor")
+
+
+_NAMES_ONLY = SHAPES | {
+    name: Known(name, _any_tensor) for name in SHAPES if name.startswith("torch._utils._rebuild_")
+}
+"""For a pickle whose tensors lack their bytes: what it names is all that counts."""
+
+
+def _classes(directory: ZipDirectory, prefix: str) -> tuple[dict[str, ModuleClass], set[str], int]:
+    """Every module class of `code/` by its qualified name; the names of all classes that it defines, which
+    torch takes from there and imports from nowhere; and the number of files with code."""
+    names = [name for name in directory.entries if name.startswith(prefix) and name.endswith(".py")]
+    total = sum(directory.entries[name].num_bytes for name in names)
+    where = str(directory.file.path)
+    num_names = 0
+    if total > MAX_CODE_BYTES:
+        raise LimitError("code_bytes", MAX_CODE_BYTES, total, where)
+    modules: dict[str, dict[str, frozenset[str]]] = {}
+    others: set[str] = set()
+    for name in names:
+        file_module = name[len(prefix) : -len(".py")].replace("/", ".")
+        text = directory.read(name, MAX_CODE_BYTES).decode("utf-8", "replace")
+        lists: dict[str, frozenset[str]] = {}
+        for found in _STATEMENT.finditer(text):
+            which = found["which"]
+            if which is not None:
+                if which not in lists:  # each list of a class is read once: comments may hold many beginnings
+                    lists[which] = _texts(text, found.end(), MAX_CODE_NAMES - num_names, where)
+                    num_names += len(lists[which])
+                continue
+            lists = {}
+            qualified = f"{file_module}.{found['name']}"
+            num_names += 1 + len(qualified) // _CHARS_PER_NAME  # each has its file's name in it
+            if num_names > MAX_CODE_NAMES:
+                raise LimitError("code_names", MAX_CODE_NAMES, "more", where)
+            if (found["base"] or "").strip("( \t)") == "Module":
+                modules[qualified] = lists
+            else:
+                others.add(qualified)
+    nothing: frozenset[str] = frozenset()
+    known = {
+        name: ModuleClass(lists.get("parameters", nothing), lists.get("buffers", nothing))
+        for name, lists in modules.items()
+    }
+    known |= {name: ModuleClass(nothing, nothing, False) for name in others - modules.keys()}
+    defined = {name for name in known if name.startswith(OWN_PACKAGE)}
+    return known, defined, len(names)
+
+
+_UNDECLARED = ModuleClass(frozenset(), frozenset())
+"""Of a class that the code does not define where it is looked for."""
+
+
+def _texts(text: str, begin: int, most: int, where: str) -> frozenset[str]:
+    """The strings from `begin` on up to what is neither one, nor space, comma, comment or line break.
+
+    Raises: LimitError past `most`.
+    """
+    found = set()
+    at = begin
+    while (item := _ITEM.match(text, at)) is not None:
+        at = item.end()
+        quoted = item[1] if item[1] is not None else item[2]
+        if quoted is not None:
+            found.add(_ESCAPE.sub(r"\1", quoted))
+            if len(found) > most:
+                raise LimitError("code_names", MAX_CODE_NAMES, "more", where)
+    return frozenset(found)

@@ -1,0 +1,1 @@
+"""Zip archives, read as their strictest reader reads them."""

@@ -1,0 +1,57 @@
+"""The CRC-32 of an archive's records, held against what the archive says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from isal.isal_zlib import crc32
+
+from ptsave.core.storage import BLOCK_BYTES, Storage
+from ptsave.core.verdict import Counted, Finding
+from ptsave.errors import CorruptError
+from ptsave.formats.zip.reader import ZipDirectory
+from ptsave.storage.windows import FileStorage
+
+
+def check_crcs(directory: ZipDirectory) -> Iterator[Finding]:
+    """Findings on all records of one archive."""
+    return check_storages((name, directory.storage(name)) for name in directory.entries)
+
+
+def check_storages(labelled: Iterable[tuple[str, Storage]]) -> Iterator[Finding]:
+    """One finding for each storage that is damaged, by its label, and one for all that are not."""
+    matching = silent = damaged = 0
+    for label, storage in labelled:
+        if storage.crc32 is None and isinstance(storage, FileStorage):
+            silent += storage.num_bytes > 0  # stored as it is: there is nothing to find out by reading it
+            continue
+        try:
+            found = crc32_of(storage)
+        except CorruptError as error:
+            damaged += 1
+            yield Finding("bytes", "fail", label, error.what)
+            continue
+        if storage.crc32 is None:
+            silent += storage.num_bytes > 0
+        elif found == storage.crc32:
+            matching += 1
+        else:
+            damaged += 1
+            yield Finding("bytes", "fail", label, "damaged: its bytes do not match their CRC-32")
+    if silent:
+        records = Counted(silent, "record", "records")
+        yield Finding("bytes", "skipped", "", f"the archive states no CRC-32 for {records}")
+    if matching and not damaged:
+        message = Counted(matching, "record matches its CRC-32", "records match their CRC-32")
+        yield Finding("bytes", "ok", "", message)
+
+
+def crc32_of(storage: Storage) -> int:
+    """Of all its bytes, read in blocks. Raises: UnreadableError."""
+    buffer = memoryview(bytearray(min(BLOCK_BYTES, storage.num_bytes)))
+    crc = 0
+    for offset in range(0, storage.num_bytes, BLOCK_BYTES):
+        part = buffer[: min(BLOCK_BYTES, storage.num_bytes - offset)]
+        storage.read_into(offset, part)
+        crc = crc32(part, crc)
+    return crc

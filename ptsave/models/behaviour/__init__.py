@@ -1,0 +1,1 @@
+"""What a model does: traced, kept in the record, replayed and judged."""

@@ -1,0 +1,355 @@
+"""InputsSpec → the arguments of forward(), and what forward() returns → named tensors, and files of both."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ptsave.config.inputs import (
+    DataTensor,
+    DictOf,
+    FileTensor,
+    InputSpec,
+    InputsSpec,
+    ListOf,
+    PlainValue,
+    RandomTensor,
+)
+from ptsave.config.model import Place
+from ptsave.core.dtypes import BY_NAME
+from ptsave.core.names import hint_for
+from ptsave.core.nodes import TensorEntry
+from ptsave.core.values import random
+from ptsave.core.values.digest import tensor_digest
+from ptsave.errors import UsageError
+from ptsave.formats import open_checkpoint
+from ptsave.formats.base import WriteOptions
+from ptsave.formats.safetensors.write import write as write_safetensors
+from ptsave.models.build import plain_value
+from ptsave.models.weights.live import checkpoint_of
+from ptsave.models.weights.tensors import read_tensors as read_entries
+from ptsave.storage.atomic import check_file_destination, replacing_file
+
+UNNAMED = "arr_0"
+"""What NumPy calls the first array that was given no name; a `.npy` file's only one goes by it too."""
+MAX_OUTPUT_DEPTH = 50
+MAX_INLINE = 20_000
+"""How many numbers of an inputs file a behaviour record takes in."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What forward() is called with."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def call(self, model: nn.Module) -> Any:
+        """One forward pass, as the model stands."""
+        return model(*self.args, **self.kwargs)
+
+
+def make_inputs(spec: InputsSpec, model: nn.Module, device: str | torch.device = "cpu") -> Arguments:
+    """The arguments that `spec` describes, on `device`; the numbers do not depend on the device.
+
+    Raises: UsageError when forward() does not take them, or a file lacks them; what reading a file raises.
+    """
+    args = [_make(item, str(i), spec, spec.place / i, device) for i, item in enumerate(spec.positional)]
+    kwargs = {name: _make(item, name, spec, spec.place / name, device) for name, item in spec.named.items()}
+    place = spec.place
+    if spec.file is not None:
+        path = spec.folder / spec.file
+        place = Place(str(path))
+        for name, tensor in read_tensors(path, device).items():
+            if name in kwargs:
+                raise spec.place.error(f"{name!r} is both in {path} and in a table", "leave one of them out")
+            kwargs[name] = tensor
+    return _fitted(model, args, kwargs, place)
+
+
+def inline_inputs(spec: InputsSpec, arguments: Arguments) -> InputsSpec:
+    """`spec` for a record, which names no files: with the numbers themselves where there are at most
+    MAX_INLINE of them, else with their digests, by which the same files are known again."""
+    if not spec.needs_files:
+        return spec
+    tensors = output_tensors((arguments.args, arguments.kwargs)).values()
+    if sum(t.numel() for t in tensors) > MAX_INLINE or any(t.is_complex() for t in tensors):
+        return InputsSpec(digests=digests_of_arguments(arguments), place=spec.place)
+    return InputsSpec(
+        tuple(_inline(value) for value in arguments.args),
+        {name: _inline(value) for name, value in arguments.kwargs.items()},
+        place=spec.place,
+    )
+
+
+def digests_of_arguments(arguments: Arguments) -> dict[str, str]:
+    """Path → digest of each tensor among the arguments."""
+    found = {"positional": list(arguments.args), "named": dict(arguments.kwargs)}
+    state = {path: tensor.cpu().contiguous() for path, tensor in output_tensors(found).items()}
+    entries = checkpoint_of(state, Path()).tensors
+    return {path: tensor_digest(entry) for path, entry in entries.items()}
+
+
+def _inline(value: Any) -> InputSpec:
+    if isinstance(value, Tensor):
+        return DataTensor(value.tolist(), BY_NAME[str(value.dtype).removeprefix("torch.")])
+    if isinstance(value, dict):
+        return DictOf({key: _inline(item) for key, item in value.items()})
+    if isinstance(value, (list, tuple)):
+        return ListOf(tuple(_inline(item) for item in value))
+    return PlainValue(value)
+
+
+def inputs_from_file(path: Path, model: nn.Module, device: str | torch.device = "cpu") -> Arguments:
+    """The tensors of a file as arguments, matched to forward()'s by name.
+
+    Names such as NumPy gives to arrays without one (`arr_0`, `arr_1`) are matched by position.
+
+    Raises: UsageError when forward() does not take them; what reading a file raises.
+    """
+    return make_inputs(InputsSpec(file=str(path)), model, device)
+
+
+def _make(spec: InputSpec, stream: str, inputs: InputsSpec, place: Place, device: str | torch.device) -> Any:
+    if isinstance(spec, ListOf):
+        at = place / "list"
+        return [_make(item, f"{stream}.{i}", inputs, at / i, device) for i, item in enumerate(spec.items)]
+    if isinstance(spec, DictOf):
+        at = place / "dict"
+        items = spec.items.items()
+        return {key: _make(item, f"{stream}.{key}", inputs, at / key, device) for key, item in items}
+    if isinstance(spec, PlainValue):
+        return plain_value(spec.value, place / "value")
+    if isinstance(spec, FileTensor):
+        return _pick(read_tensors(inputs.folder / spec.file, device), spec, place)
+    if isinstance(spec, DataTensor):
+        return _from_data(spec, place).to(device)
+    return random_tensor(spec, stream).to(device)
+
+
+def random_tensor(spec: RandomTensor, stream: str) -> Tensor:
+    """The tensor of `spec` on the CPU; `stream` (the input's name) keeps inputs of one seed apart.
+
+    Floats narrower than 32 bits are float32 numbers rounded to nearest.
+    """
+    count, dtype = prod(spec.shape), getattr(torch, spec.dtype.name)
+    if not spec.dtype.is_float:
+        integers = np.empty(count, "uint8" if spec.dtype.kind == "bool" else spec.dtype.name)
+        low, high = int(spec.low or 0), 2 if spec.high is None else int(spec.high)
+        random.fill_integers(integers, low, high, spec.seed, stream)
+        return torch.from_numpy(integers).to(dtype).reshape(spec.shape)
+    is_complex = spec.dtype.kind == "complex"
+    is_wide = spec.dtype.name in ("float64", "complex128")
+    floats = np.empty(count * (2 if is_complex else 1), "float64" if is_wide else "float32")
+    if spec.low is not None and spec.high is not None:
+        random.fill_uniform(floats, spec.low, spec.high, spec.seed, stream)
+    else:
+        random.fill_normal(floats, spec.mean, spec.std, spec.seed, stream)
+    tensor = torch.from_numpy(floats)
+    if is_complex:
+        tensor = torch.view_as_complex(tensor.reshape(-1, 2))
+    return tensor.to(dtype).reshape(spec.shape)
+
+
+def _from_data(spec: DataTensor, place: Place) -> Tensor:
+    try:
+        if spec.dtype is None:
+            return torch.tensor(spec.data)
+        dtype = getattr(torch, spec.dtype.name)
+        wide = {"float": torch.float64, "complex": torch.complex128}.get(spec.dtype.kind, dtype)
+        return torch.tensor(spec.data, dtype=wide).to(dtype)
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        raise (place / "data").error(f"cannot become a tensor: {error}", "check its numbers") from error
+
+
+def _pick(tensors: dict[str, Tensor], spec: FileTensor, place: Place) -> Tensor:
+    if spec.key is None:
+        if len(tensors) != 1:
+            raise place.error(
+                f"{spec.file} holds {len(tensors)} tensors", f"say which with key: {', '.join(tensors)}"
+            )
+        return next(iter(tensors.values()))
+    if spec.key not in tensors:
+        raise (place / "key").error(f"no {spec.key!r} in {spec.file}", hint_for(spec.key, tensors))
+    return tensors[spec.key]
+
+
+def _fitted(model: nn.Module, args: list[Any], kwargs: dict[str, Any], place: Place) -> Arguments:
+    """The arguments as forward()'s signature takes them.
+
+    Raises: UsageError naming what it does not take, or lacks.
+    """
+    signature = inspect.signature(model.forward)
+    parameters = signature.parameters.values()
+    takes = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    for name in sorted(
+        (n for n in kwargs if _position(n) is not None and n not in takes), key=lambda n: _position(n) or 0
+    ):
+        args.append(kwargs.pop(name))
+    positional_only = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]
+    while positional_only[len(args) :] and positional_only[len(args)] in kwargs:
+        args.append(kwargs.pop(positional_only[len(args)]))
+    shown = f"forward{signature.replace(return_annotation=signature.empty)}"
+    for name in kwargs:
+        if name not in takes and not takes_any:
+            raise (place / name).error(
+                f"forward() takes no {name!r}", hint_for(name, takes, "arguments of forward()")
+            )
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise place.error(f"the inputs do not fit forward(): {error}", f"the signature is {shown}") from error
+    return Arguments(tuple(args), kwargs)
+
+
+def _position(name: str) -> int | None:
+    """The position that a name like `arr_1` stands for."""
+    digits = name.removeprefix("arr_")
+    return int(digits) if name.startswith("arr_") and digits.isdecimal() and len(digits) < 4 else None
+
+
+def read_tensors(path: Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+    """The tensors of a file, whatever its format, by name; a lone one without a name is `arr_0`.
+
+    Raises: UnreadableError; UsageError when the file holds no tensor.
+    """
+    with open_checkpoint(path) as checkpoint:
+        if not checkpoint.tensors:
+            raise UsageError("holds no tensors", str(path), "give a .safetensors, .npz or .npy file")
+        tensors = {name: tensor.to(device) for name, tensor in read_entries(checkpoint.tensors)}
+        if isinstance(checkpoint.root, TensorEntry):
+            return {UNNAMED: next(iter(tensors.values()))}
+        return tensors
+
+
+def output_tensors(value: Any) -> dict[str, Tensor]:
+    """Every tensor in what forward() returned, by its path: `logits`, `hidden_states.0`, `output`.
+
+    Tuples, lists, mappings, dataclasses and named tuples are entered; None and text are passed over;
+    bare numbers become tensors without dimensions.
+    """
+    tensors: dict[str, Tensor] = {}
+    for path, tensor in _flatten((), value):
+        name = ".".join(path) or "output"
+        n = 2
+        while name in tensors:
+            name, n = f"{'.'.join(path)}~{n}", n + 1
+        tensors[name] = tensor
+    return tensors
+
+
+def _flatten(path: tuple[str, ...], value: Any) -> Iterator[tuple[tuple[str, ...], Tensor]]:
+    if isinstance(value, Tensor):
+        yield path, value
+    elif isinstance(value, (bool, int, float, complex)):
+        yield path, torch.tensor(value)
+    elif len(path) >= MAX_OUTPUT_DEPTH:
+        return
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flatten((*path, str(key)), item)
+    elif isinstance(value, tuple) and hasattr(value, "_fields"):
+        for key, item in zip(value._fields, value, strict=True):
+            yield from _flatten((*path, key), item)
+    elif isinstance(value, (list, tuple)):
+        for i, item in enumerate(value):
+            yield from _flatten((*path, str(i)), item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for entry in fields(value):
+            yield from _flatten((*path, entry.name), getattr(value, entry.name))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, overwrite: bool = False) -> None:
+    """Write named tensors as the suffix of `path` says: `.safetensors`, `.npz` or `.npy`.
+
+    Raises: UsageError for another suffix, or what the format cannot hold; ExistsError; WriteError.
+    """
+    dense = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach()
+        if tensor.is_quantized:
+            tensor = tensor.dequantize()
+        elif tensor.layout is not torch.strided:
+            tensor = tensor.to_dense()
+        dense[name] = tensor.cpu().contiguous()
+    _writer(path)(path, dense, overwrite)
+
+
+def check_outputs(path: Path, *, overwrite: bool = False) -> None:
+    """Whether `write_tensors` will be able to write `path`, asked before the work is done.
+
+    Raises: UsageError, ExistsError, WriteError.
+    """
+    _writer(path)
+    check_file_destination(path, overwrite=overwrite)
+
+
+Writer: TypeAlias = Callable[[Path, dict[str, Tensor], bool], None]
+
+
+def _writer(path: Path) -> Writer:
+    writers: dict[str, Writer] = {".safetensors": _write_safetensors, ".npz": _write_npz, ".npy": _write_npy}
+    writer = writers.get(path.suffix.lower())
+    if writer is None:
+        raise UsageError(
+            f"the suffix {path.suffix!r} does not say how to write tensors",
+            str(path),
+            "end the name in .safetensors, .npz or .npy",
+        )
+    return writer
+
+
+def _write_safetensors(path: Path, tensors: dict[str, Tensor], overwrite: bool) -> None:
+    # A tensor that was returned twice is written twice: ties are a matter of weights.
+    checkpoint = checkpoint_of({name: tensor.clone() for name, tensor in tensors.items()}, path)
+    write_safetensors(checkpoint, path, WriteOptions(overwrite=overwrite, record=False))
+
+
+def _write_npz(path: Path, tensors: dict[str, Tensor], overwrite: bool) -> None:
+    buffer = io.BytesIO()
+    # Not np.savez: it takes the names as keyword arguments beside its own (`file`, `allow_pickle`).
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, tensor in tensors.items():
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, _array(path, name, tensor), allow_pickle=False)
+    _write(path, buffer, overwrite)
+
+
+def _write_npy(path: Path, tensors: dict[str, Tensor], overwrite: bool) -> None:
+    if len(tensors) != 1:
+        raise UsageError(
+            f"a .npy holds one tensor, and there are {len(tensors)}: {', '.join(tensors)}",
+            str(path),
+            "end the name in .npz or .safetensors",
+        )
+    buffer = io.BytesIO()
+    for name, tensor in tensors.items():
+        np.lib.format.write_array(buffer, _array(path, name, tensor), allow_pickle=False)
+    _write(path, buffer, overwrite)
+
+
+def _array(path: Path, name: str, tensor: Tensor) -> np.ndarray[Any, Any]:
+    try:
+        return tensor.resolve_conj().resolve_neg().numpy()
+    except TypeError as error:
+        raise UsageError(
+            f"NumPy has no {str(tensor.dtype).removeprefix('torch.')}, the dtype of {name!r}",
+            str(path),
+            "end the name in .safetensors",
+        ) from error
+
+
+def _write(path: Path, buffer: io.BytesIO, overwrite: bool) -> None:
+    with buffer.getbuffer() as data, replacing_file(path, len(data), overwrite=overwrite) as file:
+        file.write_at(0, data)

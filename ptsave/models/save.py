@@ -1,0 +1,231 @@
+"""save: a model of a config, filled, written with the record of what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ptsave.config.toml import Config, InputsSpec
+from ptsave.core.accounts import Extras
+from ptsave.core.behaviour import num_bytes
+from ptsave.core.checkpoint import Replaced
+from ptsave.core.parts.keys import EXACT, KeyReport, Wanted
+from ptsave.core.record import Record
+from ptsave.errors import RefusedError, UsageError
+from ptsave.formats import open_checkpoint
+from ptsave.formats.base import WriteOptions
+from ptsave.formats.writers import BY_NAME, Writer, check_destination
+from ptsave.models.behaviour.observe import observe
+from ptsave.models.build import build_model, check_device
+from ptsave.models.environment import environment
+from ptsave.models.imports import import_path
+from ptsave.models.inputs import make_inputs
+from ptsave.models.source import source_digest, source_parts
+from ptsave.models.verify.subject import ModelSubject
+from ptsave.models.weights.fill import build_filled, select_for
+from ptsave.models.weights.lazy import lazy_names, settle
+from ptsave.models.weights.live import checkpoint_of
+from ptsave.storage.reads import may_be_replaced
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What `save` wrote."""
+
+    destination: Path
+    format: str
+    model: str
+    weights: str
+    """Where they came from, for a person."""
+    num_tensors: int
+    num_elements: int
+    num_bytes: int
+    behaviour_bytes: int = 0
+    """Of the behaviour record; 0 where there is none."""
+    mesh: Mapping[str, int] = field(default_factory=dict)
+    """How many ranks it was spread over, by kind; empty without torchrun."""
+    num_rank_bytes: int = 0
+    """The most bytes that one rank held."""
+    fresh: tuple[str, ...] = ()
+    """What the weights lacked, as was allowed."""
+    left: tuple[str, ...] = ()
+    """What was left in the weights, as was allowed."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What `verify --record` wrote."""
+
+    model: str
+    path: Path
+    num_bytes: int
+    """Of the behaviour record."""
+
+
+def save(
+    config: Config,
+    destination: Path,
+    target: Writer,
+    options: WriteOptions,
+    *,
+    weights: Path | None = None,
+    select: str | None = None,
+    extras: Extras = "fail",
+    seed: int = 0,
+    device: str = "cpu",
+    behaves: bool = True,
+    app_dir: Path | None = None,
+    wanted: Wanted = EXACT,
+    warn: Callable[[str], None],
+) -> Saved:
+    """Build the model, fill it from `weights` or with fresh ones, copy it to the CPU, and write it.
+
+    `behaves`: whether the record says what the model computes, where the config has inputs.
+
+    Raises: UsageError for the config, LossyError when the weights do not fit or the format cannot hold
+    the state dict, and what reading and writing raise. Nothing is written then.
+    """
+    # Before the work of building, or training, whose result would be lost.
+    check_device(device)
+    check_destination(destination, target, overwrite=options.overwrite)
+    if weights is None and select is not None:
+        raise UsageError("--select chooses from --weights", "", "name a checkpoint with --weights")
+    report: KeyReport | None = None
+    if weights is not None:
+        with open_checkpoint(weights) as source:
+            skeleton = build_model(config.model, device="meta", app_dir=app_dir)
+            selection = select_for(skeleton, source, select, wanted)
+            model, report = build_filled(
+                config.model,
+                source,
+                selection,
+                device,
+                warn,
+                app_dir=app_dir,
+                skeleton=skeleton,
+                seed=seed,
+                wanted=wanted,
+                extras=extras,
+            )
+        filled = f"{weights} ({sentence})" if (sentence := selection.sentence()) else str(weights)
+    else:
+        model = build_model(config.model, device=device, app_dir=app_dir, seed=seed)
+        _settle(model, config, device, seed)
+        filled = "its factory" if config.model.is_factory else f"fresh weights of seed {seed}"
+    behaviour = _behaviour(model, config, device) if options.record and behaves else None
+    model.to("cpu")
+    checkpoint = checkpoint_of(model.state_dict(), destination)
+    record = with_allowed(describe(model, config, device), report)
+    checkpoint.record = replace(record, behaviour=behaviour)
+    tensors = checkpoint.tensors
+    unique = {entry.view: entry for entry in tensors.values()}.values()
+    for line in target.write(checkpoint, destination, options).notes:
+        warn(line)
+    return Saved(
+        destination,
+        target.name,
+        config.model.target,
+        filled,
+        len(tensors),
+        sum(entry.num_elements for entry in unique),
+        sum(entry.num_bytes for entry in unique),
+        num_bytes(behaviour) if behaviour is not None else 0,
+        fresh=report.fresh if report is not None else (),
+        left=report.left if report is not None else (),
+    )
+
+
+def _settle(model: nn.Module, config: Config, device: str, seed: int) -> None:
+    """Give lazy modules their shapes.
+
+    Raises: UsageError when there is nothing to run the model on.
+    """
+    names = lazy_names(model)
+    if names and config.inputs is None:
+        what = f"{names[0]!r} has no shape before a forward pass, and there is nothing to run the model on"
+        raise UsageError(what, str(config.path), "add an [inputs] table")
+    if names and config.inputs is not None:
+        settle(model, make_inputs(config.inputs, model, device), seed)
+
+
+def _behaviour(model: nn.Module, config: Config, device: str) -> dict[str, Any] | None:
+    """What the model does, for the record.
+
+    Raises: UsageError where the config's inputs do not fit the model, or running it fails.
+    """
+    if config.inputs is None:
+        return None
+    try:
+        return observe(model, config.inputs, device).to_json()
+    except UsageError as error:
+        raise unrecorded(error) from error
+
+
+def unrecorded(error: UsageError) -> UsageError:
+    """The error for a model whose behaviour was to be recorded, and could not be."""
+    hint = f"{error.hint}; " if error.hint else ""
+    return UsageError(
+        f"cannot record the model's behaviour: {error.what}",
+        error.where,
+        f"{hint}--no-behaviour saves without",
+        **error.details,
+    )
+
+
+def with_allowed(record: Record, report: KeyReport | None) -> Record:
+    """`record` with the names that the weights lacked, and those that were left in them."""
+    if report is None or not (report.fresh or report.left):
+        return record
+    names = {"fresh": list(report.fresh), "left": list(report.left)}
+    return replace(record, model={**(record.model or {}), **names})
+
+
+def describe(model: nn.Module, config: Config, device: str) -> Record:
+    """The record of a model: how to build it again, what its code was, and where it was saved."""
+    described: dict[str, Any] = config.model.to_json()
+    described["type"] = import_path(type(model))
+    described["source_digest"] = source_digest(model)
+    described["source_parts"] = source_parts(model)
+    return Record(
+        model=described,
+        environment={**environment(), "device": device},
+        inputs=_recordable(config.inputs),
+    )
+
+
+def _recordable(inputs: InputsSpec | None) -> dict[str, Any] | None:
+    """The config's inputs for a record, which names no files."""
+    return inputs.to_json() if inputs is not None and not inputs.needs_files else None
+
+
+def add_behaviour(subject: ModelSubject) -> Recorded:
+    """Write today's behaviour into the record of a checkpoint that was verified.
+
+    Raises: UsageError when the config has no inputs, RefusedError when the format cannot be written;
+    UnreadableError when another checkpoint has come in its place since it was read.
+    """
+    source, config = subject.checkpoint, subject.config
+    if config.inputs is None:
+        raise UsageError("there is nothing to run the model on", "[inputs]", "add an [inputs] table")
+    target = BY_NAME.get(source.format)
+    if target is None:
+        raise RefusedError(f"cannot write {source.format}", str(source.path), "convert it first")
+    model = subject.model()
+    behaviour = observe(model, config.inputs, subject.device).to_json()
+    described = describe(model, config, subject.device)
+    record = source.record or Record()
+    record = replace(
+        record,
+        model=record.model or described.model,
+        environment=record.environment or described.environment,
+        inputs=record.inputs or described.inputs,
+        behaviour=behaviour,
+    )
+    renewed = replace(source, record=record, held=[Replaced(held) for held in source.held])
+    with may_be_replaced():
+        target.write(renewed, source.path, WriteOptions(overwrite=True))
+    return Recorded(config.model.target, source.path, num_bytes(behaviour))

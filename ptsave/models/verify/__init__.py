@@ -1,0 +1,1 @@
+"""The checks that need a model, and whose fault a failure is."""

@@ -1,0 +1,64 @@
+"""verify's second half: the checks of the live model, and the line that explains all that was found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.verdict import Finding, Verdict
+from ptsave.models.build import check_device
+from ptsave.models.load import config_for
+from ptsave.models.verify.attribution import attribute
+from ptsave.models.verify.checks import MODEL_CHECKS
+from ptsave.models.verify.fresh import fresh_model
+from ptsave.models.verify.subject import ModelSubject
+
+
+def subject_of(
+    source: Checkpoint,
+    other: Checkpoint | None,
+    config_path: Path | None,
+    overrides: Sequence[str],
+    *,
+    trusted: Sequence[str],
+    other_config: Path | None,
+    select: str | None,
+    device: str,
+    app_dir: Path,
+    through: Sequence[str],
+    warn: Callable[[str], None],
+) -> ModelSubject:
+    """What there is to check: the model of `config_path`, or of the record where that is None, and `source`;
+    beside it `other`, or the fresh model of `other_config`.
+
+    Raises: UsageError for the configs, or a device that is not there.
+    """
+    check_device(device)
+    config = config_for(source, config_path, overrides, trusted)
+    fresh = None
+    if other_config is not None:
+        own = overrides if other_config == config_path else []
+        fresh = fresh_model(other_config, own, device, app_dir)
+        other = fresh.checkpoint
+    return ModelSubject(source, config, device, select, app_dir, through, warn=warn, other=other, fresh=fresh)
+
+
+def verify_model(
+    subject: ModelSubject,
+    names: Collection[str],
+    found: Sequence[Finding],
+    began: Callable[[str], None],
+) -> Verdict:
+    """Run the checks among `names` that need the model; the verdict is over these and what was `found`
+    before. `began` is told the name of each.
+
+    Raises: UsageError where the model cannot be built.
+    """
+    findings = list(found)
+    for name, check in MODEL_CHECKS.items():
+        if name in names:
+            began(name)
+            findings += check(subject)
+    growth = subject.replayed.growth if subject.replayed is not None else ()
+    return Verdict(tuple(findings), attribute(subject, findings), tuple(growth))

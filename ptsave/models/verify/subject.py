@@ -1,0 +1,148 @@
+"""What the checks of a model look at, and what they share so that nothing is done twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from torch import nn
+
+from ptsave.config.recorded import Told, told_by
+from ptsave.config.toml import Config
+from ptsave.core.behaviour import Behaviour
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.parts.keys import Expected, KeyReport
+from ptsave.core.parts.select import Content, Selection, comparable, named_as
+from ptsave.errors import CorruptError
+from ptsave.models.behaviour.replay import Replay
+from ptsave.models.build import build_model
+from ptsave.models.verify.fresh import Fresh
+from ptsave.models.weights.fill import build_filled, expected_of, fit_of, select_for
+from ptsave.models.weights.lazy import lazy_names
+from ptsave.models.weights.mapped import ALLOCATOR_BYTES
+from ptsave.storage.system import trim_memory
+
+
+@dataclass
+class ModelSubject:
+    """A checkpoint, the model that it is said to be, and what has been found out of the two."""
+
+    checkpoint: Checkpoint
+    config: Config
+    device: str = "cpu"
+    select: str | None = None
+    app_dir: Path | None = None
+    through: Sequence[str] = ()
+    """Formats that `roundtrip` goes through; none: the checkpoint's own."""
+    warn: Callable[[str], None] = lambda line: None
+    other: Checkpoint | None = None
+    """What `--against` names."""
+    fresh: Fresh | None = None
+    """The model that `other` is of, where `--against` names a config."""
+    compared: Replay | None = None
+    """What the check `against` found out."""
+    replayed: Replay | None = None
+    """What the check `behaviour` found out."""
+    lost_buffers: list[str] = field(default_factory=list)
+    """Buffers outside the state dict that are not what they were."""
+    made_anew: list[str] = field(default_factory=list)
+    """Tensors, arrays and numbers that no state dict knows, and that are not what they were."""
+    damage: CorruptError | None = None
+    """Why the weights were loaded without being held against their checksums."""
+    _model: nn.Module | None = None
+    _is_spent: bool = False
+    """Whether the skeleton was filled once, and can only be looked at now."""
+
+    @cached_property
+    def selection(self) -> Selection:
+        """The state dict that is the model's."""
+        found = select_for(self.skeleton, self.checkpoint, self.select)
+        return named_as(found, self.skeleton.state_dict(keep_vars=True))
+
+    @cached_property
+    def sides(self) -> tuple[Content, Content]:
+        """What of the checkpoint and of `other` the check `against` holds side by side."""
+        assert self.other is not None
+        return comparable(self.checkpoint, self.other, self.fresh is not None, self.select)
+
+    @cached_property
+    def skeleton(self) -> nn.Module:
+        """The architecture. `model` fills it, and `release` takes its weights away again."""
+        return build_model(self.config.model, device="meta", app_dir=self.app_dir)
+
+    @cached_property
+    def expected(self) -> dict[str, Expected]:
+        """What the architecture wants under each name."""
+        return expected_of(self.skeleton)
+
+    @cached_property
+    def fit(self) -> KeyReport:
+        """How the checkpoint fits the architecture."""
+        return fit_of(self.skeleton, self.selection)[1]
+
+    def parameters(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the architecture's parameters, in its order; none where it is lazy."""
+        if lazy_names(self.skeleton):
+            return {}
+        return {name: tuple(value.shape) for name, value in self.skeleton.named_parameters()}
+
+    @cached_property
+    def told(self) -> Told:
+        """What the checkpoint's record tells."""
+        return told_by(self.checkpoint, self.config.inputs)
+
+    @property
+    def behaviour(self) -> Behaviour | None:
+        """The checkpoint's behaviour record, where it has one that fits."""
+        return self.told.behaviour
+
+    def model(self) -> nn.Module:
+        """The model, filled from the checkpoint, on the device, in eval mode; loaded once.
+
+        Damaged weights are loaded all the same, and `damage` says so: what they do is worth knowing.
+        """
+        if self._model is None:
+            skeleton = None if self._is_spent else self.skeleton
+            try:
+                self._model = self.load(self.checkpoint, self.selection, skeleton)
+            except CorruptError as error:
+                self.damage = error
+                self._model = self.load(self.checkpoint, self.selection, skeleton, is_checked=False)
+        return self._model
+
+    def release(self) -> None:
+        """Let go of the weights, so that two models are never held at once."""
+        if self._model is not None:
+            self._model.to("meta")
+            self._model, self._is_spent = None, True
+            trim_memory()
+
+    def load(
+        self,
+        source: Checkpoint,
+        selection: Selection,
+        skeleton: nn.Module | None = None,
+        *,
+        is_checked: bool = True,
+        is_mapped: bool = False,
+    ) -> nn.Module:
+        """A model of the architecture, filled from `source`; `is_mapped` where nobody else has the file.
+
+        Mapped or not, the weights lie as torch's own allocator puts them: kernels give the same bits then.
+        """
+        model, _ = build_filled(
+            self.config.model,
+            source,
+            selection,
+            self.device,
+            self.warn,
+            app_dir=self.app_dir,
+            skeleton=skeleton,
+            is_checked=is_checked,
+            is_mapped=is_mapped,
+            extras="drop",  # the check `whole` names what is left out
+            align_bytes=ALLOCATOR_BYTES,
+        )
+        return model.eval()

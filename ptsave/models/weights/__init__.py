@@ -1,0 +1,1 @@
+"""Tensors into a module, and a module's tensors as a checkpoint."""

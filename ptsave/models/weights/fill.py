@@ -1,0 +1,491 @@
+"""Checkpoint → live model: fitted key by key, each storage read once, ties kept."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ptsave.config.toml import ModelSpec
+from ptsave.core.accounts import Extras, settle_left_out
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.names import matches
+from ptsave.core.nodes import TensorEntry
+from ptsave.core.parts.keys import EXACT, Expected, KeyReport, Wanted, choose_tied, compare
+from ptsave.core.parts.placeholders import placeholders, refuse
+from ptsave.core.parts.select import Selection, left_out_of, named_as, select_model, without
+from ptsave.core.values.digest import cast_since, recorded_digests
+from ptsave.core.verdict import Counted
+from ptsave.errors import LossyError, PtsaveError
+from ptsave.models.build import build_model
+from ptsave.models.weights.lazy import lazy_names
+from ptsave.models.weights.live import is_plain
+from ptsave.models.weights.loading_code import (
+    Given,
+    NeedsValuesError,
+    assigned,
+    give,
+    is_tensor,
+    judged,
+    slots,
+    state_dict,
+    taken_as_they_are,
+    takes_names_as_they_are,
+    tied_names,
+    untouched,
+    versions,
+    with_ties,
+    without_memory,
+)
+from ptsave.models.weights.mapped import map_apart
+from ptsave.models.weights.placed import placed
+from ptsave.models.weights.spread import Parts, is_spread
+from ptsave.models.weights.streaming import stream_into, stream_to
+from ptsave.models.weights.tensors import read_tensor, read_tensors, refused_part, to_torch, torch_dtype
+
+Warn = Callable[[str], None]
+Tensors = Iterable[tuple[str, torch.Tensor]]
+
+
+WHOLE = Parts()
+
+
+def expected_of(model: nn.Module) -> dict[str, Expected]:
+    """What `model.state_dict()` holds under each name; the model may be on the meta device.
+
+    Buffers that it leaves out come last.
+    """
+    first: dict[int, str] = {}
+    expected = {}
+    state = model.state_dict(keep_vars=True)
+    for name, value in state.items():
+        if not is_tensor(value):
+            continue
+        tied_to = first.setdefault(id(value), name)
+        lazy = nn.parameter.is_lazy(value)
+        expected[name] = Expected(
+            None if lazy else tuple(value.shape),
+            str(value.dtype).removeprefix("torch."),
+            tied_to if tied_to != name else None,
+        )
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        if name not in state:
+            shape, dtype = tuple(buffer.shape), str(buffer.dtype).removeprefix("torch.")
+            expected[name] = Expected(shape, dtype, is_recomputed=True)
+    return expected
+
+
+def extra_of(model: nn.Module) -> set[str]:
+    """The names of the state dict that do not hold plain tensors: `get_extra_state`'s, quantized weights."""
+    state = model.state_dict(keep_vars=True)
+    return {name for name, value in state.items() if not is_tensor(value)}
+
+
+def build_filled(
+    spec: ModelSpec,
+    source: Checkpoint,
+    selection: Selection,
+    device: str,
+    warn: Warn,
+    *,
+    app_dir: Path | None,
+    skeleton: nn.Module | None = None,
+    seed: int = 0,
+    is_checked: bool = True,
+    is_mapped: bool = False,
+    align_bytes: int | None = None,
+    wanted: Wanted | None = None,
+    extras: Extras = "fail",
+) -> tuple[nn.Module, KeyReport]:
+    """The model of `spec`, filled from `selection`, on `device`; and how it fits.
+
+    It is built without memory, or is the `skeleton` that was; where something of it keeps its initial values,
+    or its loading code works with them, it is built with them, from `seed`.
+
+    Raises: as `build_model` and `fill`.
+    """
+    model = skeleton or build_model(spec, device="meta", app_dir=app_dir)
+    options: dict[str, Any] = {
+        "is_checked": is_checked,
+        "is_mapped": is_mapped,
+        "align_bytes": align_bytes,
+        "wanted": wanted or EXACT,
+        "extras": extras,
+    }
+    try:
+        return model, fill(model, source, selection, device, warn, **options)
+    except NeedsValuesError:
+        model.to("meta")
+        model = build_model(spec, device="cpu", app_dir=app_dir, seed=seed)
+    return model, fill(model, source, selection, device, warn, **options)
+
+
+def fit_of(model: nn.Module, selection: Selection, wanted: Wanted = EXACT) -> tuple[Selection, KeyReport]:
+    """What of `selection` goes into `model`, which may be on the meta device, and how it fits.
+
+    The model's own loading code is the judge, where it has such code.
+
+    Raises: UsageError for a tie that is none.
+    """
+    selection = named_as(selection, model.state_dict(keep_vars=True))
+    expected, extra = expected_of(model), extra_of(model)
+    if wanted.tie:
+        selection = without(selection, choose_tied(expected, selection.tensors, wanted.tie))
+    report = compare(expected, selection.tensors, extra, selection.extra)
+    by_name = takes_names_as_they_are(model, with_torchs=report.fits) and not extra
+    why = ""
+    if not by_name and not any(map(refused_part, selection.extra.values())) and not lazy_names(model):
+        kinds = set(report.missing) & set(report.unexpected)
+        report, why = judged(model, selection, report)
+        wrong = [name for name in sorted(kinds) if not _can_be_copied(model, selection, name)]
+        report = replace(report, missing=(*report.missing, *wrong), unexpected=(*report.unexpected, *wrong))
+    report = _without_refused(report, selection, extra, wanted).permit(wanted.allowed)
+    if why and not report.fits:
+        report = replace(report, unasked=why)
+    return without(selection, report.left), report
+
+
+def select_for(
+    model: nn.Module, source: Checkpoint, key: str | None = None, wanted: Wanted = EXACT
+) -> Selection:
+    """The state dict of `source` for `model`, which may be on the meta device; see `select_model`.
+
+    Raises: as `select_model`.
+    """
+
+    def fits(selection: Selection) -> bool:
+        try:
+            return fit_of(model, selection, wanted)[1].fits
+        except PtsaveError:  # a tie that is none there, a dtype that torch lacks
+            return False
+
+    return select_model(source, key, fits)
+
+
+def fill(
+    model: nn.Module,
+    source: Checkpoint,
+    selection: Selection,
+    device: str | None,
+    warn: Warn,
+    *,
+    is_checked: bool = True,
+    is_mapped: bool = False,
+    align_bytes: int | None = None,
+    parts: Parts = WHOLE,
+    extras: Extras = "fail",
+    wanted: Wanted = EXACT,
+) -> KeyReport:
+    """Put the tensors of `selection` into `model` (built on the meta device) and move it to `device`.
+
+    What the model becomes is what `load_state_dict(…, strict=True)` makes of it: its own loading code runs,
+    its dtypes stay, and what is cast is said through `warn`. Only tensors that are read whole are checked
+    against their checksums. With `is_mapped`, tensors that stay as they are lie in the file's own pages (as
+    `align_bytes` of `map_tensors` lets them), and none is checked: for those who know that the file stays as
+    it is. A model that has memory already and no loading code of its own is filled in place, with nothing
+    held beside it, and one on another device through a small buffer.
+
+    Raises: LossyError when what is taken holds weights that no state dict has, unless `extras` is "drop", or
+    when a name is missing, unexpected or of another shape, and the model is as it was;
+    CorruptError for a tensor that does not match its checksum, unless `is_checked` is off, and a model that
+    had memory already is filled in part; NeedsValuesError for a model without memory that cannot be filled
+    before it has values of its own.
+    """
+    said: list[str] = []
+    settle_left_out(left_out_of(source, selection.where), extras, [], said, str(source.path))
+    for note in said:
+        warn(note)
+    selection, report = fit_of(model, selection, wanted)
+    if not report.fits:
+        refuse(placeholders(source.root, dict(selection.tensors)), (), str(source.path))
+        raise misfit(report, source.path)
+    state = model.state_dict(keep_vars=True)
+    if report.recast:
+        name, want, found = report.recast[0]
+        cast = Counted(len(report.recast), "tensor is cast", "tensors are cast")
+        warn(f"{cast} to the model's dtype ({name}: {found} → {want})")
+    _compare_recomputed(model, report.recomputed, selection, warn)
+    is_skeleton = any(isinstance(value, torch.Tensor) and value.is_meta for value in state.values())
+    if is_skeleton and report.fresh:
+        raise NeedsValuesError(f"{report.fresh[0]!r} keeps its initial value")
+    chosen = _chosen(state, selection)
+    own = {name: state[name] for names in tied_names(state) if names[0] in report.fresh for name in names}
+    is_by_name = goes_by_name(model, selection, report)
+    whole = {names[0]: selection.tensors[names[0]].named(selection.original[names[0]]) for names in chosen}
+    if is_checked and (unheld := cast_since(whole.values(), source.record)):
+        are = Counted(len(unheld), "tensor is", "tensors are")
+        warn(f"{are} not held to the digest: the record says that it had another dtype ({unheld[0]})")
+    if parts is WHOLE and is_by_name and _only_copies(model, state):
+        _move(model, device)
+        state = model.state_dict(keep_vars=True)
+        digests = recorded_digests(whole.values(), source.record)
+        targets = {name: state[name] for name in whole}
+        stream_into(targets, whole, digests=digests, is_checked=is_checked and not is_mapped)
+        source.check_unchanged()
+        return report
+    reading = _Reading(source, device, parts, is_checked, is_mapped, align_bytes)
+    if not is_by_name:
+        _through_code(model, selection, report, reading)
+        _move(model, device)
+        source.check_unchanged()
+        return report
+    filled: Any = OrderedDict(own)
+    wants = {name: state[name] for name in whole}
+    for names, (name, tensor) in zip(chosen, reading.parts_of(whole, wants), strict=True):
+        filled.update(dict.fromkeys(names, _like(wants[name], tensor)))
+    filled._metadata = versions(model, selection)
+    model.load_state_dict(filled, strict=True, assign=is_skeleton)
+    _move(model, device)
+    source.check_unchanged()
+    return report
+
+
+def goes_by_name(model: nn.Module, selection: Selection, report: KeyReport) -> bool:
+    """Whether a selection that fits is each tensor of the model by its name, and no code has a part in it."""
+    state = model.state_dict(keep_vars=True)
+    there = selection.tensors.keys() - set(report.recomputed)
+    return (
+        takes_names_as_they_are(model)
+        and not extra_of(model)
+        and not selection.extra
+        and there <= state.keys()
+        and all(any(n in there or n in report.fresh for n in names) for names in tied_names(state))
+    )
+
+
+class _Reading(NamedTuple):
+    """How tensors are read: from where, to which device, which part of each, and what is checked."""
+
+    source: Checkpoint
+    device: str | None
+    parts: Parts
+    is_checked: bool
+    is_mapped: bool
+    align_bytes: int | None
+
+    def whole(self, entries: Mapping[str, TensorEntry]) -> Mapping[str, torch.Tensor]:
+        """Each of the entries on the CPU, with the file's dtype."""
+        if self.is_mapped:
+            return map_apart(entries, self.align_bytes)
+        digests = recorded_digests(entries.values(), self.source.record)
+        algorithm = digests.algorithm
+        return dict(
+            read_tensors(entries, digests=digests.tensors, algorithm=algorithm, is_checked=self.is_checked)
+        )
+
+    def parts_of(self, whole: Mapping[str, TensorEntry], wants: Mapping[str, torch.Tensor]) -> Tensors:
+        """What of each entry goes into the tensor of its name in `wants`, with that one's dtype."""
+        entries = {name: self.parts.cut(entry, wants[name]) for name, entry in whole.items()}
+        digests = recorded_digests((e for name, e in entries.items() if e is whole[name]), self.source.record)
+        tensors: Tensors
+        if self.is_mapped:
+            tensors = map_apart(entries, self.align_bytes).items()
+        elif self.parts is WHOLE and torch.device(self.device or "cpu").type != "cpu":
+            dtypes = {name: _dtype(wants[name], entry) for name, entry in entries.items()}
+            tensors = stream_to(
+                self.device or "cpu", entries, dtypes, digests=digests, is_checked=self.is_checked
+            ).items()
+        else:
+            tensors = read_tensors(
+                entries, digests=digests.tensors, algorithm=digests.algorithm, is_checked=self.is_checked
+            )
+        for name, tensor in tensors:
+            want = wants[name]
+            tensor = tensor.to(device=self.device or _home(want), dtype=_dtype(want, entries[name]))
+            yield name, self.parts.join(tensor, want)
+
+
+def _dtype(want: torch.Tensor, entry: TensorEntry) -> torch.dtype:
+    """The dtype of what the model holds: its own, or the file's where it has none yet."""
+    return torch_dtype(entry) if nn.parameter.is_lazy(want) else want.dtype
+
+
+def _like(want: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` as what `want` is: a parameter or a buffer."""
+    return nn.Parameter(tensor, want.requires_grad) if isinstance(want, nn.Parameter) else tensor
+
+
+def _without_refused(report: KeyReport, selection: Selection, extra: set[str], wanted: Wanted) -> KeyReport:
+    """An extra state that is no plain data counts as missing, and as left over.
+
+    Raises: LossyError where that is not allowed.
+    """
+    refused = {
+        name: part for name in extra & selection.extra.keys() if (part := refused_part(selection.extra[name]))
+    }
+    for name, part in sorted(refused.items()):
+        if not (matches(name, wanted.allowed.missing) and matches(name, wanted.allowed.unexpected)):
+            hint = "leave it out: --allow-missing and --allow-unexpected with its name"
+            raise LossyError(f"{name!r} is a {part.name}, which is not plain data", "", hint)
+    return replace(report, missing=(*report.missing, *refused), unexpected=(*report.unexpected, *refused))
+
+
+def _can_be_copied(model: nn.Module, selection: Selection, name: str) -> bool:
+    """Whether a value of another kind (sparse, quantized) than the model's goes into it, as torch has it."""
+    if not takes_names_as_they_are(model):
+        return True  # as far as anyone can tell beforehand
+    own = model.state_dict(keep_vars=True)[name]
+    entry = selection.tensors.get(name)
+    try:
+        value = torch.zeros(entry.shape, dtype=torch_dtype(entry)) if entry else selection.extra[name]
+        own.detach().clone().copy_(to_torch(value, name))
+    except (RuntimeError, NotImplementedError, TypeError, AttributeError):
+        return False
+    return True
+
+
+def _move(model: nn.Module, device: str | None) -> None:
+    if device is not None:
+        model.to(device)
+
+
+def _home(tensor: torch.Tensor) -> torch.device:
+    """Where what a tensor holds goes: a tensor without memory gets it on the CPU."""
+    return torch.device("cpu") if tensor.is_meta else tensor.device
+
+
+def _through_code(model: nn.Module, selection: Selection, report: KeyReport, reading: _Reading) -> None:
+    """Give the state dict to the model's loading code.
+
+    What that only puts somewhere is read afterwards, into its place there. So no more is held beside the
+    model than what the code works with.
+
+    Raises: as `fill`.
+    """
+    state = model.state_dict(keep_vars=True)
+    places = {slot.name: slot.tensor for slot in slots(model)}
+    is_skeleton = any(tensor.is_meta for tensor in places.values())
+    is_hollow = is_skeleton or any(map(is_spread, places.values()))
+    entries = {name: e.named(selection.original[name]) for name, e in selection.tensors.items()}
+    tensors = without_memory(entries)
+    taken = taken_as_they_are(model, with_ties(state, state_dict(model, selection, tensors)), entries)
+    if not is_hollow:  # the code finds the model's own tensors there, which are filled in place then
+        taken = {
+            name: where
+            for name, where in taken.items()
+            if all(_can_be_filled(places[place], entries[name]) for place in where)
+        }
+        tensors |= {name: places[where[0]].detach() for name, where in taken.items()}
+    first = {entries[name].view: name for name in reversed(entries) if name not in taken}
+    read = reading.whole({name: entries[name] for name in first.values()})
+    tensors |= {name: read[first[entry.view]] for name, entry in entries.items() if name not in taken}
+    del read
+    values = with_ties(state, state_dict(model, selection, tensors, is_checked=reading.is_checked))
+    stand_ins = {name: tensors[name] for name in taken}
+    del tensors
+    given: list[Given] = []
+    try:
+        if is_hollow:
+            outcome, given = assigned(model, values, stand_ins)
+        else:
+            outcome = give(model, values, assign=False)
+    except LossyError:
+        raise
+    except Exception as error:
+        if is_skeleton:  # the code may want values to work with
+            raise NeedsValuesError(str(error)) from error
+        what = f"the model's own loading code failed: {type(error).__name__}: {error}"
+        raise LossyError(what, str(reading.source.path), "load what it was written for") from error
+    late = replace(
+        report,
+        missing=tuple(n for n in untouched(state, outcome.missing) if n not in report.fresh),
+        unexpected=tuple(n for n in outcome.unexpected if n not in report.recomputed),
+        refusal=outcome.errors[0].strip() if outcome.errors else "",
+    )
+    if not late.fits:
+        raise misfit(late, reading.source.path)
+    values.clear()
+    if is_hollow:
+        _put(given, entries, reading)
+    else:
+        wanted = {place: (places[place], entries[name]) for name, where in taken.items() for place in where}
+        targets = {place: target for place, (target, _) in wanted.items()}
+        whole = {place: entry for place, (_, entry) in wanted.items()}
+        digests = recorded_digests(whole.values(), reading.source.record)
+        stream_into(targets, whole, digests=digests, is_checked=reading.is_checked and not reading.is_mapped)
+
+
+def _put(given: Sequence[Given], entries: Mapping[str, TensorEntry], reading: _Reading) -> None:
+    """Put into each place of a skeleton, or of a model over ranks, what loading code gave to it."""
+    wants = {one.slots[0].name: one.slots[0].tensor for one in given}
+    whole = {one.slots[0].name: entries[one.value] for one in given if isinstance(one.value, str)}
+    places = {one.slots[0].name: one.slots for one in given}
+
+    def put(name: str, tensor: torch.Tensor) -> None:
+        want = wants[name]
+        if is_spread(want) and not want.is_meta:
+            with torch.no_grad():
+                want.copy_(tensor)
+            return
+        tensor = _like(want, tensor)
+        for slot in places[name]:
+            slot.registry[slot.key] = tensor
+
+    for one in given:
+        if not isinstance(one.value, str):
+            want = one.slots[0].tensor
+            made = one.value.detach().to(one.value.dtype if nn.parameter.is_lazy(want) else want.dtype)
+            if is_spread(want):
+                made = placed(made.to(reading.device or _home(want)), want)
+            put(one.slots[0].name, made)
+    for name, tensor in reading.parts_of(whole, wants):
+        put(name, tensor)
+
+
+def _can_be_filled(tensor: torch.Tensor, entry: TensorEntry) -> bool:
+    """Whether an entry can be read into a tensor as it is."""
+    return is_plain(tensor) and tensor.dtype is torch_dtype(entry) and tuple(tensor.shape) == entry.shape
+
+
+def _only_copies(model: nn.Module, state: Mapping[str, Any]) -> bool:
+    """Whether the model has memory of its own for every tensor of its state dict, to be written into."""
+    own = {id(tensor) for tensor in chain(model.parameters(), model.buffers())}
+    return all(id(value) in own and is_plain(value) for value in state.values())
+
+
+def _chosen(state: Mapping[str, Any], selection: Selection) -> list[list[str]]:
+    """The names of each tensor of the state dict that the file has, one that the file has first."""
+    chosen = []
+    for names in tied_names(state):
+        there = [name for name in names if name in selection.tensors]
+        if there:
+            chosen.append([there[0], *(name for name in names if name != there[0])])
+    return chosen
+
+
+def _compare_recomputed(model: nn.Module, names: Sequence[str], selection: Selection, warn: Warn) -> None:
+    """Say so when a buffer that the model makes by itself is another one in the file."""
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    for name in names:
+        found = read_tensor(selection.tensors[name])
+        own = buffers[name].cpu().to(found.dtype)
+        if found.shape != own.shape or not torch.equal(found, own):
+            warn(f"{name!r} in the file is not what the model computes by itself: kept the model's own")
+
+
+def misfit(report: KeyReport, where: Path) -> LossyError:
+    """The error for a state dict that does not fit, with every key that is in the way."""
+    hint = "build the model that the weights belong to (`ptsave verify -c` proposes renames)"
+    if report.untied:
+        hint = "take the values of one with --tie NAME: " + " or ".join(map(repr, report.untied[0]))
+    elif kinds := sorted({*report.missing} & {*report.unexpected}):
+        hint = f"{kinds[0]!r} is a tensor of another kind in the model (sparse, quantized) than in the file"
+    elif report.nearest:
+        name, near = next(iter(report.nearest.items()))
+        hint = f"{name!r} may be {near!r} in the file; `ptsave convert --rename` renames"
+    return LossyError(
+        f"the checkpoint does not fit the model: {report.summary()}",
+        str(where),
+        hint,
+        missing=list(report.missing),
+        unexpected=list(report.unexpected),
+        mismatched=[{"name": m.name, "expected": m.expected, "found": m.found} for m in report.mismatched],
+        nearest=dict(report.nearest),
+        untied=[list(names) for names in report.untied],
+    )

@@ -1,0 +1,187 @@
+"""A verdict as one HTML page that asks for nothing from anywhere.
+
+The style and the script are inlined from `page.css` and `page.js`. A content security policy with their
+digests lets nothing else in, so that even a name that slipped through the escapes could neither run nor
+fetch. Without scripts all of it works but the sorting.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape as escape_html
+from importlib.resources import files
+
+from ptsave.core.verdict import LEVELS, Departure, Finding, Level, Verdict, level_of
+from ptsave.render.report.plot import amount, gathered, plot
+from ptsave.render.report.words import clean, fact
+
+MAX_ROWS = 1000
+"""Findings of one level that the table shows: with many more, a phone could not open the page."""
+MAX_CHARS = 500
+"""Of one name or message."""
+
+
+def html(verdict: Verdict, path: str, facts: Mapping[str, object]) -> str:
+    """The page about the checkpoint at `path`; `facts` are shown in their order."""
+    style, script = _asset("page.css"), _asset("page.js")
+    policy = f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {_digest(script)}"
+    word = verdict.answer
+    parts = [
+        "<!DOCTYPE html>",
+        '<html lang="en">',
+        "<head>",
+        '<meta charset="utf-8">',
+        f'<meta http-equiv="Content-Security-Policy" content="{_text(policy)}">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        '<meta name="color-scheme" content="light dark">',
+        '<meta name="referrer" content="no-referrer">',
+        '<link rel="icon" href="data:,">',
+        f"<title>{word}: {_text(path)} – ptsave verify</title>",
+        f"<style>{style}</style>",
+        "</head>",
+        "<body>",
+        *_head(verdict, path, word),
+        *_facts(facts),
+        *_growth(verdict),
+        *_findings(verdict),
+        f"<script>{script}</script>",
+        "</body>",
+        "</html>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _head(verdict: Verdict, path: str, word: str) -> Iterator[str]:
+    yield f'<header class="{word}">'
+    yield '<p class="tool">ptsave verify</p>'
+    yield f'<h1><span class="word">{word}</span> <code>{_text(path)}</code></h1>'
+    yield f'<p class="outcome">{_text(_sentence(verdict.outcome))}</p>'
+    if verdict.cause:
+        yield f'<p class="cause"><strong>Cause</strong> {_text(verdict.cause)}</p>'
+    yield '<ul class="checks">'
+    for check, findings in verdict.by_check.items():
+        level = level_of(findings)
+        yield f'<li class="{level}"><span class="level">{level}</span> {_text(check)}</li>'
+    yield "</ul>"
+    yield "</header>"
+
+
+def _facts(facts: Mapping[str, object]) -> Iterator[str]:
+    shown = {name: value for name, value in facts.items() if name != "path"}  # the title has the path
+    if not shown:
+        return
+    yield '<dl class="facts">'
+    for name, value in shown.items():
+        yield f"<div><dt>{_text(name)}</dt><dd>{_text(fact(name, value))}</dd></div>"
+    yield "</dl>"
+
+
+# --- the difference by layer --------------------------------------------------------------------------
+
+
+def _growth(verdict: Verdict) -> Iterator[str]:
+    if not verdict.growth:
+        return
+    named = {finding.where for finding in verdict.findings if finding.level == "fail" and finding.where}
+    _, share = gathered(verdict.growth, named)
+    gathering = f" Each point is the largest of {share} calls in a row." if share > 1 else ""
+    yield '<section class="growth">'
+    yield "<h2>Difference by layer</h2>"
+    yield (
+        "<p>How far each module's output is from the recorded one, in the order of the calls: root mean "
+        "square of the difference over that of the recorded values, on a logarithmic scale."
+        f"{gathering}</p>"
+    )
+    yield f'<div class="frame">{plot(verdict.growth, named)}</div>'
+    yield f"<details><summary>All {len(verdict.growth):,} calls as a table</summary>"
+    heads = ("Call", "Module", "Class", "Difference")
+    yield from _table("calls", heads, (_call_row(i, call) for i, call in enumerate(verdict.growth)))
+    yield "</details>"
+    yield "</section>"
+
+
+def _call_row(index: int, call: Departure) -> str:
+    repeat = f" (call {call.number + 1})" if call.number else ""
+    name = f"<code>{_text(call.module)}</code>{repeat}" if call.module else f"the whole model{repeat}"
+    value = repr(call.relative) if math.isfinite(call.relative) else "1e999"  # JavaScript's infinity
+    package, dot, kind = call.kind.rpartition(".")
+    return (
+        f'<tr><td data-v="{index}">{index + 1:,}</td><td>{name}</td>'
+        f'<td><span class="package">{_text(package + dot)}</span>{_text(kind)}</td>'
+        f'<td class="number" data-v="{value}">{amount(call.relative)}</td></tr>'
+    )
+
+
+# --- the findings -------------------------------------------------------------------------------------
+
+
+def _findings(verdict: Verdict) -> Iterator[str]:
+    levels: dict[Level, list[Finding]] = {level: [] for level in LEVELS}
+    for finding in verdict.findings:
+        levels[finding.level].append(finding)
+    yield '<section class="findings">'
+    yield "<h2>Findings</h2>"
+    for level, found in levels.items():  # before the table: the style hides rows by what precedes them
+        if found:
+            yield (
+                f'<input type="checkbox" id="show-{level}" checked><label class="{level}" '
+                f'for="show-{level}"><span class="level">{level}</span> {len(found):,}</label>'
+            )
+    shown = (_finding_row(finding) for found in levels.values() for finding in found[:MAX_ROWS])
+    left_out = [
+        f"{len(found) - MAX_ROWS:,} more {level}" for level, found in levels.items() if len(found) > MAX_ROWS
+    ]
+    foot = f"Not shown: {', '.join(left_out)}; a .json or .xml report has them all." if left_out else ""
+    yield from _table("found", ("Level", "Check", "Where", "Message"), shown, foot, sorted_by="Level")
+    yield "</section>"
+
+
+def _finding_row(finding: Finding) -> str:
+    level = finding.level
+    return (
+        f'<tr class="{level}"><td data-v="{LEVELS.index(level)}"><span class="level">{level}</span></td>'
+        f"<td>{_text(finding.check)}</td><td><code>{_text(finding.where)}</code></td>"
+        f"<td>{_text(finding.message)}</td></tr>"
+    )
+
+
+def _table(
+    name: str, heads: Sequence[str], rows: Iterator[str], foot: str = "", sorted_by: str = ""
+) -> Iterator[str]:
+    yield f'<table id="{name}" class="sortable"><thead><tr>'
+    for head in heads:
+        order = ' aria-sort="ascending"' if head == sorted_by else ""
+        yield f'<th scope="col"{order}>{head}</th>'
+    yield "</tr></thead><tbody>"
+    yield from rows
+    yield "</tbody>"
+    if foot:
+        yield f'<tfoot><tr><td colspan="{len(heads)}">{foot}</td></tr></tfoot>'
+    yield "</table>"
+
+
+# --- text ---------------------------------------------------------------------------------------------
+
+
+def _text(value: object) -> str:
+    """`value` as the text of an element or of a quoted attribute."""
+    shown = clean(value)
+    if len(shown) > MAX_CHARS:
+        shown = f"{shown[:MAX_CHARS]}… ({len(shown) - MAX_CHARS:,} more characters)"
+    return escape_html(shown, quote=True)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _asset(name: str) -> str:
+    return files("ptsave.render.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    """The source expression of a policy that lets exactly `text` in."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -1,0 +1,1 @@
+"""Where bytes are: files and windows into them; reading, moving and writing them safely."""

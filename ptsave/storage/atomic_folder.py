@@ -1,0 +1,271 @@
+"""Old or new, never half, for a folder of files: the file that names all others comes last.
+
+A folder that is not there yet is written under a temporary name and renamed when it is complete. In a
+folder that is there, new data gets names that nothing uses yet; then the main file (an index, DCP's
+`.metadata`) is replaced in one step, which is the moment from which readers see the new set; then what
+belonged to the old set is removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ptsave.errors import ExistsError, WriteError
+from ptsave.stopping import unfinished
+from ptsave.storage import system
+from ptsave.storage.atomic import (
+    check_parent,
+    let_go_when_forked,
+    replacing_file,
+    resolved,
+    still_ours,
+    sync_names,
+)
+from ptsave.storage.move import lost_bytes
+from ptsave.storage.output import OutputFile
+from ptsave.storage.reads import refuse_inputs_in
+from ptsave.storage.temporary import create, remove_litter, remove_temporary, temporary_name
+from ptsave.storage.write_errors import check_room, errors_of
+
+
+class OutputFolder:
+    """A folder being written."""
+
+    def __init__(
+        self,
+        path: Path,
+        destination: Path,
+        *,
+        sync: bool,
+        before_commit: Callable[[], None] | None = None,
+    ) -> None:
+        self.path = path
+        """Where the files are now: a temporary folder, or the destination itself."""
+        self.destination = destination
+        self.sync = sync
+        self._before_commit = before_commit
+        self.taken = set(os.listdir(path))
+        """The names that were there before."""
+        self.made: list[str] = []
+        """The names of new data, in order."""
+        self._main: tuple[Path, os.stat_result] | None = None
+
+    def fresh(self, names: Callable[[int], Sequence[str]]) -> Sequence[str]:
+        """The first of `names(1)`, `names(2)`, … of which none is taken."""
+        generation = 1
+        while not self.taken.isdisjoint(names(generation)):
+            generation += 1
+        return names(generation)
+
+    @contextmanager
+    def data_file(self, name: str, num_bytes: int) -> Iterator[OutputFile]:
+        """A new file of `num_bytes` bytes, durable when the block ends.
+
+        Raises: WriteError.
+        """
+        path, destination = self.path / name, self.destination / name
+        with errors_of(destination, num_bytes):
+            self.made.append(name)
+            unfinished.add(str(path))
+            fd = let_go_when_forked(create(path, 0o666))
+        try:
+            yield OutputFile(fd, path, destination, num_bytes, sync=self.sync)
+            with errors_of(destination, num_bytes):
+                if self.sync:
+                    system.sync_file(fd)
+        finally:
+            if still_ours(fd):
+                os.close(fd)
+
+    def small_file(self, name: str, data: bytes) -> None:
+        """Write a new file that is not seen before the main file is in place.
+
+        Raises: WriteError.
+        """
+        with self.data_file(name, len(data)) as output:
+            _write_whole(output, data)
+
+    def commit(
+        self, main: tuple[str, bytes], beside: Iterable[tuple[str, bytes]] = (), old: Sequence[str] = ()
+    ) -> None:
+        """Make the new set the one that readers see.
+
+        `main`: the name and the bytes of the file that names all others. `beside`: files that readers can do
+        without, written after it. `old`: what is not needed any more, in the order of its removal.
+
+        Raises: WriteError.
+        """
+        self._sync_data()
+        self._forget_data()  # at the next call readers may see it
+        self._put(*main, is_main=True)
+        for name, data in beside:
+            try:
+                self._put(name, data)
+            except WriteError as error:
+                if not self.is_final:
+                    raise
+                error.what = f"the new files are in place, but for {name!r}: {error.what}"
+                raise
+        for name in old:
+            try:
+                system.again(os.unlink, self.path / name)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise WriteError(
+                    f"the new files are in place, but {name!r} of the old ones stays: {error.strerror}",
+                    str(self.destination),
+                    "remove it by hand",
+                ) from None
+        if self.is_final:
+            if self.sync:
+                sync_names(self.path / main[0])
+        else:
+            self._sync_data()
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the files are written where readers look for them."""
+        return self.path == self.destination
+
+    def _sync_data(self) -> None:
+        """Make the names durable before anything refers to them."""
+        if self.sync:
+            with errors_of(self.destination):
+                system.sync_folder(self.path)
+
+    def _put(self, name: str, data: bytes, *, is_main: bool = False) -> None:
+        path = self.path / name
+        with replacing_file(
+            path,
+            len(data),
+            overwrite=True,
+            sync=self.sync,
+            sync_name=self.is_final,
+            before_rename=self._before_commit if is_main else None,
+        ) as output:
+            if is_main:
+                self._main = (path, os.fstat(output.fd))
+            _write_whole(output, data)
+
+    @property
+    def is_committed(self) -> bool:
+        """Whether the main file is the new one: asked of the disk, so that no interrupt can mislead."""
+        if self._main is None:
+            return False
+        path, status = self._main
+        try:
+            return os.path.samestat(os.stat(path), status)
+        except FileNotFoundError:
+            return False
+
+    def _forget_data(self) -> None:
+        unfinished.difference_update(str(self.path / name) for name in self.made)
+
+    def undo(self) -> None:
+        """Remove the new data, unless readers see it already."""
+        if not self.is_committed:
+            for name in self.made:
+                with contextlib.suppress(OSError):
+                    system.again(os.unlink, self.path / name)
+        self._forget_data()
+
+
+def _write_whole(output: OutputFile, data: bytes) -> None:
+    """Write a small file, and read it back."""
+    output.reserve()
+    output.write_at(0, data)
+    found = bytearray(len(data))
+    output.read_into(0, memoryview(found))
+    if found != data:
+        raise lost_bytes(output, output.destination.name)
+
+
+@contextmanager
+def replacing_folder(
+    destination: str | os.PathLike[str],
+    num_bytes: int,
+    *,
+    overwrite: bool = False,
+    sync: bool = True,
+    before_commit: Callable[[], None] | None = None,
+) -> Iterator[OutputFolder]:
+    """A folder of about `num_bytes` bytes that becomes, or is updated in, `destination`.
+
+    The block must end with `commit`. On any error before it, what was written is removed, and the old set
+    is untouched. `before_commit`: what is called right before readers see the new set, and may still refuse.
+
+    Raises: ExistsError; WriteError.
+    """
+    target = check_folder_destination(destination, overwrite=overwrite)
+    remove_litter(target)
+    if os.path.isdir(target):
+        with _locked(target):
+            folder = OutputFolder(target, target, sync=sync, before_commit=before_commit)
+            check_room(target, num_bytes, target)
+            try:
+                yield folder
+            finally:
+                folder.undo()
+        return
+    check_room(target.parent, num_bytes, target)
+    temporary = temporary_name(target)
+    unfinished.add(str(temporary))
+    try:
+        with errors_of(target):
+            system.again(os.mkdir, temporary)
+        with _locked(temporary):
+            yield OutputFolder(temporary, target, sync=sync, before_commit=before_commit)
+        with errors_of(target):
+            system.rename(temporary, target)  # refused where something with content has come there meanwhile
+        if sync:
+            sync_names(target)
+    finally:
+        with contextlib.suppress(OSError):  # after the rename it is not there any more
+            remove_temporary(temporary)
+        unfinished.discard(str(temporary))
+
+
+def check_folder_destination(destination: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+    """The folder that writing `destination` would make or update (symbolic links followed).
+
+    Raises: ExistsError when it has content; RefusedError where some of that was read; WriteError when it
+    cannot be written.
+    """
+    target = resolved(destination)
+    where = str(destination)
+    check_parent(target, where)
+    if not os.path.lexists(target):
+        return target
+    if not os.path.isdir(target):
+        raise WriteError("the destination is a file, and the format is a folder", where, "remove it first")
+    with errors_of(target):
+        names = os.listdir(target)
+    if names and not overwrite:
+        raise ExistsError("the destination exists", where, "--overwrite replaces the checkpoint in it")
+    refuse_inputs_in(target, where)
+    check_parent(target / "data", where)
+    return target
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the folder's lock: a second writer keeps out, and the next one knows that this one lives."""
+    if not system.HAS_FLOCK:
+        yield
+        return
+    with errors_of(path):
+        fd = let_go_when_forked(os.open(path, os.O_RDONLY))
+    try:
+        with errors_of(path):
+            is_mine = system.lock(fd)
+        if is_mine is False:
+            raise WriteError("another process is writing in the folder", str(path), "wait until it is done")
+        yield
+    finally:
+        if still_ours(fd):
+            os.close(fd)

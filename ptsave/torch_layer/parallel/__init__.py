@@ -1,1 +1,0 @@
-"""The same commands under torchrun, on torch.distributed: every rank holds and reads its own part."""

@@ -1,0 +1,1 @@
+"""An optimizer's state by the names of its parameters."""

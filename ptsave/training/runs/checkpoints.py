@@ -1,0 +1,454 @@
+"""Checkpoints: the keeper of a run's folder, from which a training goes on wherever it was stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from ptsave.distributed import ranks
+from ptsave.errors import (
+    CorruptError,
+    MissingFileError,
+    RefusedError,
+    UnreadableError,
+    UsageError,
+    WriteError,
+)
+from ptsave.formats.run_folder import FOLDER, RunFile, file_name
+from ptsave.models.weights.spread import has_spread
+from ptsave.training.items import Path as ItemPath
+from ptsave.training.preemption import Signals
+from ptsave.training.rank_values import WEIGHTS, Division, divide, few, others_paths, state_of
+from ptsave.training.runs.background import Background
+from ptsave.training.runs.contents import step_of, tree_of
+from ptsave.training.runs.files import VISIBLE_SECONDS, RunFiles
+from ptsave.training.runs.lock import holder_of
+from ptsave.training.runs.retention import Retention, parse_best
+from ptsave.training.runs.snapshot import HostMemory
+from ptsave.training.runs.whole import read_whole
+from ptsave.training.state import TrainingState
+
+if TYPE_CHECKING:
+    from ptsave.training.runs.sharded_write import SpreadWriter
+
+
+_SHARE = "keep the run in a folder that all nodes share"
+
+
+class Stateful(Protocol):
+    """What is kept: a `ptsave.TrainingState`, or anything with its two methods."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """The state: plain data and tensors, which may be the live ones."""
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> Sequence[str]:
+        """Give everything its state back; returns in words what could not be."""
+
+
+class Checkpoints:
+    """Keeps the checkpoints of one run in one folder.
+
+    >>> keeper = ptsave.Checkpoints("runs/exp1", keep_last=3, keep_best=("val_loss", "min"))
+    >>> state = ptsave.TrainingState(model=model, optimizer=optimizer, data=loader)
+    >>> with keeper:
+    ...     for step in range(keeper.resume(state), total):
+    ...         train(step)
+    ...         keeper.save(state, step=step, metrics={"val_loss": loss})
+
+    A step is saved when it is done: after `save(state, step=s)` a resumed training begins with step `s + 1`.
+    Each checkpoint is one file, `step-000000123.pt`, that plain `torch.load(weights_only=True)` opens: the
+    dictionary with `step`, `epoch`, `metrics`, `model_state_dict`, `optimizer_state_dict`, … It is complete
+    and durable when it has its name, and what is in the folder is all that there is to know of a run.
+
+    With `torch.distributed`, call everything on every rank: rank 0 writes, all resume from the same file.
+    Where parameters are spread over the ranks (FSDP2, tensor parallelism), each writes its part of a folder,
+    `step-000000123.dcp`, that plain `torch.distributed.checkpoint.load` opens; another number of ranks, or
+    one process, can go on from it.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        keep_last: int | None = None,
+        keep_best: tuple[str, Literal["min", "max"]] | tuple[str, Literal["min", "max"], int] | None = None,
+        keep_every: int | None = None,
+    ) -> None:
+        """Nothing is written before the first save.
+
+        `keep_last`: how many of the newest checkpoints stay, at least 1; by default all do. Beside them stay
+        the best by `keep_best`, a metric, whether less or more of it is better and how many (1), and those
+        whose step is a multiple of `keep_every`. A new one is in place before an old one is removed. Files
+        that are damaged, or that ptsave did not write, are never removed.
+
+        Raises: UsageError.
+        """
+        self.folder = Path(os.path.abspath(folder))
+        for name, number in (("keep_last", keep_last), ("keep_every", keep_every)):
+            if number is not None and number < 1:
+                raise UsageError(f"{name}={number!r} keeps nothing", "Checkpoints", "give 1 or more")
+        self._best = parse_best(keep_best)
+        self._files = RunFiles(self.folder, Retention(keep_last, self._best, keep_every))
+        self._memory = HostMemory()
+        self._spread: SpreadWriter | None = None
+        self._group: Any = None
+        """Of all ranks, for the keeper alone."""
+        self._background = Background()
+        self._signals = Signals()
+        self._has_saved = False
+        self._has_told = False
+        """Whether it was said that ranks have different weights."""
+
+    # --- saving
+
+    def save(
+        self,
+        state: Stateful,
+        *,
+        step: int,
+        epoch: float | None = None,
+        metrics: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Save the state after `step`. Returns when it is copied to host memory; a thread writes it then.
+
+        `step`: 0 or more, the one that was just done. `metrics`: numbers, or tensors of one element, by name;
+        they are kept in the file.
+
+        At most one write is in flight: a save waits for the one before. What that one raised is raised here,
+        and then this state was not saved; `wait` shows earlier whether all is well. A full disk or a failing
+        one leaves every older checkpoint in place, and the training can go on.
+
+        After a signal that `on_signal` names, the state is written before this raises SystemExit with the
+        code 128 + the signal's number.
+
+        Raises: RefusedError where the folder has later steps of a run that was not resumed, or another
+        process saves in it (from the first save on, until its keeper is closed or the process ends);
+        LossyError for what is not plain data; what the write before has raised (WriteError).
+        """
+        group = self._own_group()
+        step, number = self._meet(step, group)
+        self._begin_run(step, group)
+        tree = ranks.together(lambda: tree_of(state.state_dict(), step, epoch, metrics), group)
+        division = divide(tree, _kinds_of(state), group)
+        if not self._has_saved:
+            ranks.from_first(self._hold, group)
+        finish = (
+            self._spread_writer().begin(self._files, division, step, group)
+            if division.is_folder
+            else ranks.together(lambda: self._copied(division.tree, step), group)
+        )
+        self._has_saved = True
+        self._background.start(finish, f"the checkpoint of step {step}")
+        self._tell_different(division)
+        if number:
+            ranks.together(self.wait, group)
+            raise SystemExit(128 + number)
+
+    def _meet(self, step: Any, group: Any) -> tuple[int, int]:
+        """Wait for the write before, whose failure is no reason to leave without another try; then for the
+        other ranks. Returns the step of all, and the signal that came to any of them, or 0.
+
+        Raises: what the write has raised; UsageError, RankError.
+        """
+        failures: list[Exception] = []
+
+        def begin() -> int:
+            try:  # before anything else: the write uses the group too
+                self.wait()
+            except Exception as error:
+                failures.append(error)
+            return step_of(step)
+
+        agreed = ranks.together(begin, group, says="saves step {}".format)
+        number = max(ranks.gather(self._signals.noted, group))
+
+        def tell() -> None:
+            for error in failures:
+                if not number:
+                    raise error
+                warnings.warn(f"an earlier save failed: {error}", stacklevel=5)
+
+        ranks.together(tell, group)
+        return agreed, number
+
+    def _copied(self, tree: Mapping[str, Any], step: int) -> Callable[[], None]:
+        """What writes a copy of `tree`, on rank 0; nothing on the others."""
+        if not ranks.is_first():
+            return lambda: None
+        snapshot = self._memory.snapshot(tree, self.folder / file_name(step))
+        return partial(self._files.write, snapshot, step)
+
+    def _tell_different(self, division: Division) -> None:
+        """Say once which weights the ranks have each their own of: it may be a fault of the training."""
+        if division.different and not self._has_told and ranks.is_first():
+            names = few(division.different)
+            warnings.warn(
+                f"the ranks hold different values of {names}: each rank's are kept, for that rank",
+                stacklevel=3,
+            )
+        self._has_told = self._has_told or bool(division.different)
+
+    def _own_group(self) -> Any:
+        if self._group is None:
+            self._group = ranks.own_group()
+        return self._group
+
+    def _spread_writer(self) -> SpreadWriter:
+        if self._spread is None:
+            from ptsave.training.runs.sharded_write import SpreadWriter  # imports torch.distributed
+
+            self._spread = SpreadWriter()
+        return self._spread
+
+    def wait(self) -> None:
+        """Return when what was saved is durably in place.
+
+        Raises: what the write has raised: WriteError for a full or failing disk. It is raised once.
+        """
+        try:
+            self._background.wait()
+        finally:
+            while self._files.notes:
+                warnings.warn(self._files.notes.pop(0), stacklevel=2)
+
+    def _begin_run(self, step: int, group: Any) -> None:
+        """At the first save: see that it does not go back, and that all ranks have one folder.
+
+        Raises: RefusedError, alike on all ranks; WriteError.
+        """
+        if self._has_saved:
+            return
+        ranks.from_first(lambda: self._refuse_to_go_back(step), group)
+        if ranks.size() == 1:
+            return
+        with ExitStack() as opened:
+            name = ranks.from_first(lambda: opened.enter_context(self._files.marked()), group)
+            seen = ranks.gather((str(self.folder), self._files.sees(name)), group)
+        for rank, (folder, sees_it) in enumerate(seen):
+            if not sees_it:
+                what = f"rank {rank} does not see in {folder} what rank 0 writes to {seen[0][0]}"
+                raise RefusedError(what, "", _SHARE)
+
+    def _check_listings(self, group: Any) -> None:
+        """See that all ranks have the same checkpoints before any of them is called damaged.
+
+        Raises: MissingFileError, alike on all ranks.
+        """
+        end = time.monotonic() + VISIBLE_SECONDS
+        while True:
+            listings = ranks.gather(ranks.together(self._files.listing, group), group)
+            other = next((rank for rank, one in enumerate(listings) if one != listings[0]), 0)
+            if not other:
+                return
+            if any(ranks.gather(time.monotonic() > end, group)):
+                name = sorted(set(listings[0].items()) ^ set(listings[other].items()))[-1][0]
+                what = (
+                    f"rank 0 sees {len(listings[0])} checkpoints of the run, rank {other} sees "
+                    f"{len(listings[other])}: they do not have the same {name}"
+                )
+                raise MissingFileError(what, str(self.folder), f"{_SHARE}; nothing is damaged")
+            time.sleep(VISIBLE_SECONDS / 50)
+
+    def _hold(self) -> None:
+        """Raise RefusedError where another training saves in the folder."""
+        try:
+            self._files.hold()
+        except WriteError:  # the write says more about it
+            return
+
+    def _refuse_to_go_back(self, step: int) -> None:
+        """Raise RefusedError where a run is begun anew beside another one: `latest` would be the other's."""
+        try:
+            latest = next((file for file in self._files.newest_first() if not file.problem), None)
+        except MissingFileError:  # the write says more about it
+            return
+        if latest is not None and latest.step > step:
+            raise RefusedError(
+                f"step {step} comes before {latest.path.name}, which is there already",
+                str(self.folder),
+                "resume from it, remove it, or name another folder",
+            )
+
+    # --- going on
+
+    def resume(self, state: Stateful) -> int:
+        """Give `state` what the newest good checkpoint holds; returns the step to begin with, 0 without one.
+
+        Every byte of it is held against its checksum. One that is damaged is passed over with a warning, and
+        the one before is taken; so is told what could not be restored.
+
+        Raises: CorruptError when there are checkpoints and all are damaged: a training never starts anew over
+        a damaged run; LossyError when the state does not fit; then nothing was changed.
+        """
+        group = self._own_group()
+
+        if ranks.is_first() and (holder := holder_of(self.folder)) is not None:
+            warnings.warn(f"another training saves in {self.folder}: {holder}", stacklevel=2)
+
+        def begin() -> Mapping[str, Any]:
+            self.wait()
+            return state.state_dict() if group is not None else {}
+
+        live = ranks.together(begin, group, says=lambda _: "resumes")
+        if ranks.size() > 1:
+            self._check_listings(group)
+        reading = _Reading(live, _kinds_of(state), group)
+        num_damaged = 0
+        for file in self._newest_first(group):
+            found, problem = reading.read(file)
+            if not problem:
+                self._files.note_whole(file.path)
+                notes = ranks.together(lambda: [*found[1], *state.load_state_dict(found[0])], group)  # noqa: B023
+                _tell(notes if ranks.is_first() else ())
+                return file.step + 1
+            num_damaged += 1
+            if ranks.is_first():
+                self._files.note_damaged(file, problem)
+                warnings.warn(f"passed over {file.path}: {problem}", stacklevel=2)
+        if num_damaged:
+            raise CorruptError(
+                f"all {num_damaged} checkpoints of the run are damaged",
+                str(self.folder),
+                "`ptsave verify` says how; move them away to start anew",
+            )
+        return 0
+
+    def _newest_first(self, group: Any) -> Iterator[RunFile]:
+        """What rank 0 finds in the folder, the latest step first, on every rank."""
+        files = self._files.newest_first()
+        while (file := ranks.from_first(lambda: next(files, None), group)) is not None:
+            yield file
+
+    def latest(self) -> Path | None:
+        """The checkpoint of the latest step that opens; None when there is none.
+
+        Waits for what is being written. Its tensors are not read: `resume` and `ptsave verify` do.
+
+        Raises: what a write has raised, like `wait`.
+        """
+        self.wait()
+        return next((file.path for file in self._files.newest_first() if not file.problem), None)
+
+    def best(self) -> Path | None:
+        """The best checkpoint by the metric of `keep_best`, of equal ones the latest; NaN is never best.
+
+        Waits for what is being written. None when no checkpoint has the metric.
+
+        Raises: UsageError without `keep_best`; what a write has raised, like `wait`.
+        """
+        if self._best is None:
+            raise UsageError("there is no best without a metric", "Checkpoints", "give keep_best")
+        self.wait()
+        ranked = self._best.ranked(self._files.usable())
+        return ranked[0].path if ranked else None
+
+    # --- leaving
+
+    def on_signal(self, *numbers: int) -> None:
+        """From now on these signals (SIGTERM if none is named) only ask to stop: the next `save` leaves.
+
+        A loop that saves now and then asks `should_stop` at each step. The end of the `with` block, or
+        `close`, gives the signals back. A second SIGINT is a KeyboardInterrupt. Where they go to all
+        processes of the job, DataLoaders' workers that begin after this stay at their work: all those of a
+        ResumableDataLoader, and those of others that are forks.
+
+        Raises: UsageError outside the main thread.
+        """
+        self._signals.install(*(numbers or (signal.SIGTERM,)))
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether a signal asks to stop: then save. With `torch.distributed`, every rank asks each time."""
+        return self._signals.received() != 0
+
+    def close(self) -> None:
+        """Wait for what is being written, give the signals back, and free the memory of the copies.
+
+        Raises: what a write has raised, like `wait`.
+        """
+        try:
+            self.wait()
+        finally:
+            self._files.let_go()
+            self._signals.restore()
+            self._memory.release()
+            if self._spread is not None:
+                self._spread.release()
+            group, self._group = self._group, None
+            ranks.leave(group)
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close. After a signal that no save has obeyed, leave with 128 + its number all the same."""
+        asks = error is None and self._signals.are_held
+        number = self._signals.received() if asks else 0  # before this rank may raise
+        try:
+            self.close()
+        except Exception as failure:
+            if error is None:
+                raise
+            warnings.warn(f"the last save failed: {failure}", stacklevel=2)
+        if number:
+            raise SystemExit(128 + number)
+
+
+def _kinds_of(state: Stateful) -> dict[ItemPath, str]:
+    return state.kinds() if isinstance(state, TrainingState) else {("model_state_dict",): WEIGHTS}
+
+
+class _Reading:
+    """How the checkpoints of a run are read into the state of now; alike on all ranks."""
+
+    def __init__(self, live: Mapping[str, Any], kinds: Mapping[ItemPath, str], group: Any) -> None:
+        """`live`: the state of now; it matters only where there are ranks. Every rank calls it."""
+        self._live, self._group = live, group
+        self._others = others_paths(live, kinds, group) if group is not None else []
+        self._is_spread = any(ranks.gather(has_spread(live), group))
+
+    def read(self, file: RunFile) -> tuple[tuple[dict[str, Any], list[str]], str]:
+        """This rank's state in a checkpoint, every byte of which is checked, and notes; or why there is none.
+
+        Where the ranks have written it together, or hold parts of tensors, each reads what it needs.
+
+        Raises: LossyError for one of other ranks, whose values these cannot be given.
+        """
+        nothing: tuple[dict[str, Any], list[str]] = {}, []
+        if file.problem:
+            return nothing, file.problem
+        if self._is_spread or (ranks.size() > 1 and file.path.name.endswith(FOLDER)):
+            from ptsave.training.runs.sharded_read import problem_of, read_parts  # torch.distributed
+
+            if problem := problem_of(file.path, self._group):
+                return nothing, problem
+            return ranks.together(lambda: read_parts(file.path, self._live, self._own), self._group), ""
+        tree, problem = None, ""
+        try:
+            tree = read_whole(file.path)
+        except UnreadableError as error:
+            problem = error.what
+        if problem := next(filter(None, ranks.gather(problem, self._group)), ""):
+            return nothing, problem
+        return ranks.together(lambda: self._own(tree), self._group), ""
+
+    def _own(self, tree: Any) -> tuple[dict[str, Any], list[str]]:
+        return state_of(tree, self._others)
+
+
+def _tell(notes: Sequence[str]) -> None:
+    for note in notes:
+        warnings.warn(f"resumed, but {note}", stacklevel=3)

@@ -1,0 +1,62 @@
+"""A checkpoint of a run read whole: every byte of it is held against its checksum, or it is damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.record import Digests
+from ptsave.core.values.digest import HEX_DIGITS
+from ptsave.errors import CorruptError, UnreadableError
+from ptsave.formats import open_checkpoint
+from ptsave.models.weights.tensors import read_tensors
+from ptsave.training.foreign import with_tensors
+
+
+def read_whole(path: Path) -> Any:
+    """The tree of the checkpoint at `path` with its tensors on the CPU; nothing in it runs.
+
+    Tied tensors are one tensor. What is no plain data stays the inert node that it is.
+
+    Raises: UnreadableError when anything of it is damaged or missing.
+    """
+    try:
+        with open_checkpoint(path) as checkpoint:
+            return with_tensors(checkpoint.root, dict(_checked_tensors(checkpoint)))
+    except OSError as error:
+        what = f"cannot be read: {error.strerror or error}"
+        raise UnreadableError(what, str(path), "check the disk and its permissions") from error
+
+
+def is_whole(path: Path) -> bool:
+    """Whether every byte of the checkpoint at `path` is what it was written as."""
+    try:
+        with open_checkpoint(path) as checkpoint:
+            for _ in _checked_tensors(checkpoint):
+                pass
+    except (UnreadableError, OSError):
+        return False
+    return True
+
+
+def _checked_tensors(checkpoint: Checkpoint) -> Iterator[tuple[Any, torch.Tensor]]:
+    """View → tensor, each checked by its storage's CRC-32 or, where it is only part of one, its digest.
+
+    Raises: CorruptError naming what is damaged.
+    """
+    record = checkpoint.record
+    known = record.digests if record is not None and record.digests is not None else Digests("xxh3_128")
+    digests = known.tensors if known.algorithm in HEX_DIGITS else {}
+    unique = {entry.view: entry for entry in reversed(checkpoint.tensors.values())}
+    entries = {entry.name: entry for entry in unique.values()}
+    for name, tensor in read_tensors(entries, digests=digests, algorithm=known.algorithm):
+        yield entries[name].view, tensor
+    for check in checkpoint.checks:
+        for finding in check():
+            if finding.level == "fail":
+                raise CorruptError(f"{finding.where}: {finding.message}", str(checkpoint.path))
+    checkpoint.check_unchanged()

@@ -1,0 +1,124 @@
+"""Renamings that are proposed make every name fit, swap no scale and shift, and cost little."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+
+from ptsave.core.dtypes import BY_NAME
+from ptsave.core.nodes import TensorEntry, contiguous_strides
+from ptsave.core.parts.keys import Expected, compare
+from ptsave.core.parts.renaming import MAX_CHARS, MAX_PARTS, _edges, propose
+from ptsave.core.storage import MemoryStorage
+from ptsave.verbs.edit import parse_rename
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def expected(shapes: Shapes) -> dict[str, Expected]:
+    return {name: Expected(shape, "float32") for name, shape in shapes.items()}
+
+
+def found(shapes: Shapes) -> dict[str, TensorEntry]:
+    storage, dtype = MemoryStorage(memoryview(b"")), BY_NAME["float32"]
+    return {n: TensorEntry(n, dtype, s, contiguous_strides(s), storage, 0) for n, s in shapes.items()}
+
+
+NORM: Shapes = {"LayerNorm.weight": (4,), "LayerNorm.bias": (4,)}
+OLD_NORM: Shapes = {"LayerNorm.gamma": (4,), "LayerNorm.beta": (4,)}
+NET: Shapes = {"proj.0.weight": (3, 2), "proj.0.bias": (3,), "proj.1.weight": (2, 3), "proj.1.bias": (2,)}
+
+
+def apply(flags: str, names: Shapes) -> Shapes:
+    """What `convert` does with the flags."""
+    words = shlex.split(flags)
+    for flag, text in zip(words[::2], words[1::2], strict=True):
+        if flag == "--strip-prefix":
+            names = {name.removeprefix(text): shape for name, shape in names.items()}
+        else:
+            pattern, to = parse_rename(text)
+            names = {pattern.sub(to, name): shape for name, shape in names.items()}
+    return names
+
+
+PROPOSED: dict[str, tuple[Shapes, Shapes]] = {
+    "a prefix": (NET, {f"model.{name}": shape for name, shape in NET.items()}),
+    "a module": (NET, {name.replace("proj", "fc"): shape for name, shape in NET.items()}),
+    "two modules": (
+        NET,
+        {re.sub(r"proj\.(\d)", lambda m: f"net.{2 * int(m[1])}", name): s for name, s in NET.items()},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PROPOSED)
+def test_what_is_proposed_makes_all_fit(case: str) -> None:
+    wanted, there = PROPOSED[case]
+    proposal = propose(expected(wanted), found(there))
+    assert proposal is not None
+    assert apply(proposal.flag, there) == wanted
+    assert proposal.is_by_order == (case == "two modules")
+
+
+REFUSED: dict[str, tuple[Shapes, Shapes]] = {
+    "half of them": (NET, {**{f"m.{n}": s for n, s in list(NET.items())[:2]}, "x": (9,), "y": (8,)}),
+    "weight for beta": (NORM, {"LayerNorm.beta": (4,), "LayerNorm.alpha": (4,)}),
+    "two of one shape": (
+        {"a.weight": (3,), "b.weight": (3,)},
+        {"c.weight": (3,), "d.weight": (3,)},
+    ),
+    "another shape": ({"a.weight": (3,)}, {"b.weight": (4,)}),
+    "one too many": (NORM, {"x.weight": (4,), "x.bias": (4,), "y.weight": (4,)}),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_not_sure_is_not_proposed(case: str) -> None:
+    wanted, there = REFUSED[case]
+    assert propose(expected(wanted), found(there)) is None
+
+
+def test_old_names_of_a_norm_stay_apart() -> None:
+    nearest = compare(expected(NORM), found(OLD_NORM)).nearest
+    assert nearest == {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    assert compare(expected(NORM), found({"LayerNorm.beta": (4,)})).nearest == {
+        "LayerNorm.bias": "LayerNorm.beta"
+    }
+    proposal = propose(expected(NORM), found(OLD_NORM))
+    assert proposal is not None
+    assert apply(proposal.flag, OLD_NORM) == NORM
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there"),
+    [
+        ({"fc1.weight": (3, 2)}, {"fc2.weight": (3, 2), "fc3.weight": (3, 2)}),
+        ({"fc1.weight": (3, 2)}, {"fc2.weight": (2, 3)}),
+        ({"fc1.weight": (3,)}, {"fc1.bias": (3,)}),
+        ({"head.a.weight": (3,)}, {"x.head.a.weight": (3,), "y.head.a.weight": (3,)}),
+    ],
+)
+def test_no_name_is_nearest_that_need_not_be(wanted: Shapes, there: Shapes) -> None:
+    assert compare(expected(wanted), found(there)).nearest == {}
+
+
+def entry(name: str) -> TensorEntry:
+    return TensorEntry(name, BY_NAME["float32"], (1,), (1,), MemoryStorage(bytearray(4)), 0)
+
+
+def test_a_name_of_many_dots_is_compared_by_its_end() -> None:
+    name = "a." * 50_000 + "fc.weight"
+    pairs = list(_edges(["fc.weight"], [name]))
+    assert pairs == [("a." * 50_000, "")]
+    assert not list(_edges(["other"], ["." * 100_000]))
+    expected = {"fc.weight": Expected((1,), "float32")}
+    proposal = propose(expected, {name: entry(name)})
+    assert proposal is not None
+    assert MAX_PARTS < 100
+
+
+def test_nothing_is_proposed_for_names_beyond_a_cap() -> None:
+    name = "a." * (MAX_CHARS // 2) + "fc.weight"
+    assert propose({"fc.weight": Expected((1,), "float32")}, {name: entry(name)}) is None

@@ -1,0 +1,57 @@
+"""Running ptsave, or many cases of it at once, under a real torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import AMBIENT, ROOT
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+QUIET = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONWARNINGS": "default"}
+"""Without the first, torchrun prints a page about it."""
+
+
+def ptsave(folder: Path, *arguments: object) -> None:
+    """One command of one process, which must succeed."""
+    argv = [sys.executable, "-m", "ptsave", *map(str, arguments)]
+    subprocess.run(argv, cwd=folder, env=environment(), check=True, capture_output=True)
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Of a process of these tests: it finds the checkout from wherever it runs."""
+    kept = {key: value for key, value in os.environ.items() if key not in AMBIENT}
+    return kept | QUIET | {"PYTHONPATH": str(ROOT)} | more
+
+
+def torchrun(
+    num_ranks: int, *arguments: object, cwd: Path, module: str = "ptsave", **more: str
+) -> subprocess.CompletedProcess[str]:
+    """`torchrun -m ptsave ARGUMENTS` on a port of its own."""
+    return subprocess.run(
+        [*TORCHRUN, "--standalone", "--nproc-per-node", str(num_ranks), "-m", module, *map(str, arguments)],
+        cwd=cwd,
+        env=environment(**more),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def run_cases(num_ranks: int, folder: Path, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What `tests.distributed.worker` says of each case, all of them in one launch."""
+    (folder / "cases.json").write_text(json.dumps(cases))
+    done = torchrun(num_ranks, "cases.json", cwd=folder, module="tests.distributed.worker")
+    assert done.returncode == 0, done.stderr
+    results: list[dict[str, Any]] = json.loads((folder / "results.json").read_text())
+    return results
+
+
+def errors(stderr: str) -> list[str]:
+    """The lines with which ptsave says what went wrong."""
+    return [line for line in stderr.splitlines() if line.startswith("error:")]

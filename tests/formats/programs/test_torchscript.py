@@ -1,0 +1,194 @@
+"""TorchScript archives, held against `torch.jit.load(f).state_dict()`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.nodes import TensorEntry
+from ptsave.core.tree import state_dict_of
+from ptsave.errors import CorruptError, LimitError
+from ptsave.formats import open_checkpoint
+from ptsave.verbs.verify import Subject, safe
+from tests.attacks.large_headers import scripted
+from tests.formats.torch.test_read import repacked
+from tests.formats.torch_reading import assert_holds
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+class Inner(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(2, 2, bias=False)
+        self.plain = torch.ones(3)
+        self.register_buffer("table", torch.arange(2.0))
+        self.register_buffer("scratch", torch.zeros(4), persistent=False)
+        self.register_buffer("absent", None)
+        self.register_parameter("none", None)
+        self.count = 3
+        self.sizes = [1, 2]
+        self.names = {"a": "b"}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.add(self.linear(x) + self.plain[:2], self.table)
+
+
+class Outer(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Sequential(Inner(), torch.nn.BatchNorm1d(2), torch.nn.ReLU())
+        self.scale = torch.nn.Parameter(torch.ones(1))
+        self.again = self.first[0]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.mul(self.again(self.first(x)), self.scale)
+
+
+@pytest.fixture(params=["script", "trace"])
+def archive(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    model = Outer().eval()
+    made: Any = (
+        torch.jit.script(model) if request.param == "script" else torch.jit.trace(model, torch.ones(3, 2))
+    )
+    path = tmp_path / "m.pt"
+    made.save(str(path))
+    return path
+
+
+def test_names_order_values_and_ties(archive: Path) -> None:
+    expected = torch.jit.load(str(archive)).state_dict()
+    with open_checkpoint(archive) as checkpoint:
+        assert checkpoint.format == "torchscript"
+        state = Checkpoint("", archive, state_dict_of(checkpoint.root))
+        assert_holds(state, expected)
+        others = {*checkpoint.tensors} - {*expected}
+        assert {name.rpartition(".")[2] for name in others if not name.startswith("CONSTANTS.")} <= {
+            "plain",
+            "scratch",
+        }
+        assert not checkpoint.accounts.left_out
+        assert any("TorchScript code" in note for note in checkpoint.notes)
+        assert checkpoint.num_code_files > 0
+        assert not checkpoint.globals  # every class is the archive's own
+        assert not any(isinstance(leaf, TensorEntry) for leaf in checkpoint.data.values())
+
+
+def test_a_class_that_the_code_does_not_define_is_named(archive: Path, tmp_path: Path) -> None:
+    """torch would look for it elsewhere: among the classes that C++ extensions register."""
+    path = tmp_path / "without.pt"
+    with zipfile.ZipFile(archive) as whole, zipfile.ZipFile(path, "w") as part:
+        for name in whole.namelist():
+            if "/code/" not in name:
+                part.writestr(name, whole.read(name))
+    with open_checkpoint(path) as checkpoint:
+        assert checkpoint.num_code_files == 0
+        assert checkpoint.globals
+        assert all(name.startswith("__torch__.") for name in checkpoint.globals)
+
+
+def test_safe_warns_of_the_program(archive: Path) -> None:
+    with open_checkpoint(archive) as checkpoint:
+        (finding,) = safe(Subject(checkpoint))
+    assert (finding.level, "program" in finding.message) == ("warn", True)
+
+
+def test_plain_attributes_are_data(tmp_path: Path) -> None:
+    torch.jit.script(Outer().eval()).save(str(tmp_path / "m.pt"))
+    with open_checkpoint(tmp_path / "m.pt") as checkpoint:
+        assert checkpoint.data["first.0.count"] == 3
+        assert checkpoint.data["first.0.sizes"] == [1, 2]
+        assert checkpoint.data["first.0.names.a"] == "b"
+        assert checkpoint.data["training"] is False
+
+
+def test_classes_without_a_list_of_buffers(tmp_path: Path) -> None:
+    """As torch before 1.6 wrote them; torch then finds no buffers either."""
+    torch.jit.script(Outer().eval()).save(str(tmp_path / "m.pt"))
+
+    def strip(name: str, data: bytes) -> tuple[str, bytes]:
+        if not name.endswith(".py"):
+            return name, data
+        lines = data.split(b"\n")
+        return name, b"\n".join(line for line in lines if not line.startswith(b"  __buffers__"))
+
+    path = repacked(tmp_path / "m.pt", strip)
+    expected = torch.jit.load(str(path)).state_dict()
+    assert "first.0.table" not in expected
+    with open_checkpoint(path) as checkpoint:
+        assert_holds(Checkpoint("", path, state_dict_of(checkpoint.root)), expected)
+        assert "first.0.table" in checkpoint.tensors  # all tensors are listed, whatever the code says
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        "  __parameters__=['scale']",
+        '  __parameters__ = [  # a comment\n "scale" ,\n]',
+        '  __parameters__ \t=\t[\n    "sc\\\\u0061le".strip()]',
+        "  pass",
+    ],
+)
+def test_the_code_spells_its_lists_in_another_way(spelled: str, tmp_path: Path) -> None:
+    torch.jit.script(Outer().eval()).save(str(tmp_path / "m.pt"))
+
+    def spell(name: str, data: bytes) -> tuple[str, bytes]:
+        return name, data.replace(b'  __parameters__ = ["scale", ]', spelled.encode())
+
+    path = repacked(tmp_path / "m.pt", spell)
+    with open_checkpoint(tmp_path / "m.pt") as whole, open_checkpoint(path) as checkpoint:
+        assert {*checkpoint.tensors} == {*whole.tensors}
+        assert ("scale" in state_dict_of(checkpoint.root)) == (
+            "pass" not in spelled and "strip" not in spelled
+        )
+
+
+def test_a_damaged_archive(archive: Path) -> None:
+    path = repacked(archive, lambda name, data: (name, data[:-1] if name.endswith("data/0") else data))
+    with pytest.raises(CorruptError, match="storage '0'"):
+        open_checkpoint(path)
+
+
+def test_a_script_model_does_not_need_torch(archive: Path) -> None:
+    code = f"import sys; from ptsave.formats import open_checkpoint as o; o({str(archive)!r}).tensors; "
+    code += "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_model_on_the_meta_device(tmp_path: Path) -> None:
+    """Its records are empty: the tensors have a shape and no bytes."""
+    path = tmp_path / "meta.pt"
+    torch.jit.save(torch.jit.script(torch.nn.Linear(3, 4, device="meta")), path)
+    with open_checkpoint(path) as checkpoint:
+        assert not checkpoint.tensors
+        assert checkpoint.data["weight"].name == "torch.meta"
+        assert checkpoint.data["weight.size"] == (4, 3)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        b"".join(b"class a%d:\n" % i for i in range(300_000)),
+        b"class M(Module):\n  __parameters__ = [" + b"".join(b"'%x'," % i for i in range(300_000)),
+    ],
+    ids=["classes", "parameters"],
+)
+def test_names_in_code_have_a_cap(code: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.pt").write_bytes(scripted(code))
+    with pytest.raises(LimitError, match="code_names = 250000"):
+        open_checkpoint(tmp_path / "a.pt")
+
+
+def test_lists_in_comments_cost_one_reading(tmp_path: Path) -> None:
+    """A list begins in each comment's every piece; read from each, they would cost hours."""
+    code = b"class M(Module):\n  __parameters__ = [" + b"# __parameters__ = [" * 100_000 + b"\n'w']\n"
+    (tmp_path / "a.pt").write_bytes(scripted(code))
+    with open_checkpoint(tmp_path / "a.pt") as checkpoint:
+        assert [*checkpoint.tensors] == ["w"]
