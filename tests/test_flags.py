@@ -11,7 +11,8 @@ import torch
 import typer.main
 
 from ptsave.cli import app
-from ptsave.verbs.verify import ALWAYS, FILE_CHECKS, MODEL_CHECKS, OF_LIST_CHECKS, RECORD, USED_BY
+from ptsave.verbs.checks import FILE_CHECKS
+from ptsave.verbs.verify import ALWAYS, MODEL_CHECKS, OF_LIST_CHECKS, RECORD, USED_BY
 
 Run = Callable[..., tuple[int, str]]
 SIMPLE = Path(__file__).parents[1] / "configs" / "simple_net.toml"

@@ -33,6 +33,7 @@ from ptsave.models.save import add_behaviour
 from ptsave.models.seeding import seeded
 from ptsave.models.verify.run import subject_of, verify_model
 from ptsave.verbs import verify
+from ptsave.verbs.checks.subject import Subject
 from ptsave.verbs.convert import convert
 from ptsave.verbs.edit import Edits
 from ptsave.verbs.inspect import inspect
@@ -161,7 +162,7 @@ def verbs(folder: Path, own: Path, config: Path, quantized: Path) -> list[Callab
                 through=(),
                 warn=lambda text: None,
             )
-            findings = verify.verify_file(verify.Subject(source, asked=asked), lambda name: None)
+            findings = verify.verify_file(Subject(source, asked=asked), lambda name: None)
             assert verify_model(subject, asked.names, findings, lambda name: None).is_yes
             add_behaviour(subject)
 

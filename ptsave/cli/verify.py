@@ -20,6 +20,8 @@ from ptsave.render import as_json
 from ptsave.render.terminal import Mode, progress, warn
 from ptsave.render.verify import checking, show_checks, show_recorded, show_verdict, show_workflow_commands
 from ptsave.verbs import verify as verb
+from ptsave.verbs.checks import FILE_CHECKS, SHARED_CHECKS
+from ptsave.verbs.checks.subject import Asked, Subject
 from ptsave.verbs.runs import is_run, refuse_flags
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ class Request:
     """What to verify, and how."""
 
     path: Path
-    asked: verb.Asked
+    asked: Asked
     allow: Sequence[str]
     overrides: Sequence[str]
     select: str | None
@@ -51,7 +53,7 @@ def list_checks(mode: Mode) -> None:
     from ptsave.models.verify.checks import MODEL_CHECKS
 
     if is_first_rank():
-        show_checks(mode, {**verb.FILE_CHECKS, **MODEL_CHECKS})
+        show_checks(mode, {**FILE_CHECKS, **MODEL_CHECKS})
 
 
 def verify(mode: Mode, request: Request) -> bool:
@@ -85,7 +87,7 @@ def _verify_alone(mode: Mode, request: Request) -> Outcome:
             other = model.other
         _check_report(request)  # now that the inputs are known
         with progress(mode, "reading", verb.total_bytes(asked.names, source, other)) as advance:
-            subject = verb.Subject(source, other, asked, request.allow, advance, select=request.select)
+            subject = Subject(source, other, asked, request.allow, advance, select=request.select)
             if model is not None:
                 subject = replace(subject, parameters=model.parameters, tolerance=model.config.tolerance)
             findings = verb.verify_file(subject, began)
@@ -138,7 +140,7 @@ def _verify_together(mode: Mode, request: Request, group: Group) -> Outcome:
         if is_first_rank():
             _check_report(request)
         model = None
-        subject = verb.Subject(source, None, asked, request.allow)
+        subject = Subject(source, None, asked, request.allow)
         if asked.has_model:
             from ptsave.models.imports import in_front
 
@@ -160,16 +162,16 @@ def _verify_together(mode: Mode, request: Request, group: Group) -> Outcome:
         return verdict, {**facts, "ranks": group.size}
 
 
-def _shared_findings(subject: verb.Subject, group: Group, began: verb.Began) -> list[Finding]:
+def _shared_findings(subject: Subject, group: Group, began: verb.Began) -> list[Finding]:
     """What the checks of the file find; where a check can be shared, each rank looks at its own tensors."""
     from ptsave.distributed.verify import merged, share
 
     own = replace(subject, checkpoint=share(group, subject.checkpoint), shared=subject.checkpoint)
     findings: list[Finding] = []
-    for name, check in verb.FILE_CHECKS.items():
+    for name, check in FILE_CHECKS.items():
         if name in subject.asked.names:
             began(name)
-            findings += merged(group, list(check(own))) if name in verb.SHARED_CHECKS else check(subject)
+            findings += merged(group, list(check(own))) if name in SHARED_CHECKS else check(subject)
     return findings
 
 
@@ -178,7 +180,7 @@ def _verify_run(mode: Mode, request: Request) -> Outcome:
     from ptsave.verbs import verify_run as verb_of_run
 
     path, asked = request.path, request.asked
-    refuse_flags(path, asked.about_one)
+    refuse_flags(path, verb.about_one(asked))
     start, files = time.monotonic(), list_run(path)
     _check_report(request)
     with progress(mode, "reading", verb_of_run.total_bytes(files, asked)) as advance:

@@ -10,8 +10,10 @@ from ptsave.core.verdict import Finding, Verdict
 from ptsave.errors import UnreadableError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.run_folder import RunFile
+from ptsave.verbs.checks import FILE_CHECKS
+from ptsave.verbs.checks.subject import Asked, Subject
 from ptsave.verbs.runs import FORMAT
-from ptsave.verbs.verify import FILE_CHECKS, Asked, Began, Subject
+from ptsave.verbs.verify import Began
 
 READING_CHECKS = ("bytes", "finite")
 """Those that read every byte."""

@@ -12,7 +12,8 @@ import pytest
 from ptsave.core.verdict import Finding
 from ptsave.errors import PtsaveError
 from ptsave.formats import open_checkpoint
-from ptsave.verbs.verify import Subject, bytes_
+from ptsave.verbs.checks.bytes import bytes_
+from ptsave.verbs.checks.subject import Subject
 
 from .samples import BUILT, LIBRARIES, Contents, Sample, contents, spans
 from .test_truncation import assert_helpful

@@ -10,7 +10,8 @@ import pytest
 
 from ptsave.errors import PtsaveError
 from ptsave.formats import open_checkpoint
-from ptsave.verbs.verify import Subject, safe
+from ptsave.verbs.checks.safe import safe
+from ptsave.verbs.checks.subject import Subject
 from tests.attacks.pickles import Call, Name
 
 NAME = "a_module_whose_name_has_forty_letters_in"

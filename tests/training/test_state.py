@@ -27,7 +27,7 @@ from ptsave.formats import open_checkpoint
 from ptsave.models.weights.spread import tensors_in
 from ptsave.training.items import flatten, named
 from ptsave.training.runs.snapshot import HostMemory
-from ptsave.verbs.resume import resume
+from ptsave.verbs.checks.resume import resumable
 
 State = dict[str, Any]
 
@@ -870,7 +870,7 @@ def test_verify_finds_everything_in_it(tmp_path: Path) -> None:
     )
     ptsave.save(tmp_path / "s.pt", {"step": 3, **training.state_dict()})
     with open_checkpoint(tmp_path / "s.pt") as checkpoint:
-        findings = list(resume(checkpoint))
+        findings = list(resumable(checkpoint))
     assert {finding.level for finding in findings} == {"ok"}
     assert "data_state_dict" in findings[-1].message
 
@@ -938,7 +938,7 @@ def test_data_of_a_file_that_has_no_end(make: Callable[[], Any], key: str, tmp_p
         with warnings.catch_warnings(action="ignore"), contextlib.suppress(PtsaveError):
             resume_it()
     with open_checkpoint(tmp_path / "step-000000001.pt") as checkpoint, contextlib.suppress(PtsaveError):
-        list(resume(checkpoint))
+        list(resumable(checkpoint))
 
 
 @pytest.mark.parametrize("make", [*ENDLESS[:3], lambda: functools.reduce(lambda v, _: [v], range(5000), 0)])

@@ -1,4 +1,4 @@
-"""The checks of `verify` that need a live model; `verbs.verify` has those that need the file alone."""
+"""The checks of `verify` that need a live model; `verbs.checks` has those that need the file alone."""
 
 from __future__ import annotations
 

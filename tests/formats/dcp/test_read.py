@@ -28,7 +28,8 @@ from ptsave.formats import open_checkpoint
 from ptsave.formats.dcp.chunks import Box, ConcatenatedStorage, TiledStorage
 from ptsave.formats.dcp.metadata import parse_metadata
 from ptsave.storage.windows import FileStorage
-from ptsave.verbs.verify import Subject, safe
+from ptsave.verbs.checks.safe import safe
+from ptsave.verbs.checks.subject import Subject
 from tests.attacks import torch_files as tf
 from tests.attacks.pickles import Call, Name, New, Raw, Shared, dump
 from tests.formats.dcp.test_chunks import grid

@@ -20,7 +20,8 @@ from torch._export.serde.serialize import serialize
 from ptsave.core.nodes import Opaque
 from ptsave.errors import CorruptError
 from ptsave.formats import open_checkpoint
-from ptsave.verbs.verify import Subject, safe
+from ptsave.verbs.checks.safe import safe
+from ptsave.verbs.checks.subject import Subject
 from tests.attacks import torch_files as tf
 from tests.attacks.pickles import dump
 from tests.formats.payload import FUNCTION, NAME, PAYLOAD, is_named, ran

@@ -16,7 +16,8 @@ from ptsave.core.nodes import TensorEntry
 from ptsave.core.tree import state_dict_of
 from ptsave.errors import CorruptError, LimitError
 from ptsave.formats import open_checkpoint
-from ptsave.verbs.verify import Subject, safe
+from ptsave.verbs.checks.safe import safe
+from ptsave.verbs.checks.subject import Subject
 from tests.attacks.large_headers import scripted
 from tests.formats.torch.test_read import repacked
 from tests.formats.torch_reading import assert_holds

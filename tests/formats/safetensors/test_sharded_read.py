@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 
 from ptsave.errors import CorruptError, MissingFileError, UnreadableError
 from ptsave.formats import open_checkpoint
-from ptsave.verbs.verify import Subject, safe
+from ptsave.verbs.checks.safe import safe
+from ptsave.verbs.checks.subject import Subject
 from tests.attacks import torch_files as tf
 from tests.attacks.pickles import dump
 from tests.formats.payload import PAYLOAD

@@ -22,7 +22,8 @@ from ptsave.core.dtypes import BY_NAME, TABLE
 from ptsave.core.nodes import Opaque
 from ptsave.errors import CorruptError, LimitError, UnreadableError
 from ptsave.formats import open_checkpoint
-from ptsave.verbs.verify import Subject, bytes_
+from ptsave.verbs.checks.bytes import bytes_
+from ptsave.verbs.checks.subject import Subject
 from tests.attacks import torch_files as tf
 from tests.attacks.pickles import Call, Name
 from tests.attacks.pickles import dump as pickle_of

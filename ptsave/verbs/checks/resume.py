@@ -15,7 +15,8 @@ from ptsave.core.parts.training import fields_of, find_part, find_parts, is_aver
 from ptsave.core.tree import leaves
 from ptsave.core.verdict import Finding
 from ptsave.errors import AmbiguousError
-from ptsave.verbs.resume_order import Group, Match, Param, Shape, Weights, match
+from ptsave.verbs.checks.resume_order import Group, Match, Param, Shape, Weights, match
+from ptsave.verbs.checks.subject import Subject
 from ptsave.verbs.training import Training, describe_training, optimizer_nodes, state_dict_nodes
 from ptsave.verbs.training_parts import plain_values
 
@@ -39,13 +40,19 @@ _SAMPLER = re.compile(r"(?i)(^|[._])(\w*sampler|data_?loader\w*|data_state_dict)
 State = Mapping[Any, Any]
 
 
+def resume(subject: Subject) -> Iterator[Finding]:
+    """Optimizer state covers the parameters in order and shape; what is missing is listed."""
+    if subject.asked.by_name or has_training_state(subject.checkpoint):
+        yield from resumable(subject.checkpoint, subject.parameters() if subject.parameters else None)
+
+
 def has_training_state(checkpoint: Checkpoint) -> bool:
     """Whether there is something to resume from: an optimizer, a scheduler or a gradient scaler."""
     training = describe_training(checkpoint)
     return training is not None and bool(training.optimizers or training.schedulers or training.scalers)
 
 
-def resume(checkpoint: Checkpoint, parameters: Mapping[str, Shape] | None = None) -> Iterator[Finding]:
+def resumable(checkpoint: Checkpoint, parameters: Mapping[str, Shape] | None = None) -> Iterator[Finding]:
     """Hold the training state of a checkpoint against its weights, and list what is missing.
 
     `parameters`: those of the architecture in its order, where it is known; then its order counts.

@@ -15,7 +15,7 @@ from torch import nn
 from ptsave.cli.app import run as run_cli
 from ptsave.core.verdict import Finding
 from ptsave.formats import open_checkpoint
-from ptsave.verbs.resume import has_training_state, resume
+from ptsave.verbs.checks.resume import has_training_state, resumable
 
 Run = Callable[..., list[Finding]]
 
@@ -27,7 +27,7 @@ def run(tmp_path: Path) -> Run:
     def check(value: Any, parameters: dict[str, tuple[int, ...]] | None = None) -> list[Finding]:
         torch.save(value, tmp_path / "file.pt")
         with open_checkpoint(tmp_path / "file.pt") as checkpoint:
-            return list(resume(checkpoint, parameters))
+            return list(resumable(checkpoint, parameters))
 
     return check
 
@@ -429,7 +429,7 @@ def flat(tmp_path: Path) -> Path:
 
 def test_a_flat_file(flat: Path) -> None:
     with open_checkpoint(flat) as checkpoint:
-        found = list(resume(checkpoint))
+        found = list(resumable(checkpoint))
     assert not failures(found)
     assert warnings(found) == ["says nothing of its parameter groups: their order cannot be checked"]
 
@@ -443,7 +443,7 @@ def test_what_convert_makes_of_a_training_checkpoint(tmp_path: Path, format_: st
     flags = ["--format", format_, "--extras", "keep", "-q"]
     assert run_cli(["convert", str(tmp_path / "t.pt"), destination, *flags]) == 0
     with open_checkpoint(Path(destination)) as checkpoint:
-        found = list(resume(checkpoint))
+        found = list(resumable(checkpoint))
     assert not failures(found)
     assert not warnings(found)
     (line,) = [f.message for f in found if f.level == "ok"]

@@ -1,0 +1,14 @@
+"""The check `bytes`: the file is what was written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ptsave.core.verdict import Finding
+from ptsave.verbs.audit import audit
+from ptsave.verbs.checks.subject import Subject
+
+
+def bytes_(subject: Subject) -> Iterator[Finding]:
+    """Container bounds, zip CRCs and every recorded digest; names the damaged tensor."""
+    yield from audit(subject.checkpoint, subject.progress)

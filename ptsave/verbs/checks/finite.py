@@ -1,0 +1,54 @@
+"""The check `finite`: no NaN and no infinity among the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.names import matches
+from ptsave.core.parts.training import dotted, find_parts
+from ptsave.core.verdict import Counted, Finding
+from ptsave.formats.kinds.quantized import is_quantized
+from ptsave.verbs.checks.subject import Subject
+from ptsave.verbs.stats import non_finite
+
+
+def finite(subject: Subject) -> Iterator[Finding]:
+    """No NaN and no infinity in any floating-point tensor, but for a training's single numbers."""
+    looked = bad = 0
+    spared = []
+    judged = _holders_of_weights(subject.whole)
+    for name, nans, infinities in non_finite(subject.checkpoint, progress=subject.progress):
+        is_allowed = not nans and matches(name, subject.asked.infinite)
+        is_number = not subject.checkpoint.tensors[name].shape and not name.startswith(judged)
+        if (nans or infinities) and (is_allowed or is_number):
+            spared.append(name)
+            continue
+        looked += 1
+        if nans or infinities:
+            bad += 1
+            yield Finding("finite", "fail", name, f"{nans} NaN, {infinities} infinite")
+    for name, leaf in subject.checkpoint.data.items():
+        scale = leaf.state.get("scale", 1.0) if is_quantized(leaf) else 1.0
+        if not math.isfinite(scale):
+            bad += 1
+            yield Finding("finite", "fail", name, f"its scale is {scale}")
+    for name in spared:
+        what = "infinite where that is allowed" if matches(name, subject.asked.infinite) else _NO_WEIGHT
+        yield Finding("finite", "ok", name, what)
+    if not looked and not bad:
+        yield Finding("finite", "skipped", "", "there is no floating-point tensor")
+    elif not bad:
+        one, many = (f"floating-point {noun}, every element finite" for noun in ("tensor", "tensors"))
+        yield Finding("finite", "ok", "", Counted(looked, one, many))
+
+
+_NO_WEIGHT = "not finite, and neither a weight nor an optimizer's state"
+
+
+def _holders_of_weights(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """How the names of weights and of optimizers' states begin; all names where no part is one of these."""
+    parts = find_parts(checkpoint.root)
+    places = [*parts.models, *parts.optimizers]
+    return tuple(f"{dotted(place)}." if place else "" for place in places) or ("",)

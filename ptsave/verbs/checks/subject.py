@@ -1,0 +1,86 @@
+"""What the checks of a file look at, and what a user asks of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from ptsave.config.toml import Tolerance
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.parts.select import Content, comparable
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a user asks of verify."""
+
+    names: Sequence[str]
+    """The checks to run."""
+    by_name: bool = False
+    """Whether the user named them: then each says so where there is nothing to check."""
+    config: Path | None = None
+    trusted: Sequence[str] = ()
+    """Globs of what may be imported of what the record names."""
+    other: Path | None = None
+    """A second checkpoint."""
+    other_config: Path | None = None
+    """A config whose fresh model stands in for a second checkpoint."""
+    through: Sequence[str] = ()
+    """Formats that `roundtrip` goes through."""
+    is_close: bool = False
+    """Whether `against` accepts values within a tolerance."""
+    records: bool = False
+    """Whether today's behaviour is written into the record of what passes."""
+    given: Sequence[str] = ()
+    """The flags of the command line, spelled in full."""
+    infinite: Sequence[str] = ()
+    """Globs of the tensors in which `finite` accepts infinities."""
+
+    @property
+    def has_model(self) -> bool:
+        return self.config is not None or bool(self.trusted)
+
+    @property
+    def has_other(self) -> bool:
+        return self.other is not None or self.other_config is not None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the checks of a file look at."""
+
+    checkpoint: Checkpoint
+    other: Checkpoint | None = None
+    asked: Asked = Asked(())
+    allow: Sequence[str] = ()
+    """Globs of the dotted names that `safe` accepts."""
+    progress: Callable[[int], None] | None = None
+    tolerance: Tolerance | None = None
+    """The config's own."""
+    parameters: Callable[[], Mapping[str, tuple[int, ...]]] | None = None
+    """Names and shapes of the architecture's parameters in its order, where there is a config."""
+    select: str | None = None
+    """The key of the model's state dict, where the user named it."""
+    shared: Checkpoint | None = None
+    """What `checkpoint` is one rank's share of."""
+
+    @property
+    def whole(self) -> Checkpoint:
+        """The checkpoint with the tensors of all ranks."""
+        return self.shared or self.checkpoint
+
+    @cached_property
+    def compared(self) -> tuple[Content, Content]:
+        """What of the checkpoint and of the other one is held side by side.
+
+        Raises: UsageError, AmbiguousError.
+        """
+        assert self.other is not None
+        is_of_model = self.asked.other_config is not None
+        return comparable(self.checkpoint, self.other, is_of_model, self.select)
+
+    @property
+    def is_partly_compared(self) -> bool:
+        return any(side.num_left_out for side in self.compared)
