@@ -11,7 +11,7 @@ from ptsave.core.nodes import TensorEntry, contiguous_strides
 from ptsave.core.storage import MemoryStorage
 from ptsave.formats.pickle.emit import Emitter
 from ptsave.formats.torch.archive import TorchArchive, emit_tensor
-from ptsave.formats.torch.storage_plan import Part, Place
+from ptsave.formats.torch.storage_plan import Part, PartView
 
 DTYPE = BY_NAME["float32"]
 COLUMNS = 4096
@@ -50,7 +50,7 @@ class Item:
         storage = MemoryStorage(memoryview(b""))
         entry = TensorEntry("", DTYPE, size, contiguous_strides(size), storage, 0)
         part = Part(storage, 0, num_bytes, {entry.view: entry}, DTYPE.storage_class, "0")
-        place = Place(part, 0, entry.strides)
+        place = PartView(part, 0, entry.strides)
         pickle = Emitter(lambda emitter, _: emit_tensor(emitter, entry, place)).pickle(entry)
         archive = TorchArchive(0, pickle, [part], is_item=True)
         header = archive.data[0].local_header(0)  # a CRC-32 of 0 says that there is none

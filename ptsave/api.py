@@ -12,7 +12,7 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import nn
 
-from ptsave.config.model import Place, parse_model
+from ptsave.config.model import ConfigPlace, parse_model
 from ptsave.config.toml import Config, load_config
 from ptsave.core.accounts import Extras, settle_left_out
 from ptsave.core.checkpoint import Checkpoint
@@ -136,7 +136,7 @@ def _spec(
             "ptsave.save",
             "define it at the top of a module of its own, or leave hyperparameters out",
         )
-    place = Place("ptsave.save", ("hyperparameters",))
+    place = ConfigPlace("ptsave.save", ("hyperparameters",))
     table = {"class": path, "args": _toml_values(dict(hyperparameters))}
     return Config(Path(), parse_model(table, place))
 

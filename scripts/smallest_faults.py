@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ptsave.config.inputs import parse_inputs  # noqa: E402
-from ptsave.config.model import Place  # noqa: E402
+from ptsave.config.model import ConfigPlace  # noqa: E402
 from ptsave.core.behaviour import Behaviour  # noqa: E402
 from ptsave.models.behaviour.observe import observe  # noqa: E402
 from ptsave.models.behaviour.replay import Replay, replay  # noqa: E402
@@ -82,7 +82,7 @@ def row(name: str, text: str) -> str:
     torch.manual_seed(0)
     kind = getattr(zoo, name)
     model: nn.Module = kind().eval()
-    spec = parse_inputs(tomllib.loads(text)["inputs"], Place("zoo"), Path())
+    spec = parse_inputs(tomllib.loads(text)["inputs"], ConfigPlace("zoo"), Path())
     arguments = make_inputs(spec, model)
     settle(model, arguments, seed=0)
     model.eval()

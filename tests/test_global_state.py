@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn.modules import module as hooks
 
 import ptsave
-from ptsave.config.model import Place
+from ptsave.config.model import ConfigPlace
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.writers import destination_writer
@@ -201,12 +201,12 @@ def test_blocks_that_overlap(folder: Path, order: str) -> None:
     """Two threads that run code of the user's at once: whoever leaves first, all is as before at the end."""
     inside, go = threading.Event(), threading.Event()
     failed: list[BaseException] = []
-    make = import_object("global_state_nets.Net", Place("c.toml"), folder)
+    make = import_object("global_state_nets.Net", ConfigPlace("c.toml"), folder)
     before = snapshot()
 
     def other() -> None:
         try:
-            with seeded(None), users_code(folder, "code", Place("c.toml")):
+            with seeded(None), users_code(folder, "code", ConfigPlace("c.toml")):
                 inside.set()
                 go.wait(10)
                 make(size=3)  # which imports from the folder
@@ -217,10 +217,10 @@ def test_blocks_that_overlap(folder: Path, order: str) -> None:
     if order == "first in, last out":
         thread.start()
         inside.wait(10)
-        with users_code(folder, "code", Place("c.toml")):
+        with users_code(folder, "code", ConfigPlace("c.toml")):
             pass
     else:
-        with users_code(folder, "code", Place("c.toml")):
+        with users_code(folder, "code", ConfigPlace("c.toml")):
             thread.start()
             inside.wait(10)
     go.set()

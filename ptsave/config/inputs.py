@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from ptsave.config.model import (
     NOT_FINITE,
     NOWHERE,
-    Place,
+    ConfigPlace,
     check_args,
     check_keys,
     expect,
@@ -102,7 +102,7 @@ class InputsSpec:
     """A file whose tensors are arguments by their names, besides the ones above."""
     folder: Path = Path()
     """What a file's name is relative to."""
-    place: Place = NOWHERE
+    place: ConfigPlace = NOWHERE
     digests: Mapping[str, str] = field(default_factory=dict)
     """In a record whose inputs stood in files and are too large for it: path among the arguments → digest.
     The files are named by a config alone, and nothing else is set here."""
@@ -127,7 +127,7 @@ class InputsSpec:
 
         Raises: CorruptError.
         """
-        place = Place(where, ("inputs",))
+        place = ConfigPlace(where, ("inputs",))
         try:
             check_keys(document, ("positional", "named", "file", "digests"), place)
             digests = expect(document.get("digests", {}), dict, place / "digests")
@@ -177,7 +177,7 @@ def _items(spec: ListOf | DictOf) -> Iterable[InputSpec]:
     return spec.items.values() if isinstance(spec, DictOf) else spec.items
 
 
-def parse_inputs(value: Any, place: Place, folder: Path) -> InputsSpec:
+def parse_inputs(value: Any, place: ConfigPlace, folder: Path) -> InputsSpec:
     """The `[inputs]` table, or the `[[inputs]]` tables.
 
     Raises: UsageError.
@@ -204,7 +204,7 @@ FORMS = {
 """The key that says what an input is → the keys that may go with it."""
 
 
-def _parse_input(value: Any, place: Place) -> InputSpec:
+def _parse_input(value: Any, place: ConfigPlace) -> InputSpec:
     example = "write a table: {shape = [4, 10]}, {data = […]}, {file = …}, or {value = …} for no tensor"
     table = expect(value, dict, place, example)
     forms = [form for form in FORMS if form in table]
@@ -239,7 +239,7 @@ def _parse_input(value: Any, place: Place) -> InputSpec:
     return DictOf({name: _parse_input(item, at / name) for name, item in entries.items()})
 
 
-def _refuse_code(value: Any, place: Place) -> None:
+def _refuse_code(value: Any, place: ConfigPlace) -> None:
     """Inputs are replayed from records that nobody vouched for, so they import nothing.
 
     Raises: UsageError.
@@ -254,7 +254,7 @@ def _refuse_code(value: Any, place: Place) -> None:
             _refuse_code(child, place / key)
 
 
-def _parse_random(table: Mapping[str, Any], place: Place) -> RandomTensor:
+def _parse_random(table: Mapping[str, Any], place: ConfigPlace) -> RandomTensor:
     shape = tuple(
         expect(size, int, place / "shape" / i)
         for i, size in enumerate(expect(table["shape"], list, place / "shape", "write shape = [4, 10]"))
@@ -294,7 +294,7 @@ def _parse_random(table: Mapping[str, Any], place: Place) -> RandomTensor:
     return RandomTensor(shape, dtype, seed, low, high)
 
 
-def _parse_float_range(table: Mapping[str, Any], place: Place, spec: RandomTensor) -> RandomTensor:
+def _parse_float_range(table: Mapping[str, Any], place: ConfigPlace, spec: RandomTensor) -> RandomTensor:
     numbers = {
         key: expect(table[key], float, place / key) for key in ("low", "high", "mean", "std") if key in table
     }
@@ -321,7 +321,7 @@ def _finite_or_not(value: Any) -> Any:
     return value
 
 
-def _check_numbers(value: Any, place: Place) -> tuple[int, ...]:
+def _check_numbers(value: Any, place: ConfigPlace) -> tuple[int, ...]:
     """The shape of nested arrays of numbers.
 
     Raises: UsageError where they are ragged, or hold something else.

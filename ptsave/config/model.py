@@ -23,14 +23,14 @@ MARKERS = ("_target_", "_args_", "_partial_", "_dtype_", "_import_", "_float_")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ConfigPlace:
     """Where a value stands: the file, and the key path inside it."""
 
     file: str
     keys: tuple[str | int, ...] = ()
 
-    def __truediv__(self, key: str | int) -> Place:
-        return Place(self.file, (*self.keys, key))
+    def __truediv__(self, key: str | int) -> ConfigPlace:
+        return ConfigPlace(self.file, (*self.keys, key))
 
     def __str__(self) -> str:
         path = ".".join(_key(key) for key in self.keys)
@@ -40,7 +40,7 @@ class Place:
         return UsageError(what, str(self), hint)
 
 
-NOWHERE = Place("")
+NOWHERE = ConfigPlace("")
 
 
 def _key(key: str | int) -> str:
@@ -61,7 +61,7 @@ NAMES_OF_TYPES: dict[type, tuple[str, str]] = {
 MAX_SHOWN_CHARS = 60
 
 
-def expect(value: Any, kind: type[T], place: Place, hint: str = "") -> T:
+def expect(value: Any, kind: type[T], place: ConfigPlace, hint: str = "") -> T:
     """`value`, once it is known to be a `kind`; an integer passes for a float, a boolean for neither.
 
     Raises: UsageError.
@@ -85,7 +85,7 @@ def show(value: Any) -> str:
     return NAMES_OF_TYPES.get(type(value), (f"a {type(value).__name__}", ""))[0]
 
 
-def check_keys(table: Mapping[str, Any], known: Iterable[str], place: Place) -> None:
+def check_keys(table: Mapping[str, Any], known: Iterable[str], place: ConfigPlace) -> None:
     """Check that each key of `table` is known.
 
     Raises: UsageError with the nearest known key.
@@ -118,7 +118,7 @@ class ModelSpec:
     """Keyword arguments, as the TOML has them."""
     is_factory: bool = False
     """Whether the target returns a module that is ready (trained), to be called once and for real."""
-    place: Place = NOWHERE
+    place: ConfigPlace = NOWHERE
     trusted: tuple[str, ...] | None = None
     """Globs of the dotted names that may be imported, where a checkpoint's record names them; None where the
     user's own config does, which may name anything."""
@@ -143,7 +143,7 @@ class ModelSpec:
         table = {key: document[key] for key in ("class", "factory", "args") if key in document}
         if "factory" in table:
             table.pop("class", None)
-        place = Place(where, ("model",))
+        place = ConfigPlace(where, ("model",))
         try:
             return parse_model(table, place)
         except (UsageError, RecursionError) as error:
@@ -164,7 +164,7 @@ def _named_code(value: Any, where: str) -> Iterator[NamedCode]:
             yield from _named_code(child, f"{where}.{key}")
 
 
-def parse_model(table: Any, place: Place) -> ModelSpec:
+def parse_model(table: Any, place: ConfigPlace) -> ModelSpec:
     """The `[model]` table.
 
     Raises: UsageError.
@@ -185,7 +185,7 @@ def parse_model(table: Any, place: Place) -> ModelSpec:
     return ModelSpec(target, args, key == "factory", place)
 
 
-def check_path(value: Any, place: Place) -> str:
+def check_path(value: Any, place: ConfigPlace) -> str:
     """A dotted import path, in either spelling; only its shape is looked at.
 
     Raises: UsageError.
@@ -204,7 +204,7 @@ def check_path(value: Any, place: Place) -> str:
     return path
 
 
-def check_args(value: Any, place: Place) -> None:
+def check_args(value: Any, place: ConfigPlace) -> None:
     """Check what is to be built from a value.
 
     Raises: UsageError where a value cannot be recorded, or a marker is misused."""
@@ -219,7 +219,7 @@ def check_args(value: Any, place: Place) -> None:
         raise place.error("a date or time is not a hyperparameter", "quote it to make it a string")
 
 
-def _check_markers(table: Mapping[str, Any], place: Place) -> None:
+def _check_markers(table: Mapping[str, Any], place: ConfigPlace) -> None:
     for key in table:
         if re.fullmatch(r"_\w+_", key) and key not in MARKERS and (match := nearest(key, MARKERS)):
             raise (place / key).error(f"unknown key {key!r}", f"did you mean {match!r}?")
@@ -242,7 +242,7 @@ def _check_markers(table: Mapping[str, Any], place: Place) -> None:
         raise (place / "_float_").error("must be nan, inf or -inf", 'write {_float_ = "inf"}')
 
 
-def parse_dtype(value: Any, place: Place) -> DType:
+def parse_dtype(value: Any, place: ConfigPlace) -> DType:
     """A dtype by its name, with or without `torch.`.
 
     Raises: UsageError with the nearest name.
@@ -264,7 +264,7 @@ def to_plain(value: Any) -> Any:
     return value
 
 
-def malformed(error: UsageError | RecursionError, place: Place) -> CorruptError:
+def malformed(error: UsageError | RecursionError, place: ConfigPlace) -> CorruptError:
     """The error for a record in which something is as `error` says."""
     what, where = (error.what, error.where) if isinstance(error, UsageError) else ("too deep", str(place))
     return CorruptError(f"the ptsave record is malformed: {what}", where, "name a config with --config")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ptsave.config.inputs import InputsSpec, parse_inputs
-from ptsave.config.model import ModelSpec, Place, check_keys, expect, parse_model
+from ptsave.config.model import ConfigPlace, ModelSpec, check_keys, expect, parse_model
 from ptsave.core.names import hint_for
 from ptsave.errors import LimitError, UsageError
 from ptsave.storage.files import InputFile
@@ -82,7 +82,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def _parse(document: dict[str, Any], path: Path) -> Config:
-    place = Place(str(path))
+    place = ConfigPlace(str(path))
     check_keys(document, ("model", "inputs", "verify", "parallel"), place)
     if "model" not in document:
         raise place.error("has no [model] table", 'start with [model] and class = "pkg.mod.Name"')
@@ -176,7 +176,7 @@ def _parse_key(text: str) -> list[str] | None:
     return keys if node == 0 else None
 
 
-def _tolerance(value: Any, place: Place) -> Tolerance:
+def _tolerance(value: Any, place: ConfigPlace) -> Tolerance:
     table = expect(value, dict, place)
     check_keys(table, ("rtol", "atol"), place)
     numbers = {key: expect(number, float, place / key) for key, number in table.items()}
@@ -186,7 +186,7 @@ def _tolerance(value: Any, place: Place) -> Tolerance:
     return Tolerance(**numbers)
 
 
-def _parallel(value: Any, place: Place) -> ParallelSpec:
+def _parallel(value: Any, place: ConfigPlace) -> ParallelSpec:
     table = expect(value, dict, place)
     check_keys(table, ("mesh", "wrap", "tensor"), place)
     mesh = expect(table.get("mesh", {}), dict, place / "mesh")

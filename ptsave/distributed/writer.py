@@ -43,7 +43,7 @@ from ptsave.storage.files import InputFolder
 
 
 @dataclass(frozen=True)
-class Place:
+class SaveTarget:
     """Where the ranks write."""
 
     folder: str
@@ -85,7 +85,7 @@ def write_spread(
     group.wait()
 
 
-def place_in(folder: OutputFolder | None, num_ranks: int) -> Place:
+def place_in(folder: OutputFolder | None, num_ranks: int) -> SaveTarget:
     """The names that the ranks' files take in `folder`, which is open on rank 0."""
     assert folder is not None
     generation = 1
@@ -95,7 +95,7 @@ def place_in(folder: OutputFolder | None, num_ranks: int) -> Place:
     # Known before they are there, so that they are removed again whatever happens.
     folder.made += [f"__{rank}_{tag}0.distcp" for rank in range(num_ranks)]
     unfinished.update(str(folder.path / name) for name in folder.made)
-    return Place(str(folder.path), tag, new_record_name(generation))
+    return SaveTarget(str(folder.path), tag, new_record_name(generation))
 
 
 def _is_of(name: str, generation: int) -> bool:
@@ -107,7 +107,7 @@ def _is_of(name: str, generation: int) -> bool:
 class Writer(FileSystemWriter):
     """torch's writer, with names of its own for the data, and the metadata kept back."""
 
-    def __init__(self, place: Place, aliases: Mapping[str, str], sync: bool) -> None:
+    def __init__(self, place: SaveTarget, aliases: Mapping[str, str], sync: bool) -> None:
         super().__init__(place.folder, sync_files=sync)
         if sync:
             self.fs = EagerFileSystem()

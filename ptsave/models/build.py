@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ptsave.config.model import ModelSpec, Place
+from ptsave.config.model import ConfigPlace, ModelSpec
 from ptsave.core.names import nearest
 from ptsave.errors import UsageError
 from ptsave.models.imports import import_object, users_code
@@ -102,7 +102,7 @@ class _Builder:
     spec: ModelSpec
     app_dir: Path | None
 
-    def arguments(self, table: Mapping[str, Any], place: Place) -> tuple[list[Any], dict[str, Any]]:
+    def arguments(self, table: Mapping[str, Any], place: ConfigPlace) -> tuple[list[Any], dict[str, Any]]:
         """The positional and the keyword arguments that a table stands for."""
         args = [self.value(item, place / "_args_" / i) for i, item in enumerate(table.get("_args_", ()))]
         kwargs = {
@@ -112,7 +112,7 @@ class _Builder:
         }
         return args, kwargs
 
-    def value(self, value: Any, place: Place) -> Any:
+    def value(self, value: Any, place: ConfigPlace) -> Any:
         """One value.
 
         Raises: UsageError, UnsafeError.
@@ -129,12 +129,12 @@ class _Builder:
             return plain_value(value, place)
         return {key: self.value(item, place / key) for key, item in value.items()}
 
-    def _imported(self, path: str, place: Place) -> Any:
+    def _imported(self, path: str, place: ConfigPlace) -> Any:
         value = import_object(path, place, self.app_dir)
         check_import(path, value, self.spec, place)
         return value
 
-    def _built(self, table: Mapping[str, Any], place: Place) -> Any:
+    def _built(self, table: Mapping[str, Any], place: ConfigPlace) -> Any:
         path = table["_target_"]
         target = self._imported(path, place / "_target_")
         if not callable(target):
@@ -150,7 +150,7 @@ class _Builder:
         return result
 
 
-def plain_value(value: Any, place: Place) -> Any:
+def plain_value(value: Any, place: ConfigPlace) -> Any:
     """One value that names no code, with dtypes and numbers that are not finite put in.
 
     Raises: UsageError.
@@ -166,7 +166,7 @@ def plain_value(value: Any, place: Place) -> Any:
     return {key: plain_value(item, place / key) for key, item in value.items()}
 
 
-def _dtype(name: str, place: Place) -> torch.dtype:
+def _dtype(name: str, place: ConfigPlace) -> torch.dtype:
     dtype = getattr(torch, name.removeprefix("torch."), None)
     if not isinstance(dtype, torch.dtype):
         raise place.error(f"torch {torch.__version__} has no dtype {name!r}", "use another, or a newer torch")
@@ -178,7 +178,7 @@ def _call(
     path: str,
     args: list[Any],
     kwargs: dict[str, Any],
-    place: Place,
+    place: ConfigPlace,
     app_dir: Path | None,
 ) -> Any:
     """`target(*args, **kwargs)`.
@@ -191,7 +191,7 @@ def _call(
 
 
 def _check_signature(
-    target: Callable[..., Any], path: str, args: list[Any], kwargs: dict[str, Any], place: Place
+    target: Callable[..., Any], path: str, args: list[Any], kwargs: dict[str, Any], place: ConfigPlace
 ) -> None:
     try:
         signature = inspect.signature(target)

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ptsave.config.model import Place
+from ptsave.config.model import ConfigPlace
 from ptsave.core.names import hint_for, nearest
 from ptsave.core.own_process import prints_to_stderr
 from ptsave.errors import PtsaveError, UsageError
@@ -86,7 +86,7 @@ def in_front(app_dir: Path | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def users_code(app_dir: Path | None, what: str, place: Place) -> Iterator[None]:
+def users_code(app_dir: Path | None, what: str, place: ConfigPlace) -> Iterator[None]:
     """Run code of the user's: it finds the modules of its folder, and a command has its prints on stderr.
 
     Raises: UsageError for what the code raises, with the place in the code that raised it; errors of
@@ -106,7 +106,7 @@ def users_code(app_dir: Path | None, what: str, place: Place) -> Iterator[None]:
         ) from error
 
 
-def import_object(path: str, place: Place, app_dir: Path | None = None) -> Any:
+def import_object(path: str, place: ConfigPlace, app_dir: Path | None = None) -> Any:
     """What `pkg.mod.Name`, `pkg.mod:Name` or `pkg.mod:Outer.Inner` names.
 
     Raises: UsageError when a module or a name is not there (with the nearest), or importing it fails.
@@ -124,7 +124,7 @@ def import_object(path: str, place: Place, app_dir: Path | None = None) -> Any:
     raise _no_module(".".join(parts[:-1]), place, app_dir)
 
 
-def _import_module(name: str, place: Place, app_dir: Path | None) -> ModuleType | None:
+def _import_module(name: str, place: ConfigPlace, app_dir: Path | None) -> ModuleType | None:
     """The module, or None when it (or a package that it is in) does not exist."""
     importlib.invalidate_caches()
     with users_code(app_dir, f"importing {name}", place):
@@ -138,7 +138,7 @@ def _import_module(name: str, place: Place, app_dir: Path | None) -> ModuleType 
     raise AssertionError("unreachable")  # users_code never swallows
 
 
-def _attribute(module: ModuleType, names: list[str], place: Place, app_dir: Path | None) -> Any:
+def _attribute(module: ModuleType, names: list[str], place: ConfigPlace, app_dir: Path | None) -> Any:
     value: Any = module
     for name in names:
         inner = getattr(value, name, None)
@@ -154,7 +154,7 @@ def _attribute(module: ModuleType, names: list[str], place: Place, app_dir: Path
     return value
 
 
-def _no_module(name: str, place: Place, app_dir: Path | None) -> UsageError:
+def _no_module(name: str, place: ConfigPlace, app_dir: Path | None) -> UsageError:
     """The error for a module that is not there, naming the first part that is missing."""
     parts = name.split(".")
     parent: ModuleType | None = None

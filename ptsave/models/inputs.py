@@ -25,7 +25,7 @@ from ptsave.config.inputs import (
     PlainValue,
     RandomTensor,
 )
-from ptsave.config.model import Place
+from ptsave.config.model import ConfigPlace
 from ptsave.core.dtypes import BY_NAME
 from ptsave.core.names import hint_for
 from ptsave.core.nodes import TensorEntry
@@ -69,7 +69,7 @@ def make_inputs(spec: InputsSpec, model: nn.Module, device: str | torch.device =
     place = spec.place
     if spec.file is not None:
         path = spec.folder / spec.file
-        place = Place(str(path))
+        place = ConfigPlace(str(path))
         for name, tensor in read_tensors(path, device).items():
             if name in kwargs:
                 raise spec.place.error(f"{name!r} is both in {path} and in a table", "leave one of them out")
@@ -120,7 +120,9 @@ def inputs_from_file(path: Path, model: nn.Module, device: str | torch.device = 
     return make_inputs(InputsSpec(file=str(path)), model, device)
 
 
-def _make(spec: InputSpec, stream: str, inputs: InputsSpec, place: Place, device: str | torch.device) -> Any:
+def _make(
+    spec: InputSpec, stream: str, inputs: InputsSpec, place: ConfigPlace, device: str | torch.device
+) -> Any:
     if isinstance(spec, ListOf):
         at = place / "list"
         return [_make(item, f"{stream}.{i}", inputs, at / i, device) for i, item in enumerate(spec.items)]
@@ -161,7 +163,7 @@ def random_tensor(spec: RandomTensor, stream: str) -> Tensor:
     return tensor.to(dtype).reshape(spec.shape)
 
 
-def _from_data(spec: DataTensor, place: Place) -> Tensor:
+def _from_data(spec: DataTensor, place: ConfigPlace) -> Tensor:
     try:
         if spec.dtype is None:
             return torch.tensor(spec.data)
@@ -172,7 +174,7 @@ def _from_data(spec: DataTensor, place: Place) -> Tensor:
         raise (place / "data").error(f"cannot become a tensor: {error}", "check its numbers") from error
 
 
-def _pick(tensors: dict[str, Tensor], spec: FileTensor, place: Place) -> Tensor:
+def _pick(tensors: dict[str, Tensor], spec: FileTensor, place: ConfigPlace) -> Tensor:
     if spec.key is None:
         if len(tensors) != 1:
             raise place.error(
@@ -184,7 +186,7 @@ def _pick(tensors: dict[str, Tensor], spec: FileTensor, place: Place) -> Tensor:
     return tensors[spec.key]
 
 
-def _fitted(model: nn.Module, args: list[Any], kwargs: dict[str, Any], place: Place) -> Arguments:
+def _fitted(model: nn.Module, args: list[Any], kwargs: dict[str, Any], place: ConfigPlace) -> Arguments:
     """The arguments as forward()'s signature takes them.
 
     Raises: UsageError naming what it does not take, or lacks.

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 from torch.overrides import get_overridable_functions
 
-from ptsave.config.model import ModelSpec, NamedCode, Place
+from ptsave.config.model import ConfigPlace, ModelSpec, NamedCode
 from ptsave.errors import UnsafeError
 
 ALL = ("*",)
@@ -72,7 +72,7 @@ def check_names(spec: ModelSpec) -> None:
             raise _refused(code.path, "is of the standard library, which has no models", spec.place.file)
 
 
-def check_import(path: str, value: Any, spec: ModelSpec, place: Place) -> None:
+def check_import(path: str, value: Any, spec: ModelSpec, place: ConfigPlace) -> None:
     """Check what a record's name led to, where it is to be passed on or called.
 
     Raises: UnsafeError.
@@ -98,7 +98,7 @@ def check_import(path: str, value: Any, spec: ModelSpec, place: Place) -> None:
     raise _refused(path, why, str(place), "" if is_named else f"; if you know it: --trust-recorded '{path}'")
 
 
-def check_result(path: str, result: Any, spec: ModelSpec, place: Place) -> None:
+def check_result(path: str, result: Any, spec: ModelSpec, place: ConfigPlace) -> None:
     """Check what a call that a record asked for gave back.
 
     Raises: UnsafeError.

@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import ptsave
-from ptsave.config.model import Place, parse_model
+from ptsave.config.model import ConfigPlace, parse_model
 from ptsave.config.toml import Config
 from ptsave.core.parts.select import select_model
 from ptsave.distributed.group import Group, joined
@@ -51,7 +51,7 @@ def _differs(model: nn.Module, other: nn.Module) -> str:
 
 
 def _load(group: Group, path: Path, case: str) -> nn.Module:
-    place = Place("", ("model",))
+    place = ConfigPlace("", ("model",))
     spec = parse_model({"factory": f"{cases.__name__}.build", "args": {"case": case}}, place)
     spec = replace(spec, is_factory=False)
     plan = make_plan(Config(Path(), spec), group)

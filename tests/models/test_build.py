@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from ptsave.config.model import ModelSpec, Place
+from ptsave.config.model import ConfigPlace, ModelSpec
 from ptsave.core.own_process import own_process
 from ptsave.errors import PtsaveError, UsageError
 from ptsave.models.build import build_model, resolve_device
@@ -102,7 +102,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def build(folder: Path, target: str, device: str = "cpu", **args: Any) -> nn.Module:
-    spec = ModelSpec(target, args, place=Place("c.toml", ("model",)))
+    spec = ModelSpec(target, args, place=ConfigPlace("c.toml", ("model",)))
     return build_model(spec, device=device, app_dir=folder)
 
 
@@ -320,7 +320,7 @@ def test_devices_refused(name: str) -> None:
 
 def test_import_path() -> None:
     assert import_path(nn.Linear) == "torch.nn.modules.linear.Linear"
-    assert import_object(import_path(nn.Linear) or "", Place("")) is nn.Linear
+    assert import_object(import_path(nn.Linear) or "", ConfigPlace("")) is nn.Linear
 
     class Local(nn.Module):
         pass

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from ptsave.config.inputs import InputsSpec, RandomTensor, parse_inputs
-from ptsave.config.model import Place
+from ptsave.config.model import ConfigPlace
 from ptsave.core.dtypes import BY_NAME
 from ptsave.errors import (
     CorruptError,
@@ -55,7 +55,7 @@ class PositionalOnly(nn.Module):
 
 
 def spec(value: Any, folder: Path = Path()) -> InputsSpec:
-    return parse_inputs(value, Place("c.toml", ("inputs",)), folder)
+    return parse_inputs(value, ConfigPlace("c.toml", ("inputs",)), folder)
 
 
 def refusal(value: Any, model: nn.Module, folder: Path = Path()) -> UsageError:

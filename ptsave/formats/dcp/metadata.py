@@ -57,7 +57,7 @@ class TensorAbout:
     boxes: tuple[Box, ...]
 
 
-class Place(NamedTuple):
+class ItemLocation(NamedTuple):
     """The window of a file that an item fills."""
 
     file_name: str
@@ -78,7 +78,7 @@ class Metadata:
 
     items: dict[str, TensorAbout | None]
     """By fully qualified name, in the file's order; None for what is no tensor."""
-    places: dict[tuple[str, tuple[int, ...] | None], Place]
+    places: dict[tuple[str, tuple[int, ...] | None], ItemLocation]
     """By name and the chunk's offsets (None for what is no tensor)."""
     paths: dict[str, tuple[str | int, ...]]
     """The path in the nested state dict of each name that was flattened."""
@@ -227,7 +227,7 @@ def _box(node: Any) -> Box:
     return Box(offsets, sizes)
 
 
-def _place(item: tuple[Any, Any]) -> tuple[tuple[str, tuple[int, ...] | None], Place]:
+def _place(item: tuple[Any, Any]) -> tuple[tuple[str, tuple[int, ...] | None], ItemLocation]:
     key, value = item
     index = _fields(key, "MetadataIndex")
     offsets = index.get("offset")
@@ -237,14 +237,16 @@ def _place(item: tuple[Any, Any]) -> tuple[tuple[str, tuple[int, ...] | None], P
     start, length = info["offset"], info["length"]
     if not _is_numbers((start, length)):
         raise _ShapeError("an item's place in its file is malformed")
-    place = Place(_text(info["relative_path"]), start, length, _transforms(info.get("transform_descriptors")))
+    place = ItemLocation(
+        _text(info["relative_path"]), start, length, _transforms(info.get("transform_descriptors"))
+    )
     return (_text(index["fqn"]), offsets), place
 
 
 def _unique(
-    items: Iterable[tuple[tuple[str, tuple[int, ...] | None], Place]],
-) -> dict[tuple[str, tuple[int, ...] | None], Place]:
-    places: dict[tuple[str, tuple[int, ...] | None], Place] = {}
+    items: Iterable[tuple[tuple[str, tuple[int, ...] | None], ItemLocation]],
+) -> dict[tuple[str, tuple[int, ...] | None], ItemLocation]:
+    places: dict[tuple[str, tuple[int, ...] | None], ItemLocation] = {}
     for key, place in items:
         if places.setdefault(key, place) is not place:
             raise _ShapeError(f"it says twice where {key[0][:60]!r} lies")

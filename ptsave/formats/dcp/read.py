@@ -26,7 +26,7 @@ from ptsave.core.verdict import Finding
 from ptsave.errors import CorruptError, LimitError, MissingFileError, UnreadableError
 from ptsave.formats.base import FolderFormat
 from ptsave.formats.dcp.chunks import Box, assemble, check_cover
-from ptsave.formats.dcp.metadata import Place, TensorAbout, parse_metadata
+from ptsave.formats.dcp.metadata import ItemLocation, TensorAbout, parse_metadata
 from ptsave.formats.dcp.nesting import nest, restore_parameter_numbers
 from ptsave.formats.folder_files import is_new_record
 from ptsave.formats.pickle.inert import Loaded
@@ -175,7 +175,7 @@ class _Reader:
         self._owner = owner
         self._files: dict[str, InputFile] = {}
         self._parts = TorchParts()
-        self._by_place: dict[Place, tuple[str, Loaded]] = {}
+        self._by_place: dict[ItemLocation, tuple[str, Loaded]] = {}
         self._by_chunks: dict[tuple[Any, ...], TensorEntry] = {}
 
     def value(self, name: str) -> Any:
@@ -237,7 +237,7 @@ class _Reader:
             if place not in self._by_place:
                 self._part(name, offsets)
 
-    def _file(self, name: str, place: Place) -> InputFile:
+    def _file(self, name: str, place: ItemLocation) -> InputFile:
         if place.transforms:
             raise UnreadableError(
                 f"item {name!r} went through {', '.join(place.transforms)} before it was written",

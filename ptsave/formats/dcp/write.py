@@ -31,7 +31,7 @@ from ptsave.formats.stored import (
     write_pieces,
 )
 from ptsave.formats.torch.archive import TorchArchive, emit_tensor
-from ptsave.formats.torch.storage_plan import Part, Place, View, plan_storages
+from ptsave.formats.torch.storage_plan import Part, PartView, View, plan_storages
 from ptsave.formats.torch.write import digest_moves, part_moves
 from ptsave.formats.zip.layout import ALIGN_BYTES, LARGE_BYTES, PAGE_BYTES
 from ptsave.storage.atomic_folder import OutputFolder, check_folder_destination, replacing_folder
@@ -167,7 +167,7 @@ class _Layout:
             return replace(known, path=path)
         source, offset = contiguous(entry)
         part = Part(source, offset, entry.num_bytes, {entry.view: entry}, entry.dtype.storage_class, "0")
-        place = Place(part, 0, contiguous_strides(entry.shape))
+        place = PartView(part, 0, contiguous_strides(entry.shape))
         plain = replace(entry, kind="tensor", requires_grad=False)
         pickle = Emitter(lambda emitter, _: emit_tensor(emitter, plain, place)).pickle(plain)
         archive = self._archive(pickle, [part])

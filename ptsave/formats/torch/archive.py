@@ -15,7 +15,7 @@ from ptsave.core.record import FILE_NAME
 from ptsave.core.values.digest import hasher
 from ptsave.formats.kinds.quantized import parameters
 from ptsave.formats.pickle.emit import Emitter
-from ptsave.formats.torch.storage_plan import Part, Place
+from ptsave.formats.torch.storage_plan import Part, PartView
 from ptsave.formats.zip.layout import ALIGN_BYTES, Entry, Frame
 
 UINT8 = BY_NAME["uint8"]
@@ -104,7 +104,7 @@ class TorchArchive:
         return found
 
 
-def emit_tensor(emitter: Emitter, entry: TensorEntry, place: Place) -> None:
+def emit_tensor(emitter: Emitter, entry: TensorEntry, place: PartView) -> None:
     """Emit a tensor as torch pickles it; a Parameter stays a Parameter.
 
     Source: `torch._utils._rebuild_tensor_v2`, `_rebuild_tensor_v3`, `_rebuild_parameter`.
@@ -121,7 +121,7 @@ def emit_tensor(emitter: Emitter, entry: TensorEntry, place: Place) -> None:
         _emit_data(emitter, entry, place, requires_grad=entry.requires_grad)
 
 
-def _emit_data(emitter: Emitter, entry: TensorEntry, place: Place, *, requires_grad: bool) -> None:
+def _emit_data(emitter: Emitter, entry: TensorEntry, place: PartView, *, requires_grad: bool) -> None:
     typed = place.part.storage_class
     emitter.constant("torch._utils", "_rebuild_tensor_v2" if typed else "_rebuild_tensor_v3")
     emitter.mark()
@@ -136,7 +136,7 @@ def _emit_data(emitter: Emitter, entry: TensorEntry, place: Place, *, requires_g
     emitter.reduce()
 
 
-def _emit_view(emitter: Emitter, entry: TensorEntry, place: Place, typed: str | None) -> None:
+def _emit_view(emitter: Emitter, entry: TensorEntry, place: PartView, typed: str | None) -> None:
     """A storage of class `typed` (None: an untyped one); the offset, shape and strides of a view of it."""
     _emit_storage(emitter, entry.dtype, place.part, typed)
     emitter.integer(place.offset)
@@ -158,7 +158,7 @@ def _emit_storage(emitter: Emitter, dtype: DType, part: Part, typed: str | None)
     emitter.persistent()
 
 
-def emit_quantized(emitter: Emitter, value: Opaque, place: Place) -> None:
+def emit_quantized(emitter: Emitter, value: Opaque, place: PartView) -> None:
     """Emit a quantized tensor (see `formats.kinds.quantized`) as torch pickles it; `place` is of its bytes.
 
     Source: `torch._utils._rebuild_qtensor`.

@@ -37,7 +37,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class PartView:
     """Where one view lies in its part."""
 
     part: Part
@@ -46,7 +46,7 @@ class Place:
     strides: tuple[int, ...]
 
 
-def plan_storages(views: Mapping[View, TensorEntry]) -> tuple[list[Part], dict[View, Place]]:
+def plan_storages(views: Mapping[View, TensorEntry]) -> tuple[list[Part], dict[View, PartView]]:
     """The parts, in the order of first use, and each view's place.
 
     Views of one storage that touch or overlap stay on one part; the bytes between parts are left behind.
@@ -54,7 +54,7 @@ def plan_storages(views: Mapping[View, TensorEntry]) -> tuple[list[Part], dict[V
     by_storage: dict[int, dict[View, TensorEntry]] = {}
     for key, view in views.items():
         by_storage.setdefault(id(view.storage), {})[key] = view
-    places: dict[View, Place] = {}
+    places: dict[View, PartView] = {}
     for members in by_storage.values():
         for start, end, run in _runs(members):
             _place(start, end, run, places)
@@ -83,16 +83,16 @@ def _runs(views: dict[View, TensorEntry]) -> list[tuple[int, int, dict[View, Ten
     return runs
 
 
-def _place(start: int, end: int, members: dict[View, TensorEntry], places: dict[View, Place]) -> None:
+def _place(start: int, end: int, members: dict[View, TensorEntry], places: dict[View, PartView]) -> None:
     dtypes = {view.dtype for view in members.values()}
     storage_class = next(iter(dtypes)).storage_class if len(dtypes) == 1 else None
     key, first = next(iter(members.items()))
     if len(members) == 1 and first.num_bytes * SPARSE < end - start:
         part = Part(GatheredStorage(first), 0, first.num_bytes, members, storage_class)
-        places[key] = Place(part, 0, contiguous_strides(first.shape))
+        places[key] = PartView(part, 0, contiguous_strides(first.shape))
         return
     start -= start % lcm(*(dtype.itemsize for dtype in dtypes))
     part = Part(first.storage, start, end - start, members, storage_class)
     for key, view in members.items():
         offset = view.offset - start // view.dtype.itemsize if view.num_elements else 0
-        places[key] = Place(part, offset, view.strides)
+        places[key] = PartView(part, offset, view.strides)

@@ -27,7 +27,7 @@ from ptsave.formats.stored import (
     write_pieces,
 )
 from ptsave.formats.torch.archive import TorchArchive, emit_quantized, emit_tensor
-from ptsave.formats.torch.storage_plan import Part, Place, View, plan_storages
+from ptsave.formats.torch.storage_plan import Part, PartView, View, plan_storages
 from ptsave.formats.zip.layout import Entry
 from ptsave.storage.atomic import check_file_destination, replacing_file
 from ptsave.storage.move import Move, check_back, move
@@ -97,7 +97,7 @@ def part_moves(parts: list[Part], entries: list[Entry], begin: int = 0) -> list[
 def digest_moves(
     checkpoint: Checkpoint,
     parts: list[Part],
-    places: Mapping[View, Place],
+    places: Mapping[View, PartView],
     names: Mapping[View, list[str]],
     moves: list[Move],
     options: WriteOptions,
@@ -123,7 +123,7 @@ def digest_moves(
     return by_view
 
 
-def _fills(view: TensorEntry, place: Place) -> bool:
+def _fills(view: TensorEntry, place: PartView) -> bool:
     """Whether the part is exactly this view's elements in row-major order."""
     if view.kind in UNRESOLVED:  # whose digest is of its values, not of the bytes in the part
         return False
@@ -131,7 +131,7 @@ def _fills(view: TensorEntry, place: Place) -> bool:
     return view.num_bytes == place.part.num_bytes and (is_gathered or view.is_contiguous)
 
 
-def _pickle(checkpoint: Checkpoint, places: Mapping[View, Place]) -> bytes:
+def _pickle(checkpoint: Checkpoint, places: Mapping[View, PartView]) -> bytes:
     root = checkpoint.root
     if type(root) is dict and root and all(isinstance(value, TensorEntry) for value in root.values()):
         ordered: Any = OrderedDict(root)

@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 
 from ptsave.core.record import Record
 from ptsave.distributed import ranks
-from ptsave.distributed.writer import Place, Writer, explained, place_in
+from ptsave.distributed.writer import SaveTarget, Writer, explained, place_in
 from ptsave.errors import CorruptError, LossyError, RankError, WriteError
 from ptsave.formats.dcp.write import commit, metadata_digest
 from ptsave.formats.zip.checks import check_crcs
@@ -57,7 +57,7 @@ class SpreadWriter:
         opened = ExitStack()
         folder: OutputFolder | None = None
 
-        def open_() -> Place:
+        def open_() -> SaveTarget:
             nonlocal folder
             folder = opened.enter_context(files.open_folder(step, division.num_bytes))
             return place_in(folder, ranks.size())
@@ -89,7 +89,7 @@ class _RunWriter(Writer):
     """torch's writer, which gives the folder its name when all have written."""
 
     def __init__(
-        self, place: Place, paths: Mapping[str, Path], folder: OutputFolder | None, opened: ExitStack
+        self, place: SaveTarget, paths: Mapping[str, Path], folder: OutputFolder | None, opened: ExitStack
     ) -> None:
         super().__init__(place, {}, sync=True)
         self._paths = dict(paths)

@@ -19,7 +19,7 @@ from torch.nn.utils import parametrizations
 
 import ptsave
 from ptsave.cli.app import run
-from ptsave.config.model import Place, parse_model
+from ptsave.config.model import ConfigPlace, parse_model
 from ptsave.core.parts.select import select_model
 from ptsave.errors import LossyError, UsageError
 from ptsave.formats import open_checkpoint
@@ -364,7 +364,9 @@ def test_it_is_strict_load_state_dict(case: str, way: str, tmp_path: Path) -> No
         if way == "resume":
             TrainingState(model=ours).load_state_dict(read_training(tmp_path / "m.pt"))
             return ours
-        spec = parse_model({"factory": f"{__name__}.build", "args": {"case": case}}, Place("", ("model",)))
+        spec = parse_model(
+            {"factory": f"{__name__}.build", "args": {"case": case}}, ConfigPlace("", ("model",))
+        )
         spec = replace(spec, is_factory=False)
         with open_checkpoint(tmp_path / "m.pt") as checkpoint:
             selection = select_model(checkpoint)
