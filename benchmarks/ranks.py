@@ -28,11 +28,11 @@ from ptsave.core.parts.select import select_model
 from ptsave.core.record import Record
 from ptsave.distributed.group import Group, joined
 from ptsave.distributed.shares import check_bytes
-from ptsave.distributed.writer import write_spread
+from ptsave.distributed.writer import write_sharded
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
 from ptsave.models.weights.fill import fill
-from ptsave.models.weights.sharded import OWN_PARTS
+from ptsave.models.weights.own_shard import OWN_PARTS
 
 Run = Callable[[], float | None]
 """What is timed; or, where it returns a number, what has timed itself (seconds)."""
@@ -62,7 +62,7 @@ def filled(num_bytes: int, group: Group) -> nn.Module:
 def save_ptsave(folder: Path, num_bytes: int, group: Group) -> Run:
     """All that `ptsave save` does: written durably, read back, with digests."""
     state = dict(filled(num_bytes, group).state_dict())
-    return lambda: write_spread(group, state, {}, folder, Record(), WriteOptions(), num_bytes)
+    return lambda: write_sharded(group, state, {}, folder, Record(), WriteOptions(), num_bytes)
 
 
 def save_plain(folder: Path, num_bytes: int, group: Group) -> Run:

@@ -31,7 +31,7 @@ from ptsave.models.save import Saved, describe
 from ptsave.models.trust import ALL
 from ptsave.models.weights.fill import build_filled, fill, fit_of, misfit, select_for
 from ptsave.models.weights.live import checkpoint_of
-from ptsave.models.weights.spread import has_spread
+from ptsave.models.weights.sharded import has_sharded
 from ptsave.training.foreign import as_torch
 from ptsave.training.modules import plan_module, state_of, unwrap
 from ptsave.training.plain import plain
@@ -324,7 +324,7 @@ def _into(
     """Fill a module that is there, and move it to `device` where one is named."""
     inner = unwrap(model)
     state = inner.state_dict(keep_vars=True)
-    if has_spread(state):
+    if has_sharded(state):
         selection, _ = fit_of(inner, selection, wanted)
         settle_left_out(left_out_of(checkpoint, selection.where), extras, [], notes, str(checkpoint.path))
         saved = as_torch(checkpoint, selection.state_dict())

@@ -42,9 +42,9 @@ def load(
 
             run = partial(load_alone, device=device)
         else:
-            from ptsave.distributed.load import load as load_spread
+            from ptsave.distributed.load import load as load_on_ranks
 
-            run = partial(load_spread, group)
+            run = partial(load_on_ranks, group)
         from ptsave.models.imports import in_front
 
         with in_front(app_dir):

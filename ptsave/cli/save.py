@@ -49,11 +49,11 @@ def save(
             run = partial(save_alone, target=writer, device=device)
         else:
             from ptsave.distributed.save import check_format
-            from ptsave.distributed.save import save as save_spread
+            from ptsave.distributed.save import save as save_on_ranks
 
             check_format(format)
             config = load_config(config_path, overrides)
-            run = partial(save_spread, group)
+            run = partial(save_on_ranks, group)
         from ptsave.models.imports import in_front
 
         with in_front(app_dir):

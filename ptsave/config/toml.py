@@ -45,7 +45,7 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class ParallelSpec:
-    """How to spread a model over ranks. Only used under torchrun."""
+    """How to shard a model over ranks. Only used under torchrun."""
 
     mesh: Mapping[str, int] = field(default_factory=dict)
     """`dp` (FSDP2 shards), `ddp` (replicas) and `tp` (split tensors) → number of ranks, in order."""

@@ -1,4 +1,4 @@
-"""load under torchrun: a model spread over the ranks, each of which fills its own part."""
+"""load under torchrun: a model sharded over the ranks, each of which fills its own part."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from ptsave.models.inputs import check_outputs, output_tensors, write_tensors
 from ptsave.models.load import Loaded, arguments_for, config_for, summary, warn_if_changed
 from ptsave.models.weights.fill import Warn, fill, select_for
 from ptsave.models.weights.loading_code import NeedsValuesError
-from ptsave.models.weights.sharded import OWN_PARTS, num_local_bytes
+from ptsave.models.weights.own_shard import OWN_PARTS, num_local_bytes
 
 
 def load(
@@ -66,7 +66,7 @@ def load(
         skeleton = build_model(config.model, device="meta", app_dir=app_dir)
         selection = select_for(skeleton, checkpoint, select, wanted)
         warn_if_changed(skeleton, checkpoint, say)
-        model, report = spread_and_fill(
+        model, report = shard_and_fill(
             group,
             plan,
             config.model,
@@ -92,7 +92,7 @@ def load(
     return replace(loaded, mesh=plan.sizes, num_rank_bytes=most)
 
 
-def spread_and_fill(
+def shard_and_fill(
     group: Group,
     plan: Plan,
     spec: ModelSpec,
@@ -107,23 +107,23 @@ def spread_and_fill(
     extras: Extras = "fail",
     wanted: Wanted = EXACT,
 ) -> tuple[nn.Module, KeyReport]:
-    """Spread the `skeleton` of `spec` (built on the meta device), and read this rank's part of it.
+    """Shard the `skeleton` of `spec` (built on the meta device), and read this rank's part of it.
 
     Where something of the model keeps its initial values, or its loading code works with them, each rank
     builds it with them, from `seed`, and fills it whole before it keeps its part.
 
-    Raises: UsageError when it cannot be spread, LossyError when the keys do not fit; CorruptError for a
+    Raises: UsageError when it cannot be sharded, LossyError when the keys do not fit; CorruptError for a
     tensor that does not match its checksum, unless `is_checked` is off.
     """
     options: dict[str, Any] = {"is_checked": False, "wanted": wanted, "extras": extras}
     model = skeleton
-    plan.spread(model)
+    plan.parallelize(model)
     try:
         report = fill(model, source, selection, group.device, warn, parts=OWN_PARTS, **options)
     except NeedsValuesError:
         model = build_model(spec, device="cpu", app_dir=app_dir, seed=seed)
         report = fill(model, source, selection, None, warn, **options)
-        plan.spread(model)
+        plan.parallelize(model)
         model.to(group.device)
     if is_checked:
         taken = without(selection, report.left)

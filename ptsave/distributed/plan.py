@@ -1,4 +1,4 @@
-"""`[parallel]` → a model on the meta device, spread over the ranks by torch's own FSDP2, DTensor and DDP."""
+"""`[parallel]` → a model on the meta device, sharded over the ranks by torch's own FSDP2, DTensor and DDP."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ptsave.models.behaviour.rounding import tensors_in
 from ptsave.models.inputs import Arguments
 from ptsave.models.load import run
 from ptsave.models.weights.lazy import lazy_names
-from ptsave.models.weights.sharded import whole
+from ptsave.models.weights.own_shard import whole
 
 _HINT = "check [parallel]"
 
@@ -52,7 +52,7 @@ class _Mixing(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class Plan:
-    """How a model is spread over the ranks."""
+    """How a model is sharded over the ranks."""
 
     mesh: DeviceMesh
     sizes: Mapping[str, int]
@@ -65,7 +65,7 @@ class Plan:
         """Whether modules compute with parts of their parameters, and sums are added in another order."""
         return "tp" in self.sizes
 
-    def spread(self, model: nn.Module) -> None:
+    def parallelize(self, model: nn.Module) -> None:
         """Make every parameter that is to be split a DTensor; `model` is on the meta device, or real.
 
         Tensors are split first and sharded then, so that a rank's shard of a split tensor is one run.
@@ -85,7 +85,7 @@ class Plan:
         except UsageError:
             raise
         except Exception as error:
-            what = f"torch cannot spread the model so: {type(error).__name__}: {error}"
+            what = f"torch cannot parallelize the model as configured: {type(error).__name__}: {error}"
             raise UsageError(what, self.where, _HINT) from error
         for one, other in before:
             state = dict(model.named_parameters(remove_duplicate=False))
@@ -115,7 +115,7 @@ class Plan:
                     raise UsageError(f"{what}, and the model cannot be run so", self.where, _HINT)
 
     def run(self, model: nn.Module, arguments: Arguments) -> Any:
-        """One forward pass of a spread model that is filled; what it returns is whole on every rank.
+        """One forward pass of a sharded model that is filled; what it returns is whole on every rank.
 
         Raises: UsageError when the model cannot be run.
         """

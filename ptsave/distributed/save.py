@@ -1,4 +1,4 @@
-"""save under torchrun: a model spread over the ranks, written by all of them as one DCP folder."""
+"""save under torchrun: a model sharded over the ranks, written by all of them as one DCP folder."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ptsave.core.behaviour import num_bytes as behaviour_bytes
 from ptsave.core.parts.keys import EXACT, KeyReport, Wanted
 from ptsave.core.record import Record
 from ptsave.distributed.group import Group
-from ptsave.distributed.load import spread_and_fill
+from ptsave.distributed.load import shard_and_fill
 from ptsave.distributed.plan import Plan, make_plan
 from ptsave.distributed.sameness import check_same_config, check_same_folder
-from ptsave.distributed.writer import tied_names, write_spread
+from ptsave.distributed.writer import tied_names, write_sharded
 from ptsave.errors import UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
@@ -26,7 +26,7 @@ from ptsave.models.behaviour.observe import observe
 from ptsave.models.build import build_model
 from ptsave.models.save import Saved, describe, unrecorded, with_allowed
 from ptsave.models.weights.fill import Warn, select_for
-from ptsave.models.weights.sharded import num_local_bytes
+from ptsave.models.weights.own_shard import num_local_bytes
 from ptsave.storage.atomic_folder import check_folder_destination
 
 FORMAT = "dcp"
@@ -79,7 +79,7 @@ def save(
             skeleton = build_model(config.model, device="meta", app_dir=app_dir)
             selection = select_for(skeleton, source, select, wanted)
             record = describe(skeleton, config, torch.device(group.device).type)
-            model, report = spread_and_fill(
+            model, report = shard_and_fill(
                 group,
                 plan,
                 config.model,
@@ -98,7 +98,7 @@ def save(
     else:
         model = build_model(config.model, app_dir=app_dir, seed=seed)
         record = describe(model, config, torch.device(group.device).type)
-        plan.spread(model)
+        plan.parallelize(model)
         filled = "its factory" if config.model.is_factory else f"fresh weights of seed {seed}"
     is_run = options.record and behaves
     behaviour = _behaviour(plan, model, config, group, reference, say) if is_run else None
@@ -108,7 +108,7 @@ def save(
     unique = [value for name, value in tensors.items() if name not in aliases]
     total = sum(value.numel() * value.element_size() for value in unique)
     versions = {name: dict(entry) for name, entry in getattr(state, "_metadata", {}).items()}
-    write_spread(
+    write_sharded(
         group,
         {name: _value(value) for name, value in state.items() if name not in aliases},
         aliases,

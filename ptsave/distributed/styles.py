@@ -23,7 +23,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from ptsave.models.weights.sharded import whole
+from ptsave.models.weights.own_shard import whole
 
 
 def _rowwise(module: nn.Module) -> ParallelStyle:

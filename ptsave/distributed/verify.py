@@ -14,7 +14,7 @@ from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.parts.select import Selection
 from ptsave.core.verdict import Counted, Finding, Verdict
 from ptsave.distributed.group import Group
-from ptsave.distributed.load import spread_and_fill
+from ptsave.distributed.load import shard_and_fill
 from ptsave.distributed.plan import Plan, make_plan
 from ptsave.distributed.sameness import (
     Look,
@@ -78,7 +78,7 @@ def merged(group: Group, findings: Sequence[Finding]) -> list[Finding]:
 
 
 @dataclass(kw_only=True)
-class SpreadSubject(ModelSubject):
+class ShardedSubject(ModelSubject):
     """A model that is loaded over all ranks, and watched by rank 0."""
 
     group: Group
@@ -88,7 +88,7 @@ class SpreadSubject(ModelSubject):
         self, source: Checkpoint, selection: Selection, skeleton: nn.Module | None = None, **how: bool
     ) -> nn.Module:
         """A model of its own, which FSDP2 makes another class of: the skeleton stays what it is."""
-        model, _ = spread_and_fill(
+        model, _ = shard_and_fill(
             self.group,
             self.plan,
             self.config.model,
@@ -113,7 +113,7 @@ def subject_of(
     select: str | None,
     app_dir: Path,
     warn: Warn,
-) -> SpreadSubject:
+) -> ShardedSubject:
     """The model of `config_path`, or of the record where that is None, as the ranks check it together.
 
     Raises: UsageError for the config; RankError when the ranks do not have the same one.
@@ -122,11 +122,11 @@ def subject_of(
     check_same_config(group, config)
     check_same_folder(group, source)
     plan = make_plan(config, group)
-    return SpreadSubject(source, config, group.device, select, app_dir, warn=warn, group=group, plan=plan)
+    return ShardedSubject(source, config, group.device, select, app_dir, warn=warn, group=group, plan=plan)
 
 
 def verify_model(
-    subject: SpreadSubject,
+    subject: ShardedSubject,
     names: Collection[str],
     found: Sequence[Finding],
     began: Callable[[str], None],
@@ -135,7 +135,7 @@ def verify_model(
 
     Every rank calls it, and gets the same verdict.
 
-    Raises: UsageError where the model cannot be built or spread.
+    Raises: UsageError where the model cannot be built or sharded.
     """
     findings = list(found)
     if "keys" in names:
@@ -156,7 +156,7 @@ def verify_model(
 
 
 @contextmanager
-def _together(group: Group, subject: SpreadSubject) -> Iterator[list[UsageError]]:
+def _together(group: Group, subject: ShardedSubject) -> Iterator[list[UsageError]]:
     """While open, every rank goes by what rank 0 saw of a forward pass, so that all do the same next.
 
     Where the plan splits tensors, what modules saw parts of is left out, since the record has the whole

@@ -1,4 +1,4 @@
-"""A spread state dict → a DCP folder, by torch.distributed.checkpoint; old or new, never half.
+"""A sharded state dict → a DCP folder, by torch.distributed.checkpoint; old or new, never half.
 
 Every rank writes one file, under a name that nothing uses yet: in a temporary folder, or beside an older
 checkpoint. The table of contents is made apart and read back through ptsave's own reader, all ranks sharing
@@ -52,7 +52,7 @@ class SaveTarget:
     new_record: str
 
 
-def write_spread(
+def write_sharded(
     group: Group,
     state: Mapping[str, Any],
     aliases: Mapping[str, str],

@@ -50,7 +50,7 @@ class Loaded:
     outputs: dict[str, torch.Tensor] | None = None
     outputs_path: Path | None = None
     mesh: Mapping[str, int] = field(default_factory=dict)
-    """How many ranks it is spread over, by kind; empty without torchrun."""
+    """How many ranks it is sharded over, by kind; empty without torchrun."""
     num_rank_bytes: int = 0
     """The most bytes that one rank holds."""
 

@@ -47,7 +47,7 @@ class Saved:
     behaviour_bytes: int = 0
     """Of the behaviour record; 0 where there is none."""
     mesh: Mapping[str, int] = field(default_factory=dict)
-    """How many ranks it was spread over, by kind; empty without torchrun."""
+    """How many ranks it was sharded over, by kind; empty without torchrun."""
     num_rank_bytes: int = 0
     """The most bytes that one rank held."""
     fresh: tuple[str, ...] = ()

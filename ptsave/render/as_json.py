@@ -73,7 +73,7 @@ def saved(result: Saved) -> dict[str, Any]:
     apart = ("mesh", "num_rank_bytes", "fresh", "left")
     fields = {name: value for name, value in plain(result).items() if name not in apart}
     keys = {"missing": list(result.fresh), "unexpected": list(result.left), "mismatched": []}
-    return {**fields, **_spread(result), **keys}
+    return {**fields, **_over_ranks(result), **keys}
 
 
 def loaded(result: Loaded) -> dict[str, Any]:
@@ -99,11 +99,11 @@ def loaded(result: Loaded) -> dict[str, Any]:
         "cast": [plain(cast) for cast in result.report.recast],
         "outputs": outputs,
         "outputs_path": plain(result.outputs_path),
-        **_spread(result),
+        **_over_ranks(result),
     }
 
 
-def _spread(result: Saved | Loaded) -> dict[str, Any]:
+def _over_ranks(result: Saved | Loaded) -> dict[str, Any]:
     """Over how many ranks; nothing without torchrun."""
     return {"mesh": dict(result.mesh), "num_rank_bytes": result.num_rank_bytes} if result.mesh else {}
 

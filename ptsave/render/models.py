@@ -25,7 +25,7 @@ def show_saved(mode: Mode, result: Saved) -> None:
     note(
         mode,
         f"saved {result.model} to {result.destination} ({result.format}): "
-        f"{_totals(result)}{behaviour}, from {result.weights}{_spread(result)}",
+        f"{_totals(result)}{behaviour}, from {result.weights}{_over_ranks(result)}",
     )
     _show_allowed(mode, result.fresh, result.left)
 
@@ -42,7 +42,7 @@ def show_loaded(mode: Mode, result: Loaded) -> None:
     note(
         mode,
         f"loaded {result.model} from {result.path} ({result.format}) on {result.device}: "
-        f"{_totals(result)}{matched}{_spread(result)}",
+        f"{_totals(result)}{matched}{_over_ranks(result)}",
     )
     _show_allowed(mode, report.fresh, report.left)
     outputs = result.outputs or {}
@@ -64,7 +64,7 @@ def _kind(tensor: Any) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {shape(tensor.shape)}"
 
 
-def _spread(result: Saved | Loaded) -> str:
+def _over_ranks(result: Saved | Loaded) -> str:
     """Over how many ranks, where there is more than this process."""
     if not result.mesh:
         return ""

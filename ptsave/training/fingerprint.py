@@ -10,7 +10,7 @@ import torch
 from xxhash import xxh3_128
 
 from ptsave.models.weights.live import is_plain
-from ptsave.models.weights.spread import is_spread
+from ptsave.models.weights.sharded import is_sharded
 from ptsave.models.weights.tensors import memory_of
 
 BLOCK_BYTES = 64 * 1024 * 1024
@@ -26,15 +26,15 @@ class Item(NamedTuple):
     num_bytes: int
     """Of its tensors."""
     kind: str
-    is_spread: bool
+    is_sharded: bool
 
 
 def item_of(value: Any, kind: str) -> Item:
-    """What is told of a live value: plain data, a tensor, or one that is spread over ranks.
+    """What is told of a live value: plain data, a tensor, or one that is sharded over ranks.
 
-    Of a spread one the digest is of how it is spread, not of what it holds.
+    Of a sharded one the digest is of how it is sharded, not of what it holds.
     """
-    if is_spread(value):
+    if is_sharded(value):
         mesh = value.device_mesh
         words = (tuple(value.shape), str(value.dtype), mesh.mesh.flatten().tolist(), str(value.placements))
         num_bytes = value.numel() * value.element_size()
@@ -45,8 +45,8 @@ def item_of(value: Any, kind: str) -> Item:
 
 
 def part_of(value: Any) -> tuple[Any, bytes]:
-    """Which part of a spread tensor this rank holds, and the digest of that."""
-    from ptsave.models.weights.sharded import box_of  # which imports torch.distributed
+    """Which part of a sharded tensor this rank holds, and the digest of that."""
+    from ptsave.models.weights.own_shard import box_of  # which imports torch.distributed
 
     with torch.no_grad():
         return box_of(value), item_of(value.to_local(), "").digest

@@ -9,7 +9,7 @@ import torch
 
 from ptsave.core.tree import leaves
 from ptsave.errors import LossyError
-from ptsave.models.weights.spread import has_spread
+from ptsave.models.weights.sharded import has_sharded
 from ptsave.training.optimizers.names import by_name, is_optimizer, nested
 from ptsave.training.plain import plain
 
@@ -35,7 +35,7 @@ def flatten(tree: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:
 
 def _flatten(path: Path, value: Any) -> Iterator[tuple[Path, Any]]:
     value = by_name(value) if is_optimizer(value) else value
-    if isinstance(value, Mapping) and (has_spread(value) or _is_kept_by_key(value)):
+    if isinstance(value, Mapping) and (has_sharded(value) or _is_kept_by_key(value)):
         for key, item in value.items():
             yield from _flatten((*path, str(key)), item)
     elif isinstance(value, list) and any(isinstance(item, (Mapping, torch.Tensor, list)) for item in value):
@@ -43,7 +43,7 @@ def _flatten(path: Path, value: Any) -> Iterator[tuple[Path, Any]]:
             yield from _flatten((*path, number), item)
     elif isinstance(value, torch.Tensor):
         yield path, value.detach()
-    elif has_spread(value):
+    elif has_sharded(value):
         raise LossyError(f"{name_of(path)!r} has parts of tensors in a tuple", "", "make it a list")
     else:
         yield path, value

@@ -147,7 +147,7 @@ def check_member(label: str, member: Any, *, is_model: bool) -> None:
         raise UsageError(
             f"{FSDP1} keeps its parameters in flat pieces that have no names",
             f"TrainingState, {label}",
-            "spread the model with torch.distributed.fsdp.fully_shard (FSDP2)",
+            "shard the model with torch.distributed.fsdp.fully_shard (FSDP2)",
         )
     if is_model and not isinstance(member, nn.Module):
         raise UsageError(f"a {type(member).__name__} is no torch.nn.Module", f"TrainingState, {label}")

@@ -29,8 +29,7 @@ from ptsave.models.weights.loading_code import (
     with_ties,
     without_memory,
 )
-from ptsave.models.weights.placed import placed
-from ptsave.models.weights.spread import has_spread, is_sharded, is_spread
+from ptsave.models.weights.sharded import has_sharded, is_fsdp_module, is_sharded, placed
 from ptsave.training.keys import header
 
 NO_BYTES = MemoryStorage(memoryview(b""))
@@ -117,8 +116,8 @@ class ModulePlan(NamedTuple):
             full._metadata = self.values._metadata  # type: ignore[attr-defined]
             self.module.load_state_dict(full, strict=True)
             return
-        if has_spread(state):
-            outcome = _assign_spread(self.module, self.values, self.taken, self.label)
+        if has_sharded(state):
+            outcome = _assign_sharded(self.module, self.values, self.taken, self.label)
         else:
             outcome = give(self.module, self.values, assign=False)
         late = replace(
@@ -131,10 +130,10 @@ class ModulePlan(NamedTuple):
             raise _named_misfit(misfit(late, Path(self.label)), self.label)
 
 
-def _assign_spread(
+def _assign_sharded(
     module: nn.Module, values: Mapping[str, Any], taken: Mapping[str, list[str]], label: str
 ) -> Outcome:
-    """Run the loading code of a module that is spread over ranks, on whole tensors of which each rank keeps
+    """Run the loading code of a module that is sharded over ranks, on whole tensors of which each rank keeps
     its part.
 
     Every rank calls it.
@@ -156,12 +155,12 @@ def _assign_spread(
         for slots, made in given:
             want = slots[0].tensor
             value = values[made] if isinstance(made, str) else made
-            want.copy_(placed(value, want) if is_spread(want) else _whole(value))
+            want.copy_(placed(value, want) if is_sharded(want) else _whole(value))
     return outcome
 
 
 def _whole(value: Any) -> Any:
-    return value.full_tensor() if is_spread(value) else value
+    return value.full_tensor() if is_sharded(value) else value
 
 
 def plan_module(
@@ -229,7 +228,7 @@ def _refuse_untied(parameters: Mapping[str, nn.Parameter], values: Mapping[str, 
         if name in values:
             other = first.setdefault(id(parameter), name)
             one, two = values[other], values[name]
-            if one is not two and not (is_spread(one) or is_spread(two)) and not torch.equal(one, two):
+            if one is not two and not (is_sharded(one) or is_sharded(two)) and not torch.equal(one, two):
                 what = f"{other!r} and {name!r} are one parameter in {label}, and differ in the checkpoint"
                 raise LossyError(what, "", "drop one of the two names first: `ptsave convert --drop NAME`")
 
@@ -329,7 +328,7 @@ def _fsdp_parameters(module: nn.Module, label: str) -> Iterator[tuple[str, Any]]
     """
     names = {id(p): name for name, p in reversed(parameters_of(module).items())}
     for inner in module.modules():
-        if not is_sharded(inner):
+        if not is_fsdp_module(inner):
             continue
         state: Any = inner._get_fsdp_state()  # type: ignore[operator]
         one = [] if hasattr(state, "_fsdp_param_groups") else [state._fsdp_param_group]

@@ -23,7 +23,7 @@ from ptsave.core.parts.training import STEPS_DONE
 from ptsave.distributed import ranks
 from ptsave.errors import CorruptError, LossyError
 from ptsave.formats.run_folder import EPOCH, METRICS, STEP
-from ptsave.models.weights.spread import has_replicas, is_spread, tensors_in
+from ptsave.models.weights.sharded import has_replicas, is_sharded, tensors_in
 from ptsave.training.fingerprint import Item, item_of, part_of
 from ptsave.training.items import MISSING, Path, flatten, name_of, named, put, remove, value_at
 from ptsave.training.keys import RANK_VALUES, RANKS, UNSYNCHRONISED, WORLD_SIZE
@@ -123,14 +123,14 @@ def divide(tree: dict[str, Any], kinds: Mapping[Path, str], group: Any) -> Divis
     everyone = [one.own for one in told]
     if any(one.digest != told[0].digest for one in told):
         everyone = ranks.gather(found, group)
-        _compare_spread(items, everyone, group)
+        _compare_sharded(items, everyone, group)
     table = _table(everyone)
     tree = {**tree, WORLD_SIZE: ranks.size()}
     division = Division(tree)
     division.different = [
         path for path, entry in table.items() if entry.kind == WEIGHTS and len(entry.owners) > 1
     ]
-    division.is_folder = any(one.is_spread for one in told) or _is_too_much(table, everyone)
+    division.is_folder = any(one.is_sharded for one in told) or _is_too_much(table, everyone)
     if division.is_folder:
         _fill_folder(division, items, table, everyone, group)
     elif table:
@@ -154,7 +154,7 @@ class _Told(NamedTuple):
 
     digest: bytes
     """Of all the digests, but of those in `own`."""
-    is_spread: bool
+    is_sharded: bool
     own: Found
     """What mostly differs."""
     values: dict[Path, Any]
@@ -164,7 +164,7 @@ class _Told(NamedTuple):
     def of(items: Mapping[Path, Any], found: Found) -> _Told:
         own = {path: item for path, item in found.items() if path[0] in (RNG, DATA)}
         rest = sorted((name_of(path), item.digest) for path, item in found.items() if path not in own)
-        has_any = any(item.is_spread for item in found.values())
+        has_any = any(item.is_sharded for item in found.values())
         values = {} if has_any else {path: _portable(items[path]) for path in own}
         return _Told(item_of(rest, VALUE).digest, has_any, own, values)
 
@@ -172,7 +172,7 @@ class _Told(NamedTuple):
 def _alone(tree: dict[str, Any], items: dict[Path, Any]) -> Division:
     """Of the only rank."""
     sizes = [value.numel() * value.element_size() for value in items.values() if torch.is_tensor(value)]
-    return Division(tree, any(map(is_spread, items.values())), items, list(items), sum(sizes))
+    return Division(tree, any(map(is_sharded, items.values())), items, list(items), sum(sizes))
 
 
 def _kind(path: Path, value: Any, kinds: Mapping[Path, str]) -> str:
@@ -250,9 +250,9 @@ def _fill_folder(
         entry = table.get(path)
         if entry is None:
             written[path] = _num_bytes(value)
-            if rank == 0 or is_spread(value):
+            if rank == 0 or is_sharded(value):
                 division.mine[path] = value
-        elif entry.sources[rank] != ABSENT and (entry.sources[rank] == rank or is_spread(value)):
+        elif entry.sources[rank] != ABSENT and (entry.sources[rank] == rank or is_sharded(value)):
             division.mine[entry.target(path, entry.sources[rank])] = value
     for path, entry in table.items():
         for source in entry.owners:
@@ -301,7 +301,7 @@ def _portable(value: Any) -> Any:
 
 
 def _check_replicas(items: Mapping[Path, Any], group: Any) -> None:
-    """See that ranks which hold one part of a spread tensor hold the same values: one of them is written.
+    """See that ranks which hold one part of a sharded tensor hold the same values: one of them is written.
 
     Raises: LossyError, alike on all ranks.
     """
@@ -318,8 +318,8 @@ def _check_replicas(items: Mapping[Path, Any], group: Any) -> None:
                 )
 
 
-def _compare_spread(items: Mapping[Path, Any], everyone: Sequence[Found], group: Any) -> None:
-    """Let tensors that are spread over other ranks have one digest where they have the same parts.
+def _compare_sharded(items: Mapping[Path, Any], everyone: Sequence[Found], group: Any) -> None:
+    """Let tensors that are sharded over other ranks have one digest where they have the same parts.
 
     Ranks that replicate by hand what others shard (FSDP in each of several groups) have one model.
     """
@@ -327,14 +327,14 @@ def _compare_spread(items: Mapping[Path, Any], everyone: Sequence[Found], group:
         {
             path
             for path, item in ((path, item) for found in everyone for path, item in found.items())
-            if item.is_spread and any(o.get(path, item).digest != item.digest for o in everyone)
+            if item.is_sharded and any(o.get(path, item).digest != item.digest for o in everyone)
         },
         key=str,
     )
     if not disputed:
         return
     parts = ranks.gather(
-        {path: part_of(items[path]) for path in disputed if is_spread(items.get(path))}, group
+        {path: part_of(items[path]) for path in disputed if is_sharded(items.get(path))}, group
     )
     for path in disputed:
         wholes: dict[bytes, set[Any]] = {}

@@ -14,7 +14,7 @@ from torch import nn
 
 from ptsave.core.parts.kinds import scheduler_kind
 from ptsave.errors import LossyError, UsageError
-from ptsave.models.weights.spread import gather_no_more
+from ptsave.models.weights.sharded import reshard_parameters
 from ptsave.training import rng as training_rng
 from ptsave.training.keys import UNSYNCHRONISED, canonical
 from ptsave.training.members import (
@@ -289,7 +289,7 @@ class TrainingState:
         by_id: dict[int, str] = {}
         by_name: dict[str, Any] = {}
         for label, module in self._modules().items():
-            gather_no_more(module)
+            reshard_parameters(module)
             is_model = label.startswith("model.")  # one of several
             prefix = (
                 f"{label.removeprefix('model.')}." if is_model else "" if label == "model" else f"{label}:"

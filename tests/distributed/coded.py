@@ -1,4 +1,4 @@
-"""One rank of many loads, each of a model with loading code of its own, spread over all ranks by FSDP2.
+"""One rank of many loads, each of a model with loading code of its own, sharded over all ranks by FSDP2.
 
 `python -m` of this module under torchrun, with the names of cases in a JSON file; `NUMBER.pt` is the file of
 each.
@@ -25,12 +25,12 @@ from ptsave.config.model import ConfigPlace, parse_model
 from ptsave.config.toml import Config
 from ptsave.core.parts.select import select_model
 from ptsave.distributed.group import Group, joined
-from ptsave.distributed.load import spread_and_fill
+from ptsave.distributed.load import shard_and_fill
 from ptsave.distributed.plan import make_plan
 from ptsave.errors import PtsaveError
 from ptsave.formats import open_checkpoint
 from ptsave.models.build import build_model
-from ptsave.models.weights.sharded import whole
+from ptsave.models.weights.own_shard import whole
 from ptsave.training.foreign import read_training
 from ptsave.training.runs.sharded_read import read_parts
 from ptsave.training.state import TrainingState
@@ -58,7 +58,7 @@ def _load(group: Group, path: Path, case: str) -> nn.Module:
     with open_checkpoint(path) as checkpoint:
         model = build_model(spec, device="meta")
         selection = select_model(checkpoint)
-        model, _ = spread_and_fill(group, plan, spec, checkpoint, selection, print, skeleton=model)
+        model, _ = shard_and_fill(group, plan, spec, checkpoint, selection, print, skeleton=model)
     return model
 
 
@@ -83,7 +83,7 @@ def _case(group: Group, path: Path, case: str, way: str) -> str:
             try:
                 ours = _sharded(case)
             except Exception as error:  # what FSDP2 does not shard is not what is tested
-                return f"cannot be spread: {error}"
+                return f"cannot be sharded: {error}"
             if way == "into":
                 ptsave.load(path, ours)
             else:

@@ -1,4 +1,4 @@
-"""Models that are awkward to spread, as a module that the tests write into their folder."""
+"""Models that are awkward to shard, as a module that the tests write into their folder."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ PARALLEL = {
     "grid": '[parallel]\nmesh = {dp = 2, tp = 2}\nwrap = ["odd:Block"]\n[parallel.tensor]\n'
     '"blocks.*.up" = "colwise"\n"blocks.*.down" = "rowwise"\n',
 }
-"""Ways to spread it; without a table, and in `dp` without a mesh, over as many ranks as there are."""
+"""Ways to shard it; without a table, and in `dp` without a mesh, over as many ranks as there are."""
 
 
 def write_models(folder: Path) -> None:
-    """`odd.py`, and one config for each way to spread its model."""
+    """`odd.py`, and one config for each way to shard its model."""
     (folder / "odd.py").write_text(CODE)
     for name, table in PARALLEL.items():
         (folder / f"{name}.toml").write_text(f"{CONFIG}\n{table}")

@@ -86,7 +86,7 @@ def run() -> None:
         if what == "flip":
             flipped()
         elif when == "before":
-            at(writer, "write_spread", what)
+            at(writer, "write_sharded", what)
         elif when == "during":
             half_written(what)
         elif when == "written":
@@ -101,7 +101,7 @@ def run() -> None:
             raise AssertionError(when)
     from ptsave.distributed import save
 
-    save.write_spread = lambda *arguments, **named: writer.write_spread(*arguments, **named)
+    save.write_sharded = lambda *arguments, **named: writer.write_sharded(*arguments, **named)
     main()
 
 

@@ -1,4 +1,4 @@
-"""One rank of many trainings, each spread over all ranks and kept in a folder of its own.
+"""One rank of many trainings, each sharded over all ranks and kept in a folder of its own.
 
 `python -m` of this module under torchrun, with the name of a file of trainings.
 """
@@ -64,7 +64,7 @@ class Net(nn.Module):
 
 
 def build(mesh: dict[str, int] | None) -> nn.Module:
-    """The model, spread over the ranks; whole and alike on all with `ddp` alone, and without `mesh`."""
+    """The model, sharded over the ranks; whole and alike on all with `ddp` alone, and without `mesh`."""
     torch.manual_seed(0)
     model = Net()
     if mesh is None:

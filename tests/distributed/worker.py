@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from ptsave.config.toml import load_config
 from ptsave.core.parts.select import select_model
 from ptsave.distributed.group import Group, joined
-from ptsave.distributed.load import spread_and_fill
+from ptsave.distributed.load import shard_and_fill
 from ptsave.distributed.plan import make_plan
 from ptsave.errors import PtsaveError
 from ptsave.formats import open_checkpoint
@@ -25,7 +25,7 @@ from ptsave.models.behaviour.trace import digest_of
 from ptsave.models.build import build_model
 from ptsave.models.inputs import output_tensors
 from ptsave.models.load import arguments_for, run
-from ptsave.models.weights.sharded import num_local_bytes, whole
+from ptsave.models.weights.own_shard import num_local_bytes, whole
 
 
 def _digests(model: torch.nn.Module) -> dict[str, str]:
@@ -43,7 +43,7 @@ def _case(group: Group, case: dict[str, Any]) -> dict[str, Any]:
         model = build_model(config.model, device="meta", app_dir=Path())
         selection = select_model(checkpoint)
         spec = config.model
-        spread_and_fill(group, plan, spec, checkpoint, selection, lines.append, skeleton=model)
+        shard_and_fill(group, plan, spec, checkpoint, selection, lines.append, skeleton=model)
     state = model.state_dict(keep_vars=True)
     found: dict[str, Any] = {
         "bytes": group.gather(num_local_bytes(model)),

@@ -24,7 +24,7 @@ from torch.optim import SGD, Adam, AdamW, lr_scheduler
 import ptsave
 from ptsave.errors import LossyError, PtsaveError, UsageError
 from ptsave.formats import open_checkpoint
-from ptsave.models.weights.spread import tensors_in
+from ptsave.models.weights.sharded import tensors_in
 from ptsave.training.items import flatten, named
 from ptsave.training.runs.snapshot import HostMemory
 from ptsave.verbs.checks.resume import resumable

@@ -104,10 +104,10 @@ class GatheredStorage:
         span = 1 + _reach(target.shape, strides)
         if isinstance(self.inner, MemoryStorage):
             run = self.inner.buffer[offset * item : (offset + span) * item]
-            _spread(run, target, strides)
+            _scatter(run, target, strides)
             return
         if span * item <= RUN_BYTES or axis == target.ndim:
-            _spread(self._read([offset * item], span * item), target, strides)
+            _scatter(self._read([offset * item], span * item), target, strides)
             return
         below = 1 + _reach(target.shape[axis + 1 :], strides[axis + 1 :])
         stride = strides[axis]
@@ -119,7 +119,7 @@ class GatheredStorage:
             if is_sparse:  # only what is wanted is read, and put together without the gaps
                 count = part.shape[axis]
                 runs = self._read([(start + i * stride) * item for i in range(count)], below * item)
-                _spread(runs, part, [*strides[:axis], below, *strides[axis + 1 :]])
+                _scatter(runs, part, [*strides[:axis], below, *strides[axis + 1 :]])
             else:
                 self._fill(part, strides, start, axis + 1)
 
@@ -137,7 +137,7 @@ def _reach(shape: tuple[int, ...], strides: list[int]) -> int:
     return sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
 
 
-def _spread(run: memoryview, target: np.ndarray[Any, Any], strides: list[int]) -> None:
+def _scatter(run: memoryview, target: np.ndarray[Any, Any], strides: list[int]) -> None:
     """Copy the elements of `run` that lie at `strides` (in elements) to `target`."""
     import numpy as np
 

@@ -198,7 +198,7 @@ class _Tile:
             at = 0
             for position, count, repeats, step in self._rows(piece, piece + len(data)):
                 rows = data[at : at + count * repeats]
-                _spread(rows, buffer[position - start :], count, repeats, step)
+                _scatter(rows, buffer[position - start :], count, repeats, step)
                 at += len(rows)
 
     def _before(self, position: int) -> int:
@@ -230,7 +230,7 @@ class _Tile:
             low += count * repeats
 
 
-def _spread(rows: memoryview, target: memoryview, count: int, repeats: int, step: int) -> None:
+def _scatter(rows: memoryview, target: memoryview, count: int, repeats: int, step: int) -> None:
     """Copy rows of `count` bytes that lie end to end to places that are `step` bytes apart."""
     if repeats < FEW_ROWS:
         for i in range(repeats):

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ptsave.models.weights.spread import is_spread
+from ptsave.models.weights.sharded import is_sharded
 
 WIDE = {
     torch.float32: torch.float64,
@@ -98,7 +98,7 @@ class Rounding(TorchFunctionMode):
         return wide * _factors(wide, self._weights, generator)
 
     def _perturbed(self, tensor: torch.Tensor) -> torch.Tensor:
-        if not _is_float(tensor) or not tensor.numel() or is_spread(tensor):
+        if not _is_float(tensor) or not tensor.numel() or is_sharded(tensor):
             return tensor
         device = tensor.device
         if device not in self._generators:
@@ -114,7 +114,7 @@ class Rounding(TorchFunctionMode):
 
     def _map(self, value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
         if isinstance(value, torch.Tensor):
-            return change(value) if _is_plain(value) or is_spread(value) else value
+            return change(value) if _is_plain(value) or is_sharded(value) else value
         return _mapped(value, lambda item: self._map(item, change))
 
 

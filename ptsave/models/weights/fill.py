@@ -44,8 +44,7 @@ from ptsave.models.weights.loading_code import (
     without_memory,
 )
 from ptsave.models.weights.mapped import map_apart
-from ptsave.models.weights.placed import placed
-from ptsave.models.weights.spread import Parts, is_spread
+from ptsave.models.weights.sharded import Parts, is_sharded, placed
 from ptsave.models.weights.streaming import stream_into, stream_to
 from ptsave.models.weights.tensors import read_tensor, read_tensors, refused_part, to_torch, torch_dtype
 
@@ -361,7 +360,7 @@ def _through_code(model: nn.Module, selection: Selection, report: KeyReport, rea
     state = model.state_dict(keep_vars=True)
     places = {slot.name: slot.tensor for slot in slots(model)}
     is_skeleton = any(tensor.is_meta for tensor in places.values())
-    is_hollow = is_skeleton or any(map(is_spread, places.values()))
+    is_hollow = is_skeleton or any(map(is_sharded, places.values()))
     entries = {name: e.named(selection.original[name]) for name, e in selection.tensors.items()}
     tensors = without_memory(entries)
     taken = taken_as_they_are(model, with_ties(state, state_dict(model, selection, tensors)), entries)
@@ -419,7 +418,7 @@ def _put(given: Sequence[Given], entries: Mapping[str, TensorEntry], reading: _R
 
     def put(name: str, tensor: torch.Tensor) -> None:
         want = wants[name]
-        if is_spread(want) and not want.is_meta:
+        if is_sharded(want) and not want.is_meta:
             with torch.no_grad():
                 want.copy_(tensor)
             return
@@ -431,7 +430,7 @@ def _put(given: Sequence[Given], entries: Mapping[str, TensorEntry], reading: _R
         if not isinstance(one.value, str):
             want = one.slots[0].tensor
             made = one.value.detach().to(one.value.dtype if nn.parameter.is_lazy(want) else want.dtype)
-            if is_spread(want):
+            if is_sharded(want):
                 made = placed(made.to(reading.device or _home(want)), want)
             put(one.slots[0].name, made)
     for name, tensor in reading.parts_of(whole, wants):

@@ -22,7 +22,7 @@ from ptsave.core.nodes import TensorEntry
 from ptsave.core.parts.keys import KeyReport
 from ptsave.core.parts.select import WRAPPERS, Selection
 from ptsave.errors import LossyError
-from ptsave.models.weights.spread import is_sharded, is_spread
+from ptsave.models.weights.sharded import is_fsdp_module, is_sharded
 from ptsave.models.weights.tensors import to_torch, torch_dtype
 
 _FAILED = "Error(s) in loading state_dict"
@@ -218,7 +218,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _memory_of(tensor: Any) -> int:
     """What a tensor and its views have in common, even where it is on the meta device."""
     is_strided = isinstance(tensor, torch.Tensor) and not nn.parameter.is_lazy(tensor)
-    if is_strided and tensor.layout is torch.strided and not is_spread(tensor):
+    if is_strided and tensor.layout is torch.strided and not is_sharded(tensor):
         return int(tensor.untyped_storage()._cdata)
     return id(tensor)
 
@@ -231,7 +231,7 @@ def untouched(state: Mapping[str, Any], missing: list[str]) -> list[str]:
 
 
 def _on_meta(model: nn.Module) -> nn.Module:
-    """A copy of `model` without memory, whole where it is spread over ranks, and without what runs around a
+    """A copy of `model` without memory, whole where it is sharded over ranks, and without what runs around a
     forward pass."""
     memo: dict[int, Any] = {}
     blank: list[tuple[nn.Module, nn.Module]] = []
@@ -246,7 +246,7 @@ def _on_meta(model: nn.Module) -> nn.Module:
         for name, value in vars(module).items():
             if name in _AROUND_FORWARD or name.startswith(_COMPOSABLE):
                 memo[id(value)] = OrderedDict()
-        if is_sharded(module):  # FSDP2's class refuses to be copied; the one below it is the model's
+        if is_fsdp_module(module):  # FSDP2's class refuses to be copied; the one below it is the model's
             kind: type[nn.Module] = type(module).__mro__[2]
             memo[id(module)] = copied = kind.__new__(kind)
             blank.append((module, copied))
@@ -274,7 +274,7 @@ Source: torch/distributed/_composable/contract.py."""
 
 def _hollow(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor like `tensor` without memory; all of it, where that is a part of one."""
-    if is_spread(tensor):
+    if is_sharded(tensor):
         bare = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
     else:
         bare = tensor.detach().to("meta")
@@ -362,7 +362,7 @@ def assigned(
     """
     hooks = [(all_, dict(all_)) for module in model.modules() for all_ in _loading_hooks(module)]
     before = slots(model)
-    hollow = {id(slot.tensor): _hollow(slot.tensor) for slot in before if is_spread(slot.tensor)}
+    hollow = {id(slot.tensor): _hollow(slot.tensor) for slot in before if is_sharded(slot.tensor)}
     for slot in before:
         slot.registry[slot.key] = hollow.get(id(slot.tensor), slot.tensor)
     for all_, known in hooks:

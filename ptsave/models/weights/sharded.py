@@ -1,83 +1,80 @@
-"""Filling a spread model: each rank reads, of every tensor, only the box that it holds itself."""
+"""Tensors that are sharded over ranks (DTensor), recognised without importing torch.distributed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed._functional_collectives import AsyncCollectiveTensor
-from torch.distributed.tensor import DTensor
 
 from ptsave.core.nodes import TensorEntry
-from ptsave.core.values.gather import laid_out
-from ptsave.formats.dcp.chunks import Box, window
-from ptsave.models.weights.spread import Parts
 
 
-def box_of(tensor: DTensor) -> Box:
-    """Which part of the whole tensor this rank holds; torch itself says so, as it does when it saves."""
-    chunks = tensor.__create_chunk_list__()  # type: ignore[no-untyped-call]
-    for chunk in chunks:
-        return Box(tuple(chunk.offsets), tuple(chunk.sizes))
-    return Box((0,) * tensor.dim(), tuple(tensor.to_local().shape))
+@dataclass(frozen=True)
+class Parts:
+    """What of each tensor a model takes: all of it, unless the model is sharded over ranks."""
+
+    cut: Callable[[TensorEntry, torch.Tensor], TensorEntry] = lambda entry, want: entry
+    """The part of an entry that the model's tensor of its name holds here."""
+    join: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = lambda tensor, want: tensor
+    """That part, once it is read, as the tensor that the model expects."""
 
 
-def _cut(entry: TensorEntry, want: torch.Tensor) -> TensorEntry:
-    # a file may hold a tensor in other strides than the shards that FSDP2 flattens
-    return laid_out(window(entry, box_of(want))) if isinstance(want, DTensor) else entry
+def is_sharded(value: Any) -> bool:
+    """Whether `value` is a DTensor, of which this process holds a shard."""
+    return isinstance(value, torch.Tensor) and hasattr(type(value), "full_tensor")
 
 
-def _join(tensor: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
-    if not isinstance(want, DTensor):
-        return tensor
-    return DTensor.from_local(
-        tensor.view(want.to_local().shape),  # of a shard without elements, torch keeps other sizes
-        want.device_mesh,
-        want.placements,
-        run_check=False,
-        shape=want.shape,
-        stride=want.stride(),
-    )
+def has_replicas(value: Any) -> bool:
+    """Whether `value` is a DTensor of which other ranks hold the shard of this process, too."""
+    if not is_sharded(value):
+        return False
+    mesh = value.device_mesh
+    return any(one.is_replicate() and mesh.size(dim) > 1 for dim, one in enumerate(value.placements))
 
 
-def part_of(tensor: torch.Tensor, want: DTensor) -> torch.Tensor:
-    """What this rank holds of a whole tensor that is to be spread as `want` is; of memory of its own.
+def is_fsdp_module(module: nn.Module) -> bool:
+    """Whether FSDP2 shards the parameters of `module`; FSDP2 then has replaced the class of the module."""
+    return callable(getattr(module, "_get_fsdp_state", None)) and hasattr(module, "unshard")
 
-    Raises: ValueError for another shape.
+
+def has_sharded(tree: Any) -> bool:
+    """Whether nested data holds a sharded tensor."""
+    return any(map(is_sharded, tensors_in(tree)))
+
+
+def tensors_in(tree: Any) -> Iterator[torch.Tensor]:
+    """Every tensor in nested data, in order; the tensors of a container that occurs twice come once."""
+    stack, seen = [iter((tree,))], set()
+    while stack:
+        for value in stack[-1]:
+            if isinstance(value, torch.Tensor):
+                yield value
+            elif isinstance(value, (Mapping, list, tuple)) and id(value) not in seen:
+                seen.add(id(value))
+                stack.append(iter(value.values() if isinstance(value, Mapping) else value))
+                break
+        else:
+            stack.pop()
+
+
+def reshard_parameters(module: nn.Module) -> None:
+    """Free what FSDP2 gathered for a forward pass, so that the parameters are the sharded ones again.
+
+    After a forward pass without a backward pass, the outermost FSDP unit still holds gathered parameters.
+    An optimizer knows only the sharded ones.
     """
-    if tensor.shape != want.shape:
-        raise ValueError(f"{list(tensor.shape)} is spread as {list(want.shape)}")
-    box = box_of(want)
-    own = tensor[tuple(slice(o, o + size) for o, size in zip(box.offsets, box.sizes, strict=True))]
-    device = tensor.device if want.is_meta else want.device
-    return _join(own.to(device, copy=True, memory_format=torch.contiguous_format), want)
+    for inner in module.modules():
+        if callable(reshard := getattr(inner, "reshard", None)) and hasattr(inner, "unshard"):
+            reshard()
 
 
-OWN_PARTS = Parts(_cut, _join)
-"""For `fill`: what this rank holds of each tensor."""
+def placed(value: Any, want: torch.Tensor) -> Any:
+    """`value` as it goes into the tensor `want`: the shard of this rank where only `want` is sharded."""
+    if not is_sharded(want) or is_sharded(value) or not isinstance(value, torch.Tensor):
+        return value
+    from ptsave.models.weights.own_shard import part_of  # which imports torch.distributed
 
-
-def num_local_bytes(model: nn.Module) -> int:
-    """Bytes of the parameters and buffers that this rank holds."""
-    local = (_local(tensor) for tensor in (*model.parameters(), *model.buffers()))
-    return sum(tensor.numel() * tensor.element_size() for tensor in local)
-
-
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def whole(value: Any) -> Any:
-    """What a forward pass returned, with each DTensor in it gathered on every rank."""
-    if isinstance(value, DTensor):
-        return value.full_tensor()
-    if isinstance(value, AsyncCollectiveTensor):
-        return value.wait()
-    if isinstance(value, dict):
-        return {key: whole(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        items: Iterator[Any] = (whole(item) for item in value)
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
+    return part_of(value, want)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ import torch
 from ptsave.core.parts.kinds import unlike
 from ptsave.core.parts.select import strip_wrapper_names
 from ptsave.errors import LossyError
-from ptsave.models.weights.placed import placed
+from ptsave.models.weights.sharded import placed
 from ptsave.training.optimizers.groups import NAMES_KEY, options_of
 from ptsave.training.optimizers.names import by_number
 from ptsave.training.optimizers.settings import Settings
@@ -358,7 +358,7 @@ def _check_shapes(values: Mapping[str, Any], parameter: torch.Tensor, name: str,
 
 
 def _placed(value: Any, parameter: torch.Tensor) -> Any:
-    """A value of the parameter's state, spread over the ranks where the parameter is and its shape fits."""
+    """A value of the parameter's state, sharded over the ranks where the parameter is and its shape fits."""
     is_like_it = isinstance(value, torch.Tensor) and value.shape == parameter.shape
     return placed(value, parameter) if is_like_it else value
 

@@ -23,7 +23,7 @@ from ptsave.errors import (
     WriteError,
 )
 from ptsave.formats.run_folder import FOLDER, RunFile, file_name
-from ptsave.models.weights.spread import has_spread
+from ptsave.models.weights.sharded import has_sharded
 from ptsave.training.items import Path as ItemPath
 from ptsave.training.preemption import Signals
 from ptsave.training.rank_values import WEIGHTS, Division, divide, few, others_paths, state_of
@@ -37,7 +37,7 @@ from ptsave.training.runs.whole import read_whole
 from ptsave.training.state import TrainingState
 
 if TYPE_CHECKING:
-    from ptsave.training.runs.sharded_write import SpreadWriter
+    from ptsave.training.runs.sharded_write import ShardedWriter
 
 
 _SHARE = "keep the run in a folder that all nodes share"
@@ -69,7 +69,7 @@ class Checkpoints:
     and durable when it has its name, and what is in the folder is all that there is to know of a run.
 
     With `torch.distributed`, call everything on every rank: rank 0 writes, all resume from the same file.
-    Where parameters are spread over the ranks (FSDP2, tensor parallelism), each writes its part of a folder,
+    Where parameters are sharded over the ranks (FSDP2, tensor parallelism), each writes its part of a folder,
     `step-000000123.dcp`, that plain `torch.distributed.checkpoint.load` opens; another number of ranks, or
     one process, can go on from it.
     """
@@ -98,7 +98,7 @@ class Checkpoints:
         self._best = parse_best(keep_best)
         self._files = RunFiles(self.folder, Retention(keep_last, self._best, keep_every))
         self._memory = HostMemory()
-        self._spread: SpreadWriter | None = None
+        self._sharded: ShardedWriter | None = None
         self._group: Any = None
         """Of all ranks, for the keeper alone."""
         self._background = Background()
@@ -141,7 +141,7 @@ class Checkpoints:
         if not self._has_saved:
             ranks.from_first(self._hold, group)
         finish = (
-            self._spread_writer().begin(self._files, division, step, group)
+            self._sharded_writer().begin(self._files, division, step, group)
             if division.is_folder
             else ranks.together(lambda: self._copied(division.tree, step), group)
         )
@@ -201,12 +201,12 @@ class Checkpoints:
             self._group = ranks.own_group()
         return self._group
 
-    def _spread_writer(self) -> SpreadWriter:
-        if self._spread is None:
-            from ptsave.training.runs.sharded_write import SpreadWriter  # imports torch.distributed
+    def _sharded_writer(self) -> ShardedWriter:
+        if self._sharded is None:
+            from ptsave.training.runs.sharded_write import ShardedWriter  # imports torch.distributed
 
-            self._spread = SpreadWriter()
-        return self._spread
+            self._sharded = ShardedWriter()
+        return self._sharded
 
     def wait(self) -> None:
         """Return when what was saved is durably in place.
@@ -380,8 +380,8 @@ class Checkpoints:
             self._files.let_go()
             self._signals.restore()
             self._memory.release()
-            if self._spread is not None:
-                self._spread.release()
+            if self._sharded is not None:
+                self._sharded.release()
             group, self._group = self._group, None
             ranks.leave(group)
 
@@ -418,7 +418,7 @@ class _Reading:
         """`live`: the state of now; it matters only where there are ranks. Every rank calls it."""
         self._live, self._group = live, group
         self._others = others_paths(live, kinds, group) if group is not None else []
-        self._is_spread = any(ranks.gather(has_spread(live), group))
+        self._is_sharded = any(ranks.gather(has_sharded(live), group))
 
     def read(self, file: RunFile) -> tuple[tuple[dict[str, Any], list[str]], str]:
         """This rank's state in a checkpoint, every byte of which is checked, and notes; or why there is none.
@@ -430,7 +430,7 @@ class _Reading:
         nothing: tuple[dict[str, Any], list[str]] = {}, []
         if file.problem:
             return nothing, file.problem
-        if self._is_spread or (ranks.size() > 1 and file.path.name.endswith(FOLDER)):
+        if self._is_sharded or (ranks.size() > 1 and file.path.name.endswith(FOLDER)):
             from ptsave.training.runs.sharded_read import problem_of, read_parts  # torch.distributed
 
             if problem := problem_of(file.path, self._group):

@@ -1,4 +1,4 @@
-"""A checkpoint of any kind → the state of a training that is spread over ranks, each reading its own part."""
+"""A checkpoint of any kind → the state of a training sharded over ranks; each rank reads its own part."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ptsave.core.tree import leaves
 from ptsave.distributed import ranks
 from ptsave.errors import PtsaveError, UnreadableError
 from ptsave.formats import open_checkpoint
-from ptsave.models.weights.sharded import OWN_PARTS
-from ptsave.models.weights.spread import is_spread
+from ptsave.models.weights.own_shard import OWN_PARTS
+from ptsave.models.weights.sharded import is_sharded
 from ptsave.models.weights.tensors import read_tensors
 from ptsave.training.foreign import with_tensors
 from ptsave.training.items import named
@@ -53,7 +53,7 @@ def _first_problem(checkpoint: Checkpoint) -> str:
 def read_parts(
     path: Path, live: Mapping[str, Any], choose: Callable[[Any], tuple[dict[str, Any], list[str]]]
 ) -> tuple[dict[str, Any], list[str]]:
-    """What `choose` takes of the tree at `path`, each tensor spread as the one of its name in `live`, the
+    """What `choose` takes of the tree at `path`, each tensor sharded as the one of its name in `live`, the
     state of now; and what `choose` has to say.
 
     Its bytes are not checked against anything: `problem_of` has done that.
@@ -84,10 +84,10 @@ def read_parts(
 
 
 def _names(live: Mapping[str, Any]) -> Names:
-    """Every tensor that is spread, by its whole path, by its last key and by the last two."""
+    """Every tensor that is sharded, by its whole path, by its last key and by the last two."""
     found: Names = {}
     for path, tensor in _leaves(live):
-        if is_spread(tensor):
+        if is_sharded(tensor):
             found[path] = tensor
             for length in (1, 2):
                 found.setdefault(path[-length:], tensor)
@@ -95,7 +95,7 @@ def _names(live: Mapping[str, Any]) -> Names:
 
 
 def _wanted(root: Any, names: Names) -> Iterator[tuple[TensorEntry, torch.Tensor | None]]:
-    """Every tensor below `root` with the one that it is to be spread like.
+    """Every tensor below `root` with the one that it is to be sharded like.
 
     An optimizer's state has the name of its parameter in its path, and mostly its shape.
     """

@@ -1,4 +1,4 @@
-"""A training spread over ranks → one DCP folder of its run, by torch's `async_save`; complete or not there.
+"""A training sharded over ranks → one DCP folder of its run, by torch's `async_save`; complete or not there.
 
 Every rank copies its part to host memory, pinned where it comes from CUDA, and goes on; a thread of each
 writes its file into a temporary folder. When all have written, rank 0 puts the metadata there and gives the
@@ -41,7 +41,7 @@ from ptsave.training.runs.files import RunFiles
 from ptsave.training.runs.snapshot import HostMemory
 
 
-class SpreadWriter:
+class ShardedWriter:
     """Writes what many ranks hold, one state at a time; its memory is used again by the next one."""
 
     def __init__(self) -> None:

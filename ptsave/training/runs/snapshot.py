@@ -16,7 +16,7 @@ from ptsave.core.checkpoint import LIVE, Checkpoint
 from ptsave.core.storage import MemoryStorage
 from ptsave.errors import RefusedError
 from ptsave.models.weights.live import Storages, is_plain, present
-from ptsave.models.weights.spread import tensors_in
+from ptsave.models.weights.sharded import tensors_in
 from ptsave.storage.system import private_memory
 
 ALIGN_BYTES = 64

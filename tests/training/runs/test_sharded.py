@@ -1,4 +1,4 @@
-"""A training spread over ranks: kept by all of them, resumed by any number, whatever happens to one."""
+"""A training sharded over ranks: kept by all of them, resumed by any number, whatever happens to one."""
 
 from __future__ import annotations
 

@@ -1,0 +1,83 @@
+"""Filling a sharded model: each rank reads, of every tensor, only the box that it holds itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
+from torch.distributed.tensor import DTensor
+
+from ptsave.core.nodes import TensorEntry
+from ptsave.core.values.gather import laid_out
+from ptsave.formats.dcp.chunks import Box, window
+from ptsave.models.weights.sharded import Parts
+
+
+def box_of(tensor: DTensor) -> Box:
+    """Which part of the whole tensor this rank holds; torch itself says so, as it does when it saves."""
+    chunks = tensor.__create_chunk_list__()  # type: ignore[no-untyped-call]
+    for chunk in chunks:
+        return Box(tuple(chunk.offsets), tuple(chunk.sizes))
+    return Box((0,) * tensor.dim(), tuple(tensor.to_local().shape))
+
+
+def _cut(entry: TensorEntry, want: torch.Tensor) -> TensorEntry:
+    # a file may hold a tensor in other strides than the shards that FSDP2 flattens
+    return laid_out(window(entry, box_of(want))) if isinstance(want, DTensor) else entry
+
+
+def _join(tensor: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
+    if not isinstance(want, DTensor):
+        return tensor
+    return DTensor.from_local(
+        tensor.view(want.to_local().shape),  # of a shard without elements, torch keeps other sizes
+        want.device_mesh,
+        want.placements,
+        run_check=False,
+        shape=want.shape,
+        stride=want.stride(),
+    )
+
+
+def part_of(tensor: torch.Tensor, want: DTensor) -> torch.Tensor:
+    """What this rank holds of a whole tensor that is to be sharded as `want` is; of memory of its own.
+
+    Raises: ValueError for another shape.
+    """
+    if tensor.shape != want.shape:
+        raise ValueError(f"{list(tensor.shape)} is sharded as {list(want.shape)}")
+    box = box_of(want)
+    own = tensor[tuple(slice(o, o + size) for o, size in zip(box.offsets, box.sizes, strict=True))]
+    device = tensor.device if want.is_meta else want.device
+    return _join(own.to(device, copy=True, memory_format=torch.contiguous_format), want)
+
+
+OWN_PARTS = Parts(_cut, _join)
+"""For `fill`: what this rank holds of each tensor."""
+
+
+def num_local_bytes(model: nn.Module) -> int:
+    """Bytes of the parameters and buffers that this rank holds."""
+    local = (_local(tensor) for tensor in (*model.parameters(), *model.buffers()))
+    return sum(tensor.numel() * tensor.element_size() for tensor in local)
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(value: Any) -> Any:
+    """What a forward pass returned, with each DTensor in it gathered on every rank."""
+    if isinstance(value, DTensor):
+        return value.full_tensor()
+    if isinstance(value, AsyncCollectiveTensor):
+        return value.wait()
+    if isinstance(value, dict):
+        return {key: whole(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        items: Iterator[Any] = (whole(item) for item in value)
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
