@@ -18,7 +18,7 @@ from ptsave.core.accounts import Accounting, Accounts, account
 from ptsave.core.nodes import GlobalUse, TensorEntry
 from ptsave.core.own_process import no_garbage_collection
 from ptsave.core.record import Record
-from ptsave.core.tree import MAX_NAME_CHARS, leaves, with_arrays
+from ptsave.core.tree import MAX_NAME_CHARS, dotted, leaves, with_arrays
 from ptsave.core.verdict import Finding
 from ptsave.errors import LimitError
 
@@ -144,7 +144,7 @@ class Checkpoint:
         with no_garbage_collection():
             try:
                 for path, leaf in leaves(self.weights_root, max(MAX_NAME_CHARS, self.source_bytes // 4)):
-                    name = ".".join(map(str, path)) if path else ROOT_NAME
+                    name = dotted(path) if path else ROOT_NAME
                     if isinstance(leaf, TensorEntry):
                         name = _unused(name, tensors, times)
                         tensors[name] = leaf.named(name)

@@ -1,14 +1,18 @@
-"""Walking the tree of a checkpoint: its leaves by path, in bounded time whatever the sharing."""
+"""Trees of nested data: walked, rewritten, and the leaves of a checkpoint by path, in bounded time.
+
+`walk` goes through what is there, `rewrite` copies it with changes, and `leaves` spells every path, at the
+price that sharing has. What nests may be shared or hold itself, and leaves may be anything.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 from ptsave.core.nodes import Opaque, TensorEntry
-from ptsave.errors import LimitError
+from ptsave.errors import LimitError, LossyError
 
 MAX_REPEATS = 500_000
 """Cap on the nodes that a walk reaches again, by another path. Every node is reached once in time that
@@ -36,6 +40,144 @@ SCALARS = (str, int, float, bool, type(None), bytes, complex, bytearray)
 def is_scalar(value: Any) -> bool:
     """Whether `value` is plain data that nothing nests in."""
     return isinstance(value, SCALARS)
+
+
+def dotted(path: Iterable[Any], under: str = "") -> str:
+    """The keys of a path as one name: `model.fc1.weight`, below the name `under` where there is one."""
+    return ".".join((under, *map(str, path)) if under else map(str, path))
+
+
+def items_of(node: Any) -> Collection[tuple[Any, Any]]:
+    """What a mapping, a list or a tuple holds, as (key, value); nothing of all else."""
+    if isinstance(node, (list, tuple)):
+        return list(enumerate(node))
+    return node.items() if isinstance(node, (dict, Mapping)) else ()
+
+
+def walk(
+    root: Any,
+    children: Callable[[Any], Iterable[tuple[Any, Any]]] = items_of,
+    *,
+    once: bool = True,
+    max_depth: int | None = None,
+) -> Iterator[tuple[Sequence[Any], Any]]:
+    """Every node of `root` with its path, in order: a container and then what it holds, however deep.
+
+    What is met again is yielded again, but entered `once`; CYCLE stands where a container holds itself. The
+    path is one list, which changes with the next node. `children` gives what a node holds, as `items_of`
+    does, and `max_depth` is the length of the paths below which nothing is entered.
+    """
+    path: list[Any] = []
+    met: dict[int, Any] = {}  # which stay alive, and keep their identity
+    inside: set[int] = set()
+    pending: list[tuple[int, Iterator[tuple[Any, Any]]]] = [(0, iter(((None, root),)))]
+    while pending:
+        container, items = pending[-1]
+        for key, node in items:
+            if path:
+                path[-1] = key
+            if id(node) in inside:
+                yield path, CYCLE
+                continue
+            yield path, node
+            if id(node) in met or len(path) == max_depth or not (below := children(node)):
+                continue
+            if once:
+                met[id(node)] = node
+            inside.add(id(node))
+            pending.append((id(node), iter(below)))
+            path.append(None)
+            break
+        else:
+            pending.pop()
+            inside.discard(container)
+            if path:
+                path.pop()
+
+
+GONE: Any = object()
+"""What `rewrite` leaves out of the container that it would be in."""
+
+
+def rewrite(
+    root: Any,
+    leaf: Callable[[Sequence[Any], Any], Any],
+    *,
+    enter: Callable[[Sequence[Any], Any], Any] = lambda path, node: node,
+    leave: Callable[[Sequence[Any], Any, Any], Any] = lambda path, node, made: made,
+    containers: tuple[type, ...] = (dict, list, tuple, Mapping),
+    once: bool = True,
+    keeps_cycles: bool = True,
+) -> Any:
+    """A copy of `root` with what `leaf(path, value)` returns for each leaf; GONE leaves it out.
+
+    `enter(path, node)` says first what is to stand in the place of a node, `leave(path, node, made)` what to
+    take for the copy `made` of a container. A copy is a dict or an OrderedDict with the `_metadata` of its
+    original, a list or a tuple. The path is one list, which changes.
+
+    `containers`: what is entered; all else is a leaf. `once`: whether what is shared stays shared, as it
+    came out at its first path, so that the work is bounded by the data and not by its paths.
+    `keeps_cycles`: whether what holds itself does so in the copy.
+
+    Raises: LimitError past MAX_DEPTH; LossyError for what holds itself where that is refused.
+    """
+    path: list[Any] = []
+    done: dict[int, tuple[Any, Any]] = {}  # with the originals, which stay alive and keep their identity
+
+    def visit(original: Any) -> Any:
+        if id(original) in done:
+            made = done[id(original)][0]
+            if made is _OPEN:
+                hint = "keep it out of its own contents"
+                raise LossyError(f"{dotted(path)!r} is a container that it is in", "", hint)
+            return made
+        node = enter(path, original)
+        if node is GONE or not isinstance(node, containers):
+            return node if node is GONE else leaf(path, node)
+        if len(path) > MAX_DEPTH:
+            raise LimitError("depth", MAX_DEPTH, "more")
+        made = _empty_like(node)
+        is_open = once and not (keeps_cycles and isinstance(node, tuple))
+        if is_open:
+            done[id(original)] = made if keeps_cycles else _OPEN, original
+        for key, child in items_of(node):
+            path.append(key)
+            value = visit(child)
+            path.pop()
+            if value is GONE:
+                continue
+            if isinstance(made, list):
+                made.append(value)
+            else:
+                made[key] = value
+        made = leave(path, node, tuple(made) if isinstance(node, tuple) else made)
+        if once:
+            done[id(original)] = made, original
+        return made
+
+    return visit(root)
+
+
+_OPEN = object()
+"""Stands for the copy of a container that is being made."""
+
+
+def _empty_like(node: Any) -> Any:
+    if not isinstance(node, Mapping):
+        return []
+    if not isinstance(node, OrderedDict) and not hasattr(node, "_metadata"):
+        return {}
+    made: OrderedDict[Any, Any] = OrderedDict()
+    if hasattr(node, "_metadata"):  # a state dict's, with the versions of its modules
+        made._metadata = node._metadata  # type: ignore[attr-defined]
+    return made
+
+
+def with_items(node: Mapping[Any, Any], items: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    """A dictionary of the kind of `node`, with its `_metadata`, that holds `items`."""
+    made: dict[Any, Any] = _empty_like(node)
+    made.update(items)
+    return made
 
 
 def leaves(root: Any, max_name_chars: int = 4 * MAX_NAME_CHARS) -> Iterator[tuple[Path, Any]]:
@@ -125,7 +267,7 @@ def state_dict_of(module: Opaque, *, beside: bool = False) -> OrderedDict[str, A
     `_metadata` says so as torch's own does.
     """
     state: OrderedDict[str, Any] = OrderedDict(
-        (".".join(map(str, path)), value) for path, value in entries_of(module, beside=beside)
+        (dotted(path), value) for path, value in entries_of(module, beside=beside)
     )
     packed = [name.split(".")[:-1] for name in state if f".{name}".endswith("._packed_params")]
     modules = [
@@ -198,61 +340,26 @@ def with_arrays(root: Any) -> Any:
     """`root` with weights that are arrays of another library as tensors, each by itself as it was.
 
     An array is a weight where it lies in a container with arrays of floating-point numbers: generators of
-    random numbers and counters keep theirs. Containers without arrays are shared, not copied.
+    random numbers and counters keep theirs. A tree without arrays is `root` itself.
     """
-    done: dict[int, Any] = {}
 
-    def visit(value: Any, depth: int) -> Any:
-        if not isinstance(value, (dict, list, tuple)) or not value:
-            return value
-        if id(value) in done:
-            return done[id(value)]
-        if depth > MAX_DEPTH:
-            raise LimitError("depth", MAX_DEPTH, "more")
-        done[id(value)] = value  # what holds itself stays as it is
-        items = list(value.items()) if isinstance(value, dict) else list(enumerate(value))
-        arrays = {key: tensor for key, item in items if (tensor := _array(item)) is not None}
+    def arrays_as_tensors(path: Sequence[Any], node: Any) -> Any:
+        arrays = {key: tensor for key, item in items_of(node) if (tensor := _array(item)) is not None}
         if not any(tensor.dtype.is_float for tensor in arrays.values()):
-            arrays = {}
-        made = {key: arrays.get(key) or visit(item, depth + 1) for key, item in items}
-        if all(made[key] is item for key, item in items):
-            return value
-        if isinstance(value, dict):
-            copy: Any = OrderedDict() if isinstance(value, OrderedDict) else {}
-            copy.update(made)
-            if hasattr(value, "_metadata"):
-                copy._metadata = value._metadata
-        else:
-            copy = list(made.values()) if isinstance(value, list) else tuple(made.values())
-        done[id(value)] = copy
-        return copy
+            return node
+        items = ((key, arrays.get(key, item)) for key, item in items_of(node))
+        return with_items(node, items) if isinstance(node, dict) else type(node)(item for _, item in items)
 
     tensor = _array(root)
     if tensor is not None:
         return tensor
-    return visit(root, 0) if _holds_arrays(root) else root
+    if not any(isinstance(node, Opaque) and node.is_array for _, node in walk(root, _containers_and_objects)):
+        return root
+    return rewrite(root, lambda path, leaf: leaf, enter=arrays_as_tensors)
 
 
-def _holds_arrays(root: Any) -> bool:
-    """Whether an object that may be an array lies in the containers of `root`."""
-    met: set[int] = set()
-    pending = [root]
-    while pending:
-        node = pending.pop()
-        if id(node) in met:
-            continue
-        met.add(id(node))
-        for child in (
-            node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ()
-        ):
-            if type(child) is TensorEntry:
-                continue
-            if isinstance(child, Opaque):
-                if child.is_array:
-                    return True
-            elif isinstance(child, (dict, list, tuple)):
-                pending.append(child)
-    return False
+def _containers_and_objects(node: Any) -> list[tuple[Any, Any]]:
+    return [item for item in items_of(node) if isinstance(item[1], (dict, list, tuple, Opaque))]
 
 
 def _array(value: Any) -> TensorEntry | None:
@@ -265,34 +372,8 @@ def map_tensors(root: Any, replace: Callable[[TensorEntry], Any]) -> Any:
 
 
 def map_leaves(root: Any, replace: Callable[[Any], Any]) -> Any:
-    """A copy of `root` with each leaf replaced: what is no dict, list or tuple.
-
-    Shared containers stay shared, and one that holds itself does so in the copy: the work is bounded by the
-    file and not by its paths.
+    """A copy of `root` with each leaf replaced, as `rewrite` makes it.
 
     Raises: LimitError past MAX_DEPTH.
     """
-    done: dict[int, Any] = {}
-
-    def visit(value: Any, depth: int) -> Any:
-        if not isinstance(value, (dict, list, tuple)):
-            return replace(value)
-        if id(value) in done:
-            return done[id(value)]
-        if depth > MAX_DEPTH:
-            raise LimitError("depth", MAX_DEPTH, "more")
-        if isinstance(value, dict):
-            copy: Any = type(value)()
-            done[id(value)] = copy
-            for key, child in value.items():
-                copy[key] = visit(child, depth + 1)
-            if hasattr(value, "_metadata"):
-                copy._metadata = value._metadata
-        elif isinstance(value, list):
-            copy = done[id(value)] = []
-            copy.extend(visit(child, depth + 1) for child in value)
-        else:
-            copy = done[id(value)] = tuple(visit(child, depth + 1) for child in value)
-        return copy
-
-    return visit(root, 0)
+    return rewrite(root, lambda path, leaf: replace(leaf))

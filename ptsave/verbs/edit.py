@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +14,7 @@ from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.parts.candidates import is_state_dict
 from ptsave.core.parts.packed import packed_beside
 from ptsave.core.parts.select import strip_wrapper_names
-from ptsave.core.tree import MAX_DEPTH, is_scalar, leaves, state_dict_of
+from ptsave.core.tree import GONE, dotted, is_scalar, leaves, rewrite, state_dict_of, with_items
 from ptsave.core.values.cast import TARGETS, CastStorage, can_cast, cast
 from ptsave.core.values.gather import laid_out
 from ptsave.errors import LimitError, LossyError, RefusedError, UsageError
@@ -145,7 +144,38 @@ def edit(root: Any, edits: Edits) -> Edited:
     Raises: RefusedError when two tensors would get one name; UsageError when a prefix is nowhere.
     """
     result = Edited(None)
-    result.root = _visit(root, "", edits, result, 0)
+
+    def enter(path: Sequence[Any], node: Any) -> Any:
+        if isinstance(node, TensorEntry) or is_tensor_object(node):
+            name = dotted(path)
+            if is_dropped(name, edits):
+                result.dropped.append(name)
+                return GONE
+            return result.made_dense(node, name) if edits.dense and can_be_dense(node) else node
+        if path and edits.drop and _is_leaf(node) and matches(dotted(path), edits.drop):
+            result.dropped.append(dotted(path))
+            return GONE
+        if isinstance(
+            node, ScriptObject
+        ):  # outside of TorchScript's files, only what it is made of can be kept
+            node = node.state
+        return state_dict_of(node, beside=True) if isinstance(node, Opaque) and node.shared else node
+
+    def leaf(path: Sequence[Any], node: Any) -> Any:
+        return result.change(node, edits, dotted(path)) if isinstance(node, TensorEntry) else node
+
+    def leave(path: Sequence[Any], node: Any, made: Any) -> Any:
+        if not isinstance(node, dict):
+            return made
+        if node and not made and path:  # all of it was dropped
+            return GONE
+        if not edits.changes_names or not is_state_dict(node):
+            return made
+        names = _new_names(node, dotted(path), edits, result)
+        return with_items(node, ((names.get(key, key), value) for key, value in made.items()))
+
+    # What is shared may be dropped at one place alone.
+    result.root = rewrite(root, leaf, enter=enter, leave=leave, once=False)
     _refuse_scaled(root, result)
     if edits.strip_prefix not in (None, AUTO) and not result.renamed:
         raise UsageError(
@@ -161,7 +191,7 @@ def _refuse_scaled(root: Any, result: Edited) -> None:
     if not result.casts:
         return
     found = leaves(root)
-    tensors = {".".join(map(str, path)): leaf for path, leaf in found if isinstance(leaf, TensorEntry)}
+    tensors = {dotted(path): leaf for path, leaf in found if isinstance(leaf, TensorEntry)}
     beside = packed_beside(tensors)
     touched = [name for name in result.casts if name in beside]
     if touched:
@@ -173,46 +203,6 @@ def _refuse_scaled(root: Any, result: Edited) -> None:
             "dequantize with the library that packed them, or leave them out with --drop or --only",
             scaled=touched,
         )
-
-
-_GONE = object()
-
-
-def _visit(node: Any, path: str, edits: Edits, result: Edited, depth: int) -> Any:
-    if isinstance(node, TensorEntry) or is_tensor_object(node):
-        if is_dropped(path, edits):
-            result.dropped.append(path)
-            return _GONE
-        if edits.dense and can_be_dense(node):
-            node = result.made_dense(node, path)
-    if isinstance(node, TensorEntry):
-        return result.change(node, edits, path)
-    if depth > MAX_DEPTH:
-        raise LimitError("depth", MAX_DEPTH, "more")
-    if path and edits.drop and _is_leaf(node) and matches(path, edits.drop):
-        result.dropped.append(path)
-        return _GONE
-    if isinstance(node, ScriptObject):  # only what it is made of can be kept outside of a TorchScript file
-        node = node.state
-    if isinstance(node, Opaque) and node.shared:
-        node = state_dict_of(node, beside=True)
-    if isinstance(node, dict):
-        names = _new_names(node, path, edits, result) if edits.changes_names and is_state_dict(node) else {}
-        copy: Any = OrderedDict() if isinstance(node, OrderedDict) else {}
-        for key, child in node.items():
-            value = _visit(child, _join(path, key), edits, result, depth + 1)
-            if value is not _GONE:
-                copy[names.get(key, key)] = value
-        if node and not copy and path:  # all of it was dropped
-            return _GONE
-        if hasattr(node, "_metadata"):
-            copy._metadata = node._metadata
-        return copy
-    if isinstance(node, (list, tuple)):
-        items = [_visit(child, _join(path, i), edits, result, depth + 1) for i, child in enumerate(node)]
-        kept = [item for item in items if item is not _GONE]
-        return kept if isinstance(node, list) else tuple(kept)
-    return node
 
 
 def _is_leaf(node: Any) -> bool:
@@ -234,7 +224,7 @@ def _new_names(node: dict[str, Any], path: str, edits: Edits, result: Edited) ->
     staying = [
         key
         for key, child in node.items()
-        if not (isinstance(child, TensorEntry) and is_dropped(_join(path, key), edits))
+        if not (isinstance(child, TensorEntry) and is_dropped(dotted((key,), path), edits))
     ]
     names = {key: key for key in staying}
     if edits.strip_prefix == AUTO:
@@ -250,9 +240,5 @@ def _new_names(node: dict[str, Any], path: str, edits: Edits, result: Edited) ->
         if (other := taken.setdefault(name, key)) != key:
             raise RefusedError(f"{other!r} and {key!r} would both become {name!r}", path, "change the rename")
         if name != key:
-            result.renamed[_join(path, key)] = _join(path, name)
+            result.renamed[dotted((key,), path)] = dotted((name,), path)
     return names
-
-
-def _join(path: str, key: Any) -> str:
-    return f"{path}.{key}" if path else str(key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from ptsave.core.accounts import Extras
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.nodes import Global, Opaque, TensorEntry
 from ptsave.core.record import Record
-from ptsave.core.tree import leaves, map_leaves
+from ptsave.core.tree import GONE, dotted, leaves, map_leaves, rewrite
 from ptsave.errors import LossyError
 from ptsave.formats.kinds.dense import can_be_dense
 from ptsave.formats.kinds.objects import TensorSubclass
@@ -53,9 +53,6 @@ def fit_extras(
     return replace(plan, root=held)
 
 
-_GONE = object()
-
-
 def _held(root: Any, holds: Callable[[Any], bool], keep: bool) -> tuple[Any, dict[str, Any]]:
     """A copy of `root` with what `holds` accepts, and the other leaves by their paths.
 
@@ -64,40 +61,24 @@ def _held(root: Any, holds: Callable[[Any], bool], keep: bool) -> tuple[Any, dic
     misfits: dict[str, Any] = {}
     met: set[int] = set()
 
-    def visit(node: Any, path: str) -> Any:
-        if isinstance(node, TensorEntry):
+    def leaf(path: Sequence[Any], node: Any) -> Any:
+        if isinstance(node, TensorEntry) or holds(node):
             return node
-        if isinstance(node, dict):
-            copy: Any = type(node)()
-            for key, child in node.items():
-                value = visit(child, _join(path, key))
-                if value is not _GONE:
-                    copy[key] = value
-            if hasattr(node, "_metadata"):
-                copy._metadata = node._metadata
-            return copy
-        if isinstance(node, (list, tuple)):
-            items = [visit(child, _join(path, i)) for i, child in enumerate(node)]
-            stay = [item for item in items if item is not _GONE]
-            return stay if isinstance(node, list) else tuple(stay)
-        return node if holds(node) else refuse(node, path)
-
-    def refuse(node: Any, path: str) -> Any:
-        misfits[path] = node
+        name = dotted(path)
+        misfits[name] = node
         if id(node) in met:  # its contents are listed once, however often it is met
-            return _GONE
+            return GONE
         met.add(id(node))
         tensors = {}
-        for inner, leaf in leaves(node):
-            name = ".".join(map(str, inner))
-            if keep and isinstance(leaf, TensorEntry):
-                tensors[name] = leaf
+        for inner, value in leaves(node):
+            if keep and isinstance(value, TensorEntry):
+                tensors[dotted(inner)] = value
             elif inner:
-                misfits[_join(path, name)] = leaf
-        return tensors or _GONE
+                misfits[dotted(inner, name)] = value
+        return tensors or GONE
 
-    held = visit(root, "")
-    return {} if held is _GONE else held, misfits
+    held = rewrite(root, leaf, once=False)
+    return {} if held is GONE else held, misfits
 
 
 def _without_classes(plan: Checkpoint, dropped: list[str]) -> Checkpoint:
@@ -119,10 +100,6 @@ def _hint(misfits: Mapping[str, Any]) -> str:
     if any(isinstance(leaf, TensorSubclass) for leaf in misfits.values()):
         return "--extras drop writes the plain tensors of subclasses, without what their classes add to them"
     return "take the weights alone with --select model, or choose --extras drop or --extras keep"
-
-
-def _join(path: str, key: Any) -> str:
-    return f"{path}.{key}" if path else str(key)
 
 
 def _in_words(misfits: Mapping[str, Any]) -> str:

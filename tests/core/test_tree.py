@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -13,8 +15,8 @@ from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.dtypes import BY_NAME
 from ptsave.core.nodes import Global, Opaque, TensorEntry
 from ptsave.core.storage import MemoryStorage
-from ptsave.core.tree import MAX_DEPTH, leaves, map_tensors
-from ptsave.errors import LimitError
+from ptsave.core.tree import CYCLE, GONE, MAX_DEPTH, dotted, items_of, leaves, map_tensors, rewrite, walk
+from ptsave.errors import LimitError, LossyError
 
 STORAGE = MemoryStorage(memoryview(bytes(16)))
 
@@ -161,6 +163,133 @@ def test_map_tensors() -> None:
     assert type(copy["s"]) is OrderedDict
     assert copy["s"]._metadata == {"": {}}
     assert copy == {"s": {"w": other}, "again": {"w": other}, "t": (other, 1), "l": [other], "plain": plain}
+
+
+# --- walk ---------------------------------------------------------------------------------------------------
+
+
+def walked(root: Any, **how: Any) -> list[tuple[str, Any]]:
+    return [(dotted(path), node) for path, node in walk(root, **how)]
+
+
+def test_walk_goes_through_containers_in_order() -> None:
+    inner = [1, {}]
+    root = {"a": inner, 2: (3,), "m": MappingProxyType({"x": 4}), "s": {5}}
+    assert [name for name, _ in walked(root)] == ["", "a", "a.0", "a.1", "2", "2.0", "m", "m.x", "s"]
+    assert dict(walked(root)) | {"": root} == dict(walked(root))
+    assert walked(7) == [("", 7)]
+
+
+def test_walk_enters_what_is_shared_once_unless_each_path_counts() -> None:
+    inner = {"x": 1}
+    assert [name for name, _ in walked([inner, inner])] == ["", "0", "0.x", "1"]
+    assert [name for name, _ in walked([inner, inner], once=False)] == ["", "0", "0.x", "1", "1.x"]
+    assert len(walked(doubled({"x": 1}, lambda inner: [inner, inner]))) == 1 + 40 * 2 + 1
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_walk_says_where_a_container_holds_itself(once: bool) -> None:
+    loop: dict[str, Any] = {"a": [1]}
+    loop["a"].append(loop)
+    assert walked(loop, once=once)[-1] == ("a.1", CYCLE)
+
+
+def test_walk_is_as_deep_as_the_data() -> None:
+    root: Any = "end"
+    for _ in range(100_000):
+        root = [root]
+    assert [node for _, node in walk(root)][-1] == "end"
+    assert len(list(walk(root, max_depth=3))) == 4
+
+
+def test_walk_keeps_apart_what_a_mapping_makes_on_the_way() -> None:
+    def fresh(node: Any) -> list[tuple[Any, Any]]:
+        return [(i, [i]) for i in range(50)] if node == "root" else list(items_of(node))
+
+    assert sum(type(node) is int for _, node in walk("root", fresh)) == 50
+
+
+# --- rewrite ------------------------------------------------------------------------------------------------
+
+
+def increased(path: Any, leaf: Any) -> Any:
+    return leaf + 1
+
+
+def test_rewrite_keeps_kinds_and_sharing() -> None:
+    state: OrderedDict[str, Any] = OrderedDict(w=1)
+    state._metadata = {"": {"version": 1}}  # type: ignore[attr-defined]
+    root = {"s": state, "l": [state, (2, [])], "m": MappingProxyType({"x": 4})}
+    made = rewrite(root, increased)
+    assert made == {"s": {"w": 2}, "l": [{"w": 2}, (3, [])], "m": {"x": 5}}
+    assert type(made["s"]) is OrderedDict
+    assert made["s"]._metadata is state._metadata  # type: ignore[attr-defined]
+    assert type(made["m"]) is dict
+    assert made["s"] is made["l"][0]
+    apart = rewrite(root, increased, once=False)
+    assert apart == made
+    assert apart["s"] is not apart["l"][0]
+
+
+def test_rewrite_keeps_metadata_of_any_mapping() -> None:
+    class Described(dict):  # type: ignore[type-arg]
+        _metadata = "versions"
+
+    assert rewrite(Described(x=1), increased)._metadata == "versions"
+
+
+def test_rewrite_leaves_out_what_is_gone() -> None:
+    root: dict[str, Any] = {"a": [1, 0, 2], "b": 0, "t": (0, 3), "empty": {"x": 0}}
+    assert rewrite(root, lambda path, leaf: leaf or GONE) == {"a": [1, 2], "t": (3,), "empty": {}}
+    assert rewrite(root, lambda path, leaf: leaf or GONE, leave=lambda path, node, made: made or GONE) == {
+        "a": [1, 2],
+        "t": (3,),
+    }
+    assert rewrite(0, lambda path, leaf: GONE) is GONE
+
+
+def test_rewrite_tells_each_path() -> None:
+    root: dict[Any, Any] = {"a": [1, {"b": 2}], 3: (4,)}
+    assert rewrite(root, lambda path, leaf: dotted(path)) == {"a": ["a.0", {"b": "a.1.b"}], 3: ("3.0",)}
+
+
+def test_rewrite_enters_what_stands_in_a_place() -> None:
+    def opened(path: Any, node: Any) -> Any:
+        return list(node) if isinstance(node, frozenset) else node
+
+    shared = frozenset({1})
+    made = rewrite([shared, shared], increased, enter=opened)
+    assert made == [[2], [2]]
+    assert made[0] is made[1]
+
+
+def looped(wrap: Callable[[Any], Any]) -> Any:
+    loop: list[Any] = [0]
+    loop.append(wrap(loop))
+    return loop
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda x: x, lambda x: {"x": x}, lambda x: (x,)], ids=["list", "dict", "tuple"]
+)
+def test_rewrite_keeps_or_refuses_what_holds_itself(wrap: Callable[[Any], Any]) -> None:
+    made = rewrite(looped(wrap), increased)
+    assert made[0] == 1
+    inner = made[1] if made[1] is made else next(value for _, value in items_of(made[1]))
+    assert inner is made
+    with pytest.raises(LossyError, match=r"'1.*' is a container that it is in"):
+        rewrite(looped(wrap), increased, keeps_cycles=False)
+    with pytest.raises(LimitError, match="depth"):
+        rewrite(looped(wrap), increased, once=False)
+
+
+def test_rewrite_is_bounded_by_the_data() -> None:
+    assert rewrite(doubled({"x": 1}, lambda inner: [inner, inner]), increased)
+    root: list[Any] = []
+    for _ in range(MAX_DEPTH + 1):
+        root = [root]
+    with pytest.raises(LimitError, match="depth"):
+        rewrite(root, increased)
 
 
 def test_reprs_are_short() -> None:

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any
 
 from ptsave.core.nodes import Opaque, TensorEntry
-from ptsave.core.tree import leaves
+from ptsave.core.tree import dotted, items_of, leaves, walk
 from ptsave.errors import AmbiguousError
 
 MODEL_KEYS = (
@@ -69,7 +69,7 @@ class Candidate:
         if isinstance(self.node, dict) and self.can_be_taken:
             return {str(key): v for key, v in self.node.items() if isinstance(v, TensorEntry)}
         found = leaves(self.node)
-        return {".".join(map(str, path)): v for path, v in found if isinstance(v, TensorEntry)}
+        return {dotted(path): v for path, v in found if isinstance(v, TensorEntry)}
 
     @cached_property
     def num_elements(self) -> int:
@@ -240,7 +240,7 @@ def _parts(node: dict[Any, Any], where: str, is_known: bool, met: set[int]) -> I
     if any(map(_is_weight, own.values())):
         yield Candidate(where, own, is_known, is_own=True)
     for key, child in node.items():
-        path = f"{where}.{key}" if where else str(key)
+        path = dotted((key,), where)
         if isinstance(child, TensorEntry) or id(child) in met or _is_training(key, child):
             continue
         knows = is_known and key in MODEL_KEYS
@@ -296,24 +296,16 @@ def _holds(root: Any, wanted: Callable[[Any], bool], most: int | None = None) ->
 
     A walk that goes beyond `most` nodes is taken to find some.
     """
-    met: set[int] = set()
-    stack = [root]
-    num_met = 0
-    while stack:
-        node = stack.pop()
-        num_met += 1
-        if wanted(node) or (most is not None and num_met > most):
-            return True
-        if id(node) in met:
-            continue
-        met.add(id(node))
-        if isinstance(node, dict):
-            stack += [child for key, child in node.items() if not _is_training(key, child)]
-        elif isinstance(node, (list, tuple)):
-            stack += node
-        elif isinstance(node, Opaque) and node.shared:
-            stack += [child for _, child in node.children()]
-    return False
+    nodes = enumerate(walk(root, _beside_training), 1)
+    return any(wanted(node) or (most is not None and number > most) for number, (_, node) in nodes)
+
+
+def _beside_training(node: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(node, dict):
+        return [(key, child) for key, child in node.items() if not _is_training(key, child)]
+    if isinstance(node, Opaque):
+        return node.children() if node.shared else ()
+    return items_of(node)
 
 
 def listed(words: Iterable[str], most: int = 6) -> str:

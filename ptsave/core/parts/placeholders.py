@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from ptsave.core.nodes import TensorEntry
-from ptsave.core.tree import leaves
+from ptsave.core.tree import dotted, leaves
 from ptsave.errors import LossyError
 
 SHAPE_KEYS = ("param_shapes", "frozen_param_shapes")
@@ -31,7 +31,7 @@ def placeholders(root: Any, part: Any = None) -> dict[str, str]:
     for path, leaf in leaves(root if part is None else part) if shapes else ():
         if not isinstance(leaf, TensorEntry):
             continue
-        name = ".".join(map(str, path))
+        name = dotted(path)
         if (shape := _of(name, shapes)) not in (None, leaf.shape):
             found[name] = (
                 f"has the shape {list(leaf.shape)}, and the file says that it has {list(shape or ())}"

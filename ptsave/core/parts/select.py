@@ -12,7 +12,7 @@ from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.names import hint_for
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.parts.candidates import OWN, Candidate, choose, is_state_dict, listed, own_part
-from ptsave.core.tree import leaves, state_dict_of
+from ptsave.core.tree import dotted, items_of, leaves, state_dict_of
 from ptsave.errors import AmbiguousError, UsageError
 
 OPTIMIZER_KEYS = ("optimizer_state_dict", "optimizer", "optimizer_states", "optim", "last_optimizer_state")
@@ -349,13 +349,8 @@ def _lookup(checkpoint: Checkpoint, key: str) -> tuple[str, Any]:
 
 
 def _children(node: Any) -> dict[str, Any]:
-    if isinstance(node, dict):
-        return {str(key): value for key, value in node.items()}
-    if isinstance(node, (list, tuple)):
-        return {str(i): value for i, value in enumerate(node)}
-    if isinstance(node, Opaque):
-        return {str(key): value for key, value in node.children()}
-    return {}
+    items = node.children() if isinstance(node, Opaque) else items_of(node)
+    return {str(key): value for key, value in items}
 
 
 def _named(where: str, node: Any) -> Selection:
@@ -364,7 +359,7 @@ def _named(where: str, node: Any) -> Selection:
     if is_state_dict(node) and isinstance(node, dict):
         flat = list(node.items())
     else:
-        flat = [(".".join(map(str, path)), leaf) for path, leaf in leaves(node)]
+        flat = [(dotted(path), leaf) for path, leaf in leaves(node)]
         if isinstance(node, Opaque):
             flat = [(name, leaf) for name, leaf in flat if isinstance(leaf, TensorEntry)]
     tensors = {name: leaf.named(name) for name, leaf in flat if isinstance(leaf, TensorEntry)}
@@ -373,7 +368,7 @@ def _named(where: str, node: Any) -> Selection:
         tensors,
         {name: leaf for name, leaf in flat if not isinstance(leaf, TensorEntry)},
         getattr(node, "_metadata", None),
-        {name: f"{where}.{name}" if where else name for name, _ in flat},
+        {name: dotted((name,), where) for name, _ in flat},
     )
 
 

@@ -12,7 +12,7 @@ from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.parts.kinds import optimizer_kind, unlike_itself
 from ptsave.core.parts.select import strip_wrapper_names
 from ptsave.core.parts.training import fields_of, find_part, find_parts, is_average
-from ptsave.core.tree import leaves
+from ptsave.core.tree import dotted, leaves
 from ptsave.core.verdict import Finding
 from ptsave.errors import AmbiguousError
 from ptsave.verbs.checks.resume_order import Group, Match, Param, Shape, Weights, match
@@ -101,7 +101,7 @@ def _weights(checkpoint: Checkpoint) -> list[Weights]:
 
 def _parameter_shapes(node: Any) -> dict[str, Shape]:
     """The names and shapes of what may be parameters, in order; tied ones once."""
-    flat = ((".".join(map(str, path)), leaf) for path, leaf in leaves(node))
+    flat = ((dotted(path), leaf) for path, leaf in leaves(node))
     entries = {name: leaf for name, leaf in flat if isinstance(leaf, TensorEntry)}
     names, _ = strip_wrapper_names(entries)
     seen: set[object] = set()
