@@ -350,32 +350,44 @@ def _compare_sharded(items: Mapping[Path, Any], everyone: Sequence[Found], group
 # --- giving back ------------------------------------------------------------------------------------------
 
 
-def others_paths(live: Mapping[str, Any], kinds: Mapping[Path, str], group: Any) -> list[Path]:
-    """What the modules of another rank have and those in `live`, the state of now, have not: the other stages
-    of a pipeline. Every rank calls it.
+class Live(NamedTuple):
+    """The names of what the modules of now hold."""
+
+    mine: frozenset[Path] = frozenset()
+    """On this rank."""
+    others: Sequence[Path] = ()
+    """On other ranks alone: the other stages of a pipeline."""
+
+
+def live_paths(live: Mapping[str, Any], kinds: Mapping[Path, str], group: Any) -> Live:
+    """What the modules in `live`, the state of now, hold here and on other ranks. Every rank calls it.
 
     Raises: LossyError for what is no tensor and no plain data; RankError on the other ranks then.
     """
     modules = {path for path, kind in kinds.items() if kind == WEIGHTS}
     paths = ranks.together(
-        lambda: {
+        lambda: frozenset(
             path
             for path, _ in flatten(live)
             if any(path[:length] in modules for length in range(1, len(path)))
-        },
+        ),
         group,
     )
     digests = ranks.gather(item_of(sorted(map(name_of, paths)), VALUE).digest, group)
     if len(set(digests)) == 1:
-        return []
-    return sorted(set().union(*ranks.gather(paths, group)) - paths, key=str)
+        return Live(paths)
+    return Live(paths, sorted(paths.union(*ranks.gather(paths, group)) - paths, key=str))
 
 
-def state_of(root: Any, others: Sequence[Path] = ()) -> tuple[dict[str, Any], list[str]]:
+_NOTHING = Live()
+
+
+def state_of(root: Any, live: Live = _NOTHING) -> tuple[dict[str, Any], list[str]]:
     """The state in `root`, a checkpoint's tree, as this rank had it; and in words what it cannot have.
 
-    What is not the state's is left out, and so is what only other ranks take (`others`). The leaves are the
-    same ones, and may be what stands for tensors.
+    What is not the state's is left out, and so is what only other ranks take. Where this rank's modules are
+    those that another rank saved, it is given them by name. The leaves are the same ones, and may be what
+    stands for tensors.
 
     Raises: LossyError where it is for other ranks than there are; CorruptError.
     """
@@ -392,17 +404,25 @@ def state_of(root: Any, others: Sequence[Path] = ()) -> tuple[dict[str, Any], li
     if isinstance(plan, Mapping):
         state = named(state)
         table = _read_plan(plan, then)
-        if then == now:
+        if then == now and not _has_moved(table, live):
             _give_own(state, overlays, table)
         else:
             notes += _give_to_others(state, overlays, table, then)
     else:
         notes += _without_plan(state, overlays, then)
-    if others:
+    if live.others:
         state = named(state)
-        for path in others:
+        for path in live.others:
             remove(state, path)
     return state, notes
+
+
+def _has_moved(table: Table, live: Live) -> bool:
+    """Whether this rank's modules hold what it did not have when they were saved, and another rank had."""
+    rank = ranks.number()
+    return any(
+        entry.owners and entry.sources[rank] == ABSENT and path in live.mine for path, entry in table.items()
+    )
 
 
 def _give_own(state: dict[str, Any], overlays: Mapping[str, Any], table: Table) -> None:
@@ -425,7 +445,8 @@ def _take(state: dict[str, Any], overlays: Mapping[str, Any], path: Path, source
 
 
 def _give_to_others(state: dict[str, Any], overlays: Mapping[str, Any], table: Table, then: int) -> list[str]:
-    """Let this rank, one of another number of ranks, have what it can; in words what it cannot.
+    """Let this rank, one of another number of ranks or with other modules, have what it can; in words what
+    it cannot.
 
     Raises: LossyError.
     """
@@ -435,13 +456,20 @@ def _give_to_others(state: dict[str, Any], overlays: Mapping[str, Any], table: T
         for path, entry in table.items()
         if (entry.kind == WEIGHTS and len(entry.owners) > 1) or (entry.kind == GRADIENT and entry.owners)
     ]
+    is_moved = then == now
     if stuck:
+        where = "the ranks that they had" if is_moved else f"{then} ranks"
+        because = (
+            f"rank {rank} has modules that were saved by another rank"
+            if is_moved
+            else f"now there are {now} ranks"
+        )
         raise LossyError(
-            f"each of the {then} ranks that saved it has its own {few(stuck)}, and now there are {now} ranks",
+            f"each of the {then} ranks that saved it has its own {few(stuck)}, and {because}",
             "",
-            _OF_GRADIENTS
+            f"resume on {where}, or from a checkpoint after a step that synchronised the gradients"
             if all(path[0] in GRADIENTS for path in stuck)
-            else f"resume on {then} ranks, or leave out what you can do without",
+            else f"resume on {where}, or leave out what you can do without",
         )
     notes = []
     lone: list[Path] = []
@@ -449,8 +477,12 @@ def _give_to_others(state: dict[str, Any], overlays: Mapping[str, Any], table: T
         owners = entry.owners
         if entry.kind == GENERATOR and rank >= then:
             remove(state, path[:1] if path[0] == RNG else path)
-        elif entry.kind == GENERATOR and entry.sources[rank] != ABSENT:
+        elif (entry.kind == GENERATOR or (entry.kind == POSITION and is_moved)) and entry.sources[
+            rank
+        ] != ABSENT:
             _take(state, overlays, path, entry.sources[rank])
+        elif entry.kind == POSITION and is_moved:
+            remove(state, path)
         elif entry.kind == POSITION:
             if state.pop(DATA, None) is not None:
                 notes.append(
@@ -463,9 +495,6 @@ def _give_to_others(state: dict[str, Any], overlays: Mapping[str, Any], table: T
     if lone:
         notes.append(f"{few(lone)}: each of the {then} ranks had its own, rank 0's is taken")
     return notes
-
-
-_OF_GRADIENTS = "resume on as many ranks, or from a checkpoint after a step that synchronised the gradients"
 
 
 def _without_plan(state: dict[str, Any], overlays: Mapping[str, Any], then: Any) -> list[str]:

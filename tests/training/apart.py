@@ -94,6 +94,38 @@ def pipeline(rank: int, size: int) -> Parts:
     return _trained(Stage(rank, size), 7)
 
 
+def pipeline_swapped(rank: int, size: int) -> Parts:
+    """The stages of `pipeline`, each on another rank."""
+    return pipeline(size - 1 - rank, size)
+
+
+def pipeline_whole(rank: int, size: int) -> Parts:
+    """All stages of `pipeline`, on each rank."""
+    return pipeline(0, 1)
+
+
+def stage_and_own(rank: int, size: int) -> Parts:
+    """A stage of a pipeline, and something of each rank's own under one name."""
+    model = Stage(rank, size)
+    model.own = nn.Linear(6, 6)
+    return _trained(model, 7)
+
+
+def stage_and_own_swapped(rank: int, size: int) -> Parts:
+    return stage_and_own(size - 1 - rank, size)
+
+
+def stage_accumulating(rank: int, size: int) -> Parts:
+    """A stage of a pipeline, in the midst of an accumulation."""
+    parts = pipeline(rank, size)
+    parts["model"](torch.ones(4, 6)).square().mean().backward()
+    return parts
+
+
+def stage_accumulating_swapped(rank: int, size: int) -> Parts:
+    return stage_accumulating(size - 1 - rank, size)
+
+
 def generator(rank: int, size: int) -> Parts:
     noise = torch.Generator()
     noise.manual_seed(rank)
@@ -216,6 +248,8 @@ MAKE: dict[str, Callable[[int, int], Parts]] = {
         *(experts, pipeline, generator, every_kind, accumulating, sharded, accumulating_sharded, zero),
         *(replicated, by_hand, experts_sharded, fresh_zero),
         *(hsdp, hsdp_apart, reduced_among_some),
+        *(pipeline_swapped, pipeline_whole, stage_and_own, stage_and_own_swapped),
+        *(stage_accumulating, stage_accumulating_swapped),
     )
 }
 

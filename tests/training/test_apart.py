@@ -175,6 +175,43 @@ def test_other_ranks_take_what_they_can_and_refuse_the_rest_by_name(saved: tuple
         assert mine == {key: layers[key] for key in mine}
 
 
+def test_the_stages_of_a_pipeline_go_by_their_names(saved: tuple[Path, Said], tmp_path: Path) -> None:
+    """Not by the ranks that they were on; what is of a rank and not of a stage is refused by name."""
+    folder, said = saved
+    names = ("stage_and_own", "stage_accumulating")
+    run(2, tmp_path, *({"folder": name, "make": name, "do": "save"} for name in names))
+    moved = [("pipeline", "pipeline_swapped"), ("pipeline", "pipeline_whole")]
+    cases = [{"folder": str(folder / name), "make": make, "do": "resume"} for name, make in moved]
+    cases += [{"folder": name, "make": f"{name}_swapped", "do": "resume"} for name in names]
+    swapped, whole, *refused = run(2, tmp_path, *cases)
+    layers = {
+        key: value
+        for rank in said["pipeline"]
+        for key, value in rank["seen"].items()
+        if ".layers." in key or STATE in key
+    }
+    for rank in whole:
+        assert rank.get("error") is None
+        assert {key: rank["seen"][key] for key in layers if STATE not in key} == {
+            key: value for key, value in layers.items() if STATE not in key
+        }
+    for now, was in zip(swapped, reversed(said["pipeline"]), strict=True):
+        assert now.get("error") is None
+        assert now["from"] == 1
+        for key, value in was["seen"].items():
+            if ".layers." in key or STATE in key:
+                assert now["seen"][key] == value, key
+    for ranks, what in zip(
+        refused, ("model_state_dict.own.weight", "gradients.model.layers.0.weight"), strict=True
+    ):
+        for rank in ranks:
+            kind, message, hint = rank["error"]
+            assert kind in ("LossyError", "RankError")
+            assert what in message
+            assert "saved by another rank" in message
+            assert hint
+
+
 def test_a_pipeline_is_one_model(saved: tuple[Path, Said], tmp_path: Path) -> None:
     path = saved[0] / "pipeline" / "step-000000000.dcp"
     ptsave(tmp_path, "convert", path, "all.safetensors", "--select", "model")

@@ -26,7 +26,7 @@ from ptsave.formats.run_folder import FOLDER, RunFile, file_name
 from ptsave.models.weights.sharded import has_sharded
 from ptsave.training.items import Path as ItemPath
 from ptsave.training.preemption import Signals
-from ptsave.training.rank_values import WEIGHTS, Division, divide, few, others_paths, state_of
+from ptsave.training.rank_values import WEIGHTS, Division, Live, divide, few, live_paths, state_of
 from ptsave.training.runs.background import Background
 from ptsave.training.runs.contents import step_of, tree_of
 from ptsave.training.runs.files import VISIBLE_SECONDS, RunFiles
@@ -307,7 +307,8 @@ class Checkpoints:
             if not problem:
                 self._files.note_whole(file.path)
                 notes = ranks.together(lambda: [*found[1], *state.load_state_dict(found[0])], group)  # noqa: B023
-                _tell(notes if ranks.is_first() else ())
+                everyones = dict.fromkeys(note for one in ranks.gather(notes, group) for note in one)
+                _tell(list(everyones) if ranks.is_first() else ())
                 return file.step + 1
             num_damaged += 1
             if ranks.is_first():
@@ -417,7 +418,7 @@ class _Reading:
     def __init__(self, live: Mapping[str, Any], kinds: Mapping[ItemPath, str], group: Any) -> None:
         """`live`: the state of now; it matters only where there are ranks. Every rank calls it."""
         self._live, self._group = live, group
-        self._others = others_paths(live, kinds, group) if group is not None else []
+        self._paths = live_paths(live, kinds, group) if group is not None else Live()
         self._is_sharded = any(ranks.gather(has_sharded(live), group))
 
     def read(self, file: RunFile) -> tuple[tuple[dict[str, Any], list[str]], str]:
@@ -446,7 +447,7 @@ class _Reading:
         return ranks.together(lambda: self._own(tree), self._group), ""
 
     def _own(self, tree: Any) -> tuple[dict[str, Any], list[str]]:
-        return state_of(tree, self._others)
+        return state_of(tree, self._paths)
 
 
 def _tell(notes: Sequence[str]) -> None:
