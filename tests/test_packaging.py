@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import configparser
 import re
 import subprocess
@@ -68,6 +69,25 @@ def test_shell_completion_is_offered(shell: str, ptsave: Command) -> None:
 def test_bash_completes_the_commands(ptsave: Command) -> None:
     done = ptsave(env={"_PTSAVE_COMPLETE": "complete_bash", "COMP_WORDS": "ptsave in", "COMP_CWORD": "1"})
     assert done.stdout.split() == ["inspect"]
+
+
+def test_every_dependency_is_imported_and_every_import_is_one(root: Path) -> None:
+    (listed,) = re.findall(r"^dependencies = \[(.*?)\n\]", (root / "pyproject.toml").read_text(), re.M | re.S)
+    imported = {
+        name.partition(".")[0]
+        for path in (root / "ptsave").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_bytes()))
+        for name in _imports(node)
+    }
+    assert imported - set(sys.stdlib_module_names) - {"ptsave"} <= set(re.findall(r'"([\w-]+)', listed))
+    assert set(re.findall(r'"([\w-]+)', listed)) <= imported
+
+
+def _imports(node: ast.AST) -> list[str]:
+    """The modules that a statement imports."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
 
 
 def test_every_direct_dependency_has_a_tested_version(root: Path) -> None:
