@@ -6,10 +6,7 @@
 from __future__ import annotations
 
 import itertools
-import json
-import os
 import resource
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +24,7 @@ from torch.utils.data import DistributedSampler, TensorDataset
 
 import ptsave
 from ptsave.models.behaviour.trace import digest_of
+from tests.distributed.cases import as_rank
 
 NUM_SAMPLES = 48
 BATCH = 12
@@ -166,16 +164,5 @@ def train(case: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def main() -> None:
-    cases = json.loads(Path(sys.argv[1]).read_text())
-    dist.init_process_group("gloo")
-    results = [train(case) for case in cases]
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, results)
-    if dist.get_rank() == 0:
-        Path("results.json").write_text(json.dumps(everyone))
-
-
 if __name__ == "__main__":
-    main()
-    os._exit(0)  # threads of torch's may abort a Python that is taken down
+    as_rank(train)

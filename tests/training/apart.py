@@ -6,12 +6,8 @@
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +20,7 @@ from torch.distributed.tensor import DTensor
 
 import ptsave
 from ptsave.models.behaviour.trace import digest_of
+from tests.distributed.cases import as_rank
 
 Parts = dict[str, Any]
 
@@ -331,16 +328,5 @@ def act(case: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def main() -> None:
-    cases = json.loads(Path(sys.argv[1]).read_text())
-    dist.init_process_group("gloo")
-    results = [act(case) for case in cases]
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, results)
-    if dist.get_rank() == 0:
-        Path("results.json").write_text(json.dumps(everyone))
-
-
 if __name__ == "__main__":
-    main()
-    os._exit(0)  # threads of torch's may abort a Python that is taken down
+    as_rank(act)
