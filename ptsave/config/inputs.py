@@ -15,9 +15,9 @@ from ptsave.config.model import (
     ConfigPlace,
     check_args,
     check_keys,
+    dtype_at,
     expect,
     malformed,
-    parse_dtype,
     show,
     to_plain,
 )
@@ -113,9 +113,9 @@ class InputsSpec:
         if self.digests:
             document["digests"] = dict(self.digests)
         if self.positional:
-            document["positional"] = [_inputto_plain(spec) for spec in self.positional]
+            document["positional"] = [_input_to_plain(spec) for spec in self.positional]
         if self.named:
-            document["named"] = {name: _inputto_plain(spec) for name, spec in self.named.items()}
+            document["named"] = {name: _input_to_plain(spec) for name, spec in self.named.items()}
         if self.file is not None:
             document["file"] = self.file
         return document
@@ -219,7 +219,7 @@ def _parse_input(value: Any, place: ConfigPlace) -> InputSpec:
     if form == "shape":
         return _parse_random(table, place)
     if form == "data":
-        dtype = parse_dtype(table["dtype"], place / "dtype") if "dtype" in table else None
+        dtype = dtype_at(table["dtype"], place / "dtype") if "dtype" in table else None
         data = _finite_or_not(table["data"])
         _check_numbers(data, at)
         return DataTensor(data, dtype)
@@ -264,7 +264,7 @@ def _parse_random(table: Mapping[str, Any], place: ConfigPlace) -> RandomTensor:
             f"{list(shape[:MAX_DIMENSIONS])!s:.80} is not a shape",
             f"sizes are 0 or more, at most {MAX_DIMENSIONS} of them",
         )
-    dtype = parse_dtype(table.get("dtype", "float32"), place / "dtype")
+    dtype = dtype_at(table.get("dtype", "float32"), place / "dtype")
     if dtype.kind in ("quantized", "bits") or dtype.name in NOT_GENERATED:
         raise (place / "dtype").error(
             f"no numbers can be generated as {dtype.name}", "give the tensor as a file"
@@ -337,11 +337,11 @@ def _check_numbers(value: Any, place: ConfigPlace) -> tuple[int, ...]:
     return (len(value), *(shapes[0] if shapes else ()))
 
 
-def _inputto_plain(spec: InputSpec) -> dict[str, Any]:
+def _input_to_plain(spec: InputSpec) -> dict[str, Any]:
     if isinstance(spec, ListOf):
-        return {"list": [_inputto_plain(item) for item in spec.items]}
+        return {"list": [_input_to_plain(item) for item in spec.items]}
     if isinstance(spec, DictOf):
-        return {"dict": {name: _inputto_plain(item) for name, item in spec.items.items()}}
+        return {"dict": {name: _input_to_plain(item) for name, item in spec.items.items()}}
     if isinstance(spec, PlainValue):
         return {"value": to_plain(spec.value)}
     if isinstance(spec, FileTensor):

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from ptsave.core.dtypes import BY_NAME, DType
+from ptsave.core.dtypes import DType, parse_dtype
 from ptsave.core.names import hint_for, nearest
 from ptsave.errors import CorruptError, UsageError
 
@@ -237,20 +237,17 @@ def _check_markers(table: Mapping[str, Any], place: ConfigPlace) -> None:
     if "_import_" in table:
         check_path(table["_import_"], place / "_import_")
     if "_dtype_" in table:
-        parse_dtype(table["_dtype_"], place / "_dtype_")
+        dtype_at(table["_dtype_"], place / "_dtype_")
     if "_float_" in table and table["_float_"] not in NOT_FINITE:
         raise (place / "_float_").error("must be nan, inf or -inf", 'write {_float_ = "inf"}')
 
 
-def parse_dtype(value: Any, place: ConfigPlace) -> DType:
-    """A dtype by its name, with or without `torch.`.
+def dtype_at(value: Any, place: ConfigPlace) -> DType:
+    """The dtype that a value names.
 
     Raises: UsageError with the nearest name.
     """
-    name = expect(value, str, place).removeprefix("torch.")
-    if name not in BY_NAME:
-        raise place.error(f"unknown dtype {value!r}", hint_for(name, BY_NAME, "dtypes"))
-    return BY_NAME[name]
+    return parse_dtype(expect(value, str, place), str(place))
 
 
 def to_plain(value: Any) -> Any:

@@ -6,7 +6,11 @@ format description (tags), NumPy's array interface (type strings).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from ptsave.core.names import hint_for
+from ptsave.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,3 +100,16 @@ BY_NAME = {d.name: d for d in TABLE} | {
 BY_SAFETENSORS = {d.safetensors: d for d in TABLE if d.safetensors}
 BY_STORAGE_CLASS = {d.storage_class: d for d in TABLE if d.storage_class}
 BY_NUMPY = {d.numpy: d for d in TABLE if d.numpy}
+
+
+def parse_dtype(
+    text: str, where: str, known: Mapping[str, DType] = BY_NAME, refusal: str = "unknown dtype"
+) -> DType:
+    """The dtype of `known` that a person names, with or without `torch.`.
+
+    Raises: UsageError with the nearest name.
+    """
+    name = text.removeprefix("torch.")
+    if name not in known:
+        raise UsageError(f"{refusal} {text!r}", where, hint_for(name, known, "dtypes"))
+    return known[name]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from isal.isal_zlib import crc32, crc32_combine
@@ -16,7 +18,8 @@ from ptsave.core.storage import Storage
 from ptsave.core.values.digest import HEX_DIGITS
 from ptsave.errors import LimitError, LossyError
 from ptsave.formats.base import WriteOptions
-from ptsave.storage.move import Move, Span, damaged
+from ptsave.storage.atomic import replacing_file
+from ptsave.storage.move import Move, Span, check_back, damaged
 from ptsave.storage.output import OutputFile
 
 PLAIN_KINDS = ("tensor", "parameter")
@@ -251,3 +254,24 @@ def write_pieces(output: OutputFile, pieces: Iterable[tuple[int, bytes]], what: 
         output.write_at(offset, piece)
         spans.append(Span(what, offset, len(piece), crc32(piece)))
     return spans
+
+
+@contextmanager
+def replacing_checked(
+    checkpoint: Checkpoint, destination: Path, num_bytes: int, options: WriteOptions
+) -> Iterator[tuple[OutputFile, list[Span]]]:
+    """A file that replaces `destination` once all spans put into the list read back as they were written.
+
+    Raises: ExistsError; WriteError; UnreadableError when what is read has changed meanwhile.
+    """
+    with replacing_file(
+        destination,
+        num_bytes,
+        overwrite=options.overwrite,
+        sync=options.sync,
+        before_rename=checkpoint.check_unchanged,
+    ) as output:
+        spans: list[Span] = []
+        yield output, spans
+        if options.check:
+            check_back(spans, output, options.progress)

@@ -38,7 +38,7 @@ from ptsave.formats.safetensors.write import write as write_safetensors
 from ptsave.models.build import plain_value
 from ptsave.models.weights.live import checkpoint_of
 from ptsave.models.weights.tensors import read_tensors as read_entries
-from ptsave.storage.atomic import check_file_destination, replacing_file
+from ptsave.storage.atomic import check_file_destination, write_file
 
 UNNAMED = "arr_0"
 """What NumPy calls the first array that was given no name; a `.npy` file's only one goes by it too."""
@@ -325,7 +325,7 @@ def _write_npz(path: Path, tensors: dict[str, Tensor], overwrite: bool) -> None:
         for name, tensor in tensors.items():
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as entry:
                 np.lib.format.write_array(entry, _array(path, name, tensor), allow_pickle=False)
-    _write(path, buffer, overwrite)
+    write_file(path, buffer.getvalue(), overwrite=overwrite)
 
 
 def _write_npy(path: Path, tensors: dict[str, Tensor], overwrite: bool) -> None:
@@ -338,7 +338,7 @@ def _write_npy(path: Path, tensors: dict[str, Tensor], overwrite: bool) -> None:
     buffer = io.BytesIO()
     for name, tensor in tensors.items():
         np.lib.format.write_array(buffer, _array(path, name, tensor), allow_pickle=False)
-    _write(path, buffer, overwrite)
+    write_file(path, buffer.getvalue(), overwrite=overwrite)
 
 
 def _array(path: Path, name: str, tensor: Tensor) -> np.ndarray[Any, Any]:
@@ -350,8 +350,3 @@ def _array(path: Path, name: str, tensor: Tensor) -> np.ndarray[Any, Any]:
             str(path),
             "end the name in .safetensors",
         ) from error
-
-
-def _write(path: Path, buffer: io.BytesIO, overwrite: bool) -> None:
-    with buffer.getbuffer() as data, replacing_file(path, len(data), overwrite=overwrite) as file:
-        file.write_at(0, data)

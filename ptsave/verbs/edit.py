@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ptsave.core.checkpoint import ROOT_NAME
-from ptsave.core.dtypes import DType
-from ptsave.core.names import hint_for, matches
+from ptsave.core.dtypes import DType, parse_dtype
+from ptsave.core.names import matches
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.parts.candidates import is_state_dict
 from ptsave.core.parts.packed import packed_beside
 from ptsave.core.parts.select import strip_wrapper_names
 from ptsave.core.tree import GONE, dotted, is_scalar, leaves, rewrite, state_dict_of, with_items
-from ptsave.core.values.cast import TARGETS, CastStorage, can_cast, cast
+from ptsave.core.values.cast import CASTABLE, CastStorage, can_cast, cast
 from ptsave.core.values.gather import laid_out
 from ptsave.errors import LimitError, LossyError, RefusedError, UsageError
 from ptsave.formats.kinds.dense import Densifier, can_be_dense, kind_of
@@ -102,22 +102,10 @@ def parse_edits(
         drop=drop or (),
         strip_prefix=strip_prefix,
         rename=[parse_rename(text) for text in rename or ()],
-        dtype=parse_dtype(dtype) if dtype is not None else None,
+        dtype=None if dtype is None else parse_dtype(dtype, "--dtype", CASTABLE, "cannot cast to"),
         contiguous=contiguous,
         dense=dense,
     )
-
-
-def parse_dtype(text: str) -> DType:
-    """The floating-point dtype that `--dtype` names.
-
-    Raises: UsageError with the nearest one.
-    """
-    known = {dtype.name: dtype for dtype in TARGETS}
-    name = text.removeprefix("torch.")
-    if name not in known:
-        raise UsageError(f"cannot cast to {text!r}", "--dtype", hint_for(name, known, "dtypes"))
-    return known[name]
 
 
 def parse_rename(text: str) -> tuple[re.Pattern[str], str]:

@@ -12,7 +12,7 @@ from ptsave.core.values.numbers import decode
 if TYPE_CHECKING:
     import numpy as np
 
-TARGETS = tuple(BY_NAME[name] for name in ("float64", "float32", "float16", "bfloat16"))
+CASTABLE = {name: BY_NAME[name] for name in ("float64", "float32", "float16", "bfloat16")}
 """What can be cast to."""
 
 

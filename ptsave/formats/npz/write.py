@@ -22,14 +22,15 @@ from ptsave.formats.stored import (
     module_versions,
     refuse_data,
     refuse_special_kinds,
+    replacing_checked,
     source_path,
     with_source_checks,
     write_pieces,
 )
 from ptsave.formats.zip.directory import is_plain_path
 from ptsave.formats.zip.layout import ALIGN_BYTES, Entry, Frame
-from ptsave.storage.atomic import check_file_destination, replacing_file
-from ptsave.storage.move import Move, check_back, move
+from ptsave.storage.atomic import check_file_destination
+from ptsave.storage.move import Move, move
 
 MAX_NAME_BYTES = 2**16 - 64
 """Of a record's name: what the two bytes of its length can say, less what aligning it may take."""
@@ -71,17 +72,9 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
         record = frame.add(f"{name}.npy", len(header) + entry.num_bytes)
         moves.append(_move(checkpoint, entry, record, header, options))
     num_bytes = frame.num_bytes
-    with replacing_file(
-        destination,
-        num_bytes,
-        overwrite=options.overwrite,
-        sync=options.sync,
-        before_rename=checkpoint.check_unchanged,
-    ) as output:
-        spans = move(with_source_checks(moves), output, source_path(checkpoint), options.progress)
+    with replacing_checked(checkpoint, destination, num_bytes, options) as (output, spans):
+        spans += move(with_source_checks(moves), output, source_path(checkpoint), options.progress)
         spans += write_pieces(output, [(frame.end, frame.directory())], "the archive's directory")
-        if options.check:
-            check_back(spans, output, options.progress)
     aliases = distinct(checkpoint.tensors).aliases
     untied = (f"{alias!r} and {kept!r} are tied no more" for alias, kept in aliases.items())
     return Written(num_bytes, (*untied, *unkept))

@@ -29,12 +29,13 @@ from ptsave.formats.stored import (
     record_text,
     refuse_data,
     refuse_special_kinds,
+    replacing_checked,
     source_path,
     with_source_checks,
     write_pieces,
 )
-from ptsave.storage.atomic import check_file_destination, replacing_file
-from ptsave.storage.move import Move, check_back, move
+from ptsave.storage.atomic import check_file_destination
+from ptsave.storage.move import Move, move
 
 MAX_HEADER_BYTES = 100_000_000
 """Source: MAX_HEADER_SIZE in safetensors/src/tensor.rs; the library refuses to read more."""
@@ -59,22 +60,14 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
     draft = header_bytes(layout, _metadata(checkpoint, stored, zeros, options))
     moves = tensor_moves(checkpoint, stored, layout, len(draft), options)
     num_bytes = len(draft) + layout.data_bytes
-    with replacing_file(
-        destination,
-        num_bytes,
-        overwrite=options.overwrite,
-        sync=options.sync,
-        before_rename=checkpoint.check_unchanged,
-    ) as output:
-        spans = move(
+    with replacing_checked(checkpoint, destination, num_bytes, options) as (output, spans):
+        spans += move(
             with_source_checks(list(moves.values())), output, source_path(checkpoint), options.progress
         )
         digests = all_digests(checkpoint, stored, moves, options)
         header = header_bytes(layout, _metadata(checkpoint, stored, digests, options))
         assert len(header) == len(draft)
         spans += write_pieces(output, [(0, header)], "the header")
-        if options.check:
-            check_back(spans, output, options.progress)
     return Written(num_bytes, overlap_notes(stored))
 
 

@@ -22,6 +22,7 @@ from ptsave.formats.stored import (
     placeholder_digests,
     record_text,
     refuse_special_kinds,
+    replacing_checked,
     source_path,
     with_source_checks,
     write_pieces,
@@ -29,8 +30,8 @@ from ptsave.formats.stored import (
 from ptsave.formats.torch.archive import TorchArchive, emit_quantized, emit_tensor
 from ptsave.formats.torch.storage_plan import Part, PartView, View, plan_storages
 from ptsave.formats.zip.layout import Entry
-from ptsave.storage.atomic import check_file_destination, replacing_file
-from ptsave.storage.move import Move, check_back, move
+from ptsave.storage.atomic import check_file_destination
+from ptsave.storage.move import Move, move
 
 
 def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> Written:
@@ -53,23 +54,15 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
     moves = part_moves(parts, archive.data)
     by_view = digest_moves(checkpoint, parts, places, names, moves, options)
     num_bytes = archive.num_bytes
-    with replacing_file(
-        destination,
-        num_bytes,
-        overwrite=options.overwrite,
-        sync=options.sync,
-        before_rename=checkpoint.check_unchanged,
-    ) as output:
+    with replacing_checked(checkpoint, destination, num_bytes, options) as (output, spans):
         where = source_path(checkpoint)
         everything = [*moves, *(item for item in by_view.values() if item.target_offset is None)]
-        spans = move(with_source_checks(everything), output, where, options.progress)
+        spans += move(with_source_checks(everything), output, where, options.progress)
         if draft is not None:
             by_name = {name: by_view[view] for view, same in names.items() for name in same}
             digests = {name: by_name[name].digest(options.digest) for name in checkpoint.tensors}
             archive.set_record(record_text(checkpoint, digests, aliases, options) or b"")
         spans += write_pieces(output, archive.pieces(), "the archive's frame")
-        if options.check:
-            check_back(spans, output, options.progress)
     return Written(num_bytes)
 
 

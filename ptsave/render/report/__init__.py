@@ -16,7 +16,7 @@ from ptsave.errors import UsageError
 from ptsave.render.report.annotations import annotation_lines
 from ptsave.render.report.html import html as html_text
 from ptsave.render.report.junit import junit as junit_text
-from ptsave.storage.atomic import check_file_destination, replacing_file
+from ptsave.storage.atomic import check_file_destination, write_file
 
 __all__ = ["SUFFIXES", "annotation_lines", "check_report_path", "report_text", "write_report"]
 
@@ -46,9 +46,7 @@ def write_report(
 
     Raises: WriteError.
     """
-    data = report_text(path, verdict, facts, json_document).encode()
-    with replacing_file(path, len(data), overwrite=True) as file:
-        file.write_at(0, data)
+    write_file(path, report_text(path, verdict, facts, json_document).encode(), overwrite=True)
 
 
 def report_text(
