@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from ptsave.core.accounts import Accounting, Accounts, account
 from ptsave.core.nodes import GlobalUse, TensorEntry
 from ptsave.core.own_process import no_garbage_collection
+from ptsave.core.parts.training import Parts, find_parts, nested
 from ptsave.core.record import Record
 from ptsave.core.tree import MAX_NAME_CHARS, dotted, leaves, with_arrays
 from ptsave.core.verdict import Finding
@@ -127,6 +128,16 @@ class Checkpoint:
     def weights_root(self) -> Any:
         """The tree with weights that are NumPy arrays as tensors."""
         return with_arrays(self.root)
+
+    @cached_property
+    def training_root(self) -> Any:
+        """The tree in which the parts of a training nest, where a flat format has pulled them apart."""
+        return nested(self.root, self.record.extras if self.record is not None else None)
+
+    @cached_property
+    def training_parts(self) -> Parts:
+        """The parts of a training in `training_root`."""
+        return find_parts(self.training_root)
 
     @cached_property
     def accounts(self) -> Accounts:

@@ -10,7 +10,7 @@ import torch
 
 from ptsave.core.dtypes import BY_NAME
 from ptsave.core.nodes import Global, Opaque, TensorEntry, contiguous_strides
-from ptsave.core.parts.candidates import MODEL_KEYS
+from ptsave.core.parts.candidates import MODEL_KEYS, is_average
 from ptsave.core.parts.training import (
     ALIASES,
     AVERAGING,
@@ -23,7 +23,6 @@ from ptsave.core.parts.training import (
     find_model,
     find_part,
     find_parts,
-    is_average,
 )
 from ptsave.core.storage import MemoryStorage
 from ptsave.errors import AmbiguousError, LossyError

@@ -9,10 +9,10 @@ from typing import Any
 
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.nodes import TensorEntry
-from ptsave.core.parts.candidates import MODEL_KEYS
-from ptsave.core.parts.kinds import STATE_KEYS
+from ptsave.core.parts.candidates import MODEL_KEYS, is_average
 from ptsave.core.parts.select import select_model
-from ptsave.core.parts.training import PROGRESS_KEYS, STEPS_DONE, dotted, find_model, find_parts, is_average
+from ptsave.core.parts.training import PROGRESS_KEYS, STEPS_DONE, find_model
+from ptsave.core.tree import dotted
 from ptsave.errors import AmbiguousError, UsageError
 from ptsave.verbs.training_parts import (
     MAX_SHOWN,
@@ -65,7 +65,7 @@ def describe_training(checkpoint: Checkpoint) -> Training | None:
 
     Reads single numbers (an optimizer's `step`, a metric that is a tensor), nothing else.
     """
-    parts = find_parts(_nested(checkpoint))
+    parts = checkpoint.training_parts
     progress = {dotted(place): value for place, value in parts.progress.items() if place[-1] != STEPS_DONE}
     for key, text in checkpoint.metadata.items():
         if key in PROGRESS_KEYS and text.isascii() and text.isdecimal() and len(text) < 20:
@@ -88,7 +88,7 @@ def describe_training(checkpoint: Checkpoint) -> Training | None:
 
 def optimizer_nodes(checkpoint: Checkpoint) -> dict[str, Any]:
     """Path → state dict of each optimizer in `checkpoint`, as it nests."""
-    return {dotted(place): node for place, node in find_parts(_nested(checkpoint)).optimizers.items()}
+    return {dotted(place): node for place, node in checkpoint.training_parts.optimizers.items()}
 
 
 def state_dict_nodes(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -97,8 +97,8 @@ def state_dict_nodes(checkpoint: Checkpoint) -> dict[str, Any]:
 
     Of a flat file, they are the tensors that are no optimizer's.
     """
-    root = _nested(checkpoint)
-    found = {dotted(place): node for place, node in find_parts(root).models.items()}
+    root = checkpoint.training_root
+    found = {dotted(place): node for place, node in checkpoint.training_parts.models.items()}
     if root is not checkpoint.root:
         found = _flat_models({name: leaf for name, leaf in root.items() if isinstance(leaf, TensorEntry)})
     try:
@@ -121,36 +121,3 @@ def _flat_models(tensors: Mapping[str, TensorEntry]) -> dict[str, Any]:
         elif entry.dtype.is_float:
             return {"": tensors}
     return models
-
-
-def _nested(checkpoint: Checkpoint) -> Any:
-    """The tree; of a flat one (safetensors), with the parts of optimizers put together again."""
-    root = checkpoint.root
-    if not isinstance(root, dict) or not all(isinstance(leaf, TensorEntry) for leaf in root.values()):
-        return root
-    extras = checkpoint.record.extras if checkpoint.record is not None else None
-    if not isinstance(extras, dict):
-        extras = {}
-    if not extras and not any("state." in str(name) for name in root):
-        return root
-    tree: dict[str, Any] = {}
-    for name, leaf in [*root.items(), *extras.items()]:
-        head, _, key = str(name).rpartition(".")
-        above, is_state, param = f".{head}".partition(".state.")
-        if is_state and key in STATE_KEYS:
-            _inside(_inside(_inside(tree, above[1:]), "state"), param)[key] = leaf
-            continue
-        above, is_group, group = f".{head}".partition(".param_groups.")
-        if is_group:
-            _inside(_inside(_inside(tree, above[1:]), "param_groups"), group)[key] = leaf
-        elif isinstance(leaf, TensorEntry):
-            tree[name] = leaf
-        else:
-            _inside(tree, head)[key] = leaf
-    return tree
-
-
-def _inside(tree: dict[str, Any], key: str) -> dict[str, Any]:
-    """The dict under `key`, made where it is missing (and dropped where a tensor is in its place)."""
-    inner = tree.setdefault(key, {}) if key else tree
-    return inner if isinstance(inner, dict) else {}

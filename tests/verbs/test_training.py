@@ -21,13 +21,16 @@ from torch.optim import lr_scheduler
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.dtypes import BY_NAME
 from ptsave.core.nodes import Opaque, TensorEntry
+from ptsave.core.parts.training import Parts, find_parts
 from ptsave.core.record import Record
 from ptsave.core.storage import MemoryStorage
 from ptsave.errors import CorruptError
+from ptsave.formats import open_checkpoint
 from ptsave.formats.dcp import read as dcp_read
 from ptsave.formats.safetensors import read as safetensors_read
 from ptsave.formats.torch import read as torch_read
 from ptsave.storage.files import InputFile, InputFolder
+from ptsave.verbs.checks.resume import has_training_state, resumable
 from ptsave.verbs.training import Training, describe_training
 
 Describe = Callable[[Any], "Training | None"]
@@ -459,3 +462,23 @@ assert describe_training(Checkpoint("test", Path("t"), root)).progress == {"epoc
 assert "numpy" not in sys.modules and "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_checkpoint_is_searched_for_a_training_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched = []
+
+    def search(root: Any) -> Parts:
+        searched.append(root)
+        return find_parts(root)
+
+    monkeypatch.setattr("ptsave.core.checkpoint.find_parts", search)
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "t.pt")
+    with open_checkpoint(tmp_path / "t.pt") as checkpoint:
+        assert found(describe_training(checkpoint)).optimizers
+        assert has_training_state(checkpoint)
+        assert [finding.level for finding in resumable(checkpoint)] == ["ok", "ok", "warn"]
+    assert len(searched) == 1

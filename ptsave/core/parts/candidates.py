@@ -41,8 +41,8 @@ MAX_BESIDE = 10_000
 OWN = "."
 """Behind a key: the tensors that lie there themselves, without the dictionaries beside them."""
 
-_AVERAGE = re.compile(r"(^|[._-])(ema|swa|avg|averaged?|shadow|polyak)([._-]|$)", re.IGNORECASE)
-"""Keys of averages of a model's weights over time."""
+_AVERAGE = re.compile(r"(?i)(^|[._-])(ema|swa|avg|averaged?|averaging|shadow|polyak)([._-]|$)")
+"""Names of averages of weights over time."""
 _TRAINING = re.compile(r"optim|sched|grad_?scaler|^(scaler|.*rng|random)(_states?)?$", re.IGNORECASE)
 """Keys of optimizers, schedulers, scalers and random states: what has tensors and is no model."""
 
@@ -78,7 +78,7 @@ class Candidate:
     @property
     def is_average(self) -> bool:
         """Whether its name says that it is an average of a model's weights over time."""
-        return _AVERAGE.search(self.where) is not None
+        return is_average(self.where)
 
     @property
     def words(self) -> str:
@@ -113,6 +113,11 @@ class Candidate:
 
 def _plain(name: str) -> str:
     return name.removeprefix("module.").removeprefix("_orig_mod.")
+
+
+def is_average(name: str) -> bool:
+    """Whether a key says that what is under it is an average of the weights that are trained."""
+    return _AVERAGE.search(name) is not None
 
 
 def choose(

@@ -13,9 +13,9 @@ from itertools import islice
 from typing import Any
 
 from ptsave.core.nodes import Opaque, TensorEntry
-from ptsave.core.parts.candidates import MODEL_KEYS, Candidate, choose, is_state_dict
+from ptsave.core.parts.candidates import MODEL_KEYS, Candidate, choose, is_average, is_state_dict
 from ptsave.core.parts.kinds import STATE_KEYS
-from ptsave.core.tree import is_scalar
+from ptsave.core.tree import dotted, is_scalar
 from ptsave.core.values.numbers import has_values, scalar
 from ptsave.errors import AmbiguousError, UnreadableError
 
@@ -74,24 +74,12 @@ _SETTINGS = frozenset(
 )
 """Keys that hold what was wished for: `epochs` below them is no progress."""
 _RNG_KEY = re.compile(r"(?i)(^|[_.])rng|random_?state|manual_seed|generator_state")
-_AVERAGE = re.compile(r"(?i)(^|[._-])(ema|swa|avg|averaged?|averaging|shadow|polyak)([._-]|$)")
-"""Names of averages of weights over time."""
 _FOLLOWS = re.compile(r"(?i)(^|[._-])(teacher|target|momentum)([._-]|$)")
 """Names of networks that may follow the one that is trained."""
 
 Place = tuple[Any, ...]
 """The keys that lead to a part."""
 Fields = Mapping[Any, Any]
-
-
-def dotted(place: Place) -> str:
-    """A place as a person writes it."""
-    return ".".join(map(str, place))
-
-
-def is_average(name: str) -> bool:
-    """Whether a key says that what is under it is an average of the weights that are trained."""
-    return _AVERAGE.search(name) is not None
 
 
 @dataclass
@@ -114,6 +102,40 @@ class Parts:
         """The optimizers, schedulers or scalers; nothing for any other part."""
         kinds = {"optimizer": self.optimizers, "scheduler": self.schedulers, "scaler": self.scalers}
         return kinds.get(kind, {})
+
+
+def nested(root: Any, extras: Any) -> Any:
+    """The tree `root`; of a flat one (safetensors), with the parts of optimizers put together again.
+
+    `extras`: what the record has of the leaves that a flat file cannot hold.
+    """
+    if not isinstance(root, dict) or not all(isinstance(leaf, TensorEntry) for leaf in root.values()):
+        return root
+    if not isinstance(extras, dict):
+        extras = {}
+    if not extras and not any("state." in str(name) for name in root):
+        return root
+    tree: dict[str, Any] = {}
+    for name, leaf in [*root.items(), *extras.items()]:
+        head, _, key = str(name).rpartition(".")
+        above, is_state, param = f".{head}".partition(".state.")
+        if is_state and key in STATE_KEYS:
+            _inside(_inside(_inside(tree, above[1:]), "state"), param)[key] = leaf
+            continue
+        above, is_group, group = f".{head}".partition(".param_groups.")
+        if is_group:
+            _inside(_inside(_inside(tree, above[1:]), "param_groups"), group)[key] = leaf
+        elif isinstance(leaf, TensorEntry):
+            tree[name] = leaf
+        else:
+            _inside(tree, head)[key] = leaf
+    return tree
+
+
+def _inside(tree: dict[str, Any], key: str) -> dict[str, Any]:
+    """The dict under `key`, made where it is missing (and dropped where a tensor is in its place)."""
+    inner = tree.setdefault(key, {}) if key else tree
+    return inner if isinstance(inner, dict) else {}
 
 
 def find_parts(root: Any) -> Parts:

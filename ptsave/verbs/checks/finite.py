@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.names import matches
-from ptsave.core.parts.training import dotted, find_parts
+from ptsave.core.tree import dotted
 from ptsave.core.verdict import Counted, Finding
 from ptsave.formats.kinds.quantized import is_quantized
 from ptsave.verbs.checks.subject import Subject
@@ -49,6 +49,8 @@ _NO_WEIGHT = "not finite, and neither a weight nor an optimizer's state"
 
 def _holders_of_weights(checkpoint: Checkpoint) -> tuple[str, ...]:
     """How the names of weights and of optimizers' states begin; all names where no part is one of these."""
-    parts = find_parts(checkpoint.root)
+    if checkpoint.training_root is not checkpoint.root:  # a flat file: all tensors are at the top
+        return ("",)
+    parts = checkpoint.training_parts
     places = [*parts.models, *parts.optimizers]
     return tuple(f"{dotted(place)}." if place else "" for place in places) or ("",)

@@ -9,9 +9,10 @@ from typing import Any
 
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.nodes import Opaque, TensorEntry
+from ptsave.core.parts.candidates import is_average
 from ptsave.core.parts.kinds import optimizer_kind, unlike_itself
 from ptsave.core.parts.select import strip_wrapper_names
-from ptsave.core.parts.training import fields_of, find_part, find_parts, is_average
+from ptsave.core.parts.training import fields_of, find_part
 from ptsave.core.tree import dotted, leaves
 from ptsave.core.verdict import Finding
 from ptsave.errors import AmbiguousError
@@ -48,8 +49,8 @@ def resume(subject: Subject) -> Iterator[Finding]:
 
 def has_training_state(checkpoint: Checkpoint) -> bool:
     """Whether there is something to resume from: an optimizer, a scheduler or a gradient scaler."""
-    training = describe_training(checkpoint)
-    return training is not None and bool(training.optimizers or training.schedulers or training.scalers)
+    parts = checkpoint.training_parts
+    return bool(parts.optimizers or parts.schedulers or parts.scalers)
 
 
 def resumable(checkpoint: Checkpoint, parameters: Mapping[str, Shape] | None = None) -> Iterator[Finding]:
@@ -80,10 +81,11 @@ def _choices(checkpoint: Checkpoint, known: list[Weights]) -> Iterator[Finding]:
         message = "the only weights are averages: the optimizer's state belongs to those that were trained"
         yield Finding(CHECK, "fail", known[0].where, message)
     root = checkpoint.root
-    parts = find_parts(root)
-    for name in ("optimizer", "scheduler", "scaler") if isinstance(root, dict) else ():
+    if not isinstance(root, dict) or root is not checkpoint.training_root:
+        return
+    for name in ("optimizer", "scheduler", "scaler"):
         try:
-            find_part(root, parts, name, ())
+            find_part(root, checkpoint.training_parts, name, ())
         except AmbiguousError as error:
             message = f"{error.what}; to resume, {error.hint}"
             yield Finding(CHECK, "ok", name, message)
