@@ -27,14 +27,14 @@ from ptsave.models.build import build_model, check_device
 from ptsave.models.environment import environment
 from ptsave.models.imports import import_path
 from ptsave.models.load import config_for, warn_if_changed
-from ptsave.models.save import Saved, describe
+from ptsave.models.save import Saved, new_record
 from ptsave.models.trust import ALL
 from ptsave.models.weights.fill import build_filled, fill, fit_of, misfit, select_for
 from ptsave.models.weights.live import checkpoint_of
 from ptsave.models.weights.sharded import has_sharded
 from ptsave.training.foreign import as_torch
 from ptsave.training.modules import plan_module, state_of, unwrap
-from ptsave.training.plain import plain
+from ptsave.training.plain_data import as_plain_data
 from ptsave.training.state import TrainingState
 
 PathLike = str | os.PathLike[str]
@@ -96,7 +96,7 @@ def save(
             if hyperparameters is not None or config is not None:
                 raise UsageError("only a module has hyperparameters", "ptsave.save", "give the module itself")
             tree = value.state_dict() if isinstance(value, TrainingState) else value
-            tree = plain(tree, "")
+            tree = as_plain_data(tree, "")
         checkpoint = checkpoint_of(tree, Path(path))
         checkpoint.record = _record(module, spec) if spec is not None else Record(environment=environment())
         if spec is not None:
@@ -162,7 +162,7 @@ def _record(module: nn.Module, config: Config) -> Record:
     device = next(
         (str(tensor.device) for tensor in module.state_dict().values() if _has_device(tensor)), "cpu"
     )
-    return describe(module, config, device)
+    return new_record(module, config, device)
 
 
 def _has_device(value: Any) -> bool:

@@ -72,10 +72,10 @@ class LimitError(UnreadableError):
 
     def __init__(self, cap: str, limit: int, found: int | str, where: str = "") -> None:
         super().__init__(
-            f"exceeds the cap {cap} = {limit} (found {found})",
+            f"the input exceeds the cap {cap} = {limit} (found {found})",
             where,
-            "caps keep a small file from costing much, and grow with its size; if it is whole and from a "
-            "source that you trust, open it with its own library and save it in another form",
+            "caps keep small files from using much time and memory; if the file is intact and you trust its "
+            "source, open it with its own library and save it in another form",
         )
         self.cap = cap
 

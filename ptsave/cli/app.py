@@ -388,7 +388,7 @@ def verify(
         command.list_checks(mode)
         return
     if checkpoint is None:
-        raise UsageError("needs a checkpoint", "", "ptsave verify CHECKPOINT")
+        raise UsageError("verify needs a checkpoint", "", "ptsave verify CHECKPOINT")
     asked = choose(
         checks,
         config=config,

@@ -39,7 +39,7 @@ def convert(
     Raises: UsageError for a flag, and what reading and writing raise.
     """
     if len(paths) < 2:
-        raise UsageError("needs a source and a destination", "", "ptsave convert SRC DST")
+        raise UsageError("convert needs a source and a destination", "", "ptsave convert SRC DST")
     *sources, destination = paths
     target = destination_writer(destination, format)
     refuse_unused(given, unused_by_convert(is_sharded=target.is_sharded, no_record=not options.record))

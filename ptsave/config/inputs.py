@@ -211,7 +211,11 @@ def _parse_input(value: Any, place: ConfigPlace) -> InputSpec:
     if len(forms) != 1:
         everything = {*FORMS, *(key for keys in FORMS.values() for key in keys)}
         check_keys(table, sorted(everything), place)
-        what = f"needs one of {', '.join(FORMS)}" if not forms else f"has both {' and '.join(forms)}"
+        what = (
+            f"the input needs one of {', '.join(FORMS)}"
+            if not forms
+            else f"the input has both {' and '.join(forms)}"
+        )
         raise place.error(what, example)
     form = forms[0]
     check_keys(table, (form, *FORMS[form]), place)
@@ -271,7 +275,8 @@ def _parse_random(table: Mapping[str, Any], place: ConfigPlace) -> RandomTensor:
         )
     if prod(shape) * dtype.itemsize > MAX_INPUT_BYTES:
         raise (place / "shape").error(
-            f"asks for {prod(shape) * dtype.itemsize} bytes, more than MAX_INPUT_BYTES = {MAX_INPUT_BYTES}",
+            f"the input asks for {prod(shape) * dtype.itemsize} bytes, more than "
+            f"MAX_INPUT_BYTES = {MAX_INPUT_BYTES}",
             "use a smaller batch",
         )
     seed = expect(table.get("seed", 0), int, place / "seed")
@@ -303,7 +308,9 @@ def _parse_float_range(table: Mapping[str, Any], place: ConfigPlace, spec: Rando
             raise (place / key).error(f"{number} is not a usable {key}", "give a finite number")
     if {"low", "high"} & numbers.keys():
         if {"mean", "std"} & numbers.keys():
-            raise place.error("has both low/high and mean/std", "low/high is uniform, mean/std is normal")
+            raise place.error(
+                "the input has both low/high and mean/std", "low/high is uniform, mean/std is normal"
+            )
         low, high = numbers.get("low", 0.0), numbers.get("high", 1.0)
         if not low < high or not math.isfinite(high - low):
             raise place.error(f"low = {low}, high = {high} is not a range", "low < high")
@@ -328,12 +335,12 @@ def _check_numbers(value: Any, place: ConfigPlace) -> tuple[int, ...]:
     """
     if not isinstance(value, list):
         if not isinstance(value, (int, float)):
-            raise place.error(f"must be a number, not {show(value)}", "data is numbers in arrays")
+            raise place.error(f"the value must be a number, not {show(value)}", "data is numbers in arrays")
         return ()
     shapes = [_check_numbers(child, place / i) for i, child in enumerate(value)]
     for i, shape in enumerate(shapes):
         if shape != shapes[0]:
-            raise (place / i).error(f"ragged: {list(shape)} beside {list(shapes[0])}", "pad it")
+            raise (place / i).error(f"the array is ragged: {list(shape)} beside {list(shapes[0])}", "pad it")
     return (len(value), *(shapes[0] if shapes else ()))
 
 

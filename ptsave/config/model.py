@@ -71,7 +71,9 @@ def expect(value: Any, kind: type[T], place: ConfigPlace, hint: str = "") -> T:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         name, example = NAMES_OF_TYPES[kind]
         key = next((str(key) for key in reversed(place.keys) if isinstance(key, str)), "key")
-        raise place.error(f"must be {name}, not {show(value)}", hint or f"for example: {example.format(key)}")
+        raise place.error(
+            f"the value must be {name}, not {show(value)}", hint or f"for example: {example.format(key)}"
+        )
     return value
 
 
@@ -172,7 +174,9 @@ def parse_model(table: Any, place: ConfigPlace) -> ModelSpec:
     table = expect(table, dict, place)
     check_keys(table, ("class", "factory", "args"), place)
     if ("class" in table) == ("factory" in table):
-        raise place.error("needs exactly one of `class` and `factory`", 'for example: class = "pkg.mod.Name"')
+        raise place.error(
+            "the table needs exactly one of `class` and `factory`", 'for example: class = "pkg.mod.Name"'
+        )
     key = "class" if "class" in table else "factory"
     target = check_path(table[key], place / key)
     args = expect(table.get("args", {}), dict, place / "args")
@@ -233,13 +237,15 @@ def _check_markers(table: Mapping[str, Any], place: ConfigPlace) -> None:
     elif "_args_" in table and place.keys == ("model", "args"):
         expect(table["_args_"], list, place / "_args_")
     elif "_args_" in table or "_partial_" in table:
-        raise place.error("has _args_ or _partial_ and no _target_", 'add _target_ = "pkg.mod.Name"')
+        raise place.error(
+            "the table has _args_ or _partial_ but no _target_", 'add _target_ = "pkg.mod.Name"'
+        )
     if "_import_" in table:
         check_path(table["_import_"], place / "_import_")
     if "_dtype_" in table:
         dtype_at(table["_dtype_"], place / "_dtype_")
     if "_float_" in table and table["_float_"] not in NOT_FINITE:
-        raise (place / "_float_").error("must be nan, inf or -inf", 'write {_float_ = "inf"}')
+        raise (place / "_float_").error("the value must be nan, inf or -inf", 'write {_float_ = "inf"}')
 
 
 def dtype_at(value: Any, place: ConfigPlace) -> DType:

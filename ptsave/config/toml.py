@@ -78,14 +78,14 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     try:
         return _parse(document, path)
     except RecursionError:  # dotted keys nest without nesting the parser
-        raise UsageError("nests too deeply", str(path), _TOML_HINT) from None
+        raise UsageError("the config nests too deeply", str(path), _TOML_HINT) from None
 
 
 def _parse(document: dict[str, Any], path: Path) -> Config:
     place = ConfigPlace(str(path))
     check_keys(document, ("model", "inputs", "verify", "parallel"), place)
     if "model" not in document:
-        raise place.error("has no [model] table", 'start with [model] and class = "pkg.mod.Name"')
+        raise place.error("the config has no [model] table", 'start with [model] and class = "pkg.mod.Name"')
     has = document.keys()
     return Config(
         path,
@@ -104,11 +104,11 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(text.decode("utf-8-sig"))
     except UnicodeDecodeError:
-        raise UsageError("is not text, so not a config", str(path), _TOML_HINT) from None
+        raise UsageError("the config is not text", str(path), _TOML_HINT) from None
     except RecursionError:
-        raise UsageError("nests too deeply", str(path), _TOML_HINT) from None
+        raise UsageError("the config nests too deeply", str(path), _TOML_HINT) from None
     except ValueError as error:  # a TOMLDecodeError names the line and the column
-        raise UsageError(f"is not valid TOML: {error}", str(path), _TOML_HINT) from None
+        raise UsageError(f"the config is not valid TOML: {error}", str(path), _TOML_HINT) from None
 
 
 def _override(document: dict[str, Any], text: str) -> None:
@@ -143,7 +143,9 @@ def _parse_override(text: str) -> tuple[list[str], Any]:
     while True:
         equals = text.find("=", equals + 1)
         if equals < 0:
-            raise UsageError("is not KEY=VALUE", where, "for example: --set model.args.hidden_size=64")
+            raise UsageError(
+                "the option is not KEY=VALUE", where, "for example: --set model.args.hidden_size=64"
+            )
         if (keys := _parse_key(text[:equals])) is not None:
             break
     bare = text[equals + 1 :].strip()

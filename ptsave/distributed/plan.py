@@ -29,7 +29,7 @@ from ptsave.models.behaviour.rounding import tensors_in
 from ptsave.models.inputs import Arguments
 from ptsave.models.load import run
 from ptsave.models.weights.lazy import lazy_names
-from ptsave.models.weights.own_shard import whole
+from ptsave.models.weights.own_shard import gathered
 
 _HINT = "check [parallel]"
 
@@ -121,7 +121,7 @@ class Plan:
         """
         self.check_runs(model)
         with self.blamed():
-            return whole(run(self.replicate(model), arguments))
+            return gathered(run(self.replicate(model), arguments))
 
     @contextmanager
     def blamed(self) -> Iterator[None]:

@@ -24,7 +24,7 @@ from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
 from ptsave.models.behaviour.observe import observe
 from ptsave.models.build import build_model
-from ptsave.models.save import Saved, describe, unrecorded, with_allowed
+from ptsave.models.save import Saved, new_record, unrecorded, with_allowed
 from ptsave.models.weights.fill import Warn, select_for
 from ptsave.models.weights.own_shard import num_local_bytes
 from ptsave.storage.atomic_folder import check_folder_destination
@@ -78,7 +78,7 @@ def save(
             check_same_folder(group, source)
             skeleton = build_model(config.model, device="meta", app_dir=app_dir)
             selection = select_for(skeleton, source, select, wanted)
-            record = describe(skeleton, config, torch.device(group.device).type)
+            record = new_record(skeleton, config, torch.device(group.device).type)
             model, report = shard_and_fill(
                 group,
                 plan,
@@ -97,7 +97,7 @@ def save(
         filled = f"{weights} ({sentence})" if (sentence := selection.sentence()) else str(weights)
     else:
         model = build_model(config.model, app_dir=app_dir, seed=seed)
-        record = describe(model, config, torch.device(group.device).type)
+        record = new_record(model, config, torch.device(group.device).type)
         plan.parallelize(model)
         filled = "its factory" if config.model.is_factory else f"fresh weights of seed {seed}"
     is_run = options.record and behaves

@@ -23,7 +23,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from ptsave.models.weights.own_shard import whole
+from ptsave.models.weights.own_shard import gathered
 
 
 def _rowwise(module: nn.Module) -> ParallelStyle:
@@ -64,4 +64,4 @@ def _replicated(mesh: DeviceMesh, module: nn.Module, args: tuple[Any, ...]) -> t
 
 
 def _whole(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-    return whole(output)
+    return gathered(output)

@@ -109,12 +109,14 @@ def refusal(file: InputFile, head: bytes) -> PtsaveError:
     """Why `file`, which no format has recognised, is not read. `head`: its first HEAD_BYTES bytes."""
     where = str(file.path)
     if file.size_bytes == 0:
-        return UnknownFormatError("is empty", where, "the save or the download never finished; do it again")
+        return UnknownFormatError(
+            "the file is empty", where, "the save or the download did not finish; repeat it"
+        )
     if not head.strip(b"\0"):
-        return UnknownFormatError("holds only zeros where its beginning should be", where, _AGAIN)
+        return UnknownFormatError("the file begins with zeros only", where, _AGAIN)
     for offset, magic, what, hint in _SIGNATURES:
         if head[offset : offset + len(magic)] == magic:
-            return UnknownFormatError(what, where, hint)
+            return UnknownFormatError(f"the file {what}", where, hint)
     if head[:4] in (b"PK\3\4", b"PK\5\6"):
         return _zip(read_directory(file))
     if (pickled := plain.refusal(file, head)) is not None:
@@ -122,20 +124,22 @@ def refusal(file: InputFile, head: bytes) -> PtsaveError:
     if (text := _as_text(head)) is not None:
         return _text(text, where)
     if file.read_at(max(file.size_bytes - 8, 0), min(file.size_bytes, 8)) == _TENSORFLOW_TABLE_END:
-        return UnknownFormatError("is the index of a TensorFlow checkpoint", where, _OTHER)
+        return UnknownFormatError("the file is the index of a TensorFlow checkpoint", where, _OTHER)
     if _is_protobuf_with_producer(head):
         return UnknownFormatError(
-            "is an ONNX model", where, f"name the checkpoint it was exported from, or: {_OTHER}"
+            "the file is an ONNX model", where, f"name the checkpoint it was exported from, or: {_OTHER}"
         )
     if head[:3] == b"\x08\1\x12":
-        return UnknownFormatError("is a TensorFlow SavedModel's graph", where, _OTHER)
+        return UnknownFormatError("the file is a TensorFlow SavedModel's graph", where, _OTHER)
     if _is_msgpack_of_names(head):
         return UnknownFormatError(
-            "is a msgpack file (Flax)", where, f"read it with flax.serialization; {_OTHER}"
+            "the file is a msgpack file (Flax)", where, f"read it with flax.serialization; {_OTHER}"
         )
     if head[:2] in (b"\x78\x01", b"\x78\x9c", b"\x78\xda"):
-        return UnknownFormatError("is zlib-compressed (joblib writes such files)", where, _OTHER)
-    return UnknownFormatError("is of no kind that ptsave knows, or damaged at its beginning", where, KINDS)
+        return UnknownFormatError("the file is zlib-compressed (joblib writes such files)", where, _OTHER)
+    return UnknownFormatError(
+        "ptsave does not know this kind of file, or the file is damaged at its beginning", where, KINDS
+    )
 
 
 def _zip(directory: ZipDirectory) -> UnreadableError:
@@ -145,25 +149,25 @@ def _zip(directory: ZipDirectory) -> UnreadableError:
     inner = {name.partition("/")[2] for name in names}
     if ".data/extern_modules" in inner:
         return UnknownFormatError(
-            "is a torch.package archive: pickles that need the code packed with them",
+            "the file is a torch.package archive: pickles that need the code packed with them",
             where,
             "open it with torch.package.PackageImporter if you trust it, and save the model's state_dict()",
         )
     if {"config.json", "model.weights.h5"} <= set(names):
-        return UnknownFormatError("is a Keras model", where, f"read it with Keras; {_OTHER}")
+        return UnknownFormatError("the file is a Keras model", where, f"read it with Keras; {_OTHER}")
     if "META-INF/MANIFEST.MF" in names:
-        what = "is a Java archive (or a model for PyTorch on Android)"
+        what = "the file is a Java archive (or a model for PyTorch on Android)"
         return UnknownFormatError(what, where, _UNPACK)
     if "word/document.xml" in names or "[Content_Types].xml" in names:
-        return UnknownFormatError("is an Office document", where, _WEIGHTS)
+        return UnknownFormatError("the file is an Office document", where, _WEIGHTS)
     if not names:
-        return UnknownFormatError("is an empty zip archive", where, _AGAIN)
+        return UnknownFormatError("the file is an empty zip archive", where, _AGAIN)
     if all(name in TORCH_RECORDS or name.startswith("data/") for name in inner):
         return CorruptError(
-            "is an unfinished save: torch.save broke off before it wrote the data.pkl", where, UNFINISHED
+            "the file is an unfinished save: torch.save stopped before it wrote data.pkl", where, UNFINISHED
         )
     held = ", ".join(repr(name) for name in names[:3]) + (", …" if len(names) > 3 else "")
-    return UnknownFormatError(f"is a zip archive, not a checkpoint; it holds {held}", where, _UNPACK)
+    return UnknownFormatError(f"the file is a zip archive, not a checkpoint; it holds {held}", where, _UNPACK)
 
 
 def _as_text(head: bytes) -> str | None:
@@ -188,20 +192,24 @@ def _text(text: str, where: str) -> UnknownFormatError:
     start = text[:256].lower()
     if start.startswith(("<!doctype html", "<html", "<head", "<body")):
         return UnknownFormatError(
-            "is an HTML page: the download got a web page in place of the file",
+            "the file is an HTML page: the download got a web page in place of the file",
             where,
             "use the file's direct link (at Hugging Face: /resolve/ in place of /blob/); log in if it asks",
         )
     if start.startswith(("<?xml", "<error")):
         return UnknownFormatError(
-            "is an XML page, often a server's error message", where, "open it and read it; then " + _AGAIN
+            "the file is an XML page, often a server's error message",
+            where,
+            "open it and read it; then " + _AGAIN,
         )
     if re.search(r"^\s*\[{1,2}[A-Za-z_]", text, re.MULTILINE):
-        return UnknownFormatError("is a TOML config, not a checkpoint", where, "give it with -c/--config")
+        return UnknownFormatError(
+            "the file is a TOML config, not a checkpoint", where, "give it with -c/--config"
+        )
     if start.startswith(("{", "[")):
-        return UnknownFormatError(f"is JSON text, not a checkpoint: {text[:60]!r}", where, _WEIGHTS)
+        return UnknownFormatError(f"the file is JSON text, not a checkpoint: {text[:60]!r}", where, _WEIGHTS)
     line = text.splitlines()[0][:60] if text else ""
-    return UnknownFormatError(f"is a text file that begins with {line!r}", where, _WEIGHTS)
+    return UnknownFormatError(f"the file is a text file that begins with {line!r}", where, _WEIGHTS)
 
 
 def _is_protobuf_with_producer(head: bytes) -> bool:
@@ -263,15 +271,17 @@ def folder_refusal(folder: InputFolder) -> PtsaveError:
     where = str(folder.path)
     names = set(folder.names)
     if not names:
-        return UnknownFormatError("is an empty folder", where, _FOLDER_NEEDS)
+        return UnknownFormatError("the folder is empty", where, _FOLDER_NEEDS)
     for mark, what, hint in _FOLDER_MARKS:
         if mark in names:
-            return UnknownFormatError(f"{what} (it holds {mark})", where, hint)
+            return UnknownFormatError(f"the folder {what} (it holds {mark})", where, hint)
     weights = [name for name in folder.names if name.endswith(_WEIGHT_SUFFIXES)]
     if weights:
         listed = ", ".join(repr(name) for name in weights[:3]) + (", …" if len(weights) > 3 else "")
-        return UnknownFormatError("is a folder, not a checkpoint", where, f"name one file in it: {listed}")
-    return UnknownFormatError("is a folder without a checkpoint", where, _FOLDER_NEEDS)
+        return UnknownFormatError(
+            "the path is a folder, not a checkpoint", where, f"name one file in it: {listed}"
+        )
+    return UnknownFormatError("the folder holds no checkpoint", where, _FOLDER_NEEDS)
 
 
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".pt2", ".npy")

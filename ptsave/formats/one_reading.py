@@ -28,7 +28,7 @@ _TAR, _LEGACY = tar.FORMAT.name, legacy.FORMAT.name
 _END = Struct("<4s4H2LH")
 _LISTED_SIGNATURE = b"PK\1\2"
 _MAX_TAIL_BYTES = _END.size + 0xFFFF
-_HINT = "no program writes such a file; do not open it with anything, and get it from its source"
+_HINT = "no program writes such a file; do not open it with any program, and get it again from its source"
 
 
 def check_one_reading(file: InputFile, head: bytes, format_name: str) -> None:
@@ -40,16 +40,20 @@ def check_one_reading(file: InputFile, head: bytes, format_name: str) -> None:
         return  # the zip reader holds its beginning and its end against each other
     where = str(file.path)
     if format_name != _TAR and is_tar(head):
-        raise CorruptError("begins as a tar archive too, which torch.load takes it for", where, _HINT)
+        raise CorruptError(
+            "the file also begins as a tar archive, and torch.load reads it as one", where, _HINT
+        )
     if format_name not in (_TAR, _LEGACY):
         root, names = begin(FileStorage(file, 0, file.size_bytes), torch_shapes(_any_id), where)
         if names or root == MAGIC_NUMBER:
-            what = "begins as a pickle too, which torch.load takes it for"
+            what = "the file also begins as a pickle, and torch.load reads it as one"
             what += f"; it would use {next(iter(names))}" if names else ""
             raise CorruptError(what, where, _HINT)
     if _ends_as_zip(file):
         raise CorruptError(
-            "ends as a zip archive too, which zip readers (torch.jit.load) take it for", where, _HINT
+            "the file also ends as a zip archive, and zip readers (torch.jit.load) read it as one",
+            where,
+            _HINT,
         )
 
 

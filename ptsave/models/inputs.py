@@ -171,7 +171,9 @@ def _from_data(spec: DataTensor, place: ConfigPlace) -> Tensor:
         wide = {"float": torch.float64, "complex": torch.complex128}.get(spec.dtype.kind, dtype)
         return torch.tensor(spec.data, dtype=wide).to(dtype)
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:
-        raise (place / "data").error(f"cannot become a tensor: {error}", "check its numbers") from error
+        raise (place / "data").error(
+            f"the data cannot become a tensor: {error}", "check its numbers"
+        ) from error
 
 
 def _pick(tensors: dict[str, Tensor], spec: FileTensor, place: ConfigPlace) -> Tensor:
@@ -228,7 +230,7 @@ def read_tensors(path: Path, device: str | torch.device = "cpu") -> dict[str, Te
     """
     with open_checkpoint(path) as checkpoint:
         if not checkpoint.tensors:
-            raise UsageError("holds no tensors", str(path), "give a .safetensors, .npz or .npy file")
+            raise UsageError("the file holds no tensors", str(path), "give a .safetensors, .npz or .npy file")
         tensors = {name: tensor.to(device) for name, tensor in read_entries(checkpoint.tensors)}
         if isinstance(checkpoint.root, TensorEntry):
             return {UNNAMED: next(iter(tensors.values()))}

@@ -157,12 +157,14 @@ def config_for(
         raise told.faults["model"]
     if told.model is None:
         raise UsageError(
-            "does not say what class it belongs to", str(checkpoint.path), "name a config with -c CONFIG"
+            "the checkpoint does not say what class it belongs to",
+            str(checkpoint.path),
+            "name a config with -c CONFIG",
         )
     named = list(told.model.named_code)
     if not trusted:
         raise UsageError(
-            "needs a config: -c CONFIG",
+            "the command needs a config: -c CONFIG",
             str(checkpoint.path),
             f"its record names {listed(named)}; --trust-recorded imports and calls that",
         )

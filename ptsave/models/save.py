@@ -119,7 +119,7 @@ def save(
     behaviour = _behaviour(model, config, device) if options.record and behaves else None
     model.to("cpu")
     checkpoint = checkpoint_of(model.state_dict(), destination)
-    record = with_allowed(describe(model, config, device), report)
+    record = with_allowed(new_record(model, config, device), report)
     checkpoint.record = replace(record, behaviour=behaviour)
     tensors = checkpoint.tensors
     unique = {entry.view: entry for entry in tensors.values()}.values()
@@ -184,8 +184,8 @@ def with_allowed(record: Record, report: KeyReport | None) -> Record:
     return replace(record, model={**(record.model or {}), **names})
 
 
-def describe(model: nn.Module, config: Config, device: str) -> Record:
-    """The record of a model: how to build it again, what its code was, and where it was saved."""
+def new_record(model: nn.Module, config: Config, device: str) -> Record:
+    """The record of a model: how to rebuild it, the digest of its source code, and the environment."""
     described: dict[str, Any] = config.model.to_json()
     described["type"] = import_path(type(model))
     described["source_digest"] = source_digest(model)
@@ -216,7 +216,7 @@ def add_behaviour(subject: ModelSubject) -> Recorded:
         raise RefusedError(f"cannot write {source.format}", str(source.path), "convert it first")
     model = subject.model()
     behaviour = observe(model, config.inputs, subject.device).to_json()
-    described = describe(model, config, subject.device)
+    described = new_record(model, config, subject.device)
     record = source.record or Record()
     record = replace(
         record,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptsave.core.global_names import described
-from ptsave.verbs.plain import plain
+from ptsave.verbs.jsonable import jsonable
 
 if TYPE_CHECKING:
     from ptsave.core.verdict import Verdict
@@ -26,7 +26,7 @@ SCHEMA_VERSION = 1
 
 def inspection(result: Inspection, stats: Sequence[TensorStats] | None = None) -> dict[str, Any]:
     """The object of `inspect --json` for one path."""
-    measured = {} if stats is None else {"stats": [plain(one) for one in stats]}
+    measured = {} if stats is None else {"stats": [jsonable(one) for one in stats]}
     return {
         "path": str(result.path),
         "format": result.format,
@@ -35,14 +35,14 @@ def inspection(result: Inspection, stats: Sequence[TensorStats] | None = None) -
         "num_elements": result.num_elements,
         "num_bytes": result.num_bytes,
         "tensors": [_tensor(row) for row in result.rows],
-        "dtypes": [plain(share) for share in result.dtypes],
-        "data": {name: plain(value) for name, value in result.data.items()},
-        "metadata": plain({k: v for k, v in result.metadata.items() if k != "ptsave"}),
+        "dtypes": [jsonable(share) for share in result.dtypes],
+        "data": {name: jsonable(value) for name, value in result.data.items()},
+        "metadata": jsonable({k: v for k, v in result.metadata.items() if k != "ptsave"}),
         "globals": described(result.globals.values()),
-        "record": plain(result.record),
-        "record_imports": [plain(code) for code in result.named_code],
-        "training": plain(result.training),
-        "left_out": [plain(left) for left in result.left_out],
+        "record": jsonable(result.record),
+        "record_imports": [jsonable(code) for code in result.named_code],
+        "training": jsonable(result.training),
+        "left_out": [jsonable(left) for left in result.left_out],
         "notes": list(result.notes),
         **measured,
     }
@@ -56,22 +56,22 @@ def run(result: RunInspection) -> dict[str, Any]:
         "num_checkpoints": len(result.checkpoints),
         "num_bytes": result.num_bytes,
         "latest": str(result.latest.path) if result.latest is not None else None,
-        "checkpoints": [plain(file) for file in result.checkpoints],
+        "checkpoints": [jsonable(file) for file in result.checkpoints],
         "litter": [str(path) for path in result.litter],
     }
 
 
 def differences(result: Diff, a: Path, b: Path) -> dict[str, Any]:
     """The object of `inspect --diff --json`."""
-    fields = plain(result)
-    fields["tensors"] = [plain(tensor) for tensor in result.different]
+    fields = jsonable(result)
+    fields["tensors"] = [jsonable(tensor) for tensor in result.different]
     return {"a": str(a), "b": str(b), "same": result.is_same, "num_compared": len(result.tensors), **fields}
 
 
 def saved(result: Saved) -> dict[str, Any]:
     """The object of `save --json`; a save that did not fit is an error object."""
     apart = ("mesh", "num_rank_bytes", "fresh", "left")
-    fields = {name: value for name, value in plain(result).items() if name not in apart}
+    fields = {name: value for name, value in jsonable(result).items() if name not in apart}
     keys = {"missing": list(result.fresh), "unexpected": list(result.left), "mismatched": []}
     return {**fields, **_over_ranks(result), **keys}
 
@@ -95,10 +95,10 @@ def loaded(result: Loaded) -> dict[str, Any]:
         "took": result.took,
         "missing": list(result.report.fresh),
         "unexpected": list(result.report.left),
-        "mismatched": [plain(mismatch) for mismatch in result.report.mismatched],
-        "cast": [plain(cast) for cast in result.report.recast],
+        "mismatched": [jsonable(mismatch) for mismatch in result.report.mismatched],
+        "cast": [jsonable(cast) for cast in result.report.recast],
         "outputs": outputs,
-        "outputs_path": plain(result.outputs_path),
+        "outputs_path": jsonable(result.outputs_path),
         **_over_ranks(result),
     }
 
@@ -133,8 +133,8 @@ def verdict(result: Verdict, path: Path) -> dict[str, Any]:
         "path": str(path),
         "verdict": result.answer,
         "cause": result.cause,
-        "findings": [plain(finding) for finding in result.findings],
-        "growth": [plain(departure) for departure in result.growth],
+        "findings": [jsonable(finding) for finding in result.findings],
+        "growth": [jsonable(departure) for departure in result.growth],
     }
 
 
@@ -160,7 +160,7 @@ def error(failure: PtsaveError) -> dict[str, Any]:
         "what": failure.what,
         "where": failure.where,
         "hint": failure.hint,
-        **{key: plain(value) for key, value in failure.details.items()},
+        **{key: jsonable(value) for key, value in failure.details.items()},
     }
 
 

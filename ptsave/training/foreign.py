@@ -132,7 +132,7 @@ def _refuse_flattened(checkpoint: Checkpoint) -> None:
             models = [one for one in dict.fromkeys(others) if one in MODEL_KEYS and one != key]
             select = f", select={models[0]!r}" if models else ""
             raise LossyError(
-                f"holds a training flattened into names such as {name!r}",
+                f"the file holds a training flattened into names such as {name!r}",
                 str(checkpoint.path),
                 "resume from the file that it was converted from; the weights alone are "
                 f"ptsave.load(path, model{select})",
@@ -237,7 +237,7 @@ def _folder(path: Path, names: list[str]) -> dict[str, Any]:
                 break
     if "model_state_dict" not in state:
         hint = "model.safetensors or pytorch_model.bin is expected"
-        raise UsageError("holds no model's weights", str(path), hint)
+        raise UsageError("the file holds no model's weights", str(path), hint)
     if "trainer_state.json" in names:
         used.add("trainer_state.json")
         trainer = _json(path / "trainer_state.json")
@@ -270,9 +270,9 @@ def _json(path: Path) -> dict[str, Any]:
             raise LimitError("trainer_state_bytes", MAX_JSON_BYTES, size, str(path))
         document = json.loads(path.read_bytes())
     except OSError as error:
-        raise MissingFileError(f"cannot be read: {error.strerror}", str(path)) from error
+        raise MissingFileError(f"the file cannot be read: {error.strerror}", str(path)) from error
     except (ValueError, RecursionError) as error:
-        raise CorruptError("is not valid JSON", str(path), "the file is damaged") from error
+        raise CorruptError("the file is not valid JSON", str(path), "the file is damaged") from error
     if not isinstance(document, dict):
-        raise CorruptError("is not a JSON object", str(path), "the file is damaged")
+        raise CorruptError("the file is not a JSON object", str(path), "the file is damaged")
     return document

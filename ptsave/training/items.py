@@ -11,7 +11,7 @@ from ptsave.core.tree import leaves
 from ptsave.errors import LossyError
 from ptsave.models.weights.sharded import has_sharded
 from ptsave.training.optimizers.names import by_name, is_optimizer, nested
-from ptsave.training.plain import plain
+from ptsave.training.plain_data import as_plain_data
 
 Path = tuple[str | int, ...]
 """A text is a dictionary's key, an integer a place in a list."""
@@ -26,7 +26,7 @@ def flatten(tree: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:
 
     Raises: LossyError for what is neither, or what holds itself; LimitError where sharing makes too many.
     """
-    tree = plain(tree, "")
+    tree = as_plain_data(tree, "")
     for _ in leaves(tree):
         pass  # which bounds the paths
     for key, value in tree.items():

@@ -84,7 +84,8 @@ def canonical(state: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[dict
     averages = [str(key) for key in root if is_average(str(key)) and isinstance(root[key], dict)]
     if "model" in wanted and "model" not in parts and averages:
         raise LossyError(
-            f"holds no weights that are trained, only averages of them: {', '.join(averages[:MAX_LISTED])}",
+            "the checkpoint holds no trained weights, only averages of them: "
+            f"{', '.join(averages[:MAX_LISTED])}",
             "model_state_dict",
             f"to begin with these, ptsave.load(path, model, select={averages[0]!r}) and a new optimizer",
         )

@@ -144,7 +144,7 @@ def _assign_sharded(
         name: torch.empty(values[name].shape, dtype=values[name].dtype, device="meta") for name in taken
     }
     whole: Any = OrderedDict((name, stand_ins.get(name, value)) for name, value in values.items())
-    whole.update((name, _whole(value)) for name, value in whole.items())
+    whole.update((name, _gathered(value)) for name, value in whole.items())
     whole._metadata = values._metadata  # type: ignore[attr-defined]
     try:
         outcome, given = assigned(module, whole, stand_ins)
@@ -155,11 +155,11 @@ def _assign_sharded(
         for slots, made in given:
             want = slots[0].tensor
             value = values[made] if isinstance(made, str) else made
-            want.copy_(placed(value, want) if is_sharded(want) else _whole(value))
+            want.copy_(placed(value, want) if is_sharded(want) else _gathered(value))
     return outcome
 
 
-def _whole(value: Any) -> Any:
+def _gathered(value: Any) -> Any:
     return value.full_tensor() if is_sharded(value) else value
 
 

@@ -57,7 +57,7 @@ from ptsave.training.optimizers.state import (
     plan_optimizer,
     state_of_part,
 )
-from ptsave.training.plain import first_inert, like, plain
+from ptsave.training.plain_data import as_plain_data, first_inert, like
 from ptsave.training.rank_values import BUFFER, GENERATOR, SHARD, WEIGHTS
 from ptsave.training.undo import Step, apply_all
 
@@ -141,8 +141,8 @@ class TrainingState:
                 if isinstance(member, nn.Module):
                     return state_of(member)
                 if has_groups(member):
-                    return plain(optimizer_state(member, names, label), label)
-                return plain(member.state_dict(), label)
+                    return as_plain_data(optimizer_state(member, names, label), label)
+                return as_plain_data(member.state_dict(), label)
 
             state[key] = map_members(part_name, part, take)
         if gradients := {label: found for label, m in self._modules().items() if (found := gradients_of(m))}:
@@ -226,7 +226,7 @@ class TrainingState:
             if saved is None:
                 if part_name == "model":
                     raise LossyError(
-                        "holds no model's state dict",
+                        "the saved state holds no model's state dict",
                         "model_state_dict",
                         "`ptsave inspect` lists what is there",
                     )
@@ -239,7 +239,9 @@ class TrainingState:
                         f"{inert[0]!r} is a {inert[1]}, which is not plain data", label, _INERT_HINT
                     )
                 if not isinstance(value, Mapping):
-                    raise LossyError(f"is a {type(value).__name__}, not a state dict", label, _INERT_HINT)
+                    raise LossyError(
+                        f"the saved state is a {type(value).__name__}, not a state dict", label, _INERT_HINT
+                    )
                 if isinstance(member, nn.Module):
                     modules[label] = plan_module(member, value, label)
                     notes += modules[label].notes
@@ -336,14 +338,16 @@ def _check_generic(label: str, member: Any, own: Any, saved: Mapping[str, Any]) 
         num_groups = len(optimizer.param_groups)
         if len(rates) != num_groups:
             raise LossyError(
-                f"is for {len(rates)} parameter groups, the optimizer has {num_groups}",
+                f"the saved state is for {len(rates)} parameter groups, the optimizer has {num_groups}",
                 label,
                 "group the parameters as they were when it was saved",
             )
     kinds = [scheduler_kind(one) if is_scheduler(one) else "unknown" for one in (saved, own)]
     if kinds[0] != kinds[1] and "unknown" not in kinds:
         raise LossyError(
-            f"is the state of {kinds[0]}, and the scheduler here is {kinds[1]}", label, "use the same one"
+            f"the saved state belongs to {kinds[0]}, and the scheduler here is {kinds[1]}",
+            label,
+            "use the same one",
         )
     if (
         isinstance(own, Mapping)
@@ -351,5 +355,7 @@ def _check_generic(label: str, member: Any, own: Any, saved: Mapping[str, Any]) 
         and (lacking := sorted(set(own) - set(saved)))
     ):
         raise LossyError(
-            f"is of another scheduler: it has no {', '.join(map(str, lacking))}", label, "use the same one"
+            f"the saved state belongs to another scheduler: it lacks {', '.join(map(str, lacking))}",
+            label,
+            "use the same one",
         )

@@ -176,7 +176,9 @@ def _selected(source: Checkpoint, select: str | None, notes: list[str]) -> Any:
             if isinstance(source.weights_root, dict) and key in source.weights_root:
                 return source.weights_root[key]
         raise UsageError(
-            "holds no optimizer state under a well-known key", str(source.path), "--select KEY.PATH"
+            "the checkpoint holds no optimizer state under a well-known key",
+            str(source.path),
+            "--select KEY.PATH",
         )
     root = source.weights_root if select is None else lookup_path(source, select)
     if isinstance(root, Opaque) and root.shared:
@@ -239,7 +241,9 @@ def _merged(roots: Sequence[Any], sources: Sequence[Checkpoint]) -> Any:
     merged: dict[Any, Any] = {}
     for root, source in zip(roots, sources, strict=True):
         if not isinstance(root, dict):
-            raise UsageError("cannot be merged: it is not a dictionary", str(source.path), "use --select")
+            raise UsageError(
+                "the checkpoint cannot be merged: it is not a dictionary", str(source.path), "use --select"
+            )
         for key, value in root.items():
             if key in merged:
                 raise RefusedError(

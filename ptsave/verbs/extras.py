@@ -15,7 +15,7 @@ from ptsave.errors import LossyError
 from ptsave.formats.kinds.dense import can_be_dense
 from ptsave.formats.kinds.objects import TensorSubclass
 from ptsave.formats.writers import Writer
-from ptsave.verbs.plain import plain
+from ptsave.verbs.jsonable import jsonable
 
 MAX_LISTED = 12
 """How many names an error lists."""
@@ -45,7 +45,7 @@ def fit_extras(
         )
     if extras == "keep":
         record = plan.record or Record()
-        kept = {name: plain(leaf) for name, leaf in misfits.items()}
+        kept = {name: jsonable(leaf) for name, leaf in misfits.items()}
         notes.append(f"kept {len(misfits)} values that are not tensors as JSON in the record")
         plan = replace(plan, record=replace(record, extras=kept))
     else:

@@ -28,7 +28,7 @@ def test_the_frame_that_hides_a_call_is_one() -> None:
     name, reader = "opcode across its frame's end", "C, from a stream"  # as torch.load reads a zip's
     base, open_ = READERS[reader]
     assert (("os", "system"), ("os", "system")) in read(reader, base, CASES[name], open_, None).names
-    with pytest.raises(CorruptError, match="across the end of its frame"):
+    with pytest.raises(CorruptError, match="crosses the end of its frame"):
         inert.load(CASES[name], 0, torch_shapes(), "test")
 
 

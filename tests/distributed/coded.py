@@ -30,7 +30,7 @@ from ptsave.distributed.plan import make_plan
 from ptsave.errors import PtsaveError
 from ptsave.formats import open_checkpoint
 from ptsave.models.build import build_model
-from ptsave.models.weights.own_shard import whole
+from ptsave.models.weights.own_shard import gathered
 from ptsave.training.foreign import read_training
 from ptsave.training.runs.sharded_read import read_parts
 from ptsave.training.state import TrainingState
@@ -39,7 +39,7 @@ from tests.models.weights import test_loading_code as cases
 
 def _contents(model: nn.Module) -> dict[str, Any]:
     found = cases.contents(model)
-    return {name: whole(value) for name, value in found.items()}
+    return {name: gathered(value) for name, value in found.items()}
 
 
 def _differs(model: nn.Module, other: nn.Module) -> str:

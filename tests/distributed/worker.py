@@ -25,14 +25,14 @@ from ptsave.models.behaviour.trace import digest_of
 from ptsave.models.build import build_model
 from ptsave.models.inputs import output_tensors
 from ptsave.models.load import arguments_for, run
-from ptsave.models.weights.own_shard import num_local_bytes, whole
+from ptsave.models.weights.own_shard import gathered, num_local_bytes
 
 
 def _digests(model: torch.nn.Module) -> dict[str, str]:
     """Of every tensor, buffers outside the state dict included, gathered whole."""
     named = {**dict(model.named_buffers()), **model.state_dict()}
     tensors = {name: value for name, value in named.items() if isinstance(value, torch.Tensor)}
-    return {name: digest_of(whole(tensor).detach()) for name, tensor in tensors.items()}
+    return {name: digest_of(gathered(tensor).detach()) for name, tensor in tensors.items()}
 
 
 def _case(group: Group, case: dict[str, Any]) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def _case(group: Group, case: dict[str, Any]) -> dict[str, Any]:
     }
     if case.get("runs", True):
         plan.check_runs(model)
-        output = whole(run(plan.replicate(model), arguments_for(config.inputs, None, model, "cpu")))
+        output = gathered(run(plan.replicate(model), arguments_for(config.inputs, None, model, "cpu")))
         tensors = output_tensors(output).values()
         found["output"] = [number for tensor in tensors for number in tensor.flatten().tolist()]
         found["digest"] = [digest_of(tensor) for tensor in tensors]

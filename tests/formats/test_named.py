@@ -41,7 +41,7 @@ def tarred() -> bytes:
 
 FILES = {
     "is empty": b"",
-    "only zeros": bytes(5000),
+    "begins with zeros only": bytes(5000),
     "Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
     "HTML page": b"\n<!DOCTYPE html>\n<html><body>Sign in</body></html>",
     "XML page": b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>",
@@ -73,7 +73,7 @@ FILES = {
     "MATLAB": b"MATLAB 5.0 MAT-file, Platform: GLNXA64" + bytes(100),
     "PNG": b"\x89PNG\r\n\x1a\n" + bytes(20),
     "ELF": b"\x7fELF\2\1\1" + bytes(20),
-    "no kind that ptsave knows": b"\xf7\x00\x81random" + bytes(20),
+    "does not know this kind of file": b"\xf7\x00\x81random" + bytes(20),
 }
 
 
@@ -99,12 +99,12 @@ def test_a_torch_package(tmp_path: Path) -> None:
 
 
 FOLDERS = {
-    "is an empty folder": [],
+    "the folder is empty": [],
     "TensorFlow SavedModel": ["saved_model.pb", "variables"],
     "DeepSpeed": ["zero_to_fp32.py", "latest"],
     "unpacked torch zip": ["data.pkl", "version", "data"],
     "folder, not a checkpoint": ["a.pth", "b.pth"],
-    "without a checkpoint": ["config.json"],
+    "holds no checkpoint": ["config.json"],
 }
 
 

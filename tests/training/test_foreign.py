@@ -582,7 +582,7 @@ def test_transformers_itself(tmp_path: Path) -> None:
     assert state.load_state_dict(ptsave.read_training(tmp_path / "checkpoint-4")) == []
     assert all(torch.equal(v, other.state_dict()[k]) for k, v in model.state_dict().items())
     plain = ptsave.TrainingState(model=other, optimizer=AdamW(other.parameters()))
-    with pytest.raises(LossyError, match="has no names, and parameter groups of"):
+    with pytest.raises(LossyError, match="has no names, and its parameter groups have"):
         plain.load_state_dict(ptsave.read_training(tmp_path / "checkpoint-4"))
 
 

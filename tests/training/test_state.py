@@ -257,7 +257,7 @@ def test_an_optimizer_of_another_kind_is_refused(name: str) -> None:
         if other == name:
             assert stepped(other).load_state_dict(saved) == []
         else:
-            with pytest.raises(LossyError, match=f"is the state of .*, and the optimizer here is {other} "):
+            with pytest.raises(LossyError, match=f"belongs to .*, and the optimizer here is {other} "):
                 stepped(other).load_state_dict(saved)
 
 
@@ -399,7 +399,7 @@ def test_a_scheduler_of_another_kind_is_refused() -> None:
     model, optimizer, scheduler = scheduled(SCHEDULERS["step"][0], 2, 0.1, 1)
     saved = ptsave.TrainingState(model=model, optimizer=optimizer, scheduler=scheduler).state_dict()
     other = lr_scheduler.ExponentialLR(optimizer, 0.9)
-    with pytest.raises(LossyError, match="is the state of StepLR, and the scheduler here is ExponentialLR"):
+    with pytest.raises(LossyError, match="belongs to StepLR, and the scheduler here is ExponentialLR"):
         ptsave.TrainingState(model=model, optimizer=optimizer, scheduler=other).load_state_dict(saved)
 
 
@@ -728,7 +728,10 @@ def test_a_model_of_another_shape_is_refused_with_every_name() -> None:
         (lambda s: s["optimizer_state_dict"]["param_groups"][0].update(params=[0]), "differ in number"),
         (lambda s: s["optimizer_state_dict"]["param_groups"][0].update(params=[[0]]), "not an optimizer's"),
         (lambda s: s["optimizer_state_dict"]["param_groups"][0].update(param_names=3), "not an optimizer's"),
-        (lambda s: s["optimizer_state_dict"].update(x=s["optimizer_state_dict"]), "container that it is in"),
+        (
+            lambda s: s["optimizer_state_dict"].update(x=s["optimizer_state_dict"]),
+            "container that holds itself",
+        ),
         (lambda s: s["optimizer_state_dict"]["state"][0].update(exp_avg=torch.ones(2)), "has the shape"),
         (
             lambda s: s["rng_state"].update(torch=torch.ones(3, dtype=torch.uint8)),
@@ -944,7 +947,7 @@ def test_data_of_a_file_that_has_no_end(make: Callable[[], Any], key: str, tmp_p
 @pytest.mark.parametrize("make", [*ENDLESS[:3], lambda: functools.reduce(lambda v, _: [v], range(5000), 0)])
 def test_a_state_that_has_no_end_is_not_saved(make: Callable[[], Any]) -> None:
     state = ptsave.TrainingState(model=nn.Linear(1, 1), mine=Holds(make()))
-    with pytest.raises(LossyError, match=r"a container that it is in|nests deeper"):
+    with pytest.raises(LossyError, match=r"a container that holds itself|nests deeper"):
         state.state_dict()
 
 

@@ -220,7 +220,7 @@ def _best(parts: list[Candidate], place: str) -> Candidate:
 
 def _ambiguous(parts: list[Candidate], place: str) -> AmbiguousError:
     return AmbiguousError(
-        f"holds more than one state dict: {listed(part.words for part in parts)}",
+        f"the checkpoint holds more than one state dict: {listed(part.words for part in parts)}",
         place,
         f"choose with --select KEY.PATH: {listed(repr(part.key) for part in parts)}",
         candidates=[part.key for part in parts],

@@ -92,7 +92,7 @@ def select_model(
         found = choose(checkpoint.weights_root, str(checkpoint.path), is_fit if fits is not None else None)
         if found is None:
             raise UsageError(
-                "holds no state dict that can be recognised",
+                "the checkpoint holds no state dict that can be recognised",
                 str(checkpoint.path),
                 "name its key with --select KEY.PATH; `ptsave inspect` lists what is there",
             )
@@ -100,7 +100,9 @@ def select_model(
         others = tuple(part.words for part in found[1])
     selection = _selection(checkpoint, where, node)
     if not selection.tensors:
-        raise UsageError("holds no tensors", _place(checkpoint, where), "choose another key with --select")
+        raise UsageError(
+            "the checkpoint holds no tensors", _place(checkpoint, where), "choose another key with --select"
+        )
     return replace(selection, others=others, is_own=is_own)
 
 
@@ -338,7 +340,7 @@ def _lookup(checkpoint: Checkpoint, key: str) -> tuple[str, Any]:
             if flat:
                 return key, {k.removeprefix(f"{rest}."): v for k, v in flat.items()}
             raise UsageError(
-                f"has no key {rest!r}",
+                f"the checkpoint has no key {rest!r}",
                 _place(checkpoint, ".".join(taken)),
                 hint_for(rest, children, "keys"),
             )

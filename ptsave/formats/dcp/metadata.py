@@ -100,7 +100,9 @@ def parse_metadata(data: bytes, where: str) -> Metadata:
         items = {_text(name): _item(about) for name, about in _table(fields.pop("state_dict_metadata"))}
         paths = _paths(fields.get("planner_data"))
     except _ShapeError as error:
-        raise CorruptError(f"is not the metadata of a DCP checkpoint: {error}", where, _HINT) from None
+        raise CorruptError(
+            f"the file is not the metadata of a DCP checkpoint: {error}", where, _HINT
+        ) from None
     except KeyError as error:
         raise CorruptError(f"the metadata has no {error.args[0]}", where, _HINT) from None
     return Metadata(items, places, paths, loaded.globals, loaded.notes)

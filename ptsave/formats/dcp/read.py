@@ -65,7 +65,7 @@ def read(folder: InputFolder) -> Checkpoint:
     """
     if METADATA not in folder.names:
         raise UnreadableError(
-            "is half written: it has .distcp files and no .metadata, which is written last",
+            "the folder is half written: it has .distcp files but no .metadata, which is written last",
             str(folder.path),
             "save the checkpoint again"
             + (" (with coordination among the ranks)" if _has_rank_metadata(folder) else ""),

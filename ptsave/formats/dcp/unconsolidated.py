@@ -70,7 +70,7 @@ def _read_file(file: InputFile, chunks: Chunks) -> None:
     where = str(file.path)
     tensors, metadata, _ = safetensors_read.read_header(file)
     if _INFO not in metadata:
-        raise CorruptError(f"has no {_INFO}, which says where its chunks belong", where, _DAMAGED)
+        raise CorruptError(f"the file has no {_INFO}, which says where its chunks belong", where, _DAMAGED)
     table = parse_object(metadata[_INFO].encode(), _INFO, where)
     for name, entry in tensors.items():
         offsets = _offsets(table.get(name))

@@ -198,7 +198,7 @@ def _item_bytes(descr: str, where: str) -> int | None:
     try:
         return _bytes_of(parsed)
     except _NoDtypeError:
-        raise CorruptError(f"has the unknown dtype {descr[:40]!r}", where, _DAMAGED) from None
+        raise CorruptError(f"the record has the unknown dtype {descr[:40]!r}", where, _DAMAGED) from None
 
 
 class _NoDtypeError(Exception):
@@ -237,29 +237,29 @@ def _bytes_of(descr: Any) -> int | None:
 def _read_header(storage: Storage, where: str) -> _Header:
     head = _read(storage, 0, min(storage.num_bytes, _HEAD_BYTES))
     if head[:6] != _MAGIC or len(head) < 12:
-        raise CorruptError("is not a .npy array", where, _DAMAGED)
+        raise CorruptError("the record is not a .npy array", where, _DAMAGED)
     version = (head[6], head[7])
     if version not in ((1, 0), (2, 0), (3, 0)):
         raise UnreadableError(
-            f"has the .npy format version {head[6]}.{head[7]}", where, "save it as 1.0, 2.0 or 3.0"
+            f"the record has the .npy format version {head[6]}.{head[7]}", where, "save it as 1.0, 2.0 or 3.0"
         )
     start = 10 if version == (1, 0) else 12
     end = start + int.from_bytes(head[8:start], "little")
     if end - start > MAX_HEADER_BYTES:
         raise LimitError("npy_header_bytes", MAX_HEADER_BYTES, end - start, where)
     if end > storage.num_bytes:
-        raise CorruptError("truncated inside its header", where, _DAMAGED)
+        raise CorruptError("the record ends inside its header", where, _DAMAGED)
     raw = head[start:end] if end <= len(head) else _read(storage, start, end - start)
     try:
         text = raw.decode("utf-8" if version == (3, 0) else "latin-1")
     except UnicodeDecodeError:
-        raise CorruptError("its header is not text", where, _DAMAGED) from None
+        raise CorruptError("the record has a header that is not text", where, _DAMAGED) from None
     return _parse_header(text, end, where)
 
 
 def _parse_header(text: str, num_bytes: int, where: str) -> _Header:
     """The header's Python literal: a dict of exactly `descr`, `fortran_order` and `shape`, in any order."""
-    malformed = CorruptError("its header is malformed", where, _DAMAGED)
+    malformed = CorruptError("the record has a malformed header", where, _DAMAGED)
     body = text.strip()
     if not (body.startswith("{") and body.endswith("}")):
         raise malformed

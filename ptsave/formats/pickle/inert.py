@@ -307,10 +307,12 @@ def _run(machine: Machine) -> tuple[Any, int]:
             units = num_rare = 0
     except (IndexError, struct.error):
         at_end = pos >= size - _LONGEST_OPERAND
-        what = TRUNCATED if at_end else "takes more off the stack than is on it"
+        what = TRUNCATED if at_end else "the pickle takes more from the stack than the stack holds"
         raise _placed(machine, CorruptError(what), pos, stack, frames) from None
     except UnicodeDecodeError:
-        raise _placed(machine, CorruptError("has a string that is not utf-8"), pos, stack, frames) from None
+        raise _placed(
+            machine, CorruptError("the pickle has a string that is not UTF-8"), pos, stack, frames
+        ) from None
     except CorruptError as error:
         raise _placed(machine, error, pos, stack, frames) from None
     except LimitError as error:
@@ -332,7 +334,7 @@ def _rare(
             return frames.pop(), pos
         stack.pop()
         return stack, pos
-    raise CorruptError(f"is not a pickle: 0x{op:02x} is no opcode")
+    raise CorruptError(f"the data is not a pickle: 0x{op:02x} is not an opcode")
 
 
 def _check_caps(machine: Machine, read: int, units: int, stack: list[Any], frames: list[list[Any]]) -> None:

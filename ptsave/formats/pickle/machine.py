@@ -118,10 +118,10 @@ class Machine:
         Source: CPython's Lib/pickle.py (`_Unframer`), Modules/_pickle.c (`_Unpickler_ReadImpl`).
         """
         if self.frame_end:
-            raise CorruptError("begins a frame inside of another")
+            raise CorruptError("the pickle begins a frame inside another frame")
         left = self.total_bytes - self.base - pos
         if num_bytes > left:
-            raise CorruptError(f"has a frame of {num_bytes} bytes where {left} follow")
+            raise CorruptError(f"the pickle has a frame of {num_bytes} bytes where {left} bytes follow")
         self.frame_end = self.base + pos + num_bytes
 
     def left_in_frame(self, pos: int) -> int:
@@ -130,19 +130,19 @@ class Machine:
         if pos < left:
             return left
         if pos > left:
-            raise CorruptError("has an opcode that lies across the end of its frame")
+            raise CorruptError("the pickle has an opcode that crosses the end of its frame")
         self.frame_end = 0
         return left + _FIRST_PIECE_BYTES
 
     def end(self, pos: int) -> None:
         """Hold the end of the pickle against the end of its frame."""
         if self.frame_end and self.base + pos != self.frame_end:
-            raise CorruptError("ends inside of a frame")
+            raise CorruptError("the pickle ends inside a frame")
 
     def take(self, pos: int, num_bytes: int) -> bytes:
         """The `num_bytes` bytes from `pos`."""
         if num_bytes < 0:
-            raise CorruptError(f"has a string of {num_bytes} bytes")
+            raise CorruptError(f"the pickle has a string of {num_bytes} bytes")
         end = pos + num_bytes
         if num_bytes > LONG_KEY:
             self.payload_bytes += num_bytes
@@ -200,7 +200,9 @@ class Machine:
             self.far_memo.pop(index, None)
         else:
             if index > self.total_bytes:  # the reader in C makes a table of so many
-                raise CorruptError(f"stores an object as number {index}, in {self.total_bytes} bytes")
+                raise CorruptError(
+                    f"the pickle stores an object as number {index}, in {self.total_bytes} bytes"
+                )
             self.budget.spend(2)
             self.far_memo[index] = value
 
@@ -208,7 +210,7 @@ class Machine:
         if index < len(self.memo):
             return self.memo[index]
         if index not in self.far_memo:
-            raise CorruptError(f"recalls object {index}, which it never stored")
+            raise CorruptError(f"the pickle recalls object {index}, which it never stored")
         return self.far_memo[index]
 
     def find(self, module: str, name: str) -> Any:
@@ -219,7 +221,7 @@ class Machine:
         if len(module) > MAX_NAME_BYTES or len(name) > MAX_NAME_BYTES:
             raise LimitError("name_bytes", MAX_NAME_BYTES, max(len(module), len(name)), self.where)
         if not module or not name:
-            raise CorruptError("has an empty name")
+            raise CorruptError("the pickle has an empty name")
         self.budget.spend(8)
         if self._protocol < _NEW_NAMES:
             module, name = NAME_MAPPING.get(key, (IMPORT_MAPPING.get(module, module), name))
@@ -242,7 +244,7 @@ class Machine:
     def call(self, function: Any, args: Any) -> Any:
         """What stands for `function(*args)`."""
         if type(args) is not tuple:
-            raise CorruptError(f"calls something with a {type(args).__name__} for its arguments")
+            raise CorruptError(f"the pickle calls something with a {type(args).__name__} as its arguments")
         if isinstance(function, Known):
             value = function.call(args, self.budget)
             if value is not UNKNOWN:
@@ -259,18 +261,18 @@ class Machine:
             self.use(function.name, "called")
             self.budget.spend(4)
             return Opaque("<call>", (function, args))
-        raise CorruptError(f"calls a {type(function).__name__}")
+        raise CorruptError(f"the pickle calls a {type(function).__name__}")
 
     def new(self, kind: Any, args: Any, kwargs: Any) -> Any:
         """What stands for `kind.__new__(kind, *args, **kwargs)`."""
         if type(args) is not tuple or type(kwargs) is not dict:
-            raise CorruptError("makes an object with malformed arguments")
+            raise CorruptError("the pickle makes an object with malformed arguments")
         if type(kind) is Known and (kind.new or not args) and not kwargs:
             value = kind.call(args, self.budget)
             if value is not UNKNOWN:
                 return self.known(value)
         if not isinstance(kind, (Global, Opaque)):
-            raise CorruptError(f"makes an object of a {type(kind).__name__}")
+            raise CorruptError(f"the pickle makes an object from a {type(kind).__name__}")
         self.use(kind.name, "built")
         self.budget.spend(4 + len(args) // 8)
         if isinstance(kind, Opaque):
@@ -279,7 +281,7 @@ class Machine:
 
     def persistent(self, persistent_id: Any) -> Any:
         if self.shapes.persistent_load is None:
-            raise CorruptError("refers to an object outside of the pickle, where there is none")
+            raise CorruptError("the pickle refers to an object outside the pickle, and there is none")
         return self.shapes.persistent_load(persistent_id)
 
     def known(self, value: Any) -> Any:
@@ -315,7 +317,7 @@ class Machine:
             self.use(target.name, "built")
             self.budget.spend(4)
             return Opaque(target.name, (), state)
-        raise CorruptError(f"sets attributes on a {_spelled(target)}")
+        raise CorruptError(f"the pickle sets attributes on a {_spelled(target)}")
 
     def extend(self, target: Any, items: list[Any]) -> None:
         """Append `items` to a list, or to what an Opaque would be."""
@@ -327,10 +329,10 @@ class Machine:
     def add(self, target: Any, items: list[Any]) -> None:
         """Add `items` to what an Opaque would be."""
         if not isinstance(target, Opaque) or not self._takes_items(target):
-            raise CorruptError(f"adds items to a {_spelled(target)}")
+            raise CorruptError(f"the pickle adds items to a {_spelled(target)}")
         held = [] if target.items is None else target.items
         if isinstance(held, dict):
-            raise CorruptError(f"adds items to a {_spelled(target)}")
+            raise CorruptError(f"the pickle adds items to a {_spelled(target)}")
         held.extend(items)
         target.items = held
         check_length(target)
@@ -346,9 +348,9 @@ class Machine:
                 target.items = {}
             target = target.items
         elif type(target) not in DICTS:
-            raise CorruptError(f"sets items in a {_spelled(target)}")
+            raise CorruptError(f"the pickle sets items in a {_spelled(target)}")
         if len(items) % 2:
-            raise CorruptError("sets a key without a value")
+            raise CorruptError("the pickle sets a key without a value")
         self.budget.spend(len(items) // 2)
         for i in range(0, len(items), 2):
             key = items[i]
@@ -395,7 +397,7 @@ def _newobj(machine: Machine, args: tuple[Any, ...]) -> Any:
 
 def _newobj_ex(machine: Machine, args: tuple[Any, ...]) -> Any:
     if len(args) != 3:
-        raise CorruptError("makes an object with malformed arguments")
+        raise CorruptError("the pickle makes an object with malformed arguments")
     return machine.new(*args)
 
 
@@ -412,4 +414,4 @@ def decode_text(raw: bytes, encoding: str = "utf-8", errors: str = "surrogatepas
     try:
         return raw.decode(encoding, errors)
     except UnicodeDecodeError:
-        raise CorruptError(f"has a string that is not {encoding}") from None
+        raise CorruptError(f"the pickle has a string that is not {encoding}") from None

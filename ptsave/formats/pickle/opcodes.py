@@ -29,7 +29,7 @@ Stack = list[Any]
 def _proto(machine: Machine, stack: Stack, pos: int) -> int:
     protocol = machine.data[pos]
     if protocol > HIGHEST_PROTOCOL:
-        raise CorruptError(f"is of pickle protocol {protocol}, which does not exist")
+        raise CorruptError(f"the pickle has protocol {protocol}, which does not exist")
     machine.set_protocol(protocol)
     return pos + 1
 
@@ -42,7 +42,7 @@ def _frame(machine: Machine, stack: Stack, pos: int) -> int:
 def _put(machine: Machine, stack: Stack, pos: int) -> int:
     index, pos = decimal(machine, pos)
     if index < 0:
-        raise CorruptError("stores an object under a negative index")
+        raise CorruptError("the pickle stores an object under a negative index")
     machine.remember(index, stack[-1])
     return pos
 
@@ -50,7 +50,7 @@ def _put(machine: Machine, stack: Stack, pos: int) -> int:
 def _get(machine: Machine, stack: Stack, pos: int) -> int:
     index, pos = decimal(machine, pos)
     if index < 0:
-        raise CorruptError("recalls a negative index")
+        raise CorruptError("the pickle recalls a negative index")
     stack.append(machine.recall(index))
     return pos
 
@@ -91,7 +91,7 @@ def _global(machine: Machine, stack: Stack, pos: int, encoding: str = "utf-8") -
 def _stack_global(machine: Machine, stack: Stack, pos: int) -> int:
     name, module = stack.pop(), stack.pop()
     if type(name) is not str or type(module) is not str:
-        raise CorruptError("names a class with something that is not text")
+        raise CorruptError("the pickle names a class with a value that is not text")
     stack.append(machine.find(module, name))
     return pos
 
@@ -99,7 +99,7 @@ def _stack_global(machine: Machine, stack: Stack, pos: int) -> int:
 def _extension(machine: Machine, stack: Stack, code: int) -> None:
     """A number from the reading program's own `copyreg` registry; what it would be, no file says."""
     if code <= 0:
-        raise CorruptError(f"names the extension {code}, which cannot be")
+        raise CorruptError(f"the pickle names the extension {code}, which is out of range")
     stack.append(machine.find("copyreg", f"extension_{code}"))
 
 
@@ -131,12 +131,12 @@ def _persid(machine: Machine, stack: Stack, pos: int) -> int:
 
 
 def _next_buffer(machine: Machine, stack: Stack, pos: int) -> int:
-    raise CorruptError("refers to a buffer outside of the pickle, where there is none")
+    raise CorruptError("the pickle refers to a buffer outside the pickle, and there is none")
 
 
 def _readonly_buffer(machine: Machine, stack: Stack, pos: int) -> int:
     # pickles have it after NEXT_BUFFER only; a bytearray would become a memoryview
-    raise CorruptError("makes a buffer read-only, where there is none")
+    raise CorruptError("the pickle makes a buffer read-only, and there is no buffer")
 
 
 PLAIN: dict[int, Callable[[Machine, Stack, int], int]] = {

@@ -31,7 +31,7 @@ def refusal(file: InputFile, head: bytes) -> UnknownFormatError | None:
     is_whole = root is not None and bool(found)
     if not starts_binary and not is_whole and not any(map(_tells_a_pickle, found.values())):
         return None
-    what = "is a Python pickle, and not of torch.save"
+    what = "the file is a Python pickle that torch.save did not write"
     if found:
         what += f"; opening it would use {listed(found.values())}"
     return UnknownFormatError(what, str(file.path), _HINT, **details(found.values()))

@@ -157,7 +157,7 @@ def check_length(target: Opaque) -> None:
     """Raises: CorruptError where a deque has more items than it holds: a real one lets the first ones go."""
     longest = target.args[0] if target.name == DEQUE and target.args else None
     if longest is not None and target.items is not None and len(target.items) > longest:
-        raise CorruptError(f"appends more than {longest} items to a deque of so many")
+        raise CorruptError(f"the pickle appends more than {longest} items to a deque with that limit")
 
 
 def _number(name: str) -> Known:

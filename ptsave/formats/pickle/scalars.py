@@ -40,7 +40,7 @@ def decimal(machine: Machine, pos: int, suffix: bytes = b"") -> tuple[int, int]:
     text, pos = machine.line(pos, "integer_digits", MAX_INTEGER_DIGITS)
     text = text.removesuffix(suffix)
     if not _DECIMAL.fullmatch(text):
-        raise CorruptError(f"has a malformed number {text[:40]!r}")
+        raise CorruptError(f"the pickle has a malformed number {text[:40]!r}")
     return int(text), pos
 
 
@@ -66,7 +66,7 @@ def _float(machine: Machine, stack: Stack, pos: int) -> int:
     value = float(text) if spelled else 0.0
     # digits that overflow are infinite for one reader, and an error for another
     if spelled is None or (spelled[1] and isinf(value)):
-        raise CorruptError(f"has a malformed number {text[:40]!r}")
+        raise CorruptError(f"the pickle has a malformed number {text[:40]!r}")
     stack.append(value)
     return pos
 
@@ -160,9 +160,9 @@ _QUOTED = re.compile(
 def _string(machine: Machine, stack: Stack, pos: int) -> int:
     line, pos = machine.line(pos, "line_bytes", machine.max_line_bytes)
     if len(line) < 2 or line[0] != line[-1] or line[:1] not in (b"'", b'"'):
-        raise CorruptError("has a string without its quotes")
+        raise CorruptError("the pickle has a string without its quotes")
     if not _QUOTED.fullmatch(line, 1, len(line) - 1):
-        raise CorruptError("has a string with a malformed escape")
+        raise CorruptError("the pickle has a string with a malformed escape")
     stack.append(_python2_string(codecs.escape_decode(line[1:-1])[0]))
     return pos
 

@@ -179,12 +179,14 @@ class _Archive:
         """
         for record in ("data.pkl", "constants.pkl"):
             if self.has(record):
-                what = f"is two checkpoints in one: torch.load and torch.jit.load read its {record}"
+                what = f"the file is two checkpoints in one: torch.load and torch.jit.load read its {record}"
                 raise CorruptError(what, str(self.directory.file.path), _DAMAGED)
         if self.is_old:
             for one, other in (_OLD_WEIGHTS, _OLD_CONSTANTS):
                 if self.has(one) and self.has(other):
-                    raise CorruptError(f"has both {one} and {other}", str(self.directory.file.path), _DAMAGED)
+                    raise CorruptError(
+                        f"the file has both {one} and {other}", str(self.directory.file.path), _DAMAGED
+                    )
             inputs, programs = [_OLD_INPUTS], [_OLD_PROGRAM]
         else:
             inputs = [f"{_SAMPLE_INPUTS}{name}" for name in self.records(_SAMPLE_INPUTS)]
@@ -308,7 +310,7 @@ class _Archive:
         """The bytes of a record that holds an archive of its own, which is read as a whole."""
         entry = self.directory.entry(self.top + record)
         if entry.method != STORED:
-            what = "is compressed, so that what it would unpickle was not looked at"
+            what = "the record is compressed, so the pickle in it was not checked"
             raise UnreadableError(what, self.where(record), "pack the archive again without compression")
         self.taken.add(self.top + record)
         return entry.data_offset, entry.num_bytes
@@ -323,7 +325,7 @@ class _Archive:
         check_layout(inner, top)
         storages = ZipStorages(inner, f"{top}data/", False, has_meta=True)
         if f"{top}data.pkl" not in inner.entries:
-            raise CorruptError("holds no data.pkl", self.where(record), _DAMAGED)
+            raise CorruptError("the file holds no data.pkl", self.where(record), _DAMAGED)
         self._take(load_record(inner, f"{top}data.pkl", Shapes(torchscript.SHAPES, objects.build, storages)))
         self.dropped.append(f"{record}, an object of a custom class in C++")
         return Opaque("torch.export.custom_object", state={"record": self.top + record})

@@ -184,7 +184,7 @@ def read(file: InputFile) -> Checkpoint:
 
         def build(target: Any, state: Any, budget: Budget) -> bool:
             if isinstance(target, (ScriptModule, ScriptObject)):
-                raise CorruptError(f"sets the state of a {target.name} twice")
+                raise CorruptError(f"the pickle sets the state of a {target.name} twice")
             if type(target) is Opaque and target.name.startswith(OWN_PACKAGE) and target.state is None:
                 target.state = state
                 if type(state) is not dict:

@@ -75,7 +75,7 @@ def read(folder: InputFolder) -> Checkpoint:
     same = [i[0] for i in _indexes(folder) if (i["suffix"], i["variant"] is None) == kind]
     if len(same) > 1:
         hint = f"name one: {', '.join(same[:5])}"
-        raise UnreadableError("holds several checkpoints", str(folder.path), hint)
+        raise UnreadableError("the folder holds several checkpoints", str(folder.path), hint)
     return read_shards(folder.open(name), folder)
 
 
@@ -139,7 +139,8 @@ def _half_written(folder: InputFolder) -> UnreadableError:
         match["stem"] == first["stem"] and match["count"] == first["count"] for match in _shards(folder)
     )
     return UnreadableError(
-        f"is half written: {there} of {int(first['count'])} shards are there, and no index",
+        f"the folder is half written: {there} of {int(first['count'])} shards are present, and the index is "
+        "missing",
         str(folder.path),
         f"save or download it again; to read one shard alone, name it: {first[0]}",
     )
@@ -239,7 +240,9 @@ def _open_shard(file: InputFile) -> Checkpoint:
             raise named.refusal(file, head)
         if file.path.suffix == ".safetensors" and known is not safetensors_read.FORMAT:
             raise CorruptError(
-                "is called .safetensors and is a pickle", str(file.path), "no program writes such a folder"
+                "the file is named .safetensors but is a pickle",
+                str(file.path),
+                "no program writes such a folder",
             )
         check_one_reading(file, head, known.name)
         return known.read(file)

@@ -58,10 +58,12 @@ def read(file: InputFile) -> Checkpoint:
         source = FileStorage(file, 0, file.size_bytes)
         magic = _load(source, 0, where)
         if magic.root != MAGIC_NUMBER:
-            raise CorruptError("does not begin with torch's magic number", where, _HINT)
+            raise CorruptError("the file does not begin with torch's magic number", where, _HINT)
         version = _load(source, magic.end, where)
         if version.root != PROTOCOL_VERSION:
-            raise CorruptError(f"is not of the protocol version {PROTOCOL_VERSION}", where, _HINT)
+            raise CorruptError(
+                f"the file does not have the protocol version {PROTOCOL_VERSION}", where, _HINT
+            )
         system = _load(source, version.end, where)
         storages = LegacyStorages(file)
         loaded = load(source, system.end, torch_shapes(storages), where)
@@ -116,7 +118,7 @@ class LegacyStorages:
         """
         persistent_id = storage_id(persistent_id)
         if type(persistent_id) is not tuple or not persistent_id:
-            raise CorruptError("refers to something that is neither a storage nor a module")
+            raise CorruptError("the pickle refers to an object that is neither a storage nor a module")
         tag, *rest = persistent_id
         if tag in ("module", b"module") and len(rest) == 3:
             if any(rest[1:]):
@@ -124,7 +126,7 @@ class LegacyStorages:
                 self.notes[:] = dict.fromkeys(self.notes)
             return rest[0]
         if tag not in ("storage", b"storage") or len(rest) not in (4, 5):
-            raise CorruptError("refers to something that is neither a storage nor a module")
+            raise CorruptError("the pickle refers to an object that is neither a storage nor a module")
         kind, raw_key, _location, count = rest[:4]
         dtype = storage_type(kind)
         key = _key(raw_key)
@@ -196,7 +198,7 @@ class LegacyStorages:
         """
         where = str(self.file.path)
         if type(keys) is not list:
-            raise CorruptError("has no list of its storages", where, _HINT)
+            raise CorruptError("the file has no list of its storages", where, _HINT)
         missing = dict(self._roots)
         for raw_key in keys:
             try:
@@ -205,7 +207,9 @@ class LegacyStorages:
                 raise CorruptError(error.what, where, _HINT) from None
             node = missing.pop(key, None)
             if node is None:
-                raise CorruptError(f"lists storage {str(key)[:40]} twice, or without use", where, _HINT)
+                raise CorruptError(
+                    f"the file lists storage {str(key)[:40]} twice, or without use", where, _HINT
+                )
             storage = self._storages[key]
             count = int.from_bytes(self.file.read_at(offset_bytes, 8), "little")
             if count != node.num_elements:
@@ -220,7 +224,9 @@ class LegacyStorages:
             storage.offset_bytes = offset_bytes
             offset_bytes += storage.num_bytes
         if missing:
-            raise CorruptError(f"does not hold storage {str(next(iter(missing)))[:40]}", where, _HINT)
+            raise CorruptError(
+                f"the file does not hold storage {str(next(iter(missing)))[:40]}", where, _HINT
+            )
         return offset_bytes
 
 

@@ -72,7 +72,7 @@ def build(target: Any, state: Any, budget: Budget) -> bool:
     if type(target) is TensorEntry:
         return tensors.build_tensor(target, state)
     if isinstance(target, (PickledModule, TupleModule, StorageNode, omegaconf.ConfigContainer)):
-        raise CorruptError(f"sets the state of a {target.name} twice")
+        raise CorruptError(f"the pickle sets the state of a {target.name} twice")
     if isinstance(target, Opaque):
         if type(target) is Opaque and target.state is None and is_module_state(state):
             # the object is already known by identity (memo), so it changes its class in place

@@ -94,7 +94,7 @@ def read(file: InputFile) -> Checkpoint:
             loaded.root,
             globals=loaded.globals,
             record=record,
-            notes=[*loaded.notes, *(["its bytes are big-endian"] if big_endian else [])],
+            notes=[*loaded.notes, *(["the storages are big-endian"] if big_endian else [])],
             dropped=loaded.dropped,
         )
         checkpoint.parts.append(lambda: records_of(directory, {top + name for name in BOOKKEEPING}))
@@ -117,7 +117,7 @@ def top_folder(directory: ZipDirectory) -> str | None:
     tops = [top for name in pickles if (top := name.removesuffix("data.pkl"))[-1:] in ("", "/")]
     if len(tops) > 1:
         names = " and ".join(repr(f"{top}data.pkl"[:40]) for top in tops[:2])
-        raise CorruptError(f"is two checkpoints in one: {names}", str(directory.file.path), _HINT)
+        raise CorruptError(f"the file is two checkpoints in one: {names}", str(directory.file.path), _HINT)
     return tops[0] if tops else None
 
 
@@ -133,11 +133,11 @@ def data_folder(directory: ZipDirectory) -> str:
     """
     top = top_folder(directory)
     if top is None:
-        raise CorruptError("has no data.pkl", str(directory.file.path), "torch.save writes one")
+        raise CorruptError("the file has no data.pkl", str(directory.file.path), "torch.save writes one")
     check_layout(directory, top)
     for record, loader in _OTHER_LOADERS.items():
         if top + record in directory.entries:
-            what = f"is two checkpoints in one: {loader} reads other records of it"
+            what = f"the file is two checkpoints in one: {loader} reads other records of it"
             raise CorruptError(what, str(directory.file.path), _HINT)
     return top
 
@@ -168,13 +168,13 @@ def check_layout(directory: ZipDirectory, top: str) -> None:
     record = next((name for name in _VERSIONS if top + name in directory.entries), None)
     if record is None:
         raise CorruptError(
-            "has no record that says its version, without which torch reads nothing", where, _PACK
+            "the file has no version record, and torch does not read it without one", where, _PACK
         )
     text = directory.read(top + record, MAX_SMALL_BYTES).strip()
     if not text.isdigit() or not 1 <= int(text) <= MAX_VERSION:
         shown = text[:20].decode("latin-1")
         raise UnreadableError(
-            f"is of the file format version {shown!r}, and torch reads 1 to {MAX_VERSION}",
+            f"the file has the format version {shown!r}, but torch reads only 1 to {MAX_VERSION}",
             where,
             "update ptsave and torch if a newer torch wrote it",
         )
@@ -227,13 +227,15 @@ class ZipStorages:
         if type(persistent_id) is str:
             persistent_id = storage_id(persistent_id)
         if type(persistent_id) is not tuple or len(persistent_id) != 5:
-            raise CorruptError("refers to something that is not a storage")
+            raise CorruptError("the pickle refers to an object that is not a storage")
         tag, kind, key, location, count = persistent_id
         if type(key) is bytes:
-            raise CorruptError("names a storage by bytes, which torch takes for another record's name")
+            raise CorruptError(
+                "the pickle names a storage with bytes, which torch reads as the name of another record"
+            )
         dtype = storage_type(kind)
         if dtype is None or type(key) is not str or (tag != "storage" and tag != b"storage"):
-            raise CorruptError("refers to something that is not a storage")
+            raise CorruptError("the pickle refers to an object that is not a storage")
         if self.has_meta and location == "meta" and self._has_no_bytes(key):
             return MetaStorage(dtype)
         node = self._nodes.get(key)
@@ -272,7 +274,9 @@ def is_big_endian(directory: ZipDirectory, top: str) -> bool:
         return False
     order = directory.read(f"{top}byteorder", MAX_SMALL_BYTES)
     if order not in (b"little", b"big"):
-        raise CorruptError(f"has an unknown byte order {order[:20]!r}", str(directory.file.path), _HINT)
+        raise CorruptError(
+            f"the file has an unknown byte order {order[:20]!r}", str(directory.file.path), _HINT
+        )
     return order == b"big"
 
 
@@ -296,7 +300,7 @@ def refuse_big_endian(directory: ZipDirectory, top: str, loader: str) -> None:
     Raises: CorruptError.
     """
     if is_big_endian(directory, top):
-        what = f"is big-endian, and {loader} does not swap its bytes on other machines"
+        what = f"the file is big-endian, and {loader} does not swap its bytes on other machines"
         raise CorruptError(what, str(directory.file.path), "save it on a little-endian machine")
 
 
@@ -332,5 +336,5 @@ def check_mapping(directory: ZipDirectory) -> Iterator[Finding]:
     """Name the storages that are deflated: torch.load(mmap=True) takes their compressed bytes for numbers."""
     for name, entry in directory.entries.items():
         if entry.method == DEFLATED and entry.num_bytes and "/data/" in name:
-            what = "is compressed: torch.load(mmap=True) takes its compressed bytes for numbers"
+            what = "the record is compressed: torch.load(mmap=True) would read its compressed bytes as values"
             yield Finding("bytes", "fail", name, f"{what}; convert the file")

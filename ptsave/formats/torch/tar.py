@@ -61,7 +61,7 @@ def read(file: InputFile) -> Checkpoint:
                 return persistent_id[0]  # (class, file, source): a module whose source came along
             key = _int(persistent_id)
             if key not in tensors:
-                raise CorruptError(f"refers to the tensor {key}, which it does not hold")
+                raise CorruptError(f"the file refers to the tensor {key}, which it does not hold")
             return tensors[key]
 
         where = f"{file.path}, member 'pickle'"

@@ -38,7 +38,7 @@ def tensor(
     LimitError past MAX_RANK or MAX_EXPANDED_ELEMENTS.
     """
     if type(node) is not StorageNode:
-        raise CorruptError(f"makes a tensor of a {spelled(node)}, which is no storage")
+        raise CorruptError(f"the pickle makes a tensor from a {spelled(node)}, which is not a storage")
     if type(size) is not tuple or type(stride) is not tuple or len(size) != len(stride):
         raise CorruptError(f"a tensor's shape {spelled(size)} and strides {spelled(stride)} do not match")
     if len(size) > MAX_RANK:
@@ -301,7 +301,9 @@ def build_tensor(target: TensorEntry, state: Any) -> bool:
         return False
     if len(state) == 4:  # (storage, offset, size, stride)
         if target.num_elements:
-            raise CorruptError("sets the values of a tensor that has some, which others may have used")
+            raise CorruptError(
+                "the pickle sets the values of a tensor that already has values, which may be in use"
+            )
         node, offset, size, stride = state
         if _dtype_of(node) is not target.dtype:
             raise CorruptError(f"a tensor of {target.dtype} is made of a storage of {_dtype_of(node)}")

@@ -50,7 +50,7 @@ def _present(value: Any, storages: Storages, name: str, done: dict[int, Any]) ->
             done[id(value)] = made, value  # which stays alive, and keeps its identity
         if done[id(value)] is None:
             hint = "keep it out of its own contents"
-            raise LossyError(f"{name!r} is a container that it is in", "", hint)
+            raise LossyError(f"{name!r} is a container that holds itself", "", hint)
         return done[id(value)][0]
     if isinstance(value, torch.dtype):
         return BY_NAME[str(value).removeprefix("torch.")]

@@ -1,4 +1,4 @@
-"""Filling a sharded model: each rank reads, of every tensor, only the box that it holds itself."""
+"""Filling a sharded model: each rank reads only its own box of every tensor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ptsave.models.weights.sharded import Parts
 
 
 def box_of(tensor: DTensor) -> Box:
-    """Which part of the whole tensor this rank holds; torch itself says so, as it does when it saves."""
+    """The box of the whole tensor that this rank holds, from the method that torch itself uses to save."""
     chunks = tensor.__create_chunk_list__()  # type: ignore[no-untyped-call]
     for chunk in chunks:
         return Box(tuple(chunk.offsets), tuple(chunk.sizes))
@@ -43,12 +43,12 @@ def _join(tensor: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
 
 
 def part_of(tensor: torch.Tensor, want: DTensor) -> torch.Tensor:
-    """What this rank holds of a whole tensor that is to be sharded as `want` is; of memory of its own.
+    """The shard of this rank, copied from a whole tensor that is to be sharded like `want`.
 
-    Raises: ValueError for another shape.
+    Raises: ValueError when the shapes differ.
     """
     if tensor.shape != want.shape:
-        raise ValueError(f"{list(tensor.shape)} is sharded as {list(want.shape)}")
+        raise ValueError(f"the tensor has shape {list(tensor.shape)}, not {list(want.shape)}")
     box = box_of(want)
     own = tensor[tuple(slice(o, o + size) for o, size in zip(box.offsets, box.sizes, strict=True))]
     device = tensor.device if want.is_meta else want.device
@@ -56,7 +56,7 @@ def part_of(tensor: torch.Tensor, want: DTensor) -> torch.Tensor:
 
 
 OWN_PARTS = Parts(_cut, _join)
-"""For `fill`: what this rank holds of each tensor."""
+"""For `fill`: the shard of each tensor that this rank holds."""
 
 
 def num_local_bytes(model: nn.Module) -> int:
@@ -69,15 +69,15 @@ def _local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(value: Any) -> Any:
-    """What a forward pass returned, with each DTensor in it gathered on every rank."""
+def gathered(value: Any) -> Any:
+    """The output of a forward pass, with each DTensor in it gathered on every rank."""
     if isinstance(value, DTensor):
         return value.full_tensor()
     if isinstance(value, AsyncCollectiveTensor):
         return value.wait()
     if isinstance(value, dict):
-        return {key: whole(item) for key, item in value.items()}
+        return {key: gathered(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        items: Iterator[Any] = (whole(item) for item in value)
+        items: Iterator[Any] = (gathered(item) for item in value)
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value

@@ -287,14 +287,16 @@ def _by_position(
     flat = [name for group in live for name in group]
     if sizes != own_sizes:
         raise LossyError(
-            f"has no names, and parameter groups of {sizes} parameters, where {label} has {own_sizes}",
+            f"the saved state has no names, and its parameter groups have {sizes} parameters, but those of "
+            f"{label} have {own_sizes}",
             label,
             hint,
         )
     if there and list(there) != list(here):
         if flat != list(here) or len(there) != len(flat):
             raise LossyError(
-                "has no names, and the model's parameters are in another order than in the checkpoint",
+                "the saved state has no names, and the model's parameters are in another order than in the "
+                "checkpoint",
                 label,
                 hint,
             )
@@ -311,8 +313,8 @@ def _by_position(
         for key, value in state.get(entry.key, {}).items():
             if _is_like_a_parameter(key, value) and tuple(value.shape) != shapes[name]:
                 raise LossyError(
-                    f"has no names, and {key} at position {entry.key} has the shape {list(value.shape)}, "
-                    f"where {name!r} has {list(shapes[name])}",
+                    f"the saved state has no names, and {key} at position {entry.key} has the shape "
+                    f"{list(value.shape)}, but {name!r} has {list(shapes[name])}",
                     label,
                     hint,
                 )
@@ -340,7 +342,7 @@ def _check_kind(
         kinds = (unlike(group, kept, options, type(inner).__name__) for kept in states[:4] or [{}])
         if (kind := next(filter(None, kinds), None)) is not None:
             raise LossyError(
-                f"is the state of {'another optimizer' if kind == 'unknown' else kind}, "
+                f"the saved state belongs to {'another optimizer' if kind == 'unknown' else kind}, "
                 f"and the optimizer here is {type(inner).__name__}",
                 label,
                 "resume with the optimizer that saved it, or leave optimizer= out to begin with a new one",

@@ -30,10 +30,10 @@ from ptsave.training.rank_values import WEIGHTS, Division, Live, divide, few, li
 from ptsave.training.runs.background import Background
 from ptsave.training.runs.contents import step_of, tree_of
 from ptsave.training.runs.files import VISIBLE_SECONDS, RunFiles
+from ptsave.training.runs.intact import read_intact
 from ptsave.training.runs.lock import holder_of
 from ptsave.training.runs.retention import Retention, parse_best
 from ptsave.training.runs.snapshot import HostMemory
-from ptsave.training.runs.whole import read_whole
 from ptsave.training.state import TrainingState
 
 if TYPE_CHECKING:
@@ -305,7 +305,7 @@ class Checkpoints:
         for file in self._newest_first(group):
             found, problem = reading.read(file)
             if not problem:
-                self._files.note_whole(file.path)
+                self._files.note_intact(file.path)
                 notes = ranks.together(lambda: [*found[1], *state.load_state_dict(found[0])], group)  # noqa: B023
                 everyones = dict.fromkeys(note for one in ranks.gather(notes, group) for note in one)
                 _tell(list(everyones) if ranks.is_first() else ())
@@ -439,7 +439,7 @@ class _Reading:
             return ranks.together(lambda: read_parts(file.path, self._live, self._own), self._group), ""
         tree, problem = None, ""
         try:
-            tree = read_whole(file.path)
+            tree = read_intact(file.path)
         except UnreadableError as error:
             problem = error.what
         if problem := next(filter(None, ranks.gather(problem, self._group)), ""):

@@ -37,9 +37,9 @@ from ptsave.storage.atomic_folder import OutputFolder, replacing_folder
 from ptsave.storage.temporary import create, discard, remove_litter_of, remove_temporary, temporary_name
 from ptsave.storage.turn import Turn
 from ptsave.storage.write_errors import errors_of
+from ptsave.training.runs.intact import is_intact
 from ptsave.training.runs.lock import RunLock, give_back, take
 from ptsave.training.runs.retention import Retention
-from ptsave.training.runs.whole import is_whole
 
 VISIBLE_SECONDS = 10.0
 """How long it may take until all ranks see what one of them has written."""
@@ -103,17 +103,17 @@ class RunFiles:
                 found, _ = self._known[file.path]
                 self._known[file.path] = found, replace(file, problem=problem)
 
-    def note_whole(self, path: Path) -> None:
+    def note_intact(self, path: Path) -> None:
         """Remember that every byte of the file now at `path` was just read and was right."""
         if (found := _fingerprint(path)) is not None:
             self._whole[path] = found
 
-    def _is_whole(self, file: RunFile) -> bool:
+    def _is_intact(self, file: RunFile) -> bool:
         found = _fingerprint(file.path)
         if found is not None and self._whole.get(file.path) == found:
             return True
-        if is_whole(file.path):
-            self.note_whole(file.path)
+        if is_intact(file.path):
+            self.note_intact(file.path)
             return True
         self.note_damaged(file, "its bytes are damaged")
         return False
@@ -250,7 +250,7 @@ class RunFiles:
         return self._place(step, suffix)
 
     def _tidy(self, just_written: Path) -> None:
-        self.note_whole(just_written)
+        self.note_intact(just_written)
         if self._retention.last is not None:
             for file in self._retention.superseded(self.usable(), just_written):
                 self._remove(file)
@@ -259,7 +259,9 @@ class RunFiles:
         if self.folder.is_dir():
             return
         if os.path.lexists(self.folder):
-            raise WriteError("is no folder", str(self.folder), "remove it, or name another folder")
+            raise WriteError(
+                "the path is not a folder", str(self.folder), "remove it, or name another folder"
+            )
         with errors_of(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             system.sync_folder(self.folder.parent)
@@ -288,12 +290,12 @@ class RunFiles:
         if not _is_of_its_kind(path):
             return False
         file = self._read(path)
-        return file is None or (not file.problem and file.is_ours and self._is_whole(file))
+        return file is None or (not file.problem and file.is_ours and self._is_intact(file))
 
     def _make_room(self, place: Path) -> bool:
         """Remove the oldest checkpoint that need not be kept; False where there is none."""
         files = [file for file in self.usable() if file.path != place]
-        survivor = next((file for file in reversed(files) if self._is_whole(file)), None)
+        survivor = next((file for file in reversed(files) if self._is_intact(file)), None)
         if survivor is None:
             return False
         kept = {file.path for file in (survivor, *self._retention.favourites(files))}

@@ -79,7 +79,7 @@ def read_parts(
             }
             return with_tensors(root, tensors), notes
     except OSError as error:
-        what = f"cannot be read: {error.strerror or error}"
+        what = f"the checkpoint cannot be read: {error.strerror or error}"
         raise UnreadableError(what, str(path), "check the disk and its permissions") from error
 
 

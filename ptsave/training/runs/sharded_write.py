@@ -125,10 +125,10 @@ def _check_back(folder: str, places: Sequence[Any]) -> None:
             file = files[place.relative_path]
             try:
                 found = list(check_crcs(read_directory(file, place.offset, place.length)))
-                is_whole = not any(finding.level == "fail" for finding in found)
+                is_intact = not any(finding.level == "fail" for finding in found)
             except CorruptError:
-                is_whole = False
-            if not is_whole:
+                is_intact = False
+            if not is_intact:
                 hint = "check the disk; nothing was replaced"
                 raise WriteError("the disk does not hold what was written", str(file.path), hint)
 

@@ -244,7 +244,7 @@ def test_metadata_that_lies(
 def test_a_half_written_folder(tmp_path: Path) -> None:
     folder = write_sharded(tmp_path / "dcp")
     (folder / ".metadata").unlink()
-    with pytest.raises(UnreadableError, match=r"half written: it has \.distcp files and no \.metadata"):
+    with pytest.raises(UnreadableError, match=r"half written: it has \.distcp files but no \.metadata"):
         open_checkpoint(folder)
 
 

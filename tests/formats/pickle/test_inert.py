@@ -417,7 +417,7 @@ def test_every_opcode_is_handled() -> None:
         if opcode.name != "STOP":
             with pytest.raises(CorruptError) as caught:
                 load(opcode.code.encode("latin-1") + b"\xff" * 16)
-            assert caught.value.what != f"is not a pickle: 0x{ord(opcode.code):02x} is no opcode"
+            assert caught.value.what != f"the data is not a pickle: 0x{ord(opcode.code):02x} is not an opcode"
 
 
 def test_persistent_ids() -> None:
@@ -448,14 +448,14 @@ def frame(num_bytes: int) -> bytes:
 @pytest.mark.parametrize(
     ("data", "what"),
     [
-        (frame(2) + b"B\x03\0\0\0abc.", "across the end of its frame"),
-        (frame(3) + b"Vabcdef\n.", "across the end of its frame"),
-        (frame(5) + b"X\x03\0\0\0abc.", "across the end of its frame"),
-        (frame(12) + b"N0" + frame(1) + b"N.", "inside of another"),
-        (frame(11) + b"N0" + frame(0) + b"N.", "inside of another"),
-        (frame(3) + b"N.", "a frame of 3 bytes where 2 follow"),
-        (frame(2**64 - 1) + b"N.", "where 2 follow"),
-        (frame(3) + b"N.N", "ends inside of a frame"),
+        (frame(2) + b"B\x03\0\0\0abc.", "crosses the end of its frame"),
+        (frame(3) + b"Vabcdef\n.", "crosses the end of its frame"),
+        (frame(5) + b"X\x03\0\0\0abc.", "crosses the end of its frame"),
+        (frame(12) + b"N0" + frame(1) + b"N.", "inside another frame"),
+        (frame(11) + b"N0" + frame(0) + b"N.", "inside another frame"),
+        (frame(3) + b"N.", "a frame of 3 bytes where 2 bytes follow"),
+        (frame(2**64 - 1) + b"N.", "where 2 bytes follow"),
+        (frame(3) + b"N.N", "ends inside a frame"),
     ],
 )
 def test_frames_end_where_opcodes_do(data: bytes, what: str) -> None:

@@ -36,7 +36,7 @@ def test_plain_data_and_damage(tmp_path: Path) -> None:
     path = tmp_path / "a.pkl"
     for data in (pickle.dumps({"a": 1}, 2), pickle.dumps({"a": 1}, 4)[:-3]):
         path.write_bytes(data)
-        with pytest.raises(UnknownFormatError, match=r"not of torch\.save \("):
+        with pytest.raises(UnknownFormatError, match=r"torch\.save did not write \("):
             open_checkpoint(path)
 
 

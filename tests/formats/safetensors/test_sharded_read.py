@@ -219,7 +219,7 @@ def link_to_outside(folder: Path) -> None:
         (swapped_shards, CorruptError, "and the index says"),
         (in_two_shards, CorruptError, "in two shards"),
         (not_in_its_shard, CorruptError, "'a' is not in its shard"),
-        (no_index, UnreadableError, "half written: 2 of 2 shards are there, and no index"),
+        (no_index, UnreadableError, "half written: 2 of 2 shards are present, and the index is missing"),
         (truncated_shard, CorruptError, "truncated|missing|header"),
         (empty_index, CorruptError, "names no tensors"),
         (pickle_in_disguise, CorruptError, "is a pickle"),

@@ -410,7 +410,7 @@ def test_big_endian(tmp_path: Path) -> None:
 
     with open_checkpoint(repacked(path, swap)) as checkpoint:
         assert_holds(checkpoint, tree)
-        assert checkpoint.notes == ["its bytes are big-endian"]
+        assert checkpoint.notes == ["the storages are big-endian"]
         assert {finding.level for check in checkpoint.checks for finding in check()} == {"ok"}
 
 
@@ -557,5 +557,5 @@ def test_keys_that_only_one_reader_takes_for_equal(tmp_path: Path) -> None:
     other = struct.pack("<4f", 9, 9, 9, 9)
     path.write_bytes(tf.pt({"w": of_bytes}, {"0": tf.FOUR, "b'0'": other}))
     assert torch.load(path, weights_only=False)["w"].tolist() == [9] * 4
-    with pytest.raises(CorruptError, match="by bytes"):
+    with pytest.raises(CorruptError, match="with bytes"):
         open_checkpoint(path)

@@ -19,7 +19,7 @@ MAX_BYTES_SHOWN = 256
 """How many bytes of a bytes value are spelled out."""
 
 
-def plain(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
     """`value` as JSON can hold it: inert objects by name, bytes as hex, NaN and infinities as words."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > MAX_INT_BITS:
         return hex(value)
@@ -28,19 +28,19 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, complex):
-        return [plain(value.real), plain(value.imag)]
+        return [jsonable(value.real), jsonable(value.imag)]
     if isinstance(value, (bytes, bytearray, memoryview)):
         return {"bytes": bytes(value[:MAX_BYTES_SHOWN]).hex(), "num_bytes": len(value)}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [jsonable(item) for item in value]
     if isinstance(value, (set, frozenset)):
-        return sorted((plain(item) for item in value), key=repr)
+        return sorted((jsonable(item) for item in value), key=repr)
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, Opaque):
         shown: dict[str, Any] = {"opaque": value.name}
         if value.is_call_of_scalars and value.args:
-            shown["args"] = plain(value.args)
+            shown["args"] = jsonable(value.args)
         return shown
     if isinstance(value, Global):
         return {"global": value.name}
@@ -49,9 +49,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, TensorEntry):
         return {"tensor": value.name, "dtype": value.dtype.name, "shape": list(value.shape)}
     if isinstance(value, Record):
-        return plain(json.loads(value.to_json()))
+        return jsonable(json.loads(value.to_json()))
     if dataclasses.is_dataclass(value):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Path):
         return str(value)
     return repr(value)

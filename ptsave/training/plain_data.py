@@ -1,4 +1,4 @@
-"""Between what objects keep in their state dicts and plain data, which any reader takes."""
+"""Conversion between the values in the state dicts of live objects and plain data, which any reader takes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ptsave.errors import LossyError
 SCALARS = (bool, int, float, complex, str, bytes, bytearray, type(None))
 
 
-def plain(value: Any, where: str) -> Any:
-    """`value` as dicts, lists, tuples, tensors and plain values; tensors are the same ones.
+def as_plain_data(value: Any, where: str) -> Any:
+    """A copy of `value` made of dicts, lists, tuples, tensors and scalars. Tensors are not copied.
 
-    Raises: LossyError naming what is none of these, or what holds itself.
+    Raises: LossyError, which names a value of another type, or a container that holds itself.
     """
     return _plain(value, where, {}, 0)
 
@@ -40,7 +40,9 @@ def _plain(value: Any, where: str, done: dict[int, Any], depth: int) -> Any:
             done[id(value)] = _plain_copy(value, where, done, depth + 1), value
         made = done[id(value)][0]
         if made is _OPEN:
-            raise LossyError(f"{where!r} is a container that it is in", "", "keep it out of its own contents")
+            raise LossyError(
+                f"{where!r} is a container that holds itself", "", "keep it out of its own contents"
+            )
         return made
     for kind in (int, float, str):  # an IntEnum, a string of some kind
         if isinstance(value, kind):
@@ -54,11 +56,11 @@ def _plain(value: Any, where: str, done: dict[int, Any], depth: int) -> Any:
 
 
 _OPEN = object()
-"""Stands for the copy of a container that is being made."""
+"""Marks a container whose copy is not complete yet."""
 
 
 def _plain_copy(value: Any, where: str, done: dict[int, Any], depth: int) -> Any:
-    """A copy of a container; what is shared there is shared here."""
+    """A copy of a container. Containers that are shared in it are shared in the copy."""
     if isinstance(value, Mapping):
         made: Any = OrderedDict() if isinstance(value, OrderedDict) else {}
         for key, item in value.items():
@@ -71,9 +73,10 @@ def _plain_copy(value: Any, where: str, done: dict[int, Any], depth: int) -> Any
 
 
 def like(own: Any, saved: Any) -> Any:
-    """A copy of `saved` with the containers and number types that `own`, the live state, has there.
+    """A copy of `saved` with the container types and number types of `own`, the live state.
 
-    Tensors are the same ones, and what is shared in both is shared in the copy. `saved` holds nothing inert.
+    Tensors are not copied. Containers that are shared in both are shared in the copy. `saved` must not hold
+    inert nodes.
     """
     return _like(own, saved, {})
 
@@ -111,9 +114,10 @@ def _like_container(own: Any, saved: Any, done: dict[tuple[int, int], Any]) -> A
 
 
 def first_inert(value: Any, where: str) -> tuple[str, str] | None:
-    """The path and the class of the first thing in `value` that nothing can be made of.
+    """The path and the class of the first node in `value` that cannot become a live value.
 
-    A reader left it inert, it holds itself, or it nests deeper than MAX_DEPTH.
+    That is a node that a reader left inert, a container that holds itself, or one that nests deeper than
+    MAX_DEPTH.
     """
     return _first_inert(value, where, set(), set())
 
@@ -128,9 +132,9 @@ def _first_inert(value: Any, where: str, inside: set[int], done: set[int]) -> tu
     else:
         return None
     if id(value) in inside:
-        return where, "container that it is in"
+        return where, "container that holds itself"
     if len(inside) > MAX_DEPTH:
-        return where[:80], "container that nests too deep"
+        return where[:80], "container that nests too deeply"
     if id(value) in done:
         return None
     inside.add(id(value))

@@ -1,4 +1,4 @@
-"""A checkpoint of a run read whole: every byte of it is held against its checksum, or it is damaged."""
+"""Reading a checkpoint of a run with every byte checked against its checksum."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from ptsave.models.weights.tensors import read_tensors
 from ptsave.training.foreign import with_tensors
 
 
-def read_whole(path: Path) -> Any:
+def read_intact(path: Path) -> Any:
     """The tree of the checkpoint at `path` with its tensors on the CPU; nothing in it runs.
 
-    Tied tensors are one tensor. What is no plain data stays the inert node that it is.
+    Tied tensors are one tensor. What is not plain data stays an inert node.
 
-    Raises: UnreadableError when anything of it is damaged or missing.
+    Raises: UnreadableError when any part of the checkpoint is damaged or missing.
     """
     try:
         with open_checkpoint(path) as checkpoint:
             return with_tensors(checkpoint.root, dict(_checked_tensors(checkpoint)))
     except OSError as error:
-        what = f"cannot be read: {error.strerror or error}"
+        what = f"the checkpoint cannot be read: {error.strerror or error}"
         raise UnreadableError(what, str(path), "check the disk and its permissions") from error
 
 
-def is_whole(path: Path) -> bool:
-    """Whether every byte of the checkpoint at `path` is what it was written as."""
+def is_intact(path: Path) -> bool:
+    """Whether every byte of the checkpoint at `path` matches its checksum."""
     try:
         with open_checkpoint(path) as checkpoint:
             for _ in _checked_tensors(checkpoint):
@@ -46,7 +46,7 @@ def is_whole(path: Path) -> bool:
 def _checked_tensors(checkpoint: Checkpoint) -> Iterator[tuple[Any, torch.Tensor]]:
     """View → tensor, each checked by its storage's CRC-32 or, where it is only part of one, its digest.
 
-    Raises: CorruptError naming what is damaged.
+    Raises: CorruptError, which names the damaged part.
     """
     record = checkpoint.record
     known = record.digests if record is not None and record.digests is not None else Digests("xxh3_128")
