@@ -62,27 +62,53 @@ def tensors_of(tree: Any) -> list[torch.Tensor]:
     return []
 
 
+Bits = tuple[str, tuple[int, ...], bytes]
+
+
+def bits_of(tensor: torch.Tensor) -> list[Bits]:
+    """What a file may list a tensor as: its values, or where a view is conjugated or negated, its bytes."""
+    plain = tensor.detach().resolve_conj().resolve_neg()
+    made = [plain]
+    if tensor.is_conj() or tensor.is_neg():
+        made.append(plain.neg() if tensor.is_neg() else plain.conj_physical())
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return [(dtype, tuple(tensor.shape), bytes_of_torch(one)) for one in made]
+
+
+def bits(entry: TensorEntry) -> Bits:
+    return entry.dtype.name, entry.shape, bytes_of(entry)
+
+
 def assert_lists(path: Path, expected: Any) -> None:
     """The checkpoint lists every tensor of `expected`, bit for bit, and leaves nothing out in silence."""
     with open_checkpoint(path) as checkpoint:
-        listed = {(e.dtype.name, e.shape, bytes_of(e)) for e in checkpoint.tensors.values()}
+        listed = {bits(entry) for entry in checkpoint.tensors.values()}
         for tensor in tensors_of(expected):
-            plain = tensor.detach().resolve_conj().resolve_neg()
-            key = (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), bytes_of_torch(plain))
-            raw = (*key[:2], bytes_of_torch(plain.neg() if tensor.is_neg() else plain.conj_physical()))
-            assert key in listed or ((tensor.is_conj() or tensor.is_neg()) and raw in listed), key[:2]
+            assert not listed.isdisjoint(bits_of(tensor)), (tensor.dtype, tensor.shape)
+
+
+REFUSALS = {
+    "Lazy": "UninitializedParameter",  # has no shape yet
+    # Recurrent quantized modules keep handles of packed parameters; their tensors are listed all the same.
+    **{f"quantized {name}": "torch.ScriptObject" for name in ("LSTM", "GRU", "RNN")},
+}
+"""Which objects of torch's own `convert` refuses, by how their names begin, and what of them it names."""
 
 
 def assert_converts(path: Path, expected: Any, name: str) -> None:
-    """`convert` to .pt keeps every tensor of `expected`, or refuses."""
-    target = path.with_name("converted.pt")
-    with redirect_stderr(StringIO()):
+    """`convert` to .pt keeps every tensor of `expected`; it refuses what REFUSALS names, and nothing else."""
+    target, said = path.with_name("converted.pt"), StringIO()
+    with redirect_stderr(said):
         code = app.run(["convert", str(path), str(target), "--overwrite", "-q"])
-    assert code in (0, 4), (name, code)
-    if code == 0:
-        kept = {bytes_of_torch(t.detach()) for t in tensors_of(torch.load(target, weights_only=True))}
-        for tensor in tensors_of(expected):
-            assert bytes_of_torch(tensor.detach()) in kept, name
+    refusal = next((what for kind, what in REFUSALS.items() if name.removeprefix("nn.").startswith(kind)), "")
+    if refusal:
+        assert code == 4, (name, code)
+        assert refusal in said.getvalue(), name
+        return
+    assert code == 0, (name, code, said.getvalue())
+    kept = {bytes_of_torch(t.detach()) for t in tensors_of(torch.load(target, weights_only=True))}
+    for tensor in tensors_of(expected):
+        assert bytes_of_torch(tensor.detach()) in kept, name
 
 
 def modules() -> Iterator[tuple[str, nn.Module, Any]]:
@@ -127,33 +153,50 @@ def script(kind: str, module: nn.Module, inputs: Any) -> Any:
     return torch.jit.freeze(made) if kind == "freeze" else made
 
 
+def write_script(path: Path, kind: str, module: nn.Module, inputs: Any = None) -> bool:
+    """Whether torch itself can make a program of this kind of `module`."""
+    try:
+        if kind == "trace":
+            made = torch.jit.trace(module, inputs.args, check_trace=False)
+        else:
+            made = torch.jit.script(module)
+            made = torch.jit.freeze(made) if kind == "freeze" else made
+        made.save(str(path))
+    except (RuntimeError, NotImplementedError, AttributeError):  # what its compiler does not know
+        return False
+    return True
+
+
 @pytest.mark.parametrize("kind", ["script", "trace", "freeze"])
 def test_every_module_as_torchscript(kind: str, tmp_path: Path) -> None:
-    path, began, num = tmp_path / "m.pt", time.monotonic(), 0
+    path, began, num, num_tried = tmp_path / "m.pt", time.monotonic(), 0, 0
     for name, module, inputs in modules():
         if fits_no_time(began):
             break
-        with suppress(Exception):
-            script(kind, module, inputs).save(str(path))
-            assert_script(path, module, kind, name)
+        num_tried += 1
+        if write_script(path, kind, module, inputs):
+            assert_script(path, name)
             num += 1
-    assert num
+    assert num > 0.9 * num_tried
 
 
-def assert_script(path: Path, module: nn.Module, kind: str, name: str) -> None:
-    """All of `torch.jit.load` is listed, and no record is left over."""
-    try:
-        loaded = torch.jit.load(str(path))
-        expected = dict(loaded.state_dict())
-        assert_lists(path, expected)
-        with open_checkpoint(path) as checkpoint:
-            assert not checkpoint.accounts.left_out, name
-            state = state_dict_of(checkpoint.root)
-            assert {key for key, value in state.items() if isinstance(value, TensorEntry)} == {*expected}
-        if kind == "freeze":
-            assert_converts(path, expected, name)
-    except (AssertionError, PtsaveError) as error:
-        pytest.fail(f"{name}: {error!r}")
+def assert_script(path: Path, name: str) -> None:
+    """Each tensor that `torch.jit.load` has in its state dict is listed under its name, bit for bit; so are
+    the constants of its code, and no record is left over."""
+    loaded = torch.jit.load(str(path))
+    expected = dict(loaded.state_dict())
+    with open_checkpoint(path) as checkpoint:
+        assert not checkpoint.accounts.left_out, name
+        state = state_dict_of(checkpoint.root)
+        listed = {key: bits(value) for key, value in state.items() if isinstance(value, TensorEntry)}
+        assert listed.keys() == expected.keys(), name
+        for key, tensor in expected.items():
+            assert listed[key] in bits_of(tensor), (name, key)
+    if hasattr(loaded, "forward"):
+        constants = loaded.code_with_constants[1].const_mapping
+        assert_lists(path, dict(constants))
+        if constants:
+            assert_converts(path, dict(constants), name)
 
 
 class Quantizable(nn.Module):
@@ -216,7 +259,7 @@ def quantized() -> Iterator[tuple[str, nn.Module]]:
         qd.GRUCell(4, 3),
         qd.RNNCell(4, 3),
     ):
-        yield type(layer).__name__, nn.Sequential(layer)
+        yield f"quantized {type(layer).__name__}", nn.Sequential(layer)
 
 
 def test_quantized_modules(tmp_path: Path) -> None:
@@ -235,9 +278,10 @@ def test_quantized_modules(tmp_path: Path) -> None:
                     if "quint4x2" not in str(expected):  # several elements a byte: listed as its bytes
                         assert_lists(path, expected)
                         assert_converts(path, expected, name)
-                with suppress(RuntimeError, NotImplementedError, AttributeError):  # not all can be scripted
-                    torch.jit.script(module).save(str(path))
-                    assert_script(path, module, "script", name)
+                if write_script(path, "script", module):
+                    assert_script(path, name)
+                    if "quint4x2" not in str(expected):  # in a program, scale and zero point are numbers
+                        assert_lists(path, [tensor for tensor in tensors_of(expected) if tensor.dim()])
     finally:
         torch.backends.quantized.engine = engine
 
