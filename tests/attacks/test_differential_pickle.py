@@ -16,7 +16,8 @@ from ptsave.formats.torch.objects import torch_shapes
 from .pickle_programs import CASES, program
 from .pickle_readers import READERS, check, read
 
-NUM_PROGRAMS = 12_000
+NUM_PROGRAMS = 60_000
+"""As many as take 20 s of CPU time."""
 
 
 @pytest.mark.parametrize("name", CASES)
