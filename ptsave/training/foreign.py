@@ -6,7 +6,6 @@ TrainingState says so where it would have been wanted.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import OrderedDict
@@ -25,9 +24,10 @@ from ptsave.core.parts.kinds import STATE_KEYS
 from ptsave.core.parts.placeholders import placeholders, refuse
 from ptsave.core.parts.select import Selection, select_model
 from ptsave.core.parts.training import ALIASES, Parts, at, fields_of, find_parts, steps_done
+from ptsave.core.strict_json import parse_object
 from ptsave.core.tree import map_leaves, map_tensors
 from ptsave.core.values.digest import recorded_digests
-from ptsave.errors import CorruptError, LimitError, LossyError, MissingFileError, UsageError
+from ptsave.errors import LimitError, LossyError, MissingFileError, UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.pickle.shapes import Payload
 from ptsave.models.weights.tensors import read_tensors, refused_part, to_torch
@@ -268,11 +268,7 @@ def _json(path: Path) -> dict[str, Any]:
         size = os.path.getsize(path)
         if size > MAX_JSON_BYTES:
             raise LimitError("trainer_state_bytes", MAX_JSON_BYTES, size, str(path))
-        document = json.loads(path.read_bytes())
+        data = path.read_bytes()
     except OSError as error:
         raise MissingFileError(f"the file cannot be read: {error.strerror}", str(path)) from error
-    except (ValueError, RecursionError) as error:
-        raise CorruptError("the file is not valid JSON", str(path), "the file is damaged") from error
-    if not isinstance(document, dict):
-        raise CorruptError("the file is not a JSON object", str(path), "the file is damaged")
-    return document
+    return parse_object(data, "the trainer's state", str(path))

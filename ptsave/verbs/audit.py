@@ -161,7 +161,16 @@ def _summary(
     if record is not None and record.digests is not None:
         if digests is None:
             message = f"digests of the unknown algorithm {record.digests.algorithm!r}"
-            yield Finding(CHECK, "skipped", "record", message)
+            yield Finding(CHECK, "warn", "record", message)
+        bare = [
+            n
+            for n, entry in checkpoint.tensors.items()
+            if entry.num_bytes and n not in record.digests.tensors
+        ]
+        if digests is not None and bare:
+            one = f"tensor ({bare[0]!r}) has no digest in the record, which is to have one of each"
+            many = f"tensors (such as {bare[0]!r}) have no digest in the record, which is to have one of each"
+            yield Finding(CHECK, "warn", "record", Counted(len(bare), one, many))
         for name in record.digests.tensors:
             if name not in checkpoint.tensors:
                 yield Finding(CHECK, "fail", name, "the record has its digest, the file does not have it")

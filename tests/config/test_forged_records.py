@@ -240,6 +240,29 @@ def test_dtypes_that_excuse_digests_are_named_and_no_strict_yes(shop: Workshop) 
     assert "not held to the digest: the record says that it had another dtype" in err
 
 
+@pytest.mark.parametrize("what", ["some", "none", "rot13"])
+def test_digests_that_cover_a_part_are_no_strict_yes(shop: Workshop, what: str) -> None:
+    digests = record()["digests"]
+    num = {"some": len(digests["tensors"]) - 2, "none": 0, "rot13": 0}[what]
+    digests["tensors"] = dict(list(digests["tensors"].items())[:num])
+    digests["algorithm"] = "rot13" if what == "rot13" else digests["algorithm"]
+    num_bare = len(list_of(FILE)) - num
+    edit_record(FILE, digests=digests)
+    outcome = shop.verify("net.safetensors", "--checks", "bytes", "--strict", config=None)
+    assert not outcome.is_yes
+    ((_, message),) = outcome.found("bytes", "warn")
+    if what == "rot13":
+        assert "unknown algorithm 'rot13'" in message
+    else:
+        assert message.startswith(f"{num_bare} tensors (such as ")
+        assert "have no digest in the record" in message
+
+
+def list_of(file: Path) -> list[str]:
+    with open_checkpoint(file) as checkpoint:
+        return list(checkpoint.tensors)
+
+
 def test_today_s_digests_with_forged_figures_do_not_widen_the_noise(shop: Workshop) -> None:
     """The forged record lists today's real digests under calls, with wild sketches, beside the old output."""
     old = record()["behaviour"]

@@ -590,7 +590,13 @@ def test_a_folder_without_weights_or_with_damage(tmp_path: Path) -> None:
     saved = Training(0, 1)
     trainer_folder(tmp_path / "t", saved)
     (tmp_path / "t" / "trainer_state.json").write_text("{")
-    with pytest.raises(CorruptError, match="is not valid JSON"):
+    with pytest.raises(CorruptError, match="the trainer's state is not JSON"):
+        ptsave.read_training(tmp_path / "t")
+    (tmp_path / "t" / "trainer_state.json").write_text('{"global_step": 1, "global_step": 2}')
+    with pytest.raises(CorruptError, match="the trainer's state has two keys 'global_step'"):
+        ptsave.read_training(tmp_path / "t")
+    (tmp_path / "t" / "trainer_state.json").write_text('{"log_history": ' + "[" * 100_000)
+    with pytest.raises(CorruptError, match="the trainer's state"):
         ptsave.read_training(tmp_path / "t")
     (tmp_path / "t" / "trainer_state.json").write_text("[]")
     with pytest.raises(CorruptError, match="is not a JSON object"):
