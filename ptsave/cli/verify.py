@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from ptsave.cli.launch import ranks
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.verdict import Finding, Verdict
+from ptsave.core.finding import Finding
+from ptsave.core.verdict import Verdict
 from ptsave.distributed.environment import is_first_rank
 from ptsave.errors import UsageError
 from ptsave.formats import open_checkpoint

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ptsave.core.finding import Finding, first_names, places
 from ptsave.core.parts.select import Content
-from ptsave.core.verdict import Finding, places
 
 
 def damage(bad: Sequence[str], total: int, checksum: str) -> str:
@@ -30,11 +30,4 @@ def resumption(findings: Sequence[Finding]) -> str:
     bad = [finding for finding in findings if (finding.check, finding.level) == ("resume", "fail")]
     if not bad:
         return ""
-    where = f"{bad[0].where}: " if bad[0].where else ""
-    return f"training state does not fit: {where}{bad[0].message}"
-
-
-def first_names(names: Sequence[str]) -> str:
-    """The first few names of many."""
-    shown = ", ".join(names[:3])
-    return f"{shown}, …" if len(names) > 3 else shown
+    return f"training state does not fit: {bad[0]}"

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ptsave.core.accounts import Accounting, Accounts, account
+from ptsave.core.finding import Finding
 from ptsave.core.nodes import GlobalUse, TensorEntry
 from ptsave.core.own_process import no_garbage_collection
 from ptsave.core.parts.training import Parts, find_parts, nested
 from ptsave.core.record import Record
 from ptsave.core.tree import MAX_NAME_CHARS, dotted, leaves, with_arrays
-from ptsave.core.verdict import Finding
 from ptsave.errors import LimitError
 
 MAX_VIEWS_OF_A_BYTE = 8

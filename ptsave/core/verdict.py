@@ -1,4 +1,4 @@
-"""What a check finds, and the verdict over many of them."""
+"""The verdict over the findings of many checks."""
 
 from __future__ import annotations
 
@@ -6,61 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from ptsave.core.global_names import NameKind
-
-Level = Literal["ok", "warn", "fail", "skipped"]
-LEVELS: tuple[Level, ...] = ("fail", "warn", "ok", "skipped")
-"""From what asks for attention to what does not."""
-Kind = Literal[NameKind, "train_mode", "lost_tie", "uninitialised", ""]
-"""The causes that a finding can have: for `safe` what a name is, for checks of a model what is wrong."""
-
-
-class Counted(str):
-    """`1 tensor lies …`, `4 tensors lie …`: a message that begins with a number, and can be added up."""
-
-    def __new__(cls, number: int, one: str, many: str) -> Counted:
-        message = super().__new__(cls, f"{number} {one if number == 1 else many}")
-        message.number, message.one, message.many = number, one, many
-        return message
-
-    number: int
-    one: str
-    """What follows the number 1."""
-    many: str
-
-    def __reduce__(self) -> tuple[type[Counted], tuple[int, str, str]]:
-        return Counted, (self.number, self.one, self.many)
-
-    def plus(self, other: Counted) -> Counted:
-        """The same of the two together."""
-        return Counted(self.number + other.number, self.one, self.many)
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that one check found out."""
-
-    check: str
-    level: Level
-    where: str
-    """The tensor, module or file that it is about; empty for the whole."""
-    message: str
-    kind: Kind = ""
-    """The cause, as far as the check knows it: what code goes by."""
-
-    def __str__(self) -> str:
-        """`encoder.weight: 3 NaN, 0 infinite`."""
-        return f"{self.where}: {self.message}" if self.where else self.message
-
-
-def places(findings: Iterable[Finding], check: str, level: Level) -> list[str]:
-    """Where the findings of one check and level are, each place once."""
-    return list(dict.fromkeys(f.where for f in findings if (f.check, f.level) == (check, level)))
-
-
-def failed_of(findings: Iterable[Finding], kind: Kind) -> list[str]:
-    """Where the failures of one kind are, each place once."""
-    return list(dict.fromkeys(f.where for f in findings if (f.kind, f.level) == (kind, "fail")))
+from ptsave.core.finding import LEVELS, Finding, Level
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +72,7 @@ class Verdict:
             return "could not be checked"
         reasons: dict[str, list[str]] = {}
         for check in checks["skipped"]:
-            reasons.setdefault(str(self.by_check[check][0].message), []).append(check)
+            reasons.setdefault(self.by_check[check][0].message, []).append(check)
         why = [f"{', '.join(names)} ({reason})" for reason, names in reasons.items()]
         return f"passed {', '.join(passed)}" + (f"; skipped: {', '.join(why)}" if why else "")
 

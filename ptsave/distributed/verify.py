@@ -11,8 +11,9 @@ from torch import nn
 
 from ptsave.core.behaviour import Call, Sample
 from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.finding import Finding, Kind, merge
 from ptsave.core.parts.select import Selection
-from ptsave.core.verdict import Counted, Finding, Verdict
+from ptsave.core.verdict import Verdict
 from ptsave.distributed.group import Group
 from ptsave.distributed.load import shard_and_fill
 from ptsave.distributed.plan import Plan, make_plan
@@ -54,27 +55,7 @@ def share(group: Group, checkpoint: Checkpoint) -> Checkpoint:
 
 def merged(group: Group, findings: Sequence[Finding]) -> list[Finding]:
     """What all ranks found of one check, counts added up; the same list on every rank."""
-    everyone = [finding for part in group.gather(list(findings)) for finding in part]
-    judged = {(f.check, f.where) for f in everyone if f.level != "skipped"}
-    found: dict[tuple[str, str, str, str], Finding] = {}
-    for finding in everyone:
-        message = finding.message
-        if isinstance(message, Counted):
-            key = (finding.check, finding.level, finding.where, message.many)
-            before = found[key].message if key in found else None
-            if isinstance(before, Counted):
-                finding = replace(finding, message=before.plus(message))
-        elif finding.level == "skipped" and (finding.check, finding.where) in judged:
-            continue  # this rank's share has nothing to check
-        else:
-            key = (finding.check, finding.level, finding.where, message)
-        found[key] = finding
-    failed = {finding.check for finding in found.values() if finding.level == "fail"}
-    return [
-        finding
-        for finding in found.values()
-        if not (finding.level == "ok" and finding.check in failed and isinstance(finding.message, Counted))
-    ]
+    return merge([finding for part in group.gather(list(findings)) for finding in part])
 
 
 @dataclass(kw_only=True)
@@ -148,8 +129,7 @@ def verify_model(
         if wrong:  # says nothing of the checkpoint
             raise wrong[0]
     if "roundtrip" in names:
-        message = "one process does it: run verify without torchrun, where the model fits"
-        findings.append(Finding("roundtrip", "skipped", "", message))
+        findings.append(Finding("roundtrip", "skipped", "", Kind.ONE_PROCESS))
     growth = subject.replayed.growth if subject.replayed is not None else ()
     verdict = Verdict(tuple(findings), attribute(subject, findings), tuple(growth))
     return subject.group.from_first(lambda: verdict)

@@ -14,8 +14,8 @@ import re
 from collections.abc import Callable
 
 from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.finding import Finding, Kind
 from ptsave.core.nodes import GlobalUse, add_uses
-from ptsave.core.verdict import Counted, Finding
 from ptsave.errors import PtsaveError
 from ptsave.formats.dcp import read as dcp_read
 from ptsave.formats.safetensors import sharded_read
@@ -91,8 +91,8 @@ class _Judge:
                 own.num_code_files += other.num_code_files
                 own.beside += other.beside
         except PtsaveError as error:
-            what = f"is beside it, a loader could take it, and it cannot be read: {error.what}"
-            own.beside.append(Finding("safe", "fail", name, what))
+            why = {"why": error.what}
+            own.beside.append(Finding("safe", "fail", name, Kind.UNREADABLE_BESIDE, facts=why))
         self.opened = self.folder.opened
 
     def end(self) -> None:
@@ -107,12 +107,8 @@ class _Judge:
             name for name in self.folder.names if name.endswith(_RUNNABLE) and name not in self.opened
         ]
         if left:
-            such = f"(such as {left[0]})"
-            one, many = (
-                f"file beside it {such} was not looked at",
-                f"files beside it {such} were not looked at",
-            )
-            self.checkpoint.beside.append(Finding("safe", "warn", "", Counted(len(left), one, many)))
+            such = tuple(left[:1])
+            self.checkpoint.beside.append(Finding("safe", "warn", "", Kind.NOT_LOOKED_AT, len(left), such))
 
 
 def _rank_metadata(folder: InputFolder, name: str) -> Checkpoint:

@@ -11,6 +11,7 @@ from ptsave.core.global_names import described
 from ptsave.verbs.jsonable import jsonable
 
 if TYPE_CHECKING:
+    from ptsave.core.finding import Finding
     from ptsave.core.verdict import Verdict
     from ptsave.errors import PtsaveError
     from ptsave.models.load import Loaded
@@ -133,8 +134,21 @@ def verdict(result: Verdict, path: Path) -> dict[str, Any]:
         "path": str(path),
         "verdict": result.answer,
         "cause": result.cause,
-        "findings": [jsonable(finding) for finding in result.findings],
+        "findings": [_finding(finding) for finding in result.findings],
         "growth": [jsonable(departure) for departure in result.growth],
+    }
+
+
+def _finding(found: Finding) -> dict[str, Any]:
+    return {
+        "check": found.check,
+        "level": found.level,
+        "where": found.where,
+        "message": found.message,
+        "kind": found.kind.name.lower(),
+        "count": found.count,
+        "places": list(found.places),
+        "facts": jsonable(found.facts),
     }
 
 

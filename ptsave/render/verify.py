@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ptsave.core.finding import Finding, Level
 from ptsave.core.names import escape
-from ptsave.core.verdict import Finding, Level, Verdict
+from ptsave.core.verdict import Verdict
 from ptsave.render import as_json
 from ptsave.render.terminal import PATIENCE_SECONDS, Mode, document, note, out, say, styled, table
 from ptsave.render.words import size

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from ptsave.config.recorded import told_by
 from ptsave.core.checkpoint import Checkpoint, check_viewed
+from ptsave.core.finding import Finding, Kind
 from ptsave.core.nodes import UNRESOLVED, TensorEntry
 from ptsave.core.record import Digests
 from ptsave.core.values.digest import HEX_DIGITS, prefix
 from ptsave.core.values.gather import contiguous
 from ptsave.core.values.resolved import resolved
-from ptsave.core.verdict import Counted, Finding
 from ptsave.errors import CorruptError
 from ptsave.formats.dcp.chunks import sources_of
 from ptsave.storage.scan import Reading, read_all
@@ -39,10 +39,9 @@ def audit(checkpoint: Checkpoint, progress: Callable[[int], None] | None = None)
     """
     for part, fault in told_by(checkpoint).faults.items():
         if isinstance(fault, CorruptError):
-            yield Finding(CHECK, "fail", "record", f"its {part} is not what ptsave writes: {fault.what}")
+            yield Finding(CHECK, "fail", "record", Kind.FORGED, facts={"part": part, "why": fault.what})
     tensors = checkpoint.tensors
-    bounds = "within the bounds of the file"
-    yield Finding(CHECK, "ok", "", Counted(len(tensors), f"tensor lies {bounds}", f"tensors lie {bounds}"))
+    yield Finding(CHECK, "ok", "", Kind.IN_BOUNDS, len(tensors))
     digests = _known_digests(checkpoint)
     if digests is not None:
         check_viewed(tensors.values())
@@ -66,14 +65,11 @@ def audit(checkpoint: Checkpoint, progress: Callable[[int], None] | None = None)
                     cast.append(name)
                 else:
                     damaged[name] = f"its bytes do not match the recorded {digests.algorithm} digest"
-    for name, message in damaged.items():
-        yield Finding(CHECK, "fail", name, f"damaged: {message}")
+    for name, why in damaged.items():
+        yield Finding(CHECK, "fail", name, Kind.DAMAGED, facts={"why": why})
     if cast:
-        such, to = repr(cast[0]), f"cast to {tensors[cast[0]].dtype} since"
-        word = "on the record's word alone, and no digest speaks for"
-        one = f"tensor ({such}) was {to} it was recorded, {word} it"
-        many = f"tensors (such as {such}) were {to} they were recorded, {word} them"
-        yield Finding(CHECK, "warn", "", Counted(len(cast), one, many))
+        to = {"dtype": str(tensors[cast[0]].dtype)}
+        yield Finding(CHECK, "warn", "", Kind.CAST_SINCE, len(cast), tuple(cast[:1]), to)
     yield from _summary(checkpoint, jobs, digests, len(damaged), cast)
     for check in checkpoint.checks:
         yield from check()
@@ -151,26 +147,21 @@ def _summary(
             )
             if there and word
         )
-        matches = Counted(len(checked), f"tensor matches its {how}", f"tensors match their {how}")
-        yield Finding(CHECK, "ok", "", matches)
+        yield Finding(CHECK, "ok", "", Kind.MATCHES, len(checked), facts={"checksums": how})
     if unchecked:
-        one = f"tensor ({unchecked[0]!r}): there is no checksum to hold it against"
-        many = f"tensors (such as {unchecked[0]!r}): there is no checksum to hold them against"
-        yield Finding(CHECK, "skipped", "", Counted(len(unchecked), one, many))
+        yield Finding(CHECK, "skipped", "", Kind.NO_CHECKSUM, len(unchecked), tuple(unchecked[:1]))
     record = checkpoint.record
     if record is not None and record.digests is not None:
         if digests is None:
-            message = f"digests of the unknown algorithm {record.digests.algorithm!r}"
-            yield Finding(CHECK, "warn", "record", message)
+            unknown = {"algorithm": record.digests.algorithm}
+            yield Finding(CHECK, "warn", "record", Kind.UNKNOWN_DIGEST, facts=unknown)
         bare = [
             n
             for n, entry in checkpoint.tensors.items()
             if entry.num_bytes and n not in record.digests.tensors
         ]
         if digests is not None and bare:
-            one = f"tensor ({bare[0]!r}) has no digest in the record, which is to have one of each"
-            many = f"tensors (such as {bare[0]!r}) have no digest in the record, which is to have one of each"
-            yield Finding(CHECK, "warn", "record", Counted(len(bare), one, many))
+            yield Finding(CHECK, "warn", "record", Kind.NO_DIGEST, len(bare), tuple(bare[:1]))
         for name in record.digests.tensors:
             if name not in checkpoint.tensors:
-                yield Finding(CHECK, "fail", name, "the record has its digest, the file does not have it")
+                yield Finding(CHECK, "fail", name, Kind.NOT_IN_FILE)

@@ -14,6 +14,7 @@ from typing import Any
 from ptsave.core.accounts import Extras, LeftOut, settle_left_out
 from ptsave.core.caps import room
 from ptsave.core.checkpoint import ROOT_NAME, Checkpoint, check_viewed
+from ptsave.core.finding import counted
 from ptsave.core.names import hint_for
 from ptsave.core.nodes import PARAMETER_, UNRESOLVED, Opaque, TensorEntry
 from ptsave.core.own_process import no_garbage_collection
@@ -22,7 +23,6 @@ from ptsave.core.parts.select import OPTIMIZER_KEYS, left_out_of, lookup_path, s
 from ptsave.core.record import Digests, Record
 from ptsave.core.tree import map_tensors, state_dict_of
 from ptsave.core.values.resolved import resolved
-from ptsave.core.verdict import Counted
 from ptsave.errors import LimitError, RefusedError, UsageError
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.pickle.shapes import MAX_TENSORS as LISTED_TENSORS
@@ -207,7 +207,7 @@ def _made_dense(dense: Mapping[str, str]) -> list[str]:
     lines = []
     for kind, number in Counter(dense.values()).items():
         how = ", dequantized to float32" if kind == "quantized" else ""
-        lines.append(f"{Counted(number, f'{kind} tensor is', f'{kind} tensors are')} written dense{how}")
+        lines.append(f"{counted(number, f'{kind} tensor is', f'{kind} tensors are')} written dense{how}")
     return lines
 
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ptsave.core.checkpoint import Checkpoint, check_viewed
+from ptsave.core.finding import counted
 from ptsave.core.nodes import Global, Opaque, TensorEntry
 from ptsave.core.parts.candidates import EXTRA_STATE
 from ptsave.core.parts.select import Content, content
 from ptsave.core.storage import BLOCK_BYTES, Storage
 from ptsave.core.values.compare import EXACT, ValueDiff, compare
 from ptsave.core.values.numbers import has_values, values_per_element
-from ptsave.core.verdict import Counted
 from ptsave.formats.pickle.shapes import Payload
 from ptsave.verbs.sharing import sharing_groups
 
@@ -125,10 +125,10 @@ def _how_values_differ(values: ValueDiff) -> list[str]:
     }
     num_finite = values.num_different - sum(odd.values())
     if num_finite:
-        differ = Counted(num_finite, "value differs by", "values differ by up to")
+        differ = counted(num_finite, "value differs by", "values differ by up to")
         relative = f" ({values.max_rel:.3g} relative)" if num_finite == values.num_different else ""
         words.append(f"{differ} {values.max_finite:.3g}{relative}")
-    words += [f"{Counted(number, 'value is', 'values are')} {what}" for what, number in odd.items() if number]
+    words += [f"{counted(number, 'value is', 'values are')} {what}" for what, number in odd.items() if number]
     return words
 
 

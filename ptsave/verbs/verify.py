@@ -7,8 +7,9 @@ from pathlib import Path
 
 from ptsave.core.cause import damage, difference, resumption
 from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.finding import Finding, Kind, places
 from ptsave.core.names import hint_for
-from ptsave.core.verdict import Finding, Verdict, places
+from ptsave.core.verdict import Verdict
 from ptsave.errors import UsageError
 from ptsave.formats.writers import BY_NAME
 from ptsave.verbs.checks import FILE_CHECKS
@@ -153,7 +154,7 @@ def verify_file(subject: Subject, began: Began) -> list[Finding]:
 def without_model(subject: Subject, found: Sequence[Finding]) -> Verdict:
     """The verdict without a model: what needs one was skipped, not passed."""
     left_out = [name for name in MODEL_CHECKS if name in subject.asked.names]
-    skipped = [Finding(name, "skipped", "", "needs a config: -c CONFIG") for name in left_out]
+    skipped = [Finding(name, "skipped", "", Kind.NEEDS_CONFIG) for name in left_out]
     checkpoint, other = subject.checkpoint, subject.other
     bad = [name for name in places(found, "bytes", "fail") if name in checkpoint.tensors]
     cause = damage(bad, len(checkpoint.tensors), "checksum") if bad else ""

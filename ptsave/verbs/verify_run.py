@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ptsave.core.verdict import Finding, Verdict
+from ptsave.core.finding import Finding, Kind
+from ptsave.core.verdict import Verdict
 from ptsave.errors import UnreadableError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.run_folder import RunFile
@@ -32,12 +33,15 @@ def verify_run(
     None needs a model or a second checkpoint: the flags that give one are refused for a run.
     """
     findings: list[Finding] = []
+    damaged: set[str] = set()
     for file in files:
         began(file.path.name)
         for finding in _findings(file, asked, allow, progress):
+            if (finding.check, finding.level) == ("bytes", "fail"):
+                damaged.add(file.path.name)
             where = f"{file.path.name}: {finding.where}" if finding.where else file.path.name
             findings.append(replace(finding, where=where))
-    return Verdict(tuple(findings), _what_resumes(files, findings))
+    return Verdict(tuple(findings), _what_resumes(files, damaged))
 
 
 def total_bytes(files: Sequence[RunFile], asked: Asked) -> int:
@@ -61,7 +65,7 @@ def _findings(
     file: RunFile, asked: Asked, allow: Sequence[str], progress: Callable[[int], None] | None
 ) -> Iterator[Finding]:
     if file.problem:
-        yield Finding("bytes", "fail", "", file.problem)
+        yield Finding("bytes", "fail", "", Kind.UNREADABLE, facts={"why": file.problem})
         return
     try:
         with open_checkpoint(file.path) as checkpoint:
@@ -71,13 +75,11 @@ def _findings(
                     yield from check(subject)
             checkpoint.check_unchanged()
     except UnreadableError as error:
-        yield Finding("bytes", "fail", "", error.what)
+        yield Finding("bytes", "fail", "", Kind.UNREADABLE, facts={"why": error.what})
 
 
-def _what_resumes(files: Sequence[RunFile], findings: Sequence[Finding]) -> str:
+def _what_resumes(files: Sequence[RunFile], damaged: Collection[str]) -> str:
     """Which checkpoint a training would go on from, where it is not the newest one."""
-    failed = (finding for finding in findings if (finding.check, finding.level) == ("bytes", "fail"))
-    damaged = {finding.where.partition(": ")[0] for finding in failed}
     good = [file for file in files if file.path.name not in damaged]
     if not good and len(files) == 1:
         return "the only checkpoint is damaged: a training cannot go on from it"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ptsave.core.verdict import Finding
+from ptsave.core.finding import Finding
 from ptsave.errors import PtsaveError
 from ptsave.formats import open_checkpoint
 from ptsave.verbs.checks.bytes import bytes_

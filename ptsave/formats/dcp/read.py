@@ -17,12 +17,12 @@ from typing import Any
 
 from ptsave.core.accounts import Part
 from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.finding import Finding, Kind
 from ptsave.core.nodes import GlobalUse, TensorEntry, add_uses, contiguous_strides
 from ptsave.core.own_process import no_garbage_collection
 from ptsave.core.record import FILE_NAME, Record
 from ptsave.core.storage import MemoryStorage
 from ptsave.core.values.digest import hasher
-from ptsave.core.verdict import Finding
 from ptsave.errors import CorruptError, LimitError, MissingFileError, UnreadableError
 from ptsave.formats.base import FolderFormat
 from ptsave.formats.dcp.chunks import Box, assemble, check_cover
@@ -290,13 +290,8 @@ class _Reader:
 
     def _check_record(self) -> Iterator[Finding]:
         if self.has_stale_record:
-            yield Finding(
-                "bytes",
-                "fail",
-                FILE_NAME,
-                f"was written with another {METADATA}: that is damaged, or the folder was saved over; "
-                f"remove {FILE_NAME} to accept the folder as it is",
-            )
+            names = {"metadata": METADATA, "record": FILE_NAME}
+            yield Finding("bytes", "fail", FILE_NAME, Kind.STALE_RECORD, facts=names)
 
     def _check_files(self, names: Collection[str]) -> Iterator[Finding]:
         yield from check_storages(

@@ -15,10 +15,10 @@ from ptsave.core import record as records
 from ptsave.core.accounts import Part
 from ptsave.core.caps import room
 from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.finding import Finding, Kind
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.record import Record
 from ptsave.core.strict_json import parse_object
-from ptsave.core.verdict import Finding
 from ptsave.errors import CorruptError, LimitError, MissingFileError, UnreadableError
 from ptsave.formats import named
 from ptsave.formats.base import HEAD_BYTES, FileFormat, FolderFormat
@@ -349,6 +349,6 @@ def _beside(shards: dict[str, Checkpoint], folder: InputFolder) -> Iterator[re.M
 
 def _findings(notes: list[str], where: str) -> Iterator[Finding]:
     for note in notes:
-        yield Finding("bytes", "warn", where, note)
+        yield Finding("bytes", "warn", where, Kind.INDEX_DIFFERS, facts={"note": note})
     if not notes:
-        yield Finding("bytes", "ok", where, "the index and the shards agree")
+        yield Finding("bytes", "ok", where, Kind.INDEX_AGREES)

@@ -17,8 +17,8 @@ from ptsave.core.accounts import Part
 from ptsave.core.caps import room
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.dtypes import DType
+from ptsave.core.finding import Finding, Kind
 from ptsave.core.nodes import GlobalUse, add_uses
-from ptsave.core.verdict import Finding
 from ptsave.errors import CorruptError, LimitError
 from ptsave.formats.base import FileFormat
 from ptsave.formats.pickle.inert import Loaded, load
@@ -97,7 +97,7 @@ def _load(source: FileStorage, offset_bytes: int, where: str) -> Loaded:
 def _check_end(file: InputFile, end: int) -> Iterator[Finding]:
     """Say whether anything follows the last storage."""
     if end < file.size_bytes:
-        yield Finding("bytes", "warn", "", f"{file.size_bytes - end} bytes follow the last storage")
+        yield Finding("bytes", "warn", "", Kind.TRAILING_BYTES, file.size_bytes - end)
 
 
 class LegacyStorages:

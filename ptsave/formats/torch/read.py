@@ -16,9 +16,9 @@ from typing import Any
 from ptsave.core.accounts import Part
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.dtypes import DType
+from ptsave.core.finding import Finding, Kind
 from ptsave.core.record import FILE_NAME, MAX_BYTES, Record
 from ptsave.core.storage import SwappedStorage
-from ptsave.core.verdict import Finding
 from ptsave.errors import CorruptError, LimitError, UnreadableError
 from ptsave.formats.base import FileFormat
 from ptsave.formats.pickle.inert import Loaded, load
@@ -329,12 +329,11 @@ def check_records(checkpoint: Checkpoint, directory: ZipDirectory) -> Iterator[F
         if id(storage) not in audited
     )
     if directory.unclaimed_bytes:
-        yield Finding("bytes", "warn", "", f"{directory.unclaimed_bytes} bytes belong to no record")
+        yield Finding("bytes", "warn", "", Kind.UNCLAIMED_BYTES, directory.unclaimed_bytes)
 
 
 def check_mapping(directory: ZipDirectory) -> Iterator[Finding]:
     """Name the storages that are deflated: torch.load(mmap=True) takes their compressed bytes for numbers."""
     for name, entry in directory.entries.items():
         if entry.method == DEFLATED and entry.num_bytes and "/data/" in name:
-            what = "the record is compressed: torch.load(mmap=True) would read its compressed bytes as values"
-            yield Finding("bytes", "fail", name, f"{what}; convert the file")
+            yield Finding("bytes", "fail", name, Kind.DEFLATED)

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 
 from isal.isal_zlib import crc32
 
+from ptsave.core.finding import Finding, Kind
 from ptsave.core.storage import BLOCK_BYTES, Storage
-from ptsave.core.verdict import Counted, Finding
 from ptsave.errors import CorruptError
 from ptsave.formats.zip.reader import ZipDirectory
 from ptsave.storage.windows import FileStorage
@@ -29,7 +29,7 @@ def check_storages(labelled: Iterable[tuple[str, Storage]]) -> Iterator[Finding]
             found = crc32_of(storage)
         except CorruptError as error:
             damaged += 1
-            yield Finding("bytes", "fail", label, error.what)
+            yield Finding("bytes", "fail", label, Kind.UNREADABLE, facts={"why": error.what})
             continue
         if storage.crc32 is None:
             silent += storage.num_bytes > 0
@@ -37,13 +37,12 @@ def check_storages(labelled: Iterable[tuple[str, Storage]]) -> Iterator[Finding]
             matching += 1
         else:
             damaged += 1
-            yield Finding("bytes", "fail", label, "damaged: its bytes do not match their CRC-32")
+            why = "its bytes do not match their CRC-32"
+            yield Finding("bytes", "fail", label, Kind.DAMAGED, facts={"why": why})
     if silent:
-        records = Counted(silent, "record", "records")
-        yield Finding("bytes", "skipped", "", f"the archive states no CRC-32 for {records}")
+        yield Finding("bytes", "skipped", "", Kind.NO_CRC, silent)
     if matching and not damaged:
-        message = Counted(matching, "record matches its CRC-32", "records match their CRC-32")
-        yield Finding("bytes", "ok", "", message)
+        yield Finding("bytes", "ok", "", Kind.CRCS_MATCH, matching)
 
 
 def crc32_of(storage: Storage) -> int:

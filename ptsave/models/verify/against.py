@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from ptsave.config.toml import InputsSpec, Tolerance
 from ptsave.core.behaviour import Behaviour
 from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.finding import Finding, Kind
 from ptsave.core.parts.select import key_in, select_model
-from ptsave.core.verdict import Finding
 from ptsave.errors import AmbiguousError, LossyError, UnreadableError, UsageError
 from ptsave.models.behaviour.observe import observe
 from ptsave.models.behaviour.replay import replay
@@ -29,15 +29,16 @@ def against(subject: ModelSubject) -> Iterator[Finding]:
     inputs = subject.config.inputs or (fresh.config.inputs if fresh is not None else None)
     if inputs is None or not subject.fit.fits:
         why = "the config has no [inputs]" if inputs is None else "the keys do not fit the architecture"
-        yield Finding(CHECK, "skipped", "", f"no outputs were compared: {why}")
+        yield Finding(CHECK, "skipped", "", Kind.NOT_COMPARED, facts={"why": why})
         return
     try:
         there = _behaviour_of_other(subject, subject.other, inputs)
     except LossyError as error:
-        yield Finding(CHECK, "skipped", "", f"no outputs were compared: {error}")
+        yield Finding(CHECK, "skipped", "", Kind.NOT_COMPARED, facts={"why": str(error)})
         return
     except (UsageError, AmbiguousError, UnreadableError) as error:
-        yield Finding(CHECK, "fail", "", f"{subject.other.path} does not run: {error}")
+        facts = {"other": str(subject.other.path), "why": str(error)}
+        yield Finding(CHECK, "fail", "", Kind.OTHER_FAILS, facts=facts)
         return
     try:
         model = subject.model()
@@ -52,7 +53,7 @@ def against(subject: ModelSubject) -> Iterator[Finding]:
             atol=tolerance.atol,
         )
     except (UsageError, UnreadableError) as error:
-        yield Finding(CHECK, "fail", "", f"the outputs cannot be compared: {error}")
+        yield Finding(CHECK, "fail", "", Kind.CANNOT_COMPARE, facts={"why": str(error)})
         return
     yield from judged(subject.compared, CHECK)
 

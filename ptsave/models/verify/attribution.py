@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ptsave.core.cause import damage, difference, first_names, resumption
+from ptsave.core.cause import damage, difference, resumption
 from ptsave.core.checkpoint import check_viewed
+from ptsave.core.finding import Finding, Kind, failed_of, first_names, places
 from ptsave.core.values.digest import HEX_DIGITS, tensor_digest
-from ptsave.core.verdict import Finding, failed_of, places
 from ptsave.models.behaviour.replay import Replay
 from ptsave.models.source import changed_parts, source_digest
 from ptsave.models.verify.behaviour import coarser_dtype
@@ -38,7 +38,7 @@ def attribute(subject: ModelSubject, findings: Sequence[Finding]) -> str:
 
 
 def _training(subject: ModelSubject, findings: Sequence[Finding]) -> str:
-    stuck = failed_of(findings, "train_mode")
+    stuck = failed_of(findings, Kind.TRAIN_MODE, Kind.TRAIN_MODE_INSIDE)
     return f"left in train mode: {first_names([name or 'the model' for name in stuck])}" if stuck else ""
 
 
@@ -94,7 +94,7 @@ def _swapped(subject: ModelSubject, bad: Sequence[str]) -> tuple[str, str] | Non
 
 def _ties(subject: ModelSubject, findings: Sequence[Finding]) -> str:
     """Ties that were lost, where nothing else is wrong with the weights."""
-    lost = failed_of(findings, "lost_tie")
+    lost = failed_of(findings, Kind.LOST_TIE, Kind.NEW_TIE)
     bad = {name for name in places(findings, "bytes", "fail") if name in subject.checkpoint.tensors}
     return f"lost ties: {first_names(lost)}" if lost and bad <= set(lost) else ""
 
@@ -191,7 +191,7 @@ def _different(path: str, then: Any, now: Any) -> Iterator[str]:
 
 
 def _buffers(subject: ModelSubject, findings: Sequence[Finding]) -> str:
-    made_anew = failed_of(findings, "uninitialised")
+    made_anew = failed_of(findings, Kind.UNINITIALISED)
     departs = subject.replayed is not None and not subject.replayed.is_same
     lost = list(dict.fromkeys([*made_anew, *(subject.lost_buffers if departs else [])]))
     return (

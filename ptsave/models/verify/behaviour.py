@@ -8,8 +8,8 @@ from torch import nn
 
 from ptsave.config.toml import InputsSpec, Tolerance
 from ptsave.core.behaviour import Behaviour
-from ptsave.core.cause import first_names
-from ptsave.core.verdict import Departure, Finding, Level
+from ptsave.core.finding import Facts, Finding, Kind, Level
+from ptsave.core.verdict import Departure
 from ptsave.errors import LimitError, UnreadableError, UsageError
 from ptsave.models.behaviour.observe import buffer_digests, outside_digests
 from ptsave.models.behaviour.replay import NUMERIC, Replay, replay
@@ -26,49 +26,45 @@ def behaviour(subject: ModelSubject) -> Iterator[Finding]:
     recorded, fault = subject.behaviour, subject.told.faults.get("behaviour")
     if fault is not None:
         level: Level = "skipped" if isinstance(fault, LimitError) else "fail"
-        yield Finding(CHECK, level, "record", fault.what)
+        yield Finding(CHECK, level, "record", Kind.UNREADABLE, facts={"why": fault.what})
         return
     if recorded is None:
-        message = "the checkpoint has no behaviour record: `ptsave save` and `verify --record` make one"
-        yield Finding(CHECK, "skipped", "", message)
+        yield Finding(CHECK, "skipped", "", Kind.NO_RECORD)
         return
     if not subject.fit.fits:
-        yield Finding(CHECK, "skipped", "", "the keys do not fit the architecture")
+        yield Finding(CHECK, "skipped", "", Kind.NO_FIT)
         return
     try:
         model = subject.model()
     except UnreadableError as error:
-        yield Finding(CHECK, "fail", "", f"the weights cannot be loaded: {error}")
+        yield Finding(CHECK, "fail", "", Kind.NO_WEIGHTS, facts={"why": str(error)})
         return
     if subject.damage is not None:
-        yield Finding(CHECK, "fail", "", f"{subject.damage}; run with the damage")
+        yield Finding(CHECK, "fail", "", Kind.RUN_DAMAGED, facts={"why": str(subject.damage)})
     lost, here = list(_buffers(subject, model, recorded)), outside_digests(model)
     try:
         arguments = _arguments(subject, model)
-        if isinstance(arguments, str):
+        if isinstance(arguments, Kind):
             yield Finding(CHECK, "skipped", "", arguments)
             return
         subject.replayed = found = _replayed(subject, model, arguments, recorded)
     except UsageError as error:
-        yield Finding(CHECK, "fail", "", f"the model does not run on the recorded inputs: {error}")
+        yield Finding(CHECK, "fail", "", Kind.DOES_NOT_RUN, facts={"why": str(error)})
         return
     if recorded.determinism != "exact":
         seeds = (
             "two seeds gave two results" if recorded.determinism == "seeded" else "one seed gave two results"
         )
-        yield Finding(CHECK, "warn", "", f"the model is not deterministic: {seeds} when it was recorded")
+        yield Finding(CHECK, "warn", "", Kind.NOT_DETERMINISTIC, facts={"why": seeds})
     yield from _training(found, recorded)
     yield from lost
     subject.made_anew = [n for n, digest in recorded.outside.items() if here.get(n, digest) != digest]
     # What a model computes from its weights (an old weight norm's) is another before they are loaded.
     for name in [] if found.is_same else subject.made_anew:
-        message = "a value outside the state dict is not what it was: made anew, at random or from other code"
-        yield Finding(CHECK, "warn", name, message)
+        yield Finding(CHECK, "warn", name, Kind.MADE_ANEW)
     yield from judged(found, CHECK)
     if found.claims and found.is_same and not found.is_tolerated:
-        why = "; ".join(found.claims)
-        message = f"not everything is bitwise equal, and the record's word excuses it: {why}"
-        yield Finding(CHECK, "warn", "", message)
+        yield Finding(CHECK, "warn", "", Kind.EXCUSED, facts={"why": "; ".join(found.claims)})
 
 
 def coarser_dtype(subject: ModelSubject, recorded: Behaviour) -> str | None:
@@ -80,8 +76,8 @@ def coarser_dtype(subject: ModelSubject, recorded: Behaviour) -> str | None:
     return min(kept | then, key=FLOATS.index)
 
 
-def _arguments(subject: ModelSubject, model: nn.Module) -> Arguments | str:
-    """The recorded arguments, or why there are none.
+def _arguments(subject: ModelSubject, model: nn.Module) -> Arguments | Kind:
+    """The recorded arguments, or what a finding says of there being none.
 
     A record names no files, so what stood in files comes from the config's own, if it is the same still.
     """
@@ -89,15 +85,12 @@ def _arguments(subject: ModelSubject, model: nn.Module) -> Arguments | str:
     if spec is None or not spec.needs_files:
         return make_inputs(spec or InputsSpec(), model, subject.device)
     if not spec.digests:
-        return (
-            "the record names files as inputs, and no file that a record names is opened: "
-            "`verify -c CONFIG --record` records them"
-        )
+        return Kind.INPUTS_IN_FILES
     if own is None:
-        return "it was recorded with inputs of files: name the config with -c CONFIG"
+        return Kind.INPUTS_UNKNOWN
     arguments = make_inputs(own, model, subject.device)
     if digests_of_arguments(arguments) != spec.digests:
-        return "the config's inputs are not those that it was recorded with"
+        return Kind.OTHER_INPUTS
     return arguments
 
 
@@ -118,8 +111,7 @@ def _buffers(subject: ModelSubject, model: nn.Module, recorded: Behaviour) -> It
     now = buffer_digests(model)
     subject.lost_buffers = [n for n, digest in recorded.buffers.items() if now.get(n, digest) != digest]
     for name in subject.lost_buffers:
-        message = "a buffer outside the state dict is not what it was: uninitialised, or made otherwise"
-        yield Finding(CHECK, "warn", name, message)
+        yield Finding(CHECK, "warn", name, Kind.LOST_BUFFER)
 
 
 def _training(found: Replay, recorded: Behaviour) -> Iterator[Finding]:
@@ -128,54 +120,46 @@ def _training(found: Replay, recorded: Behaviour) -> Iterator[Finding]:
     for name in stuck:
         if not any(name != other and (not other or name.startswith(f"{other}.")) for other in stuck):
             inside = sum(other != name and (not name or other.startswith(f"{name}.")) for other in stuck)
-            more = f", and {inside} modules inside it" if inside else ""
-            message = f"left in train mode: it stays in training after eval(){more}"
-            yield Finding(CHECK, "fail", name, message, "train_mode")
-    if still := [name for name in found.now.training if name in recorded.training]:
-        names = first_names([name or "the model" for name in still])
-        yield Finding(
-            CHECK, "warn", "", f"stays in train mode after eval(), as it did when recorded: {names}"
-        )
+            kind = Kind.TRAIN_MODE_INSIDE if inside else Kind.TRAIN_MODE
+            yield Finding(CHECK, "fail", name, kind, facts={"inside": inside})
+    if still := tuple(name or "the model" for name in found.now.training if name in recorded.training):
+        yield Finding(CHECK, "warn", "", Kind.STILL_TRAIN_MODE, None, still)
 
 
 def judged(found: Replay, check: str) -> Iterator[Finding]:
     """Findings on each output, and on the module in which a difference begins."""
     level: Level
     if not found.outputs:
-        yield Finding(check, "skipped", "", "the model returns no tensor that could be compared")
+        yield Finding(check, "skipped", "", Kind.NO_OUTPUT)
     for output in found.outputs:
         if output.why_not:
-            yield Finding(check, "fail", output.path, output.why_not)
+            why_not = {"why_not": output.why_not}
+            yield Finding(check, "fail", output.path, Kind.OUTPUT_UNLIKE, facts=why_not)
         elif output.is_void:
-            message = "nothing was compared: it has no elements, or all are NaN or infinite"
-            yield Finding(check, "skipped", output.path, message)
+            yield Finding(check, "skipped", output.path, Kind.VOID_OUTPUT)
         elif output.is_bitwise_equal:
-            yield Finding(check, "ok", output.path, "bitwise equal")
+            yield Finding(check, "ok", output.path, Kind.EQUAL_OUTPUT)
         else:
             excess = found.excesses[output.path]
             off = f"{excess.relative:.2g} relative off, rounding explains {excess.allowed:.2g}"
             if found.is_tolerated:
-                level, how = "ok", "within the tolerance of the config"
+                level, kind = "ok", Kind.OUTPUT_TOLERATED
             elif not excess.is_explained:
-                level, how = "fail", "differs"
+                level, kind = "fail", Kind.OUTPUT_DIFFERS
             elif not found.is_deterministic:
-                level, how = "warn", "the model is not deterministic, and two runs of it differ as much"
+                level, kind = "warn", Kind.OUTPUT_VARIES
             else:
-                level, how = "ok", f"explained by rounding{_elsewhere(found)}{_not_done(found)}"
-            yield Finding(check, level, output.path, f"{how}: {off}; {output.figures}")
+                level, kind = "ok", Kind.OUTPUT_EXPLAINED
+            facts = {"off": f"{off}; {output.figures}", "besides": f"{_elsewhere(found)}{_not_done(found)}"}
+            yield Finding(check, level, output.path, kind, facts=facts)
     if found.is_surprising and found.is_same and found.first_unequal is not None:
         first = found.first_unequal
-        message = (
-            "not bitwise equal, though the environment is and the model is deterministic: begins in "
-            f"{first.kind}, {first.relative:.2g} off"
-        )
-        yield Finding(check, "warn", first.module, message)
+        begins: Facts = {"module": first.kind, "relative": first.relative}
+        yield Finding(check, "warn", first.module, Kind.SURPRISING, facts=begins)
     for (module, _), dtype in found.coarser.items():
-        yield Finding(
-            check, "warn", module, f"its code computes in {dtype}, and did not when it was recorded"
-        )
+        yield Finding(check, "warn", module, Kind.COARSER_CODE, facts={"dtype": dtype})
     if found.structure:
-        yield Finding(check, "warn", "", found.structure)
+        yield Finding(check, "warn", "", Kind.OTHER_STRUCTURE, facts={"structure": found.structure})
     if found.first is not None and not found.is_tolerated:
         yield _departure(found, found.first, check)
 
@@ -193,5 +177,6 @@ def _not_done(found: Replay) -> str:
 def _departure(found: Replay, first: Departure, check: str) -> Finding:
     call = f" (call {first.number + 1})" if first.number else ""
     inputs = "its inputs agree" if found.begins_there else "and so does what it is given"
-    message = f"first to depart: {first.kind}{call}, {first.relative:.2g} off, {inputs}"
-    return Finding(check, "warn" if found.is_same else "fail", first.module, message)
+    facts: Facts = {"module": first.kind, "call": call, "relative": first.relative, "inputs": inputs}
+    level: Level = "warn" if found.is_same else "fail"
+    return Finding(check, level, first.module, Kind.FIRST_TO_DEPART, facts=facts)

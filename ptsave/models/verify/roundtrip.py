@@ -9,8 +9,8 @@ from pathlib import Path
 from torch import nn
 
 from ptsave.core.behaviour import Sample
+from ptsave.core.finding import Finding, Kind, Level
 from ptsave.core.parts.select import select_model
-from ptsave.core.verdict import Counted, Finding
 from ptsave.errors import LossyError, PtsaveError, UnreadableError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
@@ -36,12 +36,12 @@ Samples = Mapping[str, Sample]
 def roundtrip(subject: ModelSubject) -> Iterator[Finding]:
     """Model → file → model gives bitwise equal tensors and eval-mode, no-grad outputs on the device."""
     if not subject.fit.fits:
-        yield Finding(CHECK, "skipped", "", "the keys do not fit the architecture")
+        yield Finding(CHECK, "skipped", "", Kind.NO_FIT)
         return
     try:
         model = subject.model()
     except UnreadableError as error:
-        yield Finding(CHECK, "fail", "", f"the weights cannot be loaded: {error}")
+        yield Finding(CHECK, "fail", "", Kind.NO_WEIGHTS, facts={"why": str(error)})
         return
     before = _everything(model)
     outputs = _first_outputs(subject, model)
@@ -56,7 +56,7 @@ def roundtrip(subject: ModelSubject) -> Iterator[Finding]:
                 options = WriteOptions(check=False, sync=False)
                 BY_NAME[name].write(checkpoint_of(model.state_dict(), path), path, options)
             except LossyError as error:
-                yield Finding(CHECK, "skipped", name, f"the format cannot hold the model: {error.what}")
+                yield Finding(CHECK, "skipped", name, Kind.CANNOT_HOLD, facts={"why": error.what})
                 continue
             written[name] = path
         del model
@@ -95,50 +95,49 @@ def _reread(
             # Nobody cuts this file short while it is mapped, and every byte of it is compared below.
             model = subject.load(copy, select_model(copy), is_mapped=True)
     except PtsaveError as error:
-        yield Finding(CHECK, "fail", name, f"what was written cannot be loaded: {error}")
+        yield Finding(CHECK, "fail", name, Kind.CANNOT_REREAD, facts={"why": str(error)})
         return
     after = _everything(model)
     yield from _compare_tensors(name, before, after, buffer_digests(model))
     arguments = _arguments(subject, model)
     if outputs is None or arguments is None:
-        yield Finding(CHECK, "skipped", name, "no outputs were compared: the config has no [inputs]")
+        why = {"why": "the config has no [inputs]"}
+        yield Finding(CHECK, "skipped", name, Kind.NOT_COMPARED, facts=why)
         return
     again = output_samples(model, arguments, {sample.digest: sample for sample in outputs.values()})
     if not outputs and not again:
-        yield Finding(CHECK, "skipped", name, "the model returns no tensor that could be compared")
+        yield Finding(CHECK, "skipped", name, Kind.NO_OUTPUT)
         return
     compared = [compare_output(key, outputs.get(key), again.get(key)) for key in {**outputs, **again}]
     different = [output for output in compared if not output.is_bitwise_equal]
     if not different:
-        which = "the output is" if len(outputs) == 1 else f"{len(outputs)} outputs are"
-        yield Finding(CHECK, "ok", name, f"{which} bitwise equal on {subject.device}")
+        on = {"device": subject.device}
+        yield Finding(CHECK, "ok", name, Kind.EQUAL_OUTPUTS, len(outputs), facts=on)
     elif output_digests(model, arguments) != {key: sample.digest for key, sample in again.items()}:
-        message = "the outputs cannot be compared: two runs of the same weights from the same seed differ"
-        yield Finding(CHECK, "skipped", name, message)
+        why = {"why": "two runs of the same weights from the same seed differ"}
+        yield Finding(CHECK, "skipped", name, Kind.CANNOT_COMPARE, facts=why)
     else:
         judge = judge_alone(model, arguments) if after == before else None
         for output in different:
-            message = f"the output differs after a round trip through {name}"
             if judge is None or output.why_not:
-                yield Finding(CHECK, "fail", output.path, message)
+                facts = {"format": name, "how": ""}
+                yield Finding(CHECK, "fail", output.path, Kind.OUTPUT_CHANGED, facts=facts)
                 continue
             excess = judge.excess(outputs[output.path], output_key(output.path))
-            off = f"{excess.relative:.2g} relative off, rounding explains {excess.allowed:.2g}"
+            how = f" ({excess.relative:.2g} relative off, rounding explains {excess.allowed:.2g})"
             if excess.is_explained:
-                message += ", explained by rounding: every tensor is bitwise equal, at another address"
-            yield Finding(CHECK, "warn" if excess.is_explained else "fail", output.path, f"{message} ({off})")
+                how = f", explained by rounding: every tensor is bitwise equal, at another address{how}"
+            level: Level = "warn" if excess.is_explained else "fail"
+            facts = {"format": name, "how": how}
+            yield Finding(CHECK, level, output.path, Kind.OUTPUT_CHANGED, facts=facts)
 
 
 def _compare_tensors(name: str, before: Digests, after: Digests, made_anew: Digests) -> Iterator[Finding]:
     changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     for key in changed:
         if key in made_anew:
-            message = (
-                "uninitialised buffer: the state dict leaves it out, and the class makes another each time"
-            )
-            yield Finding(CHECK, "fail", key, message, "uninitialised")
+            yield Finding(CHECK, "fail", key, Kind.UNINITIALISED)
         else:
-            yield Finding(CHECK, "fail", key, f"differs after a round trip through {name}")
+            yield Finding(CHECK, "fail", key, Kind.CHANGED, facts={"format": name})
     if not changed:
-        message = Counted(len(before), "tensor is bitwise equal", "tensors are bitwise equal")
-        yield Finding(CHECK, "ok", name, message)
+        yield Finding(CHECK, "ok", name, Kind.ALL_EQUAL, len(before))

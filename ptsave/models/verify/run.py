@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.verdict import Finding, Verdict
+from ptsave.core.finding import Finding
+from ptsave.core.verdict import Verdict
 from ptsave.models.build import check_device
 from ptsave.models.load import config_for
 from ptsave.models.verify.attribution import attribute

@@ -15,13 +15,13 @@ from torch import nn
 from ptsave.config.toml import ModelSpec
 from ptsave.core.accounts import Extras, settle_left_out
 from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.finding import counted
 from ptsave.core.names import matches
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.parts.keys import EXACT, Expected, KeyReport, Wanted, choose_tied, compare
 from ptsave.core.parts.placeholders import placeholders, refuse
 from ptsave.core.parts.select import Selection, left_out_of, named_as, select_model, without
 from ptsave.core.values.digest import cast_since, recorded_digests
-from ptsave.core.verdict import Counted
 from ptsave.errors import LossyError, PtsaveError
 from ptsave.models.build import build_model
 from ptsave.models.weights.lazy import lazy_names
@@ -207,7 +207,7 @@ def fill(
     state = model.state_dict(keep_vars=True)
     if report.recast:
         name, want, found = report.recast[0]
-        cast = Counted(len(report.recast), "tensor is cast", "tensors are cast")
+        cast = counted(len(report.recast), "tensor is cast", "tensors are cast")
         warn(f"{cast} to the model's dtype ({name}: {found} → {want})")
     _compare_recomputed(model, report.recomputed, selection, warn)
     is_skeleton = any(isinstance(value, torch.Tensor) and value.is_meta for value in state.values())
@@ -218,7 +218,7 @@ def fill(
     is_by_name = goes_by_name(model, selection, report)
     whole = {names[0]: selection.tensors[names[0]].named(selection.original[names[0]]) for names in chosen}
     if is_checked and (unheld := cast_since(whole.values(), source.record)):
-        are = Counted(len(unheld), "tensor is", "tensors are")
+        are = counted(len(unheld), "tensor is", "tensors are")
         warn(f"{are} not held to the digest: the record says that it had another dtype ({unheld[0]})")
     if parts is WHOLE and is_by_name and _only_copies(model, state):
         _move(model, device)

@@ -6,7 +6,8 @@ and `escapeProperty` in actions/toolkit's `core/src/command.ts`.
 
 from __future__ import annotations
 
-from ptsave.core.verdict import Level, Verdict
+from ptsave.core.finding import Level
+from ptsave.core.verdict import Verdict
 from ptsave.render.report.words import clean
 
 MAX_OF_A_KIND = 10

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape as escape_html
 from importlib.resources import files
 
-from ptsave.core.verdict import LEVELS, Departure, Finding, Level, Verdict, level_of
+from ptsave.core.finding import LEVELS, Finding, Level
+from ptsave.core.verdict import Departure, Verdict, level_of
 from ptsave.render.report.plot import amount, gathered, plot
 from ptsave.render.report.words import clean, fact
 

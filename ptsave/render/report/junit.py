@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from xml.etree import ElementTree
 
-from ptsave.core.verdict import Finding, Verdict
+from ptsave.core.finding import Finding
+from ptsave.core.verdict import Verdict
 from ptsave.render.report.words import clean, fact
 
 

@@ -58,5 +58,5 @@ def _checked_tensors(checkpoint: Checkpoint) -> Iterator[tuple[Any, torch.Tensor
     for check in checkpoint.checks:
         for finding in check():
             if finding.level == "fail":
-                raise CorruptError(f"{finding.where}: {finding.message}", str(checkpoint.path))
+                raise CorruptError(str(finding), str(checkpoint.path))
     checkpoint.check_unchanged()

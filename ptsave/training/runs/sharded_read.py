@@ -46,7 +46,7 @@ def _first_problem(checkpoint: Checkpoint) -> str:
     for check in checks:
         for finding in check():
             if finding.level == "fail":
-                return f"{finding.where}: {finding.message}"
+                return str(finding)
     return ""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from ptsave.core.verdict import Finding
+from ptsave.core.finding import Finding
 from ptsave.verbs.checks.against import against
 from ptsave.verbs.checks.bytes import bytes_
 from ptsave.verbs.checks.finite import finite

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 from ptsave.config.toml import Tolerance
-from ptsave.core.cause import first_names
+from ptsave.core.finding import Facts, Finding, Kind
 from ptsave.core.values.tolerances import tolerance
-from ptsave.core.verdict import Counted, Finding
 from ptsave.verbs.checks.subject import Subject
 from ptsave.verbs.diff import Diff, belonging_to_tensors, describe, diff_contents
 
@@ -17,54 +15,48 @@ from ptsave.verbs.diff import Diff, belonging_to_tensors, describe, diff_content
 def against(subject: Subject) -> Iterator[Finding]:
     """The same tensors and the same behaviour as OTHER, whatever the two formats."""
     if subject.other is None:
-        yield Finding("against", "skipped", "", "needs a second checkpoint: --against OTHER")
+        yield Finding("against", "skipped", "", Kind.NEEDS_OTHER)
         return
     one, other = subject.compared
     own = subject.tolerance or Tolerance()
     allowed = partial(tolerance, rtol=own.rtol, atol=own.atol) if subject.asked.is_close else None
     found = diff_contents(one, other, progress=subject.progress, tolerance=allowed)
+    there = {"other": str(subject.other.path)}
     for name in found.only_in_a:
-        yield Finding("against", "fail", name, f"is not in {subject.other.path}")
+        yield Finding("against", "fail", name, Kind.ONLY_HERE, facts=there)
     for name in found.only_in_b:
-        yield Finding("against", "fail", name, f"is only in {subject.other.path}")
+        yield Finding("against", "fail", name, Kind.ONLY_THERE, facts=there)
     close = [tensor for tensor in found.different if allowed is not None and tensor.is_close]
     for tensor in found.different:
         if tensor not in close:
-            yield Finding("against", "fail", tensor.name, describe(tensor))
+            yield Finding("against", "fail", tensor.name, Kind.UNEQUAL, facts={"how": describe(tensor)})
     for names in found.ties_broken:
-        yield Finding("against", "warn", names[0], f"shares memory with {', '.join(names[1:])} here only")
+        yield Finding("against", "warn", names[0], Kind.TIED_HERE, facts={"others": ", ".join(names[1:])})
     for names in found.ties_new:
-        yield Finding("against", "warn", names[0], f"shares memory with {', '.join(names[1:])} there only")
+        yield Finding("against", "warn", names[0], Kind.TIED_THERE, facts={"others": ", ".join(names[1:])})
     if close:
-        such = f"(such as {close[0].name!r}: {describe(close[0])})"
-        of, verb = f"of {len(found.tensors)} tensors", "is" if len(close) == 1 else "are"
-        yield Finding("against", "ok", "", f"{len(close)} {of} {such} {verb} within the tolerance")
-    yield from _against_data(
-        found, belonging_to_tensors(one) | belonging_to_tensors(other), subject.other.path
-    )
+        facts: Facts = {"total": len(found.tensors), "how": describe(close[0])}
+        yield Finding("against", "ok", "", Kind.CLOSE, len(close), (close[0].name,), facts)
+    yield from _against_data(found, belonging_to_tensors(one) | belonging_to_tensors(other), there)
     if subject.is_partly_compared:
-        left_out = one.num_left_out, other.num_left_out
-        message = f"only the models: {left_out[0]} tensors here and {left_out[1]} there were not compared"
-        yield Finding("against", "skipped", "", message)
+        left_out = {"here": one.num_left_out, "there": other.num_left_out}
+        yield Finding("against", "skipped", "", Kind.ONLY_MODELS, facts=left_out)
     if not found.tensors and not found.only_in_a and not found.only_in_b:
-        yield Finding("against", "ok", "", "neither holds a tensor")
+        yield Finding("against", "ok", "", Kind.NO_TENSORS)
     if found.tensors and not found.different and not found.only_in_a and not found.only_in_b:
-        message = Counted(len(found.tensors), "tensor is bitwise equal", "tensors are bitwise equal")
-        yield Finding("against", "ok", "", message)
+        yield Finding("against", "ok", "", Kind.ALL_EQUAL, len(found.tensors))
 
 
-def _against_data(found: Diff, of_tensors: set[str], there: Path) -> Iterator[Finding]:
+def _against_data(found: Diff, of_tensors: set[str], there: Facts) -> Iterator[Finding]:
     """What differs beside the tensors: a part of one (a scale) is a failure, a training's number is not."""
     differing = {
-        **{change.path: "is another there" for change in found.data_changed},
-        **dict.fromkeys(found.data_only_in_a, f"is not in {there}"),
-        **dict.fromkeys(found.data_only_in_b, f"is only in {there}"),
+        **{change.path: Kind.DATA_UNEQUAL for change in found.data_changed},
+        **dict.fromkeys(found.data_only_in_a, Kind.ONLY_HERE),
+        **dict.fromkeys(found.data_only_in_b, Kind.ONLY_THERE),
     }
-    for path, words in differing.items():
+    for path, kind in differing.items():
         if path in of_tensors:
-            yield Finding("against", "fail", path, words)
+            yield Finding("against", "fail", path, kind, facts=there)
     others = [path for path in differing if path not in of_tensors]
     if others:
-        verb = "values that are no tensors differ or are in one alone"
-        count = Counted(len(others), "value that is no tensor differs or is in one alone", verb)
-        yield Finding("against", "warn", "", f"{count}: {first_names(others)}")
+        yield Finding("against", "warn", "", Kind.SOME_DATA_UNEQUAL, len(others), tuple(others))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ptsave.core.verdict import Finding
+from ptsave.core.finding import Finding
 from ptsave.verbs.audit import audit
 from ptsave.verbs.checks.subject import Subject
 

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator
 
 from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.finding import Finding, Kind
 from ptsave.core.names import matches
 from ptsave.core.tree import dotted
-from ptsave.core.verdict import Counted, Finding
 from ptsave.formats.kinds.quantized import is_quantized
 from ptsave.verbs.checks.subject import Subject
 from ptsave.verbs.stats import non_finite
@@ -28,23 +28,20 @@ def finite(subject: Subject) -> Iterator[Finding]:
         looked += 1
         if nans or infinities:
             bad += 1
-            yield Finding("finite", "fail", name, f"{nans} NaN, {infinities} infinite")
+            numbers = {"nans": nans, "infinities": infinities}
+            yield Finding("finite", "fail", name, Kind.NOT_FINITE, facts=numbers)
     for name, leaf in subject.checkpoint.data.items():
         scale = leaf.state.get("scale", 1.0) if is_quantized(leaf) else 1.0
         if not math.isfinite(scale):
             bad += 1
-            yield Finding("finite", "fail", name, f"its scale is {scale}")
+            yield Finding("finite", "fail", name, Kind.SCALE_NOT_FINITE, facts={"scale": scale})
     for name in spared:
-        what = "infinite where that is allowed" if matches(name, subject.asked.infinite) else _NO_WEIGHT
-        yield Finding("finite", "ok", name, what)
+        is_allowed = matches(name, subject.asked.infinite)
+        yield Finding("finite", "ok", name, Kind.INFINITE_ALLOWED if is_allowed else Kind.NO_WEIGHT)
     if not looked and not bad:
-        yield Finding("finite", "skipped", "", "there is no floating-point tensor")
+        yield Finding("finite", "skipped", "", Kind.NO_FLOATS)
     elif not bad:
-        one, many = (f"floating-point {noun}, every element finite" for noun in ("tensor", "tensors"))
-        yield Finding("finite", "ok", "", Counted(looked, one, many))
-
-
-_NO_WEIGHT = "not finite, and neither a weight nor an optimizer's state"
+        yield Finding("finite", "ok", "", Kind.ALL_FINITE, looked)
 
 
 def _holders_of_weights(checkpoint: Checkpoint) -> tuple[str, ...]:

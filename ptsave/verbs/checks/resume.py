@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.finding import Facts, Finding, Kind
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.parts.candidates import is_average
 from ptsave.core.parts.kinds import optimizer_kind, unlike_itself
 from ptsave.core.parts.select import strip_wrapper_names
 from ptsave.core.parts.training import fields_of, find_part
 from ptsave.core.tree import dotted, leaves
-from ptsave.core.verdict import Finding
 from ptsave.errors import AmbiguousError
 from ptsave.verbs.checks.resume_order import Group, Match, Param, Shape, Weights, match
 from ptsave.verbs.checks.subject import Subject
@@ -60,15 +60,14 @@ def resumable(checkpoint: Checkpoint, parameters: Mapping[str, Shape] | None = N
     """
     training = describe_training(checkpoint)
     if training is None or not has_training_state(checkpoint):
-        yield Finding(CHECK, "skipped", "", "no training checkpoint: it has no optimizer state")
+        yield Finding(CHECK, "skipped", "", Kind.NO_TRAINING)
         return
     known = _weights(checkpoint)
     if parameters:
         others = [weights for weights in known if not parameters.keys() <= weights.shapes.keys()]
         known = [Weights("the architecture", parameters, is_ordered=True), *others]
     if not known and training.optimizers:
-        message = "there are no weights beside it that the optimizer state could be held against"
-        yield Finding(CHECK, "skipped", "", message)
+        yield Finding(CHECK, "skipped", "", Kind.NO_WEIGHTS_BESIDE)
     yield from _choices(checkpoint, known)
     for where, node in optimizer_nodes(checkpoint).items():
         yield from _optimizer(checkpoint, where, node, known, is_alone=len(training.optimizers) == 1)
@@ -78,8 +77,7 @@ def resumable(checkpoint: Checkpoint, parameters: Mapping[str, Shape] | None = N
 def _choices(checkpoint: Checkpoint, known: list[Weights]) -> Iterator[Finding]:
     """What TrainingState would not take, because it is another's or because there are several."""
     if known and all(is_average(weights.where) for weights in known):
-        message = "the only weights are averages: the optimizer's state belongs to those that were trained"
-        yield Finding(CHECK, "fail", known[0].where, message)
+        yield Finding(CHECK, "fail", known[0].where, Kind.ONLY_AVERAGES)
     root = checkpoint.root
     if not isinstance(root, dict) or root is not checkpoint.training_root:
         return
@@ -87,8 +85,7 @@ def _choices(checkpoint: Checkpoint, known: list[Weights]) -> Iterator[Finding]:
         try:
             find_part(root, checkpoint.training_parts, name, ())
         except AmbiguousError as error:
-            message = f"{error.what}; to resume, {error.hint}"
-            yield Finding(CHECK, "ok", name, message)
+            yield Finding(CHECK, "ok", name, Kind.SEVERAL, facts={"why": error.what, "hint": error.hint})
 
 
 def _weights(checkpoint: Checkpoint) -> list[Weights]:
@@ -123,48 +120,44 @@ def _optimizer(
     checkpoint: Checkpoint, where: str, node: Any, known: list[Weights], *, is_alone: bool
 ) -> Iterator[Finding]:
     if isinstance(node, Opaque):
-        yield Finding(CHECK, "warn", where, "is a pickled object, not a state dict: nothing restores it")
+        yield Finding(CHECK, "warn", where, Kind.NO_STATE_DICT)
     fields = fields_of(node)
     groups = _groups(fields.get("param_groups"))
     params = [param for group in groups for param in group.params]
     if not params:
-        message = "says nothing of its parameter groups: their order cannot be checked"
-        yield Finding(CHECK, "warn", where, message)
+        yield Finding(CHECK, "warn", where, Kind.NO_GROUPS)
         return
     if repeated := [param for param, times in Counter(map(str, params)).items() if times > 1]:
-        yield Finding(CHECK, "fail", where, f"it has the parameter {repeated[0]} twice in its groups")
+        yield Finding(CHECK, "fail", where, Kind.TWICE_IN_GROUPS, facts={"param": repeated[0]})
         return
     state = {key: fields_of(value) for key, value in fields_of(fields.get("state")).items()}
     numbered = _numbered(state, params)
     if numbered is not state and checkpoint.format not in UNORDERED_FORMATS:
-        message = "its states are under text keys ('0', not 0): load_state_dict would attach none of them"
-        yield Finding(CHECK, "fail", where, message)
+        yield Finding(CHECK, "fail", where, Kind.TEXT_KEYS)
     # Under text keys among numbers, an optimizer keeps what belongs to no parameter.
     in_groups, kinds = set(params), set(map(type, params))
     strange = [key for key in numbered if type(key) in kinds and key not in in_groups]
     if strange:
-        message = f"{len(strange)} states (such as {strange[0]!r}) belong to no parameter of its groups"
-        yield Finding(CHECK, "fail", where, message)
+        yield Finding(CHECK, "fail", where, Kind.OF_NO_PARAMETER, len(strange), facts={"param": strange[0]})
         return
     if (mixed := _mixed(fields.get("param_groups"), groups, numbered)) is not None:
-        yield Finding(CHECK, "fail", where, mixed)
+        yield Finding(CHECK, "fail", where, Kind.MIXED_OPTIMIZERS, facts=mixed)
         return
     if not known:
         return
     found = match(groups, _shapes(fields.get("param_groups"), groups, numbered), known)
-    yield from (Finding(CHECK, level, where, message) for level, message in found.misfits)
-    if not any(level == "fail" for level, _ in found.misfits):
+    yield from (Finding(CHECK, m.level, where, m.kind, m.count, m.places, m.facts) for m in found.misfits)
+    if not any(misfit.level == "fail" for misfit in found.misfits):
         yield from _coverage(where, params, numbered, found, is_alone=is_alone)
 
 
-def _mixed(raw: Any, groups: list[Group], state: State) -> str | None:
-    """Where the options of a group are one optimizer's and its states another's: that, in words."""
+def _mixed(raw: Any, groups: list[Group], state: State) -> Facts | None:
+    """Where the options of a group are one optimizer's and its states another's: which."""
     for fields, group in zip(_group_nodes(raw), groups, strict=True):
         options = plain_values(fields)
         for param in group.params[:4]:
             if (kind := unlike_itself(options, list(map(str, _of(state, param))))) is not None:
-                own = optimizer_kind(options, ())
-                return f"its options are those of {own}, the state of parameter {param} is that of {kind}"
+                return {"own": str(optimizer_kind(options, ())), "param": param, "other": str(kind)}
     return None
 
 
@@ -221,24 +214,22 @@ def _coverage(
     """What share of the weights it has, and of how many it keeps something."""
     kept = sum(any(value is not None for value in _of(state, param).values()) for param in params)
     is_of_all = any(OF_ALL & _of(state, param).keys() for param in params)
-    of_weights = f"{len(params)} of {len(found.weights.shapes)} weights"
     place = f" ({found.weights.where})" if found.weights.where else ""
+    weights = f"{len(params)} of {len(found.weights.shapes)} weights{place}"
     if not kept:
-        message = f"keeps nothing for its {len(params)} parameters: it has not stepped, or has no memory"
-        yield Finding(CHECK, "ok", where, message)
+        yield Finding(CHECK, "ok", where, Kind.KEEPS_NOTHING, len(params))
     elif kept < len(params) and not is_of_all:
-        message = f"{len(params) - kept} of its {len(params)} parameters have no state: frozen, or lost"
-        yield Finding(CHECK, "warn", where, message)
+        of_all = {"params": len(params)}
+        yield Finding(CHECK, "warn", where, Kind.STATES_GONE, len(params) - kept, facts=of_all)
     if len(params) < len(found.weights.shapes) and is_alone:
-        message = f"covers {of_weights}{place}: the others are frozen, buffers, or forgotten"
-        yield Finding(CHECK, "warn", where, message)
+        yield Finding(CHECK, "warn", where, Kind.COVERS_SOME, facts={"weights": weights})
     elif not found.misfits:
         order = "in their order and shapes" if found.is_order_shown else "and does not show their order"
         if found.num_alike > 1:
             order += (
                 f" (of {found.num_alike}, others have the shape: only `param_names` would tell them apart)"
             )
-        yield Finding(CHECK, "ok", where, f"covers {of_weights}{place}, {order}")
+        yield Finding(CHECK, "ok", where, Kind.COVERS, facts={"weights": weights, "order": order})
 
 
 # --- what else there is -----------------------------------------------------------------------------------
@@ -254,10 +245,9 @@ def _the_rest(training: Training, checkpoint: Checkpoint) -> Iterator[Finding]:
         "random number generators": ", ".join(training.rng),
         "a sampler": sampler or "",
     }
-    present = [f"{what} ({where})" for what, where in parts.items() if where]
-    missing = [what for what, where in parts.items() if not where]
+    present = tuple(f"{what} ({where})" for what, where in parts.items() if where)
+    missing = tuple(what for what, where in parts.items() if not where)
     if present:
-        yield Finding(CHECK, "ok", "", f"has {', '.join(present)}")
+        yield Finding(CHECK, "ok", "", Kind.HAS, None, present, {"parts": ", ".join(present)})
     if missing:
-        message = f"does not have {', '.join(missing)}: what the training used of these starts anew"
-        yield Finding(CHECK, "warn", "", message)
+        yield Finding(CHECK, "warn", "", Kind.HAS_NOT, None, missing, {"parts": ", ".join(missing)})

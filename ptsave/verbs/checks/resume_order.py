@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, combinations, permutations
 from math import prod
 
+from ptsave.core.finding import Facts, Kind, Level
 from ptsave.core.parts.select import strip_wrapper_names
-from ptsave.core.verdict import Level
 
 Shape = tuple[int, ...]
 Param = int | str
@@ -47,12 +47,23 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Misfit:
+    """What of an optimizer does not fit the weights; a finding but for where the optimizer is."""
+
+    level: Level
+    kind: Kind
+    facts: Facts = field(default_factory=dict)
+    places: tuple[str, ...] = ()
+    count: int | None = None
+
+
+@dataclass(frozen=True)
 class Match:
     """How an optimizer's parameters fit the weights."""
 
     weights: Weights
     """Those that they were held against."""
-    misfits: tuple[tuple[Level, str], ...] = ()
+    misfits: tuple[Misfit, ...] = ()
     is_order_shown: bool = False
     """Whether the shapes or the names tell that the order is right."""
     num_alike: int = 0
@@ -116,8 +127,8 @@ def _order_shown(groups: Sequence[Sequence[Shape | None]], weights: Weights) -> 
 
 def _misfits(
     groups: Sequence[Group], in_groups: Sequence[Sequence[Shape | None]], known: Sequence[Weights]
-) -> Iterator[tuple[Level, str]]:
-    """Why they fit nothing, in a sentence, from the surest reason to the least sure."""
+) -> Iterator[Misfit]:
+    """Why they fit nothing, from the surest reason to the least sure."""
     weights = known[0]
     have = list(weights.shapes.values())
     params = [param for group in groups for param in group.params]
@@ -127,25 +138,29 @@ def _misfits(
     strange = {shape: param for shape, param in strange.items() if shape not in everywhere}
     if strange:
         if all(_is_reduced(shape, everywhere) for shape in strange) or _is_flattened(flat, everywhere):
-            yield "warn", "its states do not have the shapes of the weights: their order cannot be checked"
+            yield Misfit("warn", Kind.SHAPES_UNLIKE)
             return
         shape, param = next(iter(strange.items()))
-        yield "fail", f"the state of parameter {param} has the shape {list(shape)}, and no weight has it"
+        yield Misfit("fail", Kind.NO_SUCH_SHAPE, {"param": param, "shape": str(list(shape))})
     elif len(params) > sum(len(one.shapes) for one in known):
-        yield "fail", f"it is another model's: it has {len(params)} parameters, there are {len(have)} weights"
+        numbers = {"params": len(params), "weights": len(have)}
+        yield Misfit("fail", Kind.TOO_MANY_PARAMETERS, numbers)
     elif excess := Counter(s for s in flat if s is not None) - Counter(have):
         shape, number = next(iter(excess.items()))
-        more = f"{number} more states than weights have the shape {list(shape)}"
-        yield ("fail", f"it is another model's: {more}") if len(known) == 1 else ("warn", more)
+        facts = {"shape": str(list(shape))}
+        if len(known) == 1:
+            yield Misfit("fail", Kind.TOO_MANY_STATES, facts, count=number)
+        else:
+            yield Misfit("warn", Kind.MORE_STATES, facts, count=number)
     elif len(groups) == 1 and len(flat) == len(have):
         for param, found, (name, one) in zip(params, flat, weights.shapes.items(), strict=True):
             if found not in (None, one):
-                there = f"the state of parameter {param} has the shape {list(found or ())}"
-                yield "fail", f"another order: {there}, and {name!r} in its place has {list(one)}"
+                shapes = {"shape": str(list(found or ())), "expected": str(list(one))}
+                yield Misfit("fail", Kind.ANOTHER_ORDER, {"param": param, **shapes}, (name,))
                 return
     else:
         # Whoever sorts parameters into groups, or leaves some out, may have meant their order.
-        yield "warn", "its parameters come in another order than the weights"
+        yield Misfit("warn", Kind.ORDER_UNLIKE)
 
 
 def _is_reduced(shape: Shape, have: set[Shape]) -> bool:
@@ -168,24 +183,22 @@ def _by_names(
     clean, _ = strip_wrapper_names(name for group in groups for name in group.names)
     names = [clean[name] for group in groups for name in group.names]
     weights = max(known, key=lambda one: len(one.shapes.keys() & set(names)))
-    found: list[tuple[Level, str]] = []
+    found: list[Misfit] = []
     for param, name in zip(params, names, strict=True):
         shape, one = shapes[param], weights.shapes.get(name)
         if one is not None and shape not in (None, one) and not _is_reduced(shape or (), {one}):
-            found.append(
-                ("fail", f"the state of {name!r} has the shape {list(shape or ())}, the weight {list(one)}")
-            )
-    missing = [name for name in names if name not in weights.shapes]
+            facts = {"shape": str(list(shape or ())), "expected": str(list(one))}
+            found.append(Misfit("fail", Kind.STATE_SHAPE, facts, (name,)))
+    missing = tuple(name for name in names if name not in weights.shapes)
     if missing:
-        others = f" (and {len(missing) - 1} others)" if len(missing) > 1 else ""
-        found.append(("warn", f"it has a parameter {missing[0]!r}{others}, and no weight has that name"))
+        kind = Kind.NO_SUCH_NAMES if len(missing) > 1 else Kind.NO_SUCH_NAME
+        found.append(Misfit("warn", kind, {"others": len(missing) - 1}, missing))
     by_number = any(isinstance(param, int) for param in params)
     if by_number and not found and weights.is_ordered and len(groups) == 1:
         expected = [name for name in weights.shapes if name in set(names)]
         for param, name, wanted in zip(params, names, expected, strict=True):
             if name != wanted:
-                found.append(
-                    ("fail", f"another order: parameter {param} is {name!r}, and {wanted!r} is in its place")
-                )
+                facts = {"param": str(param), "expected": wanted}
+                found.append(Misfit("fail", Kind.ANOTHER_NAME, facts, (name,)))
                 break
     return Match(weights, tuple(found), is_order_shown=True)

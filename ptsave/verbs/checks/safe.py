@@ -4,29 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ptsave.core.global_names import WORDS, kind_of
+from ptsave.core.finding import Finding, Kind, Level
+from ptsave.core.global_names import kind_of
 from ptsave.core.names import matches
-from ptsave.core.verdict import Finding
 from ptsave.verbs.checks.subject import Subject
+
+KINDS = {"runs": Kind.RUNS, "library": Kind.LIBRARY, "unknown": Kind.UNKNOWN}
 
 
 def safe(subject: Subject) -> Iterator[Finding]:
     """Nothing in the file would run; lists every name outside the known shapes."""
     uses = subject.checkpoint.globals.values()
+    level: Level
     for use in uses:
         kind = kind_of(use.name)
-        what = f"{use.used_for} {use.count}×; {WORDS[kind]}"
         is_exact = use.name in subject.allow
         if kind == "runs" and is_exact:
-            yield Finding("safe", "warn", use.name, f"{what}, and allowed by its full name", kind)
+            level, outcome = "warn", ", and allowed by its full name"
         elif kind != "runs" and (is_exact or matches(use.name, subject.allow)):
-            yield Finding("safe", "ok", use.name, f"{what}; allowed", kind)
+            level, outcome = "ok", "; allowed"
         else:
             also = "; only its full name allows it" if matches(use.name, subject.allow) else ""
-            yield Finding("safe", "fail", use.name, f"{what}; a plain unpickler imports it{also}", kind)
+            level, outcome = "fail", f"; a plain unpickler imports it{also}"
+        facts = {"used_for": use.used_for, "outcome": outcome}
+        yield Finding("safe", level, use.name, KINDS[kind], use.count, facts=facts)
     yield from subject.checkpoint.beside
     if num_files := subject.checkpoint.num_code_files:
-        message = f"carries a program ({num_files} files): torch runs it when it loads or calls the model"
-        yield Finding("safe", "warn", "", message)
+        yield Finding("safe", "warn", "", Kind.HAS_PROGRAM, num_files)
     elif not uses and not subject.checkpoint.beside:
-        yield Finding("safe", "ok", "", "names nothing that could run")
+        yield Finding("safe", "ok", "", Kind.NOTHING_RUNS)

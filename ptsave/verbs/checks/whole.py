@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
+from ptsave.core.finding import Finding, Kind
 from ptsave.core.parts.placeholders import placeholders
-from ptsave.core.verdict import Counted, Finding
 from ptsave.verbs.checks.subject import Subject
 
 MAX_NAMED = 100
@@ -21,25 +21,18 @@ def whole(subject: Subject) -> Iterator[Finding]:
     accounts = subject.checkpoint.accounts
     for left in accounts.left_out[:MAX_NAMED]:
         size = f" ({left.num_bytes} bytes)" if left.num_bytes else ""
-        yield Finding("whole", "fail", left.name, f"is left out: {left.what}{size}")
+        yield Finding("whole", "fail", left.name, Kind.LEFT_OUT, facts={"what": f"{left.what}{size}"})
     if (more := len(accounts.left_out) - MAX_NAMED) > 0:
-        yield Finding("whole", "fail", "", f"{more} more are left out")
+        yield Finding("whole", "fail", "", Kind.MORE_LEFT_OUT, more)
     stand_ins = placeholders(subject.whole.root)
     for name, why in islice(stand_ins.items(), MAX_NAMED):
-        yield Finding("whole", "fail", name, f"{why}: the weight is in another file")
+        yield Finding("whole", "fail", name, Kind.ELSEWHERE, facts={"why": why})
     if (more := len(stand_ins) - MAX_NAMED) > 0:
-        yield Finding("whole", "fail", "", f"{more} more weights are in other files")
+        yield Finding("whole", "fail", "", Kind.MORE_ELSEWHERE, more)
     if accounts.transient:
-        first = accounts.transient[0].name
-        one = f"buffer ({first}) is not in its module's state dict, which makes it again"
-        many = f"buffers (such as {first}) are not in their modules' state dicts, which make them again"
-        yield Finding("whole", "ok", "", Counted(len(accounts.transient), one, many))
+        first = (accounts.transient[0].name,)
+        yield Finding("whole", "ok", "", Kind.TRANSIENT, len(accounts.transient), first)
     if not accounts.left_out and not stand_ins:
-        parts = f", and all {accounts.num_parts} storages are accounted for" if accounts.num_parts else ""
-        num_tensors = len(subject.checkpoint.tensors)
-        yield Finding(
-            "whole",
-            "ok",
-            "",
-            Counted(num_tensors, f"tensor is all there is{parts}", f"tensors are all there is{parts}"),
-        )
+        kind = Kind.ALL_ACCOUNTED if accounts.num_parts else Kind.ALL_THERE
+        facts = {"num_storages": accounts.num_parts}
+        yield Finding("whole", "ok", "", kind, len(subject.checkpoint.tensors), facts=facts)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ptsave.core.verdict import Departure, Finding, Verdict
+from ptsave.core.finding import Finding, Kind, Level
+from ptsave.core.verdict import Departure, Verdict
 
 FACTS = {
     "path": "runs/bert-base/checkpoint-1200.pt",
@@ -15,6 +16,11 @@ FACTS = {
     "torch": "2.13.0, recorded with 2.9.1",
     "seconds": 12.34,
 }
+
+
+def said(check: str, level: Level, where: str, words: str) -> Finding:
+    """A finding that says `words`."""
+    return Finding(check, level, where, Kind.UNREADABLE, facts={"why": words})
 
 
 def layers() -> list[tuple[str, str]]:
@@ -53,11 +59,11 @@ def growth(first: int = 44) -> tuple[Departure, ...]:
 
 GOOD = Verdict(
     (
-        Finding("bytes", "ok", "", "199 tensors lie within the bounds of the file"),
-        Finding("bytes", "ok", "", "199 tensors match their recorded xxh3_128 digest"),
-        Finding("safe", "ok", "", "names nothing that could run"),
-        Finding("finite", "ok", "", "199 floating-point tensors, every element finite"),
-        Finding("keys", "skipped", "", "needs a config: -c CONFIG"),
+        said("bytes", "ok", "", "199 tensors lie within the bounds of the file"),
+        said("bytes", "ok", "", "199 tensors match their recorded xxh3_128 digest"),
+        said("safe", "ok", "", "names nothing that could run"),
+        said("finite", "ok", "", "199 floating-point tensors, every element finite"),
+        said("keys", "skipped", "", "needs a config: -c CONFIG"),
     )
 )
 
@@ -65,24 +71,24 @@ FIRST = layers()[44][0]
 BAD = Verdict(
     (
         *GOOD.findings[:1],
-        Finding(
+        said(
             "bytes",
             "fail",
             "encoder.layer.4.attention.self.key.weight",
             "damaged: its bytes do not match the recorded xxh3_128 digest",
         ),
         *GOOD.findings[2:4],
-        Finding("keys", "ok", "", "199 tensors fit the architecture"),
-        Finding("keys", "warn", "embeddings.position_ids", "is a buffer that the state dict leaves out"),
-        Finding("roundtrip", "ok", "", "pt: 199 tensors are bitwise equal"),
-        Finding("roundtrip", "skipped", "", "outputs: there is no [inputs] in the config"),
-        Finding(
+        said("keys", "ok", "", "199 tensors fit the architecture"),
+        said("keys", "warn", "embeddings.position_ids", "is a buffer that the state dict leaves out"),
+        said("roundtrip", "ok", "", "pt: 199 tensors are bitwise equal"),
+        said("roundtrip", "skipped", "", "outputs: there is no [inputs] in the config"),
+        said(
             "behaviour",
             "fail",
             "last_hidden_state",
             "outside tolerance: max absolute 3.2e-03, max relative 0.41, 53,000 ULP (rtol 1.3e-06)",
         ),
-        Finding(
+        said(
             "behaviour",
             "fail",
             FIRST,
@@ -96,15 +102,15 @@ BAD = Verdict(
 EVIL_NAME = "</td><script>document.title='owned'</script>\"'><img src=x onerror=alert(1)>&amp;]]>"
 EVIL = Verdict(
     (
-        Finding(
+        said(
             "bytes",
             "fail",
             EVIL_NAME,
             "\x00\x1b[31mred\x07 \u202egnp.exe \ud800 \ufffe %0A::error::x\n::stop-commands::y",
         ),
-        Finding("bytes", "fail", EVIL_NAME, "the same name again"),
-        Finding("safe", "fail", "posix.system" + "x" * 5000, "built 1×"),
-        Finding("finite", "warn", "שלום.weight", "1 NaN, 0 infinite"),
+        said("bytes", "fail", EVIL_NAME, "the same name again"),
+        said("safe", "fail", "posix.system" + "x" * 5000, "built 1×"),
+        said("finite", "warn", "שלום.weight", "1 NaN, 0 infinite"),
     ),
     f"cause: {EVIL_NAME}\r\n::error::y",
     (

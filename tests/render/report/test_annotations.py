@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from ptsave.core.verdict import Finding, Verdict
+from ptsave.core.verdict import Verdict
 from ptsave.render.report import annotation_lines
-from tests.render.report.samples import BAD, EVIL, EVIL_NAME, GOOD
+from tests.render.report.samples import BAD, EVIL, EVIL_NAME, GOOD, said
 
 
 def parse(line: str) -> tuple[str, dict[str, str], str]:
@@ -46,7 +46,7 @@ def test_the_cause_comes_first_then_failures_then_warnings() -> None:
 
 
 def test_a_no_without_a_failure_is_an_error_too() -> None:
-    (line,) = annotation_lines(Verdict((Finding("keys", "skipped", "", "needs a config"),)), "a.pt")
+    (line,) = annotation_lines(Verdict((said("keys", "skipped", "", "needs a config"),)), "a.pt")
     assert line == "::error file=a.pt,title=ptsave verify::could not be checked"
 
 
@@ -65,8 +65,8 @@ def test_no_name_can_end_a_command_or_begin_one() -> None:
 
 
 def test_what_github_would_drop_is_counted() -> None:
-    failures = tuple(Finding("bytes", "fail", f"t{i}", "damaged") for i in range(1234))
-    warnings = tuple(Finding("keys", "warn", f"t{i}", "odd") for i in range(10))
+    failures = tuple(said("bytes", "fail", f"t{i}", "damaged") for i in range(1234))
+    warnings = tuple(said("keys", "warn", f"t{i}", "odd") for i in range(10))
     parsed = [parse(line) for line in annotation_lines(Verdict(failures + warnings, "damaged"), "a.pt")]
     errors = [message for command, _, message in parsed if command == "error"]
     assert len(errors) == 10
@@ -78,5 +78,5 @@ def test_what_github_would_drop_is_counted() -> None:
 
 
 def test_a_message_has_an_end() -> None:
-    (line,) = annotation_lines(Verdict((Finding("safe", "fail", "x" * 10**6, "built"),)), "a.pt")
+    (line,) = annotation_lines(Verdict((said("safe", "fail", "x" * 10**6, "built"),)), "a.pt")
     assert len(line) < 1100

@@ -9,12 +9,12 @@ from xml.etree import ElementTree
 import pytest
 from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite
 
-from ptsave.core.verdict import Finding, Verdict
+from ptsave.core.verdict import Verdict
 from ptsave.render.report.junit import junit
-from tests.render.report.samples import BAD, EVIL, EVIL_NAME, FACTS, FIRST, GOOD
+from tests.render.report.samples import BAD, EVIL, EVIL_NAME, FACTS, FIRST, GOOD, said
 
-MANY = Verdict(tuple(Finding("bytes", "fail", f"t{i % 3}", "damaged") for i in range(7)))
-SKIPPED = Verdict((Finding("keys", "skipped", "", "needs a config"),))
+MANY = Verdict(tuple(said("bytes", "fail", f"t{i % 3}", "damaged") for i in range(7)))
+SKIPPED = Verdict((said("keys", "skipped", "", "needs a config"),))
 EVERY = {"good": GOOD, "bad": BAD, "evil": EVIL, "empty": Verdict(()), "many": MANY, "skipped": SKIPPED}
 
 SUITE = {
@@ -121,9 +121,7 @@ def test_a_verdict_without_evidence_is_a_failure() -> None:
 
 
 def test_names_stay_apart() -> None:
-    findings = [
-        Finding("bytes", "fail", where, "x") for where in ("a", "a", "a (2)", "a\0", r"a\x00", "", "")
-    ]
+    findings = [said("bytes", "fail", where, "x") for where in ("a", "a", "a (2)", "a\0", r"a\x00", "", "")]
     names = list(cases(Verdict(tuple(findings))))
     assert len(set(names)) == len(findings)
     assert names[0] == "bytes: a"
@@ -141,7 +139,7 @@ def test_hostile_names_arrive_spelt_out() -> None:
 def test_every_character_gives_xml_that_parses() -> None:
     points = [*range(0x3000), *range(0xD7F0, 0xE010), *range(0xFDC0, 0x10010), 0x10FFFE, 0x10FFFF]
     text = "".join(map(chr, points))
-    root = ElementTree.fromstring(junit(Verdict((Finding("c", "fail", text, text),), text), text, 0).encode())
+    root = ElementTree.fromstring(junit(Verdict((said("c", "fail", text, text),), text), text, 0).encode())
     message = root.find(".//failure").get("message")  # type: ignore[union-attr]
     assert message
     assert "a" in message

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from ptsave.core.verdict import Departure, Finding, Verdict
+from ptsave.core.verdict import Departure, Verdict
 from ptsave.render.report.html import MAX_ROWS, html
 from tests.render.report.browser import IS_THERE, Browser, open_browser
-from tests.render.report.samples import BAD, EVIL, EVIL_NAME, FACTS, FIRST, GOOD
+from tests.render.report.samples import BAD, EVIL, EVIL_NAME, FACTS, FIRST, GOOD, said
 
 PHONE, DESK = 360, 1280
 
 MANY = Verdict(
-    tuple(Finding("bytes", "fail", f"layer.{i}.weight", "damaged") for i in range(MAX_ROWS + 500)),
+    tuple(said("bytes", "fail", f"layer.{i}.weight", "damaged") for i in range(MAX_ROWS + 500)),
     "damaged: 1,500 of 1,500 tensors do not match their digest",
     tuple(Departure(f"layer.{i}", 0, "Linear", 1e-9 * 1.01**i) for i in range(3000)),
 )

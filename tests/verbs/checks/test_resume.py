@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ptsave.cli.app import run as run_cli
-from ptsave.core.verdict import Finding
+from ptsave.core.finding import Finding
 from ptsave.formats import open_checkpoint
 from ptsave.verbs.checks.resume import has_training_state, resumable
 
