@@ -40,6 +40,11 @@ from ptsave.errors import EXIT_INTERRUPTED, EXIT_NO, EXIT_OK, PtsaveError, Refus
 from ptsave.render.terminal import Mode, failure, out
 from ptsave.storage.reads import noted
 
+try:
+    from typer._click.exceptions import UsageError as TyperUsageError
+except ModuleNotFoundError:  # before 0.26, Typer used the Click that is installed
+    from click.exceptions import UsageError as TyperUsageError  # type: ignore[assignment,import-not-found,unused-ignore]
+
 LIBRARIES = ("torch", "numpy", "safetensors", "xxhash", "blake3", "isal", "rich", "tomli")
 """What ptsave imports when it is needed."""
 
@@ -434,12 +439,11 @@ def main() -> NoReturn:
 
 def run(arguments: list[str]) -> int:
     """Run one command, and say what went wrong if something did; returns the exit code."""
-    usage_error: type[Exception] = typer.BadParameter.__bases__[0]  # the root of Typer's own usage errors
     try:
         with noted(), own_process():
             return app(with_patterns(arguments), prog_name="ptsave", standalone_mode=False) or EXIT_OK
-    except usage_error as error:
-        problem: PtsaveError = UsageError(_usage_message(error), "", _usage_hint(error))
+    except TyperUsageError as error:  # its `message` is empty where an argument is missing
+        problem: PtsaveError = UsageError(error.format_message().rstrip("."), "", _usage_hint(error))
     except PtsaveError as error:
         problem = error
     except (KeyboardInterrupt, typer.Abort):
@@ -460,14 +464,8 @@ def run(arguments: list[str]) -> int:
     return problem.exit_code
 
 
-def _usage_message(error: Exception) -> str:
-    format_message = getattr(error, "format_message", None)  # `message` is empty where an argument is missing
-    return str(format_message() if format_message is not None else error).rstrip(".")
-
-
-def _usage_hint(error: Exception) -> str:
-    context = getattr(error, "ctx", None)
-    return f"see `{context.command_path} --help`" if context is not None else "see `ptsave --help`"
+def _usage_hint(error: TyperUsageError) -> str:
+    return f"see `{error.ctx.command_path if error.ctx is not None else 'ptsave'} --help`"
 
 
 def _refused_by_the_system(error: OSError) -> PtsaveError:

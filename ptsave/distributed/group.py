@@ -27,6 +27,7 @@ from torch.distributed.rendezvous import rendezvous
 from ptsave import stopping, streams
 from ptsave.distributed import environment, ranks
 from ptsave.errors import CorruptError, MissingFileError, PtsaveError, RankError, UsageError, WriteError
+from ptsave.models.torch_texts import has_timed_out, is_of_gloo
 
 T = TypeVar("T")
 
@@ -171,20 +172,13 @@ def _explained(error: BaseException) -> BaseException:
         return _LostError("torchrun stopped the ranks", "", "see what it says of the rank that ended first")
     link: BaseException | None = error
     while link is not None:
-        if isinstance(link, dist.DistError) or (isinstance(link, RuntimeError) and _is_gloo(str(link))):
-            if "imed out" in str(link):
+        if isinstance(link, dist.DistError) or is_of_gloo(link):
+            if has_timed_out(link):
                 hint = "PTSAVE_TIMEOUT=SECONDS waits longer, where a rank is only slow"
                 return _LostError("a rank did not come in time", "", hint)
             return _LostError("the connection to another rank broke", "", "see how the others ended")
         link = link.__cause__ or link.__context__
     return error
-
-
-def _is_gloo(message: str) -> bool:
-    """Source: the messages of third_party/gloo (transport/tcp), each of which names a file of gloo."""
-    return (
-        "gloo" in message or "Connection closed by peer" in message or "Connection reset by peer" in message
-    )
 
 
 def _placed(error: BaseException, rank: int) -> BaseException:

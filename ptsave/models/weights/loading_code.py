@@ -22,15 +22,9 @@ from ptsave.core.nodes import TensorEntry
 from ptsave.core.parts.keys import KeyReport
 from ptsave.core.parts.select import WRAPPERS, Selection
 from ptsave.errors import LossyError
+from ptsave.models.torch_texts import is_about, is_not_copied, loading_errors
 from ptsave.models.weights.sharded import is_fsdp_module, is_sharded
 from ptsave.models.weights.tensors import to_torch, torch_dtype
-
-_FAILED = "Error(s) in loading state_dict"
-"""How torch begins what it says of errors. Source: torch.nn.Module.load_state_dict."""
-
-
-_NO_ANSWER = ", an exception occurred : "
-"""What torch says where a value without memory cannot be copied into a tensor of this kind."""
 
 
 class NeedsValuesError(LossyError):
@@ -105,11 +99,11 @@ def judged(model: nn.Module, selection: Selection, by_name: KeyReport) -> tuple[
         outcome = give(_on_meta(model), values, assign=False)
     except Exception as error:  # the user's code, on what it was not written for: no answer
         return by_name, f"{type(error).__name__}: {error}"
-    mismatched = [m for m in by_name.mismatched if any(f" {m.name}:" in text for text in outcome.errors)]
+    mismatched = [m for m in by_name.mismatched if any(is_about(text, m.name) for text in outcome.errors)]
     others = [
         text
         for text in outcome.errors
-        if _NO_ANSWER not in text and not any(f" {m.name}:" in text for m in mismatched)
+        if not is_not_copied(text) and not any(is_about(text, m.name) for m in mismatched)
     ]
     unexpected = [name for name in outcome.unexpected if name not in by_name.recomputed]
     missing = untouched(model.state_dict(keep_vars=True), outcome.missing)
@@ -298,9 +292,9 @@ def give(model: nn.Module, values: Mapping[str, Any], *, assign: bool) -> Outcom
     try:
         model.load_state_dict(values, **_options(model, assign))
     except RuntimeError as error:
-        if not str(error).startswith(_FAILED):
+        if (errors := loading_errors(error)) is None:
             raise
-        outcome.errors.extend(str(error).splitlines()[1:])
+        outcome.errors.extend(errors)
     finally:
         handle.remove()
     return outcome
