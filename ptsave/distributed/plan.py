@@ -34,6 +34,10 @@ from ptsave.models.weights.own_shard import gathered
 _HINT = "check [parallel]"
 
 
+class PlanError(UsageError):
+    """`[parallel]` is at fault, and not the model or its weights."""
+
+
 class _Mixing(TorchFunctionMode):
     """While active, notes whether a function failed that was given DTensors and plain tensors together."""
 
@@ -70,11 +74,11 @@ class Plan:
 
         Tensors are split first and sharded then, so that a rank's shard of a split tensor is one run.
 
-        Raises: UsageError when a name matches nothing, or torch refuses.
+        Raises: PlanError when a name matches nothing, or torch refuses.
         """
         if names := lazy_names(model):
             hint = "build it of layers that are told their sizes"
-            raise UsageError(f"{names[0]!r} has no shape yet, and cannot be split", self.where, hint)
+            raise PlanError(f"{names[0]!r} has no shape yet, and cannot be split", self.where, hint)
         before = _ties(model)
         try:
             with without_warnings():  # what torch says of its own choices
@@ -86,13 +90,13 @@ class Plan:
             raise
         except Exception as error:
             what = f"torch cannot parallelize the model as configured: {type(error).__name__}: {error}"
-            raise UsageError(what, self.where, _HINT) from error
+            raise PlanError(what, self.where, _HINT) from error
         for one, other in before:
             state = dict(model.named_parameters(remove_duplicate=False))
             if state[one] is not state[other]:
                 what = f"{one!r} and {other!r} are one parameter, and would become two"
                 hint = "wrap both in one unit and split both alike, or neither"
-                raise UsageError(what, self.where, hint)
+                raise PlanError(what, self.where, hint)
 
     def check_runs(self, model: nn.Module) -> None:
         """Refuse to run what torch cannot: it takes the parts of a split tensor to be of one size.
@@ -112,7 +116,7 @@ class Plan:
                     what = (
                         f"{name!r}: {tensor.shape[placement.dim]} does not divide by {self.sizes['tp']} (tp)"
                     )
-                    raise UsageError(f"{what}, and the model cannot be run so", self.where, _HINT)
+                    raise PlanError(f"{what}, and the model cannot be run so", self.where, _HINT)
 
     def run(self, model: nn.Module, arguments: Arguments) -> Any:
         """One forward pass of a sharded model that is filled; what it returns is whole on every rank.
@@ -127,7 +131,7 @@ class Plan:
     def blamed(self) -> Iterator[None]:
         """While open, the error of a forward pass that fails says where in the plan to look.
 
-        It has the plan's place where the plan alone is at fault: a parameter was used before it was gathered.
+        It is a PlanError where the plan alone is at fault: a parameter was used before it was gathered.
         """
         mixing = _Mixing()
         try:
@@ -135,9 +139,9 @@ class Plan:
                 yield
         except UsageError as error:
             if mixing.has_failed:
-                error.where = self.where
-                error.hint = "wrap, or split, the module whose forward() is called, not one inside it"
-            elif self.splits_tensors:
+                hint = "wrap, or split, the module whose forward() is called, not one inside it"
+                raise PlanError(error.what, self.where, hint) from error
+            if self.splits_tensors:
                 error.hint = "check [parallel.tensor]; without torchrun, the model is run whole"
             raise
 
@@ -158,22 +162,20 @@ class Plan:
         for glob, style in self.spec.tensor.items():
             names = [name for name in modules if name and fnmatchcase(name, glob)]
             if not names:
-                raise UsageError(
-                    f"no module is named {glob!r}", f"{self.where}: tensor", _near(glob, modules)
-                )
+                raise PlanError(f"no module is named {glob!r}", f"{self.where}: tensor", _near(glob, modules))
             for name in names:
                 first, other = styles.setdefault(name, (style, glob))
                 if style != first:
                     what = f"{name!r} is {first} by {other!r} and {style} by {glob!r}"
                     hint = "`*` stands for dots too: name more of it"
-                    raise UsageError(what, f"{self.where}: tensor", hint)
+                    raise PlanError(what, f"{self.where}: tensor", hint)
         ties = _ties(model)
         for name, (style, _) in styles.items():
             try:
                 split(modules[name], style, mesh)
             except NotImplementedError as error:
                 what = f"torch cannot split {name!r}, a {_path(type(modules[name]))}: {error}"
-                raise UsageError(what, f"{self.where}: tensor", _HINT) from error
+                raise PlanError(what, f"{self.where}: tensor", _HINT) from error
         for one, other in ties:
             _tie_again(model, one, other)
 
@@ -205,13 +207,13 @@ class Plan:
             if not found:
                 known = {*modules, *(_path(type(module)) for module in modules.values())}
                 what = f"no module is, or is named, {pattern!r}"
-                raise UsageError(what, f"{self.where}.wrap", _near(pattern, known))
+                raise PlanError(what, f"{self.where}.wrap", _near(pattern, known))
             # nothing would gather the parameters of a container, which has no forward of its own
             units = {name: m for name, m in found.items() if type(m).forward is not nn.Module.forward}
             if not units:
                 name, module = next(iter(found.items()))
                 what = f"{name!r} is a container, a {_path(type(module))}, whose forward nobody calls"
-                raise UsageError(what, f"{self.where}.wrap", f"wrap what is in it: {name + '.*'!r}")
+                raise PlanError(what, f"{self.where}.wrap", f"wrap what is in it: {name + '.*'!r}")
             wanted |= units
         return (wanted[name] for name in sorted(wanted, key=lambda name: -name.count(".")))
 
@@ -219,7 +221,7 @@ class Plan:
 def make_plan(config: Config, group: Group) -> Plan:
     """The plan of a config's `[parallel]`; without one, FSDP2 over all ranks.
 
-    Raises: UsageError when the mesh does not have as many ranks as torchrun started.
+    Raises: PlanError when the mesh does not have as many ranks as torchrun started.
     """
     spec = config.parallel or ParallelSpec()
     where = f"{config.path}: parallel"
@@ -229,15 +231,13 @@ def make_plan(config: Config, group: Group) -> Plan:
     if prod(sizes.values()) != group.size:
         shown = " × ".join(f"{name} = {size}" for name, size in sizes.items())
         what = f"the mesh ({shown}) has {prod(sizes.values())} ranks, and torchrun started {group.size}"
-        raise UsageError(
-            what, f"{where}.mesh", f"--nproc-per-node {prod(sizes.values())}, or --set its sizes"
-        )
+        raise PlanError(what, f"{where}.mesh", f"--nproc-per-node {prod(sizes.values())}, or --set its sizes")
     if spec.tensor and "tp" not in sizes:
-        raise UsageError("[parallel.tensor] splits over tp, which the mesh lacks", where, "mesh = {tp = 2}")
+        raise PlanError("[parallel.tensor] splits over tp, which the mesh lacks", where, "mesh = {tp = 2}")
     if spec.wrap and "dp" not in sizes:
-        raise UsageError("wrap makes units for dp, which the mesh lacks", where, "mesh = {dp = 2}")
+        raise PlanError("wrap makes units for dp, which the mesh lacks", where, "mesh = {dp = 2}")
     if "tp" in sizes and not spec.tensor:
-        raise UsageError("tp splits what [parallel.tensor] names, and there is none", where, _HINT)
+        raise PlanError("tp splits what [parallel.tensor] names, and there is none", where, _HINT)
     mesh = init_device_mesh(
         torch.device(group.device).type, tuple(sizes.values()), mesh_dim_names=tuple(sizes)
     )

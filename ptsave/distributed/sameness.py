@@ -11,7 +11,7 @@ import torch
 from ptsave.config.toml import Config
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.distributed.group import Group
-from ptsave.errors import UsageError
+from ptsave.distributed.plan import PlanError
 from ptsave.models.behaviour.differences import distance
 from ptsave.models.behaviour.sketch import measure
 
@@ -62,7 +62,7 @@ def look(tensor: torch.Tensor) -> Look:
 def check_same_outputs(group: Group, outputs: Mapping[str, Look], where: str) -> None:
     """Insist that the outputs of a model are the same on all ranks; where it returns parts, they are not.
 
-    Raises: UsageError, on every rank.
+    Raises: PlanError, on every rank.
     """
     everyone = group.gather(dict(outputs))
     for rank, theirs in enumerate(everyone):
@@ -71,7 +71,7 @@ def check_same_outputs(group: Group, outputs: Mapping[str, Look], where: str) ->
             apart = distance(first.sketch, other.sketch)
             if first.shape != other.shape or apart > MAX_APART * (first.norm + other.norm):
                 what = f"rank {rank} has another {name!r} than rank 0: the model returns parts of it"
-                raise UsageError(what, where, 'let its last layer gather them: "colwise_gather_output"')
+                raise PlanError(what, where, 'let its last layer gather them: "colwise_gather_output"')
 
 
 def _digest(text: str) -> str:

@@ -16,7 +16,7 @@ from ptsave.core.parts.select import Selection
 from ptsave.core.verdict import Verdict
 from ptsave.distributed.group import Group
 from ptsave.distributed.load import shard_and_fill
-from ptsave.distributed.plan import Plan, make_plan
+from ptsave.distributed.plan import Plan, PlanError, make_plan
 from ptsave.distributed.sameness import (
     Look,
     check_same_config,
@@ -136,20 +136,19 @@ def verify_model(
 
 
 @contextmanager
-def _together(group: Group, subject: ShardedSubject) -> Iterator[list[UsageError]]:
+def _together(group: Group, subject: ShardedSubject) -> Iterator[list[PlanError]]:
     """While open, every rank goes by what rank 0 saw of a forward pass, so that all do the same next.
 
     Where the plan splits tensors, what modules saw parts of is left out, since the record has the whole
     tensor; the model's own outputs stay. Yields what is wrong with the plan, as it is found.
     """
-    plan, wrong = subject.plan, list[UsageError]()
+    plan, wrong = subject.plan, list[PlanError]()
 
     def watch(run: Callable[[], Trace]) -> Trace:
         try:
             return _watched(run)
-        except UsageError as error:
-            if error.where.startswith(plan.where):
-                wrong.append(error)
+        except PlanError as error:
+            wrong.append(error)
             raise
 
     def _watched(run: Callable[[], Trace]) -> Trace:
@@ -158,7 +157,7 @@ def _together(group: Group, subject: ShardedSubject) -> Iterator[list[UsageError
             with plan.blamed():
                 seen = run()
         except UsageError as error:
-            seen = UsageError(error.what, error.where, error.hint)
+            seen = type(error)(error.what, error.where, error.hint)
         if plan.splits_tensors:
             outputs = seen.outputs if isinstance(seen, Trace) else {}
             looks = {path: Look(s.shape, s.norm, s.sketch) for path, s in outputs.items()}
