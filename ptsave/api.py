@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -19,7 +19,7 @@ from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.parts.keys import Allowed, Wanted
 from ptsave.core.parts.select import Selection, left_out_of, select_model
 from ptsave.core.record import Record
-from ptsave.errors import PtsaveError, UsageError
+from ptsave.errors import UsageError, options_of
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.writers import destination_writer
@@ -39,27 +39,6 @@ from ptsave.training.state import TrainingState
 
 PathLike = str | os.PathLike[str]
 Module = TypeVar("Module", bound=nn.Module)
-
-FLAGS = {
-    "leave it out with --drop, or take the weights alone with --select model": "leave it out",
-    "leave it out with --drop": "leave it out",
-    "--extras drop leaves it out": 'extras="drop" leaves it out',
-    "--extras drop or --extras keep": "leave it out, or save as .pt",
-    "--overwrite": "overwrite=True",
-    "--format": "format=",
-    "--select KEY.PATH": 'select="KEY.PATH"',
-    "--tie NAME": 'tie="NAME"',
-    "--allow-missing": "allow_missing=",
-    "--allow-unexpected": "allow_unexpected=",
-    "--select": "select=",
-    "-c CONFIG": 'config="CONFIG.toml"',
-    "--config": "config=",
-    "--trust-recorded": "trust_recorded=True",
-    "--device cpu": 'device="cpu"',
-    "--device": "device=",
-    "--app-dir": "app_dir=",
-}
-"""What messages say to a user of the command line, and what of it here; the first that fits."""
 
 
 def save(
@@ -85,7 +64,7 @@ def save(
     Raises: LossyError naming what the format cannot hold; ExistsError; WriteError; UsageError. The
     old file is there then.
     """
-    with python_words():
+    with options_of(signature(save).parameters):
         target = destination_writer(Path(path), format)
         spec: Config | None = None
         if isinstance(value, nn.Module):
@@ -259,7 +238,7 @@ def load(
     """
     notes: list[str] = []
     wanted = Wanted(Allowed(globs(allow_missing), globs(allow_unexpected)), globs(tie))
-    with python_words(), open_checkpoint(path) as checkpoint:
+    with options_of(signature(load).parameters), open_checkpoint(path) as checkpoint:
         if device is not None:
             check_device(device)
         if model is not None:
@@ -335,14 +314,3 @@ def _into(
         fill(inner, checkpoint, selection, None, notes.append, wanted=wanted, extras=extras)
     if device is not None:
         model.to(device)
-
-
-@contextmanager
-def python_words() -> Iterator[None]:
-    """Errors name arguments, where the command line's name flags."""
-    try:
-        yield
-    except PtsaveError as error:
-        for flag, argument in FLAGS.items():
-            error.what, error.hint = error.what.replace(flag, argument), error.hint.replace(flag, argument)
-        raise

@@ -21,18 +21,86 @@ A bug in ptsave is any other exception: exit 70. An interrupt is exit 130.
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
 EXIT_OK = 0
 EXIT_NO = 1
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
 
 
+class Option(NamedTuple):
+    """An option of a command, which a Python function has as a parameter; each spells it in its own way."""
+
+    key: str
+    """As Python spells it: `allow_missing`."""
+    value: str | bool = ""
+    """What to give it: `KEY.PATH`; True for a switch; empty where only the option is named."""
+    lead: str = ""
+    """The words before it and `tail`, those after it, that go with it."""
+    tail: str = ""
+    otherwise: str = ""
+    """What a function says instead that has no such parameter: nothing, without the words around it."""
+
+    @property
+    def flag(self) -> str:
+        """`--select KEY.PATH`."""
+        name = "-c" if self.key == "config" and self.value else f"--{self.key.replace('_', '-')}"
+        return f"{name} {shlex.quote(self.value)}" if self.value and isinstance(self.value, str) else name
+
+    @property
+    def argument(self) -> str:
+        """`select="KEY.PATH"`."""
+        return (
+            f'{self.key}="{self.value}"'
+            if self.value and self.value is not True
+            else (f"{self.key}={self.value}")
+        )
+
+    def spelled(self, parameters: Collection[str] | None) -> str:
+        """For the command line, or for a function with these parameters."""
+        if parameters is None:
+            return f"{self.lead}{self.flag}{self.tail}"
+        is_alone = not (self.lead or self.tail or self.otherwise)
+        if self.key in parameters or is_alone:
+            return f"{self.lead}{self.argument}{self.tail}"
+        return self.otherwise
+
+
+Text = str | Option | tuple[str | Option, ...]
+"""Words, and the options that they name."""
+
+
+class _Spelled:
+    """An attribute that is set to a Text, and read as the words in which its reader spells options."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = f"_{name}"
+
+    def __set__(self, error: PtsaveError, text: Text) -> None:
+        setattr(error, self._name, text)
+
+    def __get__(self, error: PtsaveError, owner: type) -> str:
+        text: Text = getattr(error, self._name)
+        parts = (text,) if isinstance(text, (str, Option)) else text
+        return "".join(part if isinstance(part, str) else part.spelled(error.parameters) for part in parts)
+
+
 class PtsaveError(Exception):
     """A failure that a user can understand and act on."""
 
     exit_code = EXIT_BUG
+    parameters: Collection[str] | None = None
+    """Those of the Python function that raises it; None for a command, which spells options as flags."""
 
-    def __init__(self, what: str, where: str = "", hint: str = "", **details: object) -> None:
+    what = _Spelled()
+    where = _Spelled()
+    hint = _Spelled()
+
+    def __init__(self, what: Text, where: Text = "", hint: Text = "", **details: object) -> None:
         """What is wrong, where, and what to do next; `details` go into the JSON (`missing`, …)."""
         super().__init__(what)
         self.what = what
@@ -110,3 +178,13 @@ class NoRoomError(WriteError):
 
 class RankError(PtsaveError):
     exit_code = 5
+
+
+@contextmanager
+def options_of(parameters: Collection[str]) -> Iterator[None]:
+    """While open, errors name options as arguments of a Python function that has these parameters."""
+    try:
+        yield
+    except PtsaveError as error:
+        error.parameters = frozenset(parameters)
+        raise

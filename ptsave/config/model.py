@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from ptsave.core.dtypes import DType, parse_dtype
 from ptsave.core.names import hint_for, nearest
-from ptsave.errors import CorruptError, UsageError
+from ptsave.errors import CorruptError, Option, Text, UsageError
 
 NOT_FINITE = ("nan", "inf", "-inf")
 """What `_float_` may spell."""
@@ -36,7 +36,7 @@ class ConfigPlace:
         path = ".".join(_key(key) for key in self.keys)
         return f"{self.file}: {path}" if path else self.file
 
-    def error(self, what: str, hint: str = "") -> UsageError:
+    def error(self, what: str, hint: Text = "") -> UsageError:
         return UsageError(what, str(self), hint)
 
 
@@ -199,7 +199,7 @@ def check_path(value: Any, place: ConfigPlace) -> str:
     if "/" in path or "\\" in path or path.endswith(".py") or ".py:" in path:
         raise place.error(
             f"{path!r} is a file's path, not an import path",
-            f"{example}; --app-dir names the folder that it is imported from",
+            (example, Option("app_dir", lead="; ", tail=" names the folder that it is imported from")),
         )
     module, colon, name = path.partition(":")
     parts = module.split(".") + (name.split(".") if colon else [])
@@ -270,4 +270,6 @@ def to_plain(value: Any) -> Any:
 def malformed(error: UsageError | RecursionError, place: ConfigPlace) -> CorruptError:
     """The error for a record in which something is as `error` says."""
     what, where = (error.what, error.where) if isinstance(error, UsageError) else ("too deep", str(place))
-    return CorruptError(f"the ptsave record is malformed: {what}", where, "name a config with --config")
+    return CorruptError(
+        f"the ptsave record is malformed: {what}", where, ("name a config with ", Option("config"))
+    )

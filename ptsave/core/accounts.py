@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.storage import Storage
-from ptsave.errors import LossyError, UsageError
+from ptsave.errors import LossyError, Option, UsageError
 
 Extras = Literal["fail", "drop", "keep"]
 """What becomes of what is left out or cannot be held: an error, gone, or kept in the record."""
@@ -259,7 +259,7 @@ def settle_left_out(
     raise LossyError(
         f"would leave out {said}{others}",
         where,
-        "`ptsave verify --checks whole` names all of it; --extras drop leaves it out",
+        ("`ptsave verify --checks whole` names all of it", Option("extras", "drop", "; ", " leaves it out")),
         extras=names[:MAX_EXTRAS],
     )
 

@@ -26,7 +26,15 @@ from torch.distributed.rendezvous import rendezvous
 
 from ptsave import stopping, streams
 from ptsave.distributed import environment, ranks
-from ptsave.errors import CorruptError, MissingFileError, PtsaveError, RankError, UsageError, WriteError
+from ptsave.errors import (
+    CorruptError,
+    MissingFileError,
+    Option,
+    PtsaveError,
+    RankError,
+    UsageError,
+    WriteError,
+)
 from ptsave.models.torch_texts import has_timed_out, is_of_gloo
 
 T = TypeVar("T")
@@ -146,12 +154,14 @@ def _own_device(device: str) -> str:
         return device
     if device != "cuda":
         raise UsageError(
-            "ranks work on cpu, or on cuda, each on a GPU of its own", f"--device {device}", "--device cuda"
+            "ranks work on cpu, or on cuda, each on a GPU of its own",
+            Option("device", device),
+            Option("device", "cuda"),
         )
     number = int(os.environ["LOCAL_RANK"])
     if number >= torch.cuda.device_count():
         what = f"local rank {number} has no GPU of its own: there are {torch.cuda.device_count()}"
-        raise UsageError(what, f"--device {device}", "start fewer ranks, or --device cpu")
+        raise UsageError(what, Option("device", device), ("start fewer ranks, or ", Option("device", "cpu")))
     torch.cuda.set_device(number)
     return f"cuda:{number}"
 

@@ -16,7 +16,7 @@ from ptsave.core.nodes import TensorEntry
 from ptsave.core.record import KEY, Digests, Record
 from ptsave.core.storage import Storage
 from ptsave.core.values.digest import HEX_DIGITS
-from ptsave.errors import LimitError, LossyError
+from ptsave.errors import LimitError, LossyError, Option
 from ptsave.formats.base import WriteOptions
 from ptsave.storage.atomic import replacing_file
 from ptsave.storage.move import Move, Span, check_back, damaged
@@ -92,7 +92,7 @@ def refuse_special_kinds(checkpoint: Checkpoint, format_name: str, also: Sequenc
             raise LossyError(
                 f"{format_name} cannot hold tensor {name!r}: it is {entry.kind}",
                 "",
-                "leave it out with --drop",
+                ("leave it out", Option("drop", lead=" with ")),
             )
 
 
@@ -103,7 +103,10 @@ def refuse_data(checkpoint: Checkpoint, format_name: str) -> None:
         raise LossyError(
             f"{format_name} holds only tensors, and {left[0]!r} is none",
             source_path(checkpoint),
-            "--extras drop or --extras keep",
+            (
+                Option("extras", "drop", otherwise="leave it out, or save as .pt"),
+                Option("extras", "keep", lead=" or "),
+            ),
             extras=left,
         )
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.names import hint_for
-from ptsave.errors import UsageError
+from ptsave.errors import Option, UsageError
 from ptsave.formats.base import WriteOptions, Written
 from ptsave.formats.dcp import write as dcp_write
 from ptsave.formats.npz import write as npz_write
@@ -58,7 +58,7 @@ def destination_writer(path: Path, name: str | None) -> Writer:
     if name is not None:
         if name not in BY_NAME:
             raise UsageError(
-                f"cannot write the format {name!r}", "--format", hint_for(name, BY_NAME, "formats")
+                f"cannot write the format {name!r}", Option("format"), hint_for(name, BY_NAME, "formats")
             )
         return BY_NAME[name]
     for known in WRITERS:
@@ -67,7 +67,7 @@ def destination_writer(path: Path, name: str | None) -> Writer:
     raise UsageError(
         f"the suffix {path.suffix!r} does not say which format to write",
         str(path),
-        f"name it with --format: {', '.join(BY_NAME)}",
+        ("name it with ", Option("format"), f": {', '.join(BY_NAME)}"),
     )
 
 

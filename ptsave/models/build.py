@@ -15,7 +15,7 @@ from torch import nn
 
 from ptsave.config.model import ConfigPlace, ModelSpec
 from ptsave.core.names import nearest
-from ptsave.errors import UsageError
+from ptsave.errors import Option, UsageError
 from ptsave.models.imports import import_object, users_code
 from ptsave.models.seeding import seeded
 from ptsave.models.skeleton import build_skeleton
@@ -78,7 +78,7 @@ def check_device(name: str) -> None:
     """
     if resolve_device(name).type == "meta":
         what = "the device meta holds no numbers, so there would be nothing to load"
-        raise UsageError(what, f"--device {name}", "--device cpu")
+        raise UsageError(what, Option("device", name), Option("device", "cpu"))
 
 
 def resolve_device(name: str) -> torch.device:
@@ -91,7 +91,8 @@ def resolve_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except Exception as error:  # each backend has its own way to say that it is not there
         reason = str(error).partition("\n")[0]
-        raise UsageError(f"cannot use this device: {reason}", f"--device {name}", "--device cpu") from error
+        where, hint = Option("device", name), Option("device", "cpu")
+        raise UsageError(f"cannot use this device: {reason}", where, hint) from error
     return device
 
 

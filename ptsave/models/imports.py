@@ -22,7 +22,7 @@ import torch
 from ptsave.config.model import ConfigPlace
 from ptsave.core.names import hint_for, nearest
 from ptsave.core.own_process import prints_to_stderr
-from ptsave.errors import PtsaveError, UsageError
+from ptsave.errors import Option, PtsaveError, UsageError
 
 
 class _FolderOfUsers(MetaPathFinder):
@@ -177,7 +177,10 @@ def _no_module(name: str, place: ConfigPlace, app_dir: Path | None) -> UsageErro
         f"there is no module {full!r}",
         f"did you mean {prefix + match!r}?"
         if match
-        else f"install it, or name the folder that it is in with --app-dir (now: {folder})",
+        else (
+            "install it",
+            Option("app_dir", lead=", or name the folder that it is in with ", tail=f" (now: {folder})"),
+        ),
     )
 
 

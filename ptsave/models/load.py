@@ -17,7 +17,7 @@ from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.own_process import prints_to_stderr
 from ptsave.core.parts.keys import EXACT, KeyReport, Wanted
 from ptsave.core.parts.select import Selection, without
-from ptsave.errors import UsageError
+from ptsave.errors import Option, UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.models.build import build_model, check_device
 from ptsave.models.inputs import (
@@ -159,14 +159,18 @@ def config_for(
         raise UsageError(
             "the checkpoint does not say what class it belongs to",
             str(checkpoint.path),
-            "name a config with -c CONFIG",
+            ("name a config with ", Option("config", "CONFIG")),
         )
     named = list(told.model.named_code)
     if not trusted:
         raise UsageError(
-            "the command needs a config: -c CONFIG",
+            ("the command needs a config: ", Option("config", "CONFIG")),
             str(checkpoint.path),
-            f"its record names {listed(named)}; --trust-recorded imports and calls that",
+            (
+                f"its record names {listed(named)}; ",
+                Option("trust_recorded", True),
+                " imports and calls that",
+            ),
         )
     if overrides:
         raise UsageError("--set overrides a config", "", "name one with -c CONFIG")

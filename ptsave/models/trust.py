@@ -27,7 +27,7 @@ from torch import nn
 from torch.overrides import get_overridable_functions
 
 from ptsave.config.model import ConfigPlace, ModelSpec, NamedCode
-from ptsave.errors import UnsafeError
+from ptsave.errors import Option, UnsafeError
 
 ALL = ("*",)
 """What `--trust-recorded` without a pattern trusts: everything that says what it returns."""
@@ -36,7 +36,7 @@ _CONTAINERS = (dict, list, tuple, set, frozenset, collections.OrderedDict, types
 _PLAIN = (*_CONTAINERS, argparse.Namespace, str, int, float, complex, bool, bytes, type(None))
 """The classes of the standard library that hold data and do nothing."""
 _VALUES = (torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
-_HINT = "name a config of your own with -c CONFIG, which may build anything"
+_HINT = ("name a config of your own with ", Option("config", "CONFIG"), ", which may build anything")
 
 
 def listed(named: Collection[NamedCode]) -> str:
@@ -62,9 +62,10 @@ def check_names(spec: ModelSpec) -> None:
         return
     named = list(spec.named_code)
     if left := [code for code in named if not _is_trusted(code.path, spec.trusted)]:
-        what = f"its record names what --trust-recorded does not cover: {listed(left)}"
+        option = Option("trust_recorded", True)
+        what = ("its record names what ", option, f" does not cover: {listed(left)}")
         raise UnsafeError(
-            what, spec.place.file, f"--trust-recorded '{left[0].path}' trusts it too; or {_HINT}"
+            what, spec.place.file, (Option("trust_recorded", left[0].path), " trusts it too; or ", *_HINT)
         )
     for code in named:
         module = code.path.replace(":", ".").split(".")[0]
@@ -95,7 +96,10 @@ def check_import(path: str, value: Any, spec: ModelSpec, place: ConfigPlace) -> 
             why = "is a function that does not say what it returns"
     else:
         why = f"is a {type(value).__name__}, neither a class nor a function"
-    raise _refused(path, why, str(place), "" if is_named else f"; if you know it: --trust-recorded '{path}'")
+    known: tuple[str | Option, ...] = (
+        () if is_named else ("; if you know it: ", Option("trust_recorded", path))
+    )
+    raise _refused(path, why, str(place), known)
 
 
 def check_result(path: str, result: Any, spec: ModelSpec, place: ConfigPlace) -> None:
@@ -112,8 +116,8 @@ def check_result(path: str, result: Any, spec: ModelSpec, place: ConfigPlace) ->
     raise _refused(path, why, str(place))
 
 
-def _refused(path: str, why: str, where: str, more: str = "") -> UnsafeError:
-    return UnsafeError(f"the record names {path!r}, which {why}", where, _HINT + more)
+def _refused(path: str, why: str, where: str, more: tuple[str | Option, ...] = ()) -> UnsafeError:
+    return UnsafeError(f"the record names {path!r}, which {why}", where, (*_HINT, *more))
 
 
 def _is_trusted(path: str, globs: Collection[str]) -> bool:

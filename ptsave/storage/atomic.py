@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ptsave.errors import ExistsError, WriteError
+from ptsave.errors import ExistsError, Option, WriteError
 from ptsave.stopping import unfinished
 from ptsave.storage import system
 from ptsave.storage.output import OutputFile
@@ -133,7 +133,7 @@ def sync_names(target: Path) -> None:
         raise WriteError(
             f"the new file is in place, but its folder could not be made durable: {error.strerror}",
             str(target),
-            "check the disk, then write again with --overwrite",
+            ("check the disk, then write again with ", Option("overwrite", True)),
         ) from None
 
 
@@ -159,7 +159,7 @@ def check_file_destination(
     if not stat.S_ISREG(old.st_mode):
         raise WriteError("the destination is not a regular file", where, "name a regular file")
     if not overwrite:
-        raise ExistsError("the destination exists", where, "--overwrite replaces it")
+        raise ExistsError("the destination exists", where, (Option("overwrite", True), " replaces it"))
     _refuse_foreign_in_sticky(target, old)
     return target, old
 

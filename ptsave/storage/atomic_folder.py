@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ptsave.errors import ExistsError, WriteError
+from ptsave.errors import ExistsError, Option, WriteError
 from ptsave.stopping import unfinished
 from ptsave.storage import system
 from ptsave.storage.atomic import (
@@ -246,7 +246,9 @@ def check_folder_destination(destination: str | os.PathLike[str], *, overwrite: 
     with errors_of(target):
         names = os.listdir(target)
     if names and not overwrite:
-        raise ExistsError("the destination exists", where, "--overwrite replaces the checkpoint in it")
+        raise ExistsError(
+            "the destination exists", where, (Option("overwrite", True), " replaces the checkpoint in it")
+        )
     refuse_inputs_in(target, where)
     check_parent(target / "data", where)
     return target

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ptsave.errors import ExistsError, NoRoomError, PtsaveError, WriteError
+from ptsave.errors import ExistsError, NoRoomError, Option, PtsaveError, WriteError
 from ptsave.storage import system
 
 
@@ -19,7 +19,9 @@ def errors_of(target: Path, num_bytes: int = 0) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
-            raise ExistsError("the destination exists", str(target), "--overwrite replaces it") from None
+            raise ExistsError(
+                "the destination exists", str(target), (Option("overwrite", True), " replaces it")
+            ) from None
         raise write_error(target, error, num_bytes) from None
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.tree import dotted, items_of, leaves, walk
-from ptsave.errors import AmbiguousError
+from ptsave.errors import AmbiguousError, Option
 
 MODEL_KEYS = (
     "state_dict",
@@ -222,7 +222,7 @@ def _ambiguous(parts: list[Candidate], place: str) -> AmbiguousError:
     return AmbiguousError(
         f"the checkpoint holds more than one state dict: {listed(part.words for part in parts)}",
         place,
-        f"choose with --select KEY.PATH: {listed(repr(part.key) for part in parts)}",
+        ("choose with ", Option("select", "KEY.PATH"), f": {listed(repr(part.key) for part in parts)}"),
         candidates=[part.key for part in parts],
     )
 

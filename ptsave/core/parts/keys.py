@@ -13,7 +13,7 @@ from ptsave.core.names import hint_for, matches
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.values import compare as values
 from ptsave.core.values.numbers import has_values
-from ptsave.errors import UsageError
+from ptsave.errors import Option, UsageError
 
 MAX_NEAREST = 1000
 """Names past which no nearest ones are sought (the search is quadratic)."""
@@ -179,11 +179,11 @@ def choose_tied(
     gives_way: dict[str, str] = {}
     for name in chosen:
         if name not in expected or name not in names:
-            raise UsageError(f"there is no tensor {name!r}", "--tie", hint_for(name, names, "tensors"))
+            raise UsageError(f"there is no tensor {name!r}", Option("tie"), hint_for(name, names, "tensors"))
         first = expected[name].tied_to or name
         others = [n for n, want in expected.items() if n != name and (want.tied_to or n) == first]
         if not others:
-            raise UsageError(f"{name!r} is no tied parameter of the model", "--tie", "leave it out")
+            raise UsageError(f"{name!r} is no tied parameter of the model", Option("tie"), "leave it out")
         gives_way |= {other: name for other in others if other in names}
     return gives_way
 

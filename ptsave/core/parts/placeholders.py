@@ -11,7 +11,7 @@ from typing import Any
 
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.tree import dotted, leaves
-from ptsave.errors import LossyError
+from ptsave.errors import LossyError, Option
 
 SHAPE_KEYS = ("param_shapes", "frozen_param_shapes")
 """Keys at the root of what shapes the weights have: dictionaries by name, or lists of some."""
@@ -47,7 +47,10 @@ def refuse(found: Mapping[str, str], dropped: Collection[str], where: str) -> No
         raise LossyError(
             f"{left[0]!r} {found[left[0]]}{more}: the weights are in other files",
             where,
-            "DeepSpeed's zero_to_fp32.py puts them together; --drop leaves these out",
+            (
+                "DeepSpeed's zero_to_fp32.py puts them together",
+                Option("drop", lead="; ", tail=" leaves these out"),
+            ),
             placeholders=left,
         )
 

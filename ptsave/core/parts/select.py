@@ -13,7 +13,7 @@ from ptsave.core.names import hint_for
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.parts.candidates import OWN, Candidate, choose, is_state_dict, listed, own_part
 from ptsave.core.tree import dotted, items_of, leaves, state_dict_of
-from ptsave.errors import AmbiguousError, UsageError
+from ptsave.errors import AmbiguousError, Option, UsageError
 
 OPTIMIZER_KEYS = ("optimizer_state_dict", "optimizer", "optimizer_states", "optim", "last_optimizer_state")
 
@@ -94,14 +94,20 @@ def select_model(
             raise UsageError(
                 "the checkpoint holds no state dict that can be recognised",
                 str(checkpoint.path),
-                "name its key with --select KEY.PATH; `ptsave inspect` lists what is there",
+                (
+                    "name its key with ",
+                    Option("select", "KEY.PATH"),
+                    "; `ptsave inspect` lists what is there",
+                ),
             )
         where, node, is_own = found[0].where, found[0].node, found[0].is_own
         others = tuple(part.words for part in found[1])
     selection = _selection(checkpoint, where, node)
     if not selection.tensors:
         raise UsageError(
-            "the checkpoint holds no tensors", _place(checkpoint, where), "choose another key with --select"
+            "the checkpoint holds no tensors",
+            _place(checkpoint, where),
+            ("choose another key with ", Option("select")),
         )
     return replace(selection, others=others, is_own=is_own)
 

@@ -15,7 +15,7 @@ from ptsave.core.nodes import Opaque, TensorEntry, contiguous_strides
 from ptsave.core.storage import Storage
 from ptsave.core.values.gather import contiguous
 from ptsave.core.values.numbers import decode
-from ptsave.errors import LossyError
+from ptsave.errors import LossyError, Option
 from ptsave.formats.kinds.quantized import PACKED, PER_TENSOR, integers_of
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def dequantized(value: Opaque) -> TensorEntry:
 
 def _damaged(why: str) -> LossyError:
     what = f"a quantized tensor is damaged: {why}"
-    return LossyError(what, "", "save it again, or leave it out with --drop")
+    return LossyError(what, "", ("save it again, or leave it out", Option("drop", lead=" with ")))
 
 
 class DequantizedStorage:

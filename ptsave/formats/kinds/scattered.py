@@ -24,7 +24,7 @@ from ptsave.core.values.cast import converted
 from ptsave.core.values.gather import contiguous
 from ptsave.core.values.numbers import decode
 from ptsave.core.values.resolved import resolved
-from ptsave.errors import LimitError, LossyError
+from ptsave.errors import LimitError, LossyError, Option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,7 +72,11 @@ def scattered(value: Opaque) -> TensorEntry:
 
 
 def _damaged(why: str) -> LossyError:
-    return LossyError(f"a sparse tensor is damaged: {why}", "", "save it again, or leave it out with --drop")
+    return LossyError(
+        f"a sparse tensor is damaged: {why}",
+        "",
+        ("save it again, or leave it out", Option("drop", lead=" with ")),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -469,5 +473,5 @@ class ScatteredStorage:
             raise LossyError(
                 "a sparse tensor that is not coalesced has a dtype that cannot be added",
                 "",
-                "coalesce it in torch, or leave it out with --drop",
+                ("coalesce it in torch, or leave it out", Option("drop", lead=" with ")),
             )

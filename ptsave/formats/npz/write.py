@@ -14,7 +14,7 @@ from ptsave.core.checkpoint import Checkpoint, check_viewed
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.values.digest import prefix
 from ptsave.core.values.gather import contiguous
-from ptsave.errors import LossyError
+from ptsave.errors import LossyError, Option
 from ptsave.formats.base import WriteOptions, Written
 from ptsave.formats.stored import (
     distinct,
@@ -122,7 +122,12 @@ def _npy_header(entry: TensorEntry, where: str) -> bytes:
         raise LossyError(
             f"npz cannot hold tensor {entry.name!r}: NumPy has no dtype {entry.dtype.name}",
             where,
-            "cast it with --dtype float32, or leave it out with --drop",
+            (
+                "cast it",
+                Option("dtype", "float32", lead=" with "),
+                ", or leave it out",
+                Option("drop", lead=" with "),
+            ),
         )
     text = f"{{'descr': '{entry.dtype.numpy}', 'fortran_order': False, 'shape': {entry.shape!r}, }}"
     padding = -(10 + len(text) + 1) % ALIGN_BYTES

@@ -14,7 +14,7 @@ from typing import Any
 
 from ptsave.core.dtypes import DType
 from ptsave.core.nodes import Opaque, TensorEntry
-from ptsave.errors import LossyError
+from ptsave.errors import LossyError, Option
 from ptsave.formats.kinds.objects import NESTED, PARAMETER, is_tensor_object, parts_by_name
 from ptsave.formats.kinds.quantized import is_quantized
 from ptsave.formats.kinds.sparse import is_sparse, parts_of
@@ -124,7 +124,11 @@ class Emitter:
             raise LossyError(
                 f"a .pt file that weights_only loads cannot hold {_spell(path)}: it is {_kind_of(value)}",
                 self._where,
-                "leave it out with --drop, or take the weights alone with --select model",
+                (
+                    "leave it out",
+                    Option("drop", lead=" with "),
+                    Option("select", "model", lead=", or take the weights alone with "),
+                ),
                 extras=[_spell(path)],
             )
 
@@ -177,7 +181,7 @@ class Emitter:
                     f"a .pt file that weights_only loads cannot hold {_spell(path)}: an integer of "
                     f"{num_bytes} bytes",
                     self._where,
-                    "leave it out with --drop",
+                    ("leave it out", Option("drop", lead=" with ")),
                 )
             self._out += b"\x8a%c" % num_bytes + value.to_bytes(num_bytes, "little", signed=True)
 

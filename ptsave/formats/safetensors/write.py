@@ -17,7 +17,7 @@ from ptsave.core.nodes import TensorEntry
 from ptsave.core.record import KEY
 from ptsave.core.values.digest import prefix
 from ptsave.core.values.gather import contiguous
-from ptsave.errors import LossyError
+from ptsave.errors import LossyError, Option
 from ptsave.formats.base import WriteOptions, Written
 from ptsave.formats.stored import (
     Distinct,
@@ -159,7 +159,7 @@ def refuse_unwritable(checkpoint: Checkpoint, format_name: str = "safetensors") 
             raise LossyError(
                 f"{format_name} cannot hold tensor {name!r}: it has no dtype {entry.dtype.name}",
                 source_path(checkpoint),
-                "leave it out with --drop, or write pt",
+                ("leave it out", Option("drop", lead=" with "), ", or write pt"),
             )
         if name == "__metadata__":
             raise LossyError(

@@ -22,7 +22,7 @@ from ptsave.core.parts.keys import EXACT, Expected, KeyReport, Wanted, choose_ti
 from ptsave.core.parts.placeholders import placeholders, refuse
 from ptsave.core.parts.select import Selection, left_out_of, named_as, select_model, without
 from ptsave.core.values.digest import cast_since, recorded_digests
-from ptsave.errors import LossyError, PtsaveError
+from ptsave.errors import LossyError, Option, PtsaveError, Text
 from ptsave.models.build import build_model
 from ptsave.models.weights.lazy import lazy_names
 from ptsave.models.weights.live import is_plain
@@ -320,7 +320,13 @@ def _without_refused(report: KeyReport, selection: Selection, extra: set[str], w
     }
     for name, part in sorted(refused.items()):
         if not (matches(name, wanted.allowed.missing) and matches(name, wanted.allowed.unexpected)):
-            hint = "leave it out: --allow-missing and --allow-unexpected with its name"
+            hint: Text = (
+                "leave it out: ",
+                Option("allow_missing"),
+                " and ",
+                Option("allow_unexpected"),
+                " with its name",
+            )
             raise LossyError(f"{name!r} is a {part.name}, which is not plain data", "", hint)
     return replace(report, missing=(*report.missing, *refused), unexpected=(*report.unexpected, *refused))
 
@@ -470,9 +476,10 @@ def _compare_recomputed(model: nn.Module, names: Sequence[str], selection: Selec
 
 def misfit(report: KeyReport, where: Path) -> LossyError:
     """The error for a state dict that does not fit, with every key that is in the way."""
-    hint = "build the model that the weights belong to (`ptsave verify -c` proposes renames)"
+    hint: Text = "build the model that the weights belong to (`ptsave verify -c` proposes renames)"
     if report.untied:
-        hint = "take the values of one with --tie NAME: " + " or ".join(map(repr, report.untied[0]))
+        names = " or ".join(map(repr, report.untied[0]))
+        hint = ("take the values of one with ", Option("tie", "NAME"), f": {names}")
     elif kinds := sorted({*report.missing} & {*report.unexpected}):
         hint = f"{kinds[0]!r} is a tensor of another kind in the model (sparse, quantized) than in the file"
     elif report.nearest:
