@@ -81,7 +81,7 @@ def account(
                 left.append(LeftOut(place.name, "an array that no state dict has", array.num_bytes))
         else:
             storage: Storage = value.storage
-            seen.roots.update(id(root) for root in _roots(storage))
+            seen.roots.update(map(id, storage.origins()))
     num_parts = 0
     for part in parts:
         if part.storage.num_bytes and id(part.storage) not in seen.roots:
@@ -111,7 +111,7 @@ class _Seen:
         self._ranges.setdefault(key, []).append((begin, end))
         if key not in self._known:
             self._known.add(key)
-            self.roots.update(id(root) for root in _roots(entry.storage))
+            self.roots.update(map(id, entry.storage.origins()))
 
     def has(self, entry: TensorEntry) -> bool:
         """Whether all the bytes of `entry` lie in tensors that were met."""
@@ -124,18 +124,6 @@ class _Seen:
 
 _MAX_COMPARED = 64
 """Most views of one storage that another view of it is looked for in: past that it counts as its own."""
-
-
-def _roots(storage: Any) -> Iterator[Any]:
-    """The storages of the file that `storage` is made of, itself included."""
-    pending = [storage]
-    while pending:
-        one = pending.pop()
-        yield one
-        if (inner := getattr(one, "inner", None)) is not None:
-            pending.append(inner)
-        pending += getattr(one, "sources", ())
-        pending += [part[0] for part in getattr(one, "parts", ())]
 
 
 @dataclass(frozen=True, slots=True)

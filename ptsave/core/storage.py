@@ -6,56 +6,116 @@ storage object are tied or views of each other; identity, not content, says so.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 BLOCK_BYTES = 256 * 1024
 """The unit of reading and writing. Measured: faster than 8 MiB blocks, which fall out of the cache."""
 
+Run = tuple["Storage", int, int]
+"""Part of a storage: where it begins and how long it is, in bytes."""
 
-class Storage(Protocol):
-    """A run of bytes that can be read in parts, from any thread."""
 
-    @property
-    def num_bytes(self) -> int: ...
+class File(Protocol):
+    """An open file, read by position."""
 
-    @property
-    def crc32(self) -> int | None:
-        """What the container says that the CRC-32 of all the bytes is; None where it says nothing."""
+    fd: int
+    size_bytes: int
 
+    def read_into(self, offset_bytes: int, buffer: memoryview) -> None: ...
+    def too_short(self, offset_bytes: int, num_bytes: int) -> Exception: ...
+
+
+class Storage(ABC):
+    """A run of bytes that can be read in parts, from any thread; its attributes say what is known of them."""
+
+    __slots__ = ()
+
+    num_bytes: int
+    crc32: int | None = None
+    """What the container says that the CRC-32 of all the bytes is; None where it says nothing."""
+    buffer: memoryview | None = None
+    """The bytes, where they are in memory."""
+    file: File | None = None
+    """The file in which the bytes lie as they are, so that the kernel can move them."""
+    offset_bytes: int = 0
+    """Where in `file` they begin."""
+    inner: Storage | None = None
+    """The storage that this is a part of, or another form of."""
+    sources: Sequence[Storage] = ()
+    """The storages that this is put together from."""
+    parts: Sequence[Run] = ()
+    """The same, where it is runs of them end to end."""
+
+    @abstractmethod
     def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
         """Fill `buffer` with the storage's bytes from `offset_bytes`."""
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class MemoryStorage:
-    """Bytes that are already in memory: a live model's, or a value inside a pickle."""
-
-    buffer: memoryview
-    owner: object = None
-    """What keeps the memory alive."""
-    crc32: int | None = None
+    def window(self, offset_bytes: int, num_bytes: int) -> Storage:
+        """`num_bytes` bytes from `offset_bytes`; they lie in the storage."""
+        return WindowStorage(self, offset_bytes, num_bytes)
 
     @property
-    def num_bytes(self) -> int:
-        return len(self.buffer)
+    def is_seekable(self) -> bool:
+        """Whether reading a part costs that part alone, wherever it lies."""
+        return self.file is not None or self.buffer is not None
+
+    def origins(self) -> Iterator[Storage]:
+        """The storages that this one is made of, itself included."""
+        pending: list[Storage] = [self]
+        while pending:
+            one = pending.pop()
+            yield one
+            pending += one.sources
+            if one.inner is not None:
+                pending.append(one.inner)
+
+    def checksums(self) -> list[tuple[Storage, int]]:
+        """The nearest of `origins` that their container knows the CRC-32 of, each with it."""
+        if self.crc32 is not None:
+            return [(self, self.crc32)]
+        sources = self.sources if self.inner is None else (self.inner,)
+        return [pair for source in sources for pair in source.checksums()]
+
+
+class MemoryStorage(Storage):
+    """Bytes that are already in memory: a live model's, or a value inside a pickle."""
+
+    __slots__ = ("buffer", "crc32", "num_bytes", "owner")
+    buffer: memoryview
+
+    def __init__(self, buffer: memoryview, owner: object = None, crc32: int | None = None) -> None:
+        """`owner`: what keeps the memory alive."""
+        self.buffer, self.owner, self.crc32 = buffer, owner, crc32
+        self.num_bytes = len(buffer)
 
     def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
         buffer[:] = self.buffer[offset_bytes : offset_bytes + len(buffer)]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SwappedStorage:
-    """Big-endian bytes, presented little-endian."""
+class WindowStorage(Storage):
+    """Some of the bytes of another storage, of which no part alone has a known CRC."""
 
-    inner: Storage
-    word_bytes: int
-    crc32: int | None = None
-    """None: the container's CRC is of the bytes as they lie in the file."""
+    def __init__(self, inner: Storage, begin: int, num_bytes: int) -> None:
+        self.inner: Storage = inner
+        self.num_bytes = num_bytes
+        self._begin = begin
 
-    @property
-    def num_bytes(self) -> int:
-        return self.inner.num_bytes
+    def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
+        self.inner.read_into(self._begin + offset_bytes, buffer)
+
+
+class SwappedStorage(Storage):
+    """Big-endian bytes, presented little-endian.
+
+    The container's CRC is of the bytes as they lie in the file.
+    """
+
+    def __init__(self, inner: Storage, word_bytes: int) -> None:
+        self.inner: Storage = inner
+        self.num_bytes = inner.num_bytes
+        self.word_bytes = word_bytes
 
     def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
         word = self.word_bytes

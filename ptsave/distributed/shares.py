@@ -7,16 +7,13 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import TypeVar
 
-from isal.isal_zlib import crc32
-
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.nodes import TensorEntry
-from ptsave.core.storage import BLOCK_BYTES, Storage
+from ptsave.core.storage import Run, Storage
 from ptsave.core.values.digest import DEFAULT, HEX_DIGITS, hasher, prefix
 from ptsave.core.values.gather import contiguous
 from ptsave.distributed.group import Group
-from ptsave.formats.dcp.chunks import ConcatenatedStorage, TiledStorage, sources_of
-from ptsave.storage.move import damaged
+from ptsave.storage.scan import Sums, damaged, scan
 from ptsave.storage.workers import Stopped, run_tasks
 
 K = TypeVar("K", bound=Hashable)
@@ -66,7 +63,7 @@ def check_bytes(group: Group, checkpoint: Checkpoint, names: Iterable[str]) -> N
 
 
 def _has_crc32(storage: Storage) -> bool:
-    return any(source.crc32 is not None for source in sources_of(storage))
+    return any(source.crc32 is not None for source in storage.sources or (storage,))
 
 
 def read_back(group: Group, where: str, share: Mapping[str, TensorEntry], algorithm: str) -> dict[str, str]:
@@ -85,43 +82,25 @@ def read_back(group: Group, where: str, share: Mapping[str, TensorEntry], algori
 
     def read(entry: TensorEntry, buffer: memoryview, stopped: Stopped) -> None:
         digest = hasher(algorithm, prefix(entry.dtype, entry.shape))
-        for storage, begin, num_bytes in _runs(entry):
-            crc = 0
-            for block in _blocks(storage, begin, num_bytes, buffer):
-                if stopped():
-                    return
-                digest.update(block)
-                crc = crc32(block, crc)
-            if begin == 0 and num_bytes == storage.num_bytes:
-                _check(storage, crc, entry, where)
-        if isinstance(entry.storage, TiledStorage):
-            for source in entry.storage.sources:
-                crc = 0
-                for block in _blocks(source, 0, source.num_bytes, buffer):
-                    crc = crc32(block, crc)
-                _check(source, crc, entry, where)
+        passes = [(run, [digest]) for run in _runs(entry)]
+        if not entry.storage.parts:
+            passes += [((tile, 0, tile.num_bytes), []) for tile in entry.storage.sources]
+        for (storage, begin, num_bytes), hashers in passes:
+            sums = Sums(hashers)
+            for _ in scan(storage, begin, num_bytes, sums, buffer, stopped=stopped):
+                pass
+            if begin == 0 and num_bytes == storage.num_bytes and storage.crc32 not in (None, sums.crc32):
+                raise damaged(where, entry.name, "CRC-32")
         mine.update(dict.fromkeys(names[entry.view], digest.hexdigest()))
 
     run_tasks([(entry.num_bytes, partial(read, entry)) for entry in entries.values()])
     return dict(sorted(pair for part in group.gather(mine) for pair in part.items()))
 
 
-def _runs(entry: TensorEntry) -> Iterator[tuple[Storage, int, int]]:
+def _runs(entry: TensorEntry) -> Iterator[Run]:
     """The runs of bytes that an entry's elements are, each as a storage, where it begins, and its length."""
     storage, begin = contiguous(entry)
-    if isinstance(storage, ConcatenatedStorage) and begin == 0 and entry.num_bytes == storage.num_bytes:
+    if storage.parts and begin == 0 and entry.num_bytes == storage.num_bytes:
         yield from storage.parts
     else:
         yield storage, begin, entry.num_bytes
-
-
-def _blocks(storage: Storage, begin: int, num_bytes: int, buffer: memoryview) -> Iterator[memoryview]:
-    for start in range(0, num_bytes, BLOCK_BYTES):
-        block = buffer[: min(BLOCK_BYTES, num_bytes - start)]
-        storage.read_into(begin + start, block)
-        yield block
-
-
-def _check(storage: Storage, crc: int, entry: TensorEntry, where: str) -> None:
-    if storage.crc32 not in (None, crc):
-        raise damaged(where, entry.name, "CRC-32")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from isal.isal_zlib import crc32, crc32_combine
+from isal.isal_zlib import crc32
 
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.names import MAX_ALIAS_CHARS
@@ -19,8 +19,9 @@ from ptsave.core.values.digest import HEX_DIGITS
 from ptsave.errors import LimitError, LossyError, Option
 from ptsave.formats.base import WriteOptions
 from ptsave.storage.atomic import replacing_file
-from ptsave.storage.move import Move, Span, check_back, damaged
+from ptsave.storage.move import Move, Span, check_back
 from ptsave.storage.output import OutputFile
+from ptsave.storage.scan import damaged
 
 PLAIN_KINDS = ("tensor", "parameter")
 
@@ -53,21 +54,11 @@ def distinct(tensors: Mapping[str, TensorEntry]) -> Distinct:
     return Distinct({name: tensors[name] for name in first.values()}, aliases)
 
 
-def byte_range(entry: TensorEntry) -> tuple[int, int]:
-    """The first byte of the storage that `entry` uses, and the first after it; equal when it has none."""
-    item = entry.dtype.itemsize
-    start = entry.offset * item
-    if entry.is_contiguous:
-        return start, start + entry.num_bytes
-    last = sum((size - 1) * stride for size, stride in zip(entry.shape, entry.strides, strict=True))
-    return start, start + (last + 1) * item
-
-
 def overlaps(entries: Iterable[TensorEntry]) -> list[tuple[str, str]]:
     """Pairs of names that share some bytes of a storage, of entries that are different views."""
     by_storage: dict[int, list[tuple[int, int, str]]] = {}
     for entry in entries:
-        start, end = byte_range(entry)
+        start, end = entry.byte_range
         if start < end:
             by_storage.setdefault(id(entry.storage), []).append((start, end, entry.name))
     found = []
@@ -151,7 +142,7 @@ def with_source_checks(moves: list[Move]) -> list[Move]:
     covered: set[int] = set()
     partly: dict[int, tuple[str, Storage, int]] = {}
     for item in moves:
-        for storage, crc in _with_crc32(item.source):
+        for storage, crc in item.source.checksums():
             if not storage.num_bytes:
                 continue
             whole = item.source is storage and item.source_offset == 0
@@ -166,31 +157,6 @@ def with_source_checks(moves: list[Move]) -> list[Move]:
         if key not in covered
     ]
     return [*moves, *checks]
-
-
-def _with_crc32(storage: Storage) -> list[tuple[Storage, int]]:
-    """The storages that `storage` is made of and that their container gives a CRC-32 for, and those.
-
-    One that is others end to end is one storage with one CRC-32 where it is all of each.
-    """
-    crc = getattr(storage, "crc32", None)
-    if crc is not None:
-        return [(storage, crc)]
-    inner = getattr(storage, "inner", None)
-    if inner is not None:
-        return _with_crc32(inner)
-    if sources := getattr(storage, "sources", ()):
-        return [pair for source in sources for pair in _with_crc32(source)]
-    parts: Sequence[tuple[Storage, int, int]] = getattr(storage, "parts", ())
-    found = [_with_crc32(part) for part, _, _ in parts]
-    if all(known and known[0][0] is part for (part, _, _), known in zip(parts, found, strict=True)):
-        whole = all(begin == 0 and size == part.num_bytes for part, begin, size in parts)
-        if whole and parts and storage.num_bytes == sum(size for _, _, size in parts):
-            total = 0
-            for known, (_, _, size) in zip(found, parts, strict=True):
-                total = crc32_combine(total, known[0][1], size)
-            return [(storage, total)]
-    return [pair for known in found for pair in known]
 
 
 def placeholder_digests(names: Iterable[str], options: WriteOptions) -> dict[str, str]:

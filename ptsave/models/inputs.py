@@ -30,7 +30,6 @@ from ptsave.core.dtypes import BY_NAME
 from ptsave.core.names import hint_for
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.values import random
-from ptsave.core.values.digest import tensor_digest
 from ptsave.errors import UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
@@ -39,6 +38,7 @@ from ptsave.models.build import plain_value
 from ptsave.models.weights.live import checkpoint_of
 from ptsave.models.weights.tensors import read_tensors as read_entries
 from ptsave.storage.atomic import check_file_destination, write_file
+from ptsave.storage.scan import tensor_digest
 
 UNNAMED = "arr_0"
 """What NumPy calls the first array that was given no name; a `.npy` file's only one goes by it too."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ptsave.core.storage import BLOCK_BYTES
-from ptsave.storage.windows import FileStorage
+from ptsave.core.storage import BLOCK_BYTES, File
 
 if TYPE_CHECKING:
     from ptsave.storage.move import Move
@@ -44,34 +43,29 @@ def read_batch(items: list[Move], blocks: list[memoryview], scratch: memoryview)
     `scratch` has BLOCK_BYTES.
     """
     run: list[tuple[int, memoryview]] = []
-    storage: FileStorage | None = None
+    file: File | None = None
     start = end = 0
 
     def finish() -> None:
-        if storage is None:
+        if file is None:
             return
         if len(run) == 1:
-            storage.file.read_into(start, run[0][1])
+            file.read_into(start, run[0][1])
         else:
-            storage.file.read_into(start, scratch[: end - start])
+            file.read_into(start, scratch[: end - start])
             for offset, block in run:
                 block[:] = scratch[offset - start : offset - start + len(block)]
 
     for item, block in zip(items, blocks, strict=True):
         source = item.source
-        if type(source) is not FileStorage or item.source_offset + len(block) > source.num_bytes:
+        if source.file is None or item.source_offset + len(block) > source.num_bytes:
             source.read_into(item.source_offset, block)
             continue
         offset = source.offset_bytes + item.source_offset
         after = offset + len(block)
-        if (
-            storage is None
-            or source.file is not storage.file
-            or not 0 <= offset - end <= GAP_BYTES
-            or after - start > BLOCK_BYTES
-        ):
+        if source.file is not file or not 0 <= offset - end <= GAP_BYTES or after - start > BLOCK_BYTES:
             finish()
-            storage, start, run = source, offset, []
+            file, start, run = source.file, offset, []
         run.append((offset, block))
         end = after
     finish()

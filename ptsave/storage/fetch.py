@@ -9,13 +9,10 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from isal.isal_zlib import crc32, crc32_combine
-
 from ptsave.core.nodes import TensorEntry
-from ptsave.core.storage import BLOCK_BYTES, MemoryStorage, Storage
-from ptsave.core.values.digest import DEFAULT, Hasher, hasher, prefix
-from ptsave.storage.move import damaged
-from ptsave.storage.windows import FileStorage
+from ptsave.core.storage import Storage
+from ptsave.core.values.digest import DEFAULT
+from ptsave.storage.scan import Check, Sums, scan
 from ptsave.storage.workers import NUM_THREADS
 
 PART_BYTES = 32 * 1024 * 1024
@@ -79,56 +76,36 @@ def fetch(
 ) -> Wait:
     """Begin to fill `memory` with the bytes of `entry.byte_range`; returns what waits until it is full.
 
-    They are held against the container's CRC-32 where they are all that it speaks for, else against `digest`
-    where they are contiguous; not at all when `is_checked` is off. Nothing is read in between: the system
-    copies from its cache into `memory`, and each block is checked before it leaves the processor's.
+    They are checked as `Check` says. Nothing is read in between: the system copies from its cache into
+    `memory`, and each block is checked before it leaves the processor's.
 
     What is returned raises: CorruptError naming the tensor; UnreadableError.
     """
-    storage = entry.storage
-    first, num_bytes = entry.byte_range[0], len(memory)
-    is_whole = first == 0 and num_bytes == storage.num_bytes
-    expected_crc32 = storage.crc32 if is_whole and is_checked else None
-    is_digested = is_checked and digest is not None and expected_crc32 is None and entry.is_contiguous
-    hash_ = hasher(algorithm, prefix(entry.dtype, entry.shape)) if is_digested else None
-    is_cut = num_bytes > 2 * PART_BYTES and isinstance(storage, (FileStorage, MemoryStorage))
-    parts = [memory]
+    storage, first, num_bytes = entry.storage, entry.byte_range[0], len(memory)
+    check = Check(entry, digest, algorithm, is_checked)
+    parts = [(memory, check.sums)]
+    is_cut = num_bytes > 2 * PART_BYTES and storage.is_seekable
     if is_cut:
-        parts = [memory[start : start + PART_BYTES] for start in range(0, num_bytes, PART_BYTES)]
-    reads: list[Callable[[], int]] = []
-    for i, part in enumerate(parts):
-        read = partial(
-            _read,
-            storage,
-            first + i * PART_BYTES,
-            part,
-            expected_crc32 is not None,
-            None if is_cut else hash_,
-        )
+        parts = [
+            (memory[start : start + PART_BYTES], Sums(has_crc32=check.sums.has_crc32))
+            for start in range(0, num_bytes, PART_BYTES)
+        ]
+    reads: list[Callable[[], None]] = []
+    for i, (part, sums) in enumerate(parts):
+        read = partial(_read, storage, first + i * PART_BYTES, part, sums)
         reads.append(read if num_bytes <= SMALL_BYTES else pool.submit(read).result)
 
     def wait() -> None:
-        crc = 0
-        for part, read in zip(parts, reads, strict=True):
-            crc = crc32_combine(crc, read(), len(part))
-            if is_cut and hash_ is not None:
-                hash_.update(part)
-        if expected_crc32 not in (None, crc):
-            raise damaged("", entry.name, "CRC-32")
-        if hash_ is not None and hash_.hexdigest() != digest:
-            raise damaged("", entry.name, f"recorded {algorithm} digest")
+        for (part, sums), read in zip(parts, reads, strict=True):
+            read()
+            if is_cut:
+                check.sums.join(sums, part)
+        check.finish()
 
     return wait
 
 
-def _read(storage: Storage, offset: int, memory: memoryview, with_crc: bool, hash_: Hasher | None) -> int:
-    """Fill `memory` from `offset` in blocks; returns their CRC-32 where it is wanted, else 0."""
-    crc = 0
-    for start in range(0, len(memory), BLOCK_BYTES):
-        block = memory[start : start + BLOCK_BYTES]
-        storage.read_into(offset + start, block)
-        if with_crc:
-            crc = crc32(block, crc)
-        if hash_ is not None:
-            hash_.update(block)
-    return crc
+def _read(storage: Storage, offset: int, memory: memoryview, sums: Sums) -> None:
+    """Fill `memory` from `offset`."""
+    for _ in scan(storage, offset, len(memory), sums, into=memory):
+        pass

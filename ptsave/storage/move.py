@@ -12,13 +12,13 @@ from functools import partial
 
 from isal.isal_zlib import crc32, crc32_combine
 
-from ptsave.core.storage import BLOCK_BYTES, MemoryStorage, Storage
+from ptsave.core.storage import BLOCK_BYTES, Storage
 from ptsave.core.values.digest import hasher
 from ptsave.errors import CorruptError, WriteError
 from ptsave.storage import system
 from ptsave.storage.batch import SMALL_BYTES, batches, first_byte, read_batch
 from ptsave.storage.output import OutputFile
-from ptsave.storage.windows import FileStorage
+from ptsave.storage.scan import Progress, Sums, damaged, scan
 from ptsave.storage.workers import Stopped, Task, run_tasks
 
 WRITEBACK_BYTES = 16 * 1024 * 1024
@@ -26,8 +26,6 @@ WRITEBACK_BYTES = 16 * 1024 * 1024
 SPLIT_BYTES = 32 * 1024 * 1024
 """The size of the parts that a tensor is cut into when it is most of the whole."""
 SPLIT_SHARE = 0.6
-
-Progress = Callable[[int], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -59,6 +57,10 @@ class Move:
     crc32: int = 0
     digests: tuple[str, ...] = ()
     """In the order of `expected_digests`."""
+
+    def sums(self) -> Sums:
+        """What its bytes are summed up in as they pass."""
+        return Sums([hasher(algorithm, self.prefix) for algorithm in self.expected_digests])
 
     def digest(self, algorithm: str) -> str:
         """The digest of what passed.
@@ -119,16 +121,10 @@ def check_back(spans: Sequence[Span], output: OutputFile, progress: Progress | N
     """
 
     def check(span: Span, buffer: memoryview, stopped: Stopped) -> None:
-        crc = 0
-        for start in range(0, span.num_bytes, BLOCK_BYTES):
-            if stopped():
-                return
-            block = buffer[: min(BLOCK_BYTES, span.num_bytes - start)]
-            output.read_into(span.offset + start, block)
-            crc = crc32(block, crc)
-            if progress is not None:
-                progress(len(block))
-        if crc != span.crc32:
+        sums = Sums()
+        for _ in scan(output, span.offset, span.num_bytes, sums, buffer, stopped=stopped, progress=progress):
+            pass
+        if sums.crc32 != span.crc32:
             raise lost_bytes(output, span.name)
 
     run_tasks([(span.num_bytes, partial(check, span)) for span in spans])
@@ -143,22 +139,13 @@ def lost_bytes(output: OutputFile, name: str) -> WriteError:
     )
 
 
-def damaged(where: str, name: str, what: str) -> CorruptError:
-    """The error for a tensor whose bytes are not those that its file was written with."""
-    return CorruptError(
-        f"tensor {name!r} is damaged: its bytes do not match their {what}",
-        where,
-        "copy or download the file again",
-    )
-
-
 def _share(item: Move, output: OutputFile) -> None:
     """Have the file system share the source's blocks with the target, where it can, instead of a copy.
 
     The bytes are still read for their CRC-32 and digests, so what is shared is checked all the same.
     """
     source, target = item.source, item.target_offset
-    if target is None or not isinstance(source, FileStorage) or not output.can_share:
+    if target is None or source.file is None or not output.can_share:
         return
     offset = source.offset_bytes + item.source_offset
     num_bytes = item.num_bytes - item.num_bytes % system.CLONE_BYTES
@@ -171,7 +158,7 @@ def _is_split(item: Move, whole_bytes: int) -> bool:
     return (
         item.target_offset is not None
         and item.num_bytes > max(SPLIT_SHARE * whole_bytes, 2 * SPLIT_BYTES)
-        and isinstance(item.source, (FileStorage, MemoryStorage))
+        and item.source.is_seekable
     )
 
 
@@ -196,8 +183,7 @@ class _Mover:
 
     def carry(self, item: Move, buffer: memoryview, stopped: Stopped) -> None:
         """Move one run from end to end."""
-        if not self._stream(item, buffer, stopped):
-            return
+        self._stream(item, buffer, stopped)
         _check(item, self.where)
         if item.target_offset is not None:
             self.spans.append(Span(item.name, item.target_offset, item.num_bytes, item.crc32))
@@ -215,11 +201,9 @@ class _Mover:
         window = buffer[:position]
         position = 0
         for item, block in zip(items, blocks, strict=True):
-            item.crc32 = crc32(block)
-            for algorithm in item.expected_digests:
-                digest = hasher(algorithm, item.prefix)
-                digest.update(block)
-                item.digests += (digest.hexdigest(),)
+            sums = item.sums()
+            sums.update(block)
+            item.crc32, item.digests = sums.crc32, sums.digests
             _check(item, self.where)
             if item.header is not None:
                 window[position : position + item.header_bytes] = item.header(item.crc32)
@@ -244,7 +228,7 @@ class _Mover:
             again = Move(item.name, item.source, item.source_offset, item.num_bytes, None)
             again.prefix, again.expected_digests = item.prefix, item.expected_digests
             split.reread = again
-            tasks.append((item.num_bytes, lambda buffer, stopped: self._reread(again, buffer, stopped)))
+            tasks.append((item.num_bytes, partial(self._stream, again)))
         return tasks
 
     def join(self, split: _Split) -> None:
@@ -265,13 +249,10 @@ class _Mover:
         part = Move(item.name, item.source, item.source_offset + start, 0, item.target_offset + start)
         part.num_bytes = min(SPLIT_BYTES, item.num_bytes - start)
         part.shared_bytes = min(max(item.shared_bytes - start, 0), part.num_bytes)
-        if self._stream(part, buffer, stopped):
-            split.parts[start] = part.crc32
-            assert part.target_offset is not None
-            self.spans.append(Span(part.name, part.target_offset, part.num_bytes, part.crc32))
-
-    def _reread(self, item: Move, buffer: memoryview, stopped: Stopped) -> None:
-        self._stream(item, buffer, stopped)
+        self._stream(part, buffer, stopped)
+        split.parts[start] = part.crc32
+        assert part.target_offset is not None
+        self.spans.append(Span(part.name, part.target_offset, part.num_bytes, part.crc32))
 
     def _write_frame(self, item: Move) -> None:
         """Write what lies right before and right after a run."""
@@ -285,36 +266,19 @@ class _Mover:
                 self.output.write_at(offset, piece)
                 self.spans.append(Span(item.name, offset, len(piece), crc32(piece)))
 
-    def _stream(self, item: Move, buffer: memoryview, stopped: Stopped) -> bool:
-        """Pass one run through the cache in blocks; False when another thread's error stopped it half-way."""
-        hashers = [hasher(algorithm, item.prefix) for algorithm in item.expected_digests]
-        memory = item.source.buffer if isinstance(item.source, MemoryStorage) else None
-        source, offset, target, end = item.source, item.source_offset, item.target_offset, item.num_bytes
-        output, crc, shared = self.output, 0, item.shared_bytes
-        for start in range(0, end, BLOCK_BYTES):
-            if stopped():
-                return False
-            num_bytes = min(BLOCK_BYTES, end - start)
-            if memory is not None:
-                block = memory[offset + start : offset + start + num_bytes]
-            else:
-                block = buffer[:num_bytes]
-                source.read_into(offset + start, block)
-            crc = crc32(block, crc)
-            for digest in hashers:
-                digest.update(block)
-            if target is not None:
-                done = start + num_bytes
-                if done > shared:  # what is shared is on the disk already
-                    output.write_at(target + start, block)
-                    if done % WRITEBACK_BYTES == 0 or done == end:
-                        first = start - start % WRITEBACK_BYTES
-                        output.begin_writeback(target + first, done - first)
-                if self.progress is not None:
-                    self.progress(num_bytes)
-        item.crc32 = crc
-        item.digests = tuple(digest.hexdigest() for digest in hashers)
-        return True
+    def _stream(self, item: Move, buffer: memoryview, stopped: Stopped) -> None:
+        """Pass one run through the cache in blocks. Raises: CancelledError."""
+        target, sums, done = item.target_offset, item.sums(), 0
+        progress = self.progress if target is not None else None
+        run = (item.source, item.source_offset, item.num_bytes)
+        for block in scan(*run, sums, buffer, stopped=stopped, progress=progress):
+            start, done = done, done + len(block)
+            if target is not None and done > item.shared_bytes:  # what is shared is on the disk already
+                self.output.write_at(target + start, block)
+                if done % WRITEBACK_BYTES == 0 or done == item.num_bytes:
+                    first = start - start % WRITEBACK_BYTES
+                    self.output.begin_writeback(target + first, done - first)
+        item.crc32, item.digests = sums.crc32, sums.digests
 
 
 def _check(item: Move, where: str) -> None:

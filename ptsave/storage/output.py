@@ -7,11 +7,12 @@ import os
 import threading
 from pathlib import Path
 
+from ptsave.core.storage import Storage
 from ptsave.storage import system
 from ptsave.storage.write_errors import check_room, errors_of, write_error
 
 
-class OutputFile:
+class OutputFile(Storage):
     """A file being written; every read and write names its position, so threads can share it."""
 
     def __init__(self, fd: int, path: Path, destination: Path, num_bytes: int, *, sync: bool) -> None:

@@ -1,17 +1,107 @@
-"""Reading runs of bytes only to know their CRC-32 and digest, each byte once, on two threads."""
+"""Runs of bytes, read once in blocks: their CRC-32 and digests, progress, and a stop."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from isal.isal_zlib import crc32
+from isal.isal_zlib import crc32, crc32_combine
 
+from ptsave.core.nodes import TensorEntry
 from ptsave.core.storage import BLOCK_BYTES, Storage
-from ptsave.core.values.digest import hasher
-from ptsave.errors import UnreadableError
-from ptsave.storage.workers import Stopped, run_tasks
+from ptsave.core.values.digest import DEFAULT, Hasher, hasher, prefix
+from ptsave.core.values.gather import contiguous
+from ptsave.core.values.resolved import resolved
+from ptsave.errors import CorruptError, UnreadableError
+from ptsave.storage.workers import CancelledError, Stopped, run_tasks
+
+Progress = Callable[[int], None]
+"""Called with the bytes done since the last call."""
+
+
+class Sums:
+    """The CRC-32 and the digests of the bytes that have passed."""
+
+    __slots__ = ("crc32", "has_crc32", "hashers")
+
+    def __init__(self, hashers: Sequence[Hasher] = (), has_crc32: bool = True) -> None:
+        self.crc32 = 0
+        self.has_crc32 = has_crc32
+        """Whether `crc32` is wanted."""
+        self.hashers = hashers
+
+    def update(self, block: memoryview) -> None:
+        if self.has_crc32:
+            self.crc32 = crc32(block, self.crc32)
+        for one in self.hashers:
+            one.update(block)
+
+    def join(self, crc32_only: Sums, block: memoryview) -> None:
+        """Count `block` in, whose CRC-32 was summed up apart."""
+        self.crc32 = crc32_combine(self.crc32, crc32_only.crc32, len(block))
+        for one in self.hashers:
+            one.update(block)
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """In the order of `hashers`."""
+        return tuple(one.hexdigest() for one in self.hashers)
+
+
+def scan(
+    source: Storage,
+    begin: int,
+    num_bytes: int,
+    sums: Sums | None = None,
+    buffer: memoryview | None = None,
+    *,
+    into: memoryview | None = None,
+    stopped: Stopped | None = None,
+    progress: Progress | None = None,
+) -> Iterator[memoryview]:
+    """Read `num_bytes` bytes of `source` from `begin`, and yield each block when `sums` has seen it.
+
+    A block is valid until the next is asked for: it is part of `buffer` (at least BLOCK_BYTES), or of the
+    source's own memory. With `into` (`num_bytes` bytes) it stays there. `progress` is called when the next
+    block is asked for.
+
+    Raises: UnreadableError, CorruptError; CancelledError when `stopped` says so.
+    """
+    memory = source.buffer if into is None else None
+    if buffer is None and into is None and memory is None:
+        buffer = memoryview(bytearray(min(BLOCK_BYTES, num_bytes)))
+    for start in range(0, num_bytes, BLOCK_BYTES):
+        if stopped is not None and stopped():
+            raise CancelledError
+        end = min(start + BLOCK_BYTES, num_bytes)
+        if memory is not None:
+            block = memory[begin + start : begin + end]
+        else:
+            block = into[start:end] if into is not None else buffer[: end - start]  # type: ignore[index]
+            source.read_into(begin + start, block)
+        if sums is not None:
+            sums.update(block)
+        yield block
+        if progress is not None:
+            progress(end - start)
+
+
+def crc32_of(storage: Storage) -> int:
+    """The CRC-32 of all bytes of a storage. Raises: UnreadableError."""
+    sums = Sums()
+    for _ in scan(storage, 0, storage.num_bytes, sums):
+        pass
+    return sums.crc32
+
+
+def tensor_digest(entry: TensorEntry, algorithm: str = DEFAULT) -> str:
+    """The digest of one tensor's values. Raises: UnreadableError."""
+    entry = resolved(entry)
+    sums = Sums([hasher(algorithm, prefix(entry.dtype, entry.shape))], has_crc32=False)
+    for _ in scan(*contiguous(entry), entry.num_bytes, sums):
+        pass
+    return sums.digests[0]
 
 
 @dataclass(slots=True, eq=False)
@@ -32,25 +122,53 @@ class Reading:
     """Why it could not be read."""
 
 
-def read_all(readings: Sequence[Reading], progress: Callable[[int], None] | None = None) -> None:
+def read_all(readings: Sequence[Reading], progress: Progress | None = None) -> None:
     """Read every run, filling in its `crc32` and `digest`, or its `error`."""
     run_tasks([(one.num_bytes, partial(_read, one, progress)) for one in readings])
 
 
-def _read(one: Reading, progress: Callable[[int], None] | None, buffer: memoryview, stopped: Stopped) -> None:
-    digest = hasher(one.algorithm, one.prefix) if one.algorithm is not None else None
+def _read(one: Reading, progress: Progress | None, buffer: memoryview, stopped: Stopped) -> None:
+    sums = Sums([hasher(one.algorithm, one.prefix)] if one.algorithm is not None else [])
+    run = (one.source, one.source_offset, one.num_bytes)
     try:
-        for start in range(0, one.num_bytes, BLOCK_BYTES):
-            if stopped():
-                return
-            block = buffer[: min(BLOCK_BYTES, one.num_bytes - start)]
-            one.source.read_into(one.source_offset + start, block)
-            one.crc32 = crc32(block, one.crc32)
-            if digest is not None:
-                digest.update(block)
-            if progress is not None:
-                progress(len(block))
+        for _ in scan(*run, sums, buffer, stopped=stopped, progress=progress):
+            pass
     except UnreadableError as error:
         one.error = error
         return
-    one.digest = digest.hexdigest() if digest is not None else ""
+    one.crc32, one.digest = sums.crc32, "".join(sums.digests)
+
+
+class Check:
+    """What a tensor's bytes must turn out to be, as all of them pass in order.
+
+    They are checked against the container's CRC-32 where they are all that it speaks for, else against
+    `digest` where they are contiguous; not at all when `is_checked` is off.
+    """
+
+    def __init__(
+        self, entry: TensorEntry, digest: str | None, algorithm: str, is_checked: bool = True
+    ) -> None:
+        is_whole = entry.byte_range == (0, entry.storage.num_bytes)
+        self.name = entry.name
+        self.crc32 = entry.storage.crc32 if is_whole and is_checked else None
+        self.digest = digest if is_checked and self.crc32 is None and entry.is_contiguous else None
+        self.algorithm = algorithm
+        hashers = [hasher(algorithm, prefix(entry.dtype, entry.shape))] if self.digest is not None else []
+        self.sums = Sums(hashers, has_crc32=self.crc32 is not None)
+
+    def finish(self) -> None:
+        """Raises: CorruptError naming the tensor."""
+        if self.crc32 not in (None, self.sums.crc32):
+            raise damaged("", self.name, "CRC-32")
+        if self.digest is not None and self.sums.digests[0] != self.digest:
+            raise damaged("", self.name, f"recorded {self.algorithm} digest")
+
+
+def damaged(where: str, name: str, what: str) -> CorruptError:
+    """The error for a tensor whose bytes are not those that its file was written with."""
+    return CorruptError(
+        f"tensor {name!r} is damaged: its bytes do not match their {what}",
+        where,
+        "copy or download the file again",
+    )

@@ -11,6 +11,11 @@ from ptsave.core.storage import BLOCK_BYTES
 NUM_THREADS = 2
 """Measured: two threads beat one, more do not beat two."""
 
+
+class CancelledError(Exception):
+    """A task noticed that it is no longer wanted: what is raised is the error of another."""
+
+
 Stopped = Callable[[], bool]
 Task = tuple[int, Callable[[memoryview, Stopped], None]]
 """Its size, and what does it, given a buffer of BUFFER_BYTES and a way to see that it is no longer wanted."""

@@ -14,7 +14,6 @@ from ptsave.core.values.digest import HEX_DIGITS, prefix
 from ptsave.core.values.gather import contiguous
 from ptsave.core.values.resolved import resolved
 from ptsave.errors import CorruptError
-from ptsave.formats.dcp.chunks import sources_of
 from ptsave.storage.scan import Reading, read_all
 
 CHECK = "bytes"
@@ -121,7 +120,7 @@ def _jobs(tensors: dict[str, TensorEntry], digests: Digests | None) -> list[_Job
 
 def _is_summed_in_parts(entry: TensorEntry) -> bool:
     """Whether all its bytes lie in parts with checksums of their own, which the container's checks hold."""
-    return all(source.crc32 is not None for source in sources_of(entry.storage))
+    return all(source.crc32 is not None for source in entry.storage.sources or (entry.storage,))
 
 
 def _summary(

@@ -14,10 +14,11 @@ from ptsave.core.finding import counted
 from ptsave.core.nodes import Global, Opaque, TensorEntry
 from ptsave.core.parts.candidates import EXTRA_STATE
 from ptsave.core.parts.select import Content, content
-from ptsave.core.storage import BLOCK_BYTES, Storage
+from ptsave.core.storage import Storage
 from ptsave.core.values.compare import EXACT, ValueDiff, compare
 from ptsave.core.values.numbers import has_values, values_per_element
 from ptsave.formats.pickle.shapes import Payload
+from ptsave.storage.scan import scan
 from ptsave.verbs.sharing import sharing_groups
 
 Progress = Callable[[int], None]
@@ -284,11 +285,6 @@ def _same_leaf(a: Any, b: Any) -> bool:
 
 def _same_bytes(a: Storage, b: Storage) -> bool:
     """Whether two storages of one size hold the same bytes."""
-    one, other = (memoryview(bytearray(min(BLOCK_BYTES, a.num_bytes))) for _ in range(2))
-    for start in range(0, a.num_bytes, BLOCK_BYTES):
-        length = min(BLOCK_BYTES, a.num_bytes - start)
-        a.read_into(start, one[:length])
-        b.read_into(start, other[:length])
-        if one[:length].tobytes() != other[:length].tobytes():
-            return False
-    return True
+    pairs = zip(scan(a, 0, a.num_bytes), scan(b, 0, b.num_bytes), strict=True)
+    # bytes compare with memcmp, memoryviews element by element: the copies pay.
+    return all(bytes(one) == bytes(other) for one, other in pairs)

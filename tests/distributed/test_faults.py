@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ptsave.core.values.digest import tensor_digest
 from ptsave.formats import open_checkpoint
+from ptsave.storage.scan import tensor_digest
 from tests.distributed.launch import environment, errors, ptsave, torchrun
 from tests.distributed.models import write_models
 

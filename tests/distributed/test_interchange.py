@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ptsave.core.values.digest import tensor_digest
 from ptsave.formats import open_checkpoint
+from ptsave.storage.scan import tensor_digest
 from tests.distributed.launch import ptsave, run_cases, torchrun
 from tests.distributed.models import write_models
 

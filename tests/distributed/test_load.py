@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from ptsave.core.values.digest import tensor_digest
 from ptsave.formats import open_checkpoint
+from ptsave.storage.scan import tensor_digest
 from ptsave.storage.windows import FileStorage
 from tests.distributed.launch import environment, errors, ptsave, run_cases, torchrun
 from tests.distributed.models import write_models

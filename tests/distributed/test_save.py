@@ -11,9 +11,9 @@ import torch
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from ptsave.core.values.digest import tensor_digest
 from ptsave.formats import open_checkpoint
 from ptsave.models.behaviour.trace import digest_of
+from ptsave.storage.scan import tensor_digest
 from tests.distributed.launch import errors, ptsave, run_cases, torchrun
 from tests.distributed.models import write_models
 

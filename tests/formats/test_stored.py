@@ -25,7 +25,7 @@ from ptsave.formats.dcp.chunks import Box, assemble
 from ptsave.formats.npz import write as npz_write
 from ptsave.formats.safetensors import sharded_write
 from ptsave.formats.safetensors import write as safetensors_write
-from ptsave.formats.stored import byte_range, distinct, overlaps, with_source_checks
+from ptsave.formats.stored import distinct, overlaps, with_source_checks
 from ptsave.formats.torch import write as torch_write
 from ptsave.storage.move import Move
 from tests.formats.write_cases import checkpoint_of
@@ -138,8 +138,8 @@ def test_identical_views_are_one_and_overlapping_ones_are_told() -> None:
     assert list(found.kept) == ["a", "c", "d", "e"]
     assert found.aliases == {"b": "a"}
     assert overlaps(found.kept.values()) == [("a", "d"), ("a", "c")]
-    assert byte_range(source.tensors["c"]) == (32, 40)
-    assert byte_range(checkpoint_of({"x": base[1::3]}).tensors["x"]) == (4, 32)
+    assert source.tensors["c"].byte_range == (32, 40)
+    assert checkpoint_of({"x": base[1::3]}).tensors["x"].byte_range == (4, 32)
 
 
 def test_tied_names_with_two_digests_are_a_contradiction(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ptsave.core.storage import MemoryStorage, Storage
 from ptsave.errors import CorruptError, MissingFileError, UnreadableError, WriteError
-from ptsave.storage import batch, system
+from ptsave.storage import batch, scan, system
 from ptsave.storage import move as mover
 from ptsave.storage.atomic import replacing_file
 from ptsave.storage.files import InputFile
@@ -31,6 +31,7 @@ def random_bytes(count: int, seed: int = 0) -> bytes:
 
 @pytest.fixture
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan, "BLOCK_BYTES", 64)
     monkeypatch.setattr(mover, "BLOCK_BYTES", 64)
     monkeypatch.setattr(batch, "BLOCK_BYTES", 64)
     monkeypatch.setattr(mover, "SMALL_BYTES", 16)

@@ -313,7 +313,7 @@ def test_formats_do_not_matter(tmp_path: Path) -> None:
 
 
 def test_an_unreadable_tensor_is_an_error_and_never_equal() -> None:
-    class Damaged:
+    class Damaged(Storage):
         num_bytes = 8
 
         def read_into(self, offset_bytes: int, buffer: memoryview) -> None:

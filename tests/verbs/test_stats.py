@@ -13,7 +13,7 @@ import torch
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.dtypes import BY_NAME, TABLE
 from ptsave.core.nodes import TensorEntry, contiguous_strides
-from ptsave.core.storage import BLOCK_BYTES, MemoryStorage
+from ptsave.core.storage import BLOCK_BYTES, MemoryStorage, Storage
 from ptsave.verbs.stats import TensorStats, non_finite, stats
 
 
@@ -162,7 +162,7 @@ def test_names_choose_and_order_and_progress_adds_up() -> None:
     assert sum(done) == 51
 
 
-class CountingStorage:
+class CountingStorage(Storage):
     """Bytes in memory that count how much of them was read."""
 
     def __init__(self, data: bytes) -> None:

@@ -19,8 +19,8 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 import ptsave
 from ptsave.cli import app
-from ptsave.core.values.digest import tensor_digest
 from ptsave.formats import open_checkpoint
+from ptsave.storage.scan import tensor_digest
 
 Make = Callable[[], Any]
 

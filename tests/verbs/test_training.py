@@ -23,7 +23,7 @@ from ptsave.core.dtypes import BY_NAME
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.parts.training import Parts, find_parts
 from ptsave.core.record import Record
-from ptsave.core.storage import MemoryStorage
+from ptsave.core.storage import MemoryStorage, Storage
 from ptsave.errors import CorruptError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.dcp import read as dcp_read
@@ -386,7 +386,7 @@ def test_a_folder_that_torch_distributed_wrote(tmp_path: Path) -> None:
     assert training.model_key == "model"
 
 
-class Unreadable:
+class Unreadable(Storage):
     """A storage whose bytes are damaged."""
 
     num_bytes = 4

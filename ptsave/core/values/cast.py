@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptsave.core.dtypes import BY_NAME, DType
 from ptsave.core.nodes import TensorEntry, contiguous_strides
+from ptsave.core.storage import Storage
 from ptsave.core.values.gather import contiguous
 from ptsave.core.values.numbers import decode
 
@@ -35,7 +36,7 @@ def cast(entry: TensorEntry, dtype: DType) -> TensorEntry:
     )
 
 
-class CastStorage:
+class CastStorage(Storage):
     """The elements of a tensor in another dtype, rounded to nearest, ties to even.
 
     Narrowing goes through float32, as torch's own conversions do (c10/util/Half.h, BFloat16.h take a
@@ -43,10 +44,10 @@ class CastStorage:
     0x7fc0, where torch says that or 0xffff, as the tensor's layout and the processor have it.
     """
 
-    crc32 = None
-
     def __init__(self, entry: TensorEntry, dtype: DType) -> None:
         self.num_bytes = entry.num_elements * dtype.itemsize
+        self._offset: int
+        self.inner: Storage
         self.inner, self._offset = contiguous(entry)
         self._from, self._to = entry.dtype, dtype
         self._overflows: dict[int, int] = {}

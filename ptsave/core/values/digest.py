@@ -14,9 +14,6 @@ from typing import Protocol
 from ptsave.core.dtypes import DType
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.record import Digests, Record
-from ptsave.core.storage import BLOCK_BYTES, MemoryStorage
-from ptsave.core.values.gather import contiguous
-from ptsave.core.values.resolved import resolved
 
 DEFAULT = "xxh3_128"
 HEX_DIGITS = {"xxh3_128": 32, "blake3": 64, "sha256": 64}
@@ -59,22 +56,6 @@ def _factory(algorithm: str) -> Callable[[bytes], Hasher]:
 
         return hashlib.sha256
     raise KeyError(algorithm)
-
-
-def tensor_digest(entry: TensorEntry, algorithm: str = DEFAULT) -> str:
-    """The digest of one tensor's values, read in blocks."""
-    entry = resolved(entry)
-    digest = hasher(algorithm, prefix(entry.dtype, entry.shape))
-    storage, offset_bytes = contiguous(entry)
-    if isinstance(storage, MemoryStorage):
-        digest.update(storage.buffer[offset_bytes : offset_bytes + entry.num_bytes])
-        return digest.hexdigest()
-    buffer = memoryview(bytearray(min(BLOCK_BYTES, entry.num_bytes)))
-    for start in range(0, entry.num_bytes, BLOCK_BYTES):
-        block = buffer[: min(BLOCK_BYTES, entry.num_bytes - start)]
-        storage.read_into(offset_bytes + start, block)
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def cast_since(entries: Iterable[TensorEntry], record: Record | None) -> list[str]:

@@ -7,7 +7,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from ptsave.core.nodes import TensorEntry, contiguous_strides
-from ptsave.core.storage import MemoryStorage, Storage
+from ptsave.core.storage import Storage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,16 +42,15 @@ def laid_out(entry: TensorEntry) -> TensorEntry:
     )
 
 
-class GatheredStorage:
+class GatheredStorage(Storage):
     """The elements of a strided view, row-major without gaps.
 
     Reading forward gathers each element once; a window of them is kept between reads.
     """
 
     def __init__(self, entry: TensorEntry) -> None:
-        self.inner = entry.storage
+        self.inner: Storage = entry.storage
         self.num_bytes = entry.num_bytes
-        self.crc32: int | None = None
         self._item_bytes = entry.dtype.itemsize
         self._shape = entry.shape
         self._strides = entry.strides
@@ -102,7 +101,7 @@ class GatheredStorage:
         """Fill `target`, whose axes run from the longest stride to the shortest, in reads of RUN_BYTES."""
         item = self._item_bytes
         span = 1 + _reach(target.shape, strides)
-        if isinstance(self.inner, MemoryStorage):
+        if self.inner.buffer is not None:
             run = self.inner.buffer[offset * item : (offset + span) * item]
             _scatter(run, target, strides)
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ptsave.core.dtypes import DType
 from ptsave.core.nodes import PARAMETER_, UNRESOLVED, TensorEntry
@@ -19,20 +19,17 @@ def resolved(entry: TensorEntry) -> TensorEntry:
     return replace(entry, storage=storage, kind=kind)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ResolvedStorage:
-    """The elements of a storage, conjugated, negated, or both: exact, sign by sign."""
+class ResolvedStorage(Storage):
+    """The elements of a storage, conjugated, negated, or both: exact, sign by sign.
 
-    inner: Storage
-    dtype: DType
-    is_conjugated: bool
-    is_negated: bool
-    crc32: int | None = None
-    """None: the container's CRC is of the bytes as they lie in the file."""
+    The container's CRC is of the bytes as they lie in the file.
+    """
 
-    @property
-    def num_bytes(self) -> int:
-        return self.inner.num_bytes
+    def __init__(self, inner: Storage, dtype: DType, is_conjugated: bool, is_negated: bool) -> None:
+        self.inner: Storage = inner
+        self.num_bytes = inner.num_bytes
+        self.dtype = dtype
+        self.is_conjugated, self.is_negated = is_conjugated, is_negated
 
     def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
         import numpy as np

@@ -8,8 +8,10 @@ from itertools import accumulate
 from math import prod
 from typing import NamedTuple
 
+from isal.isal_zlib import crc32_combine
+
 from ptsave.core.nodes import TensorEntry, contiguous_strides
-from ptsave.core.storage import BLOCK_BYTES, Storage
+from ptsave.core.storage import BLOCK_BYTES, Run, Storage
 from ptsave.core.values.gather import contiguous
 from ptsave.errors import CorruptError, LimitError
 
@@ -111,13 +113,12 @@ def window(entry: TensorEntry, box: Box) -> TensorEntry:
     )
 
 
-class ConcatenatedStorage:
+class ConcatenatedStorage(Storage):
     """Runs of bytes of other storages, end to end."""
 
-    def __init__(self, parts: Sequence[tuple[Storage, int, int]]) -> None:
-        """`parts`: each a storage, where its run begins and how long it is, in bytes."""
+    def __init__(self, parts: Sequence[Run]) -> None:
         self.parts = tuple(parts)
-        self.crc32: int | None = None
+        self.sources = tuple(source for source, _, _ in parts)
         self._starts = [0]
         for _, _, num_bytes in self.parts:
             self._starts.append(self._starts[-1] + num_bytes)
@@ -136,8 +137,18 @@ class ConcatenatedStorage:
             done += count
             index += 1
 
+    def checksums(self) -> list[tuple[Storage, int]]:
+        """Those of the parts; its own, put together, where each is all of a storage."""
+        total = 0
+        for source, begin, num_bytes in self.parts:
+            known = source.checksums()
+            if not known or known[0][0] is not source or (begin, num_bytes) != (0, source.num_bytes):
+                return super().checksums()
+            total = crc32_combine(total, known[0][1], num_bytes)
+        return [(self, total)] if self.parts else []
 
-class TiledStorage:
+
+class TiledStorage(Storage):
     """Boxes of any arrangement, as the row-major bytes of the tensor that they tile.
 
     The elements of a box come in the same order in the box and in the tensor. So whatever part of the
@@ -149,7 +160,6 @@ class TiledStorage:
     ) -> None:
         """`chunks`: boxes that tile `shape`, each with a tensor of its sizes."""
         self.num_bytes = prod(shape) * item_bytes
-        self.crc32: int | None = None
         self._tiles = [_Tile(shape, box, entry, item_bytes) for box, entry in chunks]
         self._tiles.sort(key=lambda tile: tile.first)
         self._reach = list(accumulate((tile.last for tile in self._tiles), max))
@@ -165,13 +175,6 @@ class TiledStorage:
                 break
             if tile.last > offset_bytes:
                 tile.copy(offset_bytes, end, buffer)
-
-
-def sources_of(storage: Storage) -> list[Storage]:
-    """The storages that the bytes of `storage` come from: itself, unless it was put together."""
-    if isinstance(storage, ConcatenatedStorage):
-        return [part for part, _, _ in storage.parts]
-    return list(storage.sources) if isinstance(storage, TiledStorage) else [storage]
 
 
 class _Tile:

@@ -58,14 +58,13 @@ def _damaged(why: str) -> LossyError:
     return LossyError(what, "", ("save it again, or leave it out", Option("drop", lead=" with ")))
 
 
-class DequantizedStorage:
+class DequantizedStorage(Storage):
     """The elements of a quantized tensor, row-major, as float32."""
 
     def __init__(self, value: Opaque, shape: tuple[int, ...]) -> None:
         state = value.state
         integers = integers_of(value)
         self.num_bytes = prod(shape) * _BYTES
-        self.crc32: int | None = None
         self._integers, self._offset = contiguous(integers)
         self._dtype = integers.dtype
         self._bits = PACKED.get(state["dtype"].name)

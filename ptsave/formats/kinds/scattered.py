@@ -339,12 +339,11 @@ class _Words:
         return len(ends)
 
 
-class ScatteredStorage:
+class ScatteredStorage(Storage):
     """The elements of a sparse tensor, row-major, zeros included; a window of them is kept between reads."""
 
     def __init__(self, runs: _Runs, values: TensorEntry, num_elements: int) -> None:
         self.num_bytes = num_elements * values.dtype.itemsize
-        self.crc32: int | None = None
         self.sources = (*(entry.storage for entry in runs.entries), values.storage)
         """Where its container has checksums for it."""
         self._runs = runs

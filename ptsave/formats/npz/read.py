@@ -26,7 +26,7 @@ from ptsave.formats.zip.checks import check_crcs
 from ptsave.formats.zip.reader import ZipDirectory
 from ptsave.formats.zip.sniff import ZIP_MAGIC, directory_of
 from ptsave.storage.files import InputFile
-from ptsave.storage.windows import FileStorage, window
+from ptsave.storage.windows import FileStorage
 
 MAX_HEADER_BYTES = 10_000
 """Cap on the header of one array; NumPy's own (`numpy.lib.format._MAX_HEADER_SIZE`)."""
@@ -159,7 +159,7 @@ def _array(name: str, storage: Storage, where: str, uses: dict[str, GlobalUse]) 
             where,
             _DAMAGED,
         )
-    data = window(storage, header.num_bytes, num_bytes)
+    data = storage.window(header.num_bytes, num_bytes)
     if header.descr[0] == ">" and dtype.word_bytes > 1:
         data = SwappedStorage(data, dtype.word_bytes)
     strides = contiguous_strides(header.shape)

@@ -12,17 +12,15 @@ from ptsave.core.storage import Storage
 _PIECE_BYTES = 1024 * 1024
 
 
-class Latin1Storage:
+class Latin1Storage(Storage):
     """The bytes behind a long text in UTF-8, decoded a piece at a time and never held whole."""
-
-    crc32 = None
 
     def __init__(self, inner: Storage) -> None:
         """Read the text once, to know where its characters are.
 
         Raises: UnicodeError where it is no text, or has a character that is no byte.
         """
-        self.inner = inner
+        self.inner: Storage = inner
         self._starts: list[int] = []
         """The number of the first character of each piece."""
         self._places: list[int] = []

@@ -32,7 +32,6 @@ from ptsave.formats.pickle.shapes import (
     Shapes,
     as_it_is,
 )
-from ptsave.storage.windows import FileStorage, window
 
 MAX_CODE_BYTES = 24 * 1024 * 1024
 """Cap on a pickle's length, its long strings and bytes not counted; more where the file is longer."""
@@ -64,8 +63,8 @@ class Machine:
         self.data = b""
         self.shapes = shapes
         self.where = where
-        file_bytes = source.num_bytes - start if isinstance(source, FileStorage) else 0
-        whole_bytes = source.file.size_bytes if isinstance(source, FileStorage) else 0
+        file_bytes = source.num_bytes - start if source.file is not None else 0
+        whole_bytes = source.file.size_bytes if source.file is not None else 0
         times = max(shapes.room, room(whole_bytes))  # a zip's records lie beside their pickle
         self.budget = Budget(where, max(times * MAX_UNITS, file_bytes // FILE_BYTES_PER_UNIT))
         self.max_code_bytes = max(shapes.room * MAX_CODE_BYTES, file_bytes)
@@ -170,7 +169,7 @@ class Machine:
         if begin + num_bytes > self.total_bytes:
             raise CorruptError(TRUNCATED)
         self.payload_bytes += num_bytes
-        return Payload(name, window(self.source, begin, num_bytes))
+        return Payload(name, self.source.window(begin, num_bytes))
 
     def line(self, pos: int, cap: str, max_bytes: int) -> tuple[bytes, int]:
         """The text up to the next newline, and the position after it."""

@@ -17,7 +17,6 @@ from ptsave.formats.torch.read import (
 from ptsave.formats.zip.inflate import check_inflated_total
 from ptsave.formats.zip.reader import DEFLATED, read_directory
 from ptsave.storage.files import InputFile
-from ptsave.storage.windows import FileStorage
 
 _MAX_FORMS = 4096
 _MAX_FORMS_OF_A_SIZE = 8
@@ -66,7 +65,7 @@ class TorchParts:
         if (
             isinstance(loaded.root, TensorEntry)
             and not records
-            and type(loaded.root.storage) is FileStorage
+            and loaded.root.storage.file is not None
             and len(known) < _MAX_FORMS_OF_A_SIZE
             and self._num_forms < _MAX_FORMS
         ):

@@ -25,10 +25,11 @@ from ptsave.formats.pickle.inert import Loaded, load
 from ptsave.formats.pickle.shapes import Shapes
 from ptsave.formats.torch.objects import torch_shapes
 from ptsave.formats.torch.storages import MetaStorage, StorageNode, storage_id, storage_type
-from ptsave.formats.zip.checks import check_storages, crc32_of
+from ptsave.formats.zip.checks import check_storages
 from ptsave.formats.zip.reader import DEFLATED, ZipDirectory
 from ptsave.formats.zip.sniff import ZIP_MAGIC, directory_of, sniffed_directory
 from ptsave.storage.files import InputFile
+from ptsave.storage.scan import crc32_of
 
 MAX_INFLATED_PICKLE_BYTES = 64 * 1024 * 1024
 """Cap on a deflated `data.pkl`; torch itself never deflates."""

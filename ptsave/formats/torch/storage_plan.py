@@ -10,7 +10,6 @@ from operator import itemgetter
 from ptsave.core.nodes import TensorEntry, contiguous_strides
 from ptsave.core.storage import Storage
 from ptsave.core.values.gather import GatheredStorage
-from ptsave.formats.stored import byte_range
 
 SPARSE = 2
 """A lone view that uses less than one in SPARSE bytes of its range is stored without the gaps."""
@@ -70,7 +69,7 @@ def plan_storages(views: Mapping[View, TensorEntry]) -> tuple[list[Part], dict[V
 def _runs(views: dict[View, TensorEntry]) -> list[tuple[int, int, dict[View, TensorEntry]]]:
     """The views grouped into runs of bytes (first, end) that touch; one without elements is its own."""
     runs: list[tuple[int, int, dict[View, TensorEntry]]] = []
-    ranged = [(*byte_range(view), order, key) for order, (key, view) in enumerate(views.items())]
+    ranged = [(*view.byte_range, order, key) for order, (key, view) in enumerate(views.items())]
     for start, end, _, key in sorted(ranged, key=itemgetter(0, 1, 2)):
         if start == end:
             runs.append((0, 0, {key: views[key]}))

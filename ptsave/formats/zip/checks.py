@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from isal.isal_zlib import crc32
-
 from ptsave.core.finding import Finding, Kind
-from ptsave.core.storage import BLOCK_BYTES, Storage
+from ptsave.core.storage import Storage
 from ptsave.errors import CorruptError
 from ptsave.formats.zip.reader import ZipDirectory
-from ptsave.storage.windows import FileStorage
+from ptsave.storage.scan import crc32_of
 
 
 def check_crcs(directory: ZipDirectory) -> Iterator[Finding]:
@@ -22,7 +20,7 @@ def check_storages(labelled: Iterable[tuple[str, Storage]]) -> Iterator[Finding]
     """One finding for each storage that is damaged, by its label, and one for all that are not."""
     matching = silent = damaged = 0
     for label, storage in labelled:
-        if storage.crc32 is None and isinstance(storage, FileStorage):
+        if storage.crc32 is None and storage.file is not None:
             silent += storage.num_bytes > 0  # stored as it is: there is nothing to find out by reading it
             continue
         try:
@@ -43,14 +41,3 @@ def check_storages(labelled: Iterable[tuple[str, Storage]]) -> Iterator[Finding]
         yield Finding("bytes", "skipped", "", Kind.NO_CRC, silent)
     if matching and not damaged:
         yield Finding("bytes", "ok", "", Kind.CRCS_MATCH, matching)
-
-
-def crc32_of(storage: Storage) -> int:
-    """Of all its bytes, read in blocks. Raises: UnreadableError."""
-    buffer = memoryview(bytearray(min(BLOCK_BYTES, storage.num_bytes)))
-    crc = 0
-    for offset in range(0, storage.num_bytes, BLOCK_BYTES):
-        part = buffer[: min(BLOCK_BYTES, storage.num_bytes - offset)]
-        storage.read_into(offset, part)
-        crc = crc32(part, crc)
-    return crc

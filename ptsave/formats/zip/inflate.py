@@ -12,9 +12,10 @@ import weakref
 import zlib
 from typing import IO, NamedTuple
 
-from ptsave.core.storage import BLOCK_BYTES
+from ptsave.core.storage import BLOCK_BYTES, Storage
 from ptsave.errors import CorruptError, LimitError
 from ptsave.storage.files import InputFile
+from ptsave.storage.scan import scan
 
 MAX_INFLATED_BYTES = 64 * 1024**3
 """Cap on the inflated size of one record."""
@@ -63,7 +64,7 @@ class _State(NamedTuple):
     """Inflated bytes taken from it."""
 
 
-class InflatedStorage:
+class InflatedStorage(Storage):
     """A deflated record. Reading forward costs what it inflates; reading backward restarts.
 
     A restart begins at the nearest of a few snapshots of the inflater, so views that are read in any
@@ -75,13 +76,12 @@ class InflatedStorage:
     def __init__(
         self, file: InputFile, offset_bytes: int, compressed_bytes: int, num_bytes: int, crc32: int | None
     ) -> None:
-        self.file = file
+        self._file = file
         self.num_bytes = num_bytes
         self.crc32 = crc32
-        """What the container says that the CRC-32 of all the inflated bytes is, or None."""
         self._offset_bytes = offset_bytes
         self._compressed_bytes = compressed_bytes
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._state: _State | None = None
         self._snapshots: list[_State] = []
         self._spool: IO[bytes] | None = None
@@ -147,12 +147,9 @@ class InflatedStorage:
         weakref.finalize(self, spool.close)
         self._state = None
         self._snapshots.clear()
-        block = memoryview(bytearray(min(BLOCK_BYTES, self.num_bytes)))
         try:
-            for offset in range(0, self.num_bytes, BLOCK_BYTES):
-                part = block[: min(BLOCK_BYTES, self.num_bytes - offset)]
-                self._read(offset, part)
-                spool.write(part)
+            for block in scan(self, 0, self.num_bytes):
+                spool.write(block)
             spool.flush()
         except OSError:
             spool.close()
@@ -170,7 +167,7 @@ class InflatedStorage:
 
     def _compressed(self, read_bytes: int) -> bytes:
         wanted = min(BLOCK_BYTES, self._compressed_bytes - read_bytes)
-        return self.file.read_at(self._offset_bytes + read_bytes, wanted)
+        return self._file.read_at(self._offset_bytes + read_bytes, wanted)
 
     def _finish(self, inflater: zlib._Decompress, read: int) -> None:
         """Every compressed byte was used, and no inflated one is left over."""
@@ -188,4 +185,4 @@ class InflatedStorage:
             raise self._corrupt("ends before its compressed bytes do")
 
     def _corrupt(self, what: str) -> CorruptError:
-        return CorruptError(f"a deflated record {what}", str(self.file.path), _HINT)
+        return CorruptError(f"a deflated record {what}", str(self._file.path), _HINT)

@@ -18,11 +18,12 @@ from torch import nn
 
 from ptsave.config.inputs import InputsSpec
 from ptsave.core.behaviour import Behaviour, Determinism
-from ptsave.core.values.digest import DEFAULT, hasher, tensor_digest
+from ptsave.core.values.digest import DEFAULT, hasher
 from ptsave.errors import LossyError
 from ptsave.models.behaviour.trace import Trace, watch, with_precisions
 from ptsave.models.inputs import Arguments, inline_inputs, make_inputs
 from ptsave.models.weights.live import checkpoint_of, is_plain
+from ptsave.storage.scan import tensor_digest
 
 
 def observe(

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ptsave.core.finding import Finding, Kind, Level
 from ptsave.core.parts.renaming import propose
-from ptsave.core.values.digest import tensor_digest
 from ptsave.models.verify.against import against
 from ptsave.models.verify.behaviour import behaviour
 from ptsave.models.verify.roundtrip import roundtrip
 from ptsave.models.verify.subject import ModelSubject
+from ptsave.storage.scan import tensor_digest
 
 
 def keys(subject: ModelSubject) -> Iterator[Finding]:

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 
 from ptsave.core.nodes import UNRESOLVED, TensorEntry
+from ptsave.core.storage import File, Storage
 from ptsave.models.weights.tensors import is_dense, read_tensor, torch_dtype
-from ptsave.storage.windows import FileStorage
 
 ALLOCATOR_BYTES = 64
 """What the addresses of torch's own allocator on the CPU are multiples of. What kernels compute may depend on
@@ -42,7 +42,7 @@ def map_tensors(
     for name, entry in entries.items():
         dtype, storage = torch_dtype(entry), entry.storage
         num_bytes = storage.num_bytes
-        if not isinstance(storage, FileStorage) or num_bytes == 0 or entry.kind in UNRESOLVED:
+        if storage.file is None or num_bytes == 0 or entry.kind in UNRESOLVED:
             tensors[name] = read_tensor(entry)
             continue
         needed = align_bytes or (GROUPED_BYTES if len(entry.shape) > 2 else 1)
@@ -52,7 +52,7 @@ def map_tensors(
             continue
         if id(storage) not in bytes_of:
             if storage.file.fd not in maps:
-                maps[storage.file.fd] = _mapped(storage)
+                maps[storage.file.fd] = _mapped(storage.file, storage)
             bytes_of[id(storage)] = torch.frombuffer(
                 maps[storage.file.fd], dtype=torch.uint8, count=num_bytes, offset=storage.offset_bytes
             )
@@ -72,9 +72,8 @@ def map_apart(entries: Mapping[str, TensorEntry], align_bytes: int | None = None
     return tensors
 
 
-def _mapped(storage: FileStorage) -> mmap.mmap:
+def _mapped(file: File, storage: Storage) -> mmap.mmap:
     """The whole file, privately."""
-    file = storage.file
     try:
         return mmap.mmap(file.fd, file.size_bytes, access=mmap.ACCESS_COPY)
     except ValueError:  # it ends before that by now

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
-from isal.isal_zlib import crc32
 from torch import nn
 
 from ptsave.core.nodes import TensorEntry, contiguous_strides
 from ptsave.core.record import Digests
-from ptsave.core.values.digest import hasher, prefix
 from ptsave.core.values.gather import laid_out
 from ptsave.core.values.resolved import resolved
 from ptsave.errors import LossyError
 from ptsave.models.weights.live import refused_kind
 from ptsave.models.weights.tensors import is_dense, memory_of, torch_dtype
 from ptsave.storage.fetch import Wait, fetch, fetching
-from ptsave.storage.move import damaged
+from ptsave.storage.scan import Check
 from ptsave.storage.workers import NUM_THREADS
 
 STREAM_BYTES = 4 * 1024 * 1024
@@ -161,21 +159,19 @@ class _Buffers:
     ) -> None:
         """Copy each entry (row-major) into its target."""
         for target, entry in pairs:
-            check = _Check(entry, digests) if is_checked else None
+            check = Check(entry, digests.tensors.get(entry.name), digests.algorithm, is_checked)
             offset = entry.byte_range[0]
             for block in blocks(target, STREAM_BYTES // entry.dtype.itemsize):
                 num_bytes = block.numel() * entry.dtype.itemsize
                 view = self._next(num_bytes)
                 window = memory_of(view)
                 entry.storage.read_into(offset, window)
-                if check is not None:
-                    check.update(window)
+                check.sums.update(window)
                 self._send(view.view(torch_dtype(entry)).view(block.shape), block)
                 offset += num_bytes
                 if progress is not None:
                     progress(num_bytes)
-            if check is not None:
-                check.finish()
+            check.finish()
         for event in self.events:
             if event is not None:
                 event.synchronize()
@@ -193,34 +189,6 @@ class _Buffers:
             event = self.events[self.turn] = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(torch.cuda.current_stream(block.device))
         self.turn = 1 - self.turn
-
-
-class _Check:
-    """CRC-32 or digest of a tensor that passes row by row, as `storage.fetch` has it."""
-
-    def __init__(self, entry: TensorEntry, digests: Digests) -> None:
-        self.entry = entry
-        is_whole = entry.byte_range == (0, entry.storage.num_bytes)
-        self.crc32 = entry.storage.crc32 if is_whole else None
-        self.found = 0
-        self.digest = digests.tensors.get(entry.name) if self.crc32 is None else None
-        self.algorithm = digests.algorithm
-        self.hasher = (
-            hasher(self.algorithm, prefix(entry.dtype, entry.shape)) if self.digest is not None else None
-        )
-
-    def update(self, block: memoryview) -> None:
-        if self.crc32 is not None:
-            self.found = crc32(block, self.found)
-        if self.hasher is not None:
-            self.hasher.update(block)
-
-    def finish(self) -> None:
-        """Raises: CorruptError."""
-        if self.crc32 not in (None, self.found):
-            raise damaged("", self.entry.name, "CRC-32")
-        if self.hasher is not None and self.hasher.hexdigest() != self.digest:
-            raise damaged("", self.entry.name, f"recorded {self.algorithm} digest")
 
 
 def blocks(target: torch.Tensor, most: int) -> Iterator[torch.Tensor]:

@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from ptsave.core.nodes import Opaque
-from ptsave.core.values.digest import tensor_digest
 from ptsave.errors import LossyError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.dcp.write import write
 from ptsave.formats.torch.write import write as write_pt
+from ptsave.storage.scan import tensor_digest
 from tests.formats.write_cases import assert_same, bits, checkpoint_of, state_dicts
 
 OPTIONS = WriteOptions(overwrite=True)

@@ -13,11 +13,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 from ptsave.core.record import Record
-from ptsave.core.values.digest import tensor_digest
 from ptsave.errors import LossyError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.npz.write import write
+from ptsave.storage.scan import tensor_digest
 from tests.formats.write_cases import NUMPY_DTYPES, bits, checkpoint_of, state_dicts
 
 OPTIONS = WriteOptions(overwrite=True)

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from ptsave.core.record import Digests, Record
-from ptsave.core.values.digest import tensor_digest
 from ptsave.errors import CorruptError, ExistsError, LossyError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.dcp import write as dcp_write
 from ptsave.formats.safetensors.sharded_write import split, write
 from ptsave.formats.safetensors.write import PAGE_BYTES, header_bytes, lay_out
+from ptsave.storage.scan import tensor_digest
 from tests.formats.write_cases import SAFETENSORS_DTYPES, assert_same, checkpoint_of, state_dicts
 
 OPTIONS = WriteOptions(overwrite=True)

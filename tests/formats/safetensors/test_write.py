@@ -14,11 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, load_model, save_file
 
 from ptsave.core.record import Digests, Record
-from ptsave.core.values.digest import tensor_digest
 from ptsave.errors import CorruptError, ExistsError, LossyError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.safetensors.write import write
+from ptsave.storage.scan import tensor_digest
 from tests.formats.write_cases import (
     SAFETENSORS_DTYPES,
     assert_same,

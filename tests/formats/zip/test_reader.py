@@ -318,6 +318,8 @@ def test_a_deflated_record_with_another_length_than_it_claims(tmp_path: Path) ->
     data = b"abc" * 1000
     for claimed in (2999, 3001):
         storage = deflated(data, tmp_path / "a.zip")
-        wrong = InflatedStorage(storage.file, storage._offset_bytes, storage._compressed_bytes, claimed, None)
+        wrong = InflatedStorage(
+            storage._file, storage._offset_bytes, storage._compressed_bytes, claimed, None
+        )
         with pytest.raises(CorruptError, match=r"more than 2999|ends after 3000 of 3001"):
             wrong.read_into(0, memoryview(bytearray(claimed)))
