@@ -106,6 +106,8 @@ class InputsSpec:
     digests: Mapping[str, str] = field(default_factory=dict)
     """In a record whose inputs stood in files and are too large for it: path among the arguments → digest.
     The files are named by a config alone, and nothing else is set here."""
+    is_recorded: bool = False
+    """Whether only a record says so: what the model computes of them is bounded."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the record; `from_json` reads it back."""
@@ -142,6 +144,7 @@ class InputsSpec:
                 None if file is None else expect(file, str, place / "file"),
                 digests=digests,
                 place=place,
+                is_recorded=True,
             )
         except (UsageError, RecursionError) as error:
             raise malformed(error, place) from error

@@ -173,6 +173,7 @@ class Kind(Enum):
     INPUTS_UNKNOWN = "it was recorded with inputs of files: name the config with -c CONFIG"
     OTHER_INPUTS = "the config's inputs are not those that it was recorded with"
     DOES_NOT_RUN = "the model does not run on the recorded inputs: {why}"
+    RECORDED_TOO_MUCH = "the recorded inputs are too much for a file to ask for: {why}"
     NOT_DETERMINISTIC = "the model is not deterministic: {why} when it was recorded"
     MADE_ANEW = "a value outside the state dict is not what it was: made anew, at random or from other code"
     EXCUSED = "not everything is bitwise equal, and the record's word excuses it: {why}"

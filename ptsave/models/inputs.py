@@ -62,7 +62,10 @@ class Arguments:
 def make_inputs(spec: InputsSpec, model: nn.Module, device: str | torch.device = "cpu") -> Arguments:
     """The arguments that `spec` describes, on `device`; the numbers do not depend on the device.
 
-    Raises: UsageError when forward() does not take them, or a file lacks them; what reading a file raises.
+    Those that only a record vouches for are tried first (one more forward pass; not where ranks share it).
+
+    Raises: UsageError when forward() does not take them, or a file lacks them; LimitError where `model` would
+    compute more of recorded ones than memory is meant for; what reading a file raises.
     """
     args = [_make(item, str(i), spec, spec.place / i, device) for i, item in enumerate(spec.positional)]
     kwargs = {name: _make(item, name, spec, spec.place / name, device) for name, item in spec.named.items()}
@@ -74,7 +77,12 @@ def make_inputs(spec: InputsSpec, model: nn.Module, device: str | torch.device =
             if name in kwargs:
                 raise spec.place.error(f"{name!r} is both in {path} and in a table", "leave one of them out")
             kwargs[name] = tensor
-    return _fitted(model, args, kwargs, place)
+    arguments = _fitted(model, args, kwargs, place)
+    if spec.is_recorded and not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        from ptsave.models.behaviour.activations import check_activations  # runs the model on Arguments
+
+        check_activations(model, arguments)
+    return arguments
 
 
 def inline_inputs(spec: InputsSpec, arguments: Arguments) -> InputsSpec:

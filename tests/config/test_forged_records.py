@@ -348,6 +348,44 @@ def test_inputs_of_a_record_are_bounded_before_they_are_made(shop: Workshop, inp
     assert "MAX_RECORDED_INPUTS = 4194304" in message
 
 
+OUTER = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(1, 2)
+
+    def forward(self, x):
+        try:
+            wide = torch.outer(x, x)
+        except Exception:  # what the model catches is no way out
+            wide = x
+        return self.fc(wide.sum().reshape(1))
+"""
+
+
+@pytest.mark.parametrize("checks", ["behaviour", "roundtrip"])
+def test_what_a_model_computes_of_recorded_inputs_is_bounded(workshop: Workshop, checks: str) -> None:
+    """200,000 numbers, of which the model makes 160 GB."""
+    workshop.write_code(OUTER)
+    workshop.write_config('[model]\nclass = "nets.net.Net"\n[inputs.x]\nshape = [4]\n')
+    workshop.save()
+    wide = {"named": {"x": {"shape": [200_000], "dtype": "float32"}}}
+    forge(put("inputs", value=wide))
+    edit_record(FILE, inputs=wide)
+    arguments = [] if checks == "behaviour" else ["--trust-recorded"]
+    config = "net.toml" if checks == "behaviour" else None
+    outcome = workshop.verify("net.safetensors", "--checks", checks, *arguments, config=config)
+    ((_, message),) = outcome.found(checks, "skipped")
+    assert "MAX_ACTIVATION_BYTES = 2147483664 (found 160000800000)" in message
+    if checks == "roundtrip":
+        code, _, err = workshop.run("load", FILE, "--trust-recorded", "--outputs", "y.npz")
+        assert code == 3
+        assert "MAX_ACTIVATION_BYTES" in err
+
+
 def test_the_cap_on_inputs_grows_with_the_config_s_own(shop: Workshop) -> None:
     forge(put("inputs", "named", "tokens", "shape", value=[2**20, 12]))
     assert "MAX_RECORDED_INPUTS" in json.dumps(shop.verify().document)

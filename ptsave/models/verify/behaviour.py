@@ -48,6 +48,10 @@ def behaviour(subject: ModelSubject) -> Iterator[Finding]:
             yield Finding(CHECK, "skipped", "", arguments)
             return
         subject.replayed = found = _replayed(subject, model, arguments, recorded)
+    except LimitError as error:
+        why = f"{error.what}; {error.hint}"
+        yield Finding(CHECK, "skipped", "", Kind.RECORDED_TOO_MUCH, facts={"why": why})
+        return
     except UsageError as error:
         yield Finding(CHECK, "fail", "", Kind.DOES_NOT_RUN, facts={"why": str(error)})
         return
@@ -83,6 +87,8 @@ def _arguments(subject: ModelSubject, model: nn.Module) -> Arguments | Kind:
     """
     spec, own = subject.told.behaviour_inputs, subject.config.inputs
     if spec is None or not spec.needs_files:
+        if spec is not None and own is not None and not own.is_recorded and own.to_json() == spec.to_json():
+            spec = own
         return make_inputs(spec or InputsSpec(), model, subject.device)
     if not spec.digests:
         return Kind.INPUTS_IN_FILES

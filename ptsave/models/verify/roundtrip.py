@@ -11,7 +11,7 @@ from torch import nn
 from ptsave.core.behaviour import Sample
 from ptsave.core.finding import Finding, Kind, Level
 from ptsave.core.parts.select import select_model
-from ptsave.errors import LossyError, PtsaveError, UnreadableError
+from ptsave.errors import LimitError, LossyError, PtsaveError, UnreadableError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.writers import BY_NAME
@@ -44,7 +44,12 @@ def roundtrip(subject: ModelSubject) -> Iterator[Finding]:
         yield Finding(CHECK, "fail", "", Kind.NO_WEIGHTS, facts={"why": str(error)})
         return
     before = _everything(model)
-    outputs = _first_outputs(subject, model)
+    try:
+        outputs = _first_outputs(subject, model)
+    except LimitError as error:
+        why = f"{error.what}; {error.hint}"
+        yield Finding(CHECK, "skipped", "", Kind.RECORDED_TOO_MUCH, facts={"why": why})
+        return
     own = subject.checkpoint.format
     formats = subject.through or [own if own in BY_NAME else DEFAULT_FORMAT]
     with tempfile.TemporaryDirectory(prefix="ptsave-roundtrip-") as folder:
