@@ -221,9 +221,9 @@ def load(
     What is worth knowing (tensors cast to the model's dtype, changed code) is a warning.
 
     With `lazy` the weights of a model that is built here lie in the file's own pages, each read when it is
-    first used, and are held against nothing. They are the model's to change, and the file may be replaced, as
-    ptsave and every careful writer does; one that is written over in place changes them, and one that is cut
-    short ends the process.
+    first used, and are not checked against a checksum. The model may change them, and the file may be
+    replaced, as ptsave and every careful writer does. A file that is overwritten in place changes the
+    weights, and a file that is truncated ends the process.
 
     A checkpoint that holds weights which no state dict has (tensors in other attributes of a pickled module)
     is refused, or with `extras` "drop" loaded without them.

@@ -299,7 +299,7 @@ def _behaviour_from_json(document: Mapping[str, Any]) -> Behaviour:
     has_all_calls = document.get("has_all_calls")
     _must(isinstance(has_all_calls, bool), "has_all_calls is neither true nor false")
     dtypes = _mapping(document.get("dtypes"), "dtypes")
-    _must(dtypes.keys() <= BY_NAME.keys(), "dtypes names what is no dtype")
+    _must(dtypes.keys() <= BY_NAME.keys(), "dtypes names what is not a dtype")
     return Behaviour(
         inputs=_mapping(document.get("inputs"), "inputs"),
         environment=environment,

@@ -32,7 +32,7 @@ memory and 8 microseconds to show."""
 FILE_BYTES_PER_LEAF = 32
 """A long file may list one for each so many of its bytes."""
 LIVE = "live"
-"""The format of what is no file: a model in memory."""
+"""The format of what is not a file: a model in memory."""
 ROOT_NAME = "value"
 """The name of a root that is itself a leaf: `torch.save(tensor, path)`."""
 
@@ -86,7 +86,7 @@ class Checkpoint:
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Text that the container carries beside the tensors (safetensors' `__metadata__`)."""
     globals: Mapping[str, GlobalUse] = field(default_factory=dict)
-    """What the file names outside the known shapes, by dotted name."""
+    """The names in the file that are not in the allow-list, by dotted name."""
     record: Record | None = None
     notes: list[str] = field(default_factory=list)
     """What a reader wants a user to know: a TorchScript archive's code, an index's extra shard."""
@@ -97,7 +97,7 @@ class Checkpoint:
     checks: list[Callable[[], Iterator[Any]]] = field(default_factory=list)
     """The container's own integrity checks (CRCs, …); each yields `core.verdict.Finding`s."""
     parts_of_checks: list[Callable[[], Iterator[Any]]] = field(default_factory=list)
-    """The same in parts that several processes can share; empty where the checks cannot be divided."""
+    """`checks` in parts that several processes can share; empty where the checks cannot be divided."""
     parts: list[Accounting] = field(default_factory=list)
     """What the container has that tensors may view, its bookkeeping aside."""
     dropped: list[str] = field(default_factory=list)

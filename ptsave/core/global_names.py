@@ -1,7 +1,7 @@
 """What is known of a dotted name in a pickle. It changes what is said of a name, never whether it passes.
 
-A name outside the known shapes fails the check `safe` whatever is known of it: this table tells a reader how
-bad that is.
+A name that is not in the allow-list fails the check `safe` whatever is known of it. This table
+tells the reader how dangerous the name is.
 """
 
 from __future__ import annotations

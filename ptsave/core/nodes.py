@@ -86,7 +86,7 @@ class TensorEntry:
         return (id(self.storage), self.offset, self.shape, self.strides, what)
 
     def named(self, name: str) -> TensorEntry:
-        """The same tensor under another name."""
+        """A copy of the entry under another name."""
         return TensorEntry(
             name,
             self.dtype,
@@ -192,7 +192,7 @@ class Opaque:
 
 @dataclass(slots=True)
 class GlobalUse:
-    """How a file uses a name outside the known shapes."""
+    """How a file uses a name that is not in the allow-list."""
 
     name: str
     count: int = 0

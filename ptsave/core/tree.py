@@ -21,7 +21,7 @@ MAX_NAME_CHARS = 32 * 1024 * 1024
 """Cap on the length of all leaves' paths together: a long key stands in the path of each leaf under it."""
 MAX_DEPTH = 200
 """Cap on how deep containers nest."""
-CYCLE = Opaque("a container that this one is in")
+CYCLE = Opaque("a container that holds itself")
 """The leaf that stands where a container holds itself."""
 
 _LONG_TEXT = 1024
@@ -129,7 +129,7 @@ def rewrite(
             made = done[id(original)][0]
             if made is _OPEN:
                 hint = "keep it out of its own contents"
-                raise LossyError(f"{dotted(path)!r} is a container that it is in", "", hint)
+                raise LossyError(f"{dotted(path)!r} is a container that holds itself", "", hint)
             return made
         node = enter(path, original)
         if node is GONE or not isinstance(node, containers):

@@ -1,1 +1,1 @@
-"""The same under torch.distributed."""
+"""Saving, loading and verifying models under torch.distributed."""

@@ -67,9 +67,9 @@ def _has_crc32(storage: Storage) -> bool:
 
 
 def read_back(group: Group, where: str, share: Mapping[str, TensorEntry], algorithm: str) -> dict[str, str]:
-    """The digest of every tensor of all ranks' shares, each read once, its parts held against their CRC-32.
+    """The digest of every tensor in the shares of all ranks; equal on every rank.
 
-    The same on every rank.
+    Each tensor is read once, and its parts are checked against their CRC-32.
 
     Raises: CorruptError for a part that is not what it was when it was written.
     """

@@ -80,7 +80,7 @@ def list_run(folder: Path) -> list[RunFile]:
 
 
 def paths_of_run(folder: Path) -> list[Path]:
-    """The same without looking into the files.
+    """The paths in `folder` that have the name of a run's checkpoint, the oldest step first.
 
     Raises: MissingFileError.
     """
@@ -112,7 +112,7 @@ def litter_of(folder: Path) -> list[Path]:
 def read_run_file(path: Path) -> RunFile:
     """What the checkpoint at `path`, which has the name of one, says of itself.
 
-    Reads what says where the tensors lie, and plain data, whose CRC-32s are held against it; not the tensors.
+    Reads the table of the tensors and the plain data, and checks their CRC-32s. Does not read the tensors.
     """
     parts = FILE_NAME.fullmatch(path.name)
     assert parts is not None
@@ -141,7 +141,7 @@ def read_run_file(path: Path) -> RunFile:
     except OSError as error:
         return unusable(f"cannot be read: {error.strerror}")
     if not isinstance(root, dict) or type(root.get(STEP)) is not int:
-        return unusable("it is no training checkpoint: it says no step")
+        return unusable("it is not a training checkpoint: it says no step")
     if root[STEP] != step:
         return unusable(f"it says that it is of step {root[STEP]}")
     epoch, metrics = root.get(EPOCH), root.get(METRICS)

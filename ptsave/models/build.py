@@ -36,7 +36,7 @@ def build_model(
 
     What a record names is imported where it is trusted, and called where it makes modules or config objects.
 
-    Raises: UsageError when the target is not there, rejects its arguments, raises, or is no module;
+    Raises: UsageError when the target is not there, rejects its arguments, raises, or is not a module;
     UnsafeError for what a record names and is not trusted.
     """
     target = resolve_device(device)

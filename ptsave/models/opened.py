@@ -82,7 +82,7 @@ class OpenCheckpoint(Mapping[str, "torch.Tensor"]):
         return self._checkpoint.record
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        """One tensor, read into memory of its own, on the CPU; held against its checksum and digest.
+        """One tensor, read into memory of its own, on the CPU; checked against its checksum and digest.
 
         Raises: KeyError; CorruptError for damaged bytes; LossyError for what is not a plain tensor.
         """

@@ -97,7 +97,7 @@ def _show_checkpoint(result: Inspection, tree: bool, stats: Sequence[TensorStats
     _record(result.record)
     _named_code(result.named_code)
     if result.globals:
-        section("names outside the known shapes (nothing here was imported or run)")
+        section("names that are not in the allow-list (nothing here was imported or run)")
         table(
             [
                 (escape(u.name), u.used_for, f"{u.count}×", WORDS[kind_of(u.name)])

@@ -50,7 +50,7 @@ class Move:
     """Makes, from their CRC-32, the bytes that lie directly before them in the target."""
     header_bytes: int = 0
     trailer: Callable[[int], bytes] | None = None
-    """The same, of the bytes that lie directly after them."""
+    """Makes, from their CRC-32, the bytes that lie directly after them in the target."""
     trailer_bytes: int = 0
     shared_bytes: int = 0
     """How many of the first bytes the target already shares with the source file."""

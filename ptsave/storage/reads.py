@@ -75,7 +75,7 @@ def refuse_input(path: Path, where: str) -> None:
 
 
 def refuse_inputs_in(folder: Path, where: str) -> None:
-    """The same for everything in `folder`, of which a writer replaces and removes some.
+    """Refuse to write into `folder` when it holds a file that was read: a writer may replace or remove it.
 
     Raises: RefusedError.
     """

@@ -264,11 +264,11 @@ class _Key:
 
 
 class _Number(int, _Key):
-    """A key that is its own index to whoever knows no better: a trainer may put the loader together anew."""
+    """An integer key that is its own index, for callers that do not know `_Key`: trainers rebuild loaders."""
 
 
 class _Text(str, _Key):
-    """The same for an index that is text."""
+    """A text key that is its own index, for callers that do not know `_Key`."""
 
 
 class _Other(_Key):

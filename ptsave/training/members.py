@@ -92,7 +92,7 @@ def stateful(member: Any) -> Any:
 
 
 def map_members(name: str, part: Any, take: Callable[[str, Any], Any]) -> Any:
-    """The same structure with what `take` makes of each member and its label."""
+    """`part` with each member replaced by what `take` returns for its label and it."""
     if isinstance(part, Mapping) and not hasattr(part, "state_dict"):
         return {key: take(f"{name}.{key}", member) for key, member in part.items()}
     if isinstance(part, (list, tuple)):
@@ -150,7 +150,7 @@ def check_member(label: str, member: Any, *, is_model: bool) -> None:
             "shard the model with torch.distributed.fsdp.fully_shard (FSDP2)",
         )
     if is_model and not isinstance(member, nn.Module):
-        raise UsageError(f"a {type(member).__name__} is no torch.nn.Module", f"TrainingState, {label}")
+        raise UsageError(f"a {type(member).__name__} is not a torch.nn.Module", f"TrainingState, {label}")
     if not has_both:
         raise UsageError(
             f"a {type(member).__name__} has no state_dict and load_state_dict",

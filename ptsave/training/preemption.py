@@ -109,7 +109,7 @@ class WorkerInit:
         self._inner = inner
         self._told: list[Held] = []
 
-    def __getstate__(self) -> dict[str, Any]:  # for a worker that is no fork
+    def __getstate__(self) -> dict[str, Any]:  # for a worker that is not a fork
         return {"_inner": self._inner, "_told": list(_held.values())}
 
     def __call__(self, worker_id: int) -> None:

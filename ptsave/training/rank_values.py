@@ -110,7 +110,7 @@ def divide(tree: dict[str, Any], kinds: Mapping[Path, str], group: Any) -> Divis
 
     `kinds`: of what is below a path. Other tensors are weights, other values are values.
 
-    Raises: LossyError for what is no tensor and no plain data; RankError on the other ranks then.
+    Raises: LossyError for what is neither a tensor nor plain data; RankError on the other ranks then.
     """
     items = ranks.together(lambda: dict(flatten(tree)), group)
     if ranks.size() == 1:
@@ -362,7 +362,7 @@ class Live(NamedTuple):
 def live_paths(live: Mapping[str, Any], kinds: Mapping[Path, str], group: Any) -> Live:
     """What the modules in `live`, the state of now, hold here and on other ranks. Every rank calls it.
 
-    Raises: LossyError for what is no tensor and no plain data; RankError on the other ranks then.
+    Raises: LossyError for what is neither a tensor nor plain data; RankError on the other ranks then.
     """
     modules = {path for path, kind in kinds.items() if kind == WEIGHTS}
     paths = ranks.together(

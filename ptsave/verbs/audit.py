@@ -1,4 +1,4 @@
-"""The `bytes` check: every byte of every tensor read once, held against CRCs and recorded digests."""
+"""The `bytes` check: every byte of every tensor read once, checked against CRCs and recorded digests."""
 
 from __future__ import annotations
 

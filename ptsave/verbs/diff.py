@@ -55,7 +55,7 @@ class TensorDiff:
 
 @dataclass(frozen=True, slots=True)
 class DataDiff:
-    """A leaf that is no tensor, is in both checkpoints, and is not the same."""
+    """A leaf that is not a tensor, is in both checkpoints, and is not the same."""
 
     path: str
     a: Any
@@ -96,7 +96,7 @@ class Diff:
 
     @property
     def is_same(self) -> bool:
-        """Whether nothing differs, the data that is no tensor included."""
+        """Whether nothing differs, the data that is not a tensor included."""
         data = self.data_only_in_a or self.data_only_in_b or self.data_changed
         return self.has_same_tensors and not data
 

@@ -44,7 +44,7 @@ class Training:
 
     @property
     def sentences(self) -> list[str]:
-        """The same for a person, a line each."""
+        """The state in words, a line each."""
         lines = [
             ", ".join(f"{path} {in_words(value)}" for path, value in numbers.items())
             for numbers in (self.progress, self.metrics)

@@ -44,7 +44,7 @@ class OptimizerState:
 
     @property
     def sentence(self) -> str:
-        """The same for a person."""
+        """The state in words."""
         options = ", ".join(f"{key} {text}" for key, text in self._telling_options())
         parts = [self.kind if self.kind != "unknown" else "an optimizer of unknown kind"]
         if options:
@@ -82,7 +82,7 @@ class SchedulerState:
 
     @property
     def sentence(self) -> str:
-        """The same for a person."""
+        """The state in words."""
         text = self.kind if self.kind != "unknown" else "a scheduler of unknown kind"
         if self.last_epoch is not None:
             text += f" at epoch {in_words(self.last_epoch)}"
@@ -102,7 +102,7 @@ class ScalerState:
 
     @property
     def sentence(self) -> str:
-        """The same for a person."""
+        """The state in words."""
         return _at(self.where, f"gradient scaler at scale {in_words(self.scale)}")
 
 

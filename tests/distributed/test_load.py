@@ -146,7 +146,7 @@ def test_what_is_allowed(studio: Path, config: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["m.safetensors", "m.pt", "m.dcp/__0_0.distcp"])
 def test_damage_does_not_load(studio: Path, name: str) -> None:
-    """No rank reads a whole tensor, and yet each is held against its checksum."""
+    """No rank reads a whole tensor, and yet each is checked against its checksum."""
     path = studio / name
     with open_checkpoint(studio / Path(name).parts[0]) as checkpoint:
         storage = checkpoint.tensors["blocks.1.up.weight"].storage

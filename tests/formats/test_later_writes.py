@@ -1,4 +1,4 @@
-"""What a pickle writes into a container after it was handed over, held against what torch and NumPy load."""
+"""What a pickle writes into a container after it was handed over, checked against torch and NumPy."""
 
 from __future__ import annotations
 

@@ -789,7 +789,7 @@ def test_a_scaler_that_is_off_has_nothing_to_say() -> None:
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"model": object()}, "no torch.nn.Module"),
+        ({"model": object()}, "not a torch.nn.Module"),
         ({"model": Net(), "optimizer": 3}, "a int has no state_dict"),
         ({"model": Net(), "data": torch.utils.data.DataLoader([1])}, "does not know how far it came"),
         ({"model": Net(), "step": Fails()}, "'step' is kept anyway"),

@@ -1,4 +1,4 @@
-"""From every format to every format, held against torch, safetensors, DCP and NumPy themselves."""
+"""From every format to every format, checked against torch, safetensors, DCP and NumPy themselves."""
 
 from __future__ import annotations
 

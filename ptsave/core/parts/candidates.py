@@ -32,7 +32,7 @@ MODEL_KEYS = (
 )
 """Keys that training code keeps the one model's state dict under, the likeliest first."""
 EXTRA_STATE = ("_extra_state", "_packed_params")
-"""How the keys of what is no tensor end: a module's own extra entry, a quantized layer's weight and bias.
+"""How the keys of what is not a tensor end: a module's own extra entry, a quantized layer's weight and bias.
 Source: torch.nn.modules.module, torch.ao.nn.quantized.modules.linear."""
 MAX_PARTS = 1000
 """Parts with weights in them past which nothing says which is the model's."""
@@ -44,7 +44,7 @@ OWN = "."
 _AVERAGE = re.compile(r"(?i)(^|[._-])(ema|swa|avg|averaged?|averaging|shadow|polyak)([._-]|$)")
 """Names of averages of weights over time."""
 _TRAINING = re.compile(r"optim|sched|grad_?scaler|^(scaler|.*rng|random)(_states?)?$", re.IGNORECASE)
-"""Keys of optimizers, schedulers, scalers and random states: what has tensors and is no model."""
+"""Keys of optimizers, schedulers, scalers and random states: what has tensors and is not a model."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def _by_rules(found: list[Candidate], place: str) -> Candidate:
 
 
 def _is_of_another(average: Candidate, best: Candidate) -> bool:
-    """Whether `average` is one of other weights than `best`, which may then be no model at all."""
+    """Whether `average` is one of other weights than `best`, which may then not be a model at all."""
     if best.is_own:
         return not best.outweighs(average) and not average.is_copy_of(best)
     return not (best.is_known or average.is_copy_of(best) or best.is_copy_of(average))
@@ -292,7 +292,7 @@ def _is_weight(leaf: Any) -> bool:
 
 
 def _is_training(key: Any, node: Any) -> bool:
-    """Whether `node` is a part of a training's state that is no model."""
+    """Whether `node` is a part of a training's state that is not a model."""
     return _TRAINING.search(str(key)) is not None or (isinstance(node, dict) and "param_groups" in node)
 
 

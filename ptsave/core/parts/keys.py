@@ -183,7 +183,7 @@ def choose_tied(
         first = expected[name].tied_to or name
         others = [n for n, want in expected.items() if n != name and (want.tied_to or n) == first]
         if not others:
-            raise UsageError(f"{name!r} is no tied parameter of the model", Option("tie"), "leave it out")
+            raise UsageError(f"{name!r} is not a tied parameter of the model", Option("tie"), "leave it out")
         gives_way |= {other: name for other in others if other in names}
     return gives_way
 
@@ -206,7 +206,7 @@ def _has_same_values(a: TensorEntry, b: TensorEntry) -> bool:
 
 
 def role(name: str) -> str:
-    """What the end of a name says that a tensor is for: a scale is no shift, whatever either is called."""
+    """What the end of a name says that a tensor is for: a scale is not a shift, whatever either is called."""
     last = re.split(r"[._]", name.rpartition(".")[2])[-1].lower()
     return _ROLES.get(last, last)
 

@@ -225,9 +225,9 @@ def _of_ranks(checkpoint: Checkpoint, where: str) -> Iterator[LeftOut]:
 
 
 def strip_wrappers(selection: Selection) -> Selection:
-    """The same tensors without what DDP, torch.compile, FSDP and checkpointing put into their names.
+    """The selection without the parts of names that DDP, torch.compile, FSDP and checkpointing add.
 
-    Left as it is where two names would become one.
+    Returns `selection` itself where two names would become one.
     """
     names = [*selection.tensors, *selection.extra]
     renamed, stripped = strip_wrapper_names(names)
@@ -258,7 +258,7 @@ def under_prefix(
 
 
 def _renamed(selection: Selection, names: Mapping[str, str]) -> Selection:
-    """The same tensors under `names`, old → new."""
+    """The selection with its names replaced by `names` (old → new)."""
     return replace(
         selection,
         tensors={names.get(name, name): entry for name, entry in selection.tensors.items()},
@@ -278,7 +278,7 @@ def _without_wrappers(where: str, num_in_front: int) -> str:
 
 
 def named_as(selection: Selection, wanted: Iterable[str]) -> Selection:
-    """The same tensors under the names `wanted`, where these have wrappers in them themselves.
+    """The selection under the names `wanted`, where these contain wrapper parts themselves.
 
     A model that compiles a part of itself, or whose only child is called `module`, has names like those
     that were stripped.

@@ -72,7 +72,7 @@ _SETTINGS = frozenset(
         *("train_args", "model_args", "model_config", "datamodule_hyper_parameters", "loops"),
     }
 )
-"""Keys that hold what was wished for: `epochs` below them is no progress."""
+"""Keys that hold what was wished for: `epochs` below them is not progress."""
 _RNG_KEY = re.compile(r"(?i)(^|[_.])rng|random_?state|manual_seed|generator_state")
 _FOLLOWS = re.compile(r"(?i)(^|[._-])(teacher|target|momentum)([._-]|$)")
 """Names of networks that may follow the one that is trained."""

@@ -117,7 +117,7 @@ def raw_blocks(entry: TensorEntry, max_bytes: int = BLOCK_BYTES) -> Iterator[mem
 
 
 def any_order(entry: TensorEntry) -> tuple[TensorEntry, int]:
-    """The same storage's elements in whatever order streams best, each once, and how often each repeats.
+    """A view with each element of the storage once, in the fastest order to read; and how often each repeats.
 
     A transposed tensor becomes contiguous, an expanded one (stride 0) as small as its storage.
     """

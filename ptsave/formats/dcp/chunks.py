@@ -16,7 +16,7 @@ from ptsave.core.values.gather import contiguous
 from ptsave.errors import CorruptError, LimitError
 
 MAX_COMPARISONS = 4_000_000
-"""Cap on the pairs of chunks that are held against each other to show that none overlap."""
+"""Cap on the pairs of chunks that are checked against each other to show that none overlap."""
 FEW_ROWS = 16
 """So many are copied one by one; importing NumPy costs as much as a hundred thousand."""
 

@@ -77,9 +77,9 @@ class Metadata:
     """A DCP folder's table of contents."""
 
     items: dict[str, TensorAbout | None]
-    """By fully qualified name, in the file's order; None for what is no tensor."""
+    """By fully qualified name, in the file's order; None for what is not a tensor."""
     places: dict[tuple[str, tuple[int, ...] | None], ItemLocation]
-    """By name and the chunk's offsets (None for what is no tensor)."""
+    """By name and the chunk's offsets (None for what is not a tensor)."""
     paths: dict[str, tuple[str | int, ...]]
     """The path in the nested state dict of each name that was flattened."""
     globals: Mapping[str, GlobalUse]

@@ -45,7 +45,7 @@ MAX_RECORDS = 8
 """How many files that may hold the record, beside the usual one, are looked at."""
 
 Items = Mapping[str, TensorAbout | None]
-"""What the metadata says of each item, by its name; None for what is no tensor."""
+"""What the metadata says of each item, by its name; None for what is not a tensor."""
 
 _SUFFIX = ".distcp"
 _LOOKED_AT = 64 * 1024
@@ -280,12 +280,12 @@ class _Reader:
                 reach = max(reach, end)
 
     def check(self) -> Iterator[Finding]:
-        """Hold every record of every item against its CRC-32, and the metadata against the record."""
+        """Check every record of every item against its CRC-32, and the metadata against the record."""
         yield from self._check_record()
         yield from self._check_files(self._files)
 
     def parts_of_check(self) -> list[Callable[[], Iterator[Finding]]]:
-        """The same, file by file."""
+        """`check`, divided by file, so that several processes can share the work."""
         return [self._check_record, *(partial(self._check_files, (name,)) for name in self._files)]
 
     def _check_record(self) -> Iterator[Finding]:

@@ -285,7 +285,7 @@ def _about(entry: TensorEntry | None) -> New:
 def _flatten(root: Any, where: str, notes: list[str]) -> Iterator[tuple[Keys, Any]]:
     """The items of a nested state dict, as torch makes them: each tensor, and each value without one inside.
 
-    Raises: LossyError when the root is no dict, or a key would not survive being made text.
+    Raises: LossyError when the root is not a dict, or a key would not survive being made text.
     """
     if not isinstance(root, dict):
         raise LossyError("dcp holds a dict of values, and this is none", where, "choose another format")

@@ -39,7 +39,7 @@ def dequantized(value: Opaque) -> TensorEntry:
     shape = state["size"] if "packed" in state else state["int_repr"].shape
     if state["qscheme"] == PER_TENSOR:
         if not -(2**31) <= state["zero_point"] < 2**31:
-            raise _damaged("its zero point is no integer of 32 bits")
+            raise _damaged("its zero point is not an integer of 32 bits")
     else:
         axis, scales, zero_points = state["axis"], state["scales"], state["zero_points"]
         channels = (shape[axis],) if 0 <= axis < len(shape) else None

@@ -84,7 +84,7 @@ def read_npz(file: InputFile) -> Checkpoint:
         for record, name in names_of(directory).items():
             storage = directory.storage(record)
             if not record.endswith(".npy") and not _is_array(storage):
-                notes.append(f"the record {record} is no array, and left out")
+                notes.append(f"the record {record} is not an array, and left out")
                 continue
             if storage.crc32 is None and storage.num_bytes:
                 raise CorruptError(f"the record {record} states no CRC-32", str(file.path), _DAMAGED)
@@ -187,7 +187,7 @@ def _only(objects: Any) -> dict[Any, Any] | None:
 def _item_bytes(descr: str, where: str) -> int | None:
     """Bytes of an element of a dtype that torch does not have; None where it holds Python objects.
 
-    Raises: CorruptError where it is no dtype that NumPy writes.
+    Raises: CorruptError where it is not a dtype that NumPy writes.
     """
     parsed: Any = descr
     if descr.startswith("["):
@@ -281,7 +281,7 @@ def _parse_header(text: str, num_bytes: int, where: str) -> _Header:
     sizes = [size.strip() for size in found[_SHAPE][1].split(",")]
     if sizes[-1] == "":  # () and (3,)
         sizes.pop()
-    elif len(sizes) == 1:  # (3) is no tuple
+    elif len(sizes) == 1:  # (3) is not a tuple
         raise malformed
     numbers = [_SIZE.fullmatch(size) for size in sizes]
     if len(numbers) > MAX_RANK:

@@ -65,7 +65,7 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
         header = _npy_header(entry, source_path(checkpoint))
         if not _can_be_record(f"{name}.npy"):
             raise LossyError(
-                "npz cannot hold a tensor whose name is no plain path in a zip archive",
+                "npz cannot hold a tensor whose name is not a plain path in a zip archive",
                 repr(name[:80]),
                 "give it another with --rename",
             )

@@ -52,7 +52,7 @@ class Loaded:
 
     root: Any
     globals: dict[str, GlobalUse]
-    """The dotted names outside the known shapes, in the order in which they appear."""
+    """The dotted names that are not in the allow-list, in the order in which they appear."""
     end: int
     """The position after the pickle's last byte."""
     notes: list[str]

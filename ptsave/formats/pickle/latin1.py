@@ -18,7 +18,7 @@ class Latin1Storage(Storage):
     def __init__(self, inner: Storage) -> None:
         """Read the text once, to know where its characters are.
 
-        Raises: UnicodeError where it is no text, or has a character that is no byte.
+        Raises: UnicodeError where it is not text, or has a character that is not a byte.
         """
         self.inner: Storage = inner
         self._starts: list[int] = []

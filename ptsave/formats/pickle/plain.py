@@ -22,7 +22,7 @@ _HINT = (
 
 
 def refusal(file: InputFile, head: bytes) -> UnknownFormatError | None:
-    """Why `file` is not read, if it is a pickle that is not one of torch's; None where it is no pickle."""
+    """Why `file` is not read, if it is a pickle that is not one of torch's; None where it is not a pickle."""
     starts_binary = head[:1] == _PROTO and head[1:2] in (b"\2", b"\3", b"\4", b"\5")
     if not starts_binary and (not head or head[0] not in _TEXT_STARTS):
         return None

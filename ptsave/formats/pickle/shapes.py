@@ -106,7 +106,7 @@ class Known(Global):
 
 
 class Described(Known):
-    """A dotted name outside the known shapes (it is tallied) whose arguments ptsave can read all the same."""
+    """A dotted name that is not in the allow-list, and is counted, but whose arguments ptsave can read."""
 
     __slots__ = ()
 

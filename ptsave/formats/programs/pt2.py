@@ -198,7 +198,9 @@ class _Archive:
             self.pickled(record)
         for record in programs:
             if not record.endswith(".json"):
-                raise CorruptError(f"{record} is no program in JSON", str(self.directory.file.path), _DAMAGED)
+                raise CorruptError(
+                    f"{record} is not a program in JSON", str(self.directory.file.path), _DAMAGED
+                )
             where = self.where(record)
             text = self.directory.read(self.top + record, MAX_CONFIG_BYTES)
             for code, count in Counter(code_in(parse_object(text, "the program", where))).items():

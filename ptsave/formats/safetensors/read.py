@@ -135,7 +135,7 @@ def with_aliases(
 ) -> dict[str, TensorEntry]:
     """`tensors` with the record's tied names, in the order of the record's digests if it names the same.
 
-    A name that another tool has stored apart since is no alias any more; `verify` says so.
+    A name that another tool has stored apart since is not an alias any more; `verify` says so.
 
     Raises: CorruptError when an alias leads to itself, or to a tensor that is not stored.
     """

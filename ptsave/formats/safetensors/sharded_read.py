@@ -80,7 +80,7 @@ def read(folder: InputFolder) -> Checkpoint:
 
 
 def read_index(file: InputFile) -> Checkpoint:
-    """The same from the path of the index file itself."""
+    """Open the sharded checkpoint whose index is `file`."""
     folder = InputFolder(file.path.parent)
     try:
         checkpoint = read_shards(file, folder)

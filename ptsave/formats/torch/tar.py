@@ -160,7 +160,7 @@ def _read_tensors(reader: _Reader, storages: dict[int, StorageNode]) -> dict[int
             raise reader.corrupt("a tensor's description is malformed")
         key, storage_key = described[:2]
         if type(key) is not int or type(storage_key) is not int:
-            raise reader.corrupt("the key of a tensor or of its storage is no number")
+            raise reader.corrupt("the key of a tensor or of its storage is not a number")
         (rank,) = _RANK.unpack(reader.take(_RANK.size))
         # torch keeps storages and tensors in one table
         if key in tensors or key in storages or storage_key not in storages or not 0 <= rank <= MAX_RANK:

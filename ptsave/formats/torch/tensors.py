@@ -192,7 +192,7 @@ def _parameter(data: Any, requires_grad: bool) -> Any:
 
 
 def changed(entry: TensorEntry, kind: str, requires_grad: bool) -> TensorEntry:
-    """The same view as another kind of tensor."""
+    """A copy of the entry as another kind of tensor."""
     return TensorEntry(
         "", entry.dtype, entry.shape, entry.strides, entry.storage, entry.offset, kind, requires_grad
     )

@@ -1,4 +1,4 @@
-"""The CRC-32 of an archive's records, held against what the archive says."""
+"""The CRC-32 of an archive's records, checked against what the archive says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every local header and data descriptor of a zip archive, held against the directory.
+"""Every local header and data descriptor of a zip archive, checked against the directory.
 
 Source: PKWARE APPNOTE.TXT 6.3.10, sections 4.3.7 and 4.3.9; caffe2/serialize/inline_container.cc and
 miniz 3.0.2: torch leaves CRC and sizes out of the local header and writes descriptors of 16 bytes, of 24

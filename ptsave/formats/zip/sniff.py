@@ -23,7 +23,7 @@ def directory_of(file: InputFile) -> ZipDirectory:
 
 
 def sniffed_directory(file: InputFile, head: bytes) -> ZipDirectory | None:
-    """The directory, or None where the file is no archive or a damaged one."""
+    """The directory, or None where the file is not an archive, or is a damaged one."""
     if not head.startswith(ZIP_MAGIC):
         return None
     try:

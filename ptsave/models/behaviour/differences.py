@@ -36,7 +36,7 @@ class OutputDifference:
 
     @property
     def figures(self) -> str:
-        """The same for a person."""
+        """The measured differences in words."""
         return (
             f"max absolute {self.max_absolute:.3g}, max relative {self.max_relative:.3g}, "
             f"{self.max_ulps:.3g} ULP (rtol {self.rtol:g}, atol {self.atol:g})"

@@ -1,4 +1,4 @@
-"""Whether floating point explains a difference: what was recorded, held against how far rounding goes today.
+"""Whether floating point explains a difference: recorded outputs, checked against today's rounding errors.
 
 Two programs that compute the same function rarely give the same bits. So the model is run again as exactly
 as can be (in float64, `exact`), and with random roundings thrown in (`runs`). What was recorded may be as far
@@ -27,7 +27,7 @@ NUM_RUNS = 3
 MARGIN = 8.0
 """How many times rounding's own effect a difference may be on the same kind of machine."""
 FOREIGN_MARGIN = 32.0
-"""The same across devices and versions, whose kernels add up in another order or approximate otherwise."""
+"""MARGIN across devices and versions, whose kernels add in another order or approximate differently."""
 FLOOR_ULPS = 4.0
 """Differences of so many units in the last place of a tensor's typical value are always rounding."""
 CREDIBLE = 64.0

@@ -46,7 +46,7 @@ class Replay:
     excesses: Mapping[str, Excess] = field(default_factory=dict)
     """For each output that is not bitwise equal, how far it is off and how far rounding goes."""
     apart: Mapping[tuple[str, int], Excess] = field(default_factory=dict)
-    """The same for each call that was held alone to its recorded inputs."""
+    """The excess of each call that was run alone on its recorded inputs."""
     claims: Sequence[str] = ()
     """What only the record says and what lets outputs be farther off, or excuses that they are not bitwise
     equal: nothing here can check it. Empty where the outputs are equal."""
@@ -83,7 +83,7 @@ class Replay:
         if all(excess.is_explained for excess in self.apart.values()):
             return all(excess.is_explained for excess in self.excesses.values())
         # A module is another one by itself. Where the others make up for that, the end is as good as equal;
-        # the margin for an ill-conditioned whole is no excuse for it.
+        # the margin for an ill-conditioned whole is not an excuse for it.
         return all(excess.is_within_noise for excess in self.excesses.values())
 
     @property
@@ -123,7 +123,7 @@ def replay(
     rtol: float | None = None,
     atol: float | None = None,
 ) -> Replay:
-    """Run `model` on the recorded inputs and hold it against the record.
+    """Run `model` on the recorded inputs and check it against the record.
 
     `coarse` names the narrower dtype that the weights went through, if any. `rtol` and `atol` are the
     config's own: then they decide, else rounding does.

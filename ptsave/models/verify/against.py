@@ -22,7 +22,7 @@ CHECK = "against"
 
 
 def against(subject: ModelSubject) -> Iterator[Finding]:
-    """The same tensors and the same behaviour as OTHER, whatever the two formats."""
+    """The tensors and the behaviour equal those of OTHER, whatever the two formats."""
     if subject.other is None:
         return
     fresh = subject.fresh

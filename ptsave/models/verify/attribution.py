@@ -207,7 +207,7 @@ def _outside(subject: ModelSubject, findings: Sequence[Finding]) -> str:
     if subject.replayed is None or subject.replayed.is_same or not subject.made_anew:
         return ""
     names = first_names(subject.made_anew)
-    return f"made anew: {names} is outside the state dict, and not what it was (drawn at random?)"
+    return f"recreated: {names} is outside the state dict, and not what it was (drawn at random?)"
 
 
 def _numerics(subject: ModelSubject, findings: Sequence[Finding]) -> str:

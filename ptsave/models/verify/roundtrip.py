@@ -87,14 +87,14 @@ def _arguments(subject: ModelSubject, model: nn.Module) -> Arguments | None:
 
 
 def _everything(model: nn.Module) -> Digests:
-    """Digest of every tensor that makes the model what it is, and the text of what is no tensor."""
+    """Digest of every tensor that makes the model what it is, and the text of what is not a tensor."""
     return digests_of(model.state_dict()) | buffer_digests(model)
 
 
 def _reread(
     subject: ModelSubject, name: str, path: Path, before: Digests, outputs: Samples | None
 ) -> Iterator[Finding]:
-    """Load what was written, and hold it against what was there before."""
+    """Load what was written, and check it against what was there before."""
     try:
         with open_checkpoint(path) as copy:
             # Nobody cuts this file short while it is mapped, and every byte of it is compared below.

@@ -50,7 +50,7 @@ class ModelSubject:
     made_anew: list[str] = field(default_factory=list)
     """Tensors, arrays and numbers that no state dict knows, and that are not what they were."""
     damage: CorruptError | None = None
-    """Why the weights were loaded without being held against their checksums."""
+    """Why the weights were loaded without being checked against their checksums."""
     _model: nn.Module | None = None
     _is_spent: bool = False
     """Whether the skeleton was filled once, and can only be looked at now."""

@@ -311,7 +311,7 @@ def _like(want: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _without_refused(report: KeyReport, selection: Selection, extra: set[str], wanted: Wanted) -> KeyReport:
-    """An extra state that is no plain data counts as missing, and as left over.
+    """An extra state that is not plain data counts as missing, and as left over.
 
     Raises: LossyError where that is not allowed.
     """

@@ -40,7 +40,7 @@ def present(tree: Any, storages: Storages) -> Any:
 
 
 def _present(value: Any, storages: Storages, name: str, done: dict[int, Any]) -> Any:
-    """The same for one value; `done` holds each container of before, and None for those that it is in."""
+    """`present` for one value. `done` maps the id of a container to its copy, or to None while it is open."""
     if isinstance(value, torch.Tensor):
         return _quantized(value, storages, name) if value.is_quantized else entry_of(value, storages, name)
     if isinstance(value, (Mapping, list, tuple)):
@@ -131,7 +131,7 @@ def entry_of(tensor: torch.Tensor, storages: Storages, name: str) -> TensorEntry
 
 
 def refused_kind(tensor: torch.Tensor) -> str | None:
-    """What `tensor` is where it is no plain strided tensor with values of its own; else None."""
+    """What `tensor` is where it is not a plain strided tensor with values of its own; else None."""
     if tensor.layout is not torch.strided:
         return f"a {str(tensor.layout).removeprefix('torch.')} tensor"
     if tensor.is_nested:

@@ -133,7 +133,7 @@ def state_dict(
 ) -> OrderedDict[str, Any]:
     """The state dict of `selection` for `model`, with `tensors` for those of it.
 
-    Raises: LossyError for what is no plain data.
+    Raises: LossyError for what is not plain data.
     """
     values: Any = OrderedDict((name, tensors[name]) for name in selection.tensors)
     values.update((name, to_torch(value, name, is_checked)) for name, value in selection.extra.items())

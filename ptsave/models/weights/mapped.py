@@ -62,7 +62,7 @@ def map_tensors(
 
 
 def map_apart(entries: Mapping[str, TensorEntry], align_bytes: int | None = None) -> dict[str, torch.Tensor]:
-    """The same for a model, whose tensors are to be changed one by one: what shares memory is copied."""
+    """`map_tensors` for a model that changes its tensors one by one: tensors that share memory are copied."""
     tensors = map_tensors(entries, align_bytes)
     seen: set[int] = set()
     for name, entry in entries.items():

@@ -44,8 +44,8 @@ def stream_into(
     Nothing else is held. CRC-32s and digests are checked in the same pass unless `is_checked` is off.
 
     Raises: LossyError naming a target that has no entry, another shape, no memory of its own (meta, expanded)
-    or is no plain tensor: nothing has been written then. CorruptError, UnreadableError: what came before has
-    been written, and part of the tensor that is named.
+    or is not a plain tensor; nothing has been written then. CorruptError and UnreadableError; the tensors
+    before the named one have been written, and part of it.
     """
     pairs = _pairs(targets, entries)
     expected = digests or Digests("")

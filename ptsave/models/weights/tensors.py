@@ -40,7 +40,7 @@ def read_tensors(
     A subclass is a plain tensor here, a conjugate or negative view the values that it stands for.
 
     A few are read ahead on threads, large ones in parts. Where the container has a CRC-32 or `digests` a
-    digest of exactly the bytes that are read, they are held against it, unless `is_checked` is off.
+    digest of exactly the bytes that are read, they are checked against it, unless `is_checked` is off.
 
     Raises: CorruptError naming the tensor; LossyError for a dtype that this torch lacks.
     """

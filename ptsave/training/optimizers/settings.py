@@ -61,7 +61,7 @@ def is_scheduler(state: Any) -> bool:
 def scheduler_differences(
     own: Mapping[str, Any], saved: Mapping[str, Any], label: str, settings: Settings
 ) -> Iterator[str]:
-    """The same for a scheduler, and for those in it."""
+    """`differences` of a scheduler and of the schedulers in it."""
     keys = [key for key in own if key not in PROGRESS and (key == "_milestones" or not key.startswith("_"))]
     yield from differences(own, saved, keys, label, settings)
     for i, (inner, was) in enumerate(_pairs(own, saved)):

@@ -1,7 +1,7 @@
 """One piece of work at a time on a thread of its own, whose failure is raised to whoever waits for it.
 
-The thread is no daemon: at exit the interpreter waits until it is done. A failure that nobody has waited for
-by then is reported as an uncaught exception is.
+The thread is not a daemon: at exit the interpreter waits until the thread is done. A failure that nobody has
+waited for by then is reported like an uncaught exception.
 """
 
 from __future__ import annotations

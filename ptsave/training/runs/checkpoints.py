@@ -282,8 +282,8 @@ class Checkpoints:
     def resume(self, state: Stateful) -> int:
         """Give `state` what the newest good checkpoint holds; returns the step to begin with, 0 without one.
 
-        Every byte of it is held against its checksum. One that is damaged is passed over with a warning, and
-        the one before is taken; so is told what could not be restored.
+        Every byte is checked against its checksum. A damaged checkpoint is passed over with a warning, and
+        the one before it is taken. A warning also names what could not be restored.
 
         Raises: CorruptError when there are checkpoints and all are damaged: a training never starts anew over
         a damaged run; LossyError when the state does not fit; then nothing was changed.

@@ -43,7 +43,9 @@ def step_of(step: Any) -> int:
     try:
         number = operator.index(step)
     except TypeError:
-        raise UsageError(f"step={step!r} is no integer", "save", "count the steps in whole numbers") from None
+        raise UsageError(
+            f"step={step!r} is not an integer", "save", "count the steps in whole numbers"
+        ) from None
     if not 0 <= number <= MAX_STEP:
         raise UsageError(f"step={number} is out of range", "save", f"from 0 to {MAX_STEP}")
     return number
@@ -58,5 +60,5 @@ def _number(name: Any, value: Any) -> float:
         return float(value.detach() if isinstance(value, torch.Tensor) else value)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         raise UsageError(
-            f"{name!r} is no number: a {type(value).__name__}", "save", "give a number, or leave it out"
+            f"{name!r} is not a number: a {type(value).__name__}", "save", "give a number, or leave it out"
         ) from None

@@ -113,7 +113,7 @@ class _RunWriter(Writer):
 
 
 def _check_back(folder: str, places: Sequence[Any]) -> None:
-    """Read what this rank has written, and hold it against its CRC-32s. `places`: torch's `_StorageInfo`s.
+    """Read what this rank has written, and check it against its CRC-32s. `places`: torch's `_StorageInfo`s.
 
     Raises: WriteError.
     """

@@ -37,8 +37,8 @@ class HostMemory:
 
         The result, which is for a writer, is good until the next call. `path` is for messages.
 
-        Raises: LossyError naming what is no tensor and no plain data; RefusedError when there is not enough
-        memory.
+        Raises: LossyError naming a value that is neither a tensor nor plain data; RefusedError when there
+        is not enough memory.
         """
         places = self._copy(_storages(tree))
         view = self._flat.numpy().data

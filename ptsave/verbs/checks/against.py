@@ -13,7 +13,7 @@ from ptsave.verbs.diff import Diff, belonging_to_tensors, describe, diff_content
 
 
 def against(subject: Subject) -> Iterator[Finding]:
-    """The same tensors and the same behaviour as OTHER, whatever the two formats."""
+    """The tensors and the behaviour equal those of OTHER, whatever the two formats."""
     if subject.other is None:
         yield Finding("against", "skipped", "", Kind.NEEDS_OTHER)
         return

@@ -1,4 +1,4 @@
-"""Which weights an optimizer's states belong to: held against their order, their shapes and their names.
+"""Which weights an optimizer's states belong to: checked against their order, their shapes and their names.
 
 An optimizer's state dict numbers the parameters in the order in which it was given them, and says no names
 unless it was given these too (`param_names`). Beside a model whose parameters come in another order, or

@@ -13,7 +13,7 @@ KINDS = {"runs": Kind.RUNS, "library": Kind.LIBRARY, "unknown": Kind.UNKNOWN}
 
 
 def safe(subject: Subject) -> Iterator[Finding]:
-    """Nothing in the file would run; lists every name outside the known shapes."""
+    """Nothing in the file would run; lists every name that is not in the allow-list."""
     uses = subject.checkpoint.globals.values()
     level: Level
     for use in uses:

@@ -1,4 +1,4 @@
-"""Casts held against torch's, bit by bit."""
+"""Casts checked against torch's, bit by bit."""
 
 from __future__ import annotations
 

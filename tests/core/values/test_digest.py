@@ -1,4 +1,4 @@
-"""Digests: their definition, held against the libraries themselves."""
+"""Digests: their definition, checked against the libraries themselves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Strided views, gathered in windows, held against torch."""
+"""Strided views, gathered in windows, checked against torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tensors in chunks, held against NumPy's slicing."""
+"""Tensors in chunks, checked against NumPy's slicing."""
 
 from __future__ import annotations
 

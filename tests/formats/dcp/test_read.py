@@ -1,4 +1,4 @@
-"""DCP folders, held against what torch.distributed.checkpoint loads."""
+"""DCP folders, checked against what torch.distributed.checkpoint loads."""
 
 from __future__ import annotations
 

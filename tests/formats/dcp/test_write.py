@@ -1,4 +1,4 @@
-"""The DCP writer, held against torch.distributed.checkpoint."""
+"""The DCP writer, checked against torch.distributed.checkpoint."""
 
 from __future__ import annotations
 

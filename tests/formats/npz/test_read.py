@@ -1,4 +1,4 @@
-"""NumPy's files, held against what NumPy reads."""
+"""NumPy's files, checked against what NumPy reads."""
 
 from __future__ import annotations
 

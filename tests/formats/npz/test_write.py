@@ -1,4 +1,4 @@
-"""The .npz writer, held against NumPy."""
+"""The .npz writer, checked against NumPy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pickles that are emitted, held against Python's own machine."""
+"""The pickles that are emitted, checked against Python's own machine."""
 
 from __future__ import annotations
 

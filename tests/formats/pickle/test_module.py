@@ -1,4 +1,4 @@
-"""Whole modules (`torch.save(model)`), held against `model.state_dict()`, with and without their classes."""
+"""Whole modules (`torch.save(model)`), checked against `model.state_dict()`, with classes and without."""
 
 from __future__ import annotations
 

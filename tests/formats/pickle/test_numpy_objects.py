@@ -1,4 +1,4 @@
-"""NumPy's arrays in a pickle, held against what NumPy reads."""
+"""NumPy's arrays in a pickle, checked against what NumPy reads."""
 
 from __future__ import annotations
 

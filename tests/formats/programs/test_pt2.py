@@ -1,4 +1,4 @@
-"""torch.export's archives, held against the exported program."""
+"""torch.export's archives, checked against the exported program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TorchScript archives, held against `torch.jit.load(f).state_dict()`."""
+"""TorchScript archives, checked against `torch.jit.load(f).state_dict()`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""safetensors files, held against what the safetensors library reads and refuses."""
+"""safetensors files, checked against what the safetensors library reads and refuses."""
 
 from __future__ import annotations
 

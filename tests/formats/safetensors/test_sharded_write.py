@@ -1,4 +1,4 @@
-"""The sharded writer, held against safetensors and huggingface_hub's layout."""
+"""The sharded writer, checked against safetensors and huggingface_hub's layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The safetensors writer, held against the safetensors library."""
+"""The safetensors writer, checked against the safetensors library."""
 
 from __future__ import annotations
 

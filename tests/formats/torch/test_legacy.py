@@ -1,4 +1,4 @@
-"""torch's legacy format, held against torch's own reading."""
+"""torch's legacy format, checked against torch's own reading."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torch's zip format, held against torch's own reading."""
+"""torch's zip format, checked against torch's own reading."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torch's tar format, held against torch's own reading of files made by hand."""
+"""torch's tar format, checked against torch's own reading of files made by hand."""
 
 from __future__ import annotations
 

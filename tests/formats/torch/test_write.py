@@ -1,4 +1,4 @@
-"""The torch zip writer, held against torch.load."""
+"""The torch zip writer, checked against torch.load."""
 
 from __future__ import annotations
 

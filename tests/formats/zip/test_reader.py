@@ -1,4 +1,4 @@
-"""Archives of the writers that there are, held against Python's `zipfile`."""
+"""Archives of the writers that there are, checked against Python's `zipfile`."""
 
 from __future__ import annotations
 

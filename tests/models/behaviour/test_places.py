@@ -353,7 +353,7 @@ def test_what_is_drawn_anew_is_named(workshop: Workshop, kind: str, name: str) -
     assert not outcome.is_yes
     assert (
         outcome.cause
-        == f"made anew: {name} is outside the state dict, and not what it was (drawn at random?)"
+        == f"recreated: {name} is outside the state dict, and not what it was (drawn at random?)"
     )
 
 
