@@ -96,7 +96,7 @@ class Kind(Enum):
 
     # --- resume ---
     NO_TRAINING = "no training checkpoint: it has no optimizer state"
-    NO_WEIGHTS_BESIDE = "there are no weights beside it that the optimizer state could be held against"
+    NO_WEIGHTS_BESIDE = "there are no weights beside it that the optimizer state could be checked against"
     ONLY_AVERAGES = "the only weights are averages: the optimizer's state belongs to those that were trained"
     SEVERAL = "{why}; to resume, {hint}"
     NO_STATE_DICT = "is a pickled object, not a state dict: nothing restores it"
@@ -136,8 +136,8 @@ class Kind(Enum):
     CLOSE = "{count} of {total} tensors (such as {first!r}: {how}) [is|are] within the tolerance"
     DATA_UNEQUAL = "is another there"
     SOME_DATA_UNEQUAL = (
-        "{count} [value that is no tensor differs or is in one alone|"
-        "values that are no tensors differ or are in one alone]: {places}"
+        "{count} [value that is not a tensor differs or is in one alone|"
+        "values that are not tensors differ or are in one alone]: {places}"
     )
     ONLY_MODELS = "only the models: {here} tensors here and {there} there were not compared"
     NO_TENSORS = "neither holds a tensor"
@@ -175,7 +175,7 @@ class Kind(Enum):
     DOES_NOT_RUN = "the model does not run on the recorded inputs: {why}"
     RECORDED_TOO_MUCH = "the recorded inputs are too much for a file to ask for: {why}"
     NOT_DETERMINISTIC = "the model is not deterministic: {why} when it was recorded"
-    MADE_ANEW = "a value outside the state dict is not what it was: made anew, at random or from other code"
+    MADE_ANEW = "a value outside the state dict is not what it was: recreated, at random or from other code"
     EXCUSED = "not everything is bitwise equal, and the record's word excuses it: {why}"
     LOST_BUFFER = "a buffer outside the state dict is not what it was: uninitialised, or made otherwise"
     TRAIN_MODE = "left in train mode: it stays in training after eval()"

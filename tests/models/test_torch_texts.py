@@ -1,4 +1,4 @@
-"""torch still says what `torch_texts` looks for: each text is held against the real error."""
+"""torch still says what `torch_texts` looks for: each text is checked against the real error."""
 
 from __future__ import annotations
 

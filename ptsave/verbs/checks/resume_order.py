@@ -62,7 +62,7 @@ class Match:
     """How an optimizer's parameters fit the weights."""
 
     weights: Weights
-    """Those that they were held against."""
+    """Those that they were checked against."""
     misfits: tuple[Misfit, ...] = ()
     is_order_shown: bool = False
     """Whether the shapes or the names tell that the order is right."""
