@@ -42,7 +42,8 @@ def convert(
         raise UsageError("convert needs a source and a destination", "", "ptsave convert SRC DST")
     *sources, destination = paths
     target = destination_writer(destination, format)
-    refuse_unused(given, unused_by_convert(is_sharded=target.is_sharded, no_record=not options.record))
+    unused = unused_by_convert(is_sharded=target.is_sharded, no_record=not options.record, dry_run=dry_run)
+    refuse_unused(given, unused)
     with ExitStack() as opened:
         checkpoints = [opened.enter_context(open_checkpoint(path)) for path in sources]
         if not dry_run:

@@ -60,11 +60,13 @@ def unused_by_inspect(*, diff: bool, tree: bool, stats: bool) -> dict[str, str]:
     return {}
 
 
-def unused_by_convert(*, is_sharded: bool, no_record: bool) -> dict[str, str]:
+def unused_by_convert(*, is_sharded: bool, no_record: bool, dry_run: bool) -> dict[str, str]:
     """The flags of `convert` that these make useless; `is_sharded`: whether it may write several files."""
     unused = {}
     if not is_sharded:
         unused["--shard-size"] = "the destination is not sharded"
+    if dry_run:
+        unused["--threads"] = "--dry-run moves nothing"
     if no_record:
         unused["--digest"] = "--no-record leaves the digests out"
     return unused

@@ -59,6 +59,28 @@ FormatName = Annotated[
     str | None,
     typer.Option("--format", metavar="FORMAT", help="Format to write; default: as the suffix says."),
 ]
+
+
+def _use_threads(number: int | None) -> None:
+    """Have this process, and those that it starts, use so many threads."""
+    if number is not None:
+        from ptsave.storage.workers import VARIABLE
+
+        os.environ[VARIABLE] = str(number)
+
+
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        metavar="N",
+        min=1,
+        max=9999,
+        callback=_use_threads,
+        help="Threads to use; default: PTSAVE_THREADS, or the cores up to 8.",
+        show_default=False,
+    ),
+]
 NoRecord = Annotated[bool, typer.Option("--no-record", help="Leave ptsave's record out.")]
 NoCheck = Annotated[bool, typer.Option("--no-check", help="Do not read back what was written.")]
 Digest = Annotated[str, typer.Option("--digest", metavar="ALGORITHM", help="xxh3_128, blake3 or sha256.")]

@@ -13,7 +13,7 @@ from ptsave.core.nodes import TensorEntry
 from ptsave.core.storage import Storage
 from ptsave.core.values.digest import DEFAULT
 from ptsave.storage.scan import Check, Sums, scan
-from ptsave.storage.workers import NUM_THREADS
+from ptsave.storage.workers import num_threads
 
 PART_BYTES = 32 * 1024 * 1024
 """The size of the parts of a large tensor, so that no thread waits while another reads the largest one."""
@@ -28,7 +28,8 @@ class _Threads(ThreadPoolExecutor):
     """Threads that all start with the first piece of work; the caller does it where they cannot."""
 
     def __init__(self) -> None:
-        super().__init__(NUM_THREADS)
+        self._num_threads = num_threads()
+        super().__init__(self._num_threads)
         self._is_alone: bool | None = None
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -47,7 +48,7 @@ class _Threads(ThreadPoolExecutor):
         """Start every thread, so that none is missed later, when its work would be queued already."""
         go = threading.Event()
         try:
-            for _ in range(NUM_THREADS):
+            for _ in range(self._num_threads):
                 super().submit(go.wait)
         except RuntimeError:
             return False

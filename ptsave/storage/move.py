@@ -1,6 +1,6 @@
 """Moving bytes from storages into a file: once through the cache, checked and digested on the way.
 
-Work is cut into tasks that two threads take, the largest first: a run of bytes (most tensors), a batch of
+Work is cut into tasks that threads take, the largest first: a run of bytes (most tensors), a batch of
 small runs that are neighbours in the target, or, where one tensor is most of the whole, parts of it.
 """
 
@@ -83,7 +83,7 @@ class Span:
 def move(
     moves: Iterable[Move], output: OutputFile, where: str, progress: Progress | None = None
 ) -> list[Span]:
-    """Carry out `moves` on two threads, filling in their `crc32` and `digests`; returns what was written.
+    """Carry out `moves` on threads, filling in their `crc32` and `digests`; returns what was written.
 
     The first error of any thread stops all.
 
@@ -154,7 +154,7 @@ def _share(item: Move, output: OutputFile) -> None:
 
 
 def _is_split(item: Move, whole_bytes: int) -> bool:
-    """Whether two threads would wait for this one run; only sources that are read at random are cut."""
+    """Whether threads would wait for this one run; only sources that are read at random are cut."""
     return (
         item.target_offset is not None
         and item.num_bytes > max(SPLIT_SHARE * whole_bytes, 2 * SPLIT_BYTES)

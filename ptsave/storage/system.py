@@ -35,6 +35,7 @@ HAS_FOLDER_SYNC = not IS_WINDOWS
 FULL_SYNC: int | None = None if sys.platform == "win32" else getattr(fcntl, "F_FULLFSYNC", None)
 """macOS: fsync leaves bytes in the disk's own cache, and this does not. Source: Apple's fsync(2)."""
 HAS_LINK = hasattr(os, "link") and not IS_WINDOWS
+HAS_AFFINITY = sys.platform == "linux"
 HAS_FADVISE = hasattr(os, "posix_fadvise")
 HAS_CLONE = sys.platform == "linux"
 HAS_OWNERS = not IS_WINDOWS
@@ -373,6 +374,13 @@ def set_non_blocking(fd: int) -> None:
     """Have a write to the pipe `fd` fail when the pipe is full. Windows' pipes cannot."""
     if sys.platform != "win32":
         os.set_blocking(fd, False)
+
+
+def num_cores() -> int:
+    """How many cores this process may use."""
+    if sys.platform == "linux" and HAS_AFFINITY:
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def private_memory(num_bytes: int) -> mmap.mmap:

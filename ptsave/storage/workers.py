@@ -1,15 +1,20 @@
-"""Two threads that share a list of tasks, and stop together."""
+"""Threads that share a list of tasks, and stop together."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Sequence
 
 from ptsave.core.storage import BLOCK_BYTES
+from ptsave.errors import UsageError
+from ptsave.storage import system
 
-NUM_THREADS = 2
-"""Measured: two threads beat one, more do not beat two."""
+MAX_DEFAULT_THREADS = 8
+"""More are only taken when they are asked for: each has a buffer, and memory's bandwidth is shared."""
+VARIABLE = "PTSAVE_THREADS"
+"""The environment variable that says how many threads to use."""
 
 
 class CancelledError(Exception):
@@ -22,8 +27,24 @@ Task = tuple[int, Callable[[memoryview, Stopped], None]]
 BUFFER_BYTES = 2 * BLOCK_BYTES
 
 
+def num_threads() -> int:
+    """How many threads to use: as many as PTSAVE_THREADS says, else one for each core that the process may
+    use, up to MAX_DEFAULT_THREADS. The ranks of one machine share its cores.
+
+    Raises: UsageError.
+    """
+    text = os.environ.get(VARIABLE, "")
+    if text:
+        if not (text.isascii() and text.isdecimal() and 0 < len(text) < 5 and int(text)):
+            raise UsageError(f"{text!r} is not a number of threads", VARIABLE, "for example: 4")
+        return int(text)
+    ranks = os.environ.get("LOCAL_WORLD_SIZE", "")  # torchrun's
+    num_ranks = int(ranks) if ranks.isascii() and ranks.isdecimal() and len(ranks) < 5 else 1
+    return min(max(system.num_cores() // max(num_ranks, 1), 1), MAX_DEFAULT_THREADS)
+
+
 def run_tasks(tasks: Sequence[Task]) -> None:
-    """Do every task, the largest first, on NUM_THREADS threads of which the caller's is one.
+    """Do every task, the largest first, on `num_threads()` threads of which the caller's is one.
 
     The first error of any thread stops all, and is raised when all have stopped. An interrupt does too.
     """
@@ -45,7 +66,7 @@ def run_tasks(tasks: Sequence[Task]) -> None:
             errors.append(error)
             stop.set()
 
-    helpers = [threading.Thread(target=run, daemon=True) for _ in range(min(NUM_THREADS, len(tasks)) - 1)]
+    helpers = [threading.Thread(target=run, daemon=True) for _ in range(min(num_threads(), len(tasks)) - 1)]
     try:
         for helper in helpers:
             with contextlib.suppress(RuntimeError):  # no thread is to be had: the caller's does it all

@@ -35,6 +35,7 @@ USED_BY: Mapping[str, Sequence[str]] = {
     "--against": ("against",),
     "--close": ("against",),
     "--allow": ("safe",),
+    "--threads": ("bytes", *MODEL_CHECKS, RECORD),
     "--allow-infinite": ("finite",),
 }
 """Which checks, and whether `--record`, look at a flag. One that nothing would look at is refused."""

@@ -16,7 +16,7 @@ from ptsave.models.weights.live import refused_kind
 from ptsave.models.weights.tensors import is_dense, memory_of, torch_dtype
 from ptsave.storage.fetch import Wait, fetch, fetching
 from ptsave.storage.scan import Check
-from ptsave.storage.workers import NUM_THREADS
+from ptsave.storage.workers import num_threads
 
 STREAM_BYTES = 4 * 1024 * 1024
 """The size of a buffer on the way into a tensor that cannot be read into; two are used in turn."""
@@ -58,6 +58,7 @@ def stream_into(
             progress(num_bytes)
 
     storages: set[int] = set()
+    most_ahead = num_threads()
     with fetching() as pool:
         for target, entry in pairs:
             address = target.untyped_storage().data_ptr()
@@ -70,7 +71,7 @@ def stream_into(
             if entry.num_bytes:
                 wait = fetch(pool, entry, memory_of(target), digest, expected.algorithm, is_checked)
                 ahead.append((wait, entry.num_bytes))
-            if len(ahead) > NUM_THREADS:
+            if len(ahead) > most_ahead:
                 finish(*ahead.pop(0))
         for one in ahead:
             finish(*one)

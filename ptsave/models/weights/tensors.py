@@ -22,8 +22,9 @@ from ptsave.formats.kinds.objects import parameter_data
 from ptsave.formats.kinds.quantized import integers_of, is_quantized, parameters
 from ptsave.formats.pickle.shapes import Payload
 from ptsave.storage.fetch import fetch, fetching
-from ptsave.storage.workers import NUM_THREADS
 
+MAX_AHEAD = 2
+"""How many tensors are read ahead of the one that is used: each takes its memory."""
 MAX_STRIDED_WASTE = 2
 """A strided view keeps its strides while it spans at most this many times its own bytes."""
 
@@ -50,7 +51,7 @@ def read_tensors(
         for name, entry in entries.items():
             finish = _begin(pool, entry, digests.get(entry.name), algorithm, is_checked)
             ahead.append((name, finish))
-            if len(ahead) > NUM_THREADS:
+            if len(ahead) > MAX_AHEAD:
                 done, finish = ahead.popleft()
                 yield done, finish()
         while ahead:
