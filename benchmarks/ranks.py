@@ -26,7 +26,8 @@ from benchmarks.distributed import LAYER_BYTES, WIDTH
 from ptsave import Checkpoints
 from ptsave.core.parts.select import select_model
 from ptsave.core.record import Record
-from ptsave.distributed.group import Group, joined
+from ptsave.distributed.group import Group
+from ptsave.distributed.joined import joined
 from ptsave.distributed.shares import check_bytes
 from ptsave.distributed.writer import write_sharded
 from ptsave.formats import open_checkpoint
@@ -134,7 +135,7 @@ def stall_plain(folder: Path, num_bytes: int, group: Group) -> Run:
 def _stall(group: Group, save: Callable[[int], Callable[[], object]]) -> float:
     taken = []
     for step in range(NUM_SAVES):
-        group.wait()
+        group.meet()
         begin = time.perf_counter()
         wait = save(step)
         taken.append(time.perf_counter() - begin)
@@ -158,11 +159,11 @@ def main() -> None:
     warnings.simplefilter("ignore")
     with joined("cpu") as group:
         run = CASES[case](path, num_bytes, group)
-        group.wait()
+        group.meet()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         begin = time.perf_counter()
         seconds = run()
-        group.wait()
+        group.meet()
         wall_s = time.perf_counter() - begin if seconds is None else max(group.gather(seconds))
         grown = max(group.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
         if group.is_first:

@@ -36,7 +36,7 @@ from ptsave.cli.options import (
     with_patterns,
 )
 from ptsave.core.own_process import own_process
-from ptsave.distributed.environment import is_first_rank, is_under_torchrun, let_first_speak
+from ptsave.distributed.group import is_first_rank, is_under_torchrun, let_first_speak
 from ptsave.errors import EXIT_INTERRUPTED, EXIT_NO, EXIT_OK, PtsaveError, RefusedError, UsageError
 from ptsave.render.terminal import Mode, failure, out
 from ptsave.storage.reads import noted

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ptsave.distributed.environment import is_under_torchrun
+from ptsave.distributed.group import is_under_torchrun
 
 if TYPE_CHECKING:
     from ptsave.distributed.group import Group
 
 
 @contextmanager
-def ranks(device: str) -> Iterator[Group | None]:
+def launched(device: str) -> Iterator[Group | None]:
     """The group of all ranks; None, without torch, where this process is alone.
 
     An error inside comes out on one rank, so what may be refused is looked at inside.
@@ -23,7 +23,7 @@ def ranks(device: str) -> Iterator[Group | None]:
     if not is_under_torchrun():
         yield None
         return
-    from ptsave.distributed.group import joined
+    from ptsave.distributed.joined import joined
 
     with joined(device) as group:
         yield group

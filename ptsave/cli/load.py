@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from ptsave.cli.launch import ranks
+from ptsave.cli.launch import launched
 from ptsave.core.accounts import Extras
 from ptsave.core.parts.keys import Allowed, Wanted
-from ptsave.distributed.environment import is_first_rank
+from ptsave.distributed.group import is_first_rank
 from ptsave.render.models import show_loaded
 from ptsave.render.terminal import Mode, warn
 
@@ -36,7 +36,7 @@ def load(
 
     Raises: what `models.load.load` raises.
     """
-    with ranks(device) as group:
+    with launched(device) as group:
         if group is None:
             from ptsave.models.load import load as load_alone
 

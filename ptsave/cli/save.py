@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from ptsave.cli.launch import ranks
+from ptsave.cli.launch import launched
 from ptsave.config.toml import load_config
 from ptsave.core.accounts import Extras
 from ptsave.core.parts.keys import Allowed, Wanted
-from ptsave.distributed.environment import is_first_rank
+from ptsave.distributed.group import is_first_rank
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.writers import destination_writer
 from ptsave.render.models import show_saved
@@ -40,7 +40,7 @@ def save(
 
     Raises: UsageError for a flag, and what `models.save.save` raises.
     """
-    with ranks(device) as group:
+    with launched(device) as group:
         if group is None:
             writer = destination_writer(destination, format)
             config = load_config(config_path, overrides)

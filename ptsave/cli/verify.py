@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ptsave.cli.launch import ranks
+from ptsave.cli.launch import launched
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import Finding
 from ptsave.core.verdict import Verdict
-from ptsave.distributed.environment import is_first_rank
+from ptsave.distributed.group import is_first_rank
 from ptsave.errors import UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.render import as_json
@@ -67,7 +67,7 @@ def verify(mode: Mode, request: Request) -> bool:
             return True  # one process does it, and says what came of it
         _check_report(request)
         return _show(mode, _verify_run(mode, request), request)
-    with ranks(request.device) as group:
+    with launched(request.device) as group:
         if is_first_rank():
             _check_report(request)
         outcome = _verify_alone(mode, request) if group is None else _verify_together(mode, request, group)
@@ -130,7 +130,7 @@ def _model(request: Request, source: Checkpoint, other: Checkpoint | None) -> Mo
 
 def _verify_together(mode: Mode, request: Request, group: Group) -> Outcome:
     """The ranks share the bytes and run the model together; all come to the same verdict."""
-    from ptsave.distributed.verify import subject_of, verify_model
+    from ptsave.distributed.verify import sharded_subject, verify_model
 
     asked, start, began = request.asked, time.monotonic(), group.speak(checking(mode))
     for flag in ("--against", "--record", "--through"):
@@ -147,7 +147,7 @@ def _verify_together(mode: Mode, request: Request, group: Group) -> Outcome:
 
             say, app_dir = group.speak(warn), request.app_dir
             opened.enter_context(in_front(app_dir))
-            model = subject_of(
+            model = sharded_subject(
                 group, source, asked.config, request.overrides, asked.trusted, request.select, app_dir, say
             )
             subject = replace(subject, parameters=model.parameters)

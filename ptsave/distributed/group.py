@@ -1,78 +1,159 @@
-"""The ranks that torchrun started, and how they fail: one says why, the others leave, nobody waits for ever.
+"""The ranks that work together: who they are, what they tell each other, and which of them did not come.
 
-A rank that fails writes so into torchrun's own store, which outlives every rank; the first one to do it is
-the one that speaks. Each rank has a thread that looks there, since a rank inside a collective looks at
-nothing. A rank that was killed writes nothing: then the others notice a closed connection or torchrun's
-signal, and the one that speaks says which rank did not leave with them.
+Imports no torch before ranks meet, for commands that do not need it.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import torch
-import torch.distributed as dist
-from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
-from torch.distributed.rendezvous import rendezvous
-
-from ptsave import stopping, streams
-from ptsave.distributed import environment, ranks
-from ptsave.errors import (
-    CorruptError,
-    MissingFileError,
-    Option,
-    PtsaveError,
-    RankError,
-    UsageError,
-    WriteError,
-)
-from ptsave.models.torch_texts import has_timed_out, is_of_gloo
+from ptsave.errors import PtsaveError, RankError, UsageError
 
 T = TypeVar("T")
 
-TIMEOUT_SECONDS = 600.0
-"""How long a rank waits for the others in one collective; PTSAVE_TIMEOUT says otherwise."""
-LOOK_SECONDS = 0.2
-"""How often a rank looks whether another one has failed."""
-LEAVE_SECONDS = 10.0
-"""How long a rank has to unwind before it is ended: it may be inside a call that nothing interrupts."""
+TRAINING_SECONDS = 1800.0
+"""How long a rank of a training waits for the slowest disk: as torch does. PTSAVE_TIMEOUT says otherwise."""
+FIRST_SECONDS = 30.0
+"""How long ranks that are started together may be apart in reading their command line."""
 ROLL_CALL_SECONDS = 3.0
-"""How long the rank that speaks waits to see which of the others are still there."""
-_FAILED = "failed"
+"""How long a rank waits to see which of the others are still there."""
+MAX_LISTED = 8
+"""How many ranks a sentence lists."""
+_NAMES = ("TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""Source: torch/distributed/elastic/agent/server/local_elastic_agent.py of torch 2.13 (`worker_env`)."""
 
 
-@dataclass(frozen=True)
+# --- before the ranks meet: what torchrun tells a command of itself ---------------------------------------
+
+
+def is_under_torchrun() -> bool:
+    """Whether torchrun started this process as one of its ranks."""
+    return all(os.environ.get(name) for name in _NAMES)
+
+
+def is_first_rank() -> bool:
+    """Whether this process speaks for all: rank 0, or a process without other ranks."""
+    return not is_under_torchrun() or os.environ["RANK"] == "0"
+
+
+def let_first_speak() -> None:
+    """On another rank, wait for rank 0 to say what all have found: torchrun ends all when one has ended.
+
+    Returns after FIRST_SECONDS, when it seems that rank 0 has nothing to say.
+    """
+    if not is_first_rank():
+        time.sleep(FIRST_SECONDS)
+
+
+def timeout(default_seconds: float) -> timedelta:
+    """How long a rank waits for the others in one collective: what PTSAVE_TIMEOUT says, or the default.
+
+    Raises: UsageError.
+    """
+    text = os.environ.get("PTSAVE_TIMEOUT", "")
+    try:
+        seconds = float(text) if text else default_seconds
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < 1e6:
+        raise UsageError(f"{text!r} is not a number of seconds", "PTSAVE_TIMEOUT", "for example: 600")
+    return timedelta(seconds=seconds)
+
+
+# --- together ---------------------------------------------------------------------------------------------
+
+
+class LostError(RankError):
+    """Another rank is not there any more, or does not come."""
+
+    is_named = False
+
+    def name(self, ranks: list[int]) -> None:
+        """Say which."""
+        if ranks:
+            names = ", ".join(map(str, ranks[:MAX_LISTED])) + (", …" if len(ranks) > MAX_LISTED else "")
+            self.what = f"{'rank' if len(ranks) == 1 else 'ranks'} {names} died, or hangs"
+            self.is_named = True
+
+
+class CarriedError(RankError):
+    """Another rank failed, and says more about it itself."""
+
+
+@dataclass
 class Group:
-    """The ranks, as one of them sees them."""
+    """The ranks, as one of them sees them; by default a process that is alone.
 
-    rank: int
-    size: int
-    device: str
+    Every rank calls each of the collectives, in the same order. One that waits longer for another rank than
+    the group's timeout raises LostError, which names the ranks that did not come.
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: str = "cpu"
     """This rank's own: `cpu`, or `cuda:LOCAL_RANK`."""
+    handle: Any = None
+    """torch's process group; None: the default one, or none at all."""
+    _num_calls: int = field(default=0, repr=False)
 
     @property
     def is_first(self) -> bool:
         """Whether this rank speaks for all."""
         return self.rank == 0
 
+    def speak(self, say: Callable[..., None]) -> Callable[..., None]:
+        """`say` on rank 0, and silence on the others."""
+        return say if self.is_first else lambda *_: None
+
     def gather(self, value: T) -> list[T]:
         """Every rank's value, by rank, on every rank."""
-        return ranks.gather(value)
+        values: list[Any] = [value] * self.size
+        if self.size > 1:
+            with self._meeting() as dist:
+                dist.all_gather_object(values, value, group=self.handle)
+        return values
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What `make` returns on rank 0, on every rank; only rank 0 calls it."""
-        values = [make() if self.is_first else None]
-        dist.broadcast_object_list(values, src=0)
-        return values[0]  # type: ignore[return-value]
+        """What `make` returns on rank 0, on every rank; only rank 0 calls it.
+
+        Raises: what it raises on rank 0; CarriedError on the others.
+        """
+        made = [self.together(lambda: make() if self.is_first else None)]
+        if self.size > 1:
+            with self._meeting() as dist:
+                dist.broadcast_object_list(made, src=0, group=self.handle)
+        return made[0]  # type: ignore[return-value]
+
+    def together(self, work: Callable[[], T], *, says: Callable[[T], str] | None = None) -> T:
+        """What `work` returns here, when it has succeeded on every rank: none is left behind.
+
+        `says`: in words, of the result, what this rank is about to do; all must say the same.
+
+        Raises: what `work` raises here; CarriedError where it fails on another rank; UsageError, on every
+        rank, where two are about to do different things.
+        """
+        try:
+            result = work()
+        except Exception as error:
+            self.gather((_why(error), ""))
+            raise
+        told = self.gather(("", says(result) if says is not None else ""))
+        for rank, (why, _) in enumerate(told):
+            if why:
+                raise CarriedError(f"rank {rank} failed: {why}", "", "its own message says more")
+        for rank, (_, said) in enumerate(told):
+            if said != told[0][1]:
+                acts = [words or "does something else" for words in (told[0][1], said)]
+                what = f"rank 0 {acts[0]}, rank {rank} {acts[1]}"
+                raise UsageError(what, "Checkpoints", "call the same on every rank, with the same step")
+        return result
 
     def agree(self, what: str, value: str, hint: str) -> None:
         """Insist that all ranks have the same value.
@@ -84,189 +165,124 @@ class Group:
             if other != values[0]:
                 raise RankError(f"ranks 0 and {rank} have different {what}", "", hint)
 
-    def wait(self) -> None:
-        """Come together with all other ranks."""
-        self.gather(None)
+    def largest(self, number: int) -> int:
+        """The largest `number` of any rank: a collective that is cheap enough for each step of a training."""
+        if self.size == 1:
+            return number
+        import torch
 
-    def speak(self, say: Callable[..., None]) -> Callable[..., None]:
-        """`say` on rank 0, and silence on the others."""
-        return say if self.is_first else _silent
+        told = torch.tensor([number])
+        with self._meeting() as dist:
+            dist.all_reduce(told, op=dist.ReduceOp.MAX, group=self.handle)
+        return int(told.item())
 
-
-def _silent(*_: object) -> None:
-    """Say nothing: rank 0 says it."""
-
-
-@contextmanager
-def joined(device: str) -> Iterator[Group]:
-    """The group of all ranks, from the environment that torchrun makes, with each rank on its own device.
-
-    On a failure the block's error comes out on one rank; the others leave with exit code 5 and no word.
-
-    Raises: UsageError for a device that is not there, RankError when a rank is lost.
-    """
-    timeout = environment.timeout(TIMEOUT_SECONDS)
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    failures = _Failures(_store(timeout), rank, size)
-    failures.watch()
-    try:
-        own = _own_device(device)
-        failures.meet(timeout.total_seconds())
-        store, _, _ = next(rendezvous("env://", timeout=timeout))
-        backend = "gloo" if own == "cpu" else "cpu:gloo,cuda:nccl"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
-        group = Group(rank, size, own)
-        yield group
-        streams.flush()  # torchrun ends the others as soon as it sees that one has failed
-        group.wait()
-    except BaseException as error:
-        # torchrun sends it to all as soon as it sees that one has ended: it is not to interrupt this
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        error = _explained(error)
-        if isinstance(error, KeyboardInterrupt):
-            raise  # a person, not torchrun
-        if not failures.is_first_to_fail(error):
-            failures.leave()
-            raise SystemExit(RankError.exit_code) from None
-        if isinstance(error, _LostError):
-            error.name_lost(failures.missing())
-        raise _placed(error, rank) from error
-    finally:
-        failures.stop()
-    dist.destroy_process_group()
-
-
-def _store(timeout: timedelta) -> Store:
-    """A connection of our own to torchrun's store: its operations must not wait behind a collective's."""
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    run = f"{os.environ['TORCHELASTIC_RUN_ID']}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    try:
-        return PrefixStore(f"ptsave/{run}", TCPStore(host, port, is_master=False, timeout=timeout))
-    except dist.DistError:
-        if os.environ["RANK"] != "0":
-            raise SystemExit(RankError.exit_code) from None
-        hint = "start it again; see why it ended, or what is in the way of this port"
-        raise RankError("torchrun's own process cannot be reached", f"{host}:{port}", hint) from None
-
-
-def _own_device(device: str) -> str:
-    if device == "cpu":
-        return device
-    if device != "cuda":
-        raise UsageError(
-            "ranks work on cpu, or on cuda, each on a GPU of its own",
-            Option("device", device),
-            Option("device", "cuda"),
-        )
-    number = int(os.environ["LOCAL_RANK"])
-    if number >= torch.cuda.device_count():
-        what = f"local rank {number} has no GPU of its own: there are {torch.cuda.device_count()}"
-        raise UsageError(what, Option("device", device), ("start fewer ranks, or ", Option("device", "cpu")))
-    torch.cuda.set_device(number)
-    return f"cuda:{number}"
-
-
-class _LostError(RankError):
-    """Another rank is not there any more, or does not come."""
-
-    def name_lost(self, ranks: list[int]) -> None:
-        if ranks:
-            names = ", ".join(map(str, ranks[:8])) + (", …" if len(ranks) > 8 else "")
-            self.what = f"{'rank' if len(ranks) == 1 else 'ranks'} {names} died, or hangs"
-
-
-def _explained(error: BaseException) -> BaseException:
-    """`error`, or what it means where it comes from a collective that broke, or from torchrun's signal."""
-    if stopping.received == signal.SIGTERM:
-        stopping.received = 0
-        return _LostError("torchrun stopped the ranks", "", "see what it says of the rank that ended first")
-    link: BaseException | None = error
-    while link is not None:
-        if isinstance(link, dist.DistError) or is_of_gloo(link):
-            if has_timed_out(link):
-                hint = "PTSAVE_TIMEOUT=SECONDS waits longer, where a rank is only slow"
-                return _LostError("a rank did not come in time", "", hint)
-            return _LostError("the connection to another rank broke", "", "see how the others ended")
-        link = link.__cause__ or link.__context__
-    return error
-
-
-def _placed(error: BaseException, rank: int) -> BaseException:
-    """The error with the rank that it happened on, where that may matter."""
-    if isinstance(error, (WriteError, CorruptError, MissingFileError)) and "rank" not in error.details:
-        error.where = f"rank {rank}, {error.where}" if error.where else f"rank {rank}"
-    if isinstance(error, PtsaveError):
-        error.details.setdefault("rank", rank)
-    return error
-
-
-class _Failures:
-    """Who has failed, in a store that all ranks reach."""
-
-    def __init__(self, store: Store, rank: int, size: int) -> None:
-        self._store, self._rank, self._size = store, rank, size
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="ptsave-ranks", daemon=True)
-
-    def watch(self) -> None:
-        """From here on, leave when another rank fails."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Watch no longer. A thread that is inside the store when Python exits would abort the process."""
-        self._is_over.set()
-        self._thread.join()
-
-    def meet(self, timeout_seconds: float) -> None:
-        """Wait for all ranks in a way that a signal can end, as torch's own wait cannot.
-
-        Raises: RankError.
-        """
-        self._store.set(f"here/{self._rank}", "")
-        waiting = list(range(self._size))
-        end = time.monotonic() + timeout_seconds
-        while waiting := [rank for rank in waiting if not self._store.check([f"here/{rank}"])]:
-            if time.monotonic() > end:
-                error = _LostError("", "", "see why it did not start")
-                error.name_lost(waiting)
-                raise error
-            time.sleep(0.02)
-
-    def is_first_to_fail(self, error: BaseException) -> bool:
-        """Tell all others; whether none of them was quicker."""
-        mine = json.dumps({"rank": self._rank, "why": str(error)})
-        try:
-            return bool(self._store.compare_set(_FAILED, "", mine).decode() == mine)
-        except RuntimeError:  # torchrun itself is gone
-            return self._rank == 0
+    def meet(self) -> None:
+        """Wait until every rank is here."""
+        self.largest(0)
 
     def leave(self) -> None:
-        """Tell that this rank is well and leaves."""
-        with suppress(RuntimeError):
-            self._store.set(f"left/{self._rank}", "")
+        """Give torch's group back, unless the training has ended them all."""
+        if self.handle is not None and _is_initialized():
+            import torch.distributed as dist
 
-    def missing(self) -> list[int]:
-        """The other ranks that do not leave."""
-        waiting = [rank for rank in range(self._size) if rank != self._rank]
-        end = time.monotonic() + ROLL_CALL_SECONDS
-        with suppress(RuntimeError):
-            while waiting and time.monotonic() < end:
-                time.sleep(LOOK_SECONDS / 4)
-                waiting = [rank for rank in waiting if not self._store.check([f"left/{rank}"])]
-        return waiting
+            dist.destroy_process_group(self.handle)
 
-    def _look(self) -> None:
-        while not self._is_over.wait(LOOK_SECONDS):
-            try:
-                if not self._store.check([_FAILED]):
-                    continue
-                who = json.loads(self._store.get(_FAILED))["rank"]
-            except (RuntimeError, ValueError, KeyError):
-                continue
-            if who == self._rank:
-                return
-            self.leave()
-            os.kill(os.getpid(), signal.SIGTERM)  # unwinds the main thread, if anything can
-            if not self._is_over.wait(LEAVE_SECONDS):
-                os._exit(RankError.exit_code)
-            return
+    @contextmanager
+    def _meeting(self) -> Iterator[Any]:
+        """torch.distributed, for one collective.
+
+        Raises: LostError when another rank does not come, or is gone.
+        """
+        import torch.distributed as dist
+
+        self._num_calls += 1
+        try:
+            yield dist
+        except (RuntimeError, dist.DistError) as error:
+            raise self.lost(error) from error
+
+    def lost(self, error: Exception) -> LostError:
+        """What torch says when a rank does not come, or is gone, with the ranks that did not come as far."""
+        found = broken(error)
+        # A store that hangs with its rank must not keep this one.
+        lost: list[int] = []
+        call = threading.Thread(target=self._call_roll, args=(lost,), name="ptsave-roll-call", daemon=True)
+        call.start()
+        call.join(ROLL_CALL_SECONDS + 1)
+        if not lost:
+            found.what += f": {error}"
+        found.name(list(lost))
+        return found
+
+    def _call_roll(self, lost: list[int]) -> None:
+        """Tell the others, in the group's store, that this rank came; add those that did not.
+
+        Those that did notice a lost rank at about the same time: gloo closes the connections.
+        """
+        import torch.distributed as dist
+
+        group: Any = self.handle or dist.group.WORLD
+        if hasattr(group, "get_group_store"):  # torch 2.6 has none
+            store, call = group.get_group_store(), f"ptsave/came/{self._num_calls}"
+            with suppress(RuntimeError):  # its host is gone
+                store.set(f"{call}/{self.rank}", "")
+                lost += absent(store, call, range(self.size), ROLL_CALL_SECONDS)
+
+
+ALONE = Group()
+"""A process without other ranks."""
+
+
+def training_group(known: Group | None = None) -> Group:
+    """The ranks of a training, for what goes on beside its own collectives; ALONE where it has one process.
+
+    Every rank calls it, after the training's own `init_process_group`, whatever its backend. `known`: what an
+    earlier call has made.
+    """
+    if not _is_initialized():
+        return ALONE
+    import torch.distributed as dist
+
+    if known is not None and known.handle is not None:
+        return known
+    handle = dist.new_group(backend="gloo", timeout=timeout(TRAINING_SECONDS))
+    return Group(dist.get_rank(), dist.get_world_size(), handle=handle)
+
+
+def training_rank() -> int:
+    """The rank of this process in its training; 0 where it is the only one."""
+    import torch.distributed as dist
+
+    return dist.get_rank() if _is_initialized() else 0
+
+
+def broken(error: BaseException) -> LostError:
+    """What an error of torch's collectives means."""
+    from ptsave.models.torch_texts import has_timed_out
+
+    if has_timed_out(error):
+        hint = "PTSAVE_TIMEOUT=SECONDS waits longer, where a rank is only slow"
+        return LostError("a rank did not come in time", "", hint)
+    return LostError("the connection to another rank broke", "", "see how the others ended")
+
+
+def absent(store: Any, key: str, ranks: Iterable[int], seconds: float) -> list[int]:
+    """Those of the ranks that do not set KEY/RANK in `store` in time: a wait that a signal can end, as
+    torch's own cannot."""
+    waiting, end = list[int](), time.monotonic() + seconds
+    with suppress(RuntimeError):  # its host is gone: what it said before counts
+        while waiting := [rank for rank in waiting or ranks if not store.check([f"{key}/{rank}"])]:
+            if time.monotonic() > end:
+                break
+            time.sleep(0.02)
+    return waiting
+
+
+def _is_initialized() -> bool:
+    import torch.distributed as dist
+
+    return dist.is_available() and dist.is_initialized()
+
+
+def _why(error: Exception) -> str:
+    return str(error) if isinstance(error, PtsaveError) else f"{type(error).__name__}: {error}"

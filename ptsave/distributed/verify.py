@@ -85,7 +85,7 @@ class ShardedSubject(ModelSubject):
         return model.eval()
 
 
-def subject_of(
+def sharded_subject(
     group: Group,
     source: Checkpoint,
     config_path: Path | None,

@@ -81,8 +81,8 @@ def write_sharded(
         if folder is not None:
             names = [name for name in folder.made if (folder.path / name).exists()]
             commit(folder, names, metadata, text, place.new_record)
-        group.wait()
-    group.wait()
+        group.meet()
+    group.meet()
 
 
 def place_in(folder: OutputFolder | None, num_ranks: int) -> SaveTarget:

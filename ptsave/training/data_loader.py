@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
+from ptsave.distributed.group import training_rank
 from ptsave.errors import LossyError, UsageError
 from ptsave.models.seeding import turn
 from ptsave.training.preemption import WorkerInit
@@ -366,7 +367,7 @@ class _Order:
         return len(self._dataset if self.sampler is None else self.sampler)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Any]:
-        seed, epoch, position = _mix(self.seed, self.epoch, _rank()), self.epoch, self.start
+        seed, epoch, position = _mix(self.seed, self.epoch, training_rank()), self.epoch, self.start
         for indices, is_last in self._drawn(position):
             if is_last and self.epoch == epoch:
                 self.total = position + len(indices)
@@ -504,9 +505,3 @@ def _mix(*numbers: int) -> int:
     """One number of 63 bits from some, the same everywhere."""
     digest = hashlib.blake2b(",".join(map(str, numbers)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") & MAX_SEED
-
-
-def _rank() -> int:
-    """The rank of this process, so that ranks differ in their augmentations."""
-    is_group = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_rank() if is_group else 0

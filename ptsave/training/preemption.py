@@ -13,7 +13,6 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, NamedTuple
 
-from ptsave.distributed import ranks
 from ptsave.errors import UsageError
 from ptsave.storage import system
 
@@ -73,10 +72,6 @@ class Signals:
     def are_held(self) -> bool:
         """Whether any were taken over."""
         return bool(self._before)
-
-    def received(self) -> int:
-        """The signal that came, to any rank; 0 when none did. Where there are ranks, every one calls it."""
-        return ranks.largest(self._received)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a fork that was made since: the training is its parent's

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ptsave.core.parts.training import STEPS_DONE
-from ptsave.distributed import ranks
+from ptsave.distributed.group import ALONE, Group
 from ptsave.errors import CorruptError, LossyError
 from ptsave.formats.run_folder import EPOCH, METRICS, STEP
 from ptsave.models.weights.sharded import has_replicas, is_sharded, tensors_in
@@ -105,27 +105,27 @@ class Division:
     """The weights of which ranks have different ones."""
 
 
-def divide(tree: dict[str, Any], kinds: Mapping[Path, str], group: Any) -> Division:
+def divide(tree: dict[str, Any], kinds: Mapping[Path, str], group: Group) -> Division:
     """Find out what differs by rank, and who writes what. Every rank calls it.
 
     `kinds`: of what is below a path. Other tensors are weights, other values are values.
 
     Raises: LossyError for what is neither a tensor nor plain data; RankError on the other ranks then.
     """
-    items = ranks.together(lambda: dict(flatten(tree)), group)
-    if ranks.size() == 1:
+    items = group.together(lambda: dict(flatten(tree)))
+    if group.size == 1:
         return _alone(tree, items)
-    found = ranks.together(
-        lambda: {path: item_of(value, _kind(path, value, kinds)) for path, value in items.items()}, group
+    found = group.together(
+        lambda: {path: item_of(value, _kind(path, value, kinds)) for path, value in items.items()}
     )
     _check_replicas(items, group)
-    told = ranks.gather(_Told.of(items, found), group)
+    told = group.gather(_Told.of(items, found))
     everyone = [one.own for one in told]
     if any(one.digest != told[0].digest for one in told):
-        everyone = ranks.gather(found, group)
+        everyone = group.gather(found)
         _compare_sharded(items, everyone, group)
     table = _table(everyone)
-    tree = {**tree, WORLD_SIZE: ranks.size()}
+    tree = {**tree, WORLD_SIZE: group.size}
     division = Division(tree)
     division.different = [
         path for path, entry in table.items() if entry.kind == WEIGHTS and len(entry.owners) > 1
@@ -241,10 +241,10 @@ def _is_too_much(table: Table, everyone: Sequence[Found]) -> bool:
 
 
 def _fill_folder(
-    division: Division, items: dict[Path, Any], table: Table, everyone: Sequence[Found], group: Any
+    division: Division, items: dict[Path, Any], table: Table, everyone: Sequence[Found], group: Group
 ) -> None:
     """Note what this rank writes into the folder, and what all write."""
-    rank = ranks.number()
+    rank = group.rank
     written: dict[Path, int] = {}
     for path, value in items.items():
         entry = table.get(path)
@@ -259,12 +259,12 @@ def _fill_folder(
             written[entry.target(path, source)] = everyone[source][path].num_bytes
     lists = [path for path, entry in table.items() if entry.kind == NAMES]
     if lists:
-        values = ranks.gather({path: items[path] for path in lists if path in items}, group)
+        values = group.gather({path: items[path] for path in lists if path in items})
         for path in lists:
             written[path] = 0
             if rank == 0:
                 division.mine[path] = list(dict.fromkeys(n for one in values for n in one.get(path, ())))
-    more: dict[Path, Any] = {(WORLD_SIZE,): ranks.size()} | {
+    more: dict[Path, Any] = {(WORLD_SIZE,): group.size} | {
         (RANK_VALUES, key): part for key, part in _plan(table).items()
     }
     written |= dict.fromkeys(more, 0)
@@ -289,10 +289,10 @@ def _plan(table: Table) -> dict[str, Any]:
     }
 
 
-def _gather_values(items: Mapping[Path, Any], table: Table, group: Any) -> list[dict[Path, Any]]:
-    rank = ranks.number()
+def _gather_values(items: Mapping[Path, Any], table: Table, group: Group) -> list[dict[Path, Any]]:
+    rank = group.rank
     mine = {path for path, entry in table.items() if entry.sources[rank] == rank and (rank or entry.is_apart)}
-    return ranks.gather({path: _portable(items[path]) for path in mine}, group)
+    return group.gather({path: _portable(items[path]) for path in mine})
 
 
 def _portable(value: Any) -> Any:
@@ -300,14 +300,14 @@ def _portable(value: Any) -> Any:
     return value.detach().cpu().clone() if torch.is_tensor(value) else value
 
 
-def _check_replicas(items: Mapping[Path, Any], group: Any) -> None:
+def _check_replicas(items: Mapping[Path, Any], group: Group) -> None:
     """See that ranks which hold one part of a sharded tensor hold the same values: one of them is written.
 
     Raises: LossyError, alike on all ranks.
     """
     mine = {path: part_of(item) for path, item in items.items() if has_replicas(item)}
     first: dict[Any, tuple[int, bytes]] = {}
-    for rank, parts in enumerate(ranks.gather(mine, group)):
+    for rank, parts in enumerate(group.gather(mine)):
         for path, (box, digest) in parts.items():
             other, expected = first.setdefault((path, box), (rank, digest))
             if digest != expected:
@@ -318,7 +318,7 @@ def _check_replicas(items: Mapping[Path, Any], group: Any) -> None:
                 )
 
 
-def _compare_sharded(items: Mapping[Path, Any], everyone: Sequence[Found], group: Any) -> None:
+def _compare_sharded(items: Mapping[Path, Any], everyone: Sequence[Found], group: Group) -> None:
     """Let tensors that are sharded over other ranks have one digest where they have the same parts.
 
     Ranks that replicate by hand what others shard (FSDP in each of several groups) have one model.
@@ -333,9 +333,7 @@ def _compare_sharded(items: Mapping[Path, Any], everyone: Sequence[Found], group
     )
     if not disputed:
         return
-    parts = ranks.gather(
-        {path: part_of(items[path]) for path in disputed if is_sharded(items.get(path))}, group
-    )
+    parts = group.gather({path: part_of(items[path]) for path in disputed if is_sharded(items.get(path))})
     for path in disputed:
         wholes: dict[bytes, set[Any]] = {}
         for found, own in zip(everyone, parts, strict=True):
@@ -359,30 +357,29 @@ class Live(NamedTuple):
     """On other ranks alone: the other stages of a pipeline."""
 
 
-def live_paths(live: Mapping[str, Any], kinds: Mapping[Path, str], group: Any) -> Live:
+def live_paths(live: Mapping[str, Any], kinds: Mapping[Path, str], group: Group) -> Live:
     """What the modules in `live`, the state of now, hold here and on other ranks. Every rank calls it.
 
     Raises: LossyError for what is neither a tensor nor plain data; RankError on the other ranks then.
     """
     modules = {path for path, kind in kinds.items() if kind == WEIGHTS}
-    paths = ranks.together(
+    paths = group.together(
         lambda: frozenset(
             path
             for path, _ in flatten(live)
             if any(path[:length] in modules for length in range(1, len(path)))
-        ),
-        group,
+        )
     )
-    digests = ranks.gather(item_of(sorted(map(name_of, paths)), VALUE).digest, group)
+    digests = group.gather(item_of(sorted(map(name_of, paths)), VALUE).digest)
     if len(set(digests)) == 1:
         return Live(paths)
-    return Live(paths, sorted(paths.union(*ranks.gather(paths, group)) - paths, key=str))
+    return Live(paths, sorted(paths.union(*group.gather(paths)) - paths, key=str))
 
 
 _NOTHING = Live()
 
 
-def state_of(root: Any, live: Live = _NOTHING) -> tuple[dict[str, Any], list[str]]:
+def state_of(root: Any, live: Live = _NOTHING, group: Group = ALONE) -> tuple[dict[str, Any], list[str]]:
     """The state in `root`, a checkpoint's tree, as this rank had it; and in words what it cannot have.
 
     What is not the state's is left out, and so is what only other ranks take. Where this rank's modules are
@@ -393,7 +390,7 @@ def state_of(root: Any, live: Live = _NOTHING) -> tuple[dict[str, Any], list[str
     """
     if not isinstance(root, dict):
         return {}, []
-    then, now = root.get(WORLD_SIZE, 1), ranks.size()
+    then, now = root.get(WORLD_SIZE, 1), group.size
     found, plan = root.get(RANKS), root.get(RANK_VALUES)
     overlays = found if isinstance(found, Mapping) else {}
     state = {key: value for key, value in root.items() if key not in OWN_KEYS}
@@ -404,12 +401,12 @@ def state_of(root: Any, live: Live = _NOTHING) -> tuple[dict[str, Any], list[str
     if isinstance(plan, Mapping):
         state = named(state)
         table = _read_plan(plan, then)
-        if then == now and not _has_moved(table, live):
-            _give_own(state, overlays, table)
+        if then == now and not _has_moved(table, live, group):
+            _give_own(state, overlays, table, group)
         else:
-            notes += _give_to_others(state, overlays, table, then)
-    else:
-        notes += _without_plan(state, overlays, then)
+            notes += _give_to_others(state, overlays, table, then, group)
+    elif then != now and group.rank:
+        state.pop(RNG, None)  # rank 0's, as all had it
     if live.others:
         state = named(state)
         for path in live.others:
@@ -417,17 +414,17 @@ def state_of(root: Any, live: Live = _NOTHING) -> tuple[dict[str, Any], list[str
     return state, notes
 
 
-def _has_moved(table: Table, live: Live) -> bool:
+def _has_moved(table: Table, live: Live, group: Group) -> bool:
     """Whether this rank's modules hold what it did not have when they were saved, and another rank had."""
-    rank = ranks.number()
     return any(
-        entry.owners and entry.sources[rank] == ABSENT and path in live.mine for path, entry in table.items()
+        entry.owners and entry.sources[group.rank] == ABSENT and path in live.mine
+        for path, entry in table.items()
     )
 
 
-def _give_own(state: dict[str, Any], overlays: Mapping[str, Any], table: Table) -> None:
+def _give_own(state: dict[str, Any], overlays: Mapping[str, Any], table: Table, group: Group) -> None:
     """Let this rank have what it had."""
-    rank = ranks.number()
+    rank = group.rank
     for path, entry in table.items():
         if entry.sources[rank] == ABSENT and entry.kind != SHARD and entry.owners:
             remove(state, path)
@@ -444,13 +441,15 @@ def _take(state: dict[str, Any], overlays: Mapping[str, Any], path: Path, source
         raise CorruptError(f"has no {name_of(path)!r} of rank {source}", "", "take another checkpoint")
 
 
-def _give_to_others(state: dict[str, Any], overlays: Mapping[str, Any], table: Table, then: int) -> list[str]:
+def _give_to_others(
+    state: dict[str, Any], overlays: Mapping[str, Any], table: Table, then: int, group: Group
+) -> list[str]:
     """Let this rank, one of another number of ranks or with other modules, have what it can; in words what
     it cannot.
 
     Raises: LossyError.
     """
-    rank, now = ranks.number(), ranks.size()
+    rank, now = group.rank, group.size
     stuck = [
         path
         for path, entry in table.items()
@@ -495,23 +494,6 @@ def _give_to_others(state: dict[str, Any], overlays: Mapping[str, Any], table: T
     if lone:
         notes.append(f"{few(lone)}: each of the {then} ranks had its own, rank 0's is taken")
     return notes
-
-
-def _without_plan(state: dict[str, Any], overlays: Mapping[str, Any], then: Any) -> list[str]:
-    """Of a checkpoint that has whole parts of each rank, and says no more of them."""
-    rank = ranks.number()
-    others = {number: own for number, own in overlays.items() if isinstance(own, Mapping)}
-    state |= others.get(str(rank), {})
-    if then == ranks.size():
-        return []
-    if rank and str(rank) not in others:
-        state.pop(RNG, None)  # rank 0's
-    if any(DATA in other for other in others.values()):
-        state.pop(DATA, None)
-        return [
-            f"{DATA}: each of the {then} ranks had its own, and now they are {ranks.size()}: it begins anew"
-        ]
-    return []
 
 
 def _read_plan(plan: Mapping[str, Any], num_ranks: Any) -> Table:

@@ -16,7 +16,8 @@ from torch.distributed.tensor import DTensor
 
 from ptsave.config.toml import load_config
 from ptsave.core.parts.select import select_model
-from ptsave.distributed.group import Group, joined
+from ptsave.distributed.group import Group
+from ptsave.distributed.joined import joined
 from ptsave.distributed.load import shard_and_fill
 from ptsave.distributed.plan import make_plan
 from ptsave.errors import PtsaveError

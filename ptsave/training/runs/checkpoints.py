@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from ptsave.distributed import ranks
+from ptsave.distributed.group import Group, training_group
 from ptsave.errors import (
     CorruptError,
     MissingFileError,
@@ -99,8 +99,10 @@ class Checkpoints:
         self._files = RunFiles(self.folder, Retention(keep_last, self._best, keep_every))
         self._memory = HostMemory()
         self._sharded: ShardedWriter | None = None
-        self._group: Any = None
-        """Of all ranks, for the keeper alone."""
+        self._group: Group | None = None
+        """Of all ranks, for the keeper alone; a write in the background uses it too."""
+        self._asking: Group | None = None
+        """For what is asked meanwhile."""
         self._background = Background()
         self._signals = Signals()
         self._has_saved = False
@@ -133,26 +135,26 @@ class Checkpoints:
         process saves in it (from the first save on, until its keeper is closed or the process ends);
         LossyError for what is not plain data; what the write before has raised (WriteError).
         """
-        group = self._own_group()
+        self._group = group = training_group(self._group)
         step, number = self._meet(step, group)
         self._begin_run(step, group)
-        tree = ranks.together(lambda: tree_of(state.state_dict(), step, epoch, metrics), group)
+        tree = group.together(lambda: tree_of(state.state_dict(), step, epoch, metrics))
         division = divide(tree, _kinds_of(state), group)
         if not self._has_saved:
-            ranks.from_first(self._hold, group)
+            group.from_first(self._hold)
         finish = (
             self._sharded_writer().begin(self._files, division, step, group)
             if division.is_folder
-            else ranks.together(lambda: self._copied(division.tree, step), group)
+            else group.together(lambda: self._copied(division.tree, step, group))
         )
         self._has_saved = True
         self._background.start(finish, f"the checkpoint of step {step}")
-        self._tell_different(division)
+        self._tell_different(division, group)
         if number:
-            ranks.together(self.wait, group)
+            group.together(self.wait)
             raise SystemExit(128 + number)
 
-    def _meet(self, step: Any, group: Any) -> tuple[int, int]:
+    def _meet(self, step: Any, group: Group) -> tuple[int, int]:
         """Wait for the write before, whose failure is no reason to leave without another try; then for the
         other ranks. Returns the step of all, and the signal that came to any of them, or 0.
 
@@ -167,8 +169,8 @@ class Checkpoints:
                 failures.append(error)
             return step_of(step)
 
-        agreed = ranks.together(begin, group, says="saves step {}".format)
-        number = max(ranks.gather(self._signals.noted, group))
+        agreed = group.together(begin, says="saves step {}".format)
+        number = group.largest(self._signals.noted)
 
         def tell() -> None:
             for error in failures:
@@ -176,30 +178,25 @@ class Checkpoints:
                     raise error
                 warnings.warn(f"an earlier save failed: {error}", stacklevel=5)
 
-        ranks.together(tell, group)
+        group.together(tell)
         return agreed, number
 
-    def _copied(self, tree: Mapping[str, Any], step: int) -> Callable[[], None]:
+    def _copied(self, tree: Mapping[str, Any], step: int, group: Group) -> Callable[[], None]:
         """What writes a copy of `tree`, on rank 0; nothing on the others."""
-        if not ranks.is_first():
+        if not group.is_first:
             return lambda: None
         snapshot = self._memory.snapshot(tree, self.folder / file_name(step))
         return partial(self._files.write, snapshot, step)
 
-    def _tell_different(self, division: Division) -> None:
+    def _tell_different(self, division: Division, group: Group) -> None:
         """Say once which weights the ranks have each their own of: it may be a fault of the training."""
-        if division.different and not self._has_told and ranks.is_first():
+        if division.different and not self._has_told and group.is_first:
             names = few(division.different)
             warnings.warn(
                 f"the ranks hold different values of {names}: each rank's are kept, for that rank",
                 stacklevel=3,
             )
         self._has_told = self._has_told or bool(division.different)
-
-    def _own_group(self) -> Any:
-        if self._group is None:
-            self._group = ranks.own_group()
-        return self._group
 
     def _sharded_writer(self) -> ShardedWriter:
         if self._sharded is None:
@@ -219,36 +216,36 @@ class Checkpoints:
             while self._files.notes:
                 warnings.warn(self._files.notes.pop(0), stacklevel=2)
 
-    def _begin_run(self, step: int, group: Any) -> None:
+    def _begin_run(self, step: int, group: Group) -> None:
         """At the first save: see that it does not go back, and that all ranks have one folder.
 
         Raises: RefusedError, alike on all ranks; WriteError.
         """
         if self._has_saved:
             return
-        ranks.from_first(lambda: self._refuse_to_go_back(step), group)
-        if ranks.size() == 1:
+        group.from_first(lambda: self._refuse_to_go_back(step))
+        if group.size == 1:
             return
         with ExitStack() as opened:
-            name = ranks.from_first(lambda: opened.enter_context(self._files.marked()), group)
-            seen = ranks.gather((str(self.folder), self._files.sees(name)), group)
+            name = group.from_first(lambda: opened.enter_context(self._files.marked()))
+            seen = group.gather((str(self.folder), self._files.sees(name)))
         for rank, (folder, sees_it) in enumerate(seen):
             if not sees_it:
                 what = f"rank {rank} does not see in {folder} what rank 0 writes to {seen[0][0]}"
                 raise RefusedError(what, "", _SHARE)
 
-    def _check_listings(self, group: Any) -> None:
+    def _check_listings(self, group: Group) -> None:
         """See that all ranks have the same checkpoints before any of them is called damaged.
 
         Raises: MissingFileError, alike on all ranks.
         """
         end = time.monotonic() + VISIBLE_SECONDS
         while True:
-            listings = ranks.gather(ranks.together(self._files.listing, group), group)
+            listings = group.gather(group.together(self._files.listing))
             other = next((rank for rank, one in enumerate(listings) if one != listings[0]), 0)
             if not other:
                 return
-            if any(ranks.gather(time.monotonic() > end, group)):
+            if any(group.gather(time.monotonic() > end)):
                 name = sorted(set(listings[0].items()) ^ set(listings[other].items()))[-1][0]
                 what = (
                     f"rank 0 sees {len(listings[0])} checkpoints of the run, rank {other} sees "
@@ -288,17 +285,17 @@ class Checkpoints:
         Raises: CorruptError when there are checkpoints and all are damaged: a training never starts anew over
         a damaged run; LossyError when the state does not fit; then nothing was changed.
         """
-        group = self._own_group()
+        self._group = group = training_group(self._group)
 
-        if ranks.is_first() and (holder := holder_of(self.folder)) is not None:
+        if group.is_first and (holder := holder_of(self.folder)) is not None:
             warnings.warn(f"another training saves in {self.folder}: {holder}", stacklevel=2)
 
         def begin() -> Mapping[str, Any]:
             self.wait()
-            return state.state_dict() if group is not None else {}
+            return state.state_dict() if group.handle is not None else {}
 
-        live = ranks.together(begin, group, says=lambda _: "resumes")
-        if ranks.size() > 1:
+        live = group.together(begin, says=lambda _: "resumes")
+        if group.size > 1:
             self._check_listings(group)
         reading = _Reading(live, _kinds_of(state), group)
         num_damaged = 0
@@ -306,12 +303,12 @@ class Checkpoints:
             found, problem = reading.read(file)
             if not problem:
                 self._files.note_intact(file.path)
-                notes = ranks.together(lambda: [*found[1], *state.load_state_dict(found[0])], group)  # noqa: B023
-                everyones = dict.fromkeys(note for one in ranks.gather(notes, group) for note in one)
-                _tell(list(everyones) if ranks.is_first() else ())
+                notes = group.together(lambda: [*found[1], *state.load_state_dict(found[0])])  # noqa: B023
+                everyones = dict.fromkeys(note for one in group.gather(notes) for note in one)
+                _tell(list(everyones) if group.is_first else ())
                 return file.step + 1
             num_damaged += 1
-            if ranks.is_first():
+            if group.is_first:
                 self._files.note_damaged(file, problem)
                 warnings.warn(f"passed over {file.path}: {problem}", stacklevel=2)
         if num_damaged:
@@ -322,10 +319,10 @@ class Checkpoints:
             )
         return 0
 
-    def _newest_first(self, group: Any) -> Iterator[RunFile]:
+    def _newest_first(self, group: Group) -> Iterator[RunFile]:
         """What rank 0 finds in the folder, the latest step first, on every rank."""
         files = self._files.newest_first()
-        while (file := ranks.from_first(lambda: next(files, None), group)) is not None:
+        while (file := group.from_first(lambda: next(files, None))) is not None:
             yield file
 
     def latest(self) -> Path | None:
@@ -368,7 +365,12 @@ class Checkpoints:
     @property
     def should_stop(self) -> bool:
         """Whether a signal asks to stop: then save. With `torch.distributed`, every rank asks each time."""
-        return self._signals.received() != 0
+        return self._received() != 0
+
+    def _received(self) -> int:
+        """The signal that came, to any rank; 0 when none did. Every rank calls it."""
+        self._asking = training_group(self._asking)
+        return self._asking.largest(self._signals.noted)
 
     def close(self) -> None:
         """Wait for what is being written, give the signals back, and free the memory of the copies.
@@ -383,8 +385,9 @@ class Checkpoints:
             self._memory.release()
             if self._sharded is not None:
                 self._sharded.release()
-            group, self._group = self._group, None
-            ranks.leave(group)
+            for group in filter(None, (self._group, self._asking)):
+                group.leave()
+            self._group = self._asking = None
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -397,7 +400,7 @@ class Checkpoints:
     ) -> None:
         """Close. After a signal that no save has obeyed, leave with 128 + its number all the same."""
         asks = error is None and self._signals.are_held
-        number = self._signals.received() if asks else 0  # before this rank may raise
+        number = self._received() if asks else 0  # before this rank may raise
         try:
             self.close()
         except Exception as failure:
@@ -415,11 +418,11 @@ def _kinds_of(state: Stateful) -> dict[ItemPath, str]:
 class _Reading:
     """How the checkpoints of a run are read into the state of now; alike on all ranks."""
 
-    def __init__(self, live: Mapping[str, Any], kinds: Mapping[ItemPath, str], group: Any) -> None:
+    def __init__(self, live: Mapping[str, Any], kinds: Mapping[ItemPath, str], group: Group) -> None:
         """`live`: the state of now; it matters only where there are ranks. Every rank calls it."""
         self._live, self._group = live, group
-        self._paths = live_paths(live, kinds, group) if group is not None else Live()
-        self._is_sharded = any(ranks.gather(has_sharded(live), group))
+        self._paths = live_paths(live, kinds, group) if group.handle is not None else Live()
+        self._is_sharded = any(group.gather(has_sharded(live)))
 
     def read(self, file: RunFile) -> tuple[tuple[dict[str, Any], list[str]], str]:
         """This rank's state in a checkpoint, every byte of which is checked, and notes; or why there is none.
@@ -431,23 +434,23 @@ class _Reading:
         nothing: tuple[dict[str, Any], list[str]] = {}, []
         if file.problem:
             return nothing, file.problem
-        if self._is_sharded or (ranks.size() > 1 and file.path.name.endswith(FOLDER)):
+        if self._is_sharded or (self._group.size > 1 and file.path.name.endswith(FOLDER)):
             from ptsave.training.runs.sharded_read import problem_of, read_parts  # torch.distributed
 
             if problem := problem_of(file.path, self._group):
                 return nothing, problem
-            return ranks.together(lambda: read_parts(file.path, self._live, self._own), self._group), ""
+            return self._group.together(lambda: read_parts(file.path, self._live, self._own)), ""
         tree, problem = None, ""
         try:
             tree = read_intact(file.path)
         except UnreadableError as error:
             problem = error.what
-        if problem := next(filter(None, ranks.gather(problem, self._group)), ""):
+        if problem := next(filter(None, self._group.gather(problem)), ""):
             return nothing, problem
-        return ranks.together(lambda: self._own(tree), self._group), ""
+        return self._group.together(lambda: self._own(tree)), ""
 
     def _own(self, tree: Any) -> tuple[dict[str, Any], list[str]]:
-        return state_of(tree, self._paths)
+        return state_of(tree, self._paths, self._group)
 
 
 def _tell(notes: Sequence[str]) -> None:

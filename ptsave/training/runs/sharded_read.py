@@ -12,7 +12,7 @@ from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.parts.select import PARALLEL_WRAPPER, WRAPPERS
 from ptsave.core.tree import leaves
-from ptsave.distributed import ranks
+from ptsave.distributed.group import Group
 from ptsave.errors import PtsaveError, UnreadableError
 from ptsave.formats import open_checkpoint
 from ptsave.models.weights.own_shard import OWN_PARTS
@@ -25,23 +25,23 @@ from ptsave.training.keys import UNSYNCHRONISED
 Names = dict[tuple[str, ...], torch.Tensor]
 
 
-def problem_of(path: Path, group: Any) -> str:
+def problem_of(path: Path, group: Group) -> str:
     """Why the checkpoint at `path` cannot be used, or nothing; the ranks share the reading of its bytes.
 
     Every rank calls it, and hears the same.
     """
     try:
         with open_checkpoint(path) as checkpoint:
-            mine = _first_problem(checkpoint)
+            mine = _first_problem(checkpoint, group)
     except (PtsaveError, OSError) as error:
         mine = str(error)
-    return next(filter(None, ranks.gather(mine, group)), "")
+    return next(filter(None, group.gather(mine)), "")
 
 
-def _first_problem(checkpoint: Checkpoint) -> str:
+def _first_problem(checkpoint: Checkpoint, group: Group) -> str:
     """What the container's checks find in this rank's share of them."""
-    checks = checkpoint.parts_of_checks[ranks.number() :: ranks.size()]
-    if not checkpoint.parts_of_checks and ranks.is_first():
+    checks = checkpoint.parts_of_checks[group.rank :: group.size]
+    if not checkpoint.parts_of_checks and group.is_first:
         checks = checkpoint.checks
     for check in checks:
         for finding in check():

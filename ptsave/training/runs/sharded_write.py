@@ -25,9 +25,9 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.tensor import DTensor
 
 from ptsave.core.record import Record
-from ptsave.distributed import ranks
+from ptsave.distributed.group import Group
 from ptsave.distributed.writer import SaveTarget, Writer, explained, place_in
-from ptsave.errors import CorruptError, LossyError, RankError, WriteError
+from ptsave.errors import CorruptError, LossyError, WriteError
 from ptsave.formats.dcp.write import commit, metadata_digest
 from ptsave.formats.zip.checks import check_crcs
 from ptsave.formats.zip.reader import read_directory
@@ -47,7 +47,7 @@ class ShardedWriter:
     def __init__(self) -> None:
         self._memory = HostMemory()
 
-    def begin(self, files: RunFiles, division: Division, step: int, group: Any) -> Callable[[], None]:
+    def begin(self, files: RunFiles, division: Division, step: int, group: Group) -> Callable[[], None]:
         """Copy what this rank writes of a state to host memory; returns what waits until all have written.
 
         Every rank calls it, with a `group` that no one else uses meanwhile.
@@ -60,21 +60,21 @@ class ShardedWriter:
         def open_() -> SaveTarget:
             nonlocal folder
             folder = opened.enter_context(files.open_folder(step, division.num_bytes))
-            return place_in(folder, ranks.size())
+            return place_in(folder, group.size)
 
         try:
-            paths, state = ranks.together(lambda: _checked(division), group)
-            place = ranks.from_first(open_, group)
-            state = ranks.together(lambda: _copied(state, self._memory), group)
+            paths, state = group.together(lambda: _checked(division))
+            place = group.from_first(open_)
+            state = group.together(lambda: _copied(state, self._memory))
             writer = _RunWriter(place, paths, folder, opened)
-            future = _begin(state, writer, group)
+            future = _begin(state, writer, group.handle)
         except BaseException as error:
             opened.__exit__(type(error), error, error.__traceback__)  # without one it would be taken as done
             raise
 
         def finish() -> None:
             with opened:  # of a save that failed, nothing is left
-                _wait(future, place.folder)
+                _wait(future, place.folder, group)
             if folder is not None:
                 files.note_written(folder.destination, step, division.tree)
 
@@ -188,7 +188,7 @@ def _begin(state: dict[str, Any], writer: Writer, group: dist.ProcessGroup) -> F
     return begun
 
 
-def _wait(future: Future[Any], where: str) -> None:
+def _wait(future: Future[Any], where: str, group: Group) -> None:
     """Return when all ranks have written.
 
     Raises: WriteError naming the rank that cannot; RankError.
@@ -198,4 +198,4 @@ def _wait(future: Future[Any], where: str) -> None:
     except CheckpointException as error:
         raise explained(error, where) from error
     except (RuntimeError, dist.DistError) as error:
-        raise RankError(f"the connection to another rank broke: {error}", where, "resume") from error
+        raise group.lost(error) from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ptsave import TrainingState
+from ptsave.distributed.group import ALONE, training_group
 from ptsave.errors import UsageError
 
 pytestmark = [
@@ -73,6 +76,69 @@ def test_ranks_keep_and_resume_one_run(tmp_path: Path) -> None:
     told = ["from 3 [2.0, 2.0]", "left with 143 step-000000007.pt"]
     assert outputs[0] == ["from 0 [0.0, 0.0]", *told, "CorruptError"]
     assert outputs[1] == ["from 0 [-1.0, -1.0]", *told, "CorruptError"]
+
+
+LATE = """
+import os, signal, sys, time
+import torch.distributed as dist
+from datetime import timedelta
+from ptsave.distributed.group import LostError, training_group
+
+folder, rank, case = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+meeting = f"file://{folder}/meeting" if case != "tcp" else sys.argv[4]
+dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=3)
+group = training_group()
+assert training_group(group) is group
+assert group.gather(rank) == [0, 1, 2]
+assert group.largest(rank) == 2
+assert group.from_first(lambda: rank) == 0
+if rank == 1:
+    if case == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(30)
+try:
+    group.meet() if case == "killed" else group.gather(rank)
+except LostError as error:
+    print(error, error.hint, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("case", "hint"),
+    [
+        ("late", "PTSAVE_TIMEOUT"),
+        ("tcp", "PTSAVE_TIMEOUT"),
+        ("killed", "see how the others ended"),
+    ],
+)
+def test_a_rank_that_does_not_come_is_named(tmp_path: Path, case: str, hint: str) -> None:
+    """On every rank that came, within the deadline, by the store of the training's own group."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"tcp://localhost:{probe.getsockname()[1]}"
+    words = [sys.executable, "-c", LATE, str(tmp_path)]
+    env = {**os.environ, "PTSAVE_TIMEOUT": "3"}
+    processes = [
+        subprocess.Popen([*words, str(rank), case, address], stdout=subprocess.PIPE, text=True, env=env)
+        for rank in range(3)
+    ]
+    try:
+        said = {rank: processes[rank].communicate(timeout=100)[0] for rank in (0, 2)}
+    finally:
+        processes[1].kill()
+        processes[1].communicate()
+    for rank in (0, 2):
+        assert "rank 1 died, or hangs" in said[rank]
+        assert hint in said[rank]
+
+
+def test_a_process_alone_is_its_own_group() -> None:
+    assert ALONE.gather("x") == ["x"]
+    assert ALONE.from_first(lambda: "y") == "y"
+    assert ALONE.largest(3) == 3
+    ALONE.meet()
+    assert training_group() is ALONE
 
 
 @pytest.mark.filterwarnings("ignore")  # torch means to do away with it
