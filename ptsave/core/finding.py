@@ -223,7 +223,7 @@ class Finding:
     """Of how many things it is said; those of several ranks are added up."""
     places: tuple[str, ...] = ()
     """The names among these things that are worth showing."""
-    facts: Facts = field(default_factory=dict)
+    facts: Facts = field(default_factory=dict, hash=False)
 
     @property
     def message(self) -> str:
