@@ -7,7 +7,7 @@ price that sharing has. What nests may be shared or hold itself, and leaves may 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -47,10 +47,10 @@ def dotted(path: Iterable[Any], under: str = "") -> str:
     return ".".join((under, *map(str, path)) if under else map(str, path))
 
 
-def items_of(node: Any) -> Collection[tuple[Any, Any]]:
+def items_of(node: Any) -> Iterable[tuple[Any, Any]]:
     """What a mapping, a list or a tuple holds, as (key, value); nothing of all else."""
     if isinstance(node, (list, tuple)):
-        return list(enumerate(node))
+        return enumerate(node) if node else ()
     return node.items() if isinstance(node, (dict, Mapping)) else ()
 
 
@@ -103,11 +103,12 @@ def rewrite(
     root: Any,
     leaf: Callable[[Sequence[Any], Any], Any],
     *,
-    enter: Callable[[Sequence[Any], Any], Any] = lambda path, node: node,
-    leave: Callable[[Sequence[Any], Any, Any], Any] = lambda path, node, made: made,
+    enter: Callable[[Sequence[Any], Any], Any] | None = None,
+    leave: Callable[[Sequence[Any], Any, Any], Any] | None = None,
     containers: tuple[type, ...] = (dict, list, tuple, Mapping),
     once: bool = True,
     keeps_cycles: bool = True,
+    where: str = "",
 ) -> Any:
     """A copy of `root` with what `leaf(path, value)` returns for each leaf; GONE leaves it out.
 
@@ -117,7 +118,7 @@ def rewrite(
 
     `containers`: what is entered; all else is a leaf. `once`: whether what is shared stays shared, as it
     came out at its first path, so that the work is bounded by the data and not by its paths.
-    `keeps_cycles`: whether what holds itself does so in the copy.
+    `keeps_cycles`: whether what holds itself does so in the copy. `where`: the name of `root` in errors.
 
     Raises: LimitError past MAX_DEPTH; LossyError for what holds itself where that is refused.
     """
@@ -125,20 +126,20 @@ def rewrite(
     done: dict[int, tuple[Any, Any]] = {}  # with the originals, which stay alive and keep their identity
 
     def visit(original: Any) -> Any:
-        if id(original) in done:
+        if done and id(original) in done:
             made = done[id(original)][0]
             if made is _OPEN:
                 hint = "keep it out of its own contents"
-                raise LossyError(f"{dotted(path)!r} is a container that holds itself", "", hint)
+                raise LossyError(f"{dotted(path, where)!r} is a container that holds itself", "", hint)
             return made
-        node = enter(path, original)
-        if node is GONE or not isinstance(node, containers):
-            return node if node is GONE else leaf(path, node)
+        node = original if enter is None else enter(path, original)
+        if not isinstance(node, containers):
+            return GONE if node is GONE else leaf(path, node)
         if len(path) > MAX_DEPTH:
             raise LimitError("depth", MAX_DEPTH, "more")
         made = _empty_like(node)
-        is_open = once and not (keeps_cycles and isinstance(node, tuple))
-        if is_open:
+        is_list, is_tuple = isinstance(made, list), isinstance(node, tuple)
+        if once and not (keeps_cycles and is_tuple):
             done[id(original)] = made if keeps_cycles else _OPEN, original
         for key, child in items_of(node):
             path.append(key)
@@ -146,11 +147,13 @@ def rewrite(
             path.pop()
             if value is GONE:
                 continue
-            if isinstance(made, list):
+            if is_list:
                 made.append(value)
             else:
                 made[key] = value
-        made = leave(path, node, tuple(made) if isinstance(node, tuple) else made)
+        made = tuple(made) if is_tuple else made
+        if leave is not None:
+            made = leave(path, node, made)
         if once:
             done[id(original)] = made, original
         return made
@@ -171,6 +174,19 @@ def _empty_like(node: Any) -> Any:
     if hasattr(node, "_metadata"):  # a state dict's, with the versions of its modules
         made._metadata = node._metadata  # type: ignore[attr-defined]
     return made
+
+
+def own_kind(path: Sequence[Any], node: Any, made: Any) -> Any:
+    """The copy `made` as the kind of list or tuple that `node` is; a tuple of the same items stays.
+
+    It may be what `leave` of `rewrite` is.
+    """
+    if isinstance(node, tuple) and all(new is old for new, old in zip(made, node, strict=True)):
+        return node
+    if not isinstance(node, (list, tuple)) or type(node) in (list, tuple):
+        return made
+    # torch.return_types take one sequence, as tuple itself does.
+    return type(node)(*made) if hasattr(node, "_fields") else type(node)(made)
 
 
 def with_items(node: Mapping[Any, Any], items: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:

@@ -25,7 +25,7 @@ from ptsave.core.parts.placeholders import placeholders, refuse
 from ptsave.core.parts.select import Selection, select_model
 from ptsave.core.parts.training import ALIASES, Parts, at, fields_of, find_parts, steps_done
 from ptsave.core.strict_json import parse_object
-from ptsave.core.tree import map_leaves, map_tensors
+from ptsave.core.tree import map_leaves, walk
 from ptsave.core.values.digest import recorded_digests
 from ptsave.errors import LimitError, LossyError, MissingFileError, UsageError
 from ptsave.formats import open_checkpoint
@@ -166,9 +166,7 @@ def as_torch(checkpoint: Checkpoint, root: Any) -> Any:
 
 def _tensors(root: Any) -> list[TensorEntry]:
     """Every tensor below `root`, but for those in objects."""
-    found: list[TensorEntry] = []
-    map_tensors(root, found.append)
-    return found
+    return [node for _, node in walk(root) if isinstance(node, TensorEntry)]
 
 
 def with_tensors(root: Any, tensors: Mapping[Any, torch.Tensor]) -> Any:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from ptsave.core.tree import leaves
+from ptsave.core.tree import dotted, leaves, rewrite, with_items
 from ptsave.errors import LossyError
 from ptsave.models.weights.sharded import has_sharded
 from ptsave.training.optimizers.names import by_name, is_optimizer, nested
@@ -44,7 +44,7 @@ def _flatten(path: Path, value: Any) -> Iterator[tuple[Path, Any]]:
     elif isinstance(value, torch.Tensor):
         yield path, value.detach()
     elif has_sharded(value):
-        raise LossyError(f"{name_of(path)!r} has parts of tensors in a tuple", "", "make it a list")
+        raise LossyError(f"{dotted(path)!r} has parts of tensors in a tuple", "", "make it a list")
     else:
         yield path, value
 
@@ -53,37 +53,17 @@ def _is_kept_by_key(value: Mapping[Any, Any]) -> bool:
     return bool(value) and all(isinstance(key, str) for key in value)
 
 
-def name_of(path: Path) -> str:
-    """The name that an item has in a DCP folder."""
-    return ".".join(map(str, path))
-
-
 def named(node: Any) -> Any:
     """A copy of nested data with the states of optimizers under the names of their parameters, where it has
-    the names: the form that paths go by. Tensors are the same ones; a container that holds itself does so as
-    it is."""
-    return _named(node, {})
+    the names: the form that paths go by. Tensors are the same ones, and tuples as they are."""
 
+    def enter(path: Sequence[Any], node: Any) -> Any:
+        return nested(node) if isinstance(node, dict) else node
 
-def _named(node: Any, done: dict[int, Any]) -> Any:
-    if not isinstance(node, (dict, list)):
-        return node
-    if id(node) not in done:
-        done[id(node)] = node
-        done[id(node)] = _named_container(node, done)
-    return done[id(node)]
+    def leave(path: Sequence[Any], node: Any, made: Any) -> Any:
+        return with_items(node, by_name(made).items()) if is_optimizer(made) else made
 
-
-def _named_container(node: Any, done: dict[int, Any]) -> Any:
-    if isinstance(node, list):
-        return [_named(item, done) for item in node]
-    inner = nested(node)
-    done[id(inner)] = inner  # which stays alive, and keeps its identity
-    made = {key: _named(item, done) for key, item in inner.items()}
-    result = type(node)(by_name(made) if is_optimizer(made) else made)
-    if hasattr(node, "_metadata"):  # a state dict's, with the versions of its modules
-        result._metadata = node._metadata
-    return result
+    return rewrite(node, lambda path, leaf: leaf, enter=enter, leave=leave, containers=(dict, list))
 
 
 def value_at(tree: Any, path: Path) -> Any:

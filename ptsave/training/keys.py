@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from ptsave.core.parts.training import (
     find_parts,
 )
 from ptsave.core.storage import MemoryStorage
+from ptsave.core.tree import rewrite
 from ptsave.errors import AmbiguousError, LossyError
 
 WORLD_SIZE, RANKS, RANK_VALUES = "world_size", "ranks", "rank_values"
@@ -159,30 +160,17 @@ def _name_them(error: AmbiguousError) -> str:
 
 def headers(state: Any) -> Any:
     """`state` as a file's tree has it, with an entry for each tensor, down to where parts may lie."""
-    done: dict[int, Any] = {}
     storages: dict[int, MemoryStorage] = {}
 
-    def visit(value: Any, depth: int) -> Any:
-        if isinstance(value, torch.Tensor):
-            storage = storages.setdefault(id(value), MemoryStorage(memoryview(b"")))
-            return header("", value, storage)
-        if not isinstance(value, (Mapping, list, tuple)):
+    def leaf(path: Sequence[Any], value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
             return value
-        if depth > 2 * MAX_DEPTH:
-            return None
-        if id(value) in done:
-            return done[id(value)]
-        made: Any = [] if not isinstance(value, Mapping) else {}
-        if isinstance(value, OrderedDict):
-            made = OrderedDict()
-        done[id(value)] = made
-        if isinstance(value, Mapping):
-            made.update((key, visit(child, depth + 1)) for key, child in value.items())
-        else:
-            made.extend(visit(child, depth + 1) for child in value)
-        return made
+        return header("", value, storages.setdefault(id(value), MemoryStorage(memoryview(b""))))
 
-    return visit(state, 0)
+    def enter(path: Sequence[Any], node: Any) -> Any:
+        return None if len(path) > 2 * MAX_DEPTH and isinstance(node, (Mapping, list, tuple)) else node
+
+    return rewrite(state, leaf, enter=enter)
 
 
 def header(name: str, value: torch.Tensor, storage: MemoryStorage) -> TensorEntry:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from ptsave.core.nodes import Global, Opaque
-from ptsave.core.tree import MAX_DEPTH
+from ptsave.core.tree import CYCLE, MAX_DEPTH, dotted, rewrite, walk
 from ptsave.errors import LossyError
 
 SCALARS = (bool, int, float, complex, str, bytes, bytearray, type(None))
@@ -22,54 +22,36 @@ def as_plain_data(value: Any, where: str) -> Any:
 
     Raises: LossyError, which names a value of another type, or a container that holds itself.
     """
-    return _plain(value, where, {}, 0)
 
-
-def _plain(value: Any, where: str, done: dict[int, Any], depth: int) -> Any:
-    if isinstance(value, (torch.Tensor, torch.dtype)) or type(value) in SCALARS:
-        return value
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
-        return torch.from_numpy(value)
-    if isinstance(value, (Mapping, list, deque, set, frozenset, tuple)):
-        if id(value) not in done:
-            if depth > MAX_DEPTH:
-                raise LossyError(f"{where[:80]!r} … nests deeper than {MAX_DEPTH}", "", "flatten it")
-            done[id(value)] = _OPEN, value
-            done[id(value)] = _plain_copy(value, where, done, depth + 1), value
-        made = done[id(value)][0]
-        if made is _OPEN:
+    def enter(path: Sequence[Any], node: Any) -> Any:
+        if len(path) > MAX_DEPTH and isinstance(node, _CONTAINERS):
             raise LossyError(
-                f"{where!r} is a container that holds itself", "", "keep it out of its own contents"
+                f"{dotted(path, where)[:80]!r} … nests deeper than {MAX_DEPTH}", "", "flatten it"
             )
-        return made
-    for kind in (int, float, str):  # an IntEnum, a string of some kind
-        if isinstance(value, kind):
-            return kind(value)
-    has_state = callable(getattr(value, "state_dict", None))
-    raise LossyError(
-        f"{where!r} is a {type(value).__module__}.{type(value).__qualname__}: not a tensor, not plain data",
-        "",
-        "give its state_dict()" if has_state else "keep plain data and tensors there",
-    )
+        return list(node) if isinstance(node, (deque, set, frozenset)) else node
+
+    def leaf(path: Sequence[Any], value: Any) -> Any:
+        if isinstance(value, (torch.Tensor, torch.dtype)) or type(value) in SCALARS:
+            return value
+        if isinstance(value, np.generic):
+            return value.item()
+        if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+            return torch.from_numpy(value)
+        for kind in (int, float, str):  # an IntEnum, a string of some kind
+            if isinstance(value, kind):
+                return kind(value)
+        name, kind = dotted(path, where), type(value)
+        has_state = callable(getattr(value, "state_dict", None))
+        raise LossyError(
+            f"{name!r} is a {kind.__module__}.{kind.__qualname__}: not a tensor, not plain data",
+            "",
+            "give its state_dict()" if has_state else "keep plain data and tensors there",
+        )
+
+    return rewrite(value, leaf, enter=enter, keeps_cycles=False, where=where)
 
 
-_OPEN = object()
-"""Marks a container whose copy is not complete yet."""
-
-
-def _plain_copy(value: Any, where: str, done: dict[int, Any], depth: int) -> Any:
-    """A copy of a container. Containers that are shared in it are shared in the copy."""
-    if isinstance(value, Mapping):
-        made: Any = OrderedDict() if isinstance(value, OrderedDict) else {}
-        for key, item in value.items():
-            made[key] = _plain(item, f"{where}.{key}" if where else str(key), done, depth)
-        if hasattr(value, "_metadata"):  # a state dict's, with the versions of its modules
-            made._metadata = value._metadata
-        return made
-    items = [_plain(item, f"{where}.{i}", done, depth) for i, item in enumerate(value)]
-    return tuple(items) if isinstance(value, tuple) else items
+_CONTAINERS = (Mapping, list, deque, set, frozenset, tuple)
 
 
 def like(own: Any, saved: Any) -> Any:
@@ -119,28 +101,11 @@ def first_inert(value: Any, where: str) -> tuple[str, str] | None:
     That is a node that a reader left inert, a container that holds itself, or one that nests deeper than
     MAX_DEPTH.
     """
-    return _first_inert(value, where, set(), set())
-
-
-def _first_inert(value: Any, where: str, inside: set[int], done: set[int]) -> tuple[str, str] | None:
-    if isinstance(value, (Opaque, Global)):
-        return where, value.name
-    if isinstance(value, Mapping):
-        children = list(value.items())
-    elif isinstance(value, (list, tuple)):
-        children = list(enumerate(value))
-    else:
-        return None
-    if id(value) in inside:
-        return where, "container that holds itself"
-    if len(inside) > MAX_DEPTH:
-        return where[:80], "container that nests too deeply"
-    if id(value) in done:
-        return None
-    inside.add(id(value))
-    for key, child in children:
-        if (found := _first_inert(child, f"{where}.{key}", inside, done)) is not None:
-            return found
-    inside.discard(id(value))
-    done.add(id(value))
+    for path, node in walk(value, max_depth=MAX_DEPTH + 1):
+        if node is CYCLE:
+            return dotted(path, where), "container that holds itself"
+        if isinstance(node, (Opaque, Global)):
+            return dotted(path, where), node.name
+        if len(path) > MAX_DEPTH and isinstance(node, (Mapping, list, tuple)):
+            return dotted(path, where)[:80], "container that nests too deeply"
     return None

@@ -20,12 +20,13 @@ from typing import Any, NamedTuple
 import torch
 
 from ptsave.core.parts.training import STEPS_DONE
+from ptsave.core.tree import dotted
 from ptsave.distributed.group import ALONE, Group
 from ptsave.errors import CorruptError, LossyError
 from ptsave.formats.run_folder import EPOCH, METRICS, STEP
 from ptsave.models.weights.sharded import has_replicas, is_sharded, tensors_in
 from ptsave.training.fingerprint import Item, item_of, part_of
-from ptsave.training.items import MISSING, Path, flatten, name_of, named, put, remove, value_at
+from ptsave.training.items import MISSING, Path, flatten, named, put, remove, value_at
 from ptsave.training.keys import RANK_VALUES, RANKS, UNSYNCHRONISED, WORLD_SIZE
 from ptsave.training.optimizers.names import GROUPS, PARAMS
 from ptsave.training.runs.contents import OWN_KEYS
@@ -163,7 +164,7 @@ class _Told(NamedTuple):
     @staticmethod
     def of(items: Mapping[Path, Any], found: Found) -> _Told:
         own = {path: item for path, item in found.items() if path[0] in (RNG, DATA)}
-        rest = sorted((name_of(path), item.digest) for path, item in found.items() if path not in own)
+        rest = sorted((dotted(path), item.digest) for path, item in found.items() if path not in own)
         has_any = any(item.is_sharded for item in found.values())
         values = {} if has_any else {path: _portable(items[path]) for path in own}
         return _Told(item_of(rest, VALUE).digest, has_any, own, values)
@@ -312,7 +313,7 @@ def _check_replicas(items: Mapping[Path, Any], group: Group) -> None:
             other, expected = first.setdefault((path, box), (rank, digest))
             if digest != expected:
                 raise LossyError(
-                    f"ranks {other} and {rank} hold one part of {name_of(path)!r}, with different values",
+                    f"ranks {other} and {rank} hold one part of {dotted(path)!r}, with different values",
                     "",
                     "see why the replicas ran apart; give all of them one rank's before they are saved",
                 )
@@ -370,7 +371,7 @@ def live_paths(live: Mapping[str, Any], kinds: Mapping[Path, str], group: Group)
             if any(path[:length] in modules for length in range(1, len(path)))
         )
     )
-    digests = group.gather(item_of(sorted(map(name_of, paths)), VALUE).digest)
+    digests = group.gather(item_of(sorted(map(dotted, paths)), VALUE).digest)
     if len(set(digests)) == 1:
         return Live(paths)
     return Live(paths, sorted(paths.union(*group.gather(paths)) - paths, key=str))
@@ -438,7 +439,7 @@ def _take(state: dict[str, Any], overlays: Mapping[str, Any], path: Path, source
     if value is not MISSING:
         put(state, path, value)
     elif value_at(state, path) is MISSING:
-        raise CorruptError(f"has no {name_of(path)!r} of rank {source}", "", "take another checkpoint")
+        raise CorruptError(f"has no {dotted(path)!r} of rank {source}", "", "take another checkpoint")
 
 
 def _give_to_others(
@@ -521,5 +522,5 @@ def _are(values: Iterable[Any], kinds: tuple[type, ...]) -> bool:
 
 def few(paths: Sequence[Path]) -> str:
     """The names of some, in words."""
-    listed = ", ".join(name_of(path) for path in paths[:MAX_LISTED])
+    listed = ", ".join(dotted(path) for path in paths[:MAX_LISTED])
     return f"{listed}, … ({len(paths)})" if len(paths) > MAX_LISTED else listed

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from ptsave.core.checkpoint import LIVE, Checkpoint
 from ptsave.core.dtypes import BY_NAME
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.storage import MemoryStorage
+from ptsave.core.tree import dotted, rewrite
 from ptsave.errors import LossyError
 from ptsave.formats.kinds import quantized
 
@@ -34,48 +34,27 @@ def checkpoint_of(tree: Any, path: Path) -> Checkpoint:
 def present(tree: Any, storages: Storages) -> Any:
     """`tree` with each torch tensor as a TensorEntry and each torch value as plain data.
 
-    Raises: LossyError naming what no format holds, or what holds itself.
+    Raises: LossyError naming what no format holds, or what holds itself; LimitError past MAX_DEPTH.
     """
-    return _present(tree, storages, "", {})
 
+    def leaf(path: Sequence[Any], value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            read = _quantized if value.is_quantized else entry_of
+            return read(value, storages, dotted(path))
+        if isinstance(value, torch.dtype):
+            return BY_NAME[str(value).removeprefix("torch.")]
+        if isinstance(value, bytearray):  # which may change while a snapshot is written
+            return bytearray(value)
+        if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
+            return value
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise LossyError(
+            f"{dotted(path)!r} is a {kind}: not a tensor, not plain data",
+            "",
+            "keep plain data and tensors in the state dict (get_extra_state may return a dict of them)",
+        )
 
-def _present(value: Any, storages: Storages, name: str, done: dict[int, Any]) -> Any:
-    """`present` for one value. `done` maps the id of a container to its copy, or to None while it is open."""
-    if isinstance(value, torch.Tensor):
-        return _quantized(value, storages, name) if value.is_quantized else entry_of(value, storages, name)
-    if isinstance(value, (Mapping, list, tuple)):
-        if id(value) not in done:
-            done[id(value)] = None
-            made = _present_container(value, storages, name, done)
-            done[id(value)] = made, value  # which stays alive, and keeps its identity
-        if done[id(value)] is None:
-            hint = "keep it out of its own contents"
-            raise LossyError(f"{name!r} is a container that holds itself", "", hint)
-        return done[id(value)][0]
-    if isinstance(value, torch.dtype):
-        return BY_NAME[str(value).removeprefix("torch.")]
-    if isinstance(value, bytearray):  # which may change while a snapshot is written
-        return bytearray(value)
-    if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
-        return value
-    raise LossyError(
-        f"{name!r} is a {type(value).__module__}.{type(value).__qualname__}: not a tensor, not plain data",
-        "",
-        "keep plain data and tensors in the state dict (get_extra_state may return a dict of them)",
-    )
-
-
-def _present_container(value: Any, storages: Storages, name: str, done: dict[int, Any]) -> Any:
-    prefix = f"{name}." if name else ""
-    if isinstance(value, Mapping):
-        copy: Any = OrderedDict() if isinstance(value, OrderedDict) else {}
-        for key, item in value.items():
-            copy[key] = _present(item, storages, f"{prefix}{key}", done)
-        if hasattr(value, "_metadata"):
-            copy._metadata = value._metadata
-        return copy
-    items = [_present(item, storages, f"{prefix}{i}", done) for i, item in enumerate(value)]
-    return items if isinstance(value, list) else tuple(items)
+    return rewrite(tree, leaf, keeps_cycles=False)
 
 
 def _quantized(tensor: torch.Tensor, storages: Storages, name: str) -> Opaque:

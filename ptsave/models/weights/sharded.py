@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ptsave.core.nodes import TensorEntry
+from ptsave.core.tree import walk
 
 
 @dataclass(frozen=True)
@@ -47,17 +48,7 @@ def has_sharded(tree: Any) -> bool:
 
 def tensors_in(tree: Any) -> Iterator[torch.Tensor]:
     """Every tensor in nested data, in order; the tensors of a container that occurs twice come once."""
-    stack, seen = [iter((tree,))], set()
-    while stack:
-        for value in stack[-1]:
-            if isinstance(value, torch.Tensor):
-                yield value
-            elif isinstance(value, (Mapping, list, tuple)) and id(value) not in seen:
-                seen.add(id(value))
-                stack.append(iter(value.values() if isinstance(value, Mapping) else value))
-                break
-        else:
-            stack.pop()
+    return (node for _, node in walk(tree) if isinstance(node, torch.Tensor))
 
 
 def reshard_parameters(module: nn.Module) -> None:

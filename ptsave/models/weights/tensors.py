@@ -14,7 +14,7 @@ import torch
 from ptsave.core.dtypes import DType
 from ptsave.core.nodes import Global, Opaque, TensorEntry
 from ptsave.core.own_process import without_warnings
-from ptsave.core.tree import map_leaves
+from ptsave.core.tree import CYCLE, map_leaves, walk
 from ptsave.core.values.digest import DEFAULT
 from ptsave.core.values.resolved import resolved
 from ptsave.errors import LossyError
@@ -136,16 +136,13 @@ def _to_torch(value: Any, name: str, is_checked: bool) -> Any:
 
 def refused_part(value: Any) -> Opaque | Global | None:
     """What in nested data `to_torch` refuses, if anything; nothing is read."""
-    refused: list[Opaque | Global] = []
-
-    def look(leaf: Any) -> None:
-        leaf = parameter_data(leaf)
-        is_inert = isinstance(leaf, (Opaque, Global)) and not is_quantized(leaf)
-        if is_inert and leaf.name not in (*_SPARSE, "_io.BytesIO"):
-            refused.append(leaf)
-
-    map_leaves(value, look)
-    return refused[0] if refused else None
+    for _, node in walk(value):
+        leaf: Any = parameter_data(node)
+        if not isinstance(leaf, (Opaque, Global)) or leaf is CYCLE or is_quantized(leaf):
+            continue
+        if leaf.name not in (*_SPARSE, "_io.BytesIO"):
+            return leaf
+    return None
 
 
 def _quantized(value: Opaque, name: str, is_checked: bool) -> torch.Tensor:

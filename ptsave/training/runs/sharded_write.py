@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.tensor import DTensor
 
 from ptsave.core.record import Record
+from ptsave.core.tree import dotted
 from ptsave.distributed.group import Group
 from ptsave.distributed.writer import SaveTarget, Writer, explained, place_in
 from ptsave.errors import CorruptError, LossyError, WriteError
@@ -35,7 +36,7 @@ from ptsave.models.environment import environment
 from ptsave.models.weights.live import refused_kind
 from ptsave.storage.atomic_folder import OutputFolder
 from ptsave.storage.files import InputFolder
-from ptsave.training.items import Path, name_of
+from ptsave.training.items import Path
 from ptsave.training.rank_values import Division
 from ptsave.training.runs.files import RunFiles
 from ptsave.training.runs.snapshot import HostMemory
@@ -155,15 +156,15 @@ def _checked(division: Division) -> tuple[dict[str, Path], dict[str, Any]]:
 
     Raises: LossyError for a tensor that cannot be kept as plain bytes, and for two items of one name.
     """
-    paths = {name_of(path): path for path in division.paths}
+    paths = {dotted(path): path for path in division.paths}
     if len(paths) < len(division.paths):
-        path = next(path for path in division.paths if paths[name_of(path)] != path)
-        raise LossyError(f"two values are called {name_of(path)!r}", "", "give one of them another name")
+        path = next(path for path in division.paths if paths[dotted(path)] != path)
+        raise LossyError(f"two values are called {dotted(path)!r}", "", "give one of them another name")
     for path, value in division.mine.items():
         if isinstance(value, torch.Tensor) and (kind := refused_kind(_local(value))) is not None:
-            what = f"{name_of(path)!r} is {kind}, which cannot be kept as plain bytes"
+            what = f"{dotted(path)!r} is {kind}, which cannot be kept as plain bytes"
             raise LossyError(what, "", "convert it to a dense tensor first")
-    return paths, {name_of(path): value for path, value in division.mine.items()}
+    return paths, {dotted(path): value for path, value in division.mine.items()}
 
 
 class _Copied(BlockingAsyncStager):
