@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from ptsave.core.dtypes import DType, parse_dtype
 from ptsave.core.names import hint_for, nearest
+from ptsave.core.tree import dotted, walk
 from ptsave.errors import CorruptError, Option, Text, UsageError
 
 NOT_FINITE = ("nan", "inf", "-inf")
@@ -153,17 +154,15 @@ class ModelSpec:
 
 
 def _named_code(value: Any, where: str) -> Iterator[NamedCode]:
-    if isinstance(value, list):
-        for i, child in enumerate(value):
-            yield from _named_code(child, f"{where}.{i}")
-    elif isinstance(value, Mapping):
-        if "_import_" in value:
-            yield NamedCode(value["_import_"], "imported", f"{where}._import_")
-        elif "_target_" in value:
-            use: Literal["bound", "called"] = "bound" if value.get("_partial_", False) else "called"
-            yield NamedCode(value["_target_"], use, f"{where}._target_")
-        for key, child in value.items():
-            yield from _named_code(child, f"{where}.{key}")
+    for path, node in walk(value, once=False):
+        here = dotted(path, where)
+        if not isinstance(node, Mapping):
+            continue
+        if "_import_" in node:
+            yield NamedCode(node["_import_"], "imported", f"{here}._import_")
+        elif "_target_" in node:
+            use: Literal["bound", "called"] = "bound" if node.get("_partial_", False) else "called"
+            yield NamedCode(node["_target_"], use, f"{here}._target_")
 
 
 def parse_model(table: Any, place: ConfigPlace) -> ModelSpec:

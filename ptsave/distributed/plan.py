@@ -25,11 +25,11 @@ from ptsave.core.own_process import without_warnings
 from ptsave.distributed.group import Group
 from ptsave.distributed.styles import split
 from ptsave.errors import UsageError
-from ptsave.models.behaviour.rounding import tensors_in
 from ptsave.models.inputs import Arguments
 from ptsave.models.load import run
 from ptsave.models.weights.lazy import lazy_names
 from ptsave.models.weights.own_shard import gathered
+from ptsave.models.weights.sharded import tensors_in
 
 _HINT = "check [parallel]"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from math import prod
 from pathlib import Path
@@ -29,6 +29,7 @@ from ptsave.config.model import ConfigPlace
 from ptsave.core.dtypes import BY_NAME
 from ptsave.core.names import hint_for
 from ptsave.core.nodes import TensorEntry
+from ptsave.core.tree import dotted, items_of, walk
 from ptsave.core.values import random
 from ptsave.errors import UsageError
 from ptsave.formats import open_checkpoint
@@ -252,34 +253,23 @@ def output_tensors(value: Any) -> dict[str, Tensor]:
     bare numbers become tensors without dimensions.
     """
     tensors: dict[str, Tensor] = {}
-    for path, tensor in _flatten((), value):
-        name = ".".join(path) or "output"
+    for path, node in walk(value, _held_by, once=False, max_depth=MAX_OUTPUT_DEPTH):
+        if not isinstance(node, (Tensor, bool, int, float, complex)):
+            continue
+        name = first = dotted(path) or "output"
         n = 2
         while name in tensors:
-            name, n = f"{'.'.join(path)}~{n}", n + 1
-        tensors[name] = tensor
+            name, n = f"{first}~{n}", n + 1
+        tensors[name] = node if isinstance(node, Tensor) else torch.tensor(node)
     return tensors
 
 
-def _flatten(path: tuple[str, ...], value: Any) -> Iterator[tuple[tuple[str, ...], Tensor]]:
-    if isinstance(value, Tensor):
-        yield path, value
-    elif isinstance(value, (bool, int, float, complex)):
-        yield path, torch.tensor(value)
-    elif len(path) >= MAX_OUTPUT_DEPTH:
-        return
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _flatten((*path, str(key)), item)
-    elif isinstance(value, tuple) and hasattr(value, "_fields"):
-        for key, item in zip(value._fields, value, strict=True):
-            yield from _flatten((*path, key), item)
-    elif isinstance(value, (list, tuple)):
-        for i, item in enumerate(value):
-            yield from _flatten((*path, str(i)), item)
-    elif is_dataclass(value) and not isinstance(value, type):
-        for entry in fields(value):
-            yield from _flatten((*path, entry.name), getattr(value, entry.name))
+def _held_by(value: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return zip(value._fields, value, strict=True)
+    if is_dataclass(value) and not isinstance(value, (type, Mapping)):
+        return [(entry.name, getattr(value, entry.name)) for entry in fields(value)]
+    return items_of(value)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, overwrite: bool = False) -> None:

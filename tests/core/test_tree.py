@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -15,7 +15,18 @@ from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.dtypes import BY_NAME
 from ptsave.core.nodes import Global, Opaque, TensorEntry
 from ptsave.core.storage import MemoryStorage
-from ptsave.core.tree import CYCLE, GONE, MAX_DEPTH, dotted, items_of, leaves, map_tensors, rewrite, walk
+from ptsave.core.tree import (
+    CYCLE,
+    GONE,
+    MAX_DEPTH,
+    dotted,
+    items_of,
+    leaves,
+    map_tensors,
+    own_kind,
+    rewrite,
+    walk,
+)
 from ptsave.errors import LimitError, LossyError
 
 STORAGE = MemoryStorage(memoryview(bytes(16)))
@@ -261,6 +272,22 @@ def test_rewrite_enters_what_stands_in_a_place() -> None:
     made = rewrite([shared, shared], increased, enter=opened)
     assert made == [[2], [2]]
     assert made[0] is made[1]
+
+
+def test_rewrite_makes_lists_and_tuples_of_their_own_kinds() -> None:
+    class Pair(NamedTuple):
+        a: int
+        b: int
+
+    class Listed(list[int]):
+        pass
+
+    unchanged = (5, "x")
+    root = {"pair": Pair(1, 2), "listed": Listed([1]), "tuple": unchanged}
+    made = rewrite(root, lambda path, leaf: leaf + 1 if leaf in (1, 2) else leaf, leave=own_kind)
+    assert made == {"pair": Pair(2, 3), "listed": [2], "tuple": unchanged}
+    assert [type(value) for value in made.values()] == [Pair, Listed, tuple]
+    assert made["tuple"] is unchanged
 
 
 def looped(wrap: Callable[[Any], Any]) -> Any:

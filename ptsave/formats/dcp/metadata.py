@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 from ptsave.core.dtypes import DType
 from ptsave.core.nodes import GlobalUse, Opaque
+from ptsave.core.tree import dotted
 from ptsave.errors import CorruptError, LimitError
 from ptsave.formats.dcp.chunks import Box
 from ptsave.formats.pickle.inert import load
@@ -271,7 +272,7 @@ def _paths(value: Any) -> dict[str, tuple[str | int, ...]]:
     for name, path in value.items():
         if type(path) is not tuple or not path or not all(type(key) in (str, int) for key in path):
             raise _ShapeError("the path of an item is malformed")
-        if ".".join(map(str, path)) != _text(name):
+        if dotted(path) != _text(name):
             # dcp.load finds items by the names of its own state dict, and never looks here
             raise _ShapeError(f"it gives {name[:60]!r} the path of another item")
         paths[name] = path

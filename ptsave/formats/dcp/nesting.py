@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ptsave.core.tree import MAX_DEPTH
+from ptsave.core.tree import MAX_DEPTH, dotted, walk
 from ptsave.errors import CorruptError, LimitError
 
 Path = tuple[str | int, ...]
@@ -56,7 +56,7 @@ _HINT = "the checkpoint's metadata is damaged; copy the folder again"
 
 
 def _spelled(path: Path) -> str:
-    return repr(".".join(map(str, path))[:200])
+    return repr(dotted(path)[:200])
 
 
 def _finished(node: dict[str | int, Any], num_items: int, where: str) -> Any:
@@ -82,14 +82,9 @@ def restore_parameter_numbers(root: Any) -> bool:
     were turned back.
     """
     found = False
-    pending = [root]
-    while pending:
-        node = pending.pop()
-        if isinstance(node, list):
-            pending += node
+    for _, node in walk(root):
         if not isinstance(node, dict):
             continue
-        pending += node.values()
         state, groups = node.get("state"), node.get("param_groups")
         if isinstance(state, dict) and state and isinstance(groups, list) and _are_numbered(groups):
             numbers = [int(key) if isinstance(key, str) and _is_number(key) else None for key in state]

@@ -16,6 +16,7 @@ from typing import Any
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.nodes import TensorEntry, contiguous_strides
 from ptsave.core.record import FILE_NAME, Record
+from ptsave.core.tree import dotted
 from ptsave.core.values.digest import hasher
 from ptsave.core.values.gather import contiguous
 from ptsave.errors import LossyError
@@ -151,7 +152,7 @@ class _Layout:
 
         Raises: LossyError when two items would have one name, or one holds what cannot be kept.
         """
-        name = ".".join(map(str, path))
+        name = dotted(path)
         if name in self._items:
             raise LossyError(
                 f"dcp cannot hold two values named {name!r}", source_path(self._checkpoint), "--rename one"
@@ -329,4 +330,4 @@ def _is_terminal(value: list[Any]) -> bool:
 
 
 def _spell(path: Keys) -> str:
-    return repr(".".join(map(str, path))) if path else "the root"
+    return repr(dotted(path)) if path else "the root"

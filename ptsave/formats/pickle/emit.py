@@ -14,6 +14,7 @@ from typing import Any
 
 from ptsave.core.dtypes import DType
 from ptsave.core.nodes import Opaque, TensorEntry
+from ptsave.core.tree import dotted
 from ptsave.errors import LossyError, Option
 from ptsave.formats.kinds.objects import NESTED, PARAMETER, is_tensor_object, parts_by_name
 from ptsave.formats.kinds.quantized import is_quantized
@@ -343,7 +344,7 @@ def _is_device(value: Any) -> bool:
 
 
 def _spell(path: Path) -> str:
-    return repr(".".join(map(str, path)))
+    return repr(dotted(path))
 
 
 def _kind_of(value: Any) -> str:

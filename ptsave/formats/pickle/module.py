@@ -5,13 +5,13 @@ Source: torch/nn/modules/module.py (`__getstate__`, `state_dict`, `_save_to_stat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from functools import cached_property
 from typing import Any
 
 from ptsave.core.dtypes import DType
 from ptsave.core.nodes import Global, Opaque, TensorEntry
-from ptsave.core.tree import is_scalar
+from ptsave.core.tree import CYCLE, is_scalar, items_of, walk
 from ptsave.formats.kinds import quantized
 from ptsave.formats.pickle.shapes import UNKNOWN, Budget, as_it_is
 
@@ -222,24 +222,17 @@ def plain_attributes(state: dict[Any, Any], others: Set[Any]) -> list[tuple[Any,
 
 def is_plain(value: Any) -> bool:
     """Whether `value` is a scalar, or a container of nothing but scalars, and not too large a one."""
-    left = MAX_PLAIN_ITEMS
-    level = [value]
-    for _ in range(MAX_PLAIN_DEPTH):
-        below: list[Any] = []
-        for item in level:
-            left -= 1
-            if left < 0:
-                return False
-            if isinstance(item, (dict, list, tuple, set, frozenset)):
-                if len(item) > left:
-                    return False
-                below.extend(item.values() if isinstance(item, dict) else item)
-            elif not is_scalar(item) and not _says_itself(item):
-                return False
-        if not below:
-            return True
-        level = below
-    return False
+    for number, (path, node) in enumerate(walk(value, _items, once=False)):
+        if number >= MAX_PLAIN_ITEMS or len(path) >= MAX_PLAIN_DEPTH or node is CYCLE:
+            return False
+        is_container = isinstance(node, (dict, list, tuple, set, frozenset))
+        if not is_container and not is_scalar(node) and not _says_itself(node):
+            return False
+    return True
+
+
+def _items(node: Any) -> Iterable[tuple[Any, Any]]:
+    return enumerate(node) if isinstance(node, (set, frozenset)) else items_of(node)
 
 
 def _says_itself(value: Any) -> bool:

@@ -19,6 +19,8 @@ import re
 from collections.abc import Iterator
 from typing import Any, TypeGuard
 
+from ptsave.core.tree import walk
+
 MAX_EXPRESSION_BYTES = 4096
 """Longer expressions are told as they are: nobody read them."""
 _MAX_SHOWN = 80
@@ -75,17 +77,8 @@ _FACTORIES = (".", *(f"builtins.{name}" for name in "bool dict float int list se
 
 def code_in(program: Any) -> Iterator[str]:
     """The texts of a program that torch would evaluate, import or call, outside the allow-list."""
-    waiting = [program]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, list):
-            waiting += node
-            continue
-        if not isinstance(node, dict):
-            continue
-        for key, value in node.items():
-            if isinstance(value, (list, dict)):
-                waiting.append(value)
+    for _, node in walk(program):
+        for key, value in node.items() if isinstance(node, dict) else ():
             texts = value if isinstance(value, list) else [value]
             for text in filter(_is_text, texts):
                 if key in ("in_spec", "out_spec"):

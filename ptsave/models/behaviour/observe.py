@@ -6,7 +6,7 @@ import contextlib
 import os
 import platform
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import nn
 
 from ptsave.config.inputs import InputsSpec
 from ptsave.core.behaviour import Behaviour, Determinism
+from ptsave.core.tree import dotted, items_of, walk
 from ptsave.core.values.digest import DEFAULT, hasher
 from ptsave.errors import LossyError
 from ptsave.models.behaviour.trace import Trace, watch, with_precisions
@@ -177,15 +178,16 @@ def _outside(model: nn.Module) -> Iterator[tuple[str, Any]]:
 _OF_EVERY_MODULE = vars(nn.Module()).keys()
 
 
-def _leaves(path: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, (torch.Tensor, float)) or (
-        isinstance(value, np.ndarray) and value.dtype.kind in "biufc"
-    ):
-        yield path, value
-    elif depth < MAX_OUTSIDE_DEPTH and isinstance(value, (list, tuple, dict)):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, item in islice(items, MAX_OUTSIDE):
-            yield from _leaves(f"{path}.{key}", item, depth + 1)
+def _leaves(where: str, value: Any) -> Iterator[tuple[str, Any]]:
+    for path, node in walk(value, _first_items, once=False, max_depth=MAX_OUTSIDE_DEPTH):
+        if isinstance(node, (torch.Tensor, float)) or (
+            isinstance(node, np.ndarray) and node.dtype.kind in "biufc"
+        ):
+            yield dotted(path, where), node
+
+
+def _first_items(node: Any) -> Iterable[tuple[Any, Any]]:
+    return islice(items_of(node), MAX_OUTSIDE) if isinstance(node, (dict, list, tuple)) else ()
 
 
 def _as_tensor(value: Any) -> torch.Tensor:

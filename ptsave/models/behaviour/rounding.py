@@ -10,14 +10,15 @@ Source: Parker, "Monte Carlo Arithmetic: exploiting randomness in floating-point
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ptsave.models.weights.sharded import is_sharded
+from ptsave.core.tree import own_kind, rewrite
+from ptsave.models.weights.sharded import is_sharded, tensors_in
 
 WIDE = {
     torch.float32: torch.float64,
@@ -73,23 +74,27 @@ class Rounding(TorchFunctionMode):
         target = kwargs.get("out", args[0] if args and _changes_in_place(name) else None)
         if isinstance(target, torch.Tensor) and target.dtype in WIDE:
             # What the model keeps stays what it is; the others come down to it.
-            args, kwargs = self._map((args, kwargs), lambda t: t if t is target else _like(t, target))
+            args, kwargs = _map_tensors((args, kwargs), lambda t: t if t is target else _like(t, target))
             return func(*args, **kwargs)
         if self._wide or self._weights:
-            args, kwargs = self._map((args, kwargs), self._taken)
+            args, kwargs = _mapped((args, kwargs), self._taken)
         if self._wide:
             func = _WIDE_FUNCTIONS.get(func, func)
-            args, kwargs = self._wide_dtypes((args, kwargs))
         result = func(*args, **kwargs)
         if self._wide:
-            result = self._map(result, lambda t: t.to(WIDE[t.dtype]) if t.dtype in WIDE else t)
+            result = _map_tensors(result, lambda t: t.to(WIDE[t.dtype]) if t.dtype in WIDE else t)
         if self._results and not (target is not None or _is_random(name)):
             known = {_address(tensor) for tensor in tensors_in((args, kwargs))}
-            result = self._map(result, lambda t: t if _address(t) in known else self._perturbed(t))
+            result = _map_tensors(result, lambda t: t if _address(t) in known else self._perturbed(t))
         return result
 
-    def _taken(self, tensor: torch.Tensor) -> torch.Tensor:
-        """An argument as it goes in."""
+    def _taken(self, value: Any) -> Any:
+        """An argument, a tensor or another value, as it goes in."""
+        if self._wide and isinstance(value, torch.dtype):
+            return WIDE.get(value, value)
+        return self._taken_tensor(value) if _is_changed(value) else value
+
+    def _taken_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         place = self._places.get(_address(tensor))
         wide = tensor.to(WIDE[tensor.dtype]) if self._wide and tensor.dtype in WIDE else tensor
         if place is None or not _is_float(tensor):
@@ -107,43 +112,26 @@ class Rounding(TorchFunctionMode):
         # Whole numbers are exact: a position or a count must not become less than it is.
         return torch.where(tensor.real == tensor.real.trunc(), tensor, tensor * factors)
 
-    def _wide_dtypes(self, value: Any) -> Any:
-        if isinstance(value, torch.dtype):
-            return WIDE.get(value, value)
-        return _mapped(value, self._wide_dtypes)
 
-    def _map(self, value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-        if isinstance(value, torch.Tensor):
-            return change(value) if _is_plain(value) or is_sharded(value) else value
-        return _mapped(value, lambda item: self._map(item, change))
+def _map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    if isinstance(value, torch.Tensor):
+        return change(value) if _is_changed(value) else value
+    return _mapped(value, lambda leaf: change(leaf) if _is_changed(leaf) else leaf)
+
+
+def _is_changed(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and (_is_plain(value) or is_sharded(value))
 
 
 def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    """A container with its items changed; torch's own result types (`torch.max`'s) become plain tuples."""
-    if isinstance(value, dict):
-        return {key: change(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [change(item) for item in value]
-    if isinstance(value, tuple):
-        items = [change(item) for item in value]
-        if all(new is old for new, old in zip(items, value, strict=True)):
-            return value
-        if hasattr(value, "_fields"):
-            return type(value)(*items)
-        # torch.return_types take one sequence, as tuple itself does.
-        return type(value)(items)  # type: ignore[call-arg, unused-ignore]
-    return value
-
-
-def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """Every tensor among the arguments of a function of torch."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, dict):
-        yield from tensors_in(list(value.values()))
+    """Arguments or results with each leaf changed, at each of its places by itself."""
+    return rewrite(
+        value,
+        lambda path, leaf: change(leaf),
+        leave=own_kind,
+        containers=(dict, list, tuple),
+        once=False,
+    )
 
 
 def _changes_in_place(name: str) -> bool:

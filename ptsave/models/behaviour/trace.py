@@ -18,6 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ptsave.core.behaviour import CALL_VALUES, OUTPUT_VALUES, Call, Sample
 from ptsave.core.dtypes import BY_NAME
+from ptsave.core.tree import own_kind, rewrite
 from ptsave.core.values.digest import DEFAULT, hasher, prefix
 from ptsave.errors import UsageError
 from ptsave.models.behaviour.differences import epsilon
@@ -133,13 +134,11 @@ def cloned(value: Any) -> Any:
     """Arguments, or a part of them, with tensors of their own: a model may change what it is given."""
     if isinstance(value, Arguments):
         return Arguments(cloned(value.args), cloned(dict(value.kwargs)))
-    if isinstance(value, torch.Tensor):
-        return value.clone()
-    if isinstance(value, dict):
-        return {key: cloned(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(cloned(item) for item in value)
-    return value
+
+    def leaf(path: Sequence[Any], value: Any) -> Any:
+        return value.clone() if isinstance(value, torch.Tensor) else value
+
+    return rewrite(value, leaf, leave=own_kind, containers=(dict, list, tuple))
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.tensor import DTensor
 
 from ptsave.core.nodes import TensorEntry
+from ptsave.core.tree import own_kind, rewrite
 from ptsave.core.values.gather import laid_out
 from ptsave.formats.dcp.chunks import Box, window
 from ptsave.models.weights.sharded import Parts
@@ -71,13 +72,10 @@ def _local(tensor: torch.Tensor) -> torch.Tensor:
 
 def gathered(value: Any) -> Any:
     """The output of a forward pass, with each DTensor in it gathered on every rank."""
-    if isinstance(value, DTensor):
-        return value.full_tensor()
-    if isinstance(value, AsyncCollectiveTensor):
-        return value.wait()
-    if isinstance(value, dict):
-        return {key: gathered(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        items: Iterator[Any] = (gathered(item) for item in value)
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
+
+    def leaf(path: Sequence[Any], value: Any) -> Any:
+        if isinstance(value, DTensor):
+            return value.full_tensor()
+        return value.wait() if isinstance(value, AsyncCollectiveTensor) else value
+
+    return rewrite(value, leaf, leave=own_kind, containers=(dict, list, tuple))
