@@ -21,7 +21,9 @@ from typing import Any
 from ptsave.core.values.gather import contiguous
 from ptsave.errors import PtsaveError
 from ptsave.formats import open_checkpoint
-from ptsave.verbs.verify import Subject, bytes_, safe
+from ptsave.verbs.checks.bytes import bytes_
+from ptsave.verbs.checks.safe import safe
+from ptsave.verbs.checks.subject import Subject
 from tests.attacks import torch_files as tf
 from tests.attacks.pickles import dump
 from tests.attacks.zips import DEFLATED, STORED, Entry, zip_bytes

@@ -19,8 +19,10 @@ from ptsave.core.values.gather import contiguous
 from ptsave.errors import PtsaveError
 from ptsave.formats import open_checkpoint
 from ptsave.render import as_json
+from ptsave.verbs.checks.bytes import bytes_
+from ptsave.verbs.checks.safe import safe
+from ptsave.verbs.checks.subject import Subject
 from ptsave.verbs.inspect import inspect
-from ptsave.verbs.verify import Subject, bytes_, safe
 from tests.attacks import torch_files as tf
 from tests.attacks.pickle_programs import CASES, program
 from tests.attacks.pickles import dump
