@@ -155,7 +155,7 @@ def compare(
         mismatched=tuple(
             Mismatch(name, want.shape, entry.shape)
             for name, want, entry in both
-            if want.shape is not None and want.shape != entry.shape
+            if want.shape is not None and not takes(want.shape, entry.shape)
         ),
         recast=tuple(
             (name, want.dtype, entry.dtype.name)
@@ -166,6 +166,16 @@ def compare(
         nearest=_nearest(missing, unexpected, expected, found),
         untied=tuple(_untied(groups.values(), found)),
     )
+
+
+def takes(wanted: tuple[int, ...], found: tuple[int, ...]) -> bool:
+    """Whether a tensor of the shape `found` goes where one of the shape `wanted` is.
+
+    A scalar may have one dimension of one element, as torch before 0.4 wrote it. torch takes the first of
+    several elements too, which would lose the others. Source: torch/nn/modules/module.py,
+    `_load_from_state_dict`.
+    """
+    return wanted == found or (wanted == () and found == (1,))
 
 
 def choose_tied(

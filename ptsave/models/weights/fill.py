@@ -224,7 +224,7 @@ def fill(
         _move(model, device)
         state = model.state_dict(keep_vars=True)
         digests = recorded_digests(whole.values(), source.record)
-        targets = {name: state[name] for name in whole}
+        targets = {name: _as_saved(state[name], entry) for name, entry in whole.items()}
         stream_into(targets, whole, digests=digests, is_checked=is_checked and not is_mapped)
         source.check_unchanged()
         return report
@@ -303,6 +303,11 @@ class _Reading(NamedTuple):
 def _dtype(want: torch.Tensor, entry: TensorEntry) -> torch.dtype:
     """The dtype of what the model holds: its own, or the file's where it has none yet."""
     return torch_dtype(entry) if nn.parameter.is_lazy(want) else want.dtype
+
+
+def _as_saved(target: torch.Tensor, entry: TensorEntry) -> torch.Tensor:
+    """`target` with the shape of `entry`, where that is a scalar of one dimension."""
+    return target if tuple(target.shape) == entry.shape else target.detach().view(entry.shape)
 
 
 def _like(want: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:

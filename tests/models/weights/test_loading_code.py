@@ -55,6 +55,15 @@ class Renaming(nn.Linear):
         super()._load_from_state_dict(state, prefix, *rest)
 
 
+class Scalars(nn.Module):
+    """A parameter and a buffer without dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.randn(()))
+        self.register_buffer("count", torch.randn(()))
+
+
 class Hooked(nn.Linear):
     """Splits its old fused weight by a hook, and keeps a flag of what it saw."""
 
@@ -231,6 +240,10 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[State], State]]] = {
     "linear, one too many": (lambda: nn.Linear(3, 2), lambda state: {**state, "more": torch.ones(1)}),
     "linear, another shape": (lambda: nn.Linear(3, 2), lambda state: {**state, "bias": torch.ones(5)}),
     "linear, a row": (lambda: nn.Linear(3, 1), lambda state: {**state, "bias": torch.tensor(1.0)}),
+    "scalars": (Scalars, same),
+    "scalars of one dimension": (Scalars, lambda state: {k: v.reshape(1) for k, v in state.items()}),
+    "scalars of one dimension, cast": (Scalars, lambda s: {k: v.reshape(1).double() for k, v in s.items()}),
+    "scalars of two dimensions": (Scalars, lambda state: {k: v.reshape(1, 1) for k, v in state.items()}),
     "another dtype": (lambda: nn.Linear(3, 2).half(), lambda s: {k: v.double() for k, v in s.items()}),
     "batch norm": (norm, same),
     "old batch norm": (norm, lambda state: dict(without("1.num_batches_tracked")(state))),
