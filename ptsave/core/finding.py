@@ -83,7 +83,7 @@ class Kind(Enum):
     )
     ALL_THERE = "{count} [tensor is|tensors are] all there is"
     ALL_ACCOUNTED = (
-        "{count} [tensor is|tensors are] all there is, and all {num_storages} storages are accounted for"
+        "{count} [tensor is|tensors are] all there is, and every storage ({num_storages}) is accounted for"
     )
 
     # --- finite ---
