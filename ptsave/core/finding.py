@@ -175,7 +175,7 @@ class Kind(Enum):
     DOES_NOT_RUN = "the model does not run on the recorded inputs: {why}"
     RECORDED_TOO_MUCH = "the recorded inputs are too much for a file to ask for: {why}"
     NOT_DETERMINISTIC = "the model is not deterministic: {why} when it was recorded"
-    MADE_ANEW = "a value outside the state dict is not what it was: recreated, at random or from other code"
+    RECREATED = "a value outside the state dict is not what it was: recreated, at random or from other code"
     EXCUSED = "not everything is bitwise equal, and the record's word excuses it: {why}"
     LOST_BUFFER = "a buffer outside the state dict is not what it was: uninitialised, or made otherwise"
     TRAIN_MODE = "left in train mode: it stays in training after eval()"

@@ -16,10 +16,6 @@ import torch
 
 from ptsave.errors import LossyError
 
-PYTHON_WORDS = 625
-NUMPY_WORDS = 624
-"""Integers of 32 bits in the state of a Mersenne Twister; Python's position is one of its 625."""
-
 
 def capture() -> dict[str, Any]:
     """The states of now. A device whose generator was never used has none."""

@@ -192,9 +192,9 @@ def _different(path: str, then: Any, now: Any) -> Iterator[str]:
 
 
 def _buffers(subject: ModelSubject, findings: Sequence[Finding]) -> str:
-    made_anew = failed_of(findings, Kind.UNINITIALISED)
+    recreated = failed_of(findings, Kind.UNINITIALISED)
     departs = subject.replayed is not None and not subject.replayed.is_same
-    lost = list(dict.fromkeys([*made_anew, *(subject.lost_buffers if departs else [])]))
+    lost = list(dict.fromkeys([*recreated, *(subject.lost_buffers if departs else [])]))
     return (
         f"uninitialised buffer: {first_names(lost)} is not in the state dict, and not what it was"
         if lost
@@ -204,9 +204,9 @@ def _buffers(subject: ModelSubject, findings: Sequence[Finding]) -> str:
 
 def _outside(subject: ModelSubject, findings: Sequence[Finding]) -> str:
     """What neither the state dict nor a buffer keeps: drawn anew by a constructor or at import."""
-    if subject.replayed is None or subject.replayed.is_same or not subject.made_anew:
+    if subject.replayed is None or subject.replayed.is_same or not subject.recreated:
         return ""
-    names = first_names(subject.made_anew)
+    names = first_names(subject.recreated)
     return f"recreated: {names} is outside the state dict, and not what it was (drawn at random?)"
 
 

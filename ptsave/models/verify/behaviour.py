@@ -62,10 +62,10 @@ def behaviour(subject: ModelSubject) -> Iterator[Finding]:
         yield Finding(CHECK, "warn", "", Kind.NOT_DETERMINISTIC, facts={"why": seeds})
     yield from _training(found, recorded)
     yield from lost
-    subject.made_anew = [n for n, digest in recorded.outside.items() if here.get(n, digest) != digest]
+    subject.recreated = [n for n, digest in recorded.outside.items() if here.get(n, digest) != digest]
     # What a model computes from its weights (an old weight norm's) is another before they are loaded.
-    for name in [] if found.is_same else subject.made_anew:
-        yield Finding(CHECK, "warn", name, Kind.MADE_ANEW)
+    for name in [] if found.is_same else subject.recreated:
+        yield Finding(CHECK, "warn", name, Kind.RECREATED)
     yield from judged(found, CHECK)
     if found.claims and found.is_same and not found.is_tolerated:
         yield Finding(CHECK, "warn", "", Kind.EXCUSED, facts={"why": "; ".join(found.claims)})

@@ -137,10 +137,10 @@ def _reread(
             yield Finding(CHECK, level, output.path, Kind.OUTPUT_CHANGED, facts=facts)
 
 
-def _compare_tensors(name: str, before: Digests, after: Digests, made_anew: Digests) -> Iterator[Finding]:
+def _compare_tensors(name: str, before: Digests, after: Digests, recreated: Digests) -> Iterator[Finding]:
     changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     for key in changed:
-        if key in made_anew:
+        if key in recreated:
             yield Finding(CHECK, "fail", key, Kind.UNINITIALISED)
         else:
             yield Finding(CHECK, "fail", key, Kind.CHANGED, facts={"format": name})

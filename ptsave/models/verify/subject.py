@@ -47,7 +47,7 @@ class ModelSubject:
     """What the check `behaviour` found out."""
     lost_buffers: list[str] = field(default_factory=list)
     """Buffers outside the state dict that are not what they were."""
-    made_anew: list[str] = field(default_factory=list)
+    recreated: list[str] = field(default_factory=list)
     """Tensors, arrays and numbers that no state dict knows, and that are not what they were."""
     damage: CorruptError | None = None
     """Why the weights were loaded without being checked against their checksums."""

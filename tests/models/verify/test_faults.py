@@ -314,7 +314,7 @@ def test_put_into_train_mode_by_forward(shop: Workshop) -> None:
 
 
 @pytest.mark.parametrize("values", ["torch.empty(16, 24)", "torch.randn(16, 24)"])
-def test_a_buffer_that_is_made_anew_each_time(workshop: Workshop, values: str) -> None:
+def test_a_buffer_that_is_recreated_each_time(workshop: Workshop, values: str) -> None:
     """Memory as it was found, or random numbers: outside the state dict, they come back as others."""
     start = "torch.sin(torch.arange(384.0).reshape(16, 24))"
     fill = values if "randn" in values else f"{values}.uniform_()"
