@@ -31,10 +31,6 @@ from ptsave.formats.writers import Writer
 from ptsave.verbs.edit import Edits, edit, is_dropped
 from ptsave.verbs.extras import fit_extras
 
-MAX_TENSORS = 125_000
-"""Cap on the tensors that are converted out of a small file: each costs 3 KiB and 50 microseconds in a DCP
-folder, and a few bytes can name one. A larger file may have as many as its reader lists."""
-
 
 @dataclass(frozen=True)
 class Conversion:
@@ -105,7 +101,7 @@ def convert(
     if num_before and not plan.tensors:
         raise RefusedError("nothing is left to write", str(source.path), "loosen --select, --only or --drop")
     times = room(plan.source_bytes)
-    most = MAX_TENSORS if times == 1 else times * LISTED_TENSORS
+    most = target.max_small_file_tensors if times == 1 else times * LISTED_TENSORS
     if len(plan.tensors) > most:
         raise LimitError("converted_tensors", most, len(plan.tensors), str(source.path))
     num_bytes = sum({entry.view: entry.num_bytes for entry in plan.tensors.values()}.values())
