@@ -21,8 +21,10 @@ KEY = "ptsave"
 """Under which a container's metadata holds the record."""
 FILE_NAME = "ptsave.json"
 MAX_BYTES = 64 * 1024 * 1024
-"""Cap on the JSON text of a record in a small file. Writers know no cap: they store it as it is, and a file
-that is larger may have a record of as many bytes."""
+"""Cap on the JSON text of a record in a small file. A file that is larger may have a record of as many bytes,
+up to LONGEST_BYTES: a file with holes is as large as it likes."""
+LONGEST_BYTES = 256 * 1024 * 1024
+"""Some 3 million digests."""
 MAX_VALUES = 1_000_000
 """Cap on the values in it: names of tensors, digests, aliases. A long record may have more."""
 _BYTES_PER_VALUE = 40

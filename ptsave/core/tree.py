@@ -80,7 +80,11 @@ def walk(
                 yield path, CYCLE
                 continue
             yield path, node
-            if id(node) in met or len(path) == max_depth or not (below := children(node)):
+            if id(node) in met or len(path) == max_depth:
+                continue
+            if not (below := children(node)):
+                if once and isinstance(node, (dict, list, tuple)) and node:
+                    met[id(node)] = node  # to find nothing in it takes its time, too
                 continue
             if once:
                 met[id(node)] = node

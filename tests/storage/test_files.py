@@ -140,7 +140,7 @@ def test_a_file_that_is_swapped_for_a_link_is_never_followed_out(tmp_path: Path,
             os.rename(link, swapped)
             os.unlink(swapped)
             os.rename(aside, swapped)
-            time.sleep(0)  # let the other thread meet the file itself, too
+            time.sleep(0.0001)  # let the other thread meet the file itself, too
 
     thread = threading.Thread(target=swap)
     thread.start()

@@ -17,7 +17,7 @@ from ptsave.core.accounts import Part
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.dtypes import DType
 from ptsave.core.finding import Finding, Kind
-from ptsave.core.record import FILE_NAME, MAX_BYTES, Record
+from ptsave.core.record import FILE_NAME, LONGEST_BYTES, MAX_BYTES, Record
 from ptsave.core.storage import SwappedStorage
 from ptsave.errors import CorruptError, LimitError, UnreadableError
 from ptsave.formats.base import FileFormat
@@ -87,7 +87,7 @@ def read(file: InputFile) -> Checkpoint:
         loaded = load_pickle(directory, f"{top}data.pkl", ZipStorages(directory, f"{top}data/", big_endian))
         record = None
         if top + FILE_NAME in directory.entries:
-            most = max(MAX_BYTES, file.size_bytes)
+            most = min(max(MAX_BYTES, file.size_bytes), LONGEST_BYTES)
             record = Record.from_json(directory.read(top + FILE_NAME, most), str(file.path))
         checkpoint = Checkpoint(
             FORMAT.name,
