@@ -93,7 +93,8 @@ def read_back(group: Group, where: str, share: Mapping[str, TensorEntry], algori
                 raise damaged(where, entry.name, "CRC-32")
         mine.update(dict.fromkeys(names[entry.view], digest.hexdigest()))
 
-    run_tasks([(entry.num_bytes, partial(read, entry)) for entry in entries.values()])
+    tasks = [(entry.num_bytes, partial(read, entry)) for entry in entries.values()]
+    group.together(lambda: run_tasks(tasks))  # whoever fails removes the folder, which others still read
     return dict(sorted(pair for part in group.gather(mine) for pair in part.items()))
 
 
