@@ -83,7 +83,7 @@ def walk(
             if id(node) in met or len(path) == max_depth:
                 continue
             if not (below := children(node)):
-                if once and isinstance(node, (dict, list, tuple)) and node:
+                if once and isinstance(node, (Mapping, list, tuple)) and node:
                     met[id(node)] = node  # to find nothing in it takes its time, too
                 continue
             if once:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -325,3 +325,18 @@ def test_reprs_are_short() -> None:
     assert repr(loop) == "<m.C>"
     assert repr(tensor()) == "TensorEntry('', float32, (4,))"
     assert str(Global("a.b")) == "a.b"
+
+
+@pytest.mark.parametrize(
+    "shared", [[1, 2], (1, 2), {"a": 1}, MappingProxyType({"a": 1})], ids=lambda node: type(node).__name__
+)
+def test_a_walk_looks_once_into_what_is_met_often(shared: Any) -> None:
+    """Also where it finds nothing to enter, which takes as long to see."""
+    looked = []
+
+    def containers(node: Any) -> list[tuple[Any, Any]]:
+        looked.append(id(node))
+        return [item for item in items_of(node) if isinstance(item[1], (Mapping, list, tuple))]
+
+    assert sum(1 for _ in walk([shared] * 5, containers)) == 6
+    assert looked.count(id(shared)) == 1
