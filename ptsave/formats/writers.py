@@ -50,7 +50,7 @@ WRITERS = (
     Writer("npz", npz_write.write, (".npz",)),
     Writer("safetensors-sharded", sharded_write.write, is_folder=True, is_sharded=True),
     # an item of its own for each tensor: 6 KiB and 150 microseconds
-    Writer("dcp", dcp_write.write, holds=can_emit, is_folder=True, max_small_file_tensors=40_000),
+    Writer("dcp", dcp_write.write, holds=can_emit, is_folder=True, max_small_file_tensors=60_000),
 )
 BY_NAME = {writer.name: writer for writer in WRITERS}
 
