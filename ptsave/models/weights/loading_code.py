@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ptsave.core.nodes import TensorEntry
@@ -23,6 +22,7 @@ from ptsave.core.parts.keys import KeyReport
 from ptsave.core.parts.select import WRAPPERS, Selection
 from ptsave.errors import LossyError
 from ptsave.models.torch_texts import is_about, is_not_copied, loading_errors
+from ptsave.models.weights.shapes_only import ShapesOnly
 from ptsave.models.weights.sharded import is_fsdp_module, is_sharded
 from ptsave.models.weights.tensors import to_torch, torch_dtype
 
@@ -96,7 +96,9 @@ def judged(model: nn.Module, selection: Selection, by_name: KeyReport) -> tuple[
     """
     values = state_dict(model, selection, without_memory(selection.tensors))
     try:
-        outcome = give(_on_meta(model), values, assign=False)
+        copied = _on_meta(model)
+        with ShapesOnly():
+            outcome = give(copied, values, assign=False)
     except Exception as error:  # the user's code, on what it was not written for: no answer
         return by_name, f"{type(error).__name__}: {error}"
     mismatched = [m for m in by_name.mismatched if any(is_about(text, m.name) for text in outcome.errors)]
@@ -194,11 +196,11 @@ def taken_as_they_are(
     return {name: where for name, where in places.items() if name not in apart}
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Watch(ShapesOnly):  # type: ignore[no-untyped-call]
     """Notes the memory of each tensor that anything is computed with."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.used: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -206,7 +208,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.used.update(
                 _memory_of(x) for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)
             )
-        return func(*args, **(kwargs or {}))
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
 
 def _memory_of(tensor: Any) -> int:
