@@ -49,8 +49,13 @@ WRITERS = (
     Writer("pt", torch_write.write, (".pt", ".pth", ".bin", ".ckpt"), torch_write.holds),
     Writer("npz", npz_write.write, (".npz",)),
     Writer("safetensors-sharded", sharded_write.write, is_folder=True, is_sharded=True),
-    # an item of its own for each tensor: 6 KiB and 150 microseconds
-    Writer("dcp", dcp_write.write, holds=can_emit, is_folder=True, max_small_file_tensors=60_000),
+    Writer(
+        "dcp",
+        dcp_write.write,
+        holds=can_emit,
+        is_folder=True,
+        max_small_file_tensors=dcp_write.MAX_SMALL_FILE_ITEMS,
+    ),
 )
 BY_NAME = {writer.name: writer for writer in WRITERS}
 

@@ -8,30 +8,35 @@ default_planner.py of torch 2.13.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ptsave.core.caps import room
 from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.dtypes import DType
 from ptsave.core.nodes import TensorEntry, contiguous_strides
 from ptsave.core.record import FILE_NAME, Record
-from ptsave.core.tree import dotted
-from ptsave.core.values.digest import hasher
+from ptsave.core.tree import SCALARS, dotted
+from ptsave.core.values.digest import hasher, prefix
 from ptsave.core.values.gather import contiguous
-from ptsave.errors import LossyError
+from ptsave.errors import LimitError, LossyError
 from ptsave.formats.base import WriteOptions, Written
 from ptsave.formats.folder_files import DCP_METADATA, is_new_record, new_record_name, superfluous
-from ptsave.formats.pickle.emit import Call, Emitter, New, Table
+from ptsave.formats.pickle.emit import Call, Emitter, New, Row, Slot, Table
 from ptsave.formats.stored import (
     distinct,
+    expected_digests,
     record_text,
     refuse_special_kinds,
     source_path,
     with_source_checks,
     write_pieces,
 )
-from ptsave.formats.torch.archive import TorchArchive, emit_tensor
+from ptsave.formats.torch.archive import ItemFrame, TorchArchive, emit_tensor
 from ptsave.formats.torch.storage_plan import Part, PartView, View, plan_storages
 from ptsave.formats.torch.write import digest_moves, part_moves
 from ptsave.formats.zip.layout import ALIGN_BYTES, LARGE_BYTES, PAGE_BYTES
@@ -43,6 +48,9 @@ _FILESYSTEM = "torch.distributed.checkpoint.filesystem"
 _CONTIGUOUS = 0
 """`_MEM_FORMAT_ENCODING.TORCH_CONTIGUOUS_FORMAT`."""
 
+MAX_SMALL_FILE_ITEMS = 60_000
+"""Cap on the items out of a small file. Each is an archive of its own, of 5 KiB and 90 microseconds."""
+
 Keys = tuple[str | int, ...]
 """A path: text for a dictionary's key, an integer for a list's place."""
 
@@ -53,7 +61,8 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
     Tied tensors are stored once, and both names point at the one place. Dictionary keys become text, as they
     do in torch's own saves; ptsave's reader makes an optimizer's parameter numbers numbers again.
 
-    Raises: LossyError when the format cannot hold something; ExistsError; WriteError; CorruptError.
+    Raises: LossyError when the format cannot hold something; LimitError; ExistsError; WriteError;
+    CorruptError.
     """
     check_folder_destination(destination, overwrite=options.overwrite)
     refuse_special_kinds(checkpoint, "dcp")
@@ -62,8 +71,11 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
         names.setdefault(entry.view, []).append(name)
     layout = _Layout(checkpoint, names, options)
     notes: list[str] = []
+    most = MAX_SMALL_FILE_ITEMS if room(checkpoint.source_bytes) == 1 else sys.maxsize
     for path, value in _flatten(checkpoint.root, source_path(checkpoint), notes):
         layout.add(path, value)
+        if layout.num_items > most:
+            raise LimitError("converted_items", most, "more", source_path(checkpoint))
     where = source_path(checkpoint)
     with replacing_folder(
         destination,
@@ -144,8 +156,15 @@ class _Layout:
         self._items: dict[str, _Item] = {}
         self._stored: dict[View, _Item] = {}
         """Where a tensor's bytes are already."""
+        self._pickles: dict[tuple[DType, tuple[int, ...]], bytes] = {}
+        self._frames: dict[tuple[int, int], ItemFrame] = {}
+        """By the bytes of the pickle and of the storage."""
         self._unframed: list[TorchArchive] = []
         """Items around whose storages no move writes the rest."""
+
+    @property
+    def num_items(self) -> int:
+        return len(self._items)
 
     def add(self, path: Keys, value: Any) -> None:
         """Lay out one item.
@@ -167,28 +186,38 @@ class _Layout:
         if known is not None:
             return replace(known, path=path)
         source, offset = contiguous(entry)
-        part = Part(source, offset, entry.num_bytes, {entry.view: entry}, entry.dtype.storage_class, "0")
-        place = PartView(part, 0, contiguous_strides(entry.shape))
-        plain = replace(entry, kind="tensor", requires_grad=False)
-        pickle = Emitter(lambda emitter, _: emit_tensor(emitter, plain, place)).pickle(plain)
-        archive = self._archive(pickle, [part])
-        (whole,) = part_moves([part], archive.data, archive.begin)
-        self.by_view |= digest_moves(
-            self._checkpoint, [part], {entry.view: place}, self._names, [whole], self._options
-        )
-        item = self._stored[entry.view] = _Item(path, archive.begin, archive.num_bytes, entry)
-        # zeros up to the next item, so that small items lie without gaps and go to the disk together
-        self.num_bytes += -self.num_bytes % ALIGN_BYTES
-        frame = _Frame(archive.begin, pickle, part, self.num_bytes)
-        whole.header, whole.trailer = frame.before, frame.after
-        whole.header_bytes = archive.data[0].data_offset
-        whole.trailer_bytes = self.num_bytes - (whole.target_offset or 0) - whole.num_bytes
+        part = Part(source, offset, entry.num_bytes, {}, entry.dtype.storage_class, "0")
+        pickle = self._pickle(entry, part)
+        frame = self._frames.get((len(pickle), part.num_bytes))
+        if frame is None:
+            frame = self._frames[len(pickle), part.num_bytes] = ItemFrame(pickle, part)
+        begin = self._begin(part.num_bytes >= LARGE_BYTES)
+        names = self._names[entry.view]
+        whole = Move(names[0], source, offset, part.num_bytes, begin + frame.data_offset)
+        whole.header, whole.header_bytes = partial(frame.before, pickle), frame.data_offset
+        whole.trailer, whole.trailer_bytes = partial(frame.after, pickle), frame.trailer_bytes
+        wanted = expected_digests(self._checkpoint, names, self._options)
+        if wanted:
+            whole.prefix, whole.expected_digests = prefix(entry.dtype, entry.shape), wanted
+            self.by_view[entry.view] = whole
         self.moves.append(whole)
+        self.num_bytes = begin + frame.data_offset + part.num_bytes + frame.trailer_bytes
+        item = self._stored[entry.view] = _Item(path, begin, frame.num_bytes, entry)
         return item
 
+    def _pickle(self, entry: TensorEntry, part: Part) -> bytes:
+        """What says of an item's storage which tensor it is: a plain one, contiguous."""
+        found = self._pickles.get((entry.dtype, entry.shape))
+        if found is None:
+            plain = replace(entry, kind="tensor", requires_grad=False)
+            place = PartView(part, 0, contiguous_strides(entry.shape))
+            found = Emitter(lambda emitter, _: emit_tensor(emitter, plain, place)).pickle(plain)
+            self._pickles[entry.dtype, entry.shape] = found
+        return found
+
     def _data(self, path: Keys, value: Any) -> _Item:
-        tensors = dict(Checkpoint("", Path(), value).tensors)
-        parts, places = plan_storages({entry.view: entry for entry in tensors.values()})
+        found = [] if type(value) in SCALARS else Checkpoint("", Path(), value).tensors.values()
+        parts, places = plan_storages({entry.view: entry for entry in found})
         where = f"{source_path(self._checkpoint)}: {'.'.join(map(str, path))}"
         pickle = Emitter(lambda e, entry: emit_tensor(e, entry, places[entry.view]), where).pickle(value)
         archive = self._archive(pickle, parts)
@@ -199,11 +228,14 @@ class _Layout:
         return _Item(path, archive.begin, archive.num_bytes, None)
 
     def _archive(self, pickle: bytes, parts: list[Part]) -> TorchArchive:
-        is_large = any(part.num_bytes >= LARGE_BYTES for part in parts)
-        begin = self.num_bytes + -self.num_bytes % (PAGE_BYTES if is_large else ALIGN_BYTES)
+        begin = self._begin(any(part.num_bytes >= LARGE_BYTES for part in parts))
         archive = TorchArchive(begin, pickle, parts, is_item=True)
         self.num_bytes = begin + archive.num_bytes
         return archive
+
+    def _begin(self, is_large: bool) -> int:
+        """Where the next item begins."""
+        return self.num_bytes + -self.num_bytes % (PAGE_BYTES if is_large else ALIGN_BYTES)
 
     def pieces(self) -> Iterator[tuple[int, bytes]]:
         """(offset, bytes) of the frames that no move has written."""
@@ -228,59 +260,49 @@ def _no_tensor(emitter: Emitter, entry: TensorEntry) -> None:
     raise AssertionError("the metadata holds no tensors")
 
 
-class _Frame:
-    """What lies around the only storage of an item: laid out twice rather than kept, since items are many."""
-
-    __slots__ = ("_after", "_begin", "_end", "_part", "_pickle")
-
-    def __init__(self, begin: int, pickle: bytes, part: Part, end: int) -> None:
-        self._begin, self._pickle, self._part, self._end = begin, pickle, part, end
-        self._after = b""
-
-    def before(self, crc32: int) -> bytes:
-        archive = TorchArchive(self._begin, self._pickle, [self._part], is_item=True)
-        local = archive.data[0].local_header(crc32)
-        (_, front), (at, after) = archive.pieces()
-        self._after = after + bytes(self._end - at - len(after))
-        return front + local
-
-    def after(self, _: int) -> bytes:
-        after, self._after = self._after, b""
-        return after
-
-
-def _info(file_name: str, item: _Item) -> New:
-    state = {"relative_path": file_name, "offset": item.begin, "length": item.num_bytes}
-    return New(_FILESYSTEM, "_StorageInfo", state)
-
-
-def _size(numbers: tuple[int, ...]) -> Call:
+def _size(numbers: Slot) -> Call:
     return Call("torch", "Size", (numbers,))
 
 
-def _index(name: str, about: TensorEntry | None) -> New:
-    offset = None if about is None else _size((0,) * len(about.shape))
-    state = {"fqn": name, "offset": offset, "index": None if about is None else 0}
-    return New(_METADATA, "MetadataIndex", state)
+_DTYPE, _REQUIRES_GRAD, _SHAPE, _ORIGIN = map(Slot, range(4))
+_PROPERTIES = (
+    _DTYPE,
+    Call("torch.serialization", "_get_layout", ("torch.strided",)),
+    _REQUIRES_GRAD,
+    Call(_METADATA, "_MEM_FORMAT_ENCODING", (_CONTIGUOUS,)),
+    False,
+)
+_TENSOR = New(
+    _METADATA,
+    "TensorStorageMetadata",
+    {
+        "properties": New(_METADATA, "TensorProperties", _PROPERTIES),
+        "size": _size(_SHAPE),
+        "chunks": [
+            New(_METADATA, "ChunkStorageMetadata", {"offsets": _size(_ORIGIN), "sizes": _size(_SHAPE)})
+        ],
+    },
+)
+_DATA = New(_METADATA, "BytesStorageMetadata")
+_TENSOR_INDEX = New(_METADATA, "MetadataIndex", {"fqn": Slot(0), "offset": _size(Slot(1)), "index": 0})
+_DATA_INDEX = New(_METADATA, "MetadataIndex", {"fqn": Slot(0), "offset": None, "index": None})
+_INFO = New(_FILESYSTEM, "_StorageInfo", {"relative_path": Slot(0), "offset": Slot(1), "length": Slot(2)})
 
 
-def _about(entry: TensorEntry | None) -> New:
+def _info(file_name: str, item: _Item) -> Row:
+    return Row(_INFO, (file_name, item.begin, item.num_bytes))
+
+
+def _index(name: str, about: TensorEntry | None) -> Row:
+    if about is None:
+        return Row(_DATA_INDEX, (name,))
+    return Row(_TENSOR_INDEX, (name, (0,) * len(about.shape)))
+
+
+def _about(entry: TensorEntry | None) -> New | Row:
     if entry is None:
-        return New(_METADATA, "BytesStorageMetadata")
-    properties = (
-        entry.dtype,
-        Call("torch.serialization", "_get_layout", ("torch.strided",)),
-        entry.requires_grad,
-        Call(_METADATA, "_MEM_FORMAT_ENCODING", (_CONTIGUOUS,)),
-        False,
-    )
-    chunk = {"offsets": _size((0,) * len(entry.shape)), "sizes": _size(entry.shape)}
-    state = {
-        "properties": New(_METADATA, "TensorProperties", properties),
-        "size": _size(entry.shape),
-        "chunks": [New(_METADATA, "ChunkStorageMetadata", chunk)],
-    }
-    return New(_METADATA, "TensorStorageMetadata", state)
+        return _DATA
+    return Row(_TENSOR, (entry.dtype, entry.requires_grad, entry.shape, (0,) * len(entry.shape)))
 
 
 def _flatten(root: Any, where: str, notes: list[str]) -> Iterator[tuple[Keys, Any]]:

@@ -51,6 +51,24 @@ class Table:
     items: Iterable[tuple[Any, Any]]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Slot:
+    """Where in the template of a `Row` one of its values stands."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """One of many values of a format's own that differ in a few places: `template`, filled with `values`.
+
+    The opcodes of a template are prepared once, at its first row. Its containers are distinct objects.
+    """
+
+    template: New
+    values: tuple[Any, ...]
+
+
 class Emitter:
     """A pickle in the making. A container or tensor that is met again is said once and then referred to."""
 
@@ -68,6 +86,10 @@ class Emitter:
         self._memo: dict[Any, int] = {}
         self._kept: list[Any] = []
         """What was memoized by its identity, so that no identity is given out twice."""
+        self._values: tuple[Any, ...] = ()
+        """What stands in the slots of the row that is emitted."""
+        self._prepared: dict[New, list[_Step]] = {}
+        """The opcodes of each template that was met."""
 
     def pickle(self, root: Any) -> bytes:
         """The whole pickle of `root`.
@@ -106,6 +128,10 @@ class Emitter:
                 else:
                     self.value(value.state, path)
                 self._out += b"b"
+        elif kind is Row:
+            self._row(value, path)
+        elif kind is Slot:
+            self.value(self._values[value.number], path)
         elif kind is Table:
             self._out += b"}"
             self._items(value.items, path)
@@ -286,6 +312,22 @@ class Emitter:
         self._out += b"\x85R"
         self._memoize(id(value), value)
 
+    def _row(self, row: Row, path: Path) -> None:
+        prepared = self._prepared.get(row.template)
+        if prepared is None:
+            outer, self._values = self._values, row.values
+            self.value(row.template, path)  # memoizes the names in it
+            self._values = outer
+            self._prepared[row.template] = _Preparing(self).steps_of(row.template)
+            return
+        for step in prepared:
+            if type(step) is bytes:
+                self._out += step
+            elif type(step) is Slot:
+                self.value(row.values[step.number], path)
+            else:
+                self._memoize(None)
+
     # --- memo
 
     def _recall(self, key: Any) -> bool:
@@ -301,6 +343,38 @@ class Emitter:
         self._memo[key] = index
         self._kept.append(value)
         self._out += b"q%c" % index if index < 0x100 else b"r" + index.to_bytes(4, "little")
+
+
+_Step = bytes | Slot | None
+"""Opcodes; a value; or None, where what was emitted last is memoized."""
+
+
+class _Preparing(Emitter):
+    """Emits a template without its values, in steps that differ from row to row or do not."""
+
+    def __init__(self, emitter: Emitter) -> None:
+        """The template's names are memoized by `emitter` already."""
+        super().__init__(emitter._emit_tensor)
+        self._memo = {key: index for key, index in emitter._memo.items() if type(key) is tuple}
+        self._steps: list[_Step] = []
+
+    def steps_of(self, template: New) -> list[_Step]:
+        self._out.clear()
+        super().value(template, ())
+        return [*self._steps, bytes(self._out)]
+
+    def value(self, value: Any, path: Path) -> None:
+        if type(value) is Slot:
+            self._cut(value)
+        else:
+            super().value(value, path)
+
+    def _memoize(self, key: Any, value: Any = None) -> None:
+        self._cut(None)
+
+    def _cut(self, step: Slot | None) -> None:
+        self._steps += (bytes(self._out), step)
+        self._out.clear()
 
 
 _SCALARS: dict[type, Callable[[Emitter, Any, Path], None]] = {

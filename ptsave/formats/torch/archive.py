@@ -16,7 +16,7 @@ from ptsave.core.values.digest import hasher
 from ptsave.formats.kinds.quantized import parameters
 from ptsave.formats.pickle.emit import Emitter
 from ptsave.formats.torch.storage_plan import Part, PartView
-from ptsave.formats.zip.layout import ALIGN_BYTES, Entry, Frame
+from ptsave.formats.zip.layout import ALIGN_BYTES, CRC32_AT, LISTED_CRC32_AT, Entry, Frame
 
 UINT8 = BY_NAME["uint8"]
 TOP = "archive"
@@ -102,6 +102,52 @@ class TorchArchive:
         end, tail = found[-1]
         found[-1] = (end, tail + self._frame.directory())
         return found
+
+
+class ItemFrame:
+    """What lies around the storage in archives of one storage each, of the same lengths.
+
+    They differ in their pickle, its CRC-32 and the storage's.
+    """
+
+    def __init__(self, pickle: bytes, part: Part) -> None:
+        """Lay out an archive of `part`, whose pickle has the length of `pickle`."""
+        archive = TorchArchive(0, pickle, [part], is_item=True)
+        entries = archive._frame.entries
+        about, data = entries[0], archive.data[0]
+        local = data.local_header(0)
+        (_, front), (at, behind) = archive.pieces()
+        listed = archive._frame.end - at
+        listed_data = listed + sum(len(entry.directory_entry()) for entry in entries[: entries.index(data)])
+        self.num_bytes = archive.num_bytes
+        """Of a whole archive."""
+        self.data_offset = data.data_offset
+        self._before = front + local
+        self._pickle_at = about.data_offset
+        self._crc_at = len(front) + CRC32_AT
+        # zeros up to the next item, so that small items lie without gaps and go to the disk together
+        self._after = behind + bytes(-self.num_bytes % ALIGN_BYTES)
+        self._listed_at = (listed + LISTED_CRC32_AT, listed_data + LISTED_CRC32_AT)
+
+    @property
+    def trailer_bytes(self) -> int:
+        """Of what `after` gives."""
+        return len(self._after)
+
+    def before(self, pickle: bytes, data_crc32: int) -> bytes:
+        """What lies before the storage in an archive with that pickle."""
+        out = bytearray(self._before)
+        out[CRC32_AT : CRC32_AT + 4] = crc32(pickle).to_bytes(4, "little")
+        out[self._pickle_at : self._pickle_at + len(pickle)] = pickle
+        out[self._crc_at : self._crc_at + 4] = data_crc32.to_bytes(4, "little")
+        return bytes(out)
+
+    def after(self, pickle: bytes, data_crc32: int) -> bytes:
+        """What lies after it."""
+        out = bytearray(self._after)
+        for at, crc in zip(self._listed_at, (crc32(pickle), data_crc32), strict=True):
+            out[at : at + 4] = crc.to_bytes(4, "little")
+        return bytes(out)
 
 
 def emit_tensor(emitter: Emitter, entry: TensorEntry, place: PartView) -> None:

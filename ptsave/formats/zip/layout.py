@@ -13,6 +13,8 @@ ALIGN_BYTES = 64
 """Where every record begins, as in torch's own files."""
 PAGE_BYTES = 4096
 """Where large records begin, so that they can be mapped and file systems with reflinks can share them."""
+CRC32_AT, LISTED_CRC32_AT = 14, 16
+"""Where the four bytes of a record's CRC-32 stand in its local header, and in its line in the directory."""
 LARGE_BYTES = 64 * 1024
 
 _FLAG_UTF8 = 0x0800

@@ -14,12 +14,17 @@ import torch.distributed.checkpoint as dcp
 from hypothesis import HealthCheck, given, settings
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
+from ptsave.core.checkpoint import LIVE
 from ptsave.core.nodes import Opaque
-from ptsave.errors import LossyError
+from ptsave.core.storage import MemoryStorage
+from ptsave.errors import LimitError, LossyError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.dcp.write import write
+from ptsave.formats.torch.archive import ItemFrame, TorchArchive
+from ptsave.formats.torch.storage_plan import Part
 from ptsave.formats.torch.write import write as write_pt
+from ptsave.formats.zip.layout import ALIGN_BYTES
 from ptsave.storage.scan import tensor_digest
 from tests.formats.write_cases import assert_same, bits, checkpoint_of, state_dicts
 
@@ -138,6 +143,41 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
         write(checkpoint_of(state), tmp_path / name, OPTIONS)
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("num_bytes", [0, 4, 70, 70_000])
+def test_the_frame_of_an_item_is_that_of_an_archive(num_bytes: int) -> None:
+    part = Part(MemoryStorage(bytes(num_bytes)), 0, num_bytes, {}, "FloatStorage", "0")
+    frame = ItemFrame(b"x" * 50, part)
+    for pickle_, crc in ((b"a" * 50, 0), (b"b" * 50, 2**32 - 1)):
+        archive = TorchArchive(128, pickle_, [part], is_item=True)
+        local = archive.data[0].local_header(crc)
+        (begin, front), (behind, tail) = archive.pieces()
+        assert (begin, frame.before(pickle_, crc)) == (128, front + local)
+        after = frame.after(pickle_, crc)
+        assert len(after) == frame.trailer_bytes
+        assert behind == 128 + frame.data_offset + num_bytes
+        assert after[: len(tail)] == tail
+        assert not any(after[len(tail) :])
+        assert (frame.num_bytes + len(after) - len(tail)) % ALIGN_BYTES == 0
+
+
+def test_every_item_out_of_a_small_file_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value beside the tensors is an archive of its own too; a list of plain values is one."""
+    monkeypatch.setattr("ptsave.formats.dcp.write.MAX_SMALL_FILE_ITEMS", 3)
+    torch.save({"w": torch.ones(1), "a": 1, "b": [1, 2, 3]}, tmp_path / "three.pt")
+    torch.save({"w": torch.ones(1), "a": 1, "b": {"c": 1, "d": 2}}, tmp_path / "four.pt")
+    with open_checkpoint(tmp_path / "three.pt") as source:
+        write(source, tmp_path / "f", OPTIONS)
+    with (
+        open_checkpoint(tmp_path / "four.pt") as source,
+        pytest.raises(LimitError, match="converted_items = 3"),
+    ):
+        write(source, tmp_path / "g", OPTIONS)
+    assert not (tmp_path / "g").exists()
+    live = checkpoint_of({f"w{i}": torch.ones(1) for i in range(4)})
+    live.format = LIVE
+    write(live, tmp_path / "h", OPTIONS)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from ptsave.core.dtypes import BY_NAME
 from ptsave.core.nodes import Global, Opaque, TensorEntry
 from ptsave.errors import LossyError
-from ptsave.formats.pickle.emit import Call, Emitter, New, Table, can_emit
+from ptsave.formats.pickle.emit import Call, Emitter, New, Row, Slot, Table, can_emit
 from tests.formats.torch.test_write import trees
 
 
@@ -87,6 +87,21 @@ def test_a_formats_own_objects() -> None:
     assert str(made["call"]) == "1/3"
     assert made["new"].x == (1, 2)
     assert vars(made["bare"]) == {}
+
+
+def test_a_row_is_emitted_as_its_template_filled() -> None:
+    """A memo's index takes one byte and then four; what a slot holds may be shared with another row."""
+
+    def made(value: Any, size: Any) -> New:
+        state = {"value": value, "pair": [Call("torch", "Size", (size,)), (True, [value])], "again": size}
+        return New("types", "SimpleNamespace", state)
+
+    template = made(Slot(0), Slot(1))
+    sizes = [(1, 2), (3,), ()]
+    rows = [(f"layers.{i}", sizes[i % 3]) for i in range(300)]
+    filled = emit(Table((i, made(*row)) for i, row in enumerate(rows)))
+    assert emit(Table((i, Row(template, row)) for i, row in enumerate(rows))) == filled
+    assert emit([Row(template, rows[0])]) == emit([made(*rows[0])])
 
 
 @pytest.mark.parametrize(
