@@ -38,6 +38,8 @@ class Writer:
     is_folder: bool = False
     is_sharded: bool = False
     """Whether it divides the tensors among files of a size."""
+    keeps_record: bool = True
+    """Whether it has a place for ptsave's record."""
     max_small_file_tensors: int = 125_000
     """Cap on the tensors out of a small file, whose few bytes can name many.
 
@@ -47,7 +49,7 @@ class Writer:
 WRITERS = (
     Writer("safetensors", safetensors_write.write, (".safetensors",)),
     Writer("pt", torch_write.write, (".pt", ".pth", ".bin", ".ckpt"), torch_write.holds),
-    Writer("npz", npz_write.write, (".npz",)),
+    Writer("npz", npz_write.write, (".npz",), keeps_record=False),
     Writer("safetensors-sharded", sharded_write.write, is_folder=True, is_sharded=True),
     Writer(
         "dcp",

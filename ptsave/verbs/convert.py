@@ -23,7 +23,7 @@ from ptsave.core.parts.select import OPTIMIZER_KEYS, left_out_of, lookup_path, s
 from ptsave.core.record import Digests, Record
 from ptsave.core.tree import map_tensors, state_dict_of
 from ptsave.core.values.resolved import resolved
-from ptsave.errors import LimitError, RefusedError, UsageError
+from ptsave.errors import LimitError, Option, PtsaveError, RefusedError, UsageError
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.pickle.shapes import MAX_TENSORS as LISTED_TENSORS
 from ptsave.formats.stored import PLAIN_KINDS
@@ -67,9 +67,18 @@ def convert(
 ) -> Conversion:
     """Write the tensors of `sources` to `destination`; nothing is there when it fails.
 
-    Raises: LossyError when the target cannot hold something, RefusedError when names collide or the
-    destination is in the way, and what reading and writing raise.
+    Raises: UsageError for extras that would be kept nowhere; LossyError when the target cannot hold
+    something, RefusedError when names collide or the destination is in the way, and what reading and writing
+    raise.
     """
+    if extras == "keep" and not (options.record and target.keeps_record):
+        why = f"{target.name} has no place for one" if options.record else "it is left out"
+        keep = Option("extras", "keep")
+        raise UsageError(
+            (keep, f" would not be used: it keeps values in the record, and {why}"),
+            "",
+            ("leave ", keep, " out"),
+        )
     _refuse_sources(sources, destination, target)
     notes: list[str] = []
     num_before = sum(
@@ -97,7 +106,15 @@ def convert(
     )
     for one in sources:
         settle_left_out(_left_out(one, select, edits), extras, dropped, notes, str(one.path))
-    plan = fit_extras(plan, target, extras, dropped, notes)
+    plan = fit_extras(
+        plan,
+        target,
+        extras,
+        dropped,
+        notes,
+        has_record=options.record and target.keeps_record,
+        model=lambda: _model_key(sources, select),
+    )
     if num_before and not plan.tensors:
         raise RefusedError("nothing is left to write", str(source.path), "loosen --select, --only or --drop")
     times = room(plan.source_bytes)
@@ -191,6 +208,16 @@ def _left_out(source: Checkpoint, select: str | None, edits: Edits) -> Sequence[
     if select == "optimizer":
         where = next(key for key in OPTIMIZER_KEYS if key in source.weights_root)
     return [item for item in left_out_of(source, where) if not item.name or not is_dropped(item.name, edits)]
+
+
+def _model_key(sources: Sequence[Checkpoint], select: str | None) -> str:
+    """The key of the part that `--select model` would take; empty where it would take no part."""
+    if select is not None or len(sources) > 1:
+        return ""
+    try:
+        return select_model(sources[0]).where
+    except PtsaveError:  # none is found, or several are
+        return ""
 
 
 def is_alone(source: Checkpoint) -> bool:

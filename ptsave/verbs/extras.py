@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,9 +11,9 @@ from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.nodes import Global, Opaque, TensorEntry
 from ptsave.core.record import Record
 from ptsave.core.tree import GONE, dotted, leaves, map_leaves, rewrite
-from ptsave.errors import LossyError
+from ptsave.errors import LossyError, Option, Text
 from ptsave.formats.kinds.dense import can_be_dense
-from ptsave.formats.kinds.objects import TensorSubclass
+from ptsave.formats.kinds.objects import META, NESTED, TensorSubclass, is_tensor_object, parameter_data
 from ptsave.formats.writers import Writer
 from ptsave.verbs.jsonable import jsonable
 
@@ -27,8 +27,17 @@ def fit_extras(
     extras: Extras,
     dropped: list[str],
     notes: list[str],
+    *,
+    has_record: bool,
+    model: Callable[[], str],
 ) -> Checkpoint:
-    """`plan` with only what the target holds, as `--extras` has it."""
+    """`plan` with only what the target holds, as `extras` has it.
+
+    `has_record`: whether a record is written, which "keep" keeps values in. `model`: gives the key of the
+    model's state dict inside `plan`; empty where the whole is it, or none is.
+
+    Raises: LossyError naming what does not fit.
+    """
     if extras == "drop":
         plan = _without_classes(plan, dropped)
     if not plan.data or (target.holds is not None and all(map(target.holds, plan.data.values()))):
@@ -36,11 +45,15 @@ def fit_extras(
     held, misfits = dict(plan.tensors), dict(plan.data)
     if target.holds is not None:
         held, misfits = _held(plan.root, target.holds, extras == "keep")
+    elif extras == "drop":  # the parts of a sparse or quantized tensor are no weights without the rest
+        of_objects = _inside(misfits, plan.tensors)
+        held = {name: entry for name, entry in held.items() if name not in of_objects}
+        dropped.extend(name for name in plan.tensors if name in of_objects)
     if extras == "fail":
         raise LossyError(
             f"{target.name} cannot hold {len(misfits)} of its values: {_in_words(misfits)}",
             str(plan.path),
-            _hint(misfits),
+            _hint(misfits, has_record, model()),
             extras=list(misfits),
         )
     if extras == "keep":
@@ -93,13 +106,51 @@ def _without_classes(plan: Checkpoint, dropped: list[str]) -> Checkpoint:
     return bare
 
 
-def _hint(misfits: Mapping[str, Any]) -> str:
-    """What to do about what does not fit."""
-    if any(map(can_be_dense, misfits.values())):
-        return "--dense writes sparse and quantized tensors as plain ones; --extras drop leaves them out"
-    if any(isinstance(leaf, TensorSubclass) for leaf in misfits.values()):
-        return "--extras drop writes the plain tensors of subclasses, without what their classes add to them"
-    return "take the weights alone with --select model, or choose --extras drop or --extras keep"
+def _inside(misfits: Mapping[str, Any], names: Iterable[str]) -> set[str]:
+    """Those of `names` that belong to a tensor which lies in the tree as an object: sparse, quantized, …"""
+    objects = {name for name, leaf in misfits.items() if is_tensor_object(leaf)}
+    return {name for name in names if objects and not objects.isdisjoint(_above(name))}
+
+
+def _above(name: str) -> Iterator[str]:
+    return (name[:at] for at, char in enumerate(name) if char == ".")
+
+
+def _hint(misfits: Mapping[str, Any], has_record: bool, model: str) -> Text:
+    """What to do about what does not fit: each way that is named leaves nothing that does not."""
+    leaves = misfits.values()
+    is_dense, is_subclass = any(map(can_be_dense, leaves)), any(isinstance(x, TensorSubclass) for x in leaves)
+    objects = [leaf for leaf in leaves if is_tensor_object(leaf) and not can_be_dense(leaf)]
+    inside = _inside(misfits, misfits)
+    others = [x for name, x in misfits.items() if name not in inside and not isinstance(x, TensorSubclass)]
+    is_more = any(not can_be_dense(leaf) for leaf in others)
+    drop, keep = Option("extras", "drop"), Option("extras", "keep")
+    apart: Text = ("choose ",)
+    if model and not any(name.startswith(f"{model}.") for name in misfits):
+        apart = ("take the weights alone with ", Option("select", "model"), ", or choose ")
+    if is_dense and (is_more or is_subclass):
+        both = (Option("dense", True), " and ", drop)
+        return (
+            *apart,
+            *both,
+            ": sparse and quantized tensors are written as plain ones, and the rest left out",
+        )
+    if is_dense:
+        plain = (Option("dense", True), ", which writes sparse and quantized tensors as plain ones; ")
+        return (*apart, *plain, drop, " leaves them out")
+    if is_subclass:
+        return (
+            *apart,
+            drop,
+            ": it writes the plain tensors of subclasses, without what their classes add to them",
+        )
+    if objects:
+        kinds = sorted({_KINDS[leaf.name] for leaf in map(parameter_data, objects)})
+        return (*apart, drop, f": it leaves them out; a .pt holds {' and '.join(kinds)}")
+    return (*apart, drop, " or ", keep) if has_record else (*apart, drop)
+
+
+_KINDS = {NESTED: "nested tensors", META: "tensors without values"}
 
 
 def _in_words(misfits: Mapping[str, Any]) -> str:
