@@ -35,6 +35,7 @@ from ptsave.cli.options import (
     given,
     with_patterns,
 )
+from ptsave.core.address import located
 from ptsave.core.own_process import own_process
 from ptsave.distributed.group import is_first_rank, is_under_torchrun, let_first_speak
 from ptsave.errors import EXIT_INTERRUPTED, EXIT_NO, EXIT_OK, PtsaveError, RefusedError, UsageError
@@ -91,8 +92,8 @@ def save(
         Path, typer.Argument(metavar="DST", help="File or folder to write.", readable=False)
     ],
     weights: Annotated[
-        Path | None,
-        typer.Option("--weights", metavar="SRC", help="Checkpoint to fill the model from.", readable=False),
+        str | None,
+        typer.Option("--weights", metavar="SRC", help="Checkpoint to fill the model from."),
     ] = None,
     select: Select = None,
     extras: LeftOutWeights = "fail",
@@ -135,7 +136,7 @@ def save(
             overwrite=overwrite, record=not no_record, digest=digest_algorithm(digest), check=not no_check
         ),
         overrides=set or [],
-        weights=weights,
+        weights=located(weights) if weights is not None else None,
         select=select,
         extras=parse_left_out(extras),
         allow_missing=allow_missing or (),
@@ -152,9 +153,7 @@ def save(
 @app.command()
 def load(
     context: typer.Context,
-    checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint to load.", readable=False)
-    ],
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Checkpoint to load.")],
     config: ConfigPath = None,
     trust_recorded: TrustRecorded = None,
     select: Select = None,
@@ -189,7 +188,7 @@ def load(
     refuse_unused(given(context), unused)
     run(
         Mode(json, quiet, verbose),
-        checkpoint,
+        located(checkpoint),
         config,
         overrides=set or [],
         trusted=trust_recorded or (),
@@ -209,9 +208,7 @@ def load(
 @app.command()
 def inspect(
     context: typer.Context,
-    paths: Annotated[
-        list[Path], typer.Argument(metavar="PATH...", help="Checkpoints to look into.", readable=False)
-    ],
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Checkpoints to look into.")],
     tree: Annotated[bool, typer.Option("--tree", help="Show the tensors by module, with shares.")] = False,
     stats: Annotated[
         bool, typer.Option("--stats", help="Read every tensor: min, max, mean, std, norm, zeros, NaN.")
@@ -223,10 +220,8 @@ def inspect(
     sort: Annotated[str, typer.Option(metavar="KEY", help="file, name, size or dtype.")] = "file",
     limit: Annotated[int | None, typer.Option(min=0, help="Show at most this many tensors.")] = None,
     diff: Annotated[
-        Path | None,
-        typer.Option(
-            "--diff", metavar="OTHER", help="Compare with OTHER; exit 1 when they differ.", readable=False
-        ),
+        str | None,
+        typer.Option("--diff", metavar="OTHER", help="Compare with OTHER; exit 1 when they differ."),
     ] = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -239,9 +234,10 @@ def inspect(
 
     mode, flags = Mode(json, quiet, verbose), given(context)
     refuse_unused(flags, unused_by_inspect(diff=diff is not None, tree=tree, stats=stats))
+    places = [located(path) for path in paths]
     if diff is None:
-        run(mode, paths, tree=tree, stats=stats, globs=filter or (), sort=sort, limit=limit, given=flags)
-    elif not compare(mode, paths, diff):
+        run(mode, places, tree=tree, stats=stats, globs=filter or (), sort=sort, limit=limit, given=flags)
+    elif not compare(mode, places, located(diff)):
         raise typer.Exit(EXIT_NO)
 
 
@@ -249,8 +245,8 @@ def inspect(
 def convert(
     context: typer.Context,
     paths: Annotated[
-        list[Path],
-        typer.Argument(metavar="SRC... DST", help="Checkpoints to read, and where to write.", readable=False),
+        list[str],
+        typer.Argument(metavar="SRC... DST", help="Checkpoints to read, and where to write."),
     ],
     format: FormatName = None,
     select: Annotated[
@@ -307,7 +303,7 @@ def convert(
 
     run(
         Mode(json, quiet, verbose),
-        paths,
+        [located(path) for path in paths],
         WriteOptions(
             overwrite=overwrite,
             record=not no_record,
@@ -328,18 +324,14 @@ def convert(
 def verify(
     context: typer.Context,
     checkpoint: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="CHECKPOINT", help="Checkpoint to verify.", show_default=False, readable=False
-        ),
+        str | None,
+        typer.Argument(metavar="CHECKPOINT", help="Checkpoint to verify.", show_default=False),
     ] = None,
     config: ConfigPath = None,
     trust_recorded: TrustRecorded = None,
     against: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="OTHER", help="Checkpoint, or config, that must give the same model.", readable=False
-        ),
+        str | None,
+        typer.Option(metavar="OTHER", help="Checkpoint, or config, that must give the same model."),
     ] = None,
     close: Annotated[
         bool,
@@ -401,7 +393,7 @@ def verify(
         checks,
         config=config,
         trusted=trust_recorded or (),
-        against=against,
+        against=located(against) if against is not None else None,
         close=close,
         through=through,
         record=record,
@@ -409,7 +401,7 @@ def verify(
         infinite=allow_infinite or (),
     )
     request = command.Request(
-        checkpoint, asked, allow or (), set or [], select, device, app_dir, report, strict
+        located(checkpoint), asked, allow or (), set or [], select, device, app_dir, report, strict
     )
     if not command.verify(mode, request):
         raise typer.Exit(EXIT_NO)

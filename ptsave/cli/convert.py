@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 
 from ptsave.cli.flags import refuse_unused, unused_by_convert
 from ptsave.core.accounts import Extras
+from ptsave.core.address import Location, on_disk
 from ptsave.errors import UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
@@ -22,7 +22,7 @@ from ptsave.verbs.edit import Edits
 
 def convert(
     mode: Mode,
-    paths: Sequence[Path],
+    paths: Sequence[Location],
     options: WriteOptions,
     edits: Edits,
     *,
@@ -40,7 +40,8 @@ def convert(
     """
     if len(paths) < 2:
         raise UsageError("convert needs a source and a destination", "", "ptsave convert SRC DST")
-    *sources, destination = paths
+    *sources, last = paths
+    destination = on_disk(last, "what convert writes")
     target = destination_writer(destination, format)
     unused = unused_by_convert(is_sharded=target.is_sharded, no_record=not options.record, dry_run=dry_run)
     refuse_unused(given, unused)

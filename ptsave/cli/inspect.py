@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptsave.cli.flags import ALWAYS
+from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.own_process import no_garbage_collection
 from ptsave.errors import UsageError
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 def inspect(
     mode: Mode,
-    paths: Sequence[Path],
+    paths: Sequence[Location],
     *,
     tree: bool,
     stats: bool,
@@ -41,7 +40,7 @@ def inspect(
     order, shown = sort_key(sort), Inspections(mode, many=len(paths) > 1)
     with no_garbage_collection():
         for path in paths:
-            if os.path.isdir(path) and _is_shown_run(path, given, shown):
+            if _is_shown_run(path, given, shown):
                 continue
             with open_checkpoint(path) as checkpoint:
                 result = inspect_one(checkpoint, globs=globs, sort=order, limit=limit)
@@ -50,7 +49,7 @@ def inspect(
         shown.end()
 
 
-def _is_shown_run(path: Path, given: Collection[str], shown: Inspections) -> bool:
+def _is_shown_run(path: Location, given: Collection[str], shown: Inspections) -> bool:
     """Show the folder of a run; False where `path` is none."""
     from ptsave.verbs import runs
 
@@ -72,7 +71,7 @@ def _measured(mode: Mode, checkpoint: Checkpoint, result: Inspection) -> list[Te
     return measured
 
 
-def compare(mode: Mode, paths: Sequence[Path], other: Path) -> bool:
+def compare(mode: Mode, paths: Sequence[Location], other: Location) -> bool:
     """Show what differs between the one of `paths` and `other`; returns whether they are the same.
 
     Raises: UsageError where there is more than one, and what opening a checkpoint raises.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ptsave.cli.launch import launched
 from ptsave.core.accounts import Extras
+from ptsave.core.address import Location
 from ptsave.core.parts.keys import Allowed, Wanted
 from ptsave.distributed.group import is_first_rank
 from ptsave.render.models import show_loaded
@@ -16,7 +17,7 @@ from ptsave.render.terminal import Mode, warn
 
 def load(
     mode: Mode,
-    path: Path,
+    path: Location,
     config_path: Path | None,
     *,
     overrides: Sequence[str],

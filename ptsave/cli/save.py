@@ -9,6 +9,7 @@ from pathlib import Path
 from ptsave.cli.launch import launched
 from ptsave.config.toml import load_config
 from ptsave.core.accounts import Extras
+from ptsave.core.address import Location
 from ptsave.core.parts.keys import Allowed, Wanted
 from ptsave.distributed.group import is_first_rank
 from ptsave.formats.base import WriteOptions
@@ -24,7 +25,7 @@ def save(
     options: WriteOptions,
     *,
     overrides: Sequence[str],
-    weights: Path | None,
+    weights: Location | None,
     select: str | None,
     extras: Extras,
     allow_missing: Sequence[str],

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptsave.cli.launch import launched
+from ptsave.core.address import Location, on_disk
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import Finding
 from ptsave.core.verdict import Verdict
@@ -37,7 +38,7 @@ Outcome = tuple[Verdict, Mapping[str, str | int | float]]
 class Request:
     """What to verify, and how."""
 
-    path: Path
+    path: Location
     asked: Asked
     allow: Sequence[str]
     overrides: Sequence[str]
@@ -180,7 +181,7 @@ def _verify_run(mode: Mode, request: Request) -> Outcome:
     from ptsave.formats.run_folder import list_run
     from ptsave.verbs import verify_run as verb_of_run
 
-    path, asked = request.path, request.asked
+    path, asked = on_disk(request.path, "the folder of a run"), request.asked
     refuse_flags(path, verb.about_one(asked))
     start, files = time.monotonic(), list_run(path)
     _check_report(request)

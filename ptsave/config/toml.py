@@ -10,9 +10,10 @@ from typing import Any
 
 from ptsave.config.inputs import InputsSpec, parse_inputs
 from ptsave.config.model import ConfigPlace, ModelSpec, check_keys, expect, parse_model
+from ptsave.core.address import Location
 from ptsave.core.names import hint_for
 from ptsave.errors import LimitError, UsageError
-from ptsave.storage.files import InputFile
+from ptsave.storage.files import LocalFile
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -59,7 +60,7 @@ class ParallelSpec:
 class Config:
     """One TOML."""
 
-    path: Path
+    path: Location
     model: ModelSpec
     inputs: InputsSpec | None = None
     """None where the TOML says nothing of inputs: nothing can be run then."""
@@ -97,7 +98,7 @@ def _parse(document: dict[str, Any], path: Path) -> Config:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
-    with InputFile(path) as file:
+    with LocalFile(path) as file:
         if file.size_bytes > MAX_CONFIG_BYTES:
             raise LimitError("MAX_CONFIG_BYTES", MAX_CONFIG_BYTES, file.size_bytes, str(path))
         text = file.read_at(0, file.size_bytes)

@@ -11,10 +11,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Protocol
 
 from ptsave.core.accounts import Accounting, Accounts, account
+from ptsave.core.address import Location
 from ptsave.core.finding import Finding
 from ptsave.core.nodes import GlobalUse, TensorEntry
 from ptsave.core.own_process import no_garbage_collection
@@ -79,7 +79,7 @@ class Checkpoint:
     """A checkpoint that is open for reading."""
 
     format: str
-    path: Path
+    path: Location
     """Where it came from; for messages only, never opened again."""
     root: Any
     """The tree: dict, list, tuple and plain values, with TensorEntry, Opaque and Global as leaves."""

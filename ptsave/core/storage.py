@@ -7,7 +7,7 @@ storage object are tied or views of each other; identity, not content, says so.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 BLOCK_BYTES = 256 * 1024
@@ -25,6 +25,7 @@ class File(Protocol):
 
     def read_into(self, offset_bytes: int, buffer: memoryview) -> None: ...
     def too_short(self, offset_bytes: int, num_bytes: int) -> Exception: ...
+    def expect(self, extents: Iterable[tuple[int, int]]) -> None: ...
 
 
 class Storage(ABC):
@@ -51,6 +52,16 @@ class Storage(ABC):
     @abstractmethod
     def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
         """Fill `buffer` with the storage's bytes from `offset_bytes`."""
+
+    def expect(self, offset_bytes: int, num_bytes: int) -> None:
+        """Say that a part will be read, so that what is remote can be asked for together and ahead."""
+        if self.file is not None:
+            self.file.expect([(self.offset_bytes + offset_bytes, num_bytes)])
+        elif self.inner is not None:
+            self.inner.expect(0, self.inner.num_bytes)
+        else:
+            for source in self.sources:
+                source.expect(0, source.num_bytes)
 
     def window(self, offset_bytes: int, num_bytes: int) -> Storage:
         """`num_bytes` bytes from `offset_bytes`; they lie in the storage."""
@@ -104,6 +115,9 @@ class WindowStorage(Storage):
 
     def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
         self.inner.read_into(self._begin + offset_bytes, buffer)
+
+    def expect(self, offset_bytes: int, num_bytes: int) -> None:
+        self.inner.expect(self._begin + offset_bytes, num_bytes)
 
 
 class SwappedStorage(Storage):

@@ -39,7 +39,7 @@ from ptsave.formats.folder_files import DCP_METADATA, new_record_name
 from ptsave.formats.stored import record_text
 from ptsave.stopping import unfinished
 from ptsave.storage.atomic_folder import OutputFolder, replacing_folder
-from ptsave.storage.files import InputFolder
+from ptsave.storage.files import LocalFolder
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def _record_text(
         mine = divided(sizes, group.rank, group.size)
         return [name for name in items if aliases.get(name, name) in mine]
 
-    with read_items(InputFolder(folder), metadata, choose) as share:
+    with read_items(LocalFolder(folder), metadata, choose) as share:
         digests = read_back(group, folder, share.tensors, options.digest)
     if not options.record or not group.is_first:
         return None

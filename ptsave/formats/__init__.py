@@ -6,10 +6,10 @@ To add a format: one file beside this one, one line in FILE_FORMATS or FOLDER_FO
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
+from ptsave.core.address import Address, located
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.errors import MissingFileError, UnreadableError
+from ptsave.errors import UnreadableError
 from ptsave.formats import named
 from ptsave.formats.base import HEAD_BYTES, FileFormat, FolderFormat
 from ptsave.formats.dcp import read as dcp_read
@@ -24,7 +24,8 @@ from ptsave.formats.safetensors import read as safetensors_read
 from ptsave.formats.safetensors import sharded_read
 from ptsave.formats.torch import legacy, tar
 from ptsave.formats.torch import read as torch_read
-from ptsave.storage.files import InputFile, InputFolder, unchanged
+from ptsave.storage.files import InputFile, InputFolder, LocalFolder, unchanged
+from ptsave.storage.opening import open_input
 
 FILE_FORMATS: tuple[FileFormat, ...] = (
     safetensors_read.FORMAT,
@@ -42,8 +43,8 @@ MAX_TRIES = 10
 """How often a folder is opened that is saved over again and again."""
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Open whatever checkpoint `path` is, recognised by content; nothing in it runs.
+def open_checkpoint(path: str | os.PathLike[str] | Address) -> Checkpoint:
+    """Open whatever checkpoint `path` is, a path or an address, recognised by content; nothing in it runs.
 
     Raises: MissingFileError, UnknownFormatError, CorruptError, LimitError.
     """
@@ -51,13 +52,9 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         return _open(path)
 
 
-def _open(path: str | os.PathLike[str]) -> Checkpoint:
-    target = Path(path)
-    if "\0" in str(target):
-        raise MissingFileError("no such file", repr(str(target)), "check the path")
-    if os.path.isdir(target):  # unlike Path.is_dir, never raises: a name may be too long
-        return _open_folder(target)
-    return open_file(InputFile(target))
+def _open(path: str | os.PathLike[str] | Address) -> Checkpoint:
+    found = open_input(located(path))
+    return _open_folder(found) if isinstance(found, InputFolder) else open_file(found)
 
 
 def open_file(file: InputFile) -> Checkpoint:
@@ -87,14 +84,18 @@ def _holding(checkpoint: Checkpoint, held: InputFile | InputFolder) -> Checkpoin
     return checkpoint
 
 
-def _open_folder(path: Path) -> Checkpoint:
+def _open_folder(folder: InputFolder) -> Checkpoint:
     """Open a folder; again where it was saved over meanwhile, since its parts may then be of two saves."""
+    path = folder.path
+    if isinstance(path, Address):  # each of its files is pinned to one version
+        return _read_folder(folder)
+    folder.close()
     tries = 0
     while True:
         tries += 1
         before = fingerprint(path)
         try:
-            checkpoint = _read_folder(InputFolder(path))
+            checkpoint = _read_folder(LocalFolder(path))
         except UnreadableError:
             if tries == MAX_TRIES or fingerprint(path) == before:
                 raise

@@ -10,6 +10,7 @@ Source: torch/serialization.py (`load`, `_is_zipfile`, `_legacy_load`); miniz 3.
 
 from __future__ import annotations
 
+from functools import partial
 from struct import Struct
 from typing import Any
 
@@ -49,10 +50,15 @@ def check_one_reading(file: InputFile, head: bytes, format_name: str) -> None:
             what = "the file also begins as a pickle, and torch.load reads it as one"
             what += f"; it would use {next(iter(names))}" if names else ""
             raise CorruptError(what, where, _HINT)
+    file.before_tensors(partial(_check_end, file))
+
+
+def _check_end(file: InputFile) -> None:
+    """Refuse a file that ends as a zip archive. Raises: CorruptError."""
     if _ends_as_zip(file):
         raise CorruptError(
             "the file also ends as a zip archive, and zip readers (torch.jit.load) read it as one",
-            where,
+            str(file.path),
             _HINT,
         )
 

@@ -13,6 +13,7 @@ from torch import nn
 from ptsave.config.recorded import told_by
 from ptsave.config.toml import Config, InputsSpec, load_config
 from ptsave.core.accounts import Extras
+from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.own_process import prints_to_stderr
 from ptsave.core.parts.keys import EXACT, KeyReport, Wanted
@@ -37,7 +38,7 @@ from ptsave.models.weights.fill import build_filled, select_for
 class Loaded:
     """What `load` loaded, and what the model returned if it was run."""
 
-    path: Path
+    path: Location
     format: str
     model: str
     device: str
@@ -56,7 +57,7 @@ class Loaded:
 
 
 def load(
-    path: Path,
+    path: Location,
     config_path: Path | None,
     *,
     overrides: Sequence[str] = (),

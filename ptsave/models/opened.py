@@ -6,9 +6,9 @@ import os
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ptsave.core.address import Address, Location
 from ptsave.core.names import escape, hint_for
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.parts.placeholders import placeholders, refuse
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ptsave.core.accounts import Extras
 
 
-def open(path: str | os.PathLike[str]) -> OpenCheckpoint:
+def open(path: str | os.PathLike[str] | Address) -> OpenCheckpoint:
     """Open whatever checkpoint `path` is, recognised by content: nothing in it runs, no tensor is read yet.
 
     >>> with ptsave.open("any.pt") as checkpoint:
@@ -42,12 +42,12 @@ class OpenCheckpoint(Mapping[str, "torch.Tensor"]):
     threads. The file stays open, so what is read is what was opened, even when the path is saved over.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str] | Address) -> None:
         self._checkpoint = open_checkpoint(path)
         self._is_closed = False
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Location:
         """Where it was opened."""
         return self._checkpoint.path
 

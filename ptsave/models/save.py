@@ -11,6 +11,7 @@ from torch import nn
 
 from ptsave.config.toml import Config, InputsSpec
 from ptsave.core.accounts import Extras
+from ptsave.core.address import Location, on_disk
 from ptsave.core.behaviour import num_bytes
 from ptsave.core.checkpoint import Replaced
 from ptsave.core.parts.keys import EXACT, KeyReport, Wanted
@@ -72,7 +73,7 @@ def save(
     target: Writer,
     options: WriteOptions,
     *,
-    weights: Path | None = None,
+    weights: Location | None = None,
     select: str | None = None,
     extras: Extras = "fail",
     seed: int = 0,
@@ -226,6 +227,7 @@ def add_behaviour(subject: ModelSubject) -> Recorded:
         behaviour=behaviour,
     )
     renewed = replace(source, record=record, held=[Replaced(held) for held in source.held])
+    path = on_disk(source.path, "a checkpoint whose behaviour is recorded")
     with may_be_replaced():
-        target.write(renewed, source.path, WriteOptions(overwrite=True))
-    return Recorded(config.model.target, source.path, num_bytes(behaviour))
+        target.write(renewed, path, WriteOptions(overwrite=True))
+    return Recorded(config.model.target, path, num_bytes(behaviour))

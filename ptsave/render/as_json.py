@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ptsave.core.address import Location
 from ptsave.core.global_names import described
 from ptsave.verbs.jsonable import jsonable
 
@@ -62,7 +62,7 @@ def run(result: RunInspection) -> dict[str, Any]:
     }
 
 
-def differences(result: Diff, a: Path, b: Path) -> dict[str, Any]:
+def differences(result: Diff, a: Location, b: Location) -> dict[str, Any]:
     """The object of `inspect --diff --json`."""
     fields = jsonable(result)
     fields["tensors"] = [jsonable(tensor) for tensor in result.different]
@@ -128,7 +128,7 @@ def converted(result: Conversion) -> dict[str, Any]:
     }
 
 
-def verdict(result: Verdict, path: Path) -> dict[str, Any]:
+def verdict(result: Verdict, path: Location) -> dict[str, Any]:
     """The object of `verify --json`."""
     return {
         "path": str(path),

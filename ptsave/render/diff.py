@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from ptsave.core.address import Location
 from ptsave.core.names import escape
 from ptsave.render import as_json
 from ptsave.render.terminal import Mode, document, out, table
@@ -11,7 +10,7 @@ from ptsave.render.words import count, value
 from ptsave.verbs.diff import Diff, describe
 
 
-def show_differences(mode: Mode, result: Diff, a: Path, b: Path) -> None:
+def show_differences(mode: Mode, result: Diff, a: Location, b: Location) -> None:
     """What `inspect --diff` prints."""
     if mode.json:
         document(as_json.differences(result, a, b))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ptsave.core.address import Location
 from ptsave.core.finding import Finding, Level
 from ptsave.core.names import escape
 from ptsave.core.verdict import Verdict
@@ -58,7 +58,7 @@ def show_recorded(mode: Mode, result: Recorded) -> None:
     note(mode, f"recorded the behaviour of {result.model} in {result.path}: the record takes {taken}")
 
 
-def show_verdict(mode: Mode, result: Verdict, path: Path) -> None:
+def show_verdict(mode: Mode, result: Verdict, path: Location) -> None:
     """What `verify` prints: the findings, and the verdict on the last line."""
     if mode.json:
         document(as_json.verdict(result, path))

@@ -1,4 +1,7 @@
-"""Input files: opened once, read by position, never through a path again."""
+"""Input files and folders: opened once, read by position, never through a path again.
+
+`InputFile` and `InputFolder` are what formats read from. Local ones are here, remote ones in `remote/`.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,13 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+from ptsave.core.address import Location
 from ptsave.errors import CorruptError, MissingFileError, UnreadableError
 from ptsave.storage import reads, system
 
@@ -21,7 +26,86 @@ Version = tuple[int, int, int, int]
 """What tells one content of a file from another: device, inode, bytes, time of the last change in ns."""
 
 
-class InputFile:
+Extent = tuple[int, int]
+"""Some bytes of a file: the offset and their number."""
+
+
+class InputFile(ABC):
+    """A file open for reading, wherever it lies; every read names its position, so threads can share it.
+
+    What was read is of one version: a file that changes between its opening and a read is refused.
+    """
+
+    path: Location
+    """For messages; never opened again."""
+    size_bytes: int
+    fd: int = -1
+    """Its descriptor, so that the kernel can move and map its bytes; -1 where there is none."""
+    is_remote: bool = False
+    """Whether each read may take a round trip to another machine."""
+    memo: dict[str, object]
+    """What was found out about it that several readers ask for; forgotten when it is closed."""
+
+    @abstractmethod
+    def read_at(self, offset_bytes: int, num_bytes: int) -> bytes:
+        """Exactly `num_bytes` bytes from `offset_bytes`.
+
+        Raises: CorruptError when the file is shorter than that; UnreadableError when it has changed.
+        """
+
+    @abstractmethod
+    def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
+        """Fill `buffer` (bytes) from `offset_bytes`.
+
+        Raises: CorruptError at the end of the file; UnreadableError when it cannot be read, or has changed.
+        """
+
+    @abstractmethod
+    def check_unchanged(self) -> None:
+        """Insist that all that was read is of one version.
+
+        Raises: UnreadableError.
+        """
+
+    @abstractmethod
+    def check_in_place(self) -> None:
+        """Insist that its path still leads to this file, unchanged.
+
+        Raises: UnreadableError.
+        """
+
+    def expect(self, extents: Iterable[Extent]) -> None:
+        """Say what will be read, so that a remote file can ask for neighbours together and ahead."""
+        return
+
+    def holds(self, offset_bytes: int, num_bytes: int) -> bool:
+        """Whether these bytes can be read without a request to another machine."""
+        return not self.is_remote
+
+    def before_tensors(self, check: Callable[[], None]) -> None:
+        """Have `check` done before any tensor's bytes are used: now, or where that takes a request, then."""
+        check()
+
+    def too_short(self, offset_bytes: int, num_bytes: int) -> UnreadableError:
+        """The error for a read past the end."""
+        return CorruptError(
+            f"truncated: needs {num_bytes} bytes at offset {offset_bytes}, the file has {self.size_bytes}",
+            str(self.path),
+            "copy or download the file again",
+        )
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of it."""
+
+    def __enter__(self) -> InputFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class LocalFile(InputFile):
     """A regular file open for reading; every read names its position, so threads can share it.
 
     What was read is of one version: a file that is written to in place between its opening and a read is
@@ -33,7 +117,7 @@ class InputFile:
 
         Raises: MissingFileError when it is not there, may not be read, or is not a regular file.
         """
-        self.path = Path(path)
+        self.path: Path = Path(path)
         self._lock = threading.Lock()
         open_fd = open_fd or partial(os.open, self.path)
         flags = os.O_RDONLY | system.O_NONBLOCK | system.O_PLAIN
@@ -54,8 +138,7 @@ class InputFile:
         self.size_bytes = status.st_size
         self.identity = (status.st_dev, status.st_ino)
         self.version = version_of(status)
-        self.memo: dict[str, object] = {}
-        """What was found out about it that several readers ask for; forgotten when it is closed."""
+        self.memo = {}
         reads.note(self.path, status)
 
     def check_unchanged(self) -> None:
@@ -120,23 +203,13 @@ class InputFile:
         """The error for a read past the end."""
         if self.fd >= 0 and version_of(os.fstat(self.fd)) != self.version:
             return changed(self.path)
-        return CorruptError(
-            f"truncated: needs {num_bytes} bytes at offset {offset_bytes}, the file has {self.size_bytes}",
-            str(self.path),
-            "copy or download the file again",
-        )
+        return super().too_short(offset_bytes, num_bytes)
 
     def close(self) -> None:
         self.memo.clear()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-
-    def __enter__(self) -> InputFile:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
 
 def unreadable(path: Path, error: OSError) -> UnreadableError:
@@ -155,7 +228,7 @@ def version_of(status: os.stat_result) -> Version:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def changed(path: Path) -> UnreadableError:
+def changed(path: Location) -> UnreadableError:
     """The error for a file that somebody has written to while it was read."""
     return UnreadableError(
         "was changed while it was read", str(path), "try again when nothing writes to it any more"
@@ -179,8 +252,66 @@ def unchanged(file: InputFile) -> Iterator[None]:
 _FOLDER_FLAGS = os.O_RDONLY | system.O_DIRECTORY | system.O_NOFOLLOW | system.O_PLAIN
 
 
-class InputFolder:
-    """A folder open for reading; its files are opened by bare name, in this very folder and never outside.
+class InputFolder(ABC):
+    """A folder open for reading, wherever it lies; its files are opened by bare name, and none outside it."""
+
+    path: Location
+    """For messages; never opened again."""
+    names: Sequence[str]
+    """Of its files (and of a local folder's folders), sorted."""
+    num_at_once: int = 1
+    """How many of its files it pays to open at once."""
+
+    @property
+    @abstractmethod
+    def size_bytes(self) -> int:
+        """Of the files that were opened."""
+
+    @property
+    @abstractmethod
+    def opened(self) -> set[str]:
+        """The names of the files that were opened."""
+
+    @abstractmethod
+    def open(self, name: str) -> InputFile:
+        """Open the file `name` in this folder.
+
+        Raises: CorruptError when `name` is not a bare file name, or leads out of the folder;
+        MissingFileError when it is not there.
+        """
+
+    @abstractmethod
+    def check_unchanged(self) -> None:
+        """Insist that all that was read is of one version.
+
+        Raises: UnreadableError.
+        """
+
+    @abstractmethod
+    def check_in_place(self) -> None:
+        """Insist that its path still leads to the files that were opened.
+
+        Raises: UnreadableError.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the folder; its files stay open."""
+
+    def check_name(self, name: str) -> None:
+        """Raise CorruptError when `name` is not a bare file name."""
+        if name in ("", ".", "..") or "\0" in name or Path(name).name != name or "\\" in name:
+            raise CorruptError(f"names a file outside its folder: {name!r}", str(self.path), _OUTSIDE_HINT)
+
+    def __enter__(self) -> InputFolder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class LocalFolder(InputFolder):
+    """A folder on a disk; its files are opened by bare name, in this very folder and never outside.
 
     Where the system has it, the folder itself is held open, and a file is opened relative to it without
     following a symbolic link. Whoever swaps a file or the folder meanwhile gets nothing opened that lies
@@ -193,9 +324,9 @@ class InputFolder:
 
         Raises: MissingFileError when it is not a folder or may not be read.
         """
-        self.path = Path(path)
+        self.path: Path = Path(path)
         self._fd = -1
-        self._opened: list[tuple[str, InputFile]] = []
+        self._opened: list[tuple[str, LocalFile]] = []
         try:
             if system.HAS_DIR_FD:
                 self._fd = os.open(self.path, os.O_RDONLY | system.O_DIRECTORY | system.O_PLAIN)
@@ -221,12 +352,11 @@ class InputFolder:
         Raises: CorruptError when `name` is not a bare file name, or is a symbolic link that leads out of
         the folder; MissingFileError when it is not there.
         """
-        where = str(self.path / name) if "\0" not in name else str(self.path)
-        if name in ("", ".", "..") or "\0" in name or Path(name).name != name or "\\" in name:
-            raise CorruptError(f"names a file outside its folder: {name!r}", str(self.path), _OUTSIDE_HINT)
+        self.check_name(name)
+        where = str(self.path / name)
         if name not in self._known:  # too long, not to be encoded, of another case: all the same
             raise MissingFileError("no such file", where, "check that the folder is complete")
-        file = InputFile(self.path / name, partial(self._open_fd if self._fd >= 0 else self._open_path, name))
+        file = LocalFile(self.path / name, partial(self._open_fd if self._fd >= 0 else self._open_path, name))
         self._opened.append((name, file))
         return file
 
@@ -324,12 +454,6 @@ class InputFolder:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-    def __enter__(self) -> InputFolder:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     def __del__(self) -> None:
         self.close()

@@ -13,32 +13,36 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
+from ptsave.core.address import Address, Location
 from ptsave.errors import RefusedError
 
 Identity = tuple[int, int]
 """A file's device and inode."""
 
+_addresses: ContextVar[set[Address] | None] = ContextVar("addresses that were read", default=None)
 _files: ContextVar[dict[Identity, Path] | None] = ContextVar("files that were read", default=None)
 
 
 @contextmanager
 def noted() -> Iterator[None]:
     """From here to the end of the block, remember every file that is opened for reading."""
-    token = _files.set({})
+    token, token_of_addresses = _files.set({}), _addresses.set(set())
     try:
         yield
     finally:
         _files.reset(token)
+        _addresses.reset(token_of_addresses)
 
 
 @contextmanager
 def may_be_replaced() -> Iterator[None]:
     """In the block, what was read may be written over: the caller means to update its own input."""
-    token = _files.set(None)
+    token, token_of_addresses = _files.set(None), _addresses.set(None)
     try:
         yield
     finally:
         _files.reset(token)
+        _addresses.reset(token_of_addresses)
 
 
 def note(path: Path, status: os.stat_result) -> None:
@@ -46,6 +50,22 @@ def note(path: Path, status: os.stat_result) -> None:
     files = _files.get()
     if files is not None:
         files.setdefault((status.st_dev, status.st_ino), path)
+
+
+def note_address(address: Address) -> None:
+    """Remember that the object at `address` is being read."""
+    addresses = _addresses.get()
+    if addresses is not None:
+        addresses.add(address)
+
+
+def refuse_input_address(address: Address) -> None:
+    """Insist that writing or removing `address` destroys nothing that was read.
+
+    Raises: RefusedError.
+    """
+    if address in (_addresses.get() or ()):
+        raise _is_input(address, str(address))
 
 
 def is_noted(status: os.stat_result) -> bool:
@@ -67,11 +87,15 @@ def refuse_input(path: Path, where: str) -> None:
         return
     read = files.get((status.st_dev, status.st_ino))
     if read is not None:
-        raise RefusedError(
-            f"the destination is an input, which is never changed: {read}",
-            where,
-            "name another destination, and move it there when you are content with it",
-        )
+        raise _is_input(read, where)
+
+
+def _is_input(read: Location, where: str) -> RefusedError:
+    return RefusedError(
+        f"the destination is an input, which is never changed: {read}",
+        where,
+        "name another destination, and move it there when you are content with it",
+    )
 
 
 def refuse_inputs_in(folder: Path, where: str) -> None:

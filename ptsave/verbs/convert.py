@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ptsave.core.accounts import Extras, LeftOut, settle_left_out
+from ptsave.core.address import Address, Location
 from ptsave.core.caps import room
 from ptsave.core.checkpoint import ROOT_NAME, Checkpoint, check_viewed
 from ptsave.core.finding import counted
@@ -36,7 +37,7 @@ from ptsave.verbs.extras import fit_extras
 class Conversion:
     """What a conversion did, or (`--dry-run`) would do."""
 
-    sources: Sequence[Path]
+    sources: Sequence[Location]
     destination: Path
     source_formats: Sequence[str]
     format: str
@@ -305,8 +306,8 @@ def _refuse_sources(sources: Sequence[Checkpoint], destination: Path, target: Wr
     real = Path(os.path.realpath(destination))
     place = real if target.is_folder and real.is_dir() else real.parent
     for source in sources:
-        if not source.path.exists():
-            continue
+        if isinstance(source.path, Address) or not source.path.exists():
+            continue  # what is remote is looked at by the writer: `storage.reads`
         is_source = real.exists() and real.samefile(source.path)
         folder = source.path if source.path.is_dir() else source.path.parent
         is_shared = place.is_dir() and place.samefile(folder) and (source.path.is_dir() or place == real)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from ptsave.config.model import NamedCode
 from ptsave.config.recorded import told_by
 from ptsave.core.accounts import LeftOut
+from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.names import MAX_ALIAS_CHARS, hint_for, matches
 from ptsave.core.nodes import GlobalUse, TensorEntry
 from ptsave.core.record import Record
 from ptsave.errors import LimitError, UsageError
+from ptsave.storage.files import InputFile
 from ptsave.verbs.training import Training, describe_training
 
 SortKey = Literal["file", "name", "size", "dtype"]
@@ -58,7 +59,7 @@ class Share:
 class Inspection:
     """Everything that `inspect` says of one checkpoint."""
 
-    path: Path
+    path: Location
     format: str
     file_bytes: int | None
     rows: Sequence[TensorRow]
@@ -113,7 +114,7 @@ def inspect(
     return Inspection(
         path=checkpoint.path,
         format=checkpoint.format,
-        file_bytes=checkpoint.path.stat().st_size if checkpoint.path.is_file() else None,
+        file_bytes=_file_bytes(checkpoint),
         rows=shown,
         num_hidden=len(rows) - len(shown),
         num_tensors=len(rows),
@@ -188,3 +189,9 @@ def module_tree(rows: Sequence[TensorRow]) -> ModuleNode:
                 above.num_elements += row.entry.num_elements
                 above.num_bytes += row.entry.num_bytes
     return root
+
+
+def _file_bytes(checkpoint: Checkpoint) -> int | None:
+    """The size of the one file that it was read from; None for a folder, and what is no file."""
+    held = checkpoint.held
+    return held[0].size_bytes if len(held) == 1 and isinstance(held[0], InputFile) else None

@@ -6,11 +6,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
+from ptsave.core.address import Address, Location
 from ptsave.errors import UsageError
 from ptsave.formats import FOLDER_FORMATS, run_folder
 from ptsave.formats.run_folder import RunFile, list_run, litter_of
-from ptsave.storage.files import InputFolder
+from ptsave.storage.files import LocalFolder
 
 FORMAT = "run"
 """What `format` says in place of a checkpoint's."""
@@ -42,11 +44,11 @@ class RunInspection:
         return list(dict.fromkeys(name for file in self.checkpoints for name in file.metrics))
 
 
-def is_run(path: Path) -> bool:
+def is_run(path: Location) -> TypeGuard[Path]:
     """Whether `path` is a folder with a run's checkpoints, and not a checkpoint itself."""
-    if not (os.path.isdir(path) and run_folder.is_run(path)):
+    if isinstance(path, Address) or not (os.path.isdir(path) and run_folder.is_run(path)):
         return False
-    folder = InputFolder(path)
+    folder = LocalFolder(path)
     return not any(known.sniff(folder) for known in FOLDER_FORMATS)
 
 

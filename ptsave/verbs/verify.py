@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from ptsave.core.cause import damage, difference, resumption
+from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import Finding, Kind, places
 from ptsave.core.names import hint_for
 from ptsave.core.verdict import Verdict
 from ptsave.errors import UsageError
 from ptsave.formats.writers import BY_NAME
+from ptsave.verbs.cause import damage, difference, resumption
 from ptsave.verbs.checks import FILE_CHECKS
 from ptsave.verbs.checks.subject import Asked, Subject
 
@@ -48,7 +49,7 @@ def choose(
     *,
     config: Path | None = None,
     trusted: Sequence[str] = (),
-    against: Path | None = None,
+    against: Location | None = None,
     close: bool = False,
     through: str | None = None,
     record: bool = False,
@@ -65,7 +66,7 @@ def choose(
     """
     known = [*FILE_CHECKS, *MODEL_CHECKS]
     names = [name for name in known if name != "against" or against is not None]
-    other_config = against if against is not None and against.suffix == ".toml" else None
+    other_config = against if isinstance(against, Path) and against.suffix == ".toml" else None
     if config is not None and trusted:
         raise UsageError("--config and --trust-recorded both name the class", "", "give one of the two")
     if config is None and not trusted:

@@ -7,7 +7,7 @@ from zlib import crc32
 
 from ptsave.core.storage import MemoryStorage, Storage, SwappedStorage, WindowStorage
 from ptsave.formats.dcp.chunks import ConcatenatedStorage
-from ptsave.storage.files import InputFile
+from ptsave.storage.files import LocalFile
 from ptsave.storage.windows import FileStorage
 
 DATA = bytes(range(16))
@@ -26,7 +26,7 @@ def read(storage: Storage, offset_bytes: int, num_bytes: int) -> bytes:
 def test_a_window_lies_in_its_whole_and_has_no_crc_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(DATA)
-    with InputFile(path) as file:
+    with LocalFile(path) as file:
         for whole, kind in (
             (memory(DATA), WindowStorage),
             (FileStorage(file, 0, 16, crc32(DATA)), FileStorage),

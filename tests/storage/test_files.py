@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ptsave.errors import CorruptError, MissingFileError, UnreadableError
-from ptsave.storage.files import InputFile, InputFolder
+from ptsave.storage.files import LocalFile, LocalFolder
 
 BIG = 1_000_000
 
@@ -26,7 +26,7 @@ def write_in_place(path: Path, data: bytes, offset: int = 0) -> None:
 def test_a_file_that_is_written_to_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(bytes(BIG))
-    with InputFile(path) as file:
+    with LocalFile(path) as file:
         buffer = memoryview(bytearray(BIG // 2))
         file.read_into(0, buffer)
         time.sleep(0.02)  # clocks of file systems are coarse
@@ -42,7 +42,7 @@ def test_a_file_that_is_written_to_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_replaced_is_still_the_one_that_was_opened(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(bytes(BIG))
-    with InputFile(path) as file:
+    with LocalFile(path) as file:
         (tmp_path / "b").write_bytes(b"new")
         os.replace(tmp_path / "b", path)
         assert file.read_at(0, BIG) == bytes(BIG)
@@ -54,7 +54,7 @@ def test_a_file_that_is_replaced_is_still_the_one_that_was_opened(tmp_path: Path
 def test_a_folder_knows_the_files_that_were_replaced_under_their_name(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         (tmp_path / name).write_bytes(b"old")
-    with InputFolder(tmp_path) as folder, folder.open("a"), folder.open("b"):
+    with LocalFolder(tmp_path) as folder, folder.open("a"), folder.open("b"):
         folder.open("c").close()
         folder.check_unchanged()
         folder.check_in_place()
@@ -76,7 +76,7 @@ def test_a_folder_that_is_swapped_is_the_one_that_was_opened(tmp_path: Path) -> 
     (tmp_path / "one" / "f").write_bytes(b"one")
     (tmp_path / "two").mkdir()
     (tmp_path / "two" / "f").write_bytes(b"two")
-    with InputFolder(tmp_path / "one") as folder:
+    with LocalFolder(tmp_path / "one") as folder:
         os.rename(tmp_path / "one", tmp_path / "aside")
         os.rename(tmp_path / "two", tmp_path / "one")
         with folder.open("f") as file:
@@ -101,11 +101,11 @@ def test_links_inside_the_folder_and_into_the_cache_are_followed(tmp_path: Path)
     (nested / "out").symlink_to("../../../secret")
     (hub / "secret").write_bytes(b"secret")
     (nested / "loop").symlink_to("loop")
-    with InputFolder(nested.parent) as folder:
+    with LocalFolder(nested.parent) as folder:
         assert folder.open("f").read_at(0, 4) == b"blob"
     (tmp_path / "way").symlink_to(nested)
     for path in (nested, tmp_path / "way"):
-        with InputFolder(path) as folder:
+        with LocalFolder(path) as folder:
             assert folder.open("f").read_at(0, 4) == b"blob"
             assert folder.open("g").read_at(0, 4) == b"blob"
             assert folder.open("i").read_at(0, 6) == b"inside"
@@ -148,7 +148,7 @@ def test_a_file_that_is_swapped_for_a_link_is_never_followed_out(tmp_path: Path,
     thread.start()
     seen = {"inside": 0, "refused": 0}
     try:
-        with InputFolder(folder) as opened:
+        with LocalFolder(folder) as opened:
             give_up = time.monotonic() + 120
             for tries in itertools.count():
                 if (tries >= 20_000 and all(seen.values())) or time.monotonic() > give_up:

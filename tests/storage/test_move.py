@@ -17,7 +17,7 @@ from ptsave.errors import CorruptError, MissingFileError, UnreadableError, Write
 from ptsave.storage import batch, scan, system
 from ptsave.storage import move as mover
 from ptsave.storage.atomic import replacing_file
-from ptsave.storage.files import InputFile
+from ptsave.storage.files import LocalFile
 from ptsave.storage.move import Move, Span, check_back, move
 from ptsave.storage.windows import FileStorage
 from ptsave.storage.workers import run_tasks
@@ -57,7 +57,7 @@ def test_every_byte_arrives(
     source = random_bytes(sum(size + gap for size, gap, _ in runs) + 1)
     (tmp_path / "source").write_bytes(source)
     progress: list[int] = []
-    with InputFile(tmp_path / "source") as file:
+    with LocalFile(tmp_path / "source") as file:
         items, expected, position = [], bytearray(), 0
         for i, (size, gap, frame) in enumerate(runs):
             data = source[position : position + size]
@@ -110,7 +110,7 @@ def test_damage_is_named_and_nothing_is_replaced(tmp_path: Path, size: int, kind
 
 def test_a_source_that_shrinks_has_changed(tmp_path: Path) -> None:
     (tmp_path / "source").write_bytes(bytes(1_000_000))
-    with InputFile(tmp_path / "source") as file:
+    with LocalFile(tmp_path / "source") as file:
         os.truncate(tmp_path / "source", 500_000)
         item = Move("t", FileStorage(file, 0, 1_000_000), 0, 1_000_000, 0)
         with (
@@ -165,7 +165,7 @@ def test_where_blocks_cannot_be_shared_they_are_copied(
     monkeypatch.setattr(system, "HAS_CLONE", False)
     data = random_bytes(200_000)
     (tmp_path / "source").write_bytes(bytes(4096) + data)
-    with InputFile(tmp_path / "source") as file:
+    with LocalFile(tmp_path / "source") as file:
         item = Move("t", FileStorage(file, 4096, len(data)), 0, len(data), 4096)
         with replacing_file(tmp_path / "m", 4096 + len(data)) as output:
             move([item], output, "source")
@@ -187,7 +187,7 @@ def test_what_is_shared_is_read_and_checked_and_the_rest_copied(
     monkeypatch.setattr(system, "clone_range", pretend)
     data = random_bytes(300_000)
     (tmp_path / "source").write_bytes(bytes(4096) + data)
-    with InputFile(tmp_path / "source") as file:
+    with LocalFile(tmp_path / "source") as file:
         item = Move("t", FileStorage(file, 4096, len(data)), 0, len(data), 8192)
         unaligned = Move("u", FileStorage(file, 4097, 100_000), 0, 100_000, 400_000)
         with replacing_file(tmp_path / "m", 500_000) as output:

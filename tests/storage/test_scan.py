@@ -15,7 +15,7 @@ from ptsave.core.nodes import TensorEntry
 from ptsave.core.storage import BLOCK_BYTES, MemoryStorage, Storage
 from ptsave.core.values.digest import hasher, prefix
 from ptsave.errors import CorruptError
-from ptsave.storage.files import InputFile
+from ptsave.storage.files import LocalFile
 from ptsave.storage.scan import Check, Reading, Sums, crc32_of, read_all, scan, tensor_digest
 from ptsave.storage.windows import FileStorage
 from ptsave.storage.workers import CancelledError
@@ -44,7 +44,7 @@ def test_memory_and_files_are_read_alike(tmp_path: Path, begin: int) -> None:
     path = tmp_path / "f"
     path.write_bytes(DATA)
     wanted = DATA[begin:-3]
-    with InputFile(path) as file:
+    with LocalFile(path) as file:
         for source in (MemoryStorage(memoryview(DATA)), FileStorage(file, 0, len(DATA))):
             sums, done = Sums([hasher("sha256", b"x")]), []
             blocks = [bytes(block) for block in scan(source, begin, len(wanted), sums, progress=done.append)]

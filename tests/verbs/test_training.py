@@ -29,7 +29,7 @@ from ptsave.formats import open_checkpoint
 from ptsave.formats.dcp import read as dcp_read
 from ptsave.formats.safetensors import read as safetensors_read
 from ptsave.formats.torch import read as torch_read
-from ptsave.storage.files import InputFile, InputFolder
+from ptsave.storage.files import LocalFile, LocalFolder
 from ptsave.verbs.checks.resume import has_training_state, resumable
 from ptsave.verbs.training import Training, describe_training
 
@@ -42,7 +42,7 @@ def describe(tmp_path: Path) -> Describe:
 
     def run(value: Any) -> Training | None:
         torch.save(value, tmp_path / "file.pt")
-        with torch_read.FORMAT.read(InputFile(tmp_path / "file.pt")) as checkpoint:
+        with torch_read.FORMAT.read(LocalFile(tmp_path / "file.pt")) as checkpoint:
             return describe_training(checkpoint)
 
     return run
@@ -346,7 +346,7 @@ def test_a_flat_file_with_an_optimizer(tmp_path: Path) -> None:
         "scheduler.gamma": 0.5,
     }
     save_file(tensors, tmp_path / "a.safetensors", {"ptsave": Record(extras=extras).to_json()})
-    with safetensors_read.FORMAT.read(InputFile(tmp_path / "a.safetensors")) as checkpoint:
+    with safetensors_read.FORMAT.read(LocalFile(tmp_path / "a.safetensors")) as checkpoint:
         training = found(describe_training(checkpoint))
     assert training.progress == {"epoch": 4}
     (state,) = training.optimizers
@@ -358,7 +358,7 @@ def test_a_flat_file_with_an_optimizer(tmp_path: Path) -> None:
 
 def test_a_flat_file_without_groups_and_metadata_with_progress(tmp_path: Path) -> None:
     save_file({"opt.state.w.exp_avg_sq": torch.ones(2), "w": torch.ones(2)}, tmp_path / "a", {"epoch": "12"})
-    with safetensors_read.FORMAT.read(InputFile(tmp_path / "a")) as checkpoint:
+    with safetensors_read.FORMAT.read(LocalFile(tmp_path / "a")) as checkpoint:
         training = found(describe_training(checkpoint))
     assert training.progress == {"epoch": 12}
     assert [(o.where, o.num_with_state, o.groups) for o in training.optimizers] == [("opt", 1, ())]
@@ -372,7 +372,7 @@ def test_a_folder_that_torch_distributed_wrote(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch says that it runs in a single process
         torch_dcp.save(state, checkpoint_id=tmp_path / "folder")
-    with dcp_read.FORMAT.read(InputFolder(tmp_path / "folder")) as checkpoint:
+    with dcp_read.FORMAT.read(LocalFolder(tmp_path / "folder")) as checkpoint:
         training = found(describe_training(checkpoint))
     (part,) = training.optimizers
     assert training.progress == {"epoch": 5}

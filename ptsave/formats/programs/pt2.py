@@ -315,7 +315,7 @@ class _Archive:
             what = "the record is compressed, so the pickle in it was not checked"
             raise UnreadableError(what, self.where(record), "pack the archive again without compression")
         self.taken.add(self.top + record)
-        return entry.data_offset, entry.num_bytes
+        return self.directory.data_offset(self.top + record), entry.num_bytes
 
     def custom_object(self, record: str) -> Any:
         """An object of a class in C++: an archive as TorchScript has them, whose classes are told.
@@ -337,11 +337,12 @@ class _Archive:
         for name, entry in self.directory.entries.items():
             if name in self.taken or name in self.tensors or entry.method != STORED:
                 continue
-            if self.directory.file.read_at(entry.data_offset, min(entry.num_bytes, 4)) != ZIP_MAGIC:
+            file, begin = self.directory.file, self.directory.data_offset(name)
+            if file.read_at(begin, min(entry.num_bytes, 4)) != ZIP_MAGIC:
                 continue
-            inner = read_directory(self.directory.file, entry.data_offset, entry.num_bytes)
+            inner = read_directory(file, begin, entry.num_bytes)
             if top_folder(inner) is not None:  # what is in it stays unaccounted for: no tensor is of it
-                self._take(TorchParts().read(self.directory.file, entry.data_offset, entry.num_bytes))
+                self._take(TorchParts().read(file, begin, entry.num_bytes))
 
     def unpickled(self, record: str) -> Any:
         """What Python's own pickle wrote into `record`; what it names is told."""

@@ -27,6 +27,7 @@ from ptsave.formats.safetensors import read as safetensors_read
 from ptsave.formats.torch import legacy
 from ptsave.formats.torch import read as torch_read
 from ptsave.storage.files import InputFile, InputFolder
+from ptsave.storage.opening import open_folder
 from ptsave.storage.windows import FileStorage
 
 SAFETENSORS = "safetensors-sharded"
@@ -81,7 +82,7 @@ def read(folder: InputFolder) -> Checkpoint:
 
 def read_index(file: InputFile) -> Checkpoint:
     """Open the sharded checkpoint whose index is `file`."""
-    folder = InputFolder(file.path.parent)
+    folder = open_folder(file.path.parent)
     try:
         checkpoint = read_shards(file, folder)
     except BaseException:

@@ -7,6 +7,8 @@ where an entry or its offset passes 4 GiB, and pads with an extra field "FB".
 
 from __future__ import annotations
 
+import threading
+from dataclasses import replace
 from itertools import pairwise
 from struct import Struct
 
@@ -17,7 +19,7 @@ _LOCAL_BYTES = 30
 _REPEATED = Struct("<5H3LH")  # the part of an entry in the directory that a local header repeats
 _LOCAL_SIGNATURE = b"PK\3\4"
 _DESCRIPTOR_SIGNATURE = b"PK\7\x08"
-_DESCRIPTOR_BYTES = 24
+DESCRIPTOR_BYTES = 24
 _ZEROS = bytes(12)
 
 _NEAR_BYTES = 16 * 1024
@@ -26,17 +28,22 @@ _NEAR_READ_BYTES = 64 * 1024
 
 
 def check_local_headers(
-    archive: Archive, block: bytes, entries: list[ZipEntry], positions: list[int], directory_offset: int
+    archive: Archive,
+    block: bytes,
+    entries: list[ZipEntry],
+    positions: list[int],
+    directory_offset: int,
+    begin: int = 0,
 ) -> int:
     """Hold every local header and data descriptor against the directory; fill in `data_offset`.
 
-    Returns the number of bytes that lie between entries.
+    `begin`: where the first entry must be. Returns the number of bytes that lie between entries.
     """
     order: list[int] | range = range(len(entries))
     if any(a.header_offset > b.header_offset for a, b in pairwise(entries)):
         order = sorted(order, key=lambda i: entries[i].header_offset)
     base = archive.offset_bytes
-    expected = 0  # where the entry before ends
+    expected = begin  # where the entry before ends
     unclaimed = 0
     head, start, stop = b"", 0, 0  # a piece of the archive, and where it lies
     for rank, i in enumerate(order):
@@ -84,10 +91,10 @@ def check_local_headers(
         if end > directory_offset:
             raise archive.corrupt("a zip entry's data lies outside the archive", entry.name)
         if described:
-            if end + _DESCRIPTOR_BYTES > stop:
+            if end + DESCRIPTOR_BYTES > stop:
                 head = archive.read(end, min(_FAR_READ_BYTES, directory_offset - end))
                 start, stop = end, end + len(head)
-            tail = head[end - start : end - start + _DESCRIPTOR_BYTES]
+            tail = head[end - start : end - start + DESCRIPTOR_BYTES]
             if tail[:16] == _DESCRIPTOR_SIGNATURE + block[position + 16 : position + 28]:
                 end += 16
             else:
@@ -96,6 +103,65 @@ def check_local_headers(
         entry.header_offset = base + offset
         expected = end
     return unclaimed + directory_offset - expected
+
+
+class LocalHeaders:
+    """The local headers of an archive that lies on another machine: each is checked when its record is read.
+
+    To read them all when the archive is opened would take a request for each record.
+    """
+
+    def __init__(
+        self,
+        archive: Archive,
+        block: bytes,
+        entries: list[ZipEntry],
+        positions: list[int],
+        directory_offset: int,
+    ) -> None:
+        self._archive = archive
+        self._block = block
+        self._place = {id(entry): at for entry, at in zip(entries, positions, strict=True)}
+        order = sorted(entries, key=lambda entry: entry.header_offset)
+        if order and order[0].header_offset:
+            what = f"{order[0].header_offset} bytes lie before the first zip entry"
+            raise archive.corrupt(what, order[0].name)
+        ends = [*(entry.header_offset for entry in order[1:]), directory_offset]
+        self._span: dict[int, tuple[int, int]] = {}
+        for entry, end in zip(order, ends, strict=True):
+            least = _LOCAL_BYTES + len(entry.name) + entry.compressed_bytes
+            if end - entry.header_offset < least:
+                raise archive.corrupt("two zip entries overlap", entry.name)
+            self._span[id(entry)] = entry.header_offset, end
+        self._entries = order
+        self._lock = threading.Lock()
+        self._unclaimed: dict[int, int] = {}
+
+    def span(self, entry: ZipEntry) -> tuple[int, int]:
+        """Where the local header of `entry` begins and where the next one does, in the file."""
+        begin, end = self._span[id(entry)]
+        return self._archive.offset_bytes + begin, self._archive.offset_bytes + end
+
+    def locate(self, entry: ZipEntry) -> None:
+        """Check the local header of `entry`, and fill in its `data_offset`.
+
+        Raises: CorruptError, UnreadableError.
+        """
+        if entry.data_offset >= 0:
+            return
+        begin, end = self._span[id(entry)]
+        found = replace(entry, header_offset=begin)
+        left = check_local_headers(self._archive, self._block, [found], [self._place[id(entry)]], end, begin)
+        with self._lock:
+            self._unclaimed[id(entry)] = left
+            entry.header_offset, entry.data_offset = found.header_offset, found.data_offset
+
+    def unclaimed_bytes(self) -> int:
+        """The number of bytes that lie between entries; looks at every local header."""
+        self._archive.file.expect((self.span(entry)[0], _FAR_READ_BYTES) for entry in self._entries)
+        for entry in self._entries:
+            self.locate(entry)
+        return sum(self._unclaimed.values())
 
 
 def _check_local_header(

@@ -19,7 +19,7 @@ from ptsave.errors import CorruptError, LimitError
 from ptsave.formats.zip.directory import find_directory, parse_directory
 from ptsave.formats.zip.fields import DAMAGED, DEFLATED, STORED, Archive, ZipEntry
 from ptsave.formats.zip.inflate import InflatedStorage
-from ptsave.formats.zip.local import check_local_headers
+from ptsave.formats.zip.local import DESCRIPTOR_BYTES, LocalHeaders, check_local_headers
 from ptsave.storage.files import InputFile
 from ptsave.storage.windows import FileStorage
 
@@ -33,14 +33,33 @@ class ZipDirectory:
     file: InputFile
     entries: dict[str, ZipEntry]
     """By name, in the directory's order; folders are left out."""
-    unclaimed_bytes: int
-    """Bytes between the entries that belong to none of them."""
+    headers: LocalHeaders | None
+    """The local headers that are still to be checked; None where all were."""
+    known_unclaimed_bytes: int
     first_name: str
     """Of the directory's first line, which may be a folder's; empty where there is none."""
     unmarked_names: frozenset[str]
     """Names beyond ASCII that are not marked as UTF-8: zipfile takes them for code page 437."""
     _storages: dict[str, Storage] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def unclaimed_bytes(self) -> int:
+        """Bytes between the entries that belong to none of them.
+
+        Raises: CorruptError, UnreadableError where local headers are still to be checked.
+        """
+        return self.known_unclaimed_bytes if self.headers is None else self.headers.unclaimed_bytes()
+
+    def data_offset(self, name: str) -> int:
+        """Where the first byte of the record `name` lies in the file; its local header has been checked.
+
+        Raises: CorruptError, UnreadableError.
+        """
+        entry = self.entry(name)
+        if self.headers is not None:
+            self.headers.locate(entry)
+        return entry.data_offset
 
     def entry(self, name: str) -> ZipEntry:
         """The record `name`.
@@ -62,11 +81,13 @@ class ZipDirectory:
             return found
         entry = self.entry(name)
         made: Storage
-        if entry.method == STORED:
+        if entry.method == STORED and self.headers is not None:
+            made = RecordStorage(self.file, self.headers, entry)
+        elif entry.method == STORED:
             made = FileStorage(self.file, entry.data_offset, entry.num_bytes, entry.crc32)
         else:
             made = InflatedStorage(
-                self.file, entry.data_offset, entry.compressed_bytes, entry.num_bytes, entry.crc32
+                self.file, self.data_offset(name), entry.compressed_bytes, entry.num_bytes, entry.crc32
             )
         with self._lock:
             return self._storages.setdefault(name, made)
@@ -89,6 +110,39 @@ class ZipDirectory:
         return data
 
 
+class RecordStorage(Storage):
+    """A stored record of an archive on another machine, whose local header is checked when it is read."""
+
+    file: InputFile
+
+    def __init__(self, file: InputFile, headers: LocalHeaders, entry: ZipEntry) -> None:
+        self.file = file
+        self.num_bytes = entry.num_bytes
+        self.crc32 = entry.crc32
+        self._headers = headers
+        self._entry = entry
+
+    @property
+    def offset_bytes(self) -> int:  # type: ignore[override]
+        """Where in `file` the record begins. Raises: CorruptError, UnreadableError."""
+        self._headers.locate(self._entry)
+        return self._entry.data_offset
+
+    def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
+        at = self.offset_bytes + offset_bytes
+        if offset_bytes < 0 or offset_bytes + len(buffer) > self.num_bytes:
+            raise self.file.too_short(at, len(buffer))
+        self.file.read_into(at, buffer)
+
+    def expect(self, offset_bytes: int, num_bytes: int) -> None:
+        begin, end = self._headers.span(self._entry)
+        if self._entry.data_offset >= 0:
+            begin = self._entry.data_offset
+        else:  # after the data there may be a descriptor, and before it there is padding
+            begin = max(end - self.num_bytes - DESCRIPTOR_BYTES, begin)
+        self.file.expect([(begin + offset_bytes, num_bytes)])
+
+
 def read_directory(file: InputFile, offset_bytes: int = 0, num_bytes: int | None = None) -> ZipDirectory:
     """Read the directory of the archive that fills `file`, or the window of it that is named.
 
@@ -106,7 +160,11 @@ def read_directory(file: InputFile, offset_bytes: int = 0, num_bytes: int | None
     count, directory_offset, directory_bytes = find_directory(archive)
     block = archive.read(directory_offset, directory_bytes)
     listed, positions = parse_directory(archive, block, count)
-    unclaimed = check_local_headers(archive, block, listed, positions, directory_offset)
+    headers, unclaimed = None, 0
+    if num_bytes is None and not file.holds(offset_bytes, size):
+        headers = LocalHeaders(archive, block, listed, positions, directory_offset)
+    else:
+        unclaimed = check_local_headers(archive, block, listed, positions, directory_offset)
     entries = {entry.name: entry for entry in listed if not entry.name.endswith("/")}
     unmarked = frozenset(entry.name for entry in listed if entry.is_unmarked)
-    return ZipDirectory(file, entries, unclaimed, listed[0].name if listed else "", unmarked)
+    return ZipDirectory(file, entries, headers, unclaimed, listed[0].name if listed else "", unmarked)

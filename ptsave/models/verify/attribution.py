@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ptsave.core.cause import damage, difference, resumption
 from ptsave.core.checkpoint import check_viewed
 from ptsave.core.finding import Finding, Kind, failed_of, first_names, places
 from ptsave.core.values.digest import HEX_DIGITS
@@ -16,6 +15,7 @@ from ptsave.models.source import changed_parts, source_digest
 from ptsave.models.verify.behaviour import coarser_dtype
 from ptsave.models.verify.subject import ModelSubject
 from ptsave.storage.scan import tensor_digest
+from ptsave.verbs.cause import damage, difference, resumption
 
 
 def attribute(subject: ModelSubject, findings: Sequence[Finding]) -> str:

@@ -14,6 +14,7 @@ from torch import nn
 
 from ptsave.config.toml import ModelSpec
 from ptsave.core.accounts import Extras, settle_left_out
+from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import counted
 from ptsave.core.names import matches
@@ -479,7 +480,7 @@ def _compare_recomputed(model: nn.Module, names: Sequence[str], selection: Selec
             warn(f"{name!r} in the file is not what the model computes by itself: kept the model's own")
 
 
-def misfit(report: KeyReport, where: Path) -> LossyError:
+def misfit(report: KeyReport, where: Location) -> LossyError:
     """The error for a state dict that does not fit, with every key that is in the way."""
     hint: Text = "build the model that the weights belong to (`ptsave verify -c` proposes renames)"
     if report.untied:

@@ -35,7 +35,7 @@ from ptsave.formats.zip.reader import read_directory
 from ptsave.models.environment import environment
 from ptsave.models.weights.live import refused_kind
 from ptsave.storage.atomic_folder import OutputFolder
-from ptsave.storage.files import InputFolder
+from ptsave.storage.files import LocalFolder
 from ptsave.training.items import Path
 from ptsave.training.rank_values import Division
 from ptsave.training.runs.files import RunFiles
@@ -118,7 +118,7 @@ def _check_back(folder: str, places: Sequence[Any]) -> None:
 
     Raises: WriteError.
     """
-    made = InputFolder(folder)
+    made = LocalFolder(folder)
     with ExitStack() as opened:
         names = {place.relative_path for place in places}
         files = {name: opened.enter_context(made.open(name)) for name in names}

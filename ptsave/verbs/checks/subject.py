@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ptsave.config.toml import Tolerance
+from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.parts.select import Content, comparable
 
@@ -23,7 +24,7 @@ class Asked:
     config: Path | None = None
     trusted: Sequence[str] = ()
     """Globs of what may be imported of what the record names."""
-    other: Path | None = None
+    other: Location | None = None
     """A second checkpoint."""
     other_config: Path | None = None
     """A config whose fresh model stands in for a second checkpoint."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.values import gather
 from ptsave.core.values.gather import GatheredStorage, contiguous
-from ptsave.storage.files import InputFile
+from ptsave.storage.files import LocalFile
 from ptsave.storage.windows import FileStorage
 from tests.formats.write_cases import bits, checkpoint_of, random_tensor, views
 
@@ -48,7 +48,7 @@ def test_gathered_bytes_are_those_of_contiguous(
     entry = checkpoint_of({"t": tensor}).tensors["t"]
     if in_file:
         (tmp_path / "raw").write_bytes(b"head" + bits(base))
-        with InputFile(tmp_path / "raw") as file:
+        with LocalFile(tmp_path / "raw") as file:
             storage = FileStorage(file, 4, 40 * dtype.itemsize)
             entry = TensorEntry("t", entry.dtype, entry.shape, entry.strides, storage, entry.offset)
             assert read(entry, block) == bits(tensor)
@@ -72,7 +72,7 @@ def test_a_large_transposed_matrix_is_gathered_in_bounded_memory(tmp_path: Path)
     matrix = torch.arange(rows * columns, dtype=torch.int32).reshape(rows, columns)
     (tmp_path / "raw").write_bytes(bits(matrix))
     entry = checkpoint_of({"t": matrix.t()}).tensors["t"]
-    with InputFile(tmp_path / "raw") as file:
+    with LocalFile(tmp_path / "raw") as file:
         storage = FileStorage(file, 0, rows * columns * 4)
         entry = TensorEntry("t", entry.dtype, entry.shape, entry.strides, storage, 0)
         assert read(entry, 256 * 1024) == bits(matrix.t())

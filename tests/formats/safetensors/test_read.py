@@ -15,7 +15,7 @@ from ptsave.core.dtypes import TABLE
 from ptsave.errors import CorruptError, LimitError, UnknownFormatError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.safetensors import read as safetensors_read
-from ptsave.storage.files import InputFile
+from ptsave.storage.files import LocalFile
 from ptsave.storage.windows import FileStorage
 from tests.formats.torch_reading import assert_same
 
@@ -130,7 +130,7 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
     data = path.read_bytes()
     for num_bytes in range(len(data)):
         path.write_bytes(data[:num_bytes])
-        with InputFile(path) as file, pytest.raises(CorruptError):
+        with LocalFile(path) as file, pytest.raises(CorruptError):
             safetensors_read.read_header(file)
 
 

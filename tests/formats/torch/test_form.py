@@ -18,7 +18,7 @@ from ptsave.formats.torch.part import TorchParts
 from ptsave.formats.torch.read import ZipStorages, load_pickle
 from ptsave.formats.writers import BY_NAME
 from ptsave.formats.zip.reader import read_directory
-from ptsave.storage.files import InputFile
+from ptsave.storage.files import InputFile, LocalFile
 from ptsave.storage.windows import FileStorage
 
 FIRST = torch.arange(6.0).reshape(2, 3)
@@ -67,7 +67,7 @@ def outcome(parts: TorchParts, file: InputFile, window: Window) -> tuple[Any, ..
 def test_a_part_of_a_known_form_is_read_as_if_it_were_alone(write: Any, tmp_path: Path) -> None:
     path, first, second = write(tmp_path)
     parts = TorchParts()
-    with InputFile(path) as file:
+    with LocalFile(path) as file:
         parts.read(file, *first)
         assert outcome(parts, file, second) == outcome(TorchParts(), file, second)
         buffer = bytearray(SECOND.nbytes)
@@ -78,7 +78,7 @@ def test_a_part_of_a_known_form_is_read_as_if_it_were_alone(write: Any, tmp_path
 @WRITERS
 def test_the_form_of_one_part_fits_the_next(write: Any, tmp_path: Path) -> None:
     path, first, second = write(tmp_path)
-    with InputFile(path) as file:
+    with LocalFile(path) as file:
         directory = read_directory(file, *first)
         top = next(iter(directory.entries)).partition("/")[0]
         loaded = load_pickle(
@@ -100,7 +100,7 @@ def test_no_damage_hides_behind_a_known_form(write: Any, tmp_path: Path) -> None
     for at in range(second[0], sum(second)):
         change = 0xFF if at % 2 else 0x01
         damaged.write_bytes(whole[:at] + bytes([whole[at] ^ change]) + whole[at + 1 :])
-        with InputFile(damaged) as file:
+        with LocalFile(damaged) as file:
             parts = TorchParts()
             parts.read(file, *first)
             found = outcome(parts, file, second)
@@ -120,7 +120,7 @@ def test_another_shape_of_as_many_bytes_has_another_form(tmp_path: Path) -> None
             windows.append((begin, out.tell() - begin))
     assert len({num_bytes for _, num_bytes in windows}) == 1
     parts = TorchParts()
-    with InputFile(path) as file:
+    with LocalFile(path) as file:
         assert [parts.read(file, *window).root.shape for window in windows] == shapes
 
 
@@ -128,7 +128,7 @@ def test_a_part_beyond_the_end_is_refused_though_its_form_is_known(tmp_path: Pat
     path, first, second = by_torch(tmp_path)
     path.write_bytes(path.read_bytes()[:-1])
     parts = TorchParts()
-    with InputFile(path) as file:
+    with LocalFile(path) as file:
         parts.read(file, *first)
         with pytest.raises(PtsaveError, match="truncated"):
             parts.read(file, *second)

@@ -11,7 +11,7 @@ import pytest
 from ptsave.errors import LimitError
 from ptsave.formats.zip.inflate import InflatedStorage
 from ptsave.formats.zip.reader import read_directory
-from ptsave.storage.files import InputFile
+from ptsave.storage.files import LocalFile
 
 SIZE = 8_000_000
 
@@ -22,7 +22,7 @@ def record(tmp_path: Path) -> tuple[InflatedStorage, bytes]:
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a", data)
-    storage = read_directory(InputFile(path)).storage("a")
+    storage = read_directory(LocalFile(path)).storage("a")
     assert isinstance(storage, InflatedStorage)
     return storage, data
 
@@ -55,5 +55,5 @@ def test_many_records_grow_together(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in range(30):
             archive.writestr(str(name), bytes(10_000_000))
-    with InputFile(path) as file, pytest.raises(LimitError, match="inflate_ratio = 20"):
+    with LocalFile(path) as file, pytest.raises(LimitError, match="inflate_ratio = 20"):
         read_directory(file)

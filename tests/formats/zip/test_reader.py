@@ -22,7 +22,7 @@ from ptsave.errors import CorruptError, LimitError, UnreadableError
 from ptsave.formats.zip import directory as zip_directory
 from ptsave.formats.zip.inflate import InflatedStorage
 from ptsave.formats.zip.reader import DEFLATED, STORED, ZipDirectory, read_directory
-from ptsave.storage.files import InputFile
+from ptsave.storage.files import LocalFile
 from ptsave.storage.windows import FileStorage
 
 STATE = {"a": torch.arange(10), "b": torch.randn(3, 2), "empty": torch.empty(0)}
@@ -123,7 +123,7 @@ WRITERS: list[Callable[[Path], None]] = [
 
 
 def read(path: Path) -> ZipDirectory:
-    return read_directory(InputFile(path))
+    return read_directory(LocalFile(path))
 
 
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
@@ -174,7 +174,7 @@ def test_an_archive_inside_a_file(tmp_path: Path) -> None:
     torch_save(tmp_path / "m.pt")
     inner = (tmp_path / "m.pt").read_bytes()
     (tmp_path / "outer").write_bytes(b"before" + inner + b"after")
-    with InputFile(tmp_path / "outer") as file:
+    with LocalFile(tmp_path / "outer") as file:
         directory = read_directory(file, 6, len(inner))
         assert directory.read("m/data/0", 80) == STATE["a"].numpy().tobytes()
         for window in ((5, len(inner)), (6, len(inner) - 1), (6, len(inner) + 1), (0, file.size_bytes)):
@@ -188,7 +188,7 @@ def test_an_archive_inside_a_file(tmp_path: Path) -> None:
 def test_every_truncation_is_refused(write: Callable[[Path], None], tmp_path: Path) -> None:
     path = tmp_path / "archive.zip"
     write(path)
-    with InputFile(path) as file:
+    with LocalFile(path) as file:
         for num_bytes in range(file.size_bytes):
             with pytest.raises(CorruptError):
                 read_directory(file, 0, num_bytes)
@@ -215,7 +215,7 @@ def test_no_bit_of_the_structure_moves_data(write: Callable[[Path], None], tmp_p
         for position, byte in enumerate(path.read_bytes()):
             for bit in range(8):
                 os.pwrite(file.fileno(), bytes([byte ^ 1 << bit]), position)
-                with InputFile(path) as damaged:
+                with LocalFile(path) as damaged:
                     try:
                         found = read_directory(damaged).entries.values()
                     except UnreadableError:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
+from ptsave.core.address import Location
 from ptsave.core.finding import Finding, first_names, places
 from ptsave.core.parts.select import Content
 
@@ -15,7 +15,7 @@ def damage(bad: Sequence[str], total: int, checksum: str) -> str:
     return f"damaged: {len(bad)} of {total} tensors {verb} not match {its} {checksum} ({first_names(bad)})"
 
 
-def difference(findings: Sequence[Finding], here: Content, there: Content, path: Path) -> str:
+def difference(findings: Sequence[Finding], here: Content, there: Content, path: Location) -> str:
     """How the tensors differ from those of `path`, which `--against` names; empty where they do not."""
     known = here.tensors.keys() | there.tensors.keys()
     bad = [name for name in places(findings, "against", "fail") if name in known]

@@ -1,0 +1,163 @@
+"""Addresses: where a checkpoint is that does not lie on a disk, as a user writes it.
+
+`s3://BUCKET/KEY[?versionId=ID]`, `gs://BUCKET/KEY[#GENERATION]`, `az://CONTAINER/KEY`,
+`hf://OWNER/REPO[@REVISION]/PATH`, `http(s)://HOST/PATH`, and `SCHEME://…` of fsspec's other file systems. An
+address prints itself without what gives access: no user name, password or query, which may be a signature.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeAlias
+from urllib.parse import quote, unquote
+
+from ptsave.errors import UsageError
+
+_ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://(?P<rest>.*)", re.DOTALL)
+_COLLAPSED = re.compile(r"(?:s3|gs|az|hf|https?|abfss?|memory|sftp):/+[^/]")
+_HUB = re.compile(
+    r"(?P<repo>(?:(?:models|datasets|spaces)/)?[^/@]+/[^/@]+)"
+    r"(?:@(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+))?(?:/(?P<path>.*))?",
+    re.DOTALL,
+)
+"""Source: huggingface_hub, `HfFileSystem.resolve_path`."""
+_VERSION_ID = re.compile(r"(?P<key>.*)\?versionId=(?P<revision>[^&?]+)", re.DOTALL)
+_GENERATION = re.compile(r"(?P<key>.*)#(?P<revision>\d+)", re.DOTALL)
+WEB = ("http", "https")
+HUB = "hf"
+
+
+@dataclass(frozen=True)
+class Address:
+    """One file or folder in a store. Behaves like a path where names are asked for: `name`, `parent`, `/`."""
+
+    scheme: str
+    host: str
+    """The bucket, the container, the Hub's `OWNER/REPO`, or the host with its port."""
+    key: str
+    """The path in it, without a slash before it; of a web address as it is in the URL."""
+    revision: str = ""
+    """The version ID, generation, branch or commit that the user named."""
+    query: str = field(default="", repr=False)
+    """Of a web address, without the question mark. Never shown: it may be a signature."""
+    user: str = field(default="", repr=False)
+    """`USER:PASSWORD` of a web address. Never shown."""
+
+    @property
+    def name(self) -> str:
+        """What follows the last slash; of a repository or bucket alone, its own name."""
+        last = self.key.rstrip("/").rpartition("/")[2]
+        last = unquote(last) if self.scheme in WEB else last
+        return last or self.host.rpartition("/")[2]
+
+    @property
+    def suffix(self) -> str:
+        """`.safetensors`, as of a path."""
+        return Path(self.name).suffix
+
+    @property
+    def stem(self) -> str:
+        """The name without the suffix, as of a path."""
+        return Path(self.name).stem
+
+    @property
+    def parent(self) -> Address:
+        """The folder that it lies in."""
+        return replace(self, key=self.key.rstrip("/").rpartition("/")[0])
+
+    def __truediv__(self, name: str) -> Address:
+        """What is called `name` in this folder."""
+        name = quote(name) if self.scheme in WEB else name
+        key = self.key.rstrip("/")
+        return replace(self, key=f"{key}/{name}" if key else name)
+
+    def with_name(self, name: str) -> Address:
+        """Its neighbour called `name`."""
+        return self.parent / name
+
+    def at(self, revision: str) -> Address:
+        """The same at one commit or version."""
+        return replace(self, revision=revision)
+
+    def __str__(self) -> str:
+        """As the user wrote it, without what gives access."""
+        secret = "?…" if self.query else ""
+        if self.scheme == HUB:
+            at = f"@{self.revision}" if self.revision else ""
+            return f"hf://{self.host}{at}{'/' if self.key else ''}{self.key}"
+        named = f"?versionId={self.revision}" if self.scheme == "s3" and self.revision else ""
+        named = f"#{self.revision}" if self.scheme == "gs" and self.revision else named
+        return f"{self.scheme}://{self.host}{'/' if self.host else ''}{self.key}{named}{secret}"
+
+
+Location: TypeAlias = Path | Address
+"""Where a checkpoint is: on a disk, or in a store."""
+
+
+def located(where: str | os.PathLike[str] | Address) -> Location:
+    """What a user wrote, as a path or an address. `file://` is a path.
+
+    Raises: UsageError when an address has no bucket, repository or host, or went through a Path, which takes
+    one of its slashes away.
+    """
+    if isinstance(where, Address):
+        return where
+    text = os.fspath(where)
+    match = _ADDRESS.fullmatch(text)
+    if match is None:
+        if not isinstance(where, str) and _COLLAPSED.match(text) and not os.path.lexists(text):
+            raise UsageError("an address became a path", text, "give it as text, not as a Path")
+        return Path(where)
+    scheme, rest = match["scheme"].lower(), match["rest"]
+    if scheme == "file":
+        return Path(unquote(rest.removeprefix("localhost")))
+    if scheme in WEB:
+        return _web(scheme, rest)
+    if scheme == HUB:
+        return _hub(rest)
+    host, _, key = rest.partition("/")
+    revision = ""
+    pattern = {"s3": _VERSION_ID, "gs": _GENERATION}.get(scheme)
+    if pattern is not None and (named := pattern.fullmatch(key)):
+        key, revision = named["key"], named["revision"]
+    address = Address(scheme, host, key, revision)
+    if not host and scheme in ("s3", "gs", "az"):
+        raise UsageError(
+            "the address names no bucket", str(address), f"for example {scheme}://bucket/model.pt"
+        )
+    return address
+
+
+def on_disk(where: Location, what: str) -> Path:
+    """`where`, which must be a path; `what` says what cannot be elsewhere.
+
+    Raises: UsageError.
+    """
+    if isinstance(where, Address):
+        raise UsageError(f"{what} must be on this machine", str(where), "name a path")
+    return where
+
+
+def _web(scheme: str, rest: str) -> Address:
+    rest = rest.partition("#")[0]
+    host, slash, key = rest.partition("/")
+    if "?" in host:
+        host, slash, key = host.partition("?")[0], "", "?" + host.partition("?")[2] + slash + key
+    path, _, query = key.partition("?")
+    user, _, host = host.rpartition("@")
+    address = Address(scheme, host.lower(), path, query=query, user=user)
+    if not host:
+        raise UsageError("the address names no host", str(address), "for example https://host/model.pt")
+    return address
+
+
+def _hub(rest: str) -> Address:
+    match = _HUB.fullmatch(rest.rstrip("/"))
+    if match is None:
+        raise UsageError(
+            "the address names no repository", f"hf://{rest}", "for example hf://OWNER/REPO/model.safetensors"
+        )
+    return Address(HUB, match["repo"], match["path"] or "", unquote(match["revision"] or ""))

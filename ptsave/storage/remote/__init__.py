@@ -1,0 +1,48 @@
+"""Files and folders in object stores and on web servers, read by ranges.
+
+    file, folder   what formats read from: `RemoteFile`, `RemoteFolder`
+    pieces         which ranges are asked for: neighbours joined, several at a time, in bounded memory
+    request        one range: pinned to a version, checked, retried, within a deadline
+    store          what every kind of store does: one request for a range, a list of names
+    http, s3, fs   the kinds of stores; each is imported when an address of its kind is opened
+
+To add a kind of store: one file with a class that is a `Store`, and its line in `store.KINDS`.
+"""
+
+from __future__ import annotations
+
+from ptsave.core.address import Address
+from ptsave.errors import MissingFileError, UnreadableError
+from ptsave.storage.files import InputFile, InputFolder
+from ptsave.storage.remote.file import RemoteFile
+from ptsave.storage.remote.folder import RemoteFolder
+from ptsave.storage.remote.store import store_of
+
+__all__ = ["RemoteFile", "RemoteFolder", "open_address", "open_prefix"]
+
+
+def open_address(address: Address) -> InputFile | InputFolder:
+    """Open the object at `address`, or where there is none, the folder of those whose keys begin with it.
+
+    Raises: MissingFileError when there is neither; UnreadableError; RefusedError without the store's library.
+    """
+    store = store_of(address)
+    address = store.pinned(address)
+    if address.key and not address.key.endswith("/"):
+        try:
+            return RemoteFile(store, address)
+        except MissingFileError:
+            if not store.has_folders:
+                raise
+            try:
+                return RemoteFolder(store, address)
+            except UnreadableError:
+                pass  # what was said of the object itself says more
+            raise
+    return RemoteFolder(store, address)
+
+
+def open_prefix(address: Address) -> InputFolder:
+    """The folder at `address`. Raises: MissingFileError when nothing is in it; UnreadableError."""
+    store = store_of(address)
+    return RemoteFolder(store, store.pinned(address))

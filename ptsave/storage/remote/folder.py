@@ -1,0 +1,77 @@
+"""A folder of objects: a prefix of keys, a folder of a repository, or what a web server has in one path."""
+
+from __future__ import annotations
+
+import threading
+
+from ptsave.core.address import Address
+from ptsave.errors import LimitError, MissingFileError
+from ptsave.storage.files import InputFile, InputFolder
+from ptsave.storage.remote.file import RemoteFile
+from ptsave.storage.remote.pieces import NUM_REQUESTS, WORKERS
+from ptsave.storage.remote.request import Deadline, retried
+from ptsave.storage.remote.store import Listed, Store
+
+MAX_NAMES = 250_000
+"""Cap on the names of one folder."""
+
+
+class RemoteFolder(InputFolder):
+    """The objects directly in a folder, listed once; their files are opened by name, and none outside it.
+
+    Where a store cannot be listed (a web server) there are no `names`, and what is opened is asked for.
+    """
+
+    num_at_once = NUM_REQUESTS
+
+    def __init__(self, store: Store, address: Address) -> None:
+        """Raises: MissingFileError when nothing is there; UnreadableError."""
+        self.path: Address = address
+        self.store = store
+        self._lock = threading.Lock()
+        self._opened: list[tuple[str, InputFile]] = []
+        self.listed: dict[str, Listed] = {}
+        """By name, folders included."""
+        if store.has_folders:
+            deadline = Deadline.begin(address)
+            self.listed = WORKERS.submit(lambda: retried(self._list, deadline)).result(deadline.left_s + 1)
+            if not self.listed:
+                raise MissingFileError("no such object or folder", str(address), "check the address")
+        self.names = sorted(self.listed)
+
+    def _list(self, deadline: Deadline) -> dict[str, Listed]:
+        found: dict[str, Listed] = {}
+        for one in self.store.list(self.path, deadline.wait_s):
+            deadline.check()
+            found[one.name] = one
+            if len(found) > MAX_NAMES:
+                raise LimitError("names_in_a_folder", MAX_NAMES, "more", str(self.path))
+        return found
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.size_bytes for _, file in self._opened)
+
+    @property
+    def opened(self) -> set[str]:
+        return {name for name, _ in self._opened}
+
+    def open(self, name: str) -> InputFile:
+        self.check_name(name)
+        if self.listed and (name not in self.listed or self.listed[name].is_folder):
+            raise MissingFileError("no such file", str(self.path / name), "check that the folder is complete")
+        file = RemoteFile(self.store, self.path / name)
+        with self._lock:
+            self._opened.append((name, file))
+        return file
+
+    def check_unchanged(self) -> None:
+        for _, file in self._opened:
+            file.check_unchanged()
+
+    def check_in_place(self) -> None:
+        for _, file in self._opened:
+            file.check_in_place()
+
+    def close(self) -> None:
+        """Its files stay open."""

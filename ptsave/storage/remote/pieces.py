@@ -1,0 +1,279 @@
+"""What will be read of one remote object: joined with its neighbours, asked for ahead, held until used.
+
+Who reads says what it will read (`expect`). Runs with small gaps between them become pieces of some MiB; a
+read of one piece begins the ones after it, as many as the memory that all files share allows. A
+piece is let go when all that was expected of it has been read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import TypeVar
+
+from ptsave.storage import system
+from ptsave.storage.files import Extent
+
+PIECE_BYTES = 8 * 1024 * 1024
+"""The most that one request asks for."""
+GAP_BYTES = 64 * 1024
+"""How many unwanted bytes between two runs are read: fewer than come in a round trip."""
+HELD_BYTES = 48 * 1024 * 1024
+"""The most that all pieces together hold: those on their way and those not yet used."""
+_SLACK_BYTES = 32
+NUM_REQUESTS = 16
+"""How many requests are under way at a time, at most."""
+T = TypeVar("T")
+
+
+class Workers:
+    """Threads that make requests. They keep no process alive: a server may never answer one of them."""
+
+    def __init__(self, most: int) -> None:
+        """Made once, when the module is imported."""
+        self._most = most
+        self._forget()
+        system.after_fork(self._forget)
+
+    def _forget(self) -> None:
+        self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._num_threads = self._num_idle = self._num_queued = 0
+
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        """Have a thread do `work`; where no thread is to be had, it is done here."""
+        done: Future[T] = Future()
+
+        def job() -> None:
+            if done.set_running_or_notify_cancel():
+                try:
+                    done.set_result(work())
+                except BaseException as error:
+                    done.set_exception(error)
+
+        with self._lock:
+            if self._num_queued >= self._num_idle and self._num_threads < self._most:
+                with contextlib.suppress(RuntimeError):  # no thread is to be had
+                    threading.Thread(target=self._run, args=(self._jobs,), daemon=True).start()
+                    self._num_threads += 1
+            is_alone = not self._num_threads
+            if not is_alone:
+                self._num_queued += 1
+                self._jobs.put(job)
+        if is_alone:
+            job()
+        return done
+
+    def abandon(self, job: Future[T]) -> None:
+        """Count the thread as lost that does `job`: another may take its place."""
+        if not job.cancel():
+            with self._lock:
+                self._num_threads = max(self._num_threads - 1, 0)
+
+    def _run(self, jobs: SimpleQueue[Callable[[], None]]) -> None:
+        while True:
+            with self._lock:
+                self._num_idle += 1
+            job = jobs.get()
+            with self._lock:
+                self._num_idle -= 1
+                self._num_queued -= 1
+            job()
+            del job  # with what it holds
+
+
+@dataclass(eq=False)
+class Piece:
+    """One range that is asked for as a whole."""
+
+    begin: int
+    end: int
+    runs: list[Extent]
+    """What is expected to be read of it, in order; no two overlap."""
+    data: Future[bytearray] | None = None
+    """Its bytes, once it is asked for."""
+
+    def __post_init__(self) -> None:
+        self.wanted_bytes = sum(size for _, size in self.runs)
+        """How many bytes of `runs` have not been read."""
+
+    @property
+    def num_bytes(self) -> int:
+        return self.end - self.begin
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether all was read, but for a few bytes between records that nobody can tell from them ahead."""
+        return self.wanted_bytes <= _SLACK_BYTES * len(self.runs)
+
+    def count(self, begin: int, end: int) -> None:
+        """Note that these bytes were read."""
+        at = max(bisect_right(self.runs, (begin, self.end)) - 1, 0)
+        for first, size in self.runs[at:]:
+            if first >= end:
+                break
+            self.wanted_bytes -= max(min(end, first + size) - max(begin, first), 0)
+
+
+@dataclass
+class Held:
+    """The pieces of all files that are on their way or in memory, the longest unused first."""
+
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    pieces: OrderedDict[int, Piece] = field(default_factory=OrderedDict)
+    """By identity."""
+    num_bytes: int = 0
+
+    def has_room(self, piece: Piece) -> bool:
+        return self.num_bytes + piece.num_bytes <= HELD_BYTES
+
+    def add(self, piece: Piece, data: Future[bytearray]) -> None:
+        piece.data = data
+        self.pieces[id(piece)] = piece
+        self.num_bytes += piece.num_bytes
+
+    def drop(self, piece: Piece) -> None:
+        """Let go of its bytes; who has them keeps them until it has copied them."""
+        if self.pieces.pop(id(piece), None) is not None:
+            self.num_bytes -= piece.num_bytes
+        if piece.data is not None:
+            piece.data.cancel()
+            piece.data = None
+
+    def make_room(self, wanted: Piece) -> None:
+        """Let go of the pieces that nobody has asked for the longest."""
+        for piece in list(self.pieces.values()):
+            if self.has_room(wanted):
+                return
+            if piece.data is not None and piece.data.done():
+                self.drop(piece)
+
+
+class Pieces:
+    """The pieces of one object."""
+
+    def __init__(self, held: Held, fetch: Callable[[int, int], bytearray]) -> None:
+        """`fetch`: reads the bytes from one offset to another (not included); on a thread of WORKERS."""
+        self._held = held
+        self._fetch = fetch
+        self._new: list[Extent] = []
+        self._pieces: list[Piece] = []
+        """In the order of their offsets; they do not overlap."""
+
+    def expect(self, extents: Iterable[Extent]) -> None:
+        """Note what will be read, but for what a piece has already."""
+        with self._held.lock:
+            self._new += [(begin, size) for begin, size in extents if size and not self._covers(begin, size)]
+
+    def _covers(self, begin: int, size: int) -> bool:
+        at = bisect_right(self._pieces, begin, key=_begin) - 1
+        for piece in self._pieces[max(at, 0) :]:
+            if not piece.begin <= begin < piece.end or piece.is_used_up:
+                return False
+            if begin + size <= piece.end:
+                return True
+            begin, size = piece.end, begin + size - piece.end
+        return False
+
+    def _plan(self) -> None:
+        """Make pieces of what is new."""
+        if not self._new:
+            return
+        for piece in self._pieces:  # what is used up gives way to what is to be read again
+            if piece.is_used_up:
+                self._held.drop(piece)
+        kept = [piece for piece in self._pieces if not piece.is_used_up]
+        runs: list[Extent] = []  # apart from each other, and from what is kept
+        for begin, size in sorted(self._new):
+            end = begin + size
+            if runs:
+                begin = max(begin, sum(runs[-1]))
+            at = max(bisect_right(kept, begin, key=_begin) - 1, 0)
+            while at < len(kept) and kept[at].begin < end and begin < end:
+                if begin < kept[at].begin:
+                    runs.append((begin, kept[at].begin - begin))
+                begin = max(begin, kept[at].end)
+                at += 1
+            if begin < end:
+                runs.append((begin, end - begin))
+        self._new.clear()
+        self._pieces = sorted([*kept, *_pieces_of(runs)], key=_begin)
+
+    def take(self, offset: int) -> tuple[Piece, Future[bytearray]] | None:
+        """The piece that has the byte at `offset`, and its data, asked for by now; None where none has."""
+        with self._held.lock:
+            self._plan()
+            at = bisect_right(self._pieces, offset, key=_begin) - 1
+            if at < 0 or offset >= self._pieces[at].end:
+                return None
+            piece = self._pieces[at]
+            if piece.data is None:
+                self._held.make_room(piece)
+                self._begin(piece)
+            else:
+                self._held.pieces.move_to_end(id(piece))
+            data = piece.data
+            assert data is not None
+            for later in self._pieces[at + 1 :]:
+                if not self._held.has_room(later):
+                    break
+                if later.data is None and not later.is_used_up:
+                    self._begin(later)
+            return piece, data
+
+    def _begin(self, piece: Piece) -> None:
+        self._held.add(piece, WORKERS.submit(lambda: self._fetch(piece.begin, piece.end)))
+
+    def used(self, piece: Piece, begin: int, end: int) -> None:
+        """Note that these bytes of `piece` were read; the last let go of it."""
+        with self._held.lock:
+            piece.count(begin, end)
+            if piece.is_used_up:
+                self._held.drop(piece)
+
+    def next_after(self, offset: int) -> int | None:
+        """Where the first piece after `offset` begins."""
+        with self._held.lock:
+            at = bisect_right(self._pieces, offset, key=_begin)
+            return self._pieces[at].begin if at < len(self._pieces) else None
+
+    def close(self) -> None:
+        """Let go of all of them."""
+        with self._held.lock:
+            for piece in self._pieces:
+                self._held.drop(piece)
+            self._pieces.clear()
+            self._new.clear()
+
+
+def _pieces_of(runs: list[Extent]) -> Iterator[Piece]:
+    """Pieces of at most PIECE_BYTES that hold all of `runs`, and gaps of at most GAP_BYTES between them."""
+    parts: list[Extent] = []
+    for begin, size in runs:
+        end = begin + size
+        while begin < end:
+            if parts:
+                reach = sum(parts[-1])
+                if begin - reach > GAP_BYTES or begin >= parts[0][0] + PIECE_BYTES:
+                    yield Piece(parts[0][0], reach, parts)
+                    parts = []
+            first = parts[0][0] if parts else begin
+            stop = min(end, first + PIECE_BYTES)
+            parts.append((begin, stop - begin))
+            begin = stop
+    if parts:
+        yield Piece(parts[0][0], sum(parts[-1]), parts)
+
+
+def _begin(piece: Piece) -> int:
+    return piece.begin
+
+
+WORKERS = Workers(NUM_REQUESTS)
+HELD = Held()
