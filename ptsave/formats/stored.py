@@ -13,7 +13,7 @@ from isal.isal_zlib import crc32
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.names import MAX_ALIAS_CHARS
 from ptsave.core.nodes import TensorEntry
-from ptsave.core.record import KEY, Digests, Record
+from ptsave.core.record import KEY, LONGEST_BYTES, Digests, Record
 from ptsave.core.storage import Storage
 from ptsave.core.values.digest import HEX_DIGITS
 from ptsave.errors import LimitError, LossyError, Option
@@ -177,6 +177,8 @@ def record_text(
 
     `keeps_metadata`: the container has a place of its own for `checkpoint.metadata`. `belongs_to`: the
     digest of the main file, where the record is a file beside it.
+
+    Raises: LossyError when it would be longer than one that is read back.
     """
     if not options.record:
         return None
@@ -189,7 +191,23 @@ def record_text(
         module_versions=module_versions(checkpoint.root) or record.module_versions,
         belongs_to=belongs_to,
     )
-    return extended.to_json().encode()
+    text = extended.to_json().encode()
+    if len(text) > LONGEST_BYTES:
+        raise LossyError(
+            f"the record would have {len(text)} bytes, and is read back up to the cap record_bytes = "
+            f"{LONGEST_BYTES}",
+            source_path(checkpoint),
+            "leave the record out with --no-record",
+        )
+    return text
+
+
+def check_record(checkpoint: Checkpoint, aliases: Mapping[str, str], options: WriteOptions) -> None:
+    """See that a record with digests of all tensors can be written, before anything is.
+
+    Raises: LossyError.
+    """
+    record_text(checkpoint, placeholder_digests(checkpoint.tensors, options), aliases, options)
 
 
 def carried_metadata(checkpoint: Checkpoint) -> dict[str, str]:

@@ -151,6 +151,19 @@ def test_tied_names_with_two_digests_are_a_contradiction(tmp_path: Path) -> None
         )
 
 
+@pytest.mark.parametrize("target", [target for target in TARGETS if target != "npz"])
+def test_a_record_that_is_not_read_back_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    monkeypatch.setattr("ptsave.formats.stored.LONGEST_BYTES", 1000)
+    torch.save({f"layers.{i}": torch.ones(1) for i in range(30)}, tmp_path / "a.pt")
+    with open_checkpoint(tmp_path / "a.pt") as source:
+        with pytest.raises(LossyError, match="cap record_bytes = 1000"):
+            TARGETS[target](source, tmp_path / "m", OPTIONS)
+        assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+        TARGETS[target](source, tmp_path / "m", replace(OPTIONS, record=False))
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_what_is_more_than_its_elements_is_refused(tmp_path: Path, target: str) -> None:
     source = checkpoint_of({"w": torch.ones(3)})

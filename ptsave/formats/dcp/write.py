@@ -28,6 +28,7 @@ from ptsave.formats.base import WriteOptions, Written
 from ptsave.formats.folder_files import DCP_METADATA, is_new_record, new_record_name, superfluous
 from ptsave.formats.pickle.emit import Call, Emitter, New, Row, Slot, Table
 from ptsave.formats.stored import (
+    check_record,
     distinct,
     expected_digests,
     record_text,
@@ -76,6 +77,8 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
         layout.add(path, value)
         if layout.num_items > most:
             raise LimitError("converted_items", most, "more", source_path(checkpoint))
+    aliases = distinct(checkpoint.tensors).aliases
+    check_record(checkpoint, aliases, options)
     where = source_path(checkpoint)
     with replacing_folder(
         destination,
@@ -96,7 +99,6 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
         if options.record:
             by_name = {name: layout.by_view[view] for view, same in names.items() for name in same}
             digests = {name: by_name[name].digest(options.digest) for name in checkpoint.tensors}
-            aliases = distinct(checkpoint.tensors).aliases
             record = record_text(checkpoint, digests, aliases, options, belongs_to=metadata_digest(metadata))
         commit(folder, [file_name], metadata, record, new_record)
     num_bytes = layout.num_bytes + len(metadata) + len(record or b"")

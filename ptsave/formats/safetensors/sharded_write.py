@@ -32,6 +32,7 @@ from ptsave.formats.safetensors.write import (
 from ptsave.formats.stored import (
     Distinct,
     carried_metadata,
+    check_record,
     distinct,
     record_text,
     source_path,
@@ -69,6 +70,7 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
             str(destination),
             "raise --shard-size",
         )
+    check_record(checkpoint, stored.aliases, options)
     headers = [header_bytes(layout, _SHARD_METADATA) for layout in layouts]
     sizes = [len(head) + layout.data_bytes for head, layout in zip(headers, layouts, strict=True)]
     where = source_path(checkpoint)
