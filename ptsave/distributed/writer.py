@@ -38,7 +38,7 @@ from ptsave.formats.dcp.write import commit, metadata_digest
 from ptsave.formats.folder_files import DCP_METADATA, new_record_name
 from ptsave.formats.stored import record_text
 from ptsave.stopping import unfinished
-from ptsave.storage.atomic_folder import OutputFolder, replacing_folder
+from ptsave.storage.atomic_folder import LocalOutputFolder, replacing_folder
 from ptsave.storage.files import LocalFolder
 
 
@@ -68,7 +68,7 @@ def write_sharded(
     Raises: ExistsError, WriteError; RankError naming a rank that could not write.
     """
     with ExitStack() as on_first:
-        folder: OutputFolder | None = None
+        folder: LocalOutputFolder | None = None
         if group.is_first:
             folder = on_first.enter_context(
                 replacing_folder(destination, num_bytes, overwrite=options.overwrite, sync=options.sync)
@@ -85,7 +85,7 @@ def write_sharded(
     group.meet()
 
 
-def place_in(folder: OutputFolder | None, num_ranks: int) -> SaveTarget:
+def place_in(folder: LocalOutputFolder | None, num_ranks: int) -> SaveTarget:
     """The names that the ranks' files take in `folder`, which is open on rank 0."""
     assert folder is not None
     generation = 1

@@ -16,7 +16,7 @@ from pathlib import Path
 from ptsave.errors import ExistsError, Option, WriteError
 from ptsave.stopping import unfinished
 from ptsave.storage import system
-from ptsave.storage.output import OutputFile
+from ptsave.storage.output import LocalOutputFile
 from ptsave.storage.reads import refuse_input
 from ptsave.storage.temporary import create, remove_litter, temporary_name
 from ptsave.storage.write_errors import errors_of, write_error
@@ -60,7 +60,7 @@ def replacing_file(
     sync: bool = True,
     sync_name: bool = True,
     before_rename: Callable[[], None] | None = None,
-) -> Iterator[OutputFile]:
+) -> Iterator[LocalOutputFile]:
     """A new file of `num_bytes` bytes that becomes `destination` when the block ends without an error.
 
     On any error, an interrupt included, the temporary file is removed and the destination is untouched.
@@ -82,7 +82,7 @@ def replacing_file(
             _open.add(fd)
             if old is not None:
                 system.keep_owner_and_mode(target, old, fd)
-        yield OutputFile(fd, path, target, num_bytes, sync=sync)
+        yield LocalOutputFile(fd, path, target, num_bytes, sync=sync)
         with errors_of(target, num_bytes):
             if sync:
                 system.sync_file(fd)

@@ -25,15 +25,16 @@ from ptsave.storage.atomic import (
     still_ours,
     sync_names,
 )
-from ptsave.storage.move import lost_bytes
-from ptsave.storage.output import OutputFile
+from ptsave.storage.output import LocalOutputFile, OutputFolder
 from ptsave.storage.reads import refuse_inputs_in
 from ptsave.storage.temporary import create, remove_litter, remove_temporary, temporary_name
 from ptsave.storage.write_errors import check_room, errors_of
 
 
-class OutputFolder:
-    """A folder being written."""
+class LocalOutputFolder(OutputFolder):
+    """A folder being written on a disk."""
+
+    destination: Path
 
     def __init__(
         self,
@@ -49,31 +50,18 @@ class OutputFolder:
         self.sync = sync
         self._before_commit = before_commit
         self.taken = set(os.listdir(path))
-        """The names that were there before."""
-        self.made: list[str] = []
-        """The names of new data, in order."""
+        self.made = []
         self._main: tuple[Path, os.stat_result] | None = None
 
-    def fresh(self, names: Callable[[int], Sequence[str]]) -> Sequence[str]:
-        """The first of `names(1)`, `names(2)`, … of which none is taken."""
-        generation = 1
-        while not self.taken.isdisjoint(names(generation)):
-            generation += 1
-        return names(generation)
-
     @contextmanager
-    def data_file(self, name: str, num_bytes: int) -> Iterator[OutputFile]:
-        """A new file of `num_bytes` bytes, durable when the block ends.
-
-        Raises: WriteError.
-        """
+    def data_file(self, name: str, num_bytes: int) -> Iterator[LocalOutputFile]:
         path, destination = self.path / name, self.destination / name
         with errors_of(destination, num_bytes):
             self.made.append(name)
             unfinished.add(str(path))
             fd = let_go_when_forked(create(path, 0o666))
         try:
-            yield OutputFile(fd, path, destination, num_bytes, sync=self.sync)
+            yield LocalOutputFile(fd, path, destination, num_bytes, sync=self.sync)
             with errors_of(destination, num_bytes):
                 if self.sync:
                     system.sync_file(fd)
@@ -82,23 +70,12 @@ class OutputFolder:
                 os.close(fd)
 
     def small_file(self, name: str, data: bytes) -> None:
-        """Write a new file that is not seen before the main file is in place.
-
-        Raises: WriteError.
-        """
         with self.data_file(name, len(data)) as output:
             _write_whole(output, data)
 
     def commit(
         self, main: tuple[str, bytes], beside: Iterable[tuple[str, bytes]] = (), old: Sequence[str] = ()
     ) -> None:
-        """Make the new set the one that readers see.
-
-        `main`: the name and the bytes of the file that names all others. `beside`: files that readers can do
-        without, written after it. `old`: what is not needed any more, in the order of its removal.
-
-        Raises: WriteError.
-        """
         self._sync_data()
         self._forget_data()  # at the next call readers may see it
         self._put(*main, is_main=True)
@@ -175,14 +152,14 @@ class OutputFolder:
         self._forget_data()
 
 
-def _write_whole(output: OutputFile, data: bytes) -> None:
+def _write_whole(output: LocalOutputFile, data: bytes) -> None:
     """Write a small file, and read it back."""
     output.reserve()
     output.write_at(0, data)
     found = bytearray(len(data))
     output.read_into(0, memoryview(found))
     if found != data:
-        raise lost_bytes(output, output.destination.name)
+        raise output.lost(output.destination.name)
 
 
 @contextmanager
@@ -193,7 +170,7 @@ def replacing_folder(
     overwrite: bool = False,
     sync: bool = True,
     before_commit: Callable[[], None] | None = None,
-) -> Iterator[OutputFolder]:
+) -> Iterator[LocalOutputFolder]:
     """A folder of about `num_bytes` bytes that becomes, or is updated in, `destination`.
 
     The block must end with `commit`. On any error before it, what was written is removed, and the old set
@@ -205,7 +182,7 @@ def replacing_folder(
     remove_litter(target)
     if os.path.isdir(target):
         with _locked(target):
-            folder = OutputFolder(target, target, sync=sync, before_commit=before_commit)
+            folder = LocalOutputFolder(target, target, sync=sync, before_commit=before_commit)
             check_room(target, num_bytes, target)
             try:
                 yield folder
@@ -219,7 +196,7 @@ def replacing_folder(
         with errors_of(target):
             system.again(os.mkdir, temporary)
         with _locked(temporary):
-            yield OutputFolder(temporary, target, sync=sync, before_commit=before_commit)
+            yield LocalOutputFolder(temporary, target, sync=sync, before_commit=before_commit)
         with errors_of(target):
             system.rename(temporary, target)  # refused where something with content has come there meanwhile
         if sync:

@@ -1,7 +1,8 @@
 """Moving bytes from storages into a file: once through the cache, checked and digested on the way.
 
-Work is cut into tasks that threads take, the largest first: a run of bytes (most tensors), a batch of
-small runs that are neighbours in the target, or, where one tensor is most of the whole, parts of it.
+Work is cut into tasks that threads take: a run of bytes (most tensors), a batch of small runs that are
+neighbours in the target, or, where one tensor is most of the whole, parts of it. The largest come first;
+where the target is sent away while it is made, those that lie first in it.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from isal.isal_zlib import crc32, crc32_combine
 
 from ptsave.core.storage import BLOCK_BYTES, Storage
 from ptsave.core.values.digest import hasher
-from ptsave.errors import CorruptError, WriteError
+from ptsave.errors import CorruptError
 from ptsave.storage import system
 from ptsave.storage.batch import SMALL_BYTES, batches, first_byte, read_batch
-from ptsave.storage.output import OutputFile
+from ptsave.storage.output import LocalOutputFile, OutputFile, SentFile
 from ptsave.storage.scan import Progress, Sums, damaged, scan
 from ptsave.storage.workers import Stopped, Task, run_tasks
 
@@ -26,6 +27,8 @@ WRITEBACK_BYTES = 16 * 1024 * 1024
 SPLIT_BYTES = 32 * 1024 * 1024
 """The size of the parts that a tensor is cut into when it is most of the whole."""
 SPLIT_SHARE = 0.6
+SENT_THREADS = 2
+"""How many threads make a file that is sent away: what each has begun and not finished is held in memory."""
 
 
 @dataclass(slots=True, eq=False)
@@ -96,6 +99,9 @@ def move(
         _share(item, output)
     output.reserve(sum(item.shared_bytes for item in items))
     whole = sum(item.num_bytes for item in items)
+    if isinstance(output, SentFile):
+        run_tasks(mover.tasks_in_order(items), at_most=SENT_THREADS, in_order=True)
+        return mover.spans
     tasks: list[Task] = []
     small: list[Move] = []
     split: list[_Split] = []
@@ -103,7 +109,7 @@ def move(
         if _is_split(item, whole):
             split.append(_Split(item))
             tasks += mover.split_tasks(split[-1])
-        elif item.num_bytes < SMALL_BYTES and item.target_offset is not None:
+        elif _is_small(item):
             small.append(item)
         else:
             tasks.append((item.num_bytes, partial(mover.carry, item)))
@@ -119,24 +125,44 @@ def check_back(spans: Sequence[Span], output: OutputFile, progress: Progress | N
 
     Raises: WriteError, naming the tensor, when the file does not hold it.
     """
+    if isinstance(output, SentFile):
+        output.must_have(crc32_of_spans(spans, output.num_bytes))
+        if progress is not None:
+            progress(sum(span.num_bytes for span in spans))
+        return
+    assert isinstance(output, LocalOutputFile)
+    file = output
 
     def check(span: Span, buffer: memoryview, stopped: Stopped) -> None:
         sums = Sums()
-        for _ in scan(output, span.offset, span.num_bytes, sums, buffer, stopped=stopped, progress=progress):
+        for _ in scan(file, span.offset, span.num_bytes, sums, buffer, stopped=stopped, progress=progress):
             pass
         if sums.crc32 != span.crc32:
-            raise lost_bytes(output, span.name)
+            raise file.lost(span.name)
 
     run_tasks([(span.num_bytes, partial(check, span)) for span in spans])
+    output.checked = "read back"
 
 
-def lost_bytes(output: OutputFile, name: str) -> WriteError:
-    """The error for a file that does not hold what was written to it."""
-    return WriteError(
-        f"the disk does not hold what was written: {name!r} reads back differently",
-        str(output.destination),
-        "check the disk; nothing was replaced",
-    )
+def crc32_of_spans(spans: Iterable[Span], num_bytes: int) -> int:
+    """The CRC-32 of a whole file of `num_bytes` bytes; between the spans, which do not overlap, are zeros."""
+    crc = at = 0
+    for span in sorted(spans, key=lambda span: span.offset):
+        crc = crc32_combine(zeros_after(crc, span.offset - at), span.crc32, span.num_bytes)
+        at = span.offset + span.num_bytes
+    return zeros_after(crc, num_bytes - at)
+
+
+def zeros_after(crc: int, num_bytes: int) -> int:
+    """The CRC-32 of what had `crc`, and `num_bytes` zeros."""
+    while num_bytes > 0:
+        count = min(num_bytes, len(_ZEROS))
+        crc = crc32(_ZEROS[:count], crc)
+        num_bytes -= count
+    return crc
+
+
+_ZEROS = memoryview(bytes(BLOCK_BYTES))
 
 
 def _share(item: Move, output: OutputFile) -> None:
@@ -151,6 +177,10 @@ def _share(item: Move, output: OutputFile) -> None:
     num_bytes = item.num_bytes - item.num_bytes % system.CLONE_BYTES
     if num_bytes >= SMALL_BYTES and offset % system.CLONE_BYTES == target % system.CLONE_BYTES == 0:
         item.shared_bytes = output.share(source.file.fd, offset, num_bytes, target)
+
+
+def _is_small(item: Move) -> bool:
+    return item.num_bytes < SMALL_BYTES and item.target_offset is not None
 
 
 def _is_split(item: Move, whole_bytes: int) -> bool:
@@ -180,6 +210,18 @@ class _Mover:
     where: str
     progress: Progress | None
     spans: list[Span] = field(default_factory=list)
+
+    def tasks_in_order(self, items: Sequence[Move]) -> list[Task]:
+        """One task for each run and batch, by their places in the target; those that only read come last."""
+        end = self.output.num_bytes
+        runs: list[tuple[int, Callable[[memoryview, Stopped], None]]] = [
+            (end if item.target_offset is None else first_byte(item), partial(self.carry, item))
+            for item in items
+            if not _is_small(item)
+        ]
+        small = batches([item for item in items if _is_small(item)])
+        runs += [(first_byte(batch[0]), partial(self.batch, batch)) for batch in small]
+        return [(0, run) for _, run in sorted(runs, key=lambda pair: pair[0])]
 
     def carry(self, item: Move, buffer: memoryview, stopped: Stopped) -> None:
         """Move one run from end to end."""

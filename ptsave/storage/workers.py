@@ -43,12 +43,15 @@ def num_threads() -> int:
     return min(max(system.num_cores() // max(num_ranks, 1), 1), MAX_DEFAULT_THREADS)
 
 
-def run_tasks(tasks: Sequence[Task]) -> None:
-    """Do every task, the largest first, on `num_threads()` threads of which the caller's is one.
+def run_tasks(tasks: Sequence[Task], *, at_most: int | None = None, in_order: bool = False) -> None:
+    """Do every task on `num_threads()` threads, or `at_most` so many, of which the caller's is one.
+
+    The largest is begun first, or with `in_order` the first of them.
 
     The first error of any thread stops all, and is raised when all have stopped. An interrupt does too.
     """
-    queue = iter(sorted(tasks, key=lambda task: -task[0]))
+    queue = iter(tasks if in_order else sorted(tasks, key=lambda task: -task[0]))
+    threads = min(num_threads(), len(tasks), at_most or len(tasks))
     lock = threading.Lock()
     stop = threading.Event()
     errors: list[BaseException] = []
@@ -66,7 +69,7 @@ def run_tasks(tasks: Sequence[Task]) -> None:
             errors.append(error)
             stop.set()
 
-    helpers = [threading.Thread(target=run, daemon=True) for _ in range(min(num_threads(), len(tasks)) - 1)]
+    helpers = [threading.Thread(target=run, daemon=True) for _ in range(threads - 1)]
     try:
         for helper in helpers:
             with contextlib.suppress(RuntimeError):  # no thread is to be had: the caller's does it all

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from ptsave.cli.app import main
 from ptsave.distributed import writer
 from ptsave.distributed.group import Group
-from ptsave.storage.atomic_folder import OutputFolder
+from ptsave.storage.atomic_folder import LocalOutputFolder
 
 MAX_BYTES = 2000
 
@@ -92,9 +92,9 @@ def run() -> None:
         elif when == "written":
             at(FileSystemWriter, "write_data", what, after=True)
         elif when == "commit":
-            at(OutputFolder, "commit", what)
+            at(LocalOutputFolder, "commit", what)
         elif when == "after":
-            at(OutputFolder, "commit", what, after=True)
+            at(LocalOutputFolder, "commit", what, after=True)
         elif when == "reading":
             at(Group, "agree", what)
         else:

@@ -12,14 +12,14 @@ import pytest
 
 from ptsave.errors import ExistsError, WriteError
 from ptsave.storage import system
-from ptsave.storage.atomic_folder import OutputFolder, replacing_folder
+from ptsave.storage.atomic_folder import LocalOutputFolder, replacing_folder
 
 
 def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def put(folder: OutputFolder, text: bytes) -> str:
+def put(folder: LocalOutputFolder, text: bytes) -> str:
     """One data file under a fresh name, not committed."""
     (name,) = folder.fresh(lambda generation: [f"data.{generation}"])
     with folder.data_file(name, len(text)) as output:

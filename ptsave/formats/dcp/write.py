@@ -41,8 +41,9 @@ from ptsave.formats.torch.archive import ItemFrame, TorchArchive, emit_tensor
 from ptsave.formats.torch.storage_plan import Part, PartView, View, plan_storages
 from ptsave.formats.torch.write import digest_moves, part_moves
 from ptsave.formats.zip.layout import ALIGN_BYTES, LARGE_BYTES, PAGE_BYTES
-from ptsave.storage.atomic_folder import OutputFolder, check_folder_destination, replacing_folder
+from ptsave.storage.atomic_folder import check_folder_destination, replacing_folder
 from ptsave.storage.move import Move, check_back, move
+from ptsave.storage.output import OutputFolder
 
 _METADATA = "torch.distributed.checkpoint.metadata"
 _FILESYSTEM = "torch.distributed.checkpoint.filesystem"

@@ -33,7 +33,7 @@ from ptsave.formats.torch.write import write
 from ptsave.models.environment import environment
 from ptsave.stopping import unfinished
 from ptsave.storage import system
-from ptsave.storage.atomic_folder import OutputFolder, replacing_folder
+from ptsave.storage.atomic_folder import LocalOutputFolder, replacing_folder
 from ptsave.storage.temporary import create, discard, remove_litter_of, remove_temporary, temporary_name
 from ptsave.storage.turn import Turn
 from ptsave.storage.write_errors import errors_of
@@ -210,7 +210,7 @@ class RunFiles:
         self._tidy(path)
 
     @contextmanager
-    def open_folder(self, step: int, num_bytes: int) -> Iterator[OutputFolder]:
+    def open_folder(self, step: int, num_bytes: int) -> Iterator[LocalOutputFolder]:
         """The folder that becomes the checkpoint of `step`, of about `num_bytes` bytes, when it is committed.
 
         Room is made for it as for a file.

@@ -34,7 +34,7 @@ from ptsave.formats.zip.checks import check_crcs
 from ptsave.formats.zip.reader import read_directory
 from ptsave.models.environment import environment
 from ptsave.models.weights.live import refused_kind
-from ptsave.storage.atomic_folder import OutputFolder
+from ptsave.storage.atomic_folder import LocalOutputFolder
 from ptsave.storage.files import LocalFolder
 from ptsave.training.items import Path
 from ptsave.training.rank_values import Division
@@ -56,7 +56,7 @@ class ShardedWriter:
         Raises: LossyError for what cannot be kept; WriteError, RankError, alike on all ranks.
         """
         opened = ExitStack()
-        folder: OutputFolder | None = None
+        folder: LocalOutputFolder | None = None
 
         def open_() -> SaveTarget:
             nonlocal folder
@@ -90,7 +90,11 @@ class _RunWriter(Writer):
     """torch's writer, which gives the folder its name when all have written."""
 
     def __init__(
-        self, place: SaveTarget, paths: Mapping[str, Path], folder: OutputFolder | None, opened: ExitStack
+        self,
+        place: SaveTarget,
+        paths: Mapping[str, Path],
+        folder: LocalOutputFolder | None,
+        opened: ExitStack,
     ) -> None:
         super().__init__(place, {}, sync=True)
         self._paths = dict(paths)
