@@ -14,6 +14,8 @@ from tests.crash.tally import summary
 from tests.support import Command
 from tests.workshop import PACKAGE, Workshop
 
+pytest_plugins = ("tests.servers.fixtures",)
+
 ROOT = Path(__file__).parents[1]
 
 if "PYTEST_XDIST_WORKER" in os.environ:

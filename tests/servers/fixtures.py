@@ -1,0 +1,96 @@
+"""Fixtures of object stores: a server runs once for all tests of a worker; each test has its own bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.servers.hub import Hub, hub_server
+from tests.servers.stores import (
+    S3,
+    Azure,
+    Gcs,
+    Store,
+    azure_store,
+    azurite,
+    fake_gcs,
+    gcs_store,
+    ministack,
+    moto,
+    s3_store,
+)
+
+SERVERS: dict[str, Callable[[Path], AbstractContextManager[str]]] = {
+    "moto": moto,
+    "ministack": ministack,
+    "azurite": azurite,
+    "fake-gcs-server": fake_gcs,
+}
+BUCKETS: dict[str, Callable[[str], AbstractContextManager[Any]]] = {
+    "moto": s3_store,
+    "ministack": s3_store,
+    "azurite": azure_store,
+    "fake-gcs-server": gcs_store,
+}
+
+Start = Callable[[str], str]
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """The URL of the server of a name, which is started when it is first asked for."""
+    urls: dict[str, str] = {}
+    with ExitStack() as stack:
+
+        def url_of(name: str) -> str:
+            if name not in urls:
+                urls[name] = stack.enter_context(SERVERS[name](tmp_path_factory.mktemp(name)))
+            return urls[name]
+
+        yield url_of
+
+
+@pytest.fixture(params=list(SERVERS))
+def store(request: pytest.FixtureRequest, start: Start) -> Iterator[Store]:
+    """A fresh bucket on every server in turn."""
+    with BUCKETS[request.param](start(request.param)) as bucket:
+        yield bucket
+
+
+@pytest.fixture(params=["moto", "ministack"])
+def s3(request: pytest.FixtureRequest, start: Start) -> Iterator[S3]:
+    """A fresh bucket on each S3 server in turn: they must agree."""
+    with s3_store(start(request.param)) as bucket:
+        yield bucket
+
+
+@pytest.fixture
+def one_s3(start: Start) -> Iterator[S3]:
+    """A fresh bucket on one S3 server, for what need not be asked twice."""
+    with s3_store(start("ministack")) as bucket:
+        yield bucket
+
+
+@pytest.fixture
+def azure(start: Start) -> Iterator[Azure]:
+    """A fresh container on Azurite."""
+    with azure_store(start("azurite")) as container:
+        yield container
+
+
+@pytest.fixture
+def gcs(start: Start) -> Iterator[Gcs]:
+    """A fresh bucket on fake-gcs-server."""
+    with gcs_store(start("fake-gcs-server")) as bucket:
+        yield bucket
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """A Hub without repositories."""
+    with hub_server() as server:
+        yield server
