@@ -256,7 +256,6 @@ REFUSED: dict[str, tuple[Make, str]] = {
     ),
     "a private attribute": (lambda: with_attribute(torch.arange(3.0)), "'_mark'"),
     "a private attribute of a parameter": (lambda: with_attribute(nn.Parameter(torch.ones(2))), "'_mark'"),
-    "a buffer by itself": (lambda: nn.Buffer(torch.ones(2)), "'_is_buffer'"),
     "a parameter without a shape": (lambda: nn.UninitializedParameter(), "UninitializedParameter"),
     "quantized, meta": (lambda: torch.empty(2, device="meta", dtype=torch.qint8), "torch.meta"),
 }
@@ -291,6 +290,26 @@ def test_what_is_dropped_of_a_subclass_is_its_state(
     assert all("tag" in name for name in json.loads(capsys.readouterr().out)["dropped"])
     with ptsave.open(tmp_path / target) as checkpoint:
         assert torch.equal(checkpoint["t"], torch.arange(3.0))
+
+
+def marked() -> torch.Tensor:
+    tensor = torch.ones(2)
+    torch._dynamo.mark_static_address(tensor)
+    return tensor
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Buffer(torch.ones(2)), marked])
+@pytest.mark.parametrize("target", ["b.pt", "b.safetensors"])
+def test_a_mark_of_torch_is_noted(make: Make, target: str, tmp_path: Path, capsys: Any) -> None:
+    """A buffer, and what a compiled optimizer or a graph holds: the values are the same without the mark."""
+    torch.save({"t": make(), "w": torch.ones(2)}, tmp_path / "a.pt")
+    assert run("verify", tmp_path / "a.pt", "--checks", "whole,safe") == 0
+    assert run("convert", tmp_path / "a.pt", tmp_path / target) == 0
+    with ptsave.open(tmp_path / target) as checkpoint:
+        assert torch.equal(checkpoint["t"], torch.ones(2))
+    capsys.readouterr()
+    assert run("inspect", tmp_path / "a.pt") == 0
+    assert "which no state dict has" in capsys.readouterr().out
 
 
 UNSAVABLE: dict[str, Make] = {

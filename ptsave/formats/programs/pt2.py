@@ -111,9 +111,9 @@ _SCALAR_TYPES: dict[int, DType] = {
 def read(file: InputFile) -> Checkpoint:
     """Open a .pt2 archive.
 
-    The root is the exported program's state dict. Where there are constants too (non-persistent buffers,
-    lifted tensors), it is `{"state_dict": …, "constants": …}`; where there are several programs, it has
-    one such entry for each, by name.
+    The root is the exported program's state dict. Where there are constants (non-persistent buffers, lifted
+    tensors), it is `{"state_dict": …, "constants": …}`, without the former where it is empty; where there are
+    several programs, it has one such entry for each, by name.
 
     Raises: CorruptError, LimitError, UnreadableError.
     """
@@ -243,7 +243,9 @@ class _Archive:
         else:
             weights = self.payloads(_WEIGHTS, name, f"{name}_weights_config.json")
             constants = self.payloads(_CONSTANTS, name, f"{name}_constants_config.json")
-        return {"state_dict": weights, "constants": constants} if constants else weights
+        if not constants:
+            return weights
+        return ({"state_dict": weights} if weights else {}) | {"constants": constants}
 
     def payloads(self, folder: str, model: str, config: str) -> Any:
         """The tensors of one table, or of the torch zip that stood in its place before."""

@@ -201,9 +201,9 @@ def changed(entry: TensorEntry, kind: str, requires_grad: bool) -> TensorEntry:
 def drop_attributes(state: Any, budget: Budget) -> None:
     """Say what `state`, which a file sets on a tensor, would set, where there is any: it is not kept.
 
-    Plain data under a user's own name (`tag = "x"`, `partition_dim = 0`) is noted: no state dict has it, and
-    what it stands beside has the same values without it. All else is a loss: `data` replaces a tensor's
-    values, and another tensor may be a weight.
+    Plain data under a user's own name (`tag = "x"`, `partition_dim = 0`) and torch's own marks are noted: no
+    state dict has them, and what they stand beside has the same values without them. All else is a loss:
+    `data` replaces a tensor's values, and another tensor may be a weight.
 
     Source: torch/_utils.py, `_set_obj_state`.
     """
@@ -227,14 +227,22 @@ def _names(names: list[Any]) -> str:
 
 
 def _is_tag(name: Any, value: Any, budget: Budget) -> bool:
-    """Whether an attribute is plain data under a name that is neither torch's nor private."""
-    if type(name) is not str or name.startswith("_") or name in OWN_ATTRIBUTES:
+    """Whether an attribute is plain data, under a mark's name or one that is neither torch's nor private."""
+    if type(name) is not str or name in OWN_ATTRIBUTES:
         return False
-    if type(value) not in (list, tuple):
+    if name.startswith("_") and not name.startswith(MARKS):
+        return False
+    if type(value) not in (list, tuple, set, frozenset):
         return is_scalar(value)
     budget.spend(len(value))
     return all(map(is_scalar, value))
 
+
+MARKS = ("_is_buffer", "_is_param", "_ddp_ignored", "_fsdp_flattened", "_dynamo_", "_has_dynamo_dim_marking")
+"""How the private names begin under which torch marks tensors: buffers, what a compiled optimizer holds.
+
+Source: torch/nn/parameter.py, torch/nn/parallel/distributed.py, torch/distributed/fsdp/_common_utils.py,
+torch/_dynamo/decorators.py."""
 
 OWN_ATTRIBUTES = frozenset(
     {

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch._export.serde.schema import SCHEMA_VERSION
 from torch._export.serde.serialize import serialize
 
+from ptsave.cli import app
 from ptsave.core.nodes import Opaque
 from ptsave.errors import CorruptError
 from ptsave.formats import open_checkpoint
@@ -85,6 +86,21 @@ def test_constants_stand_beside_the_state_dict(tmp_path: Path) -> None:
         assert checkpoint.tensors.keys() == (state | constants).keys()
         for name, tensor in (state | constants).items():
             assert_same(checkpoint.tensors[name], tensor)
+
+
+class OnlyConstants(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tensor([1.0, 2.0, 3.0])
+
+
+def test_constants_without_a_state_dict(tmp_path: Path) -> None:
+    """An empty state dict is not in the way of a format that holds tensors only."""
+    program = export(OnlyConstants(), tmp_path / "m.pt2")
+    (value,) = program.constants.values()
+    assert app.run(["convert", str(tmp_path / "m.pt2"), str(tmp_path / "m.safetensors"), "-q"]) == 0
+    with open_checkpoint(tmp_path / "m.safetensors") as checkpoint:
+        (entry,) = checkpoint.tensors.values()
+        assert_same(entry, value)
 
 
 def saved(value: Any) -> bytes:

@@ -485,6 +485,8 @@ def test_plain_attributes_of_a_parameter_are_noted(tmp_path: Path, capsys: Any) 
     [
         {"requires_grad": False},
         {"_private": 1},
+        {"_is_buffer": torch.ones(2)},
+        {"_dynamo_static_input_type": {"w": torch.ones(2)}},
         {"tag": {"w": torch.ones(2)}},
         {"tag": ["a", torch.ones(2)]},
         {"tag": print},
@@ -565,3 +567,22 @@ def test_records_inside_the_weights_of_an_exported_program(tmp_path: Path, capsy
             archive.writestr("serialized_constants.pt", b"")
             archive.writestr("version", "1.1")
         assert verdict(tmp_path / "p.pt2", capsys)[0] == expected
+
+
+@pytest.mark.parametrize("name", ["data/weights/extra.pt", "data/executorch/model", "other/w.pt"])
+def test_an_archive_in_an_exported_program_that_no_table_names(
+    name: str, tmp_path: Path, capsys: Any
+) -> None:
+    """torch.export.load passes it over, and its tensors are in no program: they are left out."""
+    torch.export.save(torch.export.export(nn.Linear(3, 3), (torch.ones(1, 3),)), tmp_path / "p.pt2")
+    stream = io.BytesIO()
+    torch.save({"w": torch.ones(3)}, stream)
+    assert verdict(tmp_path / "p.pt2", capsys)[0] == 0
+    with zipfile.ZipFile(tmp_path / "p.pt2", "a") as archive:
+        archive.writestr(f"{archive.namelist()[0].partition('/')[0]}/{name}", stream.getvalue())
+    assert torch.export.load(tmp_path / "p.pt2").state_dict.keys() == {"weight", "bias"}
+    code, findings = verdict(tmp_path / "p.pt2", capsys)
+    assert code == 1
+    assert [finding["where"].endswith(name) for finding in findings] == [True]
+    assert convert(tmp_path / "p.pt2", tmp_path / "b.safetensors") == 4
+    assert convert(tmp_path / "p.pt2", tmp_path / "b.safetensors", "--extras", "drop") == 0
