@@ -78,6 +78,11 @@ class TensorEntry:
         last = self.offset + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
         return first, (last + 1) * self.dtype.itemsize
 
+    def expect(self) -> None:
+        """Say that it will be read, so that what is remote can be asked for together and ahead."""
+        first, end = self.byte_range
+        self.storage.expect(first, end - first)
+
     @property
     def view(self) -> tuple[int, int, tuple[int, ...], tuple[int, ...], str]:
         """A key that is equal for two entries that are the same values of the same storage."""

@@ -22,6 +22,7 @@ class File(Protocol):
 
     fd: int
     size_bytes: int
+    is_remote: bool
 
     def read_into(self, offset_bytes: int, buffer: memoryview) -> None: ...
     def too_short(self, offset_bytes: int, num_bytes: int) -> Exception: ...
@@ -62,6 +63,13 @@ class Storage(ABC):
         else:
             for source in self.sources:
                 source.expect(0, source.num_bytes)
+
+    def remote_place(self) -> tuple[int, int] | None:
+        """Sorts storages as they lie on other machines; None for what lies on this one."""
+        if self.file is not None:
+            return (id(self.file), self.offset_bytes) if self.file.is_remote else None
+        inner = self.inner or next(iter(self.sources), None)
+        return inner.remote_place() if inner is not None else None
 
     def window(self, offset_bytes: int, num_bytes: int) -> Storage:
         """`num_bytes` bytes from `offset_bytes`; they lie in the storage."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.storage import Storage
@@ -22,6 +23,27 @@ SMALL_BYTES = 64 * 1024
 """What is read at once, by whoever waits for it: handing it to a thread would take longer."""
 
 Wait = Callable[[], None]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_parallel(
+    work: Callable[[Item], Result], items: Sequence[Item], num_at_once: int
+) -> Iterator[tuple[Item, Result]]:
+    """Each item with what `work` returns for it, in their order; several at a time where that is asked for.
+
+    Raises: the first error in that order; what has not begun then never begins.
+    """
+    if num_at_once == 1 or len(items) < 2:
+        yield from ((item, work(item)) for item in items)
+        return
+    pool = ThreadPoolExecutor(min(num_at_once, len(items)))
+    try:
+        done = [pool.submit(copy_context().run, work, item) for item in items]
+        for item, result in zip(items, done, strict=True):
+            yield item, result.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 class _Threads(ThreadPoolExecutor):

@@ -97,24 +97,30 @@ def move(
     items = list(moves)
     for item in items:
         _share(item, output)
+        item.source.expect(item.source_offset, item.num_bytes)
     output.reserve(sum(item.shared_bytes for item in items))
     whole = sum(item.num_bytes for item in items)
     if isinstance(output, SentFile):
         run_tasks(mover.tasks_in_order(items), at_most=SENT_THREADS, in_order=True)
         return mover.spans
     tasks: list[Task] = []
+    places: list[tuple[int, int] | None] = []
     small: list[Move] = []
     split: list[_Split] = []
     for item in items:
         if _is_split(item, whole):
             split.append(_Split(item))
             tasks += mover.split_tasks(split[-1])
+            places += [item.source.remote_place()] * (len(tasks) - len(places))
         elif _is_small(item):
             small.append(item)
         else:
             tasks.append((item.num_bytes, partial(mover.carry, item)))
-    tasks += [(sum(i.num_bytes for i in batch), partial(mover.batch, batch)) for batch in batches(small)]
-    run_tasks(tasks)
+            places.append(item.source.remote_place())
+    for batch in batches(small):
+        tasks.append((sum(i.num_bytes for i in batch), partial(mover.batch, batch)))
+        places.append(batch[0].source.remote_place())
+    run_tasks(tasks, places)
     for one in split:
         mover.join(one)
     return mover.spans
@@ -171,7 +177,7 @@ def _share(item: Move, output: OutputFile) -> None:
     The bytes are still read for their CRC-32 and digests, so what is shared is checked all the same.
     """
     source, target = item.source, item.target_offset
-    if target is None or source.file is None or not output.can_share:
+    if target is None or source.file is None or source.file.is_remote or not output.can_share:
         return
     offset = source.offset_bytes + item.source_offset
     num_bytes = item.num_bytes - item.num_bytes % system.CLONE_BYTES
@@ -189,6 +195,7 @@ def _is_split(item: Move, whole_bytes: int) -> bool:
         item.target_offset is not None
         and item.num_bytes > max(SPLIT_SHARE * whole_bytes, 2 * SPLIT_BYTES)
         and item.source.is_seekable
+        and item.source.remote_place() is None  # its pieces are asked for side by side as it is
     )
 
 

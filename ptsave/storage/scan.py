@@ -71,6 +71,7 @@ def scan(
     memory = source.buffer if into is None else None
     if buffer is None and into is None and memory is None:
         buffer = memoryview(bytearray(min(BLOCK_BYTES, num_bytes)))
+    source.expect(begin, num_bytes)
     for start in range(0, num_bytes, BLOCK_BYTES):
         if stopped is not None and stopped():
             raise CancelledError
@@ -124,7 +125,12 @@ class Reading:
 
 def read_all(readings: Sequence[Reading], progress: Progress | None = None) -> None:
     """Read every run, filling in its `crc32` and `digest`, or its `error`."""
-    run_tasks([(one.num_bytes, partial(_read, one, progress)) for one in readings])
+    for one in readings:
+        one.source.expect(one.source_offset, one.num_bytes)
+    run_tasks(
+        [(one.num_bytes, partial(_read, one, progress)) for one in readings],
+        [one.source.remote_place() for one in readings],
+    )
 
 
 def _read(one: Reading, progress: Progress | None, buffer: memoryview, stopped: Stopped) -> None:

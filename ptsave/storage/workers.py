@@ -43,13 +43,25 @@ def num_threads() -> int:
     return min(max(system.num_cores() // max(num_ranks, 1), 1), MAX_DEFAULT_THREADS)
 
 
-def run_tasks(tasks: Sequence[Task], *, at_most: int | None = None, in_order: bool = False) -> None:
+def run_tasks(
+    tasks: Sequence[Task],
+    places: Sequence[tuple[int, int] | None] = (),
+    *,
+    at_most: int | None = None,
+    in_order: bool = False,
+) -> None:
     """Do every task on `num_threads()` threads, or `at_most` so many, of which the caller's is one.
 
     The largest is begun first, or with `in_order` the first of them.
 
+    `places`: where what each reads lies on another machine. Such tasks are begun in the order of the places,
+    in which neighbours arrive together.
+
     The first error of any thread stops all, and is raised when all have stopped. An interrupt does too.
     """
+    if not in_order and any(place is not None for place in places):
+        order = sorted(range(len(tasks)), key=lambda i: (places[i] or (0, 0), i))
+        tasks, in_order = [tasks[i] for i in order], True
     queue = iter(tasks if in_order else sorted(tasks, key=lambda task: -task[0]))
     threads = min(num_threads(), len(tasks), at_most or len(tasks))
     lock = threading.Lock()

@@ -213,6 +213,9 @@ def diff_tensors(
     both = [name for name in a if name in b]
     for side in (a, b):
         check_viewed([side[name] for name in both])
+    for side in (a, b):
+        for name in both:
+            side[name].expect()
     found = tuple(_diff_tensor(name, a[name], b[name], advance, tolerance) for name in both)
     groups_a = sharing_groups({name: a[name] for name in both})
     groups_b = sharing_groups({name: b[name] for name in both})

@@ -102,7 +102,11 @@ def non_finite(
 
 
 def _chosen(checkpoint: Checkpoint, names: Iterable[str] | None) -> list[TensorEntry]:
-    return list(checkpoint.tensors.values()) if names is None else [checkpoint.tensors[n] for n in names]
+    every = checkpoint.tensors
+    chosen = list(every.values()) if names is None else [every[name] for name in names]
+    for entry in chosen:
+        entry.expect()
+    return chosen
 
 
 def _tensor_stats(entry: TensorEntry, progress: Progress | None) -> TensorStats:

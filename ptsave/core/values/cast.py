@@ -57,6 +57,11 @@ class CastStorage(Storage):
         """Finite elements that became infinite, of what has been read so far."""
         return sum(self._overflows.values())
 
+    def expect(self, offset_bytes: int, num_bytes: int) -> None:
+        source, target = self._from.itemsize, self._to.itemsize
+        first, last = offset_bytes // target, -(-(offset_bytes + num_bytes) // target)
+        self.inner.expect(self._offset + first * source, (last - first) * source)
+
     def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
         item = self._to.itemsize
         first, last = offset_bytes // item, -(-(offset_bytes + len(buffer)) // item)

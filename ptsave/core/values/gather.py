@@ -74,6 +74,11 @@ class GatheredStorage(Storage):
             if offset_bytes + done == self.num_bytes:
                 self._window, self._window_start, self._scratch = memoryview(b""), -1, None
 
+    def expect(self, offset_bytes: int, num_bytes: int) -> None:
+        first = self._offset * self._item_bytes
+        span = (1 + _reach(self._shape, list(self._strides))) * self._item_bytes
+        self.inner.expect(first, span if 0 not in self._shape else 0)
+
     def _load_window(self, at_bytes: int) -> None:
         """Gather the window around `at_bytes`: leading indices fixed, part of one axis, the rest whole."""
         import numpy as np

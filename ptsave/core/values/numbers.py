@@ -110,6 +110,7 @@ def raw_blocks(entry: TensorEntry, max_bytes: int = BLOCK_BYTES) -> Iterator[mem
     step = max(max_bytes // itemsize, 1) * itemsize
     storage, start = contiguous(entry)
     buffer = memoryview(bytearray(min(step, num_bytes)))
+    storage.expect(start, num_bytes)
     for done in range(0, num_bytes, step):
         part = buffer[: num_bytes - done]
         storage.read_into(start + done, part)

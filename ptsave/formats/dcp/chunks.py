@@ -124,6 +124,13 @@ class ConcatenatedStorage(Storage):
             self._starts.append(self._starts[-1] + num_bytes)
         self.num_bytes = self._starts[-1]
 
+    def expect(self, offset_bytes: int, num_bytes: int) -> None:
+        end = offset_bytes + num_bytes
+        for (inner, begin, size), start in zip(self.parts, self._starts, strict=False):
+            first, last = max(offset_bytes, start), min(end, start + size)
+            if first < last:
+                inner.expect(begin + first - start, last - first)
+
     def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset_bytes`; bytes pass through no second buffer."""
         done = 0

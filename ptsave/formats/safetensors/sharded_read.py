@@ -26,6 +26,7 @@ from ptsave.formats.one_reading import check_one_reading
 from ptsave.formats.safetensors import read as safetensors_read
 from ptsave.formats.torch import legacy
 from ptsave.formats.torch import read as torch_read
+from ptsave.storage.fetch import in_parallel
 from ptsave.storage.files import InputFile, InputFolder
 from ptsave.storage.opening import open_folder
 from ptsave.storage.windows import FileStorage
@@ -210,16 +211,12 @@ def _open_shards(folder: InputFolder, names: list[str], owner: Checkpoint) -> di
         raise LimitError("shards", MAX_SHARDS, len(names), str(folder.path))
     shards: dict[str, Checkpoint] = {}
     missing = []
-    for name in names:
-        try:
-            file = folder.open(name)
-        except MissingFileError:
-            if name in folder.names:
-                raise
+    for name, opened in in_parallel(lambda name: _opened(folder, name), names, folder.num_at_once):
+        if opened is None:
             missing.append(name)
             continue
-        shards[name] = _open_shard(file)
-        owner.files.callback(shards[name].close)
+        shards[name] = opened
+        owner.files.callback(opened.close)
     if missing:
         listed = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         raise MissingFileError(
@@ -228,6 +225,17 @@ def _open_shards(folder: InputFolder, names: list[str], owner: Checkpoint) -> di
             "the save or the download did not finish; do it again",
         )
     return shards
+
+
+def _opened(folder: InputFolder, name: str) -> Checkpoint | None:
+    """The shard `name`; None where the folder has no such file."""
+    try:
+        file = folder.open(name)
+    except MissingFileError:
+        if name in folder.names:
+            raise
+        return None
+    return _open_shard(file)
 
 
 def _open_shard(file: InputFile) -> Checkpoint:

@@ -15,7 +15,7 @@ from struct import Struct
 from ptsave.formats.zip.fields import FLAG_DESCRIPTOR, FULL_32, LISTED, Archive, ZipEntry, extra_fields, widen
 
 _LOCAL = Struct("<4s5H3LH")  # all but the length of the extra field
-_LOCAL_BYTES = 30
+LOCAL_BYTES = 30
 _REPEATED = Struct("<5H3LH")  # the part of an entry in the directory that a local header repeats
 _LOCAL_SIGNATURE = b"PK\3\4"
 _DESCRIPTOR_SIGNATURE = b"PK\7\x08"
@@ -56,7 +56,7 @@ def check_local_headers(
                 raise archive.corrupt("two zip entries overlap", entry.name)
             unclaimed += offset - expected
         name_bytes = block[position + 28] | block[position + 29] << 8
-        name_end = offset + _LOCAL_BYTES + name_bytes
+        name_end = offset + LOCAL_BYTES + name_bytes
         if name_end > directory_offset:
             raise archive.corrupt("a zip entry's local header lies outside the archive", entry.name)
         if offset < start or name_end > stop:
@@ -68,7 +68,7 @@ def check_local_headers(
         local = head[at : at + 28]  # all but the extra field's length
         described = block[position + 8] & FLAG_DESCRIPTOR
         if (
-            head[at + _LOCAL_BYTES : name_end - start]
+            head[at + LOCAL_BYTES : name_end - start]
             != block[position + LISTED.size : position + LISTED.size + name_bytes]
         ):
             raise archive.corrupt("a zip entry has another name in its local header", entry.name)
@@ -129,7 +129,7 @@ class LocalHeaders:
         ends = [*(entry.header_offset for entry in order[1:]), directory_offset]
         self._span: dict[int, tuple[int, int]] = {}
         for entry, end in zip(order, ends, strict=True):
-            least = _LOCAL_BYTES + len(entry.name) + entry.compressed_bytes
+            least = LOCAL_BYTES + len(entry.name) + entry.compressed_bytes
             if end - entry.header_offset < least:
                 raise archive.corrupt("two zip entries overlap", entry.name)
             self._span[id(entry)] = entry.header_offset, end
@@ -158,7 +158,8 @@ class LocalHeaders:
 
     def unclaimed_bytes(self) -> int:
         """The number of bytes that lie between entries; looks at every local header."""
-        self._archive.file.expect((self.span(entry)[0], _FAR_READ_BYTES) for entry in self._entries)
+        new = [entry for entry in self._entries if entry.data_offset < 0]
+        self._archive.file.expect((self.span(entry)[0], LOCAL_BYTES) for entry in new)
         for entry in self._entries:
             self.locate(entry)
         return sum(self._unclaimed.values())

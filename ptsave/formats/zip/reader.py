@@ -19,7 +19,7 @@ from ptsave.errors import CorruptError, LimitError
 from ptsave.formats.zip.directory import find_directory, parse_directory
 from ptsave.formats.zip.fields import DAMAGED, DEFLATED, STORED, Archive, ZipEntry
 from ptsave.formats.zip.inflate import InflatedStorage
-from ptsave.formats.zip.local import DESCRIPTOR_BYTES, LocalHeaders, check_local_headers
+from ptsave.formats.zip.local import DESCRIPTOR_BYTES, LOCAL_BYTES, LocalHeaders, check_local_headers
 from ptsave.storage.files import InputFile
 from ptsave.storage.windows import FileStorage
 
@@ -134,13 +134,18 @@ class RecordStorage(Storage):
             raise self.file.too_short(at, len(buffer))
         self.file.read_into(at, buffer)
 
+    def remote_place(self) -> tuple[int, int]:
+        return id(self.file), self._headers.span(self._entry)[0]
+
     def expect(self, offset_bytes: int, num_bytes: int) -> None:
-        begin, end = self._headers.span(self._entry)
         if self._entry.data_offset >= 0:
-            begin = self._entry.data_offset
-        else:  # after the data there may be a descriptor, and before it there is padding
-            begin = max(end - self.num_bytes - DESCRIPTOR_BYTES, begin)
-        self.file.expect([(begin + offset_bytes, num_bytes)])
+            self.file.expect([(self._entry.data_offset + offset_bytes, num_bytes)])
+            return
+        # where it begins is not known yet: it ends before the next header, or before its descriptor
+        header, end = self._headers.span(self._entry)
+        begin = max(end - self.num_bytes - DESCRIPTOR_BYTES, header)
+        extra = min(DESCRIPTOR_BYTES, end - begin - self.num_bytes)
+        self.file.expect([(header, LOCAL_BYTES), (begin + offset_bytes, num_bytes + extra)])
 
 
 def read_directory(file: InputFile, offset_bytes: int = 0, num_bytes: int | None = None) -> ZipDirectory:

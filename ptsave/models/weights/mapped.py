@@ -42,7 +42,7 @@ def map_tensors(
     for name, entry in entries.items():
         dtype, storage = torch_dtype(entry), entry.storage
         num_bytes = storage.num_bytes
-        if storage.file is None or num_bytes == 0 or entry.kind in UNRESOLVED:
+        if storage.file is None or storage.file.is_remote or num_bytes == 0 or entry.kind in UNRESOLVED:
             tensors[name] = read_tensor(entry)
             continue
         needed = align_bytes or (GROUPED_BYTES if len(entry.shape) > 2 else 1)

@@ -48,6 +48,9 @@ def stream_into(
     before the named one have been written, and part of it.
     """
     pairs = _pairs(targets, entries)
+    for _, entry in pairs:
+        entry.expect()
+    pairs.sort(key=lambda pair: pair[1].storage.remote_place() or (0, 0))  # neighbours arrive together
     expected = digests or Digests("")
     ahead: list[tuple[Wait, int]] = []
     others = []

@@ -46,6 +46,8 @@ def read_tensors(
     Raises: CorruptError naming the tensor; LossyError for a dtype that this torch lacks.
     """
     digests = digests or {}
+    for entry in entries.values():
+        entry.expect()
     ahead: deque[tuple[str, Callable[[], torch.Tensor]]] = deque()
     with fetching() as pool:
         for name, entry in entries.items():

@@ -73,7 +73,12 @@ class RemoteFile(InputFile):
     def expect(self, extents: Iterable[Extent]) -> None:
         if self._spool is None:
             self._check_process()
-            self._pieces.expect(extents)
+            held = len(self._head)
+            self._pieces.expect(
+                (max(begin, held), begin + size - max(begin, held))
+                for begin, size in extents
+                if begin + size > held
+            )
 
     def before_tensors(self, check: Callable[[], None]) -> None:
         self._waiting.append(check)
@@ -88,7 +93,7 @@ class RemoteFile(InputFile):
         if offset_bytes + num_bytes <= len(self._head):
             return self._head[offset_bytes : offset_bytes + num_bytes]
         buffer = bytearray(num_bytes)
-        self._read(offset_bytes, memoryview(buffer))
+        self._read(offset_bytes, memoryview(buffer), counts=False)
         return bytes(buffer)
 
     def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
@@ -105,8 +110,8 @@ class RemoteFile(InputFile):
                     raise
         self._read(offset_bytes, buffer)
 
-    def _read(self, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer`; the bytes are in the object."""
+    def _read(self, offset: int, buffer: memoryview, counts: bool = True) -> None:
+        """Fill `buffer`; the bytes are in the object. `counts`: whether they are what was expected."""
         if self._error is not None:
             raise self._error
         if self._spool is not None:
@@ -118,7 +123,7 @@ class RemoteFile(InputFile):
             at = offset + done
             got = self._copy_kept(at, buffer[done:])
             if not got:
-                got = self._copy_piece(at, buffer[done:])
+                got = self._copy_piece(at, buffer[done:], counts)
             if not got:
                 until = self._pieces.next_after(at)
                 stop = wanted if until is None else min(wanted, max(until - offset, done + 1))
@@ -135,7 +140,7 @@ class RemoteFile(InputFile):
                     return len(data)
         return 0
 
-    def _copy_piece(self, at: int, buffer: memoryview) -> int:
+    def _copy_piece(self, at: int, buffer: memoryview, counts: bool) -> int:
         """Copy from the piece that has `at`, waiting for it; returns how much, 0 where none has it."""
         taken = self._pieces.take(at)
         if taken is None:
@@ -147,7 +152,8 @@ class RemoteFile(InputFile):
             num_bytes = len(part)
             buffer[:num_bytes] = part
             part.release()
-        self._pieces.used(piece, at, at + num_bytes)
+        if counts:
+            self._pieces.used(piece, at, at + num_bytes)
         return num_bytes
 
     def _copy_new(self, at: int, buffer: memoryview) -> int:

@@ -6,6 +6,7 @@ Source: RFC 9110 (HTTP semantics): sections 8.8.3 (ETag), 10.2.3 (Retry-After), 
 
 from __future__ import annotations
 
+import os
 import re
 import time
 import urllib.request
@@ -21,6 +22,7 @@ from ptsave.errors import UnreadableError
 from ptsave.storage.remote.pieces import NUM_REQUESTS
 from ptsave.storage.remote.store import (
     Answer,
+    Faulty,
     Passing,
     Store,
     Version,
@@ -50,7 +52,8 @@ class Connections:
         with library(address, extra):
             import urllib3
         self._urllib3 = urllib3
-        self._pools: dict[str, urllib3.PoolManager] = {}
+        self._pools: dict[tuple[int, str], urllib3.PoolManager] = {}
+        """By process, since a fork must not share connections, and proxy."""
         self._lock = Lock()
 
     def _pool(self, url: str) -> urllib3.PoolManager:
@@ -59,17 +62,18 @@ class Connections:
         proxy = proxies.get(parts.scheme) or proxies.get("all") or ""
         if proxy and urllib.request.proxy_bypass(parts.hostname or ""):
             proxy = ""
+        key = os.getpid(), proxy
         with self._lock:
-            if proxy not in self._pools:
+            if key not in self._pools:
                 lib = self._urllib3
                 if not proxy:
-                    self._pools[proxy] = lib.PoolManager(maxsize=NUM_REQUESTS)
+                    self._pools[key] = lib.PoolManager(maxsize=NUM_REQUESTS)
                 else:
                     user = urlsplit(proxy)
                     basic = f"{unquote(user.username or '')}:{unquote(user.password or '')}"
                     headers = lib.make_headers(proxy_basic_auth=basic) if user.username else None
-                    self._pools[proxy] = lib.ProxyManager(proxy, maxsize=NUM_REQUESTS, proxy_headers=headers)
-            return self._pools[proxy]
+                    self._pools[key] = lib.ProxyManager(proxy, maxsize=NUM_REQUESTS, proxy_headers=headers)
+            return self._pools[key]
 
     def request(
         self, method: str, url: str, headers: Mapping[str, str], timeout_s: float
@@ -93,50 +97,52 @@ class Connections:
         except (lib.LocationValueError, UnicodeError):
             raise UnreadableError("is not a web address", "", "check the address") from None
         except (lib.HTTPError, OSError) as error:
-            raise self._judged(error) from None
-
-    def _judged(self, error: BaseException) -> Exception:
-        """What a failed connection means."""
-        lib = self._urllib3.exceptions
-        reason = error
-        if isinstance(error, lib.ProxyError):
-            return Passing("no connection to the proxy")
-        if isinstance(error, lib.SSLError):
-            return UnreadableError(
-                f"the server's certificate or encryption is not accepted ({_short(reason)})",
-                "",
-                "check the address; SSL_CERT_FILE names the certificates to trust",
-            )
-        if isinstance(error, lib.NameResolutionError):
-            return Passing("the host's name is not known")
-        if isinstance(error, (lib.ConnectTimeoutError, lib.ReadTimeoutError)):
-            return Passing("the server was silent for too long")
-        if isinstance(error, lib.NewConnectionError):
-            return Passing("no connection to the server")
-        return Passing(f"the connection broke off ({type(error).__name__})")
-
-    def answer(self, response: urllib3.BaseHTTPResponse, version: Version, begin: int, end: int) -> Answer:
-        """The answer whose body `response` has."""
-        lib = self._urllib3.exceptions
-
-        def read(most: int) -> bytes:
-            try:
-                return response.read1(most)
-            except (lib.HTTPError, OSError, ValueError) as error:
-                raise self._judged(error) from None
-
-        def close() -> None:
-            if response.closed or getattr(response, "length_remaining", None) == 0:
-                response.release_conn()
-            else:
-                response.close()
-
-        return Answer(version, begin, end, read, close)
+            raise judged(error) from None
 
     def close(self) -> None:
         with self._lock:
             for pool in self._pools.values():
                 pool.clear()
+
+
+def judged(error: BaseException) -> Exception:
+    """What a failed connection of urllib3 means."""
+    import urllib3.exceptions as lib
+
+    if isinstance(error, lib.SSLError):
+        return UnreadableError(
+            f"the server's certificate or encryption is not accepted ({_short(error)})",
+            "",
+            "check the address; SSL_CERT_FILE names the certificates to trust",
+        )
+    if isinstance(error, lib.ProxyError):
+        return Passing("no connection to the proxy")
+    if isinstance(error, lib.NameResolutionError):
+        return Passing("the host's name is not known")
+    if isinstance(error, (lib.ConnectTimeoutError, lib.ReadTimeoutError)):
+        return Passing("the server was silent for too long")
+    if isinstance(error, lib.NewConnectionError):
+        return Passing("no connection to the server")
+    return Passing(f"the connection broke off ({type(error).__name__})")
+
+
+def answer_of(response: urllib3.BaseHTTPResponse, version: Version, begin: int, end: int) -> Answer:
+    """The answer whose body `response` has."""
+    import urllib3.exceptions as lib
+
+    def read(most: int) -> bytes:
+        try:
+            return response.read1(most)
+        except (lib.HTTPError, OSError, ValueError) as error:
+            raise judged(error) from None
+
+    def close() -> None:
+        if getattr(response, "length_remaining", None) == 0:
+            response.release_conn()
+        else:
+            response.close()
+
+    return Answer(version, begin, end, read, close)
 
 
 class HttpStore(Store):
@@ -188,11 +194,13 @@ class HttpStore(Store):
         self, address: Address, response: urllib3.BaseHTTPResponse, begin: int, version: Version | None
     ) -> Answer:
         try:
-            found, first, end = ranged(address, response.status, response.headers, begin, version)
+            headers = {name.lower(): text for name, text in response.headers.items()}
+            refuse_status(address, response.status, headers, version)
+            found, first, end = ranged(address, response.status, headers, begin, version)
         except BaseException:
             response.close()
             raise
-        return self.connections.answer(response, found, first, end)
+        return answer_of(response, found, first, end)
 
     def close(self) -> None:
         self.connections.close()
@@ -211,36 +219,31 @@ def ranged(
 ) -> tuple[Version, int, int]:
     """The version, first byte and byte after the last of an answer, from its status and headers.
 
-    Raises: Passing; ChangedError; MissingFileError; UnreadableError.
+    `status` is 200, 206 or 416; `headers` have their names in lower case.
+
+    Raises: ChangedError; Faulty.
     """
-    refuse_status(address, status, headers, version)
-    tag, modified = headers.get("ETag", ""), headers.get("Last-Modified", "")
-    if headers.get("Content-Encoding", "identity").lower() not in ("identity", ""):
-        raise UnreadableError("the server compresses the file though asked not to", str(address), _FAULTY)
-    length = headers.get("Content-Length", "")
+    tag, modified = headers.get("etag", ""), headers.get("last-modified", "")
+    if headers.get("content-encoding", "identity").lower() not in ("identity", ""):
+        raise Faulty("the server compresses the file though asked not to")
+    length = headers.get("content-length", "")
     stated = int(length) if re.fullmatch(r"\d{1,18}", length) else -1
     if status == 416:
-        match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
+        match = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
         if match is not None and match[1] is None and begin >= int(match[3]):
             found = Version(int(match[3]), tag, modified)
             if version is not None or begin:
                 raise changed(address)
             return found, 0, 0
-        raise UnreadableError("the server refuses the range that it was asked for", str(address), _FAULTY)
+        raise Faulty("the server refuses the range that it was asked for")
     if status == 200:
         return Version(stated, tag, modified), 0, max(stated, 0)
-    match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
+    match = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
     if match is None or match[1] is None:
-        raise UnreadableError(
-            "the server does not say which part of the file it answers with", str(address), _FAULTY
-        )
+        raise Faulty("the server does not say which part of the file it answers with")
     first, end, size = int(match[1]), int(match[2]) + 1, int(match[3])
     if stated not in (-1, end - first):
-        raise UnreadableError(
-            f"the server answers with {stated} bytes, and says that they are {end - first}",
-            str(address),
-            _FAULTY,
-        )
+        raise Faulty(f"the server answers with {stated} bytes, and says that they are {end - first}")
     return Version(size, tag, modified), first, end
 
 
@@ -267,7 +270,7 @@ def refuse_status(
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """When the server asks to be tried again, in seconds; None where it does not say."""
-    text = headers.get("Retry-After", "").strip()
+    text = headers.get("retry-after", "").strip()
     if re.fullmatch(r"\d{1,9}", text):
         return float(text)
     try:

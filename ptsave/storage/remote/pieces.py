@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from bisect import bisect_right
+from bisect import bisect_right, insort
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -95,13 +95,13 @@ class Piece:
     begin: int
     end: int
     runs: list[Extent]
-    """What is expected to be read of it, in order; no two overlap."""
+    """What is expected of it and was not read yet, in order; no two overlap."""
     data: Future[bytearray] | None = None
     """Its bytes, once it is asked for."""
 
     def __post_init__(self) -> None:
         self.wanted_bytes = sum(size for _, size in self.runs)
-        """How many bytes of `runs` have not been read."""
+        self._slack_bytes = _SLACK_BYTES * len(self.runs)
 
     @property
     def num_bytes(self) -> int:
@@ -110,15 +110,34 @@ class Piece:
     @property
     def is_used_up(self) -> bool:
         """Whether all was read, but for a few bytes between records that nobody can tell from them ahead."""
-        return self.wanted_bytes <= _SLACK_BYTES * len(self.runs)
+        is_nearly = self.wanted_bytes <= self._slack_bytes
+        return is_nearly and all(size <= 2 * _SLACK_BYTES for _, size in self.runs)
+
+    def add(self, begin: int, end: int) -> None:
+        """Expect these bytes too, which lie in it."""
+        self.count(begin, end)
+        if begin < end:
+            insort(self.runs, (begin, end - begin))
+            self.wanted_bytes += end - begin
+
+    def expects(self, begin: int, end: int) -> bool:
+        """Whether these bytes are in one of its runs."""
+        at = bisect_right(self.runs, (begin, self.end)) - 1
+        return at >= 0 and end <= sum(self.runs[at])
 
     def count(self, begin: int, end: int) -> None:
         """Note that these bytes were read."""
         at = max(bisect_right(self.runs, (begin, self.end)) - 1, 0)
-        for first, size in self.runs[at:]:
-            if first >= end:
-                break
-            self.wanted_bytes -= max(min(end, first + size) - max(begin, first), 0)
+        while at < len(self.runs) and self.runs[at][0] < end:
+            first, size = self.runs[at]
+            low, high = max(begin, first), min(end, first + size)
+            if low >= high:
+                at += 1
+                continue
+            self.wanted_bytes -= high - low
+            left = [(first, low - first), (high, first + size - high)]
+            self.runs[at : at + 1] = [run for run in left if run[1]]
+            at += low > first
 
 
 @dataclass
@@ -142,9 +161,7 @@ class Held:
         """Let go of its bytes; who has them keeps them until it has copied them."""
         if self.pieces.pop(id(piece), None) is not None:
             self.num_bytes -= piece.num_bytes
-        if piece.data is not None:
-            piece.data.cancel()
-            piece.data = None
+        piece.data = None
 
     def make_room(self, wanted: Piece) -> None:
         """Let go of the pieces that nobody has asked for the longest."""
@@ -176,9 +193,12 @@ class Pieces:
         for piece in self._pieces[max(at, 0) :]:
             if not piece.begin <= begin < piece.end or piece.is_used_up:
                 return False
-            if begin + size <= piece.end:
+            stop = min(begin + size, piece.end)
+            if not piece.expects(begin, stop):
+                return False
+            if stop == begin + size:
                 return True
-            begin, size = piece.end, begin + size - piece.end
+            begin, size = stop, begin + size - stop
         return False
 
     def _plan(self) -> None:
@@ -198,6 +218,7 @@ class Pieces:
             while at < len(kept) and kept[at].begin < end and begin < end:
                 if begin < kept[at].begin:
                     runs.append((begin, kept[at].begin - begin))
+                kept[at].add(max(begin, kept[at].begin), min(end, kept[at].end))
                 begin = max(begin, kept[at].end)
                 at += 1
             if begin < end:
@@ -213,6 +234,8 @@ class Pieces:
             if at < 0 or offset >= self._pieces[at].end:
                 return None
             piece = self._pieces[at]
+            if piece.is_used_up:
+                return None
             if piece.data is None:
                 self._held.make_room(piece)
                 self._begin(piece)
@@ -247,6 +270,8 @@ class Pieces:
         """Let go of all of them."""
         with self._held.lock:
             for piece in self._pieces:
+                if piece.data is not None:
+                    piece.data.cancel()
                 self._held.drop(piece)
             self._pieces.clear()
             self._new.clear()

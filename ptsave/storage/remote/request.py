@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from ptsave.core.address import Address
 from ptsave.errors import UnreadableError, UsageError
-from ptsave.storage.remote.store import Answer, Passing, Store, Version, changed
+from ptsave.storage.remote.store import Answer, Faulty, Passing, Store, Version, changed
 
 VARIABLE = "PTSAVE_TIMEOUT"
 """The environment variable that says how many seconds one range may take, all its retries included."""
@@ -21,6 +21,8 @@ WAIT_S = 30.0
 """The longest silence of a connection, in seconds; then it is broken off and the request is repeated."""
 MAX_TRIES = 12
 """How often one range is asked for without a byte more."""
+MAX_FAULTY = 3
+"""And how often when the answers contradict themselves."""
 _FIRST_DELAY_S = 0.1
 _MAX_DELAY_S = 20.0
 _READ_BYTES = 256 * 1024
@@ -82,6 +84,12 @@ class Deadline:
     def pause(self, passing: Passing, tries: int) -> None:
         """Wait until it is time to try again. Raises: UnreadableError when there is no time for that."""
         self.last = passing.what
+        if isinstance(passing, Faulty) and tries >= MAX_FAULTY:
+            raise UnreadableError(
+                passing.what,
+                str(self.address),
+                "the server or a proxy before it is faulty; download the file another way",
+            )
         if tries >= MAX_TRIES:
             raise UnreadableError(
                 f"cannot read: {passing.what}, {tries} times",
@@ -163,6 +171,10 @@ def read_range(
             deadline.pause(passing, tries)
 
 
+class _Excess(Faulty):
+    """A body that goes on after its end."""
+
+
 class _Short(Passing):
     """A body that broke off, after some bytes of use."""
 
@@ -181,11 +193,9 @@ def _checked(answer: Answer, address: Address, begin: int, end: int, version: Ve
     if answer.begin != begin or not begin <= answer.end <= found.size_bytes:
         if answer.begin == 0 and answer.end == found.size_bytes and begin != 0:
             raise WholeError(found)
-        raise UnreadableError(
+        raise Faulty(
             f"the server was asked for bytes {begin} to {end - 1} and answers with {answer.begin} to "
-            f"{answer.end - 1} of {found.size_bytes}",
-            str(address),
-            "the server or a proxy before it is faulty; download the file another way",
+            f"{answer.end - 1} of {found.size_bytes}"
         )
     if answer.end > end:
         raise WholeError(found)
@@ -210,11 +220,9 @@ def _read(answer: Answer, view: memoryview, deadline: Deadline) -> int:
             done += len(data)
             deadline.check()
         if answer.read(1):
-            raise UnreadableError(
-                f"the server sends more than the {wanted} bytes that it says",
-                str(deadline.address),
-                "the server or a proxy before it is faulty; download the file another way",
-            )
+            raise _Excess(f"the server sends more than the {wanted} bytes that it says")
+    except _Excess:
+        raise
     except Passing as passing:
         if done == wanted:
             return done  # every byte is here; that the end was not seen is no matter

@@ -77,6 +77,10 @@ class Passing(Exception):  # noqa: N818 (it is not an error yet)
         self.after_s = after_s
 
 
+class Faulty(Passing):
+    """An answer that contradicts itself: a broken proxy may do better, a broken server will not."""
+
+
 class ChangedError(UnreadableError):
     """The object is another one than when it was opened."""
 

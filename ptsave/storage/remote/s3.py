@@ -1,0 +1,216 @@
+"""Amazon S3, and what speaks its language (MinIO, Ceph, R2, …): reading.
+
+Credentials, regions and endpoints are found as botocore finds them: AWS_PROFILE, AWS_ENDPOINT_URL, roles.
+
+Source: Amazon S3 API Reference: GetObject, ListObjectsV2, "Error responses".
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from ptsave.core.address import Address
+from ptsave.errors import PtsaveError, UnreadableError
+from ptsave.storage.remote.http import answer_of, range_headers, ranged, retry_after_s
+from ptsave.storage.remote.pieces import NUM_REQUESTS
+from ptsave.storage.remote.request import WAIT_S, timeout_s
+from ptsave.storage.remote.store import (
+    Answer,
+    Listed,
+    Passing,
+    Store,
+    Version,
+    changed,
+    library,
+    missing,
+    no_access,
+)
+
+if TYPE_CHECKING:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+EXTRA = "s3"
+_PASSING = frozenset(
+    (
+        "InternalError",
+        "OperationAborted",
+        "RequestTimeout",
+        "RequestTimeTooSkewed",
+        "ServiceUnavailable",
+        "SlowDown",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequestsException",
+        "503",
+        "500",
+    )
+)
+_WRONG_KEY = frozenset(("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"))
+_HINT = "check the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID, …) and the bucket's rights"
+
+
+class S3Store(Store):
+    """One bucket."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self._pid = 0
+        self._client: Any = None
+
+    @property
+    def client(self) -> Any:
+        """botocore's client, of this process. Raises: RefusedError without the library."""
+        if self._pid != os.getpid():
+            with library(self.address, EXTRA):
+                import botocore.exceptions
+            try:
+                self._client = client_of(os.getpid(), _surroundings())
+            except botocore.exceptions.BotoCoreError as error:
+                raise failed(self.address, error) from None
+            self._pid = os.getpid()
+        return self._client
+
+    def get(
+        self, address: Address, begin: int, end: int, version: Version | None, timeout_s: float
+    ) -> Answer:
+        client = self.client
+        import botocore.exceptions
+
+        asked = range_headers(begin, end, version)
+        wanted = {"Bucket": address.host, "Key": address.key, "Range": asked["Range"]}
+        if "If-Match" in asked:
+            wanted["IfMatch"] = asked["If-Match"]
+        if address.revision:
+            wanted["VersionId"] = address.revision
+        try:
+            found = client.get_object(**wanted)
+        except botocore.exceptions.ClientError as error:
+            if _status(error) == 416 and not begin and version is None:
+                return self._empty(address)
+            raise refused(address, error, version) from None
+        except botocore.exceptions.BotoCoreError as error:
+            raise failed(address, error) from None
+        response = found["Body"]._raw_stream  # its own reading waits until all that is asked for has come
+        about = found["ResponseMetadata"]
+        try:
+            return answer_of(
+                response, *ranged(address, about["HTTPStatusCode"], _lower(about), begin, version)
+            )
+        except BaseException:
+            response.close()
+            raise
+
+    def _empty(self, address: Address) -> Answer:
+        """The answer for an object of no bytes, of which there is no range."""
+        import botocore.exceptions
+
+        try:
+            about = self.client.head_object(Bucket=address.host, Key=address.key)
+        except botocore.exceptions.ClientError as error:
+            raise refused(address, error) from None
+        except botocore.exceptions.BotoCoreError as error:
+            raise failed(address, error) from None
+        version = Version(about["ContentLength"], about.get("ETag", ""))
+        if version.size_bytes:
+            raise UnreadableError("the store refuses the range that it was asked for", str(address), _HINT)
+        return Answer(version, 0, 0, lambda _: b"", lambda: None)
+
+    def list(self, address: Address, timeout_s: float) -> Iterator[Listed]:
+        client = self.client
+        import botocore.exceptions
+
+        prefix = f"{address.key.rstrip('/')}/" if address.key.strip("/") else ""
+        wanted = {"Bucket": address.host, "Prefix": prefix, "Delimiter": "/"}
+        while True:
+            try:
+                page = client.list_objects_v2(**wanted)
+            except botocore.exceptions.ClientError as error:
+                raise refused(address, error) from None
+            except botocore.exceptions.BotoCoreError as error:
+                raise failed(address, error) from None
+            for one in page.get("Contents", ()):
+                if name := one["Key"][len(prefix) :]:
+                    yield Listed(name, one["Size"])
+            for one in page.get("CommonPrefixes", ()):
+                if name := one["Prefix"][len(prefix) : -1]:
+                    yield Listed(name, 0, is_folder=True)
+            token = page.get("NextContinuationToken")
+            if not page.get("IsTruncated") or not token:
+                return
+            wanted["ContinuationToken"] = token
+
+
+def _surroundings() -> tuple[tuple[str, str], ...]:
+    """What decides which client is made."""
+    names = ("HOME", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+    return tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith("AWS_") or k in names))
+
+
+@lru_cache(maxsize=4)
+def client_of(pid: int, surroundings: tuple[tuple[str, str], ...]) -> Any:
+    """A client of botocore that tries once: trying again is ours. Without credentials it signs nothing.
+
+    It takes a quarter of a second to make, so a process keeps it while its environment stays the same.
+    """
+    import botocore.session
+    from botocore import UNSIGNED
+    from botocore.config import Config
+
+    session = botocore.session.Session()
+    options: dict[str, Any] = {} if session.get_credentials() else {"signature_version": UNSIGNED}
+    config = Config(
+        retries={"total_max_attempts": 1},
+        connect_timeout=15,
+        read_timeout=min(WAIT_S, timeout_s()),
+        max_pool_connections=NUM_REQUESTS,
+        response_checksum_validation="when_required",
+        **options,
+    )
+    return session.create_client("s3", config=config)
+
+
+def refused(address: Address, error: ClientError, version: Version | None = None) -> Exception:
+    """What an answer that is an error means. Nothing of its text is shown but the code."""
+    status, about = _status(error), error.response.get("ResponseMetadata", {})
+    code = re.sub(r"\W", "", str(error.response.get("Error", {}).get("Code", "")))[:40] or str(status)
+    if code in _PASSING or status >= 500 or status == 429:
+        return Passing(f"the store answers {status} {code}", retry_after_s(_lower(about)))
+    if status == 412 and version is not None:
+        return changed(address)
+    if code == "NoSuchBucket":
+        return missing(address, "there is no such bucket: check its name and AWS_ENDPOINT_URL")
+    if status == 404:
+        return missing(address)
+    if code in _WRONG_KEY or status in (401, 403):
+        return no_access(address, f"the store answers {status} {code}", _HINT)
+    return UnreadableError(f"the store answers {status} {code}", str(address), "check the address and region")
+
+
+def failed(address: Address, error: BotoCoreError) -> Exception:
+    """What an error of the library, or of the way to the store, means."""
+    from botocore import exceptions as lib
+
+    name = type(error).__name__
+    if isinstance(error, lib.SSLError):
+        hint = "check AWS_ENDPOINT_URL; AWS_CA_BUNDLE names the certificates to trust"
+        return UnreadableError("the store's certificate is not accepted", str(address), hint)
+    if isinstance(error, (lib.HTTPClientError, lib.ConnectionError)):
+        return Passing(f"no answer from the store ({name})")
+    if "Credential" in name or "Token" in name or "SSO" in name or name == "ProfileNotFound":
+        return no_access(address, f"no credentials ({name})", _HINT)
+    made: PtsaveError = UnreadableError(
+        f"cannot ask the store ({name})", str(address), "check the address and the AWS configuration"
+    )
+    return made
+
+
+def _status(error: ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _lower(about: Mapping[str, Any]) -> dict[str, str]:
+    return {name.lower(): text for name, text in about.get("HTTPHeaders", {}).items()}
