@@ -6,6 +6,8 @@ Imports inside the commands keep `--help` and the torch-free commands quick.
 import os
 import sys
 import traceback
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -432,11 +434,17 @@ def main() -> NoReturn:
     stopping.leave(code)
 
 
+@cache
+def _command() -> Callable[..., int | None]:
+    """Return what parses a command line and runs it; Typer reads it from the signatures above, once."""
+    return typer.main.get_command(app)
+
+
 def run(arguments: list[str]) -> int:
     """Run one command, and say what went wrong if something did; returns the exit code."""
     try:
         with noted(), own_process():
-            return app(with_patterns(arguments), prog_name="ptsave", standalone_mode=False) or EXIT_OK
+            return _command()(with_patterns(arguments), prog_name="ptsave", standalone_mode=False) or EXIT_OK
     except TyperUsageError as error:  # its `message` is empty where an argument is missing
         problem: PtsaveError = UsageError(error.format_message().rstrip("."), "", _usage_hint(error))
     except PtsaveError as error:
