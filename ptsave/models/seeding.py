@@ -27,7 +27,9 @@ def seeded(seed: int | None) -> Iterator[None]:
     with turn, torch.random.fork_rng(devices=list(devices)):
         python, numpy = random.getstate(), np.random.get_state()
         if seed is not None:
-            torch.manual_seed(seed)
+            # Built without devices, torch would still note three stack traces for the day that one appears.
+            has_devices = torch.accelerator.current_accelerator() is not None
+            (torch if has_devices else torch.default_generator).manual_seed(seed)
             np.random.seed(seed % 2**32)
             random.seed(seed)
         try:
