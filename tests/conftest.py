@@ -2,28 +2,48 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
+from tests import support
 from tests.crash.tally import summary
 from tests.support import Command
-from tests.workshop import PACKAGE, Workshop
+
+if TYPE_CHECKING:
+    from tests.workshop import Workshop
 
 pytest_plugins = ("tests.servers.fixtures",)
 
 ROOT = Path(__file__).parents[1]
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Workers share the cores, and torch's threads wait for each other at full speed; it reads this once.
+    # Workers share the cores, and torch's threads wait for each other at full speed. It reads this when it is
+    # imported, so that nothing above may do that; what starts the workers needs no torch either.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 AMBIENT = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "TERM", "GITHUB_ACTIONS", "PTSAVE_DEBUG", "PYTHONWARNINGS")
 """Variables of whoever runs the tests that would change what a command prints."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have hypothesis try fewer examples where only the fast tests run; the whole suite tries all."""
+    support.is_quick = "not slow" in config.option.markexpr
+    hypothesis.settings.register_profile("quick", max_examples=support.examples(100))
+    hypothesis.settings.load_profile("quick")
+
+
+def pytest_collection_finish() -> None:
+    """Have the garbage collector pass over the modules and tests, half a million objects that stay."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -80,6 +100,8 @@ def workshop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Iterator[Workshop]:
     """A workshop in the current folder; what it imports is forgotten afterwards."""
+    from tests.workshop import PACKAGE, Workshop
+
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # two versions of a file within a second

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fuzz.targets import TARGETS, Bench
+from tests.support import examples
 
 from .strategies import STRATEGIES
 
@@ -28,7 +29,7 @@ QUIET = settings(
 )
 
 
-@settings(QUIET, max_examples=150)
+@settings(QUIET, max_examples=examples(150))
 @given(data=st.data())
 def test_nearly_right_files(bench: Bench, data: st.DataObject) -> None:
     bench.run(data.draw(STRATEGIES[bench.target.name]))

@@ -27,6 +27,7 @@ from ptsave.config.model import ModelSpec
 from ptsave.config.toml import Config, ParallelSpec, Tolerance, load_config
 from ptsave.core.dtypes import BY_NAME
 from ptsave.errors import CorruptError, LimitError, MissingFileError, UsageError
+from tests.support import examples
 
 MODEL = '[model]\nclass = "pkg.Net"\n'
 FULL = """
@@ -426,7 +427,7 @@ VALUES = st.recursive(
 TABLES = st.dictionaries(KEYS, VALUES, max_size=4)
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(300), suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.fixed_dictionaries(
         {"model": st.one_of(TABLES, st.just({"class": "a.b"}))},

@@ -21,6 +21,7 @@ from ptsave.storage.files import LocalFile
 from ptsave.storage.move import Move, Span, check_back, move
 from ptsave.storage.windows import FileStorage
 from ptsave.storage.workers import run_tasks
+from tests.support import examples
 
 WANTED = {"xxh3_128": None}
 
@@ -48,7 +49,9 @@ sizes = st.one_of(st.integers(0, 15), st.integers(16, 150), st.integers(150, 150
     in_file=st.booleans(),
     framed=st.booleans(),
 )
-@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=examples(80), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
 @pytest.mark.usefixtures("small_units")
 def test_every_byte_arrives(
     tmp_path: Path, runs: list[tuple[int, int, int]], in_file: bool, framed: bool

@@ -15,6 +15,7 @@ from ptsave.core.values.gather import GatheredStorage, contiguous
 from ptsave.storage.files import LocalFile
 from ptsave.storage.windows import FileStorage
 from tests.formats.write_cases import bits, checkpoint_of, random_tensor, views
+from tests.support import examples
 
 
 def read(entry: TensorEntry, block: int) -> bytes:
@@ -38,7 +39,9 @@ def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     block=st.integers(1, 90),
     in_file=st.booleans(),
 )
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=examples(150), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
 @pytest.mark.usefixtures("small_windows")
 def test_gathered_bytes_are_those_of_contiguous(
     tmp_path: Path, data: st.DataObject, dtype: torch.dtype, block: int, in_file: bool

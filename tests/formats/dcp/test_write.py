@@ -27,6 +27,7 @@ from ptsave.formats.torch.write import write as write_pt
 from ptsave.formats.zip.layout import ALIGN_BYTES
 from ptsave.storage.scan import tensor_digest
 from tests.formats.write_cases import assert_same, bits, checkpoint_of, state_dicts
+from tests.support import examples
 
 OPTIONS = WriteOptions(overwrite=True)
 
@@ -39,7 +40,9 @@ def load(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
 
 
 @given(state_dicts())
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=examples(15), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
 def test_what_is_written_is_what_torch_reads(tmp_path: Path, state: OrderedDict[str, torch.Tensor]) -> None:
     source = checkpoint_of(state)
     write(source, tmp_path / "f", OPTIONS)

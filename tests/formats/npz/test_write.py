@@ -19,12 +19,15 @@ from ptsave.formats.base import WriteOptions
 from ptsave.formats.npz.write import write
 from ptsave.storage.scan import tensor_digest
 from tests.formats.write_cases import NUMPY_DTYPES, bits, checkpoint_of, state_dicts
+from tests.support import examples
 
 OPTIONS = WriteOptions(overwrite=True)
 
 
 @given(state_dicts(NUMPY_DTYPES))
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
 def test_what_is_written_is_what_numpy_reads(tmp_path: Path, state: OrderedDict[str, torch.Tensor]) -> None:
     path = tmp_path / "m.npz"
     source = checkpoint_of(state)

@@ -16,6 +16,7 @@ from ptsave.core.nodes import Global, Opaque, TensorEntry
 from ptsave.errors import LossyError
 from ptsave.formats.pickle.emit import Call, Emitter, New, Row, Slot, Table, can_emit
 from tests.formats.torch.test_write import trees
+from tests.support import examples
 
 
 def no_tensor(emitter: Emitter, entry: TensorEntry) -> None:
@@ -29,7 +30,7 @@ def emit(value: Any) -> bytes:
 
 
 @given(trees)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_python_reads_what_is_emitted(tree: Any) -> None:
     assert pickle.loads(emit(tree)) == tree
 

@@ -22,6 +22,7 @@ from ptsave.formats.safetensors.sharded_write import split, write
 from ptsave.formats.safetensors.write import PAGE_BYTES, header_bytes, lay_out
 from ptsave.storage.scan import tensor_digest
 from tests.formats.write_cases import SAFETENSORS_DTYPES, assert_same, checkpoint_of, state_dicts
+from tests.support import examples
 
 OPTIONS = WriteOptions(overwrite=True)
 INDEX = "model.safetensors.index.json"
@@ -32,7 +33,9 @@ def names(folder: Path) -> list[str]:
 
 
 @given(state_dicts(SAFETENSORS_DTYPES), st.integers(1, 300))
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=examples(30), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
 def test_what_is_written_is_what_is_read(
     tmp_path: Path, state: OrderedDict[str, torch.Tensor], shard_bytes: int
 ) -> None:

@@ -26,12 +26,15 @@ from tests.formats.write_cases import (
     random_tensor,
     state_dicts,
 )
+from tests.support import examples
 
 OPTIONS = WriteOptions(overwrite=True)
 
 
 @given(state_dicts(SAFETENSORS_DTYPES))
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
 def test_what_is_written_is_what_the_library_reads(
     tmp_path: Path, state: OrderedDict[str, torch.Tensor]
 ) -> None:
@@ -47,7 +50,9 @@ def test_what_is_written_is_what_the_library_reads(
 
 
 @given(state_dicts(SAFETENSORS_DTYPES))
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
 def test_reading_gives_the_same_names_in_order_ties_and_digests(
     tmp_path: Path, state: OrderedDict[str, torch.Tensor]
 ) -> None:

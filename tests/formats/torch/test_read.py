@@ -29,6 +29,7 @@ from tests.attacks.pickles import Call, Name
 from tests.attacks.pickles import dump as pickle_of
 from tests.attacks.zips import DEFLATED, Entry, zip_bytes
 from tests.formats.torch_reading import assert_holds, assert_same, bytes_of, bytes_of_torch, packaged
+from tests.support import examples
 
 KINDS = ("float", "complex", "int", "uint", "bool")
 DTYPES = sorted(dtype.name for dtype in TABLE if dtype.kind in KINDS)
@@ -98,7 +99,7 @@ def test_every_protocol(protocol: int, tmp_path: Path) -> None:
 shapes = st.lists(st.integers(0, 4), max_size=4)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(shape=shapes, data=st.data())
 def test_any_view(shape: list[int], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     strides = [data.draw(st.integers(0, 5)) for _ in shape]

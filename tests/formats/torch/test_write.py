@@ -21,6 +21,7 @@ from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.torch.write import write
 from tests.formats.write_cases import assert_same, checkpoint_of, random_tensor, state_dicts
+from tests.support import examples
 
 OPTIONS = WriteOptions(overwrite=True)
 
@@ -30,7 +31,9 @@ def load(path: Path, **options: Any) -> Any:
 
 
 @given(state_dicts())
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
 def test_what_is_written_is_what_torch_reads(tmp_path: Path, state: OrderedDict[str, torch.Tensor]) -> None:
     path = tmp_path / "m.pt"
     written = write(checkpoint_of(state), path, OPTIONS)
@@ -82,7 +85,9 @@ trees = st.recursive(
 
 
 @given(trees)
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=examples(100), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
 def test_nested_data_comes_back(tmp_path: Path, tree: Any) -> None:
     write(checkpoint_of(tree), tmp_path / "m.pt", OPTIONS)
     found = load(tmp_path / "m.pt")
