@@ -3,6 +3,9 @@
 >>> ptsave.save("model.safetensors", model)
 >>> model = ptsave.load("model.safetensors", model)
 >>> checkpoint = ptsave.open("any.pt")
+>>> ptsave.inspect("any.pt").num_bytes
+>>> ptsave.convert("any.pt", "model.safetensors", select="model")
+>>> ptsave.verify("model.safetensors").raise_for_no()
 
 `import ptsave` imports nothing, neither torch nor numpy: each name below is imported when it is first used.
 With `python -m ptsave` the current folder is where Python looks first, until `__main__` has put an end to it.
@@ -14,8 +17,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from ptsave.api import load as load
-    from ptsave.api import save as save
+    from ptsave.api.files import convert as convert
+    from ptsave.api.files import inspect as inspect
+    from ptsave.api.files import verify as verify
+    from ptsave.api.models import load as load
+    from ptsave.api.models import save as save
     from ptsave.errors import PtsaveError as PtsaveError
     from ptsave.models.opened import open as open
     from ptsave.training.data_loader import ResumableDataLoader as ResumableDataLoader
@@ -29,11 +35,14 @@ _HOMES = {
     "Checkpoints": "ptsave.training.runs.checkpoints",
     "PtsaveError": "ptsave.errors",
     "ResumableDataLoader": "ptsave.training.data_loader",
-    "load": "ptsave.api",
+    "convert": "ptsave.api.files",
+    "inspect": "ptsave.api.files",
+    "load": "ptsave.api.models",
     "open": "ptsave.models.opened",
     "read_training": "ptsave.training.foreign",
-    "save": "ptsave.api",
+    "save": "ptsave.api.models",
     "TrainingState": "ptsave.training.state",
+    "verify": "ptsave.api.files",
 }
 """Public name → the module that it is imported from when it is first used."""
 
@@ -43,10 +52,13 @@ __all__ = [
     "ResumableDataLoader",
     "TrainingState",
     "__version__",
+    "convert",
+    "inspect",
     "load",
     "open",
     "read_training",
     "save",
+    "verify",
 ]
 
 

@@ -1,6 +1,7 @@
 """Every error that ptsave raises on purpose, and the exit code of each.
 
 PtsaveError                     what, where, hint
+├── VerdictError            1   the verdict is no: only of Verdict.raise_for_no()
 ├── UsageError              2   the command line or the TOML asks for something that is not there
 ├── UnreadableError         3   the input cannot be read
 │   ├── MissingFileError        there is no such file, or no permission to read it
@@ -110,6 +111,21 @@ class PtsaveError(Exception):
 
     def __str__(self) -> str:
         return f"{self.what} ({self.where})" if self.where else self.what
+
+    @property
+    def __notes__(self) -> list[str]:  # type: ignore[override,unused-ignore]
+        """The hint, and what `add_note` adds: a traceback shows them below the error, from Python 3.11 on."""
+        notes: list[str] = self.__dict__.setdefault("_notes", [])
+        others = [note for note in notes if not note.startswith(_HINT)]
+        notes[:] = [f"{_HINT}{self.hint}", *others] if self.hint else others
+        return notes
+
+
+_HINT = "hint: "
+
+
+class VerdictError(PtsaveError):
+    exit_code = EXIT_NO
 
 
 class UsageError(PtsaveError):

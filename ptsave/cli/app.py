@@ -119,10 +119,10 @@ def save(
     verbose: Verbose = False,
 ) -> None:
     """Build the model of CONFIG, fill it, and write its state dict with a record of what it is."""
-    from ptsave.cli.flags import refuse_unused, unused_by_save
     from ptsave.cli.save import save as run
     from ptsave.core.accounts import parse_left_out
     from ptsave.formats.base import WriteOptions, digest_algorithm
+    from ptsave.verbs.request import refuse_unused, unused_by_save
 
     refuse_unused(
         given(context),
@@ -182,9 +182,9 @@ def load(
     verbose: Verbose = False,
 ) -> None:
     """Rebuild the model, load the weights strictly, and run it once if asked."""
-    from ptsave.cli.flags import refuse_unused, unused_by_load
     from ptsave.cli.load import load as run
     from ptsave.core.accounts import parse_left_out
+    from ptsave.verbs.request import refuse_unused, unused_by_load
 
     unused = unused_by_load(has_config=config is not None, has_outputs=outputs is not None)
     refuse_unused(given(context), unused)
@@ -230,9 +230,9 @@ def inspect(
     verbose: Verbose = False,
 ) -> None:
     """Say what is in a checkpoint, of any format, or in a run's folder, without running any of it."""
-    from ptsave.cli.flags import refuse_unused, unused_by_inspect
     from ptsave.cli.inspect import compare
     from ptsave.cli.inspect import inspect as run
+    from ptsave.verbs.request import refuse_unused, unused_by_inspect
 
     mode, flags = Mode(json, quiet, verbose), given(context)
     refuse_unused(flags, unused_by_inspect(diff=diff is not None, tree=tree, stats=stats))
@@ -380,7 +380,8 @@ def verify(
 ) -> None:
     """Give a verdict: same bytes, same keys, same behaviour. Exit 0 is yes, 1 is no."""
     from ptsave.cli import verify as command
-    from ptsave.cli.flags import refuse_unused
+    from ptsave.models.verify.one import Request
+    from ptsave.verbs.request import refuse_unused
     from ptsave.verbs.verify import OF_LIST_CHECKS, choose
 
     mode, flags = Mode(json, quiet, verbose), given(context)
@@ -402,10 +403,9 @@ def verify(
         given=flags,
         infinite=allow_infinite or (),
     )
-    request = command.Request(
-        located(checkpoint), asked, allow or (), set or [], select, device, app_dir, report, strict
-    )
-    if not command.verify(mode, request):
+    place = located(checkpoint)
+    request = Request(place, asked, allow or (), set or [], select, device, app_dir, strict)
+    if not command.verify(mode, request, report):
         raise typer.Exit(EXIT_NO)
 
 

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+from functools import partial
 
-from ptsave.cli.flags import ALWAYS
 from ptsave.core.address import Location
-from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.own_process import no_garbage_collection
 from ptsave.errors import UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.render.inspect import Inspections
 from ptsave.render.terminal import Mode, progress
-from ptsave.verbs.inspect import Inspection, sort_key
-from ptsave.verbs.inspect import inspect as inspect_one
-
-if TYPE_CHECKING:
-    from ptsave.verbs.stats import TensorStats
+from ptsave.verbs.inspect import Inspection, inspect_path
 
 
 def inspect(
@@ -37,38 +31,23 @@ def inspect(
 
     Raises: UsageError for a flag, and what opening a checkpoint raises.
     """
-    order, shown = sort_key(sort), Inspections(mode, many=len(paths) > 1)
+    shown = Inspections(mode, many=len(paths) > 1)
     with no_garbage_collection():
         for path in paths:
-            if _is_shown_run(path, given, shown):
-                continue
-            with open_checkpoint(path) as checkpoint:
-                result = inspect_one(checkpoint, globs=globs, sort=order, limit=limit)
-                measured = _measured(mode, checkpoint, result) if stats else None
-                shown.checkpoint(result, tree=tree, stats=measured)
+            result = inspect_path(
+                path,
+                globs=globs,
+                sort=sort,
+                limit=limit,
+                stats=stats,
+                given=given,
+                bar=partial(progress, mode),
+            )
+            if isinstance(result, Inspection):
+                shown.checkpoint(result, tree=tree)
+            else:
+                shown.run(result)
         shown.end()
-
-
-def _is_shown_run(path: Location, given: Collection[str], shown: Inspections) -> bool:
-    """Show the folder of a run; False where `path` is none."""
-    from ptsave.verbs import runs
-
-    if not runs.is_run(path):
-        return False
-    runs.refuse_flags(path, [flag for flag in given if flag not in ALWAYS])
-    shown.run(runs.inspect_run(path))
-    return True
-
-
-def _measured(mode: Mode, checkpoint: Checkpoint, result: Inspection) -> list[TensorStats]:
-    from ptsave.verbs.stats import stats
-
-    names = [row.entry.name for row in result.rows]
-    total = sum(row.entry.num_bytes for row in result.rows)
-    with progress(mode, "reading", total) as advance:
-        measured = list(stats(checkpoint, names, progress=advance))
-    checkpoint.check_unchanged()
-    return measured
 
 
 def compare(mode: Mode, paths: Sequence[Location], other: Location) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ptsave.core.names import hint_for
-from ptsave.errors import UsageError
+from ptsave.errors import Text, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ BY_NUMPY = {d.numpy: d for d in TABLE if d.numpy}
 
 
 def parse_dtype(
-    text: str, where: str, known: Mapping[str, DType] = BY_NAME, refusal: str = "unknown dtype"
+    text: str, where: Text, known: Mapping[str, DType] = BY_NAME, refusal: str = "unknown dtype"
 ) -> DType:
     """The dtype of `known` that a person names, with or without `torch.`.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ptsave.core.finding import LEVELS, Finding, Level
+from ptsave.errors import VerdictError
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,25 @@ class Verdict:
     def answer(self) -> Literal["yes", "no"]:
         """The answer as a word."""
         return "yes" if self.is_yes else "no"
+
+    @property
+    def because(self) -> str:
+        """Why, in one line: what happened, where that is known, or which checks came to what."""
+        return self.cause or self.outcome
+
+    def raise_for_no(self) -> None:
+        """Do nothing where the answer is yes.
+
+        Raises: VerdictError with the first finding of those that say no.
+        """
+        if self.is_yes:
+            return
+        level: Level = "warn" if self.is_strict and not self._has("fail") else "fail"
+        found = next((str(finding) for finding in self.findings if finding.level == level), "")
+        raise VerdictError(f"the verdict is no: {self.because}", "", found or "see its findings")
+
+    def _has(self, level: Level) -> bool:
+        return any(finding.level == level for finding in self.findings)
 
     @property
     def by_check(self) -> dict[str, list[Finding]]:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.names import hint_for
-from ptsave.errors import UsageError
+from ptsave.errors import Option, UsageError
 from ptsave.storage.files import InputFile, InputFolder
 
 HEAD_BYTES = 4096
@@ -80,6 +80,6 @@ def digest_algorithm(text: str) -> DigestAlgorithm:
     """
     if text not in DIGEST_ALGORITHMS:
         raise UsageError(
-            f"no digest algorithm {text!r}", "--digest", hint_for(text, DIGEST_ALGORITHMS, "algorithms")
+            f"no digest algorithm {text!r}", Option("digest"), hint_for(text, DIGEST_ALGORITHMS, "algorithms")
         )
     return DIGEST_ALGORITHMS[text]

@@ -174,7 +174,9 @@ def config_for(
             ),
         )
     if overrides:
-        raise UsageError("--set overrides a config", "", "name one with -c CONFIG")
+        raise UsageError(
+            (Option("set"), " overrides a config"), "", ("name one with ", Option("config", "CONFIG"))
+        )
     model = replace(told.model, trusted=tuple(trusted))
     check_names(model)
     # A record names no files that anybody should open.

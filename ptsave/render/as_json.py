@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ptsave.core.address import Location
@@ -20,14 +19,13 @@ if TYPE_CHECKING:
     from ptsave.verbs.diff import Diff
     from ptsave.verbs.inspect import Inspection, TensorRow
     from ptsave.verbs.runs import RunInspection
-    from ptsave.verbs.stats import TensorStats
 
 SCHEMA_VERSION = 1
 
 
-def inspection(result: Inspection, stats: Sequence[TensorStats] | None = None) -> dict[str, Any]:
+def inspection(result: Inspection) -> dict[str, Any]:
     """The object of `inspect --json` for one path."""
-    measured = {} if stats is None else {"stats": [jsonable(one) for one in stats]}
+    measured = {} if result.stats is None else {"stats": [jsonable(one) for one in result.stats]}
     return {
         "path": str(result.path),
         "format": result.format,

@@ -34,14 +34,12 @@ class Inspections:
     """Whether there may be more than one."""
     _documents: list[dict[str, Any]] = field(default_factory=list)
 
-    def checkpoint(
-        self, result: Inspection, *, tree: bool = False, stats: Sequence[TensorStats] | None = None
-    ) -> None:
-        """Show a checkpoint, by module with `tree`, or the statistics of its tensors."""
+    def checkpoint(self, result: Inspection, *, tree: bool = False) -> None:
+        """Show a checkpoint, by module with `tree`, or the statistics of its tensors where it has them."""
         if self.mode.json:
-            self._documents.append(as_json.inspection(result, stats))
+            self._documents.append(as_json.inspection(result))
         else:
-            _show_checkpoint(result, tree, stats)
+            _show_checkpoint(result, tree)
             self._part()
 
     def run(self, result: RunInspection) -> None:
@@ -62,13 +60,13 @@ class Inspections:
             document({"files": self._documents} if self.many else self._documents[0])
 
 
-def _show_checkpoint(result: Inspection, tree: bool, stats: Sequence[TensorStats] | None) -> None:
+def _show_checkpoint(result: Inspection, tree: bool) -> None:
     out(
         f"{escape(str(result.path))}: {result.format}, {count(result.num_tensors, 'tensor')}, "
         f"{count(result.num_elements, 'element')}, {size(result.num_bytes)}"
     )
-    if stats is not None:
-        _stats(stats)
+    if result.stats is not None:
+        _stats(result.stats)
     elif tree:
         _tree(result.tree, result.num_bytes)
     elif result.rows:

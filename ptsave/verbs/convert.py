@@ -6,13 +6,14 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ptsave.core.accounts import Extras, LeftOut, settle_left_out
-from ptsave.core.address import Address, Location
+from ptsave.core.address import Address, Location, on_disk
 from ptsave.core.caps import room
 from ptsave.core.checkpoint import ROOT_NAME, Checkpoint, check_viewed
 from ptsave.core.finding import counted
@@ -25,12 +26,14 @@ from ptsave.core.record import Digests, Record
 from ptsave.core.tree import map_tensors, state_dict_of
 from ptsave.core.values.resolved import resolved
 from ptsave.errors import LimitError, Option, PtsaveError, RefusedError, UsageError
+from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.pickle.shapes import MAX_TENSORS as LISTED_TENSORS
 from ptsave.formats.stored import PLAIN_KINDS
-from ptsave.formats.writers import Writer
+from ptsave.formats.writers import Writer, check_destination, destination_writer
 from ptsave.verbs.edit import Edits, edit, is_dropped
 from ptsave.verbs.extras import fit_extras
+from ptsave.verbs.request import Bar, refuse_unused, unseen, unused_by_convert
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,50 @@ class Conversion:
     """What `--dense` made plain tensors of, by its name in the source, and what it was."""
     notes: Sequence[str] = ()
     is_plan: bool = False
+
+
+def convert_paths(
+    paths: Sequence[Location],
+    options: WriteOptions,
+    edits: Edits,
+    *,
+    format: str | None,
+    select: str | None,
+    extras: Extras,
+    dry_run: bool,
+    given: Collection[str] = (),
+    bar: Bar = unseen,
+) -> Conversion:
+    """Write the tensors of all `paths` but the last to the last one, edited.
+
+    `given`: the options that were given, as flags, each of which must be of use.
+
+    Raises: UsageError for an option, and what reading and writing raise.
+    """
+    if len(paths) < 2:
+        raise UsageError("convert needs a source and a destination", "", "the last path is the destination")
+    *sources, last = paths
+    destination = on_disk(last, "what convert writes")
+    target = destination_writer(destination, format)
+    unused = unused_by_convert(is_sharded=target.is_sharded, no_record=not options.record, dry_run=dry_run)
+    refuse_unused(given, unused)
+    with ExitStack() as opened:
+        checkpoints = [opened.enter_context(open_checkpoint(path)) for path in sources]
+        if not dry_run:
+            check_destination(destination, target, overwrite=options.overwrite)
+        total = num_bytes_of(checkpoints) * (2 if options.check else 1)
+        with bar("converting", total) as advance:
+            options = replace(options, progress=advance)
+            return convert(
+                checkpoints,
+                destination,
+                target,
+                options,
+                edits,
+                select=select,
+                extras=extras,
+                dry_run=dry_run,
+            )
 
 
 @no_garbage_collection()
@@ -117,7 +164,8 @@ def convert(
         model=lambda: _model_key(sources, select),
     )
     if num_before and not plan.tensors:
-        raise RefusedError("nothing is left to write", str(source.path), "loosen --select, --only or --drop")
+        hint = ("loosen ", Option("select"), ", ", Option("only"), " or ", Option("drop"))
+        raise RefusedError("nothing is left to write", str(source.path), hint)
     times = room(plan.source_bytes)
     most = target.max_small_file_tensors if times == 1 else times * LISTED_TENSORS
     if len(plan.tensors) > most:
@@ -152,7 +200,7 @@ def parse_extras(text: str) -> Extras:
     """
     known: dict[str, Extras] = {"fail": "fail", "drop": "drop", "keep": "keep"}
     if text not in known:
-        raise UsageError(f"cannot {text!r} extras", "--extras", hint_for(text, known, "ways"))
+        raise UsageError(f"cannot {text!r} extras", Option("extras"), hint_for(text, known, "ways"))
     return known[text]
 
 
@@ -166,7 +214,7 @@ def parse_size(text: str) -> int:
     base = 1024 if unit.endswith("i") else 1000
     size = int(float(match.group(1)) * base ** " kmgt".index(unit[:1] or " ")) if match else 0
     if size <= 0:
-        raise UsageError(f"{text!r} is not a size", "--shard-size", "write 5GB, 500MB or 2GiB")
+        raise UsageError(f"{text!r} is not a size", Option("shard_size"), "write 5GB, 500MB or 2GiB")
     return size
 
 
@@ -192,7 +240,7 @@ def _selected(source: Checkpoint, select: str | None, notes: list[str]) -> Any:
         raise UsageError(
             "the checkpoint holds no optimizer state under a well-known key",
             str(source.path),
-            "--select KEY.PATH",
+            Option("select", "KEY.PATH"),
         )
     root = source.weights_root if select is None else lookup_path(source, select)
     if isinstance(root, Opaque) and root.shared:
@@ -266,12 +314,16 @@ def _merged(roots: Sequence[Any], sources: Sequence[Checkpoint]) -> Any:
     for root, source in zip(roots, sources, strict=True):
         if not isinstance(root, dict):
             raise UsageError(
-                "the checkpoint cannot be merged: it is not a dictionary", str(source.path), "use --select"
+                "the checkpoint cannot be merged: it is not a dictionary",
+                str(source.path),
+                ("use ", Option("select")),
             )
         for key, value in root.items():
             if key in merged:
                 raise RefusedError(
-                    f"two sources have the key {key!r}", str(source.path), "use --select, --drop or --rename"
+                    f"two sources have the key {key!r}",
+                    str(source.path),
+                    ("use ", Option("select"), ", ", Option("drop"), " or ", Option("rename")),
                 )
             merged[key] = value
     return merged

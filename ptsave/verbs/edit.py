@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from ptsave.core.parts.select import strip_wrapper_names
 from ptsave.core.tree import GONE, dotted, is_scalar, leaves, rewrite, state_dict_of, with_items
 from ptsave.core.values.cast import CASTABLE, CastStorage, can_cast, cast
 from ptsave.core.values.gather import laid_out
-from ptsave.errors import LimitError, LossyError, RefusedError, UsageError
+from ptsave.errors import LimitError, LossyError, Option, RefusedError, UsageError
 from ptsave.formats.kinds.dense import Densifier, can_be_dense, kind_of
 from ptsave.formats.kinds.objects import is_tensor_object
 from ptsave.formats.programs.torchscript import ScriptObject
@@ -88,12 +88,12 @@ def parse_edits(
     only: Sequence[str] | None,
     drop: Sequence[str] | None,
     strip_prefix: str | None,
-    rename: Sequence[str] | None,
+    rename: Sequence[str] | Mapping[str, str] | None,
     dtype: str | None,
     contiguous: bool,
     dense: bool = False,
 ) -> Edits:
-    """The edits that the flags of `convert` ask for.
+    """The edits that `convert` is asked for; `rename`: texts as its flag takes them, or pattern → text.
 
     Raises: UsageError.
     """
@@ -101,11 +101,17 @@ def parse_edits(
         only=only or (),
         drop=drop or (),
         strip_prefix=strip_prefix,
-        rename=[parse_rename(text) for text in rename or ()],
-        dtype=None if dtype is None else parse_dtype(dtype, "--dtype", CASTABLE, "cannot cast to"),
+        rename=_renames(rename or ()),
+        dtype=None if dtype is None else parse_dtype(dtype, Option("dtype"), CASTABLE, "cannot cast to"),
         contiguous=contiguous,
         dense=dense,
     )
+
+
+def _renames(given: Sequence[str] | Mapping[str, str]) -> list[tuple[re.Pattern[str], str]]:
+    if isinstance(given, Mapping):
+        return [rename_of(pattern, to, pattern) for pattern, to in given.items()]
+    return [parse_rename(text) for text in given]
 
 
 def parse_rename(text: str) -> tuple[re.Pattern[str], str]:
@@ -116,12 +122,22 @@ def parse_rename(text: str) -> tuple[re.Pattern[str], str]:
     pattern, equals, replacement = text.rpartition("=")
     if not equals:
         raise UsageError(f"{text!r} has no '='", "--rename", "write --rename 'REGEX=REPLACEMENT'")
+    return rename_of(pattern, replacement, text)
+
+
+def rename_of(pattern: str, replacement: str, text: str) -> tuple[re.Pattern[str], str]:
+    """A rename, as `re.sub` takes it; `text` is what the user wrote.
+
+    Raises: UsageError when the pattern or its replacement is not valid.
+    """
     try:
         compiled = re.compile(pattern)
         compiled.sub(replacement, "")
     except (re.error, IndexError) as error:
         raise UsageError(
-            f"{text!r} is not a valid rename: {error}", "--rename", "write 'REGEX=REPLACEMENT'"
+            f"{text!r} is not a valid rename: {error}",
+            Option("rename"),
+            "see the regular expressions of Python's re.sub",
         ) from None
     return compiled, replacement
 
@@ -168,7 +184,7 @@ def edit(root: Any, edits: Edits) -> Edited:
     if edits.strip_prefix not in (None, AUTO) and not result.renamed:
         raise UsageError(
             f"no name starts with {edits.strip_prefix!r}",
-            "--strip-prefix",
+            Option("strip_prefix"),
             "`ptsave inspect` lists the names",
         )
     return result
@@ -187,8 +203,13 @@ def _refuse_scaled(root: Any, result: Edited) -> None:
         more = f" and {len(touched) - 1} more" if len(touched) > 1 else ""
         raise LossyError(
             f"a cast would change {name!r}{more} without {beside[name]!r}: they are one quantized weight",
-            "--dtype",
-            "dequantize with the library that packed them, or leave them out with --drop or --only",
+            Option("dtype"),
+            (
+                "dequantize with the library that packed them, or leave them out with ",
+                Option("drop"),
+                " or ",
+                Option("only"),
+            ),
             scaled=touched,
         )
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from ptsave.config.model import NamedCode
 from ptsave.config.recorded import told_by
@@ -14,9 +14,15 @@ from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.names import MAX_ALIAS_CHARS, hint_for, matches
 from ptsave.core.nodes import GlobalUse, TensorEntry
 from ptsave.core.record import Record
-from ptsave.errors import LimitError, UsageError
+from ptsave.errors import LimitError, Option, UsageError
+from ptsave.formats import open_checkpoint
 from ptsave.storage.files import InputFile
+from ptsave.verbs.request import ALWAYS, Bar, unseen
 from ptsave.verbs.training import Training, describe_training
+
+if TYPE_CHECKING:
+    from ptsave.verbs.runs import RunInspection
+    from ptsave.verbs.stats import TensorStats
 
 SortKey = Literal["file", "name", "size", "dtype"]
 SORT_KEYS: dict[str, SortKey] = {"file": "file", "name": "name", "size": "size", "dtype": "dtype"}
@@ -30,7 +36,7 @@ def sort_key(text: str) -> SortKey:
     Raises: UsageError with the nearest key.
     """
     if text not in SORT_KEYS:
-        raise UsageError(f"cannot sort by {text!r}", "--sort", hint_for(text, SORT_KEYS, "keys"))
+        raise UsageError(f"cannot sort by {text!r}", Option("sort"), hint_for(text, SORT_KEYS, "keys"))
     return SORT_KEYS[text]
 
 
@@ -80,11 +86,50 @@ class Inspection:
     left_out: Sequence[LeftOut] = ()
     """What the file holds and no listed tensor has."""
     notes: Sequence[str] = field(default_factory=list)
+    stats: Sequence[TensorStats] | None = None
+    """Of the tensors in `rows`, in their order, where they were asked for."""
 
     @property
     def tree(self) -> ModuleNode:
         """The rows by module."""
         return module_tree(self.rows)
+
+
+def inspect_path(
+    path: Location,
+    *,
+    globs: Sequence[str] = (),
+    sort: str = "file",
+    limit: int | None = None,
+    stats: bool = False,
+    given: Collection[str] = (),
+    bar: Bar = unseen,
+) -> Inspection | RunInspection:
+    """Describe the checkpoint, or the folder of a run, at `path`; with `stats` every tensor is read.
+
+    `given`: the options that were given, as flags: those about tensors are refused for a run.
+
+    Raises: UsageError for an option, and what opening a checkpoint raises.
+    """
+    order = sort_key(sort)
+    from ptsave.verbs import runs
+
+    if runs.is_run(path):
+        runs.refuse_flags(path, [flag for flag in given if flag not in ALWAYS])
+        return runs.inspect_run(path)
+    with open_checkpoint(path) as checkpoint:
+        result = inspect(checkpoint, globs=globs, sort=order, limit=limit)
+        return replace(result, stats=_measured(checkpoint, result, bar)) if stats else result
+
+
+def _measured(checkpoint: Checkpoint, result: Inspection, bar: Bar) -> list[TensorStats]:
+    from ptsave.verbs.stats import stats
+
+    names = [row.entry.name for row in result.rows]
+    with bar("reading", sum(row.entry.num_bytes for row in result.rows)) as advance:
+        measured = list(stats(checkpoint, names, progress=advance))
+    checkpoint.check_unchanged()
+    return measured
 
 
 def inspect(

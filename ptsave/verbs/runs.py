@@ -13,6 +13,7 @@ from ptsave.errors import UsageError
 from ptsave.formats import FOLDER_FORMATS, run_folder
 from ptsave.formats.run_folder import RunFile, list_run, litter_of
 from ptsave.storage.files import LocalFolder
+from ptsave.verbs.request import option
 
 FORMAT = "run"
 """What `format` says in place of a checkpoint's."""
@@ -66,4 +67,5 @@ def refuse_flags(folder: Path, flags: Sequence[str]) -> None:
     if flags:
         files = list_run(folder)
         name = files[-1].path.name if files else "step-….pt"
-        raise UsageError(f"{flags[0]} is about one checkpoint", str(folder), f"such as {folder / name}")
+        what = (option(flags[0]), " is about one checkpoint")
+        raise UsageError(what, str(folder), f"such as {folder / name}")

@@ -10,11 +10,12 @@ from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import Finding, Kind, places
 from ptsave.core.names import hint_for
 from ptsave.core.verdict import Verdict
-from ptsave.errors import UsageError
+from ptsave.errors import Option, Text, UsageError
 from ptsave.formats.writers import BY_NAME
 from ptsave.verbs.cause import damage, difference, resumption
 from ptsave.verbs.checks import FILE_CHECKS
 from ptsave.verbs.checks.subject import Asked, Subject
+from ptsave.verbs.request import option
 
 Began = Callable[[str], None]
 
@@ -22,6 +23,7 @@ MODEL_CHECKS = ("keys", "behaviour", "roundtrip")
 """The checks that `models.verify.checks` alone has: to name them takes no torch."""
 
 RECORD = "--record"
+CONFIG = Option("config", "CONFIG")
 ALWAYS = ("--json", "--quiet", "--verbose", "--report", "--strict")
 """The flags that say what is done with any verdict."""
 OF_LIST_CHECKS = ("--list-checks", "--json", "--quiet", "--verbose")
@@ -68,17 +70,18 @@ def choose(
     names = [name for name in known if name != "against" or against is not None]
     other_config = against if isinstance(against, Path) and against.suffix == ".toml" else None
     if config is not None and trusted:
-        raise UsageError("--config and --trust-recorded both name the class", "", "give one of the two")
+        both = (Option("config"), " and ", Option("trust_recorded"), " both name the class")
+        raise UsageError(both, "", "give one of the two")
     if config is None and not trusted:
         config = other_config
     asked = Asked(
-        names if checks is None else _listed(checks, known, "--checks", "checks"),
+        names if checks is None else _listed(checks, known, Option("checks"), "checks"),
         checks is not None,
         config,
         trusted,
         against if other_config is None else None,
         other_config,
-        [] if through is None else _listed(through, list(BY_NAME), "--through", "formats"),
+        [] if through is None else _listed(through, list(BY_NAME), Option("through"), "formats"),
         close,
         record,
         given,
@@ -101,37 +104,37 @@ def _refuse_unused(asked: Asked) -> None:
     users = {*asked.names, *([RECORD] if asked.records else [])}
     for flag in asked.given:
         if flag == "--set" and asked.config is None:
-            raise UsageError("--set overrides a value of a config", "", "name one with --config CONFIG")
+            raise UsageError((option(flag), " overrides a value of a config"), "", ("name one with ", CONFIG))
         is_for_other = flag == "--select" and asked.has_other
         if flag in OF_A_MODEL and not asked.has_model and not is_for_other:
-            raise UsageError(f"{flag} is about the model", "", "name its config with --config CONFIG")
+            raise UsageError((option(flag), " is about the model"), "", ("name its config with ", CONFIG))
         if flag == "--close" and not asked.has_other:
-            hint = "name a second checkpoint with --against OTHER"
-            raise UsageError("--close is for a comparison", "", hint)
+            hint: Text = ("name a second checkpoint with ", Option("against", "OTHER"))
+            raise UsageError((option(flag), " is for a comparison"), "", hint)
         if flag in USED_BY and users.isdisjoint(USED_BY[flag]):
             checks = " or ".join(name for name in USED_BY[flag] if name != RECORD)
-            hint = f"leave it out, or add {checks} to --checks"
-            raise UsageError(f"{flag} would not be used by --checks {','.join(asked.names)}", "", hint)
+            hint = (f"leave it out, or add {checks} to ", Option("checks"))
+            by = Option("checks", ",".join(asked.names))
+            raise UsageError((option(flag), " would not be used by ", by), "", hint)
     if not asked.by_name:
         return
     if "against" in asked.names and not asked.has_other:
-        hint = "name it with --against OTHER"
-        raise UsageError("the check against needs a second checkpoint", "--checks", hint)
+        hint = ("name it with ", Option("against", "OTHER"))
+        raise UsageError("the check against needs a second checkpoint", Option("checks"), hint)
     for name in MODEL_CHECKS:
         if name in asked.names and not asked.has_model:
-            raise UsageError(
-                f"the check {name} needs a model", "--checks", "name its config with --config CONFIG"
-            )
+            hint = ("name its config with ", CONFIG)
+            raise UsageError(f"the check {name} needs a model", Option("checks"), hint)
 
 
-def _listed(text: str, known: Sequence[str], flag: str, kind: str) -> list[str]:
+def _listed(text: str, known: Sequence[str], where: Option, kind: str) -> list[str]:
     """The names in a comma-separated list, each of them known."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in known:
-            raise UsageError(f"unknown name {name!r}", flag, hint_for(name, known, kind))
+            raise UsageError(f"unknown name {name!r}", where, hint_for(name, known, kind))
     if not names:
-        raise UsageError("names nothing", flag, f"known {kind}: {', '.join(known)}")
+        raise UsageError("names nothing", where, f"known {kind}: {', '.join(known)}")
     return names
 
 

@@ -23,7 +23,7 @@ from ptsave.core.record import FILE_NAME, Record
 from ptsave.core.tree import SCALARS, dotted
 from ptsave.core.values.digest import hasher, prefix
 from ptsave.core.values.gather import contiguous
-from ptsave.errors import LimitError, LossyError
+from ptsave.errors import LimitError, LossyError, Option
 from ptsave.formats.base import WriteOptions, Written
 from ptsave.formats.folder_files import DCP_METADATA, is_new_record, new_record_name, superfluous
 from ptsave.formats.pickle.emit import Call, Emitter, New, Row, Slot, Table
@@ -177,7 +177,9 @@ class _Layout:
         name = dotted(path)
         if name in self._items:
             raise LossyError(
-                f"dcp cannot hold two values named {name!r}", source_path(self._checkpoint), "--rename one"
+                f"dcp cannot hold two values named {name!r}",
+                source_path(self._checkpoint),
+                Option("rename", tail=" one", otherwise="rename one"),
             )
         if isinstance(value, TensorEntry):
             self._items[name] = self._tensor(path, value)
@@ -324,7 +326,12 @@ def _flatten_dict(
     wrong = next((key for key in node if type(key) not in (str, int)), None)
     if wrong is not None:
         raise LossyError(
-            f"dcp cannot hold the key {wrong!r} of {_spell(path)}", where, "--drop or --rename it"
+            f"dcp cannot hold the key {wrong!r} of {_spell(path)}",
+            where,
+            (
+                Option("drop", tail=" or ", otherwise="leave it out, or "),
+                Option("rename", tail=" it", otherwise="rename it"),
+            ),
         )
     if not is_optimizer and any(type(key) is int for key in node):
         notes.append(f"the integer keys of {_spell(path)} become text, as DCP has no others")

@@ -165,7 +165,7 @@ def refuse_unwritable(checkpoint: Checkpoint, format_name: str = "safetensors") 
             raise LossyError(
                 "safetensors cannot hold a tensor named '__metadata__'",
                 source_path(checkpoint),
-                "--rename it",
+                Option("rename", tail=" it", otherwise="rename it"),
             )
 
 

@@ -1,0 +1,216 @@
+"""inspect, convert and verify from Python: what the commands do, and what they say as data."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from ptsave.core.accounts import Extras
+from ptsave.core.address import located
+from ptsave.errors import UsageError, options_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from ptsave.core.verdict import Verdict
+    from ptsave.verbs.convert import Conversion
+    from ptsave.verbs.inspect import Inspection
+    from ptsave.verbs.runs import RunInspection
+
+PathLike = str | os.PathLike[str]
+Names = str | Sequence[str]
+"""One name or glob, or several."""
+
+
+@overload
+def inspect(
+    path: PathLike,
+    /,
+    *,
+    filter: Names = ...,
+    sort: str = ...,
+    limit: int | None = ...,
+    stats: bool = ...,
+) -> Inspection | RunInspection: ...
+
+
+@overload
+def inspect(
+    *paths: PathLike,
+    filter: Names = ...,
+    sort: str = ...,
+    limit: int | None = ...,
+    stats: bool = ...,
+) -> list[Inspection | RunInspection]: ...
+
+
+def inspect(
+    *paths: PathLike,
+    filter: Names = (),
+    sort: str = "file",
+    limit: int | None = None,
+    stats: bool = False,
+) -> Any:
+    """Say what is in a checkpoint of any format or a run's folder, running none of it; of several, a list.
+
+    The result has `num_tensors`, `num_elements`, `num_bytes`, `rows` (of the tensors that fit a glob of
+    `filter`, sorted by "file", "name", "size" or "dtype", at most `limit`), `data`, `globals`, `record`,
+    `training`, `left_out` and `notes`; of a run, `checkpoints` and `latest`. With `stats` every one of these
+    tensors is read, and `stats` has its least, largest and mean values and so on.
+
+    Raises: UsageError; MissingFileError, UnknownFormatError, CorruptError, LimitError.
+    """
+    from ptsave.verbs.inspect import inspect_path
+
+    with options_of(signature(inspect).parameters):
+        given = _given(locals(), inspect)
+        if not paths:
+            raise UsageError("inspect needs a path", "ptsave.inspect", "name what to look into")
+        results = [
+            inspect_path(
+                located(path), globs=_several(filter), sort=sort, limit=limit, stats=stats, given=given
+            )
+            for path in paths
+        ]
+    return results[0] if len(results) == 1 else results
+
+
+def convert(
+    *paths: PathLike,
+    format: str | None = None,
+    select: str | None = None,
+    only: Names = (),
+    drop: Names = (),
+    strip_prefix: str | None = None,
+    rename: Mapping[str, str] | Sequence[str] = (),
+    dtype: str | torch.dtype | None = None,
+    contiguous: bool = False,
+    dense: bool = False,
+    extras: Extras = "fail",
+    shard_size: str | int = "5GB",
+    digest: str = "xxh3_128",
+    no_record: bool = False,
+    no_check: bool = False,
+    dry_run: bool = False,
+    overwrite: bool = False,
+) -> Conversion:
+    """Write the tensors of all paths but the last to the last one, in its format; say what became of them.
+
+    The suffix of the last path chooses the format, or `format` names it. `select` takes a part ("model",
+    "optimizer" or a dotted key), `only` and `drop` are globs of names, `strip_prefix` ("auto": what wrappers
+    put there) and `rename` (pattern → text, as re.sub) change names, `dtype` casts floating-point tensors,
+    `contiguous` and `dense` (sparse and quantized tensors) lay them out plainly. `extras` says what becomes
+    of what the target cannot hold. With `dry_run` nothing is written. The result has `num_tensors`,
+    `num_bytes`, `dropped`, `renamed`, `dense` and `notes`.
+
+    Raises: UsageError; LossyError and other RefusedErrors, and there is no destination then, or the old one;
+    UnreadableError for a source.
+    """
+    from ptsave.formats.base import WriteOptions, digest_algorithm
+    from ptsave.verbs.convert import convert_paths, parse_extras, parse_size
+    from ptsave.verbs.edit import parse_edits
+
+    with options_of(signature(convert).parameters):
+        given = _given(locals(), convert)
+        options = WriteOptions(
+            overwrite=overwrite,
+            record=not no_record,
+            digest=digest_algorithm(digest),
+            check=not no_check,
+            shard_bytes=parse_size(str(shard_size)),
+        )
+        renames = [rename] if isinstance(rename, str) else rename
+        cast = None if dtype is None else str(dtype)
+        edits = parse_edits(_several(only), _several(drop), strip_prefix, renames, cast, contiguous, dense)
+        return convert_paths(
+            [located(path) for path in paths],
+            options,
+            edits,
+            format=format,
+            select=select,
+            extras=parse_extras(extras),
+            dry_run=dry_run,
+            given=given,
+        )
+
+
+def verify(
+    path: PathLike,
+    *,
+    config: PathLike | None = None,
+    trust_recorded: bool | Names = False,
+    against: PathLike | None = None,
+    close: bool = False,
+    checks: Names | None = None,
+    allow: Names = (),
+    allow_infinite: Names = (),
+    through: Names | None = None,
+    strict: bool = False,
+    record: bool = False,
+    select: str | None = None,
+    device: str = "cpu",
+    set: Names = (),
+    app_dir: PathLike | None = None,
+) -> Verdict:
+    """Give a verdict on a checkpoint, or on the folder of a run: same bytes, same keys, same behaviour.
+
+    The options are those of `ptsave verify`, which lists the `checks`: without a `config` (or
+    `trust_recorded`, as for `ptsave.load`) those that need a model are skipped, and named as that. `against`
+    is a second checkpoint that must hold the same.
+
+    >>> verdict = ptsave.verify("model.pt", config="net.toml")
+    >>> verdict.is_yes, verdict.because, verdict.findings
+    >>> verdict.raise_for_no()
+
+    Raises: UsageError, also for an option that no check would use; UnreadableError for what cannot be read at
+    all. That a checkpoint is damaged, unsafe or another one is no error: the verdict says it.
+    """
+    from ptsave.models.verify.one import Listener, Request, verify_path
+    from ptsave.verbs.verify import choose
+
+    notes: list[str] = []
+    with options_of(signature(verify).parameters):
+        trusted = ["*"] if trust_recorded is True else _several(trust_recorded or ())
+        asked = choose(
+            _listed(checks),
+            config=_path(config),
+            trusted=trusted,
+            against=None if against is None else located(against),
+            close=close,
+            through=_listed(through),
+            record=record,
+            given=_given(locals(), verify),
+            infinite=_several(allow_infinite),
+        )
+        folder = _path(app_dir) or Path()
+        request = Request(
+            located(path), asked, _several(allow), _several(set), select, device, folder, strict
+        )
+        verdict, _ = verify_path(request, Listener(notes.append))
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+    return verdict
+
+
+def _given(values: Mapping[str, Any], function: Any) -> list[str]:
+    """Those options of a function that have another value than its default, as the flags of the command."""
+    parameters = signature(function).parameters.values()
+    options = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+    return [f"--{p.name.replace('_', '-')}" for p in options if values[p.name] is not p.default]
+
+
+def _several(names: Names) -> Sequence[str]:
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _listed(names: Names | None) -> str | None:
+    """Names as the command takes them: with commas between them."""
+    return names if names is None or isinstance(names, str) else ",".join(names)
+
+
+def _path(path: PathLike | None) -> Path | None:
+    return None if path is None else Path(path)

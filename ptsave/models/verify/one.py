@@ -1,0 +1,136 @@
+"""verify in one process: a verdict on a checkpoint, or on the folder of a run. Only a model takes torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ptsave.core.address import Location, on_disk
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.verdict import Verdict
+from ptsave.formats import open_checkpoint
+from ptsave.verbs import verify as verb
+from ptsave.verbs.checks.subject import Asked, Subject
+from ptsave.verbs.request import Bar, unseen
+from ptsave.verbs.runs import is_run, refuse_flags
+
+if TYPE_CHECKING:
+    from ptsave.models.save import Recorded
+    from ptsave.models.verify.subject import ModelSubject
+
+Outcome = tuple[Verdict, Mapping[str, str | int | float]]
+"""A verdict, and what a report says of how it came about."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to verify, and how."""
+
+    path: Location
+    asked: Asked
+    allow: Sequence[str] = ()
+    overrides: Sequence[str] = ()
+    select: str | None = None
+    device: str = "cpu"
+    app_dir: Path = Path()
+    is_strict: bool = False
+    """Whether warnings count as failures."""
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who is told what on the way."""
+
+    warn: Callable[[str], None]
+    bar: Bar = unseen
+    began: verb.Began = lambda check: None
+    """Told the name of each check, or of each checkpoint of a run."""
+    opened: Callable[[], None] = lambda: None
+    """Called once it is known which files are read."""
+    recorded: Callable[[Recorded], None] = lambda recorded: None
+
+
+def verify_path(request: Request, listener: Listener) -> Outcome:
+    """Come to a verdict.
+
+    Raises: UsageError for options that do not go together, and what opening a checkpoint raises.
+    """
+    if is_run(request.path):
+        return verify_run(request, listener)
+    asked, start = request.asked, time.monotonic()
+    with ExitStack() as opened:
+        source = opened.enter_context(open_checkpoint(request.path))
+        other = opened.enter_context(open_checkpoint(asked.other)) if asked.other is not None else None
+        if asked.has_model:
+            from ptsave.models.imports import in_front
+
+            opened.enter_context(in_front(request.app_dir))
+        model = _model(request, source, other, listener.warn) if asked.has_model else None
+        if model is not None:
+            other = model.other
+        listener.opened()
+        with listener.bar("reading", verb.total_bytes(asked.names, source, other)) as advance:
+            subject = Subject(source, other, asked, request.allow, advance, select=request.select)
+            if model is not None:
+                subject = replace(subject, parameters=model.parameters, tolerance=model.config.tolerance)
+            findings = verb.verify_file(subject, listener.began)
+        if model is None:
+            verdict = verb.without_model(subject, findings)
+        else:
+            from ptsave.models.verify.run import verify_model
+
+            verdict = verify_model(model, asked.names, findings, listener.began)
+        verdict = replace(verdict, is_strict=request.is_strict)
+        source.check_unchanged()
+        if other is not None:
+            other.check_unchanged()
+        if model is not None and asked.records and verdict.is_yes:
+            from ptsave.models.save import add_behaviour
+
+            listener.recorded(add_behaviour(model))
+        target = model.config.model.target if model is not None else None
+        return verdict, verb.facts(source, target, request.device, time.monotonic() - start)
+
+
+def _model(
+    request: Request, source: Checkpoint, other: Checkpoint | None, warn: Callable[[str], None]
+) -> ModelSubject:
+    from ptsave.models.verify.run import subject_of
+
+    return subject_of(
+        source,
+        other,
+        request.asked.config,
+        request.overrides,
+        trusted=request.asked.trusted,
+        other_config=request.asked.other_config,
+        select=request.select,
+        device=request.device,
+        app_dir=request.app_dir,
+        through=request.asked.through,
+        warn=warn,
+    )
+
+
+def verify_run(request: Request, listener: Listener) -> Outcome:
+    """Come to a verdict on the folder of a run.
+
+    Raises: UsageError for an option that is about one checkpoint.
+    """
+    from ptsave.formats.run_folder import list_run
+    from ptsave.verbs import verify_run as verb_of_run
+
+    path, asked = on_disk(request.path, "the folder of a run"), request.asked
+    refuse_flags(path, verb.about_one(asked))
+    start, files = time.monotonic(), list_run(path)
+    listener.opened()
+    with listener.bar("reading", verb_of_run.total_bytes(files, asked)) as advance:
+        verdict = verb_of_run.verify_run(
+            files, asked, allow=request.allow, progress=advance, began=listener.began
+        )
+    verdict = replace(verdict, is_strict=request.is_strict)
+    return verdict, verb_of_run.facts(path, files, time.monotonic() - start)

@@ -1,0 +1,96 @@
+"""What a verb is asked, by a command or from Python: options that it would not use, who sees its progress.
+
+Options are known by their flags here, `--allow-missing`; errors spell them for their reader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+
+from ptsave.errors import Option, Text, UsageError
+
+ALWAYS = ("--json", "--quiet", "--verbose")
+"""The flags that say how to print, which every command uses."""
+
+Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""Shows the progress of work of a name and a size in bytes; what it opens is told the bytes as they pass."""
+
+
+@contextmanager
+def unseen(label: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
+    """A Bar that shows nothing."""
+    yield lambda num_bytes: None
+
+
+def option(flag: str, value: str = "") -> Option:
+    """The option of a flag: that of `--allow-missing` is `allow_missing`."""
+    return Option(flag.removeprefix("--").replace("-", "_"), value)
+
+
+def refuse_unused(given: Collection[str], unused: Mapping[str, Text]) -> None:
+    """Insist that every flag is used.
+
+    `given`: the flags of the command line, spelled in full. `unused`: the flags that this run of the command
+    does not look at, each with the reason.
+
+    Raises: UsageError naming the first of them.
+    """
+    for flag in given:
+        if flag in unused:
+            why = unused[flag]
+            reason = why if isinstance(why, tuple) else (why,)
+            raise UsageError(
+                (option(flag), " would not be used: ", *reason), "", ("leave ", option(flag), " out")
+            )
+
+
+def unused_by_save(*, has_weights: bool, allows_missing: bool, no_record: bool) -> dict[str, Text]:
+    """The flags of `save` that these make useless."""
+    unused: dict[str, Text] = {}
+    if has_weights and not allows_missing:
+        unused["--seed"] = ("the weights come from ", option("--weights"))
+    if not has_weights:
+        unused["--select"] = ("it chooses from ", option("--weights"))
+        unused["--extras"] = ("it is about what ", option("--weights"), " would leave out")
+        unused |= dict.fromkeys(
+            ("--allow-missing", "--allow-unexpected", "--tie"), ("it is about ", option("--weights"))
+        )
+    if no_record:
+        unused["--digest"] = (option("--no-record"), " leaves the digests out")
+        unused["--no-behaviour"] = (option("--no-record"), " leaves the behaviour out")
+    return unused
+
+
+def unused_by_load(*, has_config: bool, has_outputs: bool) -> dict[str, Text]:
+    """The flags of `load` that these make useless."""
+    unused: dict[str, Text] = {}
+    if has_config:
+        unused["--trust-recorded"] = (option("--config"), " names the class")
+    else:
+        unused["--set"] = ("it overrides a value of ", option("--config"))
+    if not has_outputs:
+        unused["--overwrite"] = ("only ", option("--outputs"), " writes")
+    return unused
+
+
+def unused_by_inspect(*, diff: bool, tree: bool, stats: bool) -> dict[str, Text]:
+    """The flags of `inspect` that these make useless."""
+    if diff:
+        shown = ("--tree", "--stats", "--filter", "--sort", "--limit")
+        return dict.fromkeys(shown, (option("--diff"), " compares all tensors"))
+    if tree and stats:
+        return {"--tree": (option("--stats"), " shows a table")}
+    return {}
+
+
+def unused_by_convert(*, is_sharded: bool, no_record: bool, dry_run: bool) -> dict[str, Text]:
+    """The flags of `convert` that these make useless; `is_sharded`: whether it may write several files."""
+    unused: dict[str, Text] = {}
+    if not is_sharded:
+        unused["--shard-size"] = "the destination is not sharded"
+    if dry_run:
+        unused["--threads"] = (option("--dry-run"), " moves nothing")
+    if no_record:
+        unused["--digest"] = (option("--no-record"), " leaves the digests out")
+    return unused
