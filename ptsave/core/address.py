@@ -24,6 +24,8 @@ _HUB = re.compile(
     re.DOTALL,
 )
 """Source: huggingface_hub, `HfFileSystem.resolve_path`."""
+_BARE_REVISION = re.compile(r"refs/(?:pr|convert)/[^/%]+|[^/%]+")
+"""One that needs no quoting: of another branch the slashes would begin the path."""
 _VERSION_ID = re.compile(r"(?P<key>.*)\?versionId=(?P<revision>[^&?]+)", re.DOTALL)
 _GENERATION = re.compile(r"(?P<key>.*)#(?P<revision>\d+)", re.DOTALL)
 WEB = ("http", "https")
@@ -86,7 +88,8 @@ class Address:
         """As the user wrote it, without what gives access."""
         secret = "?…" if self.query else ""
         if self.scheme == HUB:
-            at = f"@{self.revision}" if self.revision else ""
+            is_bare = _BARE_REVISION.fullmatch(self.revision)
+            at = f"@{self.revision if is_bare else quote(self.revision, safe='')}" if self.revision else ""
             return f"hf://{self.host}{at}{'/' if self.key else ''}{self.key}"
         named = f"?versionId={self.revision}" if self.scheme == "s3" and self.revision else ""
         named = f"#{self.revision}" if self.scheme == "gs" and self.revision else named

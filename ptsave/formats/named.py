@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import codecs
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 from ptsave.errors import CorruptError, PtsaveError, UnknownFormatError, UnreadableError
@@ -281,7 +283,22 @@ def folder_refusal(folder: InputFolder) -> PtsaveError:
         return UnknownFormatError(
             "the path is a folder, not a checkpoint", where, f"name one file in it: {listed}"
         )
+    inner = list(_with_weights(folder))
+    if inner:
+        listed = ", ".join(map(repr, inner)) + (" has weights" if len(inner) == 1 else " have weights")
+        hint = f"{listed}: name one folder, for example {folder.path / inner[0]}"
+        return UnknownFormatError("the folder holds no checkpoint itself", where, hint)
     return UnknownFormatError("the folder holds no checkpoint", where, _FOLDER_NEEDS)
 
 
+def _with_weights(folder: InputFolder) -> Iterator[str]:
+    """The folders in `folder`, of some at most, that have weights directly in them."""
+    for name in folder.folders()[:MAX_INNER]:
+        with suppress(UnreadableError), folder.inside(name) as inner:
+            if any(name.endswith(_WEIGHT_SUFFIXES) or name == ".metadata" for name in inner.names):
+                yield name
+
+
+MAX_INNER = 16
+"""The most folders of a folder without a checkpoint that are looked in, to say where one is."""
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".pt2", ".npy")

@@ -281,6 +281,17 @@ class InputFolder(ABC):
         """
 
     @abstractmethod
+    def folders(self) -> list[str]:
+        """The names of the folders in it, sorted."""
+
+    @abstractmethod
+    def inside(self, name: str) -> InputFolder:
+        """List the folder `name` in this one.
+
+        Raises: MissingFileError; UnreadableError.
+        """
+
+    @abstractmethod
     def check_unchanged(self) -> None:
         """Insist that all that was read is of one version.
 
@@ -359,6 +370,12 @@ class LocalFolder(InputFolder):
         file = LocalFile(self.path / name, partial(self._open_fd if self._fd >= 0 else self._open_path, name))
         self._opened.append((name, file))
         return file
+
+    def folders(self) -> list[str]:
+        return [name for name in self.names if os.path.isdir(self.path / name)]
+
+    def inside(self, name: str) -> InputFolder:
+        return LocalFolder(self.path / name)
 
     def _open_fd(self, name: str, flags: int) -> int:
         """Open `name` relative to the folder that is open, and take the steps of a link one by one."""

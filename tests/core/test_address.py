@@ -22,6 +22,7 @@ from ptsave.errors import UsageError
         "az://container/a.pt",
         "hf://owner/repo",
         "hf://owner/repo@refs/pr/3/model.safetensors",
+        "hf://owner/repo@feature%2Fx/model.safetensors",
         "hf://datasets/owner/repo@main/a/b.pt",
         "https://host:8443/a%20b/c.pt",
         "memory://folder/a.pt",

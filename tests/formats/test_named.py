@@ -117,6 +117,16 @@ def test_folders(what: str, names: list[str], tmp_path: Path) -> None:
     assert error.value.hint
 
 
+def test_the_hint_names_the_folders_that_have_weights(tmp_path: Path) -> None:
+    for name in ("scheduler/config.json", "unet/diffusion_pytorch_model.safetensors", "dcp/.metadata"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "model_index.json").write_bytes(b"{}")
+    with pytest.raises(UnknownFormatError) as error:
+        open_checkpoint(tmp_path)
+    assert error.value.hint == f"'dcp', 'unet' have weights: name one folder, for example {tmp_path / 'dcp'}"
+
+
 class Breaks:
     def __reduce__(self) -> Any:
         raise KeyboardInterrupt

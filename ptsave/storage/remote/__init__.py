@@ -4,7 +4,7 @@
     pieces         which ranges are asked for: neighbours joined, several at a time, in bounded memory
     request        one range: pinned to a version, checked, retried, within a deadline
     store          what every kind of store does: one request for a range, a list of names
-    http, s3, fs   the kinds of stores; each is imported when an address of its kind is opened
+    http, s3, hub, fs   the kinds of stores; each is imported when an address of its kind is opened
 
 To add a kind of store: one file with a class that is a `Store`, and its line in `store.KINDS`.
 """
@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from ptsave.core.address import Address
 from ptsave.errors import MissingFileError, UnreadableError
-from ptsave.storage.files import InputFile, InputFolder
-from ptsave.storage.remote.file import RemoteFile
+from ptsave.storage.files import InputFile, InputFolder, LocalFile, LocalFolder
+from ptsave.storage.remote.file import RemoteFile, waited
 from ptsave.storage.remote.folder import RemoteFolder
-from ptsave.storage.remote.store import store_of
+from ptsave.storage.remote.request import Deadline, retried
+from ptsave.storage.remote.store import Store, store_of
 
 __all__ = ["RemoteFile", "RemoteFolder", "open_address", "open_prefix"]
 
@@ -26,8 +27,10 @@ def open_address(address: Address) -> InputFile | InputFolder:
 
     Raises: MissingFileError when there is neither; UnreadableError; RefusedError without the store's library.
     """
-    store = store_of(address)
-    address = store.pinned(address)
+    store, address = _pinned(address)
+    copy = store.local(address)
+    if copy is not None:
+        return LocalFolder(copy) if copy.is_dir() else LocalFile(copy)
     if address.key and not address.key.endswith("/"):
         try:
             return RemoteFile(store, address)
@@ -44,5 +47,15 @@ def open_address(address: Address) -> InputFile | InputFolder:
 
 def open_prefix(address: Address) -> InputFolder:
     """The folder at `address`. Raises: MissingFileError when nothing is in it; UnreadableError."""
+    store, address = _pinned(address)
+    copy = store.local(address)
+    return RemoteFolder(store, address) if copy is None else LocalFolder(copy)
+
+
+def _pinned(address: Address) -> tuple[Store, Address]:
+    """The store that `address` is in, and the address at one commit where the store has branches."""
     store = store_of(address)
-    return RemoteFolder(store, store.pinned(address))
+    deadline = Deadline.begin(address)
+    return store, waited(
+        lambda: retried(lambda deadline: store.pinned(address, deadline.wait_s), deadline), deadline
+    )

@@ -58,7 +58,7 @@ class RemoteFile(InputFile):
         block = bytearray(BLOCK_BYTES)
         deadline = Deadline.begin(address)
         try:
-            self.version = _waited(
+            self.version = waited(
                 lambda: read_range(store, address, 0, BLOCK_BYTES, None, deadline, block), deadline
             )
         except WholeError as whole:
@@ -184,7 +184,7 @@ class RemoteFile(InputFile):
 
     def _fetch_now(self, begin: int, end: int) -> bytearray:
         deadline = Deadline.begin(self.path)
-        return _waited(lambda: self._fetched(begin, end, deadline), deadline)
+        return waited(lambda: self._fetched(begin, end, deadline), deadline)
 
     def _fetched(self, begin: int, end: int, deadline: Deadline | None = None) -> bytearray:
         """The bytes from `begin` to `end` of the version that was opened; on a thread of WORKERS."""
@@ -271,7 +271,7 @@ class RemoteFile(InputFile):
         deadline = Deadline.begin(self.path)
         num_bytes = min(1, self.size_bytes)
         with contextlib.suppress(WholeError):  # of the same version
-            _waited(
+            waited(
                 lambda: read_range(
                     self.store, self.path, 0, num_bytes, self.version, deadline, bytearray(num_bytes)
                 ),
@@ -286,7 +286,7 @@ class RemoteFile(InputFile):
             self._spool.close()
 
 
-def _waited(work: Callable[[], T], deadline: Deadline) -> T:
+def waited(work: Callable[[], T], deadline: Deadline) -> T:
     """What `work` returns, done on a thread, so that no server can hold the caller past the deadline."""
     return _result(WORKERS.submit(work), deadline)
 

@@ -6,9 +6,9 @@ import threading
 
 from ptsave.core.address import Address
 from ptsave.errors import LimitError, MissingFileError
-from ptsave.storage.files import InputFile, InputFolder
-from ptsave.storage.remote.file import RemoteFile
-from ptsave.storage.remote.pieces import NUM_REQUESTS, WORKERS
+from ptsave.storage.files import InputFile, InputFolder, LocalFile
+from ptsave.storage.remote.file import RemoteFile, waited
+from ptsave.storage.remote.pieces import NUM_REQUESTS
 from ptsave.storage.remote.request import Deadline, retried
 from ptsave.storage.remote.store import Listed, Store
 
@@ -34,7 +34,7 @@ class RemoteFolder(InputFolder):
         """By name, folders included."""
         if store.has_folders:
             deadline = Deadline.begin(address)
-            self.listed = WORKERS.submit(lambda: retried(self._list, deadline)).result(deadline.left_s + 1)
+            self.listed = waited(lambda: retried(self._list, deadline), deadline)
             if not self.listed:
                 raise MissingFileError("no such object or folder", str(address), "check the address")
         self.names = sorted(self.listed)
@@ -60,10 +60,18 @@ class RemoteFolder(InputFolder):
         self.check_name(name)
         if self.listed and (name not in self.listed or self.listed[name].is_folder):
             raise MissingFileError("no such file", str(self.path / name), "check that the folder is complete")
-        file = RemoteFile(self.store, self.path / name)
+        copy = self.store.local(self.path / name)
+        file = LocalFile(copy) if copy is not None else RemoteFile(self.store, self.path / name)
         with self._lock:
             self._opened.append((name, file))
         return file
+
+    def folders(self) -> list[str]:
+        return [name for name in self.names if self.listed[name].is_folder]
+
+    def inside(self, name: str) -> InputFolder:
+        self.check_name(name)
+        return RemoteFolder(self.store, self.path / name)
 
     def check_unchanged(self) -> None:
         for _, file in self._opened:

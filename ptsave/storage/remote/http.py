@@ -175,7 +175,7 @@ class HttpStore(Store):
                     self._moved[address] = url
                 return self._answer(address, response, begin, version)
             response.close()
-            url = _redirected(address, url, target)
+            url = redirected(address, url, target)
         raise UnreadableError(
             f"the server redirects more than {MAX_REDIRECTS} times", str(address), "check the address"
         )
@@ -296,7 +296,7 @@ def _is_same_place(address: Address, url: str) -> bool:
     return (a.scheme, a.netloc.lower()) == (b.scheme, b.netloc.lower())
 
 
-def _redirected(address: Address, url: str, target: str) -> str:
+def redirected(address: Address, url: str, target: str) -> str:
     """Where `target` leads from `url`.
 
     Raises: UnreadableError for what is no web address, and from https to http.

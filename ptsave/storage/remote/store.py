@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 
 from ptsave.core.address import Address
 from ptsave.errors import MissingFileError, RefusedError, UnreadableError, UsageError
@@ -16,6 +17,7 @@ KINDS = {
     "http": "http.HttpStore",
     "https": "http.HttpStore",
     "s3": "s3.S3Store",
+    "hf": "hub.HubStore",
 }
 """Scheme → the module here and the class in it. Every other scheme is asked of fsspec."""
 OTHERS = "fs.FsspecStore"
@@ -93,12 +95,19 @@ class Store(ABC):
     num_at_once: int = 16
     """How many requests are under way at a time, at most."""
 
-    def pinned(self, address: Address) -> Address:
+    def pinned(self, address: Address, timeout_s: float) -> Address:
         """`address` at what its branch is now, where a store has branches. May take a request.
 
         Raises: as `get`.
         """
         return address
+
+    def local(self, address: Address) -> Path | None:
+        """Where a copy of it lies on this disk that is known to be the same, as a store's own tools keep it.
+
+        Raises: MissingFileError where nothing but a copy may be read, and there is none.
+        """
+        return None
 
     @abstractmethod
     def get(
