@@ -156,10 +156,11 @@ def test_threads_stop_with_the_first_error() -> None:
         started.wait()
         raise MissingFileError("gone")
 
+    others = set(threading.enumerate())  # those that wait for requests to other machines, of an earlier test
     with pytest.raises(MissingFileError):
         run_tasks([(2, slow), (1, fails), (0, slow)])
     assert ended == [True]
-    assert threading.active_count() == 1
+    assert set(threading.enumerate()) <= others
 
 
 def test_where_blocks_cannot_be_shared_they_are_copied(
