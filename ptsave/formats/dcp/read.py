@@ -139,7 +139,7 @@ def _read_record(folder: InputFolder, reader: _Reader) -> Record | None:
         if record is not None and record.belongs_to in (None, reader.metadata_digest):
             return record
     if candidates:
-        reader.notes.append(f"{FILE_NAME} belongs to an earlier save in this folder, and is left out")
+        reader.notes[f"{FILE_NAME} belongs to an earlier save in this folder, and is left out"] = None
         reader.has_stale_record = True
     return None
 
@@ -169,8 +169,9 @@ class _Reader:
         self.metadata_digest = hasher("xxh3_128", data).hexdigest()
         self.globals: dict[str, GlobalUse] = {}
         add_uses(self.globals, self.metadata.globals)
-        self.notes = list(self.metadata.notes)
-        self.dropped: list[str] = []
+        self.notes = dict.fromkeys(self.metadata.notes)
+        self.dropped: dict[str, None] = {}
+        """Each text once, in order: every item of a folder may have some of its own."""
         self.has_stale_record = False
         self._owner = owner
         self._files: dict[str, InputFile] = {}
@@ -226,8 +227,8 @@ class _Reader:
         except CorruptError as error:
             raise CorruptError(f"item {name!r}: {error.what}", error.where, error.hint) from None
         add_uses(self.globals, loaded.globals)
-        self.notes += [note for note in loaded.notes if note not in self.notes]
-        self.dropped += [text for text in loaded.dropped if text not in self.dropped]
+        self.notes |= dict.fromkeys(loaded.notes)
+        self.dropped |= dict.fromkeys(loaded.dropped)
         self._by_place[place] = (name, loaded)
         return loaded
 

@@ -128,7 +128,7 @@ def read(file: InputFile) -> Checkpoint:
             file.path,
             root,
             globals=archive.globals,
-            notes=archive.notes + _notes(archive),
+            notes=[*archive.notes, *_notes(archive)],
             num_code_files=len(programs),
         )
         checkpoint.dropped += archive.dropped
@@ -161,8 +161,9 @@ class _Archive:
             _check_case(directory, self.top)
             refuse_big_endian(directory, self.top, "torch.export.load")
         self.globals: dict[str, GlobalUse] = {}
-        self.notes: list[str] = []
-        self.dropped: list[str] = []
+        self.notes: dict[str, None] = {}
+        self.dropped: dict[str, None] = {}
+        """Each text once, in order: every record of a file may have some of its own."""
         self.taken: set[str] = set()
         """Records that were read as a whole."""
         self.tensors: set[str] = set()
@@ -292,6 +293,9 @@ class _Archive:
             raise CorruptError(what, where, _DAMAGED)
         self.tensors.add(self.top + record)
         storage = self.directory.storage(self.top + record)
+        if not storage.num_bytes and _has_values(meta):
+            what = f"the values of {name[:80]!r}, of which {record} is empty: torch makes zeros of it"
+            self.dropped[what] = None
         kind = "parameter" if about.get("is_param") is True else "tensor"
         try:
             return _tensor(meta, storage, kind)
@@ -306,7 +310,9 @@ class _Archive:
             return {}
         parts = TorchParts()
         loaded = parts.read(self.directory.file, *self.window(record), self.top + record)
-        if not self._holds_no_tensors(record):
+        if self._holds_no_tensors(record):
+            loaded.dropped.clear()  # torch.export marks the inputs that it is given
+        else:
             self._records += parts.records
         return self._take(loaded)
 
@@ -331,7 +337,7 @@ class _Archive:
         if f"{top}data.pkl" not in inner.entries:
             raise CorruptError("the file holds no data.pkl", self.where(record), _DAMAGED)
         self._take(load_record(inner, f"{top}data.pkl", Shapes(torchscript.SHAPES, objects.build, storages)))
-        self.dropped.append(f"{record}, an object of a custom class in C++")
+        self.dropped[f"{record}, an object of a custom class in C++"] = None
         return Opaque("torch.export.custom_object", state={"record": self.top + record})
 
     def judge_others(self) -> None:
@@ -350,13 +356,13 @@ class _Archive:
         """What Python's own pickle wrote into `record`; what it names is told."""
         self._take(load_record(self.directory, self.top + record, torch_shapes()))
         self.taken.add(self.top + record)
-        self.dropped.append(f"{record}, a pickled object of a class of its own")
+        self.dropped[f"{record}, a pickled object of a class of its own"] = None
         return Opaque("torch.export.opaque_object", state={"record": self.top + record})
 
     def _take(self, loaded: Loaded) -> Any:
-        self.dropped += [text for text in loaded.dropped if text not in self.dropped]
+        self.dropped |= dict.fromkeys(loaded.dropped)
         add_uses(self.globals, loaded.globals)
-        self.notes += [note for note in loaded.notes if note not in self.notes]
+        self.notes |= dict.fromkeys(loaded.notes)
         return loaded.root
 
 
@@ -386,6 +392,13 @@ def _tensor(meta: dict[str, Any], storage: Storage, kind: str) -> TensorEntry | 
         raise CorruptError(f"{storage.num_bytes} bytes are no whole number of {dtype}")
     node = StorageNode("", dtype, storage.num_bytes // dtype.itemsize, storage)
     return tensor(node, dtype, _integer(meta["storage_offset"]), shape, strides, meta["requires_grad"], kind)
+
+
+def _has_values(meta: dict[str, Any]) -> bool:
+    """Whether a `TensorMeta` is of a tensor that has elements, on a device that keeps them."""
+    device, sizes = meta.get("device"), meta.get("sizes")
+    is_meta = isinstance(device, dict) and device.get("type") == "meta"
+    return not is_meta and isinstance(sizes, list) and {"as_int": 0} not in sizes
 
 
 def _integer(value: dict[str, Any]) -> int:

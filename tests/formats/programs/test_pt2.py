@@ -197,6 +197,39 @@ def test_what_has_no_bytes_or_no_strides_is_shown(tmp_path: Path) -> None:
             assert isinstance(checkpoint.root["w"], Opaque)
 
 
+def test_an_empty_record_is_named(program: bytes, tmp_path: Path) -> None:
+    """What is exported with fake weights: torch.export.load makes zeros of them, without a word."""
+    path = tmp_path / "m.pt2"
+    path.write_bytes(program)
+    repacked(path, data__weights__weight_0=b"")
+    weight = torch.export.load(path).state_dict["first.weight"]
+    assert not weight.any()
+    with open_checkpoint(path) as checkpoint:
+        left = [one.what for one in checkpoint.accounts.left_out]
+        assert [what for what in left if "'first.weight'" in what]
+        assert "first.weight" not in checkpoint.tensors
+
+
+@pytest.mark.parametrize(
+    "about", [{"device": {"type": "meta", "index": None}}, {"sizes": [{"as_int": 0}, {"as_int": 3}]}]
+)
+def test_an_empty_record_of_what_has_no_values(about: dict[str, Any], tmp_path: Path) -> None:
+    with open_checkpoint(write(tmp_path / "m.pt2", {"w": payload(**about)}, b"")) as checkpoint:
+        assert not checkpoint.accounts.left_out
+
+
+def test_marks_of_the_inputs_are_no_loss(tmp_path: Path) -> None:
+    x = torch.ones(2, 3)
+    torch._dynamo.mark_dynamic(x, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.save(torch.export.export(nn.Linear(3, 3), (x,)), tmp_path / "m.pt2")
+    with zipfile.ZipFile(tmp_path / "m.pt2") as archive:
+        assert any(b"_specialize_on" in archive.read(name) for name in archive.namelist())
+    with open_checkpoint(tmp_path / "m.pt2") as checkpoint:
+        assert not checkpoint.accounts.left_out
+
+
 def subclass() -> bytes:
     return saved(torch.ones(2))
 
