@@ -345,7 +345,10 @@ def _can_be_copied(model: nn.Module, selection: Selection, name: str) -> bool:
     entry = selection.tensors.get(name)
     try:
         value = torch.zeros(entry.shape, dtype=torch_dtype(entry)) if entry else selection.extra[name]
-        own.detach().clone().copy_(to_torch(value, name))
+        made = to_torch(value, name)
+        if getattr(made, "is_meta", False):
+            return False  # a skeleton would take it, and have no values
+        own.detach().clone().copy_(made)
     except (RuntimeError, NotImplementedError, TypeError, AttributeError):
         return False
     return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import io
+import shlex
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
@@ -18,7 +19,7 @@ from ptsave.core.tree import CYCLE, map_leaves, walk
 from ptsave.core.values.digest import DEFAULT
 from ptsave.core.values.resolved import resolved
 from ptsave.errors import LossyError
-from ptsave.formats.kinds.objects import parameter_data
+from ptsave.formats.kinds.objects import is_meta, is_nested, parameter_data, parts_by_name
 from ptsave.formats.kinds.quantized import integers_of, is_quantized, parameters
 from ptsave.formats.pickle.shapes import Payload
 from ptsave.storage.fetch import fetch, fetching
@@ -125,6 +126,12 @@ def _to_torch(value: Any, name: str, is_checked: bool) -> Any:
         return _quantized(value, name, is_checked)
     if isinstance(value, Opaque) and value.name in _SPARSE:
         return _sparse(value, name, is_checked)
+    if is_nested(value):
+        return _nested(value, name, is_checked)
+    if is_meta(value):
+        dtype, size, stride, requires_grad = parts_by_name(value)
+        made = torch.empty_strided(size, stride, dtype=getattr(torch, dtype.name), device="meta")
+        return made.requires_grad_(requires_grad)
     if isinstance(value, Opaque) and value.name == "_io.BytesIO":
         return _bytes_io(value, name)
     if isinstance(value, io.BytesIO):  # each reader begins where it was
@@ -132,7 +139,8 @@ def _to_torch(value: Any, name: str, is_checked: bool) -> Any:
         copied.seek(value.tell())
         return copied
     if isinstance(value, (Opaque, Global)):
-        raise LossyError(f"{name!r} is a {value.name}, which is not plain data", "", "it cannot be loaded")
+        hint = f"`ptsave convert --drop {shlex.quote(name)}` leaves it out"
+        raise LossyError(f"{name!r} is a {value.name}, which is not plain data", "", hint)
     return value
 
 
@@ -142,7 +150,7 @@ def refused_part(value: Any) -> Opaque | Global | None:
         leaf: Any = parameter_data(node)
         if not isinstance(leaf, (Opaque, Global)) or leaf is CYCLE or is_quantized(leaf):
             continue
-        if leaf.name not in (*_SPARSE, "_io.BytesIO"):
+        if leaf.name not in (*_SPARSE, "_io.BytesIO") and not is_nested(leaf) and not is_meta(leaf):
             return leaf
     return None
 
@@ -199,6 +207,41 @@ def _sparse(value: Opaque, name: str, is_checked: bool) -> torch.Tensor:
         )
     except (RuntimeError, TypeError, ValueError, KeyError) as error:
         raise LossyError(f"the sparse tensor {name!r} is damaged: {error}", "", "save it again") from error
+
+
+def _nested(value: Opaque, name: str, is_checked: bool) -> torch.Tensor:
+    """The nested tensor whose rows lie in one buffer.
+
+    Raises: LossyError where one does not lie inside it.
+    """
+    buffer, *parts = (to_torch(part, name, is_checked) for part in parts_by_name(value))
+    if not _are_inside(buffer, *parts):
+        raise LossyError(f"the nested tensor {name!r} is damaged", "", "save it again")
+    return torch._nested_view_from_buffer(buffer, *parts)
+
+
+def _are_inside(
+    buffer: torch.Tensor, sizes: torch.Tensor, strides: torch.Tensor, offsets: torch.Tensor
+) -> bool:
+    """Whether each row lies in the buffer, in Python's integers, which do not overflow; torch does not look.
+
+    Source: aten/src/ATen/NestedTensorImpl.cpp.
+    """
+    if buffer.dim() != 1 or not buffer.is_contiguous() or offsets.dim() != 1 or offsets.dtype != torch.int64:
+        return False
+    if not len(offsets):
+        return not sizes.numel() and not strides.numel()
+    if sizes.dim() != 2 or sizes.shape != strides.shape or len(sizes) != len(offsets):
+        return False
+    if sizes.dtype != torch.int64 or strides.dtype != torch.int64:
+        return False
+    for size, stride, offset in zip(sizes.tolist(), strides.tolist(), offsets.tolist(), strict=True):
+        if min(*size, *stride, offset, 0) < 0:
+            return False
+        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        if 0 not in size and last >= len(buffer):
+            return False
+    return True
 
 
 def _bytes_io(value: Opaque, name: str) -> io.BytesIO:
