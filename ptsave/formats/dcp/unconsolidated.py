@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import re
 from contextlib import ExitStack
-from typing import Any
 
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.own_process import no_garbage_collection
-from ptsave.core.strict_json import parse_object
 from ptsave.errors import CorruptError, LimitError
 from ptsave.formats.base import FolderFormat
 from ptsave.formats.dcp.chunks import Box, assemble, check_cover
+from ptsave.formats.safetensors import chunk_offsets
 from ptsave.formats.safetensors import read as safetensors_read
 from ptsave.storage.files import InputFile, InputFolder
 
@@ -27,7 +26,6 @@ MAX_FILES = 20_000
 """Cap on the files of one checkpoint."""
 
 _FILE = re.compile(r"shard-(?P<rank>\d{5,6})-model-\d{5,6}-of-\d{5,6}\.safetensors")
-_INFO = "DCP_SHARDING_INFO"
 _DAMAGED = "the folder is incomplete or mixes two checkpoints; copy it again"
 
 Chunks = dict[str, list[tuple[Box, TensorEntry]]]
@@ -69,21 +67,16 @@ def _read_file(file: InputFile, chunks: Chunks) -> None:
     """Add one rank's tensors to `chunks`."""
     where = str(file.path)
     tensors, metadata, _ = safetensors_read.read_header(file)
-    if _INFO not in metadata:
-        raise CorruptError(f"the file has no {_INFO}, which says where its chunks belong", where, _DAMAGED)
-    table = parse_object(metadata[_INFO].encode(), _INFO, where)
+    if chunk_offsets.KEY not in metadata:
+        raise CorruptError(
+            f"the file has no {chunk_offsets.KEY}, which says where its chunks belong", where, _DAMAGED
+        )
+    table = chunk_offsets.table_of(metadata, where)
     for name, entry in tensors.items():
-        offsets = _offsets(table.get(name))
+        offsets = chunk_offsets.offsets_of(table.get(name))
         if offsets is None or len(offsets) != len(entry.shape):
-            raise CorruptError(f"{_INFO} does not say where {name!r} belongs", where, _DAMAGED)
+            raise CorruptError(f"{chunk_offsets.KEY} does not say where {name!r} belongs", where, _DAMAGED)
         chunks.setdefault(name, []).append((Box(offsets, entry.shape), entry))
-
-
-def _offsets(about: Any) -> tuple[int, ...] | None:
-    offsets = about.get("saved_offsets") if isinstance(about, dict) else None
-    if not isinstance(offsets, list) or not all(type(n) is int and 0 <= n < 2**63 for n in offsets):
-        return None
-    return tuple(offsets)
 
 
 def _whole(name: str, parts: list[tuple[Box, TensorEntry]], where: str) -> TensorEntry:

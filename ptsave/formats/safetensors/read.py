@@ -21,6 +21,7 @@ from ptsave.core.record import Record
 from ptsave.core.strict_json import parse_object
 from ptsave.errors import CorruptError, LimitError, UnknownFormatError
 from ptsave.formats.base import FileFormat
+from ptsave.formats.safetensors import chunk_offsets
 from ptsave.storage.files import InputFile
 from ptsave.storage.windows import FileStorage
 
@@ -37,6 +38,10 @@ MAX_NOTES = 20
 """How many left-out names are told one by one."""
 
 _METADATA = "__metadata__"
+_MAY_BE_CHUNKS = (
+    "torch.distributed.checkpoint wrote the file: where its folder has one for each rank, "
+    "a tensor may be a chunk"
+)
 _F4 = BY_SAFETENSORS["F4"]
 _WHITESPACE = b" \t\r\n"
 _INT64_MAX = 2**63 - 1
@@ -67,10 +72,14 @@ def read(file: InputFile) -> Checkpoint:
         else:
             root = with_aliases(tensors, record, str(file.path))
         metadata = {key: text for key, text in metadata.items() if key not in ties or key not in root}
+        dropped = []
+        if chunk_offsets.KEY in metadata:
+            dropped = chunk_offsets.missing_from(metadata, str(file.path))
+            notes = [*notes, _MAY_BE_CHUNKS]
     except BaseException:
         file.close()
         raise
-    checkpoint = Checkpoint(NAME, file.path, root, metadata, record=record, notes=notes)
+    checkpoint = Checkpoint(NAME, file.path, root, metadata, record=record, notes=notes, dropped=dropped)
     checkpoint.files.callback(file.close)
     return checkpoint
 

@@ -12,6 +12,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
+from ptsave.cli import app
 from ptsave.errors import CorruptError
 from ptsave.formats import open_checkpoint
 from tests.formats.torch_reading import assert_same
@@ -96,3 +97,27 @@ def test_a_file_without_offsets(folder: Path) -> None:
     save_file({"x": torch.ones(1)}, folder / "shard-00003-model-00001-of-00001.safetensors")
     with pytest.raises(CorruptError, match="DCP_SHARDING_INFO"):
         open_checkpoint(folder)
+
+
+def test_a_rank_s_file_alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A later chunk is no whole tensor; of the first one the file does not say whether more follow."""
+    first, second = sorted(folder.iterdir())
+    out = tmp_path_factory.mktemp("out") / "out.pt"
+    with open_checkpoint(first) as checkpoint:
+        assert not checkpoint.accounts.left_out
+        assert any("may be a chunk" in note for note in checkpoint.notes)
+    with open_checkpoint(second) as checkpoint:
+        (left,) = checkpoint.accounts.left_out
+        assert "'rows' from [4, 0] on" in left.what
+        assert "'columns' from [0, 4] on" in left.what
+        assert "'one'" not in left.what
+    assert app.run(["convert", str(second), str(out), "-q"]) == 4
+    assert app.run(["convert", str(folder), str(out), "-q"]) == 0
+
+
+def test_an_index_of_a_rank_s_file(folder: Path) -> None:
+    """Its loaders take each chunk for a whole tensor."""
+    table = dict.fromkeys(STATE, "shard-00002-model-00001-of-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": table}))
+    with open_checkpoint(folder / "model.safetensors.index.json") as checkpoint:
+        assert any("'columns'" in left.what for left in checkpoint.accounts.left_out)
