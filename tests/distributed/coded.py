@@ -1,7 +1,8 @@
-"""One rank of many loads, each of a model with loading code of its own, sharded over all ranks by FSDP2.
+"""One rank of many loads, each of a model with loading code of its own, sharded over all ranks by FSDP2 or by
+tensor parallelism.
 
 `python -m` of this module under torchrun, with the names of cases in a JSON file; `NUMBER.pt` is the file of
-each.
+each, and `NUMBER-inside.pt` of the same model inside another one, which `tensor.toml` describes.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 import ptsave
 from ptsave.config.model import ConfigPlace, parse_model
-from ptsave.config.toml import Config
+from ptsave.config.toml import Config, load_config
 from ptsave.core.parts.select import select_model
 from ptsave.distributed.group import Group
 from ptsave.distributed.joined import joined
@@ -31,6 +33,7 @@ from ptsave.distributed.plan import make_plan
 from ptsave.errors import PtsaveError
 from ptsave.formats import open_checkpoint
 from ptsave.models.build import build_model
+from ptsave.models.weights.fill import select_for
 from ptsave.models.weights.own_shard import gathered
 from ptsave.training.foreign import read_training
 from ptsave.training.runs.sharded_read import read_parts
@@ -71,6 +74,36 @@ def _sharded(case: str) -> nn.Module:
     return fully_shard(model, mesh=mesh)
 
 
+def _load_split(group: Group, path: Path, case: str, style: str) -> nn.Module:
+    """The linear layer of a case, split by `style` over the ranks."""
+    config = load_config(Path("tensor.toml"), [f"model.args.case='{case}'", f"parallel.tensor.up='{style}'"])
+    spec = replace(config.model, is_factory=False)
+    with open_checkpoint(path) as checkpoint:
+        model = build_model(spec, device="meta")
+        selection = select_for(model, checkpoint)
+        plan = make_plan(config, group)
+        model, _ = shard_and_fill(group, plan, spec, checkpoint, selection, print, skeleton=model)
+    weight = model.state_dict()["up.weight"]
+    assert isinstance(weight, DTensor)
+    assert not weight.placements[0].is_replicate()
+    return model.get_submodule("up")
+
+
+def _split_case(group: Group, path: Path, case: str, style: str) -> str:
+    theirs = cases.build_inside(case)
+    try:
+        theirs.load_state_dict(torch.load(path, weights_only=False), strict=True)
+    except (RuntimeError, NotImplementedError):
+        theirs = nn.Module()
+    try:
+        ours = _load_split(group, path, case, style)
+    except PtsaveError as error:
+        return f"refused alone: {error}" if len(theirs.state_dict()) else "refused"
+    except Exception:
+        return traceback.format_exc()
+    return _differs(theirs.get_submodule("up"), ours) if len(theirs.state_dict()) else "taken alone"
+
+
 def _case(group: Group, path: Path, case: str, way: str) -> str:
     theirs = cases.build(case)
     try:
@@ -108,6 +141,12 @@ def main() -> None:
             f"{way}: {case}": _case(group, Path(f"{number}.pt"), case, way)
             for number, case in enumerate(wanted)
             for way in ("load", "into", "resume", "parts")
+        }
+        results |= {
+            f"{style}: {case}": _split_case(group, Path(f"{number}-inside.pt"), case, style)
+            for number, case in enumerate(wanted)
+            if isinstance(cases.build(case), nn.Linear)
+            for style in ("colwise", "rowwise")
         }
         if group.is_first:
             Path("results.json").write_text(json.dumps(results))

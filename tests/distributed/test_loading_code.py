@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,12 +19,35 @@ SHARDED_BY_NO_MESH = {"lazy", "observers", "observers of no version"} | {
 """What `fully_shard` itself refuses: parameters and buffers that have no shape yet, or no dimension."""
 
 
+TENSOR = """
+[model]
+factory = "tests.models.weights.test_loading_code.build_inside"
+[model.args]
+case = ""
+[parallel]
+mesh = {tp = 2}
+[parallel.tensor]
+up = "colwise"
+"""
+
+
+def inside(state: dict[str, Any]) -> dict[str, Any]:
+    """The state dict of a model whose `up` has `state`, with its versions."""
+    moved: Any = OrderedDict((f"up.{name}", value) for name, value in state.items())
+    if hasattr(state, "_metadata"):
+        moved._metadata = {f"up.{name}".rstrip("."): about for name, about in state._metadata.items()}
+    return moved  # type: ignore[no-any-return]
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_it_is_strict_load_state_dict(tmp_path: Path) -> None:
     for number, (make, change) in enumerate(CASES.values()):
         torch.manual_seed(1)
-        torch.save(change(make().state_dict()), tmp_path / f"{number}.pt")
+        state = change(make().state_dict())
+        torch.save(state, tmp_path / f"{number}.pt")
+        torch.save(inside(state), tmp_path / f"{number}-inside.pt")
+    (tmp_path / "tensor.toml").write_text(TENSOR)
     (tmp_path / "cases.json").write_text(json.dumps(list(CASES)))
     done = torchrun(2, "cases.json", cwd=tmp_path, module="tests.distributed.coded")
     assert done.returncode == 0, done.stderr

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.utils import parametrizations
+from torch.nn.utils import prune as torch_prune
 
 import ptsave
 from ptsave.cli.app import run
@@ -208,6 +209,28 @@ def quantized() -> nn.Module:
         return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
 
 
+class Symmetric(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.triu() + x.triu(1).transpose(-1, -2)
+
+
+def parametrized() -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    register: Any = nn.utils.parametrize.register_parametrization
+    register(model[0], "weight", Symmetric())
+    return model
+
+
+def pruned(is_more: bool = False) -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    prune: Any = torch_prune
+    prune.l1_unstructured(model[0], "weight", amount=0.5)
+    prune.random_structured(model[2], "weight", amount=1, dim=0)
+    if is_more:
+        prune.random_unstructured(model[2], "bias", amount=1)
+    return model
+
+
 def without(*names: str) -> Callable[[State], State]:
     return lambda state: OrderedDict((k, v) for k, v in state.items() if k not in names)
 
@@ -267,6 +290,11 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[State], State]]] = {
     "spectral norm of no version": (spectral_norm, old_spectral),
     "parametrized spectral norm": (new_spectral_norm, same),
     "spectral norm, new from old": (new_spectral_norm, lambda state: spectral_norm().state_dict()),
+    "parametrized": (parametrized, same),
+    "parametrized, from plain": (parametrized, named("parametrizations.weight.original", "weight")),
+    "pruned": (pruned, same),
+    "pruned, of more": (pruned, lambda state: pruned(is_more=True).state_dict()),
+    "pruned, from plain": (pruned, named("weight_orig", "weight")),
     "observers": (observed, same),
     "observers of no version": (observed, versionless),
     "quantized": (quantized, same),
@@ -355,6 +383,11 @@ def assert_same(one: Any, other: Any) -> None:
 def build(case: str) -> nn.Module:
     torch.manual_seed(2)
     return CASES[case][0]()
+
+
+def build_inside(case: str) -> nn.Module:
+    """The model of a case inside another one, where a style of tensor parallelism can name it."""
+    return nn.Sequential(OrderedDict(up=build(case)))
 
 
 @pytest.mark.filterwarnings("ignore")
