@@ -18,7 +18,7 @@ from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.dtypes import DType
 from ptsave.core.finding import Finding, Kind
 from ptsave.core.record import FILE_NAME, LONGEST_BYTES, MAX_BYTES, Record
-from ptsave.core.storage import SwappedStorage
+from ptsave.core.storage import MemoryStorage, SwappedStorage
 from ptsave.errors import CorruptError, LimitError, UnreadableError
 from ptsave.formats.base import FileFormat
 from ptsave.formats.pickle.inert import Loaded, load
@@ -82,6 +82,7 @@ def read(file: InputFile) -> Checkpoint:
     with ExitStack() as on_failure:
         on_failure.callback(file.close)
         directory = directory_of(file)
+        expect_bookkeeping(directory)
         top = data_folder(directory)
         big_endian = is_big_endian(directory, top)
         loaded = load_pickle(directory, f"{top}data.pkl", ZipStorages(directory, f"{top}data/", big_endian))
@@ -105,6 +106,14 @@ def read(file: InputFile) -> Checkpoint:
 
 
 FORMAT = FileFormat("pt", sniff, read)
+
+
+def expect_bookkeeping(directory: ZipDirectory) -> None:
+    """Say that the pickle and the small records around it will be read."""
+    for name in directory.entries:
+        if name.partition("/")[2] in BOOKKEEPING:
+            storage = directory.storage(name)
+            storage.expect(0, storage.num_bytes)
 
 
 def top_folder(directory: ZipDirectory) -> str | None:
@@ -200,6 +209,10 @@ def load_record(directory: ZipDirectory, name: str, shapes: Shapes) -> Loaded:
     if entry.method == DEFLATED and entry.num_bytes > MAX_INFLATED_PICKLE_BYTES:
         raise LimitError("inflated_pickle_bytes", MAX_INFLATED_PICKLE_BYTES, entry.num_bytes, where)
     is_small = entry.num_bytes <= MAX_CHECKED_PICKLE_BYTES
+    if is_small and directory.file.is_remote:  # once, for the sum and the meaning
+        buffer = bytearray(entry.num_bytes)
+        storage.read_into(0, memoryview(buffer))
+        storage = MemoryStorage(memoryview(buffer))
     if is_small and entry.crc32 is not None and crc32_of(storage) != entry.crc32:
         raise CorruptError("damaged: the bytes do not match their CRC-32", where, _HINT)
     return load(storage, 0, shapes, where, is_whole=True)

@@ -17,7 +17,7 @@ from ptsave.storage.files import InputFile, InputFolder, LocalFile, LocalFolder
 from ptsave.storage.remote.file import RemoteFile, waited
 from ptsave.storage.remote.folder import RemoteFolder
 from ptsave.storage.remote.request import Deadline, retried
-from ptsave.storage.remote.store import Store, store_of
+from ptsave.storage.remote.store import NoAccessError, Store, store_of
 
 __all__ = ["RemoteFile", "RemoteFolder", "open_address", "open_prefix"]
 
@@ -34,6 +34,8 @@ def open_address(address: Address) -> InputFile | InputFolder:
     if address.key and not address.key.endswith("/"):
         try:
             return RemoteFile(store, address)
+        except NoAccessError:
+            raise
         except MissingFileError:
             if not store.has_folders:
                 raise

@@ -21,6 +21,8 @@ from ptsave.storage.remote.store import Passing, Store, Version
 
 BLOCK_BYTES = 32 * 1024
 """What is read at first of a file's beginning, and of its end: enough for most headers and directories."""
+BEFORE_BYTES = 2 * 1024
+"""What is read of what lies before a directory at the file's end."""
 MAX_KEPT_BYTES = 4 * 1024 * 1024
 """The most of blocks that were read without being expected, which one file keeps."""
 MAX_AHEAD_BYTES = 4 * 1024 * 1024
@@ -73,11 +75,11 @@ class RemoteFile(InputFile):
     def expect(self, extents: Iterable[Extent]) -> None:
         if self._spool is None:
             self._check_process()
-            held = len(self._head)
+            head, tail = len(self._head), self._tail[0]
             self._pieces.expect(
-                (max(begin, held), begin + size - max(begin, held))
+                (max(begin, head), min(begin + size, tail) - max(begin, head))
                 for begin, size in extents
-                if begin + size > held
+                if begin + size > head and begin < tail
             )
 
     def before_tensors(self, check: Callable[[], None]) -> None:
@@ -170,11 +172,15 @@ class RemoteFile(InputFile):
             begin, end = min(begin, max(size - BLOCK_BYTES, len(self._head))), size
         elif len(buffer) < ahead:
             end = min(at + ahead, size)
+        meets_tail = bool(self._tail[1]) and begin < self._tail[0] <= end
+        if meets_tail:  # a directory; some small records lie before it
+            begin, end = max(begin - BEFORE_BYTES, len(self._head)), self._tail[0]
+            buffer = buffer[: end - at]
         data = self._fetch_now(begin, end)
         num_bytes = len(buffer)
         buffer[:] = memoryview(data)[at - begin : at - begin + num_bytes]
-        if is_tail:
-            self._tail = (begin, bytes(data))
+        if is_tail or (meets_tail and len(data) <= MAX_KEPT_BYTES):
+            self._tail = (begin, bytes(data + self._tail[1]))
         elif len(data) <= MAX_KEPT_BYTES:
             with self._lock:
                 self._kept.append((begin, bytes(data)))

@@ -26,7 +26,7 @@ GAP_BYTES = 64 * 1024
 """How many unwanted bytes between two runs are read: fewer than come in a round trip."""
 HELD_BYTES = 48 * 1024 * 1024
 """The most that all pieces together hold: those on their way and those not yet used."""
-_SLACK_BYTES = 32
+_SLACK_BYTES = 64
 NUM_REQUESTS = 16
 """How many requests are under way at a time, at most."""
 T = TypeVar("T")
@@ -101,17 +101,22 @@ class Piece:
 
     def __post_init__(self) -> None:
         self.wanted_bytes = sum(size for _, size in self.runs)
-        self._slack_bytes = _SLACK_BYTES * len(self.runs)
+        self._all_bytes = self.wanted_bytes
 
     @property
     def num_bytes(self) -> int:
         return self.end - self.begin
 
     @property
+    def share_left(self) -> float:
+        """How much of what was expected is still to be read."""
+        return self.wanted_bytes / max(self._all_bytes, 1)
+
+    @property
     def is_used_up(self) -> bool:
         """Whether all was read, but for a few bytes between records that nobody can tell from them ahead."""
-        is_nearly = self.wanted_bytes <= self._slack_bytes
-        return is_nearly and all(size <= 2 * _SLACK_BYTES for _, size in self.runs)
+        is_nearly = self.wanted_bytes <= self._all_bytes // 100
+        return is_nearly and all(size <= _SLACK_BYTES for _, size in self.runs)
 
     def add(self, begin: int, end: int) -> None:
         """Expect these bytes too, which lie in it."""
@@ -119,6 +124,7 @@ class Piece:
         if begin < end:
             insort(self.runs, (begin, end - begin))
             self.wanted_bytes += end - begin
+            self._all_bytes = max(self._all_bytes, self.wanted_bytes)
 
     def expects(self, begin: int, end: int) -> bool:
         """Whether these bytes are in one of its runs."""
@@ -163,12 +169,13 @@ class Held:
             self.num_bytes -= piece.num_bytes
         piece.data = None
 
-    def make_room(self, wanted: Piece) -> None:
-        """Let go of the pieces that nobody has asked for the longest."""
+    def make_room(self, wanted: Piece, share: float = 1.0) -> None:
+        """Let go of the pieces that nobody has asked for the longest, and of which no more is still to be
+        read than `share`."""
         for piece in list(self.pieces.values()):
             if self.has_room(wanted):
                 return
-            if piece.data is not None and piece.data.done():
+            if piece.data is not None and piece.data.done() and piece.share_left <= share:
                 self.drop(piece)
 
 
@@ -244,9 +251,10 @@ class Pieces:
             data = piece.data
             assert data is not None
             for later in self._pieces[at + 1 :]:
-                if not self._held.has_room(later):
-                    break
                 if later.data is None and not later.is_used_up:
+                    self._held.make_room(later, 0.1)
+                    if not self._held.has_room(later):
+                        break
                     self._begin(later)
             return piece, data
 

@@ -87,6 +87,10 @@ class ChangedError(UnreadableError):
     """The object is another one than when it was opened."""
 
 
+class NoAccessError(MissingFileError):
+    """The store does not let us read it."""
+
+
 class Store(ABC):
     """A kind of store, and what it knows of one bucket, repository or host."""
 
@@ -172,9 +176,9 @@ def missing(address: Address, hint: str = "check the address") -> MissingFileErr
     return MissingFileError("no such object", str(address), hint)
 
 
-def no_access(address: Address, what: str, hint: str) -> MissingFileError:
+def no_access(address: Address, what: str, hint: str) -> NoAccessError:
     """The error for an object that the store does not let us read."""
-    return MissingFileError(f"no permission to read: {what}", str(address), hint)
+    return NoAccessError(f"no permission to read: {what}", str(address), hint)
 
 
 def changed(address: Address) -> ChangedError:
