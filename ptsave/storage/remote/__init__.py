@@ -4,7 +4,7 @@
     pieces         which ranges are asked for: neighbours joined, several at a time, in bounded memory
     request        one range: pinned to a version, checked, retried, within a deadline
     store          what every kind of store does: one request for a range, a list of names
-    http, s3, hub, fs   the kinds of stores; each is imported when an address of its kind is opened
+    http, s3, …    the kinds of stores; each is imported when an address of its kind is opened
 
 To add a kind of store: one file with a class that is a `Store`, and its line in `store.KINDS`.
 """

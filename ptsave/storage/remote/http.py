@@ -6,6 +6,7 @@ Source: RFC 9110 (HTTP semantics): sections 8.8.3 (ETag), 10.2.3 (Retry-After), 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
@@ -14,7 +15,7 @@ from base64 import b64encode
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from ptsave.core.address import Address
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     import urllib3
 
 MAX_REDIRECTS = 5
+MAX_JSON_BYTES = 64 * 1024 * 1024
+"""Cap on one answer about the objects in a store."""
 CONNECT_S = 15.0
 """How long to wait for a connection, in seconds."""
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,18})-(\d{1,18})|\*)/(\d{1,18})", re.IGNORECASE)
@@ -56,7 +59,8 @@ class Connections:
         """By process, since a fork must not share connections, and proxy."""
         self._lock = Lock()
 
-    def _pool(self, url: str) -> urllib3.PoolManager:
+    def pool(self, url: str) -> urllib3.PoolManager:
+        """The connections that lead to `url`."""
         parts = urlsplit(url)
         proxies = urllib.request.getproxies()
         proxy = proxies.get(parts.scheme) or proxies.get("all") or ""
@@ -84,7 +88,7 @@ class Connections:
         """
         lib = self._urllib3.exceptions
         try:
-            return self._pool(url).request(
+            return self.pool(url).request(
                 method,
                 url,
                 headers={"Accept-Encoding": "identity", "User-Agent": "ptsave", **headers},
@@ -143,6 +147,23 @@ def answer_of(response: urllib3.BaseHTTPResponse, version: Version, begin: int, 
             response.close()
 
     return Answer(version, begin, end, read, close)
+
+
+def json_of(response: urllib3.BaseHTTPResponse) -> Any:
+    """The JSON that `response` has; closes it. Raises: Passing; Faulty."""
+    answer = answer_of(response, Version(-1), 0, 0)
+    try:
+        text = bytearray()
+        while data := answer.read(MAX_JSON_BYTES):
+            text += data
+            if len(text) > MAX_JSON_BYTES:
+                raise Faulty("the server's answer does not end")
+    finally:
+        answer.close()
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise Faulty("the server's answer is no JSON") from None
 
 
 class HttpStore(Store):

@@ -11,7 +11,6 @@ Source: https://huggingface.co/docs/hub/api; huggingface_hub: `file_download.py`
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from ptsave.storage.remote.http import (
     MAX_REDIRECTS,
     Connections,
     answer_of,
+    json_of,
     range_headers,
     ranged,
     redirected,
@@ -46,8 +46,6 @@ from ptsave.storage.remote.store import (
 if TYPE_CHECKING:
     import urllib3
 
-MAX_PAGE_BYTES = 64 * 1024 * 1024
-"""Cap on one answer about a repository."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _LOG_IN = "log in (hf auth login) or set HF_TOKEN"
 _RATE = re.compile(r'"\w+"\s*;\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d{1,6})')
@@ -260,23 +258,11 @@ class HubStore(Store):
     def _json(self, address: Address, url: str, timeout_s: float) -> tuple[Any, str | None]:
         """What the Hub says of a repository, and the URL of the next page of it."""
         response, link, _ = self._follow(address, url, {}, timeout_s)
-        answer = answer_of(response, Version(-1), 0, 0)
-        try:
-            if link is not None:
-                raise Faulty("the Hub redirects a question to another host")
-            if response.status != 200:
-                self._refuse(address, response.status, response.headers)
-            text = bytearray()
-            while data := answer.read(MAX_PAGE_BYTES):
-                text += data
-                if len(text) > MAX_PAGE_BYTES:
-                    raise Faulty("the Hub's answer does not end")
-        finally:
-            answer.close()
-        try:
-            found = json.loads(text)
-        except ValueError:
-            raise Faulty("the Hub's answer is no JSON") from None
+        if link is not None or response.status != 200:
+            response.close()
+            self._refuse(address, response.status, response.headers)
+            raise Faulty("the Hub redirects a question to another host")
+        found = json_of(response)
         following = re.search(r'<([^>]*)>\s*;\s*rel="?next"?', response.headers.get("Link", ""))
         if following is None:
             return found, None

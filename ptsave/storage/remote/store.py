@@ -17,6 +17,8 @@ KINDS = {
     "http": "http.HttpStore",
     "https": "http.HttpStore",
     "s3": "s3.S3Store",
+    "gs": "gcs.GcsStore",
+    "az": "azure.AzureStore",
     "hf": "hub.HubStore",
 }
 """Scheme → the module here and the class in it. Every other scheme is asked of fsspec."""
