@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed import TCPStore
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 
+from ptsave.cli import app
 from ptsave.formats import open_checkpoint
 from ptsave.models.behaviour.trace import digest_of
 from ptsave.storage.scan import tensor_digest
@@ -45,17 +49,10 @@ def save(studio: Path, ranks: int, config: str, destination: str, *more: str) ->
     assert done.stderr.count("saved odd.Odd") == 1
 
 
-def test_a_folder_of_two_ranks_is_the_file_it_was_made_of(studio: Path) -> None:
-    """Tensors, ties, digests, behaviour and the model: one process takes it for its own save."""
-    save(studio, 2, "dp.toml", "ckpt", "--weights", "m.safetensors")
-    assert sorted(path.name for path in (studio / "ckpt").iterdir()) == [
-        ".metadata",
-        "__0_0.distcp",
-        "__1_0.distcp",
-        "ptsave.json",
-    ]
-    assert digests(studio / "ckpt") == digests(studio / "m.safetensors")
-    with open_checkpoint(studio / "ckpt") as one, open_checkpoint(studio / "m.safetensors") as other:
+def assert_made_of(folder: Path, file: Path) -> None:
+    """Tensors, ties, digests, behaviour and the model."""
+    assert digests(folder) == digests(file)
+    with open_checkpoint(folder) as one, open_checkpoint(file) as other:
         assert one.record is not None
         assert other.record is not None
         assert one.record.digests == other.record.digests
@@ -64,6 +61,43 @@ def test_a_folder_of_two_ranks_is_the_file_it_was_made_of(studio: Path) -> None:
         assert other.record.behaviour is not None
         assert one.record.behaviour["calls"] == other.record.behaviour["calls"]
         assert one.tensors["head.weight"].view == one.tensors["embed.weight"].view
+
+
+def test_a_folder_of_one_rank_is_the_file_it_was_made_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rank is this process, and torchrun's store is beside it."""
+    write_models(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert app.run(["save", "plain.toml", "m.safetensors"]) == 0
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    ranks = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": True}
+    with monkeypatch.context() as launch:
+        for name, value in {**ranks, **where, "TORCHELASTIC_RUN_ID": "one", "PTSAVE_TIMEOUT": 60}.items():
+            launch.setenv(name, str(value))
+        assert app.run(["save", "dp.toml", "ckpt", "--weights", "m.safetensors"]) == 0
+    assert not torch.distributed.is_initialized()
+    assert sorted(os.listdir("ckpt")) == [".metadata", "__0_0.distcp", "ptsave.json"]
+    assert_made_of(Path("ckpt"), Path("m.safetensors"))
+    assert app.run(["verify", "ckpt", "-c", "plain.toml"]) == 0
+    assert app.run(["convert", "ckpt", "back.safetensors"]) == 0
+    assert app.run(["inspect", "back.safetensors", "--diff", "m.safetensors"]) == 0
+    del sys.modules["odd"]
+
+
+@pytest.mark.slow
+def test_a_folder_of_two_ranks_is_the_file_it_was_made_of(studio: Path) -> None:
+    """One process takes it for its own save."""
+    save(studio, 2, "dp.toml", "ckpt", "--weights", "m.safetensors")
+    assert sorted(path.name for path in (studio / "ckpt").iterdir()) == [
+        ".metadata",
+        "__0_0.distcp",
+        "__1_0.distcp",
+        "ptsave.json",
+    ]
+    assert_made_of(studio / "ckpt", studio / "m.safetensors")
     ptsave(studio, "verify", "ckpt", "-c", "plain.toml")
     ptsave(studio, "convert", "ckpt", "back.safetensors")
     ptsave(studio, "inspect", "back.safetensors", "--diff", "m.safetensors")
