@@ -18,7 +18,7 @@ from tests.crash.tally import summary
 from tests.support import Command
 
 if TYPE_CHECKING:
-    from tests.workshop import Workshop
+    from tests.workshop import Saved, Workshop
 
 pytest_plugins = ("tests.servers.fixtures",)
 
@@ -80,6 +80,32 @@ def ptsave(tmp_path: Path, clean_env: dict[str, str]) -> Command:
     return run
 
 
+@pytest.fixture
+def ptsave_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Command:
+    """Run `ptsave ARGUMENTS` as `ptsave` does, but in this process, which saves the start of another."""
+    from ptsave.cli import app
+
+    def run(
+        *arguments: object, code: int = 0, cwd: Path | None = None, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        words = [*map(str, arguments)]
+        with monkeypatch.context() as process:
+            process.chdir(cwd or tmp_path)
+            for name in AMBIENT:
+                process.delenv(name, raising=False)
+            for name, value in (env or {}).items():
+                process.setenv(name, value)
+            capfd.readouterr()
+            done = subprocess.CompletedProcess(words, app.run(words), *capfd.readouterr())
+        assert "Traceback" not in done.stderr, done.stderr
+        assert done.returncode == code, (done.args, done.returncode, done.stdout, done.stderr)
+        return done
+
+    return run
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print what the tests counted: faults injected and survived, torn reads, …"""
     reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, ())]
@@ -93,6 +119,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("faults injected and survived")
         for line in summary(counted):
             terminalreporter.line(line)
+
+
+@pytest.fixture(scope="module")
+def saved() -> Saved:
+    """What the tests of one file save once."""
+    return []
 
 
 @pytest.fixture

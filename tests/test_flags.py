@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,14 +19,24 @@ Run = Callable[..., tuple[int, str]]
 SIMPLE = Path(__file__).parents[1] / "configs" / "simple_net.toml"
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, a list of tensors and a run's folder."""
+    folder = tmp_path_factory.mktemp("made")
+    assert app.run(["save", str(SIMPLE), str(folder / "net.pt"), "-q"]) == 0
+    np.savez(folder / "x.npz", x=np.zeros((4, 10), "float32"))
+    (folder / "run").mkdir()
+    torch.save({"step": 1, "model_state_dict": {"w": torch.ones(2)}}, folder / "run" / "step-000000001.pt")
+    return folder
+
+
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run the command line beside a model, a list of tensors and a run's folder; its exit code and stderr."""
+def run(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Run:
+    """Run the command line in a copy of that folder; its exit code and stderr."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    assert app.run(["save", str(SIMPLE), "net.pt", "-q"]) == 0
-    np.savez("x.npz", x=np.zeros((4, 10), "float32"))
-    Path("run").mkdir()
-    torch.save({"step": 1, "model_state_dict": {"w": torch.ones(2)}}, "run/step-000000001.pt")
 
     def call(*arguments: object) -> tuple[int, str]:
         capfd.readouterr()

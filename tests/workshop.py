@@ -79,6 +79,10 @@ high = 50
 """
 
 
+Saved = list[bytes]
+"""The checkpoint of the workshop's model, once a test of the file has saved it."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What `verify --json` said."""
@@ -151,6 +155,14 @@ class Workshop:
         code, out, err = self.run("save", "net.toml", path, *flags)
         assert code == 0, (out, err)
         return path
+
+    def save_once(self, saved: Saved) -> None:
+        """Save `net.safetensors`; after the first test of a file, write what that one saved."""
+        path = self.folder / "net.safetensors"
+        if not saved:
+            self.save(path.name)
+            saved.append(path.read_bytes())
+        path.write_bytes(saved[0])
 
     def verify(
         self, path: str = "net.safetensors", *flags: object, config: str | None = "net.toml"

@@ -17,7 +17,7 @@ import torch
 from ptsave.config.recorded import told_by
 from ptsave.config.toml import load_config
 from ptsave.formats import open_checkpoint
-from tests.workshop import CONFIG, Workshop, edit_record, rewrite
+from tests.workshop import CONFIG, Saved, Workshop, edit_record, rewrite
 
 FILE = Path("net.safetensors")
 Document = dict[str, Any]
@@ -114,17 +114,9 @@ MISFITS: dict[str, Forge] = {
 }
 
 
-@pytest.fixture(scope="module")
-def saved() -> dict[str, bytes]:
-    return {}
-
-
 @pytest.fixture
-def shop(workshop: Workshop, saved: dict[str, bytes]) -> Workshop:
-    if not saved:
-        workshop.save()
-        saved["net"] = FILE.read_bytes()
-    FILE.write_bytes(saved["net"])
+def shop(workshop: Workshop, saved: Saved) -> Workshop:
+    workshop.save_once(saved)
     return workshop
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.workshop import Workshop, edit_record
+from tests.workshop import Saved, Workshop, edit_record
 
 FILE = Path("net.safetensors")
 
@@ -64,10 +64,10 @@ bound = functools.partial(write, "ran")
 
 
 @pytest.fixture
-def shop(workshop: Workshop) -> Workshop:
+def shop(workshop: Workshop, saved: Saved) -> Workshop:
     workshop.write_code(net=HELPERS)
     workshop.write_config('[model]\nclass = "nets.net.Net"\n[inputs.x]\nshape = [2, 4]\n')
-    workshop.save()
+    workshop.save_once(saved)
     return workshop
 
 

@@ -17,6 +17,11 @@ from tests.support import Command
 
 
 @pytest.fixture
+def ptsave(ptsave_here: Command) -> Command:
+    return ptsave_here
+
+
+@pytest.fixture
 def run(tmp_path: Path) -> Path:
     """Three checkpoints, and files of others beside them."""
     folder = tmp_path / "exp1"

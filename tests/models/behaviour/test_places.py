@@ -10,7 +10,7 @@ from torch import nn
 
 from ptsave.models.behaviour.trace import watch, with_precisions
 from ptsave.models.inputs import Arguments
-from tests.workshop import Workshop
+from tests.workshop import Saved, Workshop
 
 VISION = """
 import torch
@@ -68,20 +68,11 @@ class Vit(nn.Module):
 CONFIG = '[model]\nclass = "nets.net.Vit"\n[inputs.x]\nshape = [2, 3, 32, 32]\n'
 
 
-@pytest.fixture(scope="module")
-def saved() -> dict[str, bytes]:
-    return {}
-
-
 @pytest.fixture
-def shop(workshop: Workshop, saved: dict[str, bytes]) -> Workshop:
+def shop(workshop: Workshop, saved: Saved) -> Workshop:
     workshop.write_code(net=VISION)
     workshop.write_config(CONFIG)
-    path = workshop.folder / "net.safetensors"
-    if not saved:
-        workshop.save()
-        saved["net"] = path.read_bytes()
-    path.write_bytes(saved["net"])
+    workshop.save_once(saved)
     return workshop
 
 

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from tests.workshop import CONFIG, Workshop, edit_record, rewrite
+from tests.workshop import CONFIG, Saved, Workshop, edit_record, rewrite
 
 FILE = Path("net.safetensors")
 AGAINST = ("--checks", "against")
 
 
 @pytest.fixture
-def shop(workshop: Workshop) -> Workshop:
+def shop(workshop: Workshop, saved: Saved) -> Workshop:
     """A workshop with a checkpoint whose record says nothing of behaviour, and a copy of it."""
-    workshop.save()
+    workshop.save_once(saved)
     edit_record(FILE, behaviour=None)
     assert workshop.run("convert", FILE, "copy.pt")[0] == 0
     return workshop

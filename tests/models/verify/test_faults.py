@@ -10,25 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from tests.workshop import CONFIG, PARTS, Workshop, edit_record, flip_bit, rewrite
+from tests.workshop import CONFIG, PARTS, Saved, Workshop, edit_record, flip_bit, rewrite
 
 FILE = Path("net.safetensors")
 Tensors = dict[str, Any]
 
 
-@pytest.fixture(scope="module")
-def saved() -> dict[str, bytes]:
-    """The checkpoint of the workshop's model, once it has been made."""
-    return {}
-
-
 @pytest.fixture
-def shop(workshop: Workshop, saved: dict[str, bytes]) -> Workshop:
+def shop(workshop: Workshop, saved: Saved) -> Workshop:
     """A workshop with the checkpoint of its model in `net.safetensors`."""
-    if not saved:
-        workshop.save()
-        saved["net"] = FILE.read_bytes()
-    FILE.write_bytes(saved["net"])
+    workshop.save_once(saved)
     return workshop
 
 
