@@ -23,7 +23,7 @@ from ptsave.errors import CorruptError, LimitError
 from ptsave.formats.base import FileFormat
 from ptsave.formats.pickle.inert import Loaded, load
 from ptsave.formats.torch.objects import torch_shapes
-from ptsave.formats.torch.storages import StorageNode, storage_id, storage_type
+from ptsave.formats.torch.storages import StorageNode, check_location, storage_id, storage_type
 from ptsave.storage.files import InputFile
 from ptsave.storage.windows import FileStorage
 
@@ -127,11 +127,12 @@ class LegacyStorages:
             return rest[0]
         if tag not in ("storage", b"storage") or len(rest) not in (4, 5):
             raise CorruptError("the pickle refers to an object that is neither a storage nor a module")
-        kind, raw_key, _location, count = rest[:4]
+        kind, raw_key, location, count = rest[:4]
         dtype = storage_type(kind)
         key = _key(raw_key)
         if dtype is None or type(count) is not int or not 0 <= count < 2**63:
             raise CorruptError(f"storage {str(key)[:40]} is described impossibly")
+        check_location(location, count)
         root = self._root(key, kind.name, dtype, count)
         view = rest[4] if len(rest) == 5 else None
         return root if view is None else self._view(view, key, root)

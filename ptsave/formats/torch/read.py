@@ -24,7 +24,7 @@ from ptsave.formats.base import FileFormat
 from ptsave.formats.pickle.inert import Loaded, load
 from ptsave.formats.pickle.shapes import Shapes
 from ptsave.formats.torch.objects import torch_shapes
-from ptsave.formats.torch.storages import MetaStorage, StorageNode, storage_id, storage_type
+from ptsave.formats.torch.storages import MetaStorage, StorageNode, check_location, storage_id, storage_type
 from ptsave.formats.zip.checks import check_storages
 from ptsave.formats.zip.reader import DEFLATED, ZipDirectory
 from ptsave.formats.zip.sniff import ZIP_MAGIC, directory_of, sniffed_directory
@@ -252,6 +252,7 @@ class ZipStorages:
             raise CorruptError("the pickle refers to an object that is not a storage")
         if self.has_meta and location == "meta" and self._has_no_bytes(key):
             return MetaStorage(dtype)
+        check_location(location, count)
         node = self._nodes.get(key)
         if node is None:
             node = self._nodes[key] = self._find(key, kind.name, dtype, count)

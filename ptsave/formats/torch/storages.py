@@ -92,6 +92,28 @@ def storage_type(kind: Any) -> DType | None:
     return dtypes.BY_STORAGE_CLASS.get(kind.name.rpartition(".")[2])
 
 
+def check_location(location: Any, num_elements: Any) -> None:
+    """Insist that a storage lies where torch.load puts it as it is: on a device that keeps values.
+
+    On the meta device torch makes tensors without values, whatever bytes the file has; what names no device
+    it refuses, unless it is told another one.
+
+    Source: torch/serialization.py, `_register_package`, `_meta_deserialize`, `default_restore_location`.
+
+    Raises: CorruptError.
+    """
+    if location == "cpu":
+        return
+    if type(location) is bytes and location.isascii():
+        location = location.decode()
+    if type(location) is not str or not _LOCATION.fullmatch(location):
+        raise CorruptError("a storage is on something that is no device, where torch.load does not put it")
+    if location == "meta" and num_elements:
+        raise CorruptError("a storage has bytes and is on the meta device, where torch.load leaves them out")
+
+
+_LOCATION = re.compile(r"cpu|(?!cpu:)[a-z][a-z0-9_]{0,63}(?::[0-9]{1,3})?")
+
 _TEXT_ID = re.compile(
     r"\('storage', <class '(?P<kind>torch\.[\w.]*Storage)'>, '(?P<key>\w+)', '(?P<place>[\w:]+)', "
     r"(?P<count>\d{1,18})(?P<no_view>, None)?\)"

@@ -24,7 +24,7 @@ from ptsave.errors import CorruptError, LimitError
 from ptsave.formats.base import FileFormat
 from ptsave.formats.pickle.inert import load
 from ptsave.formats.torch.objects import torch_shapes
-from ptsave.formats.torch.storages import StorageNode, storage_type
+from ptsave.formats.torch.storages import StorageNode, check_location, storage_type
 from ptsave.formats.torch.tar_members import Member, holds_torch, is_tar
 from ptsave.formats.torch.tar_members import members as torch_members
 from ptsave.formats.torch.tensors import MAX_RANK, tensor
@@ -135,6 +135,10 @@ def _read_storages(reader: _Reader) -> dict[int, StorageNode]:
         if dtype is None or type(key) is not int or key in storages:
             raise reader.corrupt("a storage's description is malformed")
         count = int.from_bytes(reader.take(_INT64), "little")
+        try:
+            check_location(described[1], count)
+        except CorruptError as error:
+            raise reader.corrupt(error.what) from None
         num_bytes = count * dtype.itemsize
         storage = FileStorage(reader.file, reader.skip(num_bytes), num_bytes)
         storages[key] = StorageNode(described[2].name, dtype, count, storage)

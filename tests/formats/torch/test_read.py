@@ -8,6 +8,7 @@ import struct
 import zipfile
 from argparse import Namespace
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from ptsave.formats import open_checkpoint
 from ptsave.verbs.checks.bytes import bytes_
 from ptsave.verbs.checks.subject import Subject
 from tests.attacks import torch_files as tf
-from tests.attacks.pickles import Call, Name
+from tests.attacks.pickles import Call, Name, Pers
 from tests.attacks.pickles import dump as pickle_of
 from tests.attacks.zips import DEFLATED, Entry, zip_bytes
 from tests.formats.torch_reading import assert_holds, assert_same, bytes_of, bytes_of_torch, packaged
@@ -240,6 +241,36 @@ class TestUnusualTensors:
         tensor = torch.arange(4, dtype=torch.int16)
         checkpoint, _ = self.read(tmp_path / "a.pt", tensor.untyped_storage())
         assert bytes_of(checkpoint.tensors["t.data"]) == bytes_of_torch(tensor)
+
+
+def located(location: Any) -> bytes:
+    return tf.pt({"w": tf.tensor(of=tf.storage(location=location))})
+
+
+def located_in_legacy(location: Any) -> bytes:
+    of = Pers(("storage", Name("torch", "FloatStorage"), "0", location, 4, None))
+    return tf.legacy({"w": tf.tensor(of=of)})
+
+
+@pytest.mark.parametrize("make", [located, located_in_legacy])
+@pytest.mark.parametrize("location", ["meta", "", "cpu:0", "nowhere at all", b"\xff", None, 5, ("cpu",)])
+def test_a_storage_that_torch_leaves_out(make: Callable[[Any], bytes], location: Any, tmp_path: Path) -> None:
+    """torch.load makes tensors without values on the meta device, and refuses what is no device."""
+    path = tmp_path / "a.pt"
+    path.write_bytes(make(location))
+    with contextlib.suppress(RuntimeError, TypeError, UnicodeDecodeError):
+        assert torch.load(path, weights_only=False)["w"].is_meta
+    with pytest.raises(CorruptError, match=r"meta device|no device"):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize("make", [located, located_in_legacy])
+@pytest.mark.parametrize("location", ["cpu", b"cpu", "cuda:0", "mps", "xpu:1", "privateuseone:0"])
+def test_a_storage_of_any_device(make: Callable[[Any], bytes], location: Any, tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    path.write_bytes(make(location))
+    with open_checkpoint(path) as checkpoint:
+        assert bytes_of(checkpoint.tensors["w"]) == tf.FOUR
 
 
 class Marked(torch.Tensor):

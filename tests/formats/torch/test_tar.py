@@ -107,6 +107,12 @@ WRONG = {
     "a count that is no number": {"tensors": pickled("3")},
     "too few bytes": {"storages": pickled(1, (11, "cpu", torch.FloatStorage)) + struct.pack("<q", 2**40)},
     "an unknown storage class": {"storages": pickled(1, (11, "cpu", int)) + struct.pack("<q", 0)},
+    "a storage on no device": {
+        "storages": pickled(1, (11, None, torch.FloatStorage)) + struct.pack("<q", 0) + pickled([])
+    },
+    "a storage on the meta device": {
+        "storages": STORAGES.replace(b"cpu", b"met").replace(b"X\3\0\0\0met", b"X\4\0\0\0meta")
+    },
     "a storage twice": {"storages": pickled(2) + 2 * (pickled((11, "cpu", torch.FloatStorage)) + bytes(8))},
     "a view past the end": {
         "storages": STORAGES[: -len(pickled([(13, 11, 2, 3)]))] + pickled([(13, 11, 4, 3)])
