@@ -147,15 +147,14 @@ class RemoteFile(InputFile):
         taken = self._pieces.take(at)
         if taken is None:
             return 0
-        piece, future = taken
-        data = _result(future, Deadline.begin(self.path))
-        with memoryview(data) as view:
-            part = view[at - piece.begin : at - piece.begin + len(buffer)]
-            num_bytes = len(part)
-            buffer[:num_bytes] = part
-            part.release()
-        if counts:
-            self._pieces.used(piece, at, at + num_bytes)
+        piece, fetched = taken
+        num_bytes = 0
+        try:
+            data = memoryview(_result(fetched.future, Deadline.begin(self.path)))
+            num_bytes = min(len(buffer), piece.end - at)
+            buffer[:num_bytes] = data[at - piece.begin : at - piece.begin + num_bytes]
+        finally:
+            self._pieces.give_back(piece, fetched, at, at + num_bytes if counts else at)
         return num_bytes
 
     def _copy_new(self, at: int, buffer: memoryview) -> int:
@@ -190,21 +189,24 @@ class RemoteFile(InputFile):
 
     def _fetch_now(self, begin: int, end: int) -> bytearray:
         deadline = Deadline.begin(self.path)
-        return waited(lambda: self._fetched(begin, end, deadline), deadline)
+        memory = bytearray(end - begin)
+        return waited(lambda: self._fetched(begin, end, memory, deadline), deadline)
 
-    def _fetched(self, begin: int, end: int, deadline: Deadline | None = None) -> bytearray:
-        """The bytes from `begin` to `end` of the version that was opened; on a thread of WORKERS."""
-        buffer = bytearray(end - begin)
+    def _fetched(
+        self, begin: int, end: int, memory: bytearray, deadline: Deadline | None = None
+    ) -> bytearray:
+        """`memory` with the bytes from `begin` to `end` of the version that was opened; on a thread of
+        WORKERS."""
         deadline = deadline or Deadline.begin(self.path)
         try:
-            read_range(self.store, self.path, begin, end, self.version, deadline, buffer)
+            read_range(self.store, self.path, begin, end, self.version, deadline, memory)
         except WholeError:
             what = "the server obeyed ranges when the file was opened, and does not any more"
             raise UnreadableError(what, str(self.path), "download the file, and name the copy") from None
         except UnreadableError as error:
             self._error = error
             raise
-        return buffer
+        return memory
 
     def _spooled(self, version: Version) -> tuple[IO[bytes], Version]:
         """Read the whole object into a file without a name, from a server that does not know ranges.

@@ -20,11 +20,11 @@ from typing import TypeVar
 from ptsave.storage import system
 from ptsave.storage.files import Extent
 
-PIECE_BYTES = 8 * 1024 * 1024
+PIECE_BYTES = 4 * 1024 * 1024
 """The most that one request asks for."""
 GAP_BYTES = 64 * 1024
 """How many unwanted bytes between two runs are read: fewer than come in a round trip."""
-HELD_BYTES = 48 * 1024 * 1024
+HELD_BYTES = 24 * 1024 * 1024
 """The most that all pieces together hold: those on their way and those not yet used."""
 _SLACK_BYTES = 64
 NUM_REQUESTS = 16
@@ -89,6 +89,18 @@ class Workers:
 
 
 @dataclass(eq=False)
+class Fetched:
+    """The bytes of a piece, or the request for them."""
+
+    future: Future[bytearray]
+    num_readers: int = 0
+    """How many threads wait for them, or copy from them."""
+    is_dropped: bool = False
+    is_left: bool = False
+    """Whether its memory was given away: nobody may read it any more."""
+
+
+@dataclass(eq=False)
 class Piece:
     """One range that is asked for as a whole."""
 
@@ -96,7 +108,7 @@ class Piece:
     end: int
     runs: list[Extent]
     """What is expected of it and was not read yet, in order; no two overlap."""
-    data: Future[bytearray] | None = None
+    data: Fetched | None = None
     """Its bytes, once it is asked for."""
 
     def __post_init__(self) -> None:
@@ -154,12 +166,31 @@ class Held:
     pieces: OrderedDict[int, Piece] = field(default_factory=OrderedDict)
     """By identity."""
     num_bytes: int = 0
+    free: list[bytearray] = field(default_factory=list)
+    """Memory of PIECE_BYTES to be used again: fresh memory takes longer than the copy into it."""
+
+    def memory(self, num_bytes: int) -> bytearray:
+        """Memory for a piece."""
+        with self.lock:
+            if num_bytes == PIECE_BYTES and self.free:
+                return self.free.pop()
+        return bytearray(num_bytes)
+
+    def leave(self, data: Fetched) -> None:
+        """Keep the memory of what nobody reads any more."""
+        done = data.future
+        is_over = data.is_dropped and not data.num_readers and done.done() and not done.cancelled()
+        if not is_over or data.is_left or done.exception():
+            return
+        data.is_left = True
+        if self.num_bytes + PIECE_BYTES * len(self.free) < HELD_BYTES and len(done.result()) == PIECE_BYTES:
+            self.free.append(done.result())
 
     def has_room(self, piece: Piece) -> bool:
         return self.num_bytes + piece.num_bytes <= HELD_BYTES
 
-    def add(self, piece: Piece, data: Future[bytearray]) -> None:
-        piece.data = data
+    def add(self, piece: Piece, future: Future[bytearray]) -> None:
+        piece.data = Fetched(future)
         self.pieces[id(piece)] = piece
         self.num_bytes += piece.num_bytes
 
@@ -167,7 +198,10 @@ class Held:
         """Let go of its bytes; who has them keeps them until it has copied them."""
         if self.pieces.pop(id(piece), None) is not None:
             self.num_bytes -= piece.num_bytes
-        piece.data = None
+        if piece.data is not None:
+            piece.data.is_dropped = True
+            self.leave(piece.data)
+            piece.data = None
 
     def make_room(self, wanted: Piece, share: float = 1.0) -> None:
         """Let go of the pieces that nobody has asked for the longest, and of which no more is still to be
@@ -175,15 +209,16 @@ class Held:
         for piece in list(self.pieces.values()):
             if self.has_room(wanted):
                 return
-            if piece.data is not None and piece.data.done() and piece.share_left <= share:
+            if piece.data is not None and piece.data.future.done() and piece.share_left <= share:
                 self.drop(piece)
 
 
 class Pieces:
     """The pieces of one object."""
 
-    def __init__(self, held: Held, fetch: Callable[[int, int], bytearray]) -> None:
-        """`fetch`: reads the bytes from one offset to another (not included); on a thread of WORKERS."""
+    def __init__(self, held: Held, fetch: Callable[[int, int, bytearray], bytearray]) -> None:
+        """`fetch`: reads the bytes from one offset to another (not included) into memory, and returns that;
+        on a thread of WORKERS."""
         self._held = held
         self._fetch = fetch
         self._new: list[Extent] = []
@@ -233,8 +268,11 @@ class Pieces:
         self._new.clear()
         self._pieces = sorted([*kept, *_pieces_of(runs)], key=_begin)
 
-    def take(self, offset: int) -> tuple[Piece, Future[bytearray]] | None:
-        """The piece that has the byte at `offset`, and its data, asked for by now; None where none has."""
+    def take(self, offset: int) -> tuple[Piece, Fetched] | None:
+        """The piece that has the byte at `offset`, and its data, asked for by now; None where none has.
+
+        `give_back` must follow.
+        """
         with self._held.lock:
             self._plan()
             at = bisect_right(self._pieces, offset, key=_begin) - 1
@@ -250,6 +288,7 @@ class Pieces:
                 self._held.pieces.move_to_end(id(piece))
             data = piece.data
             assert data is not None
+            data.num_readers += 1
             for later in self._pieces[at + 1 :]:
                 if later.data is None and not later.is_used_up:
                     self._held.make_room(later, 0.1)
@@ -259,14 +298,20 @@ class Pieces:
             return piece, data
 
     def _begin(self, piece: Piece) -> None:
-        self._held.add(piece, WORKERS.submit(lambda: self._fetch(piece.begin, piece.end)))
+        def fetch() -> bytearray:
+            return self._fetch(piece.begin, piece.end, self._held.memory(piece.num_bytes))
 
-    def used(self, piece: Piece, begin: int, end: int) -> None:
-        """Note that these bytes of `piece` were read; the last let go of it."""
+        self._held.add(piece, WORKERS.submit(fetch))
+
+    def give_back(self, piece: Piece, data: Fetched, begin: int, end: int) -> None:
+        """Note that these bytes of `piece`, which may be none, were read; the last let go of it."""
         with self._held.lock:
-            piece.count(begin, end)
-            if piece.is_used_up:
-                self._held.drop(piece)
+            data.num_readers -= 1
+            if begin < end:
+                piece.count(begin, end)
+                if piece.is_used_up:
+                    self._held.drop(piece)
+            self._held.leave(data)
 
     def next_after(self, offset: int) -> int | None:
         """Where the first piece after `offset` begins."""
@@ -279,10 +324,12 @@ class Pieces:
         with self._held.lock:
             for piece in self._pieces:
                 if piece.data is not None:
-                    piece.data.cancel()
+                    piece.data.future.cancel()
                 self._held.drop(piece)
             self._pieces.clear()
             self._new.clear()
+            if not self._held.pieces:
+                self._held.free.clear()
 
 
 def _pieces_of(runs: list[Extent]) -> Iterator[Piece]:
