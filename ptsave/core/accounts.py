@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.storage import Storage
+from ptsave.core.tree import are_scalars
 from ptsave.errors import LossyError, Option, UsageError
 
 Extras = Literal["fail", "drop", "keep"]
@@ -194,7 +195,7 @@ def _children(node: Any) -> Iterator[_Child] | None:
     if isinstance(node, dict):
         return _of_dict(node)
     if isinstance(node, (list, tuple, set, frozenset)):
-        return ((i, child, False, False) for i, child in enumerate(node))
+        return None if are_scalars(node) else ((i, child, False, False) for i, child in enumerate(node))
     return _of_opaque(node) if isinstance(node, Opaque) else None
 
 

@@ -34,12 +34,20 @@ _PARTS_OF_TENSOR = 3
 
 Path = tuple[Any, ...]
 
-SCALARS = (str, int, float, bool, type(None), bytes, complex, bytearray)
+_TEXTS = (str, bytes, bytearray)
+SCALARS = (*_TEXTS, int, float, bool, type(None), complex)
+_SCALAR_TYPES = frozenset(SCALARS)
 
 
 def is_scalar(value: Any) -> bool:
     """Whether `value` is plain data that nothing nests in."""
     return isinstance(value, SCALARS)
+
+
+def are_scalars(values: Iterable[Any]) -> bool:
+    """Whether all of `values`, of which a file may have millions, are plain data."""
+    kinds = {*map(type, values)}
+    return kinds <= _SCALAR_TYPES or all(issubclass(kind, SCALARS) for kind in kinds)
 
 
 def dotted(path: Iterable[Any], under: str = "") -> str:
@@ -112,6 +120,7 @@ def rewrite(
     containers: tuple[type, ...] = (dict, list, tuple, Mapping),
     once: bool = True,
     keeps_cycles: bool = True,
+    keeps_scalars: bool = False,
     where: str = "",
 ) -> Any:
     """A copy of `root` with what `leaf(path, value)` returns for each leaf; GONE leaves it out.
@@ -122,7 +131,8 @@ def rewrite(
 
     `containers`: what is entered; all else is a leaf. `once`: whether what is shared stays shared, as it
     came out at its first path, so that the work is bounded by the data and not by its paths.
-    `keeps_cycles`: whether what holds itself does so in the copy. `where`: the name of `root` in errors.
+    `keeps_cycles`: whether what holds itself does so in the copy. `keeps_scalars`: whether a list of plain
+    data, which may be long, is copied as it is. `where`: the name of `root` in errors.
 
     Raises: LimitError past MAX_DEPTH; LossyError for what holds itself where that is refused.
     """
@@ -145,7 +155,10 @@ def rewrite(
         is_list, is_tuple = isinstance(made, list), isinstance(node, tuple)
         if once and not (keeps_cycles and is_tuple):
             done[id(original)] = made if keeps_cycles else _OPEN, original
-        for key, child in items_of(node):
+        is_plain = keeps_scalars and isinstance(node, (list, tuple)) and are_scalars(node)
+        if is_plain:
+            made += node
+        for key, child in () if is_plain else items_of(node):
             path.append(key)
             value = visit(child)
             path.pop()
@@ -326,10 +339,11 @@ class _Walk:
             return iter(value.items()) if value else None
         if isinstance(value, (list, tuple)):
             self.meet(value, len(value) + path_cost)
-            if not all(map(is_scalar, value)):
+            if not are_scalars(value):
                 return iter(enumerate(value))
-            for item in value:
-                self.charge_text(item)
+            if not {*map(type, value)}.isdisjoint(_TEXTS):
+                for item in value:
+                    self.charge_text(item)
             return None
         if isinstance(value, Opaque):
             if id(value) in self.met and not value.shared:
@@ -343,7 +357,7 @@ class _Walk:
 
     def charge_text(self, value: Any) -> None:
         """Charge for a long text that is reached again: it is spelled out each time."""
-        if isinstance(value, (str, bytes, bytearray)) and len(value) > _LONG_TEXT:
+        if isinstance(value, _TEXTS) and len(value) > _LONG_TEXT:
             self.meet(value, len(value) // _CHARS_PER_REPEAT)
 
     def meet(self, value: Any, num_parts: int) -> None:
@@ -373,13 +387,28 @@ def with_arrays(root: Any) -> Any:
     tensor = _array(root)
     if tensor is not None:
         return tensor
-    if not any(isinstance(node, Opaque) and node.is_array for _, node in walk(root, _containers_and_objects)):
+    if not _holds_array(root):
         return root
-    return rewrite(root, lambda path, leaf: leaf, enter=arrays_as_tensors)
+    return rewrite(root, lambda path, leaf: leaf, enter=arrays_as_tensors, keeps_scalars=True)
 
 
-def _containers_and_objects(node: Any) -> list[tuple[Any, Any]]:
-    return [item for item in items_of(node) if isinstance(item[1], (dict, list, tuple, Opaque))]
+def _holds_array(root: Any) -> bool:
+    """Whether an array lies in containers, of which a small file may have millions: no paths are spelled."""
+    met: set[int] = set()
+    pending: list[Iterable[Any]] = [(root,)]
+    while pending:
+        for node in pending.pop():
+            if type(node) in _SCALAR_TYPES:
+                continue
+            if isinstance(node, Opaque):
+                if node.is_array:
+                    return True
+            elif isinstance(node, (list, tuple, dict, Mapping)) and node and id(node) not in met:
+                met.add(id(node))
+                children = node if isinstance(node, (list, tuple)) else node.values()
+                if not are_scalars(children):
+                    pending.append(children)
+    return False
 
 
 def _array(value: Any) -> TensorEntry | None:
@@ -388,7 +417,11 @@ def _array(value: Any) -> TensorEntry | None:
 
 def map_tensors(root: Any, replace: Callable[[TensorEntry], Any]) -> Any:
     """A copy of `root` with each tensor replaced, as `map_leaves` makes it."""
-    return map_leaves(root, lambda leaf: replace(leaf) if isinstance(leaf, TensorEntry) else leaf)
+
+    def leaf(path: Sequence[Any], value: Any) -> Any:
+        return replace(value) if isinstance(value, TensorEntry) else value
+
+    return rewrite(root, leaf, keeps_scalars=True)
 
 
 def map_leaves(root: Any, replace: Callable[[Any], Any]) -> Any:

@@ -14,7 +14,7 @@ from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.parts.candidates import is_state_dict
 from ptsave.core.parts.packed import packed_beside
 from ptsave.core.parts.select import strip_wrapper_names
-from ptsave.core.tree import GONE, dotted, is_scalar, leaves, rewrite, state_dict_of, with_items
+from ptsave.core.tree import GONE, are_scalars, dotted, leaves, rewrite, state_dict_of, with_items
 from ptsave.core.values.cast import CASTABLE, CastStorage, can_cast, cast
 from ptsave.core.values.gather import laid_out
 from ptsave.errors import LimitError, LossyError, Option, RefusedError, UsageError
@@ -179,7 +179,7 @@ def edit(root: Any, edits: Edits) -> Edited:
         return with_items(node, ((names.get(key, key), value) for key, value in made.items()))
 
     # What is shared may be dropped at one place alone.
-    result.root = rewrite(root, leaf, enter=enter, leave=leave, once=False)
+    result.root = rewrite(root, leaf, enter=enter, leave=leave, once=False, keeps_scalars=not edits.drop)
     _refuse_scaled(root, result)
     if edits.strip_prefix not in (None, AUTO) and not result.renamed:
         raise UsageError(
@@ -219,7 +219,7 @@ def _is_leaf(node: Any) -> bool:
     if isinstance(node, dict):
         return not node
     if isinstance(node, (list, tuple)):
-        return all(map(is_scalar, node))
+        return are_scalars(node)
     return not (isinstance(node, Opaque) and node.shared)
 
 

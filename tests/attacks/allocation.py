@@ -122,6 +122,22 @@ def five_million_empty_dicts() -> bytes:
     return tf.pkl(PROTO2, EMPTY_LIST, MARK, EMPTY_DICT * 5_000_000, APPENDS, STOP)
 
 
+def five_million(opcode: bytes) -> bytes:
+    """In one list, a thousand at a time, as Python's pickler writes it."""
+    return tf.pkl(PROTO2, EMPTY_LIST, (MARK + opcode * 1000 + APPENDS) * 5000, STOP)
+
+
+@attack(SHOWN, slow=True)
+def a_list_of_five_million_nones() -> bytes:
+    """Plain data that is walked by each question that is asked of a checkpoint."""
+    return five_million(NONE)
+
+
+@attack(REFUSED, SHOWN, slow=True)
+def a_list_of_five_million_empty_tuples() -> bytes:
+    return five_million(EMPTY_TUPLE)
+
+
 @attack(REFUSED, slow=True)
 def five_million_dups() -> bytes:
     return tf.pkl(PROTO2, EMPTY_LIST, MARK, EMPTY_TUPLE, DUP * 5_000_000, APPENDS, STOP)

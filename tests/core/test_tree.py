@@ -19,6 +19,7 @@ from ptsave.core.tree import (
     CYCLE,
     GONE,
     MAX_DEPTH,
+    are_scalars,
     dotted,
     items_of,
     leaves,
@@ -340,3 +341,22 @@ def test_a_walk_looks_once_into_what_is_met_often(shared: Any) -> None:
 
     assert sum(1 for _ in walk([shared] * 5, containers)) == 6
     assert looked.count(id(shared)) == 1
+
+
+def test_plain_data_are_told_by_their_types() -> None:
+    class Name(str):
+        __slots__ = ()
+
+    assert are_scalars([1, 2.0, None, "x", b"", True, 1j, bytearray(), Name("n")])
+    assert are_scalars(())
+    assert not are_scalars([1, ()])
+    assert not are_scalars([1, Opaque("x")])
+
+
+def test_plain_lists_are_copied_as_they_are_where_that_is_asked() -> None:
+    asked: list[Any] = []
+    root = {"plain": [1, None, "x"], "pair": (1, 2), "mixed": [1, Opaque("x")]}
+    found = rewrite(root, lambda path, leaf: asked.append(leaf) or leaf, keeps_scalars=True)
+    assert found == root
+    assert found["plain"] is not root["plain"]
+    assert len(asked) == 2

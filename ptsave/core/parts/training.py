@@ -15,7 +15,7 @@ from typing import Any
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.parts.candidates import MODEL_KEYS, Candidate, choose, is_average, is_state_dict
 from ptsave.core.parts.kinds import STATE_KEYS
-from ptsave.core.tree import dotted, is_scalar
+from ptsave.core.tree import are_scalars, dotted
 from ptsave.core.values.numbers import has_values, scalar
 from ptsave.errors import AmbiguousError, UnreadableError
 
@@ -343,7 +343,7 @@ def _is_model(node: Any) -> bool:
 def _is_container(node: Any) -> bool:
     """Whether something may lie in `node`: not in a module, and not in a list of plain values."""
     if isinstance(node, (list, tuple)):
-        return not all(map(is_scalar, node))
+        return not are_scalars(node)
     if isinstance(node, Opaque):
         return not (node.shared or node.is_call_of_scalars)
     return isinstance(node, dict)

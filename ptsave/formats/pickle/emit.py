@@ -292,15 +292,25 @@ class Emitter:
         self._memoize(id(value), value)
         if value:
             self._out += b"("
-            for i, item in enumerate(value):
-                self.value(item, (*path, i))
+            self._elements(value, path)
             self._out += b"e"
+
+    def _elements(self, value: Sequence[Any], path: Path) -> None:
+        if {*map(type, value)} <= _CONSTANT_TYPES:  # a byte each: a small file may have millions
+            for start in range(0, len(value), _AT_ONCE):
+                self._out += b"".join(map(_CONSTANTS.__getitem__, value[start : start + _AT_ONCE]))
+            return
+        for i, item in enumerate(value):
+            emit = _SCALARS.get(type(item))
+            if emit is not None:
+                emit(self, item, (*path, i))
+            else:
+                self.value(item, (*path, i))
 
     def _tuple(self, value: Sequence[Any], path: Path) -> None:
         if len(value) > 3:
             self._out += b"("
-        for i, item in enumerate(value):
-            self.value(item, (*path, i))
+        self._elements(value, path)
         self._out += (b")", b"\x85", b"\x86", b"\x87")[len(value)] if len(value) <= 3 else b"t"
         if value:
             self._memoize(id(value), value)
@@ -387,6 +397,10 @@ _SCALARS: dict[type, Callable[[Emitter, Any, Path], None]] = {
     bytes: Emitter._bytes,
     bytearray: Emitter._bytearray,
 }
+_CONSTANTS = {None: b"N", True: b"\x88", False: b"\x89"}
+_CONSTANT_TYPES = {bool, type(None)}
+_AT_ONCE = 1024
+"""How many constants are joined at a time: that takes 100 bytes for each."""
 _CONTAINERS: dict[type, Callable[[Emitter, Any, Path], None]] = {
     list: Emitter._list,
     tuple: Emitter._tuple,
@@ -397,7 +411,7 @@ _CONTAINERS: dict[type, Callable[[Emitter, Any, Path], None]] = {
 def can_emit(leaf: Any) -> bool:
     """Whether a leaf of a checkpoint's tree, no tensor, is something that `weights_only` loads."""
     if type(leaf) in _CONTAINERS or type(leaf) is dict:
-        return all(map(can_emit, leaf))
+        return {*map(type, leaf)} <= _SCALARS.keys() or all(map(can_emit, leaf))
     return type(leaf) in _SCALARS or isinstance(leaf, (DType, dict)) or _is_device(leaf)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from ptsave.core.dtypes import BY_STORAGE_CLASS, DType
 from ptsave.core.nodes import BITS, PARAMETER_, UNRESOLVED, Opaque, TensorEntry
 from ptsave.core.storage import MemoryStorage
-from ptsave.core.tree import is_scalar
+from ptsave.core.tree import are_scalars, is_scalar
 from ptsave.errors import CorruptError, LimitError
 from ptsave.formats.kinds.objects import META, META_PARTS, PARAMETER
 from ptsave.formats.pickle.shapes import UNKNOWN, Budget, Known
@@ -235,7 +235,7 @@ def _is_tag(name: Any, value: Any, budget: Budget) -> bool:
     if type(value) not in (list, tuple, set, frozenset):
         return is_scalar(value)
     budget.spend(len(value))
-    return all(map(is_scalar, value))
+    return are_scalars(value)
 
 
 MARKS = ("_is_buffer", "_is_param", "_ddp_ignored", "_fsdp_flattened", "_dynamo_", "_has_dynamo_dim_marking")

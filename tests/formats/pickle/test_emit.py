@@ -62,6 +62,12 @@ def test_more_objects_than_a_byte_can_number() -> None:
     assert found[2] is found[0][3]
 
 
+def test_long_lists_of_constants_are_what_they_were() -> None:
+    constants = [None, True, False] * 2000
+    assert pickle.loads(emit([constants, tuple(constants)])) == [constants, tuple(constants)]
+    assert emit([None, True, False]) == b"\x80\x02]q\x00(N\x88\x89e."
+
+
 def test_dictionaries_keep_their_kind_and_attributes() -> None:
     state: Any = OrderedDict(a=1)
     state._metadata = OrderedDict({"": {"version": 1}})
