@@ -30,7 +30,7 @@ from ptsave.models.weights.tensors import memory_of
 from ptsave.training.fingerprint import Item, item_of, part_of
 from ptsave.training.items import MISSING, Path, flatten, named, put, remove, value_at
 from ptsave.training.keys import RANK_VALUES, RANKS, UNSYNCHRONISED, WORLD_SIZE
-from ptsave.training.optimizers.names import GROUPS, PARAMS
+from ptsave.training.optimizers.names import GROUPS, PARAMS, STATE, is_optimizer
 from ptsave.training.runs.contents import OWN_KEYS
 
 RNG, DATA = "rng_state", "data_state_dict"
@@ -435,7 +435,17 @@ def state_of(root: Any, live: Live = _NOTHING, group: Group = ALONE) -> tuple[di
         state = named(state)
         for path in live.others:
             remove(state, path)
+        _forget(state, {path[-1] for path in live.others} - {path[-1] for path in live.mine})
     return state, notes
+
+
+def _forget(state: dict[str, Any], names: set[Any]) -> None:
+    """Take parameters that only other ranks have out of the states of optimizers."""
+    for part in filter(is_optimizer, state.values()):
+        for group in part[GROUPS]:
+            group[PARAMS] = [name for name in group[PARAMS] if name not in names]
+        for name in names:
+            part.get(STATE, {}).pop(name, None)
 
 
 def _has_moved(table: Table, live: Live, group: Group) -> bool:

@@ -198,6 +198,7 @@ def test_the_stages_of_a_pipeline_go_by_their_names(saved: tuple[Path, Said], tm
     for now, was in zip(swapped, reversed(said["pipeline"]), strict=True):
         assert now.get("error") is None
         assert now["from"] == 1
+        assert now["warnings"] == []
         for key, value in was["seen"].items():
             if ".layers." in key or STATE in key:
                 assert now["seen"][key] == value, key
