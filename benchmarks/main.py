@@ -13,7 +13,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import converting, distributed, inspecting, reflinks, saving, startup, training, verifying
+from benchmarks import (
+    addresses,
+    converting,
+    distributed,
+    inspecting,
+    reflinks,
+    saving,
+    startup,
+    training,
+    verifying,
+)
 from benchmarks.files import Files
 from benchmarks.machine import describe
 from benchmarks.measure import SideError, SkipError, compare
@@ -23,7 +33,17 @@ from benchmarks.rows import Row
 RESULTS = Path(__file__).with_name("results.json")
 ROWS: dict[str, Callable[[Files], Row]] = {
     make.__name__.replace("_", "-"): make
-    for module in (startup, inspecting, converting, reflinks, saving, training, distributed, verifying)
+    for module in (
+        startup,
+        inspecting,
+        converting,
+        reflinks,
+        saving,
+        training,
+        distributed,
+        verifying,
+        addresses,
+    )
     for make in module.ROWS
 }
 GIB = 2**30

@@ -89,9 +89,11 @@ def test_every_row_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("benchmarks.reflinks.mount_xfs", lambda files: tmp_path)
     monkeypatch.setattr("subprocess.run", lambda command, check: None)
     for name, make in ROWS.items():
-        row = make(Files(tmp_path, MIB))
-        samples = {side: Samples([1.0 + i], [MIB]) for i, side in enumerate(row.sides)}
-        for result in report.results(name, row, samples):
-            assert result["measured"] >= 0 or "net" in result["work"]
-        for command in row.sides.values():
-            assert all(isinstance(word, str) for word in command.argv(tmp_path))
+        files = Files(tmp_path, MIB)
+        with files.closing:
+            row = make(files)
+            samples = {side: Samples([1.0 + i], [MIB]) for i, side in enumerate(row.sides)}
+            for result in report.results(name, row, samples):
+                assert result["measured"] >= 0 or "net" in result["work"]
+            for command in row.sides.values():
+                assert all(isinstance(word, str) for word in command.argv(tmp_path))

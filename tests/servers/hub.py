@@ -19,6 +19,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
@@ -222,7 +223,7 @@ class Hub:
             return _error(404, "EntryNotFound", "Entry not found", X_Repo_Commit=commit)
         if len(data) < LFS_BYTES:
             return _file(request, data, {"ETag": f'"{_git(data)}"', "X-Repo-Commit": commit})
-        oid = hashlib.sha256(data).hexdigest()
+        oid = _sha256(data)
         self.lfs[oid] = data
         return Answer(
             302,
@@ -357,6 +358,12 @@ def hub_server() -> Iterator[Hub]:
         yield hub
 
 
+@cache
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@cache
 def _git(data: bytes) -> str:
     """The name of a blob. Source: https://git-scm.com/book/en/v2/Git-Internals-Git-Objects."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
@@ -365,7 +372,7 @@ def _git(data: bytes) -> str:
 def _entry(path: str, data: bytes) -> dict[str, Any]:
     entry: dict[str, Any] = {"type": "file", "path": path, "size": len(data), "oid": _git(data)}
     if len(data) >= LFS_BYTES:
-        oid = hashlib.sha256(data).hexdigest()
+        oid = _sha256(data)
         entry["lfs"] = {"oid": oid, "sha256": oid, "size": len(data), "pointerSize": 135}
     return entry
 
