@@ -273,8 +273,9 @@ class InputFolder(ABC):
         """The names of the files that were opened."""
 
     @abstractmethod
-    def open(self, name: str) -> InputFile:
-        """Open the file `name` in this folder.
+    def open(self, name: str, first_bytes: int = 0) -> InputFile:
+        """Open the file `name` in this folder. `first_bytes`: about how many will be read at its beginning,
+        where that is known, so that a remote file comes with them.
 
         Raises: CorruptError when `name` is not a bare file name, or leads out of the folder;
         MissingFileError when it is not there.
@@ -357,7 +358,7 @@ class LocalFolder(InputFolder):
         """The names of the files that were opened."""
         return {name for name, _ in self._opened}
 
-    def open(self, name: str) -> InputFile:
+    def open(self, name: str, first_bytes: int = 0) -> InputFile:
         """Open the file `name` in this folder.
 
         Raises: CorruptError when `name` is not a bare file name, or is a symbolic link that leads out of

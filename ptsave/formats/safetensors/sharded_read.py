@@ -55,6 +55,8 @@ _SHARD = re.compile(
     r"(?P<stem>(?!shard-\d+-model).+)-(?P<number>\d{4,6})-of-(?P<count>\d{4,6})\.(?P<suffix>safetensors|bin|pt|pth)"
 )
 _SHARD_FORMATS = (safetensors_read.FORMAT, torch_read.FORMAT, legacy.FORMAT)
+_ABOUT_BYTES = 104
+"""Of a shard's header: its metadata; of each tensor, what stands there beside its name."""
 _DAMAGED = "the folder is incomplete or mixes two checkpoints; copy or download it again"
 _WEIGHT_MAP = b'"weight_map"'
 
@@ -156,7 +158,7 @@ def read_shards(file: InputFile, folder: InputFolder) -> Checkpoint:
     record = _record(about.pop(records.KEY, None), where)
     checkpoint = Checkpoint(SAFETENSORS, folder.path, {}, record=record)
     try:
-        shards = _open_shards(folder, list(dict.fromkeys(weight_map.values())), checkpoint)
+        shards = _open_shards(folder, _header_bytes(weight_map), checkpoint)
         tensors = _reconcile(weight_map, shards, where)
         checkpoint.metadata = _metadata(about, shards)
         ties: dict[str, str] = {}
@@ -205,13 +207,26 @@ def _record(value: Any, where: str) -> Record | None:
     return Record.from_json(value if isinstance(value, str) else json.dumps(value), where)
 
 
-def _open_shards(folder: InputFolder, names: list[str], owner: Checkpoint) -> dict[str, Checkpoint]:
+def _header_bytes(weight_map: dict[str, str]) -> dict[str, int]:
+    """The shards, and about how long their headers are."""
+    sizes = dict.fromkeys(weight_map.values(), _ABOUT_BYTES)
+    for name, shard in weight_map.items():
+        sizes[shard] += len(name) + _ABOUT_BYTES
+    return sizes
+
+
+def _open_shards(
+    folder: InputFolder, header_bytes: dict[str, int], owner: Checkpoint
+) -> dict[str, Checkpoint]:
     """The shards by file name, to be closed with `owner`."""
+    names = list(header_bytes)
     if len(names) > MAX_SHARDS:
         raise LimitError("shards", MAX_SHARDS, len(names), str(folder.path))
     shards: dict[str, Checkpoint] = {}
     missing = []
-    for name, opened in in_parallel(lambda name: _opened(folder, name), names, folder.num_at_once):
+    for name, opened in in_parallel(
+        lambda name: _opened(folder, name, header_bytes[name]), names, folder.num_at_once
+    ):
         if opened is None:
             missing.append(name)
             continue
@@ -227,10 +242,10 @@ def _open_shards(folder: InputFolder, names: list[str], owner: Checkpoint) -> di
     return shards
 
 
-def _opened(folder: InputFolder, name: str) -> Checkpoint | None:
+def _opened(folder: InputFolder, name: str, first_bytes: int) -> Checkpoint | None:
     """The shard `name`; None where the folder has no such file."""
     try:
-        file = folder.open(name)
+        file = folder.open(name, first_bytes)
     except MissingFileError:
         if name in folder.names:
             raise

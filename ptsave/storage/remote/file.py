@@ -23,6 +23,8 @@ BLOCK_BYTES = 32 * 1024
 """What is read at first of a file's beginning, and of its end: enough for most headers and directories."""
 BEFORE_BYTES = 2 * 1024
 """What is read of what lies before a directory at the file's end."""
+MAX_FIRST_BYTES = 1024 * 1024
+"""The most that is read at first where a longer header is expected."""
 MAX_KEPT_BYTES = 4 * 1024 * 1024
 """The most of blocks that were read without being expected, which one file keeps."""
 MAX_AHEAD_BYTES = 4 * 1024 * 1024
@@ -42,8 +44,11 @@ class RemoteFile(InputFile):
 
     is_remote = True
 
-    def __init__(self, store: Store, address: Address) -> None:
-        """Raises: MissingFileError; UnreadableError when the server does not answer, or answers wrongly."""
+    def __init__(self, store: Store, address: Address, first_bytes: int = 0) -> None:
+        """`first_bytes`: about how many will be read at its beginning, where that is known.
+
+        Raises: MissingFileError; UnreadableError when the server does not answer, or answers wrongly.
+        """
         self.path: Address = address
         self.memo = {}
         self.store = store
@@ -57,16 +62,17 @@ class RemoteFile(InputFile):
         self._kept: list[tuple[int, bytes]] = []
         """Blocks and their offsets, the one that was asked for last at the end."""
         self._ahead_bytes = 0
-        block = bytearray(BLOCK_BYTES)
+        first_bytes = min(max(first_bytes, BLOCK_BYTES), MAX_FIRST_BYTES)
+        block = bytearray(first_bytes)
         deadline = Deadline.begin(address)
         try:
             self.version = waited(
-                lambda: read_range(store, address, 0, BLOCK_BYTES, None, deadline, block), deadline
+                lambda: read_range(store, address, 0, first_bytes, None, deadline, block), deadline
             )
         except WholeError as whole:
             self._spool, self.version = self._spooled(whole.version)
             self._spool.seek(0)
-            block = bytearray(self._spool.read(BLOCK_BYTES))
+            block = bytearray(self._spool.read(first_bytes))
         self.size_bytes = self.version.size_bytes
         self._head = bytes(block)
         self._tail = (self.size_bytes, b"")

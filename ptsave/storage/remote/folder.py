@@ -56,12 +56,14 @@ class RemoteFolder(InputFolder):
     def opened(self) -> set[str]:
         return {name for name, _ in self._opened}
 
-    def open(self, name: str) -> InputFile:
+    def open(self, name: str, first_bytes: int = 0) -> InputFile:
         self.check_name(name)
         if self.listed and (name not in self.listed or self.listed[name].is_folder):
             raise MissingFileError("no such file", str(self.path / name), "check that the folder is complete")
+        if name.endswith(".json") and name in self.listed:  # an index is read whole
+            first_bytes = self.listed[name].size_bytes
         copy = self.store.local(self.path / name)
-        file = LocalFile(copy) if copy is not None else RemoteFile(self.store, self.path / name)
+        file = LocalFile(copy) if copy is not None else RemoteFile(self.store, self.path / name, first_bytes)
         with self._lock:
             self._opened.append((name, file))
         return file

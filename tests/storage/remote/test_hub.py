@@ -153,6 +153,25 @@ def test_a_folder_of_200_shards_takes_two_requests_a_shard(at_hub: Hub) -> None:
     assert at_hub.server.count("HEAD") == 0
 
 
+def test_shards_of_many_tensors_come_with_their_header(at_hub: Hub) -> None:
+    """The index says how long a header is, about."""
+    files: dict[str, bytes] = {}
+    weight_map = {}
+    for shard in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"):
+        names = [f"layers.{shard[10]}.experts.{i}.down_proj.weight" for i in range(1000)]
+        files[shard] = save({name: np.full((2, 64), 1, np.float32) for name in names}, {"format": "pt"})
+        weight_map |= dict.fromkeys(names, shard)
+    at_hub.create(
+        REPO, files | {"model.safetensors.index.json": json.dumps({"weight_map": weight_map}).encode()}
+    )
+    with open_checkpoint(f"hf://{REPO}") as checkpoint:
+        assert checkpoint.tensors.keys() == weight_map.keys()
+    _, *shards = at_hub.cdn.log
+    (length,) = {int.from_bytes(data[:8], "little") for data in files.values()}
+    assert len(shards) == 2
+    assert all(length < one.num_bytes_out <= length + 65536 for one in shards)
+
+
 def test_an_index_leads_to_its_shards(at_hub: Hub) -> None:
     files, tensors = shards(3)
     at_hub.create(REPO, {f"sub/{name}": data for name, data in files.items()})
