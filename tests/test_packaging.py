@@ -75,7 +75,7 @@ def test_every_dependency_is_imported_and_every_import_is_one(root: Path) -> Non
     """The libraries of stores are extras, and imported by the files of stores alone."""
     text = (root / "pyproject.toml").read_text()
     listed = _listed("dependencies", text)
-    stores = {"http", "s3", "gcs", "azure", "hf"} & set(re.findall(r"^(\w+) = \[", text, re.M))
+    stores = {"http", "s3", "gcs", "azure", "hf", "fs"} & set(re.findall(r"^(\w+) = \[", text, re.M))
     extras = {name for store in stores for name in _listed(store, text)}
     remote = root / "ptsave" / "storage" / "remote"
     paths = set((root / "ptsave").rglob("*.py"))

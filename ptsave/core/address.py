@@ -46,7 +46,7 @@ class Address:
     query: str = field(default="", repr=False)
     """Of a web address, without the question mark. Never shown: it may be a signature."""
     user: str = field(default="", repr=False)
-    """`USER:PASSWORD` of a web address. Never shown."""
+    """`USER:PASSWORD`, as a web address may have it. Never shown."""
 
     @property
     def name(self) -> str:
@@ -121,12 +121,13 @@ def located(where: str | os.PathLike[str] | Address) -> Location:
         return _web(scheme, rest)
     if scheme == HUB:
         return _hub(rest)
-    host, _, key = rest.partition("/")
+    host, _, key = ("", "", rest.lstrip("/")) if scheme == "memory" else rest.partition("/")
+    user, _, host = host.rpartition("@")
     revision = ""
     pattern = {"s3": _VERSION_ID, "gs": _GENERATION}.get(scheme)
     if pattern is not None and (named := pattern.fullmatch(key)):
         key, revision = named["key"], named["revision"]
-    address = Address(scheme, host, key, revision)
+    address = Address(scheme, host, key, revision, user=user)
     if not host and scheme in ("s3", "gs", "az"):
         raise UsageError(
             "the address names no bucket", str(address), f"for example {scheme}://bucket/model.pt"

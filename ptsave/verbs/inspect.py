@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from ptsave.config.model import NamedCode
 from ptsave.config.recorded import told_by
 from ptsave.core.accounts import LeftOut
-from ptsave.core.address import Location
+from ptsave.core.address import Address, Location
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.names import MAX_ALIAS_CHARS, hint_for, matches
 from ptsave.core.nodes import GlobalUse, TensorEntry
 from ptsave.core.record import Record
 from ptsave.errors import LimitError, Option, UsageError
 from ptsave.formats import open_checkpoint
-from ptsave.storage.files import InputFile
+from ptsave.storage.files import InputFile, InputFolder
 from ptsave.verbs.request import ALWAYS, Bar, unseen
 from ptsave.verbs.training import Training, describe_training
 
@@ -173,7 +173,11 @@ def inspect(
         named_code=list(told.model.named_code) if told.model is not None else [],
         training=describe_training(checkpoint),
         left_out=checkpoint.accounts.left_out,
-        notes=[*checkpoint.notes, *(f"the record does not fit: {f.what}" for f in told.faults.values())],
+        notes=[
+            *checkpoint.notes,
+            *(f"the record does not fit: {f.what}" for f in told.faults.values()),
+            *_put_off(checkpoint),
+        ],
     )
 
 
@@ -240,3 +244,14 @@ def _file_bytes(checkpoint: Checkpoint) -> int | None:
     """The size of the one file that it was read from; None for a folder, and what is no file."""
     held = checkpoint.held
     return held[0].size_bytes if len(held) == 1 and isinstance(held[0], InputFile) else None
+
+
+def _put_off(checkpoint: Checkpoint) -> list[str]:
+    """What opening a checkpoint on another machine has left to whoever reads its tensors."""
+    held = [one for one in checkpoint.held if isinstance(one, (InputFile, InputFolder))]
+    if not any(isinstance(one.path, Address) for one in held):
+        return []
+    return [
+        "read by ranges: the local headers of a zip archive, and whether another format is a zip archive "
+        "too, are checked when tensors are read, as verify does"
+    ]
