@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import numpy as np
 import pytest
+import torch
 from huggingface_hub import constants
 from safetensors.numpy import save
 
+from ptsave import verify
 from ptsave.core.address import located
 from ptsave.core.nodes import TensorEntry
 from ptsave.errors import PtsaveError, UnreadableError, UsageError
@@ -195,6 +201,32 @@ def test_the_hint_names_the_folders_that_have_weights(at_hub: Hub) -> None:
     assert same(values(f"hf://{REPO}/vae"), LARGE)
 
 
+class Evil:
+    def __reduce__(self) -> Any:
+        return os.system, ("true",)
+
+
+def test_the_verdict_covers_what_a_loader_could_take_from_the_repository(at_hub: Hub) -> None:
+    at_hub.create(REPO, {"model.safetensors": save(LARGE)})
+    assert verify(f"hf://{REPO}", checks="safe").is_yes
+    at_hub.repositories[REPO].commit({"pytorch_model.bin": pickle.dumps({"a": Evil()}, 2)})
+    assert same(values(f"hf://{REPO}"), LARGE)
+    verdict = verify(f"hf://{REPO}", checks="safe")
+    assert not verdict.is_yes
+    assert "posix.system" in str(verdict.findings)
+    assert verify(f"hf://{REPO}/model.safetensors", checks="safe").is_yes
+
+
+def test_a_torch_file_takes_four_requests_and_its_commit(at_hub: Hub) -> None:
+    file = io.BytesIO()
+    torch.save({name: torch.from_numpy(array) for name, array in LARGE.items()}, file)
+    at_hub.create(REPO, {"a.pt": file.getvalue()})
+    with open_checkpoint(f"hf://{REPO}/a.pt") as checkpoint:
+        assert checkpoint.tensors.keys() == LARGE.keys()
+    assert len(requests(at_hub)) <= 5
+    assert same(values(f"hf://{REPO}/a.pt"), LARGE)
+
+
 def test_the_token_goes_to_the_hub_alone(at_hub: Hub) -> None:
     at_hub.create(REPO, {"model.safetensors": save(LARGE)}, is_private=True)
     assert same(values(f"hf://{REPO}/model.safetensors"), LARGE)
@@ -322,6 +354,24 @@ def test_a_repository_that_was_renamed_is_followed(at_hub: Hub) -> None:
     with at_hub.server.faulty(renamed, on="owner/old"):
         assert same(values("hf://owner/old/model.safetensors"), LARGE)
         assert same(values("hf://owner/old"), LARGE)
+
+
+@pytest.mark.parametrize("linked", [{}, {"X_Linked_Etag": '"abc"'}])
+def test_a_redirect_within_the_hub_is_followed_with_the_token(at_hub: Hub, linked: dict[str, str]) -> None:
+    """So the Hub answers for small files."""
+    commit = at_hub.create(REPO, {"model.safetensors": save(SMALL)}, is_private=True)
+    cache = f"/api/resolve-cache/models/{REPO}/{commit}/model.safetensors"
+
+    def redirected(request: Request, handler: Handler) -> Answer:
+        return Answer.of(307, Location=cache, X_Repo_Commit=commit, **linked)
+
+    def cached(request: Request, handler: Handler) -> Answer:
+        assert request.headers["authorization"]
+        return handler(replace(request, target=f"/{REPO}/resolve/{commit}/model.safetensors"))
+
+    with at_hub.server.faulty(redirected, on="GET /owner"), at_hub.server.faulty(cached, on="resolve-cache"):
+        assert same(values(f"hf://{REPO}/model.safetensors"), SMALL)
+        assert same(values(f"hf://{REPO}"), SMALL)
 
 
 def test_a_hub_that_does_not_say_the_commit_is_asked_for_it(at_hub: Hub) -> None:
