@@ -15,7 +15,6 @@ import pytest
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutput
 
 from ptsave.config.inputs import InputsSpec, RandomTensor, parse_inputs
 from ptsave.config.model import ConfigPlace
@@ -328,6 +327,8 @@ class Out:
 
 
 def test_names_of_outputs() -> None:
+    from transformers.modeling_outputs import BaseModelOutput  # a second of imports for one line
+
     t = torch.ones(1)
     assert list(output_tensors(t)) == ["output"]
     assert list(output_tensors((t, None, [t, t]))) == ["0", "2.0", "2.1"]
