@@ -157,12 +157,14 @@ def _round_trips(kind: str) -> Callable[[Mapping[str, Samples]], float]:
 
 def s3_down(files: Files) -> Row:
     """1 GiB from S3 into a local file of another format."""
+    store, counted, of_convert = _s3(files)
+    _add(store, files)
     store, _, command = _s3(files)
     _add(store, files)
     convert = ptsave("convert", "-q", "--no-check")
     return Row(
         {
-            "convert": command(lambda out: [*convert, "s3://b/model.pt", str(out / "b.safetensors")]),
+            "convert": of_convert(lambda out: [*convert, "s3://b/model.pt", str(out / "b.safetensors")]),
             "client": command(lambda out: python(DOWNLOAD, "model.pt", out / "b.pt")),
             "both": command(
                 lambda out: python(
@@ -180,6 +182,13 @@ def s3_down(files: Files) -> Row:
                 wall_ratio("convert", "both"),
                 "×",
                 0.7,
+            ),
+            Budget(
+                "`convert s3://… local`, 1 GiB, bytes that the server sent",
+                "the bytes of the file",
+                lambda samples: counted.server.num_bytes_out / files.gib,
+                "×",
+                1.1,
             ),
             Budget("`convert s3://… local`, 1 GiB, peak", "", peak("convert"), "MiB", 128),
             Budget("boto3's download of 1 GiB, peak", "", peak("client"), "MiB"),
