@@ -10,15 +10,17 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeAlias, TypeVar
 
+from ptsave.core.address import Address, Location
 from ptsave.errors import MissingFileError, PtsaveError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.folder_files import superfluous
+from ptsave.storage.opening import open_folder
 from ptsave.storage.temporary import temporary_files
 
 FILE_NAME = re.compile(
@@ -32,11 +34,15 @@ STEP, EPOCH, METRICS = "step", "epoch", "metrics"
 MAX_STEP = 10**18 - 1
 
 
+Where = TypeVar("Where", bound=Location, covariant=True)
+Place = TypeVar("Place", Path, Address, Location)
+
+
 @dataclass(frozen=True)
-class RunFile:
+class RunFile(Generic[Where]):
     """One checkpoint of a run."""
 
-    path: Path
+    path: Where
     step: int
     """The training step that it was saved after: as its name says, and what opens says the same."""
     number: int = 1
@@ -56,20 +62,31 @@ class RunFile:
         return self.step, self.number
 
 
+LocalRunFile: TypeAlias = "RunFile[Path]"
+
+
 def file_name(step: int, number: int = 1, suffix: str = FILE) -> str:
     """What the checkpoint of `step` is called; sorted as text the names are in the order of the steps."""
     return f"step-{step:09d}{suffix}" if number == 1 else f"step-{step:09d}-{number}{suffix}"
 
 
-def is_run(folder: Path) -> bool:
+def is_run(folder: Location) -> bool:
     """Whether something in `folder` has the name of a run's checkpoint. Never raises."""
     try:
-        return any(map(FILE_NAME.fullmatch, os.listdir(folder)))
-    except OSError:
+        return any(map(FILE_NAME.fullmatch, _names_in(folder)))
+    except (OSError, PtsaveError):
         return False
 
 
-def list_run(folder: Path) -> list[RunFile]:
+def _names_in(folder: Location) -> Sequence[str]:
+    """Raises: OSError; for an address MissingFileError, UnreadableError."""
+    if isinstance(folder, Address):
+        with open_folder(folder) as opened:
+            return opened.names
+    return os.listdir(folder)
+
+
+def list_run(folder: Place) -> list[RunFile[Place]]:
     """Everything in `folder` that has the name of a run's checkpoint, the oldest step first.
 
     A missing folder has none.
@@ -79,13 +96,13 @@ def list_run(folder: Path) -> list[RunFile]:
     return [read_run_file(path) for path in paths_of_run(folder)]
 
 
-def paths_of_run(folder: Path) -> list[Path]:
+def paths_of_run(folder: Place) -> list[Place]:
     """The paths in `folder` that have the name of a run's checkpoint, the oldest step first.
 
     Raises: MissingFileError.
     """
     try:
-        names = os.listdir(folder)
+        names = _names_in(folder)
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -101,15 +118,17 @@ def _order_of(name: str) -> tuple[int, int, str]:
     return int(parts["step"]), int(parts["number"] or 1), parts["suffix"]
 
 
-def litter_of(folder: Path) -> list[Path]:
+def litter_of(folder: Location) -> list[Path]:
     """What writers of the run's checkpoints that were killed, or are writing now, have in `folder`.
 
-    Raises: OSError.
+    In a store what is unfinished has no name there. Raises: OSError.
     """
+    if isinstance(folder, Address):
+        return []
     return sorted(temporary_files(folder, FILE_NAME))
 
 
-def read_run_file(path: Path) -> RunFile:
+def read_run_file(path: Place) -> RunFile[Place]:
     """What the checkpoint at `path`, which has the name of one, says of itself.
 
     Reads the table of the tensors and the plain data, and checks their CRC-32s. Does not read the tensors.
@@ -120,10 +139,15 @@ def read_run_file(path: Path) -> RunFile:
 
     num_bytes = 0
 
-    def unusable(problem: str) -> RunFile:
+    def unusable(problem: str) -> RunFile[Place]:
         return RunFile(path, step, number, num_bytes=num_bytes, problem=problem)
 
     try:
+        if isinstance(path, Address):
+            with open_checkpoint(path) as checkpoint:
+                root, is_ours = checkpoint.root, checkpoint.record is not None
+                num_bytes = checkpoint.source_bytes
+            return _run_file(path, step, number, root, num_bytes, is_ours)
         mode = os.stat(path).st_mode
         if parts["suffix"] == FILE and not stat.S_ISREG(mode):
             return unusable("it is not a file")
@@ -140,10 +164,20 @@ def read_run_file(path: Path) -> RunFile:
         return unusable(error.what)
     except OSError as error:
         return unusable(f"cannot be read: {error.strerror}")
+    return _run_file(path, step, number, root, num_bytes, is_ours)
+
+
+def _run_file(
+    path: Place, step: int, number: int, root: Any, num_bytes: int, is_ours: bool
+) -> RunFile[Place]:
+    """What `root`, read from `path`, says of itself."""
+    problem = ""
     if not isinstance(root, dict) or type(root.get(STEP)) is not int:
-        return unusable("it is not a training checkpoint: it says no step")
-    if root[STEP] != step:
-        return unusable(f"it says that it is of step {root[STEP]}")
+        problem = "it is not a training checkpoint: it says no step"
+    elif root[STEP] != step:
+        problem = f"it says that it is of step {root[STEP]}"
+    if problem:
+        return RunFile(path, step, number, num_bytes=num_bytes, problem=problem)
     epoch, metrics = root.get(EPOCH), root.get(METRICS)
     return RunFile(
         path,

@@ -6,13 +6,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard
 
-from ptsave.core.address import Address, Location
+from ptsave.core.address import HUB, WEB, Address, Location
 from ptsave.errors import UsageError
 from ptsave.formats import FOLDER_FORMATS, run_folder
 from ptsave.formats.run_folder import RunFile, list_run, litter_of
-from ptsave.storage.files import LocalFolder
+from ptsave.storage.opening import open_folder
 from ptsave.verbs.request import option
 
 FORMAT = "run"
@@ -23,14 +22,14 @@ FORMAT = "run"
 class RunInspection:
     """What `inspect` says of a run."""
 
-    path: Path
-    checkpoints: Sequence[RunFile]
+    path: Location
+    checkpoints: Sequence[RunFile[Location]]
     """The oldest step first, with those that cannot be used. Of each the frame and the pickle were read."""
     litter: Sequence[Path]
     """Temporary files of killed writers, which the next save removes, or of one that is writing now."""
 
     @property
-    def latest(self) -> RunFile | None:
+    def latest(self) -> RunFile[Location] | None:
         """The one of the latest step that opens."""
         return next((file for file in reversed(self.checkpoints) if not file.problem), None)
 
@@ -45,15 +44,21 @@ class RunInspection:
         return list(dict.fromkeys(name for file in self.checkpoints for name in file.metrics))
 
 
-def is_run(path: Location) -> TypeGuard[Path]:
+def is_run(path: Location) -> bool:
     """Whether `path` is a folder with a run's checkpoints, and not a checkpoint itself."""
-    if isinstance(path, Address) or not (os.path.isdir(path) and run_folder.is_run(path)):
+    if isinstance(
+        path, Address
+    ):  # to list takes a request: not of what is named as a file, nor of a repository
+        is_folder = not path.suffix and path.scheme not in (*WEB, HUB)
+    else:
+        is_folder = os.path.isdir(path)
+    if not (is_folder and run_folder.is_run(path)):
         return False
-    folder = LocalFolder(path)
-    return not any(known.sniff(folder) for known in FOLDER_FORMATS)
+    with open_folder(path) as folder:
+        return not any(known.sniff(folder) for known in FOLDER_FORMATS)
 
 
-def inspect_run(folder: Path) -> RunInspection:
+def inspect_run(folder: Location) -> RunInspection:
     """List the checkpoints of a run; no tensor is read.
 
     Raises: MissingFileError when the folder cannot be listed.
@@ -62,7 +67,7 @@ def inspect_run(folder: Path) -> RunInspection:
     return RunInspection(folder, files, litter_of(folder))
 
 
-def refuse_flags(folder: Path, flags: Sequence[str]) -> None:
+def refuse_flags(folder: Location, flags: Sequence[str]) -> None:
     """Raise UsageError where `flags`, which are about one checkpoint, are used on a run."""
     if flags:
         files = list_run(folder)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
+from ptsave.core.address import Location
 from ptsave.core.finding import Finding, Kind
 from ptsave.core.verdict import Verdict
 from ptsave.errors import UnreadableError
@@ -21,7 +21,7 @@ READING_CHECKS = ("bytes", "finite")
 
 
 def verify_run(
-    files: Sequence[RunFile],
+    files: Sequence[RunFile[Location]],
     asked: Asked,
     *,
     allow: Sequence[str] = (),
@@ -44,12 +44,14 @@ def verify_run(
     return Verdict(tuple(findings), _what_resumes(files, damaged))
 
 
-def total_bytes(files: Sequence[RunFile], asked: Asked) -> int:
+def total_bytes(files: Sequence[RunFile[Location]], asked: Asked) -> int:
     """How many bytes `verify_run` reads at most, for a progress bar."""
     return sum(file.num_bytes for file in files) * sum(name in asked.names for name in READING_CHECKS)
 
 
-def facts(folder: Path, files: Sequence[RunFile], seconds: float) -> dict[str, str | int | float]:
+def facts(
+    folder: Location, files: Sequence[RunFile[Location]], seconds: float
+) -> dict[str, str | int | float]:
     """What was verified, for a report."""
     num_bytes = sum(file.num_bytes for file in files)
     return {
@@ -62,7 +64,7 @@ def facts(folder: Path, files: Sequence[RunFile], seconds: float) -> dict[str, s
 
 
 def _findings(
-    file: RunFile, asked: Asked, allow: Sequence[str], progress: Callable[[int], None] | None
+    file: RunFile[Location], asked: Asked, allow: Sequence[str], progress: Callable[[int], None] | None
 ) -> Iterator[Finding]:
     if file.problem:
         yield Finding("bytes", "fail", "", Kind.UNREADABLE, facts={"why": file.problem})
@@ -78,7 +80,7 @@ def _findings(
         yield Finding("bytes", "fail", "", Kind.UNREADABLE, facts={"why": error.what})
 
 
-def _what_resumes(files: Sequence[RunFile], damaged: Collection[str]) -> str:
+def _what_resumes(files: Sequence[RunFile[Location]], damaged: Collection[str]) -> str:
     """Which checkpoint a training would go on from, where it is not the newest one."""
     good = [file for file in files if file.path.name not in damaged]
     if not good and len(files) == 1:

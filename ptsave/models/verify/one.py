@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ptsave.core.address import Location, on_disk
+from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.verdict import Verdict
 from ptsave.formats import open_checkpoint
@@ -124,7 +124,7 @@ def verify_run(request: Request, listener: Listener) -> Outcome:
     from ptsave.formats.run_folder import list_run
     from ptsave.verbs import verify_run as verb_of_run
 
-    path, asked = on_disk(request.path, "the folder of a run"), request.asked
+    path, asked = request.path, request.asked
     refuse_flags(path, verb.about_one(asked))
     start, files = time.monotonic(), list_run(path)
     listener.opened()

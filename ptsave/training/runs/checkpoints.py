@@ -22,7 +22,7 @@ from ptsave.errors import (
     UsageError,
     WriteError,
 )
-from ptsave.formats.run_folder import FOLDER, RunFile, file_name
+from ptsave.formats.run_folder import FOLDER, LocalRunFile, file_name
 from ptsave.models.weights.sharded import has_sharded
 from ptsave.training.items import Path as ItemPath
 from ptsave.training.preemption import Signals
@@ -319,7 +319,7 @@ class Checkpoints:
             )
         return 0
 
-    def _newest_first(self, group: Group) -> Iterator[RunFile]:
+    def _newest_first(self, group: Group) -> Iterator[LocalRunFile]:
         """What rank 0 finds in the folder, the latest step first, on every rank."""
         files = self._files.newest_first()
         while (file := group.from_first(lambda: next(files, None))) is not None:
@@ -424,7 +424,7 @@ class _Reading:
         self._paths = live_paths(live, kinds, group) if group.handle is not None else Live()
         self._is_sharded = any(group.gather(has_sharded(live)))
 
-    def read(self, file: RunFile) -> tuple[tuple[dict[str, Any], list[str]], str]:
+    def read(self, file: LocalRunFile) -> tuple[tuple[dict[str, Any], list[str]], str]:
         """This rank's state in a checkpoint, every byte of which is checked, and notes; or why there is none.
 
         Where the ranks have written it together, or hold parts of tensors, each reads what it needs.

@@ -24,6 +24,7 @@ from ptsave.formats.run_folder import (
     FILE_NAME,
     FOLDER,
     METRICS,
+    LocalRunFile,
     RunFile,
     file_name,
     paths_of_run,
@@ -58,14 +59,14 @@ class RunFiles:
         self.notes: list[str] = []
         """What a write in the background has to say."""
         self._retention = retention
-        self._known: dict[Path, tuple[Fingerprint, RunFile]] = {}
+        self._known: dict[Path, tuple[Fingerprint, LocalRunFile]] = {}
         self._whole: dict[Path, Fingerprint] = {}
         self._lock = threading.Lock()
         self._hold: tuple[RunLock, int] | None = None
         """The lock, and the process that took it."""
         self._let_go: Callable[[], object] = lambda: None
 
-    def newest_first(self) -> Iterator[RunFile]:
+    def newest_first(self) -> Iterator[LocalRunFile]:
         """All that have the name of a checkpoint, the latest step first; each is opened as it is reached.
 
         Raises: MissingFileError when the folder cannot be listed.
@@ -79,11 +80,11 @@ class RunFiles:
             if (file := self._read(path)) is not None:
                 yield file
 
-    def usable(self) -> list[RunFile]:
+    def usable(self) -> list[LocalRunFile]:
         """Those that open, less those that turned out to be damaged; the oldest step first."""
         return [file for file in self.newest_first() if not file.problem][::-1]
 
-    def _read(self, path: Path) -> RunFile | None:
+    def _read(self, path: Path) -> LocalRunFile | None:
         """What the file says, which is read once, until another one has the name; None when it is gone."""
         found = _fingerprint(path)
         if found is None:
@@ -96,7 +97,7 @@ class RunFiles:
                 self._known[path] = known
         return known[1]
 
-    def note_damaged(self, file: RunFile, problem: str) -> None:
+    def note_damaged(self, file: LocalRunFile, problem: str) -> None:
         """Remember that `file` cannot be used, until another one has its name."""
         with self._lock:
             if file.path in self._known:
@@ -108,7 +109,7 @@ class RunFiles:
         if (found := _fingerprint(path)) is not None:
             self._whole[path] = found
 
-    def _is_intact(self, file: RunFile) -> bool:
+    def _is_intact(self, file: LocalRunFile) -> bool:
         found = _fingerprint(file.path)
         if found is not None and self._whole.get(file.path) == found:
             return True
@@ -305,7 +306,7 @@ class RunFiles:
                 return True
         return False
 
-    def _remove(self, file: RunFile) -> bool:
+    def _remove(self, file: LocalRunFile) -> bool:
         try:
             if file.path.name.endswith(FOLDER):
                 discard(file.path)
