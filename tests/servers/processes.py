@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+_LIBC = ctypes.CDLL(None)  # found before any fork
 START_S = 30  # they start within three seconds; a machine that tests on all its cores is slower
 
 
@@ -34,6 +38,7 @@ def process(command: Sequence[str | Path], port: int, log: Path, **env: str) -> 
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
     try:
         _wait(server, port, log)
@@ -45,6 +50,11 @@ def process(command: Sequence[str | Path], port: int, log: Path, **env: str) -> 
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
+
+
+def _end_with_parent() -> None:
+    """Ask Linux to end this process when the tests are killed. Source: prctl(2), PR_SET_PDEATHSIG is 1."""
+    _LIBC.prctl(1, signal.SIGTERM)
 
 
 def _wait(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
