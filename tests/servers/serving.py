@@ -191,11 +191,10 @@ def _limited(fault: Fault, on: re.Pattern[str], times: int | None, lock: threadi
         if not on.search(f"{request.method} {request.target}"):
             return handler(request)
         with lock:
-            if num_left == 0:
-                return handler(request)
-            if num_left is not None:
+            is_over = num_left == 0
+            if num_left:
                 num_left -= 1
-        return fault(request, handler)
+        return handler(request) if is_over else fault(request, handler)
 
     return limited
 

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -90,6 +90,7 @@ _S3_LOGIN = {
 
 
 @lru_cache
+@cache
 def s3_client(url: str) -> Any:
     """boto3's client of the S3 server at `url`."""
     import boto3
@@ -111,7 +112,8 @@ def moto(folder: Path) -> Iterator[str]:
     _need("moto", "flask")
     port = free_port()
     command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with process(command, port, folder / "moto.log") as url:
+    # so that tests can make objects of many small parts
+    with process(command, port, folder / "moto.log", S3_UPLOAD_PART_MIN_SIZE="65536") as url:
         yield url
 
 
