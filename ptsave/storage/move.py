@@ -147,7 +147,7 @@ def check_back(spans: Sequence[Span], output: OutputFile, progress: Progress | N
             raise file.lost(span.name)
 
     run_tasks([(span.num_bytes, partial(check, span)) for span in spans])
-    output.checked = "read back"
+    output.checked = "reading it back"
 
 
 def crc32_of_spans(spans: Iterable[Span], num_bytes: int) -> int:

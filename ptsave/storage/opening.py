@@ -1,12 +1,16 @@
-"""The one way from a location to what is open for reading: a local or remote file or folder."""
+"""The one way from a location to what is open for reading or writing: a local or remote file or folder."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from ptsave.core.address import Address, Location
 from ptsave.errors import MissingFileError
+from ptsave.storage import atomic, atomic_folder
 from ptsave.storage.files import InputFile, InputFolder, LocalFile, LocalFolder
+from ptsave.storage.output import OutputFile, OutputFolder
 
 
 def open_input(where: Location) -> InputFile | InputFolder:
@@ -48,3 +52,87 @@ def open_folder(where: Location) -> InputFolder:
 
         return open_prefix(where)
     return LocalFolder(where)
+
+
+def check_file_destination(where: Location, *, overwrite: bool = False) -> None:
+    """Find out whether a file can be written to `where`, before work whose result would be lost.
+
+    Raises: RefusedError where it was read; ExistsError; WriteError.
+    """
+    if isinstance(where, Address):
+        from ptsave.storage.upload import check_object
+
+        check_object(where, overwrite=overwrite)
+    else:
+        atomic.check_file_destination(where, overwrite=overwrite)
+
+
+def replacing_file(
+    where: Location,
+    num_bytes: int,
+    *,
+    overwrite: bool = False,
+    sync: bool = True,
+    before_rename: Callable[[], None] | None = None,
+) -> AbstractContextManager[OutputFile]:
+    """A new file of `num_bytes` bytes that becomes `where` when the block ends without an error.
+
+    On any error, an interrupt included, the old one stands. `sync`: whether it is made durable, which a store
+    always does. `before_rename`: what is called last, and may still refuse.
+
+    Raises: ExistsError; WriteError.
+    """
+    if isinstance(where, Address):
+        from ptsave.storage.upload import replacing_object
+
+        return replacing_object(where, num_bytes, overwrite=overwrite, before_rename=before_rename)
+    return atomic.replacing_file(
+        where, num_bytes, overwrite=overwrite, sync=sync, before_rename=before_rename
+    )
+
+
+def write_file(where: Location, data: bytes, *, overwrite: bool = False) -> None:
+    """Make `data` the whole content of `where`.
+
+    Raises: ExistsError; WriteError.
+    """
+    with replacing_file(where, len(data), overwrite=overwrite) as output:
+        output.reserve()
+        output.write_at(0, data)
+
+
+def check_folder_destination(where: Location, *, overwrite: bool = False) -> None:
+    """Find out whether a folder can be written to `where`, before work whose result would be lost.
+
+    Raises: ExistsError when it has content; RefusedError where some of that was read; WriteError.
+    """
+    if isinstance(where, Address):
+        from ptsave.storage.upload import check_prefix
+
+        check_prefix(where, overwrite=overwrite)
+    else:
+        atomic_folder.check_folder_destination(where, overwrite=overwrite)
+
+
+def replacing_folder(
+    where: Location,
+    num_bytes: int,
+    *,
+    overwrite: bool = False,
+    sync: bool = True,
+    before_commit: Callable[[], None] | None = None,
+) -> AbstractContextManager[OutputFolder]:
+    """A folder of about `num_bytes` bytes that becomes, or is updated in, `where`.
+
+    The block must end with `commit`. On any error before it the old set is untouched. `before_commit`: what
+    is called right before readers see the new set, and may still refuse.
+
+    Raises: ExistsError; WriteError.
+    """
+    if isinstance(where, Address):
+        from ptsave.storage.upload import replacing_prefix
+
+        return replacing_prefix(where, overwrite=overwrite, before_commit=before_commit)
+    return atomic_folder.replacing_folder(
+        where, num_bytes, overwrite=overwrite, sync=sync, before_commit=before_commit
+    )

@@ -27,7 +27,7 @@ class OutputFile(ABC):
     can_share: bool = False
     """Whether the file system may be able to share blocks between it and another file."""
     checked: str = ""
-    """How it was compared with what passed through, in words; empty where it was not."""
+    """By what it was compared with what passed through; empty where it was not."""
 
     def share(self, source_fd: int, source_offset: int, num_bytes: int, offset_bytes: int) -> int:
         """Share blocks of another file; returns `num_bytes`, or 0 where the file system cannot."""

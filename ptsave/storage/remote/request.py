@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ptsave.core.address import Address
-from ptsave.errors import UnreadableError, UsageError
+from ptsave.errors import PtsaveError, UnreadableError, UsageError, WriteError
 from ptsave.storage.remote.store import Answer, Faulty, Passing, Store, Version, changed
 
 VARIABLE = "PTSAVE_TIMEOUT"
@@ -53,11 +53,13 @@ class Deadline:
     """As `time.monotonic` tells it."""
     last: str = "no answer yet"
     """What went wrong last."""
+    writes: bool = False
+    """Whether it is an operation that writes; for messages."""
 
     @classmethod
-    def begin(cls, address: Address) -> Deadline:
+    def begin(cls, address: Address, *, writes: bool = False) -> Deadline:
         seconds = timeout_s()
-        return cls(address, seconds, time.monotonic() + seconds)
+        return cls(address, seconds, time.monotonic() + seconds, writes=writes)
 
     @property
     def left_s(self) -> float:
@@ -69,20 +71,22 @@ class Deadline:
         return max(min(WAIT_S, self.left_s), 0.001)
 
     def check(self) -> None:
-        """Raise UnreadableError when it has passed."""
+        """Raise UnreadableError, or WriteError, when it has passed."""
         if self.left_s <= 0:
             raise self.passed()
 
-    def passed(self) -> UnreadableError:
+    def passed(self) -> PtsaveError:
         """The error for an operation that took too long."""
-        return UnreadableError(
-            f"not read within {self.seconds:g} seconds ({self.last})",
-            str(self.address),
-            f"check the network and the server; {VARIABLE} sets the seconds that one range may take",
+        return self._failed(
+            f"not {'written' if self.writes else 'read'} within {self.seconds:g} seconds ({self.last})",
+            f"check the network and the server; {VARIABLE} sets the seconds that one part may take",
         )
 
+    def _failed(self, what: str, hint: str) -> PtsaveError:
+        return (WriteError if self.writes else UnreadableError)(what, str(self.address), hint)
+
     def pause(self, passing: Passing, tries: int) -> None:
-        """Wait until it is time to try again. Raises: UnreadableError when there is no time for that."""
+        """Wait until it is time to try again. Raises: as `check`, when there is no time for that."""
         self.last = passing.what
         if isinstance(passing, Faulty) and tries >= MAX_FAULTY:
             raise UnreadableError(
@@ -91,9 +95,8 @@ class Deadline:
                 "the server or a proxy before it is faulty; download the file another way",
             )
         if tries >= MAX_TRIES:
-            raise UnreadableError(
-                f"cannot read: {passing.what}, {tries} times",
-                str(self.address),
+            raise self._failed(
+                f"cannot {'write' if self.writes else 'read'}: {passing.what}, {tries} times",
                 "check the address, the network and the server, and try again later",
             )
         delay = passing.after_s
@@ -107,7 +110,7 @@ class Deadline:
 def retried(action: Callable[[Deadline], T], deadline: Deadline) -> T:
     """What `action` returns, tried again while what keeps it from that may pass.
 
-    Raises: what `action` raises; UnreadableError when the deadline or the number of tries is over.
+    Raises: what `action` raises; as `Deadline.check` when the time or the number of tries is over.
     """
     tries = 0
     while True:

@@ -1,0 +1,38 @@
+"""What the tests of uploads write: bytes of a seed, in blocks, the first last as a header would be."""
+
+from __future__ import annotations
+
+import random
+
+from isal.isal_zlib import crc32
+
+from ptsave.core.address import Address, located
+from ptsave.storage.output import OutputFile, SentFile
+
+KIB = 1024
+PART_BYTES = 64 * KIB
+"""Of a part, in these tests: their servers do not insist on the megabytes of S3."""
+LARGE = 2 * PART_BYTES + 123
+"""Three parts, the last of them short."""
+
+
+def content(num_bytes: int, seed: int = 0) -> bytes:
+    """Bytes that nothing compresses, other ones for each seed."""
+    return random.Random(seed).randbytes(num_bytes)
+
+
+def address(text: str) -> Address:
+    """An address, from text."""
+    found = located(text)
+    assert isinstance(found, Address)
+    return found
+
+
+def fill(output: OutputFile, data: bytes) -> None:
+    """Write `data` in blocks, its beginning last, and say what it must be."""
+    block = 10_000
+    for begin in range(block, len(data), block):
+        output.write_at(begin, data[begin : begin + block])
+    output.write_at(0, data[:block])
+    assert isinstance(output, SentFile)
+    output.must_have(crc32(data))

@@ -1,0 +1,362 @@
+"""Objects in the making: complete, conditional, checked, and gone without a trace where they fail."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+
+from ptsave.errors import ExistsError, PtsaveError, RefusedError, WriteError
+from ptsave.storage.opening import check_file_destination, replacing_file, write_file
+from ptsave.storage.reads import noted
+from ptsave.storage.upload import file as upload_file
+from ptsave.storage.upload.s3 import S3Uploads
+from tests.servers.faults import lost_answer, no_answer, replaced, s3_error, status
+from tests.servers.stores import S3
+from tests.storage.upload.objects import KIB, LARGE, PART_BYTES, address, content, fill
+
+PART = r"PUT .*partNumber=\d\b"
+COMPLETE = r"POST .*uploadId="
+BEGIN = r"POST .*\?uploads"
+
+
+@pytest.fixture(autouse=True)
+def _environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("s3", "one_s3"):
+        if name in request.fixturenames:
+            for key, value in request.getfixturevalue(name).env.items():
+                monkeypatch.setenv(key, value)
+    monkeypatch.setattr(S3Uploads, "min_part_bytes", PART_BYTES)
+    monkeypatch.setattr(S3Uploads, "part_unit_bytes", KIB)
+
+
+def write(
+    store: S3, data: bytes, *, overwrite: bool = False, meanwhile: Callable[[], object] = lambda: None
+) -> str:
+    """Write `data`, and call `meanwhile` before it has its name; returns by what it was checked."""
+    with replacing_file(address(f"{store.address}/m"), len(data), overwrite=overwrite) as output:
+        fill(output, data)
+        meanwhile()
+    return output.checked
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, PART_BYTES, PART_BYTES + 1, LARGE])
+def test_an_object_arrives_whole_and_checked_by_the_store(s3: S3, num_bytes: int) -> None:
+    data = content(num_bytes)
+    assert write(s3, data).startswith("the store's ")
+    assert s3.get("m") == data
+    assert s3.leftovers() == []
+
+
+def test_a_small_object_is_one_put(one_s3: S3) -> None:
+    write(one_s3, content(KIB))
+    assert one_s3.server.count("^PUT") == 1
+    assert one_s3.server.count("^POST") == 0
+
+
+def test_what_was_not_written_is_zeros(s3: S3) -> None:
+    data = bytearray(LARGE)
+    with replacing_file(address(f"{s3.address}/m"), LARGE) as output:
+        for begin, end in (
+            (LARGE - 99, LARGE - 5),
+            (3, 9),
+            (70 * KIB, 90 * KIB),
+            (LARGE - 120, LARGE - 110),
+        ):
+            data[begin:end] = content(end - begin)
+            output.write_at(begin, data[begin:end])
+    assert s3.get("m") == data
+
+
+def test_a_part_buffer_is_used_again_without_its_old_bytes(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upload_file, "HELD_BYTES", 3 * PART_BYTES)
+    data = bytearray(content(6 * PART_BYTES))
+    hole = 5 * PART_BYTES + KIB
+    data[hole : hole + KIB] = bytes(KIB)
+    with replacing_file(address(f"{s3.address}/m"), len(data)) as output:
+        for begin in range(0, len(data), KIB):
+            if begin != hole:
+                output.write_at(begin, data[begin : begin + KIB])
+    assert s3.get("m") == data
+
+
+def test_an_object_that_is_there_is_not_replaced(s3: S3) -> None:
+    s3.put("m", b"old")
+    with pytest.raises(ExistsError), replacing_file(address(f"{s3.address}/m"), 3):
+        pass
+    assert s3.server.count("^(PUT|POST)") == 0
+    write(s3, b"new", overwrite=True)
+    assert s3.get("m") == b"new"
+
+
+@pytest.mark.parametrize("num_bytes", [10, LARGE])
+@pytest.mark.parametrize("was_there", [False, True])
+def test_what_another_writes_meanwhile_stands(s3: S3, num_bytes: int, was_there: bool) -> None:
+    if was_there:
+        s3.put("m", b"old")
+    with pytest.raises(WriteError if was_there else ExistsError):
+        write(s3, content(num_bytes), overwrite=True, meanwhile=lambda: s3.put("m", b"another's"))
+    assert s3.get("m") == b"another's"
+    assert s3.leftovers() == []
+
+
+@pytest.mark.parametrize("num_bytes", [10, LARGE])
+@pytest.mark.parametrize("was_there", [False, True])
+def test_the_store_itself_is_asked_whether_another_has_written(
+    one_s3: S3, num_bytes: int, was_there: bool
+) -> None:
+    """Another comes after the last look, right before the request that gives the name."""
+    if was_there:
+        one_s3.put("m", b"old")
+    fault = replaced(lambda: one_s3.put("m", b"another's"), 0)
+    with (
+        one_s3.server.faulty(fault, on=r"PUT /[^?]*$" if num_bytes == 10 else COMPLETE),
+        pytest.raises(WriteError if was_there else ExistsError),
+    ):
+        write(one_s3, content(num_bytes), overwrite=True)
+    assert one_s3.get("m") == b"another's"
+    assert one_s3.leftovers() == []
+
+
+@pytest.mark.parametrize("num_bytes", [10, LARGE])
+def test_a_lost_answer_is_no_conflict_with_oneself(s3: S3, num_bytes: int) -> None:
+    data = content(num_bytes)
+    for overwrite in (False, True):
+        s3.server.reset()
+        on = r"PUT /[^?]*$" if num_bytes == 10 else COMPLETE
+        with s3.server.faulty(lost_answer(), on=on, times=1):
+            write(s3, data, overwrite=overwrite)
+        assert s3.server.count(on) == 2
+        assert s3.get("m") == data
+        assert s3.leftovers() == []
+
+
+@pytest.mark.slow
+def test_a_lost_answer_to_each_request_is_no_matter(s3: S3) -> None:
+    data = content(LARGE)
+    for on in (PART, BEGIN, "HEAD", "GET"):
+        with s3.server.faulty(lost_answer(), on=on, times=2):
+            write(s3, data, overwrite=True)
+        assert s3.get("m") == data
+        assert s3.leftovers() == [], on
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", [500, 503, 429])
+def test_what_passes_is_tried_again(one_s3: S3, code: int) -> None:
+    data = content(LARGE)
+    with (
+        one_s3.server.faulty(status(code), on="", times=4),
+        one_s3.server.faulty(no_answer(), on=PART, times=1),
+    ):
+        write(one_s3, data)
+    assert one_s3.get("m") == data
+
+
+@pytest.mark.slow
+def test_retry_after_is_obeyed_and_the_deadline_holds(one_s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTSAVE_TIMEOUT", "2")
+    monkeypatch.setattr(upload_file, "BRIEFLY_S", 0.5)
+    with (
+        one_s3.server.faulty(status(503, Retry_After="60"), on=PART),
+        pytest.raises(WriteError, match="not written within 2 seconds"),
+    ):
+        write(one_s3, content(LARGE))
+    assert one_s3.names() == one_s3.leftovers() == []
+
+
+@pytest.mark.parametrize("was_there", [False, True])
+@pytest.mark.parametrize(
+    "error", [(403, "AccessDenied"), (400, "ExpiredToken"), (400, "InvalidArgument"), (501, "NotImplemented")]
+)
+@pytest.mark.parametrize("on", [PART, COMPLETE, BEGIN])
+def test_a_refusal_leaves_the_old_and_no_parts(
+    one_s3: S3, was_there: bool, error: tuple[int, str], on: str
+) -> None:
+    if was_there:
+        one_s3.put("m", b"old")
+    with one_s3.server.faulty(s3_error(*error), on=on, times=1), pytest.raises(WriteError) as caught:
+        write(one_s3, content(LARGE), overwrite=True)
+    assert "the-secret" not in f"{caught.value} {caught.value.hint}"
+    assert one_s3.names() == (["m"] if was_there else [])
+    assert one_s3.leftovers() == []
+
+
+def test_an_error_and_an_interrupt_in_the_block_leave_nothing(s3: S3) -> None:
+    for error in (ValueError(), KeyboardInterrupt()):
+        with pytest.raises(type(error)):
+            write(s3, content(LARGE), meanwhile=partial(_raise, error))
+        assert s3.names() == s3.leftovers() == []
+
+
+def test_bytes_that_change_in_memory_are_not_named(s3: S3) -> None:
+    output = upload_file.UploadFile(S3Uploads(address(s3.address)), address(f"{s3.address}/m"), 3, None)
+    fill(output, b"abc")
+    output.must_have(0)
+    with pytest.raises(WriteError, match="memory"):
+        output.finish()
+    assert s3.names() == []
+
+
+def test_a_store_without_checksums_is_read_back(one_s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ptsave.storage.upload.s3._checked", lambda *_: "")
+    data = content(LARGE)
+    with one_s3.server.faulty(_without_checksums, on=""):
+        assert write(one_s3, data) == "reading it back by ranges"
+    assert one_s3.get("m") == data
+    with (
+        one_s3.server.faulty(_without_checksums, on=""),
+        one_s3.server.faulty(_flipped, on=r"GET /[^?]*$"),
+        pytest.raises(WriteError, match="reads back differently"),
+    ):
+        write(one_s3, data, overwrite=True)
+    assert one_s3.get("m") == data
+
+
+def _without_checksums(request, handler):  # type: ignore[no-untyped-def]
+    answer = handler(request)
+    headers = {k: v for k, v in answer.headers.items() if "checksum" not in k.lower()}
+    body = re.sub(rb"<Checksum\w+>[^<]*</Checksum\w+>", b"", b"".join(answer.body))
+    if request.method != "HEAD":
+        headers = {k: v for k, v in headers.items() if k.lower() != "content-length"}
+        headers["Content-Length"] = str(len(body))
+    return type(answer)(answer.status, headers, [body])
+
+
+def _flipped(request, handler):  # type: ignore[no-untyped-def]
+    answer = _without_checksums(request, handler)
+    body = bytearray(b"".join(answer.body))
+    body[len(body) // 2] ^= 1
+    return type(answer)(answer.status, answer.headers, [bytes(body)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_bytes", [1000, LARGE])
+def test_sixteen_creators_one_wins(s3: S3, num_bytes: int) -> None:
+    outcomes: list[object] = [None] * 16
+    start = threading.Barrier(16)
+
+    def create(number: int) -> None:
+        start.wait()
+        try:
+            write(s3, content(num_bytes, number))
+            outcomes[number] = "won"
+        except PtsaveError as error:
+            outcomes[number] = error
+
+    _on_threads(create, 16)
+    winners = [number for number, outcome in enumerate(outcomes) if outcome == "won"]
+    assert len(winners) == 1, outcomes
+    assert all(isinstance(outcome, ExistsError) for outcome in outcomes if outcome != "won"), outcomes
+    assert s3.get("m") == content(num_bytes, winners[0])
+    assert s3.leftovers() == []
+
+
+def _on_threads(work: Callable[[int], None], count: int) -> None:
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_others_send_is_not(s3: S3) -> None:
+    killed = replacing_file(address(f"{s3.address}/m"), LARGE)
+    killed.__enter__().write_at(0, content(2 * PART_BYTES))
+    neighbour = replacing_file(address(f"{s3.address}/m2"), LARGE)
+    neighbour.__enter__().write_at(0, content(2 * PART_BYTES))
+    foreign = s3.client.create_multipart_upload(Bucket=s3.bucket, Key="m")["UploadId"]
+    s3.client.upload_part(Bucket=s3.bucket, Key="m", UploadId=foreign, PartNumber=1, Body=b"theirs")
+    while s3.server.count(PART) < 4:
+        threading.Event().wait(0.01)
+    assert s3.leftovers() == ["m", "m", "m2"]
+    write(s3, b"new")
+    assert s3.leftovers() == ["m", "m2"]
+    uploads = s3.client.list_multipart_uploads(Bucket=s3.bucket)["Uploads"]
+    assert foreign in [upload["UploadId"] for upload in uploads]
+    assert neighbour.__exit__(None, None, None) is False
+    assert s3.get("m") == b"new"
+
+
+def test_a_writer_whose_parts_were_removed_says_who_came_first(one_s3: S3) -> None:
+    late = replacing_file(address(f"{one_s3.address}/m"), LARGE)
+    late.__enter__().write_at(0, content(2 * PART_BYTES))
+    while one_s3.server.count(PART) < 2:
+        threading.Event().wait(0.01)
+    write(one_s3, b"new")
+    with pytest.raises(ExistsError):
+        late.__exit__(None, None, None)
+    assert one_s3.get("m") == b"new"
+    assert one_s3.leftovers() == []
+
+
+def test_more_parts_are_never_held_than_fit(one_s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upload_file, "HELD_BYTES", 4 * PART_BYTES)
+    data, most = content(20 * PART_BYTES), 0
+    with replacing_file(address(f"{one_s3.address}/m"), len(data)) as output:
+        assert isinstance(output, upload_file.UploadFile)
+        for begin in range(KIB, len(data), KIB):
+            output.write_at(begin, data[begin : begin + KIB])
+            most = max(most, output._num_held)
+        output.write_at(0, data[:KIB])
+    assert most <= 4
+    assert one_s3.get("m") == data
+
+
+def test_a_hole_in_every_part_blocks_nobody(one_s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upload_file, "HELD_BYTES", 3 * PART_BYTES)
+    data = content(8 * PART_BYTES)
+    with replacing_file(address(f"{one_s3.address}/m"), len(data)) as output:
+        for begin in range(0, len(data), PART_BYTES):
+            output.write_at(begin + KIB, data[begin + KIB : begin + PART_BYTES])
+        for begin in range(0, len(data), PART_BYTES):
+            output.write_at(begin, data[begin : begin + KIB])
+    assert one_s3.get("m") == data
+
+
+def test_parts_are_large_enough_for_any_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    for num_bytes in (1, 100 * 1000**3, 5 * 1024**4, 50 * 1000**4):
+        output = upload_file.UploadFile(S3Uploads(address("s3://b/m")), address("s3://b/m"), num_bytes, None)
+        assert output.num_parts <= 9_999
+        assert output._part_bytes >= 8 * KIB**2
+        assert num_bytes > 80 * 1000**3 or output._part_bytes == 8 * KIB**2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("https://host/m.pt", "can only be read"),
+        ("s3://b/m.pt?versionId=1", "can only be read"),
+        ("s3://b", "names no object"),
+        ("s3://b/run/", "names no object"),
+        ("ftp://b/m.pt", "nothing can be written"),
+    ],
+)
+def test_what_cannot_be_written_to_is_refused_at_once(text: str, message: str) -> None:
+    with pytest.raises(RefusedError, match=message):
+        check_file_destination(address(text))
+
+
+def test_a_bucket_that_is_not_there_and_a_folder_are_refused(s3: S3) -> None:
+    s3.put("run/a", b"")
+    with pytest.raises(WriteError, match="folder"):
+        check_file_destination(address(f"{s3.address}/run"))
+    with pytest.raises(WriteError) as caught:
+        check_file_destination(address("s3://no-such-bucket-here/m"))
+    assert "bucket" in caught.value.hint
+
+
+def test_an_input_is_not_written_over(s3: S3) -> None:
+    from ptsave.storage.opening import open_file
+
+    s3.put("m", b"old")
+    with noted(), open_file(address(f"{s3.address}/m")), pytest.raises(RefusedError, match="is an input"):
+        write_file(address(f"{s3.address}/m"), b"new", overwrite=True)
