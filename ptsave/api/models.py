@@ -15,6 +15,7 @@ from torch import nn
 from ptsave.config.model import ConfigPlace, parse_model
 from ptsave.config.toml import Config, load_config
 from ptsave.core.accounts import Extras, settle_left_out
+from ptsave.core.address import located
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.parts.keys import Allowed, Wanted
 from ptsave.core.parts.select import Selection, left_out_of, select_model
@@ -65,7 +66,8 @@ def save(
     old file is there then.
     """
     with options_of(signature(save).parameters):
-        target = destination_writer(Path(path), format)
+        destination = located(path)
+        target = destination_writer(destination, format)
         spec: Config | None = None
         if isinstance(value, nn.Module):
             module = unwrap(value)
@@ -76,22 +78,23 @@ def save(
                 raise UsageError("only a module has hyperparameters", "ptsave.save", "give the module itself")
             tree = value.state_dict() if isinstance(value, TrainingState) else value
             tree = as_plain_data(tree, "")
-        checkpoint = checkpoint_of(tree, Path(path))
+        checkpoint = checkpoint_of(tree, destination)
         checkpoint.record = _record(module, spec) if spec is not None else Record(environment=environment())
         if spec is not None:
             _check_rebuilds(spec, checkpoint)
-        written = target.write(checkpoint, Path(path), WriteOptions(overwrite=overwrite))
+        written = target.write(checkpoint, destination, WriteOptions(overwrite=overwrite))
     for note in written.notes:
         warnings.warn(note, stacklevel=2)
     unique = {entry.view: entry for entry in checkpoint.tensors.values()}.values()
     return Saved(
-        destination=Path(path),
+        destination=destination,
         format=target.name,
         model=spec.model.target if spec is not None else "",
         weights="memory",
         num_tensors=len(checkpoint.tensors),
         num_elements=sum(entry.num_elements for entry in unique),
         num_bytes=sum(entry.num_bytes for entry in unique),
+        checked=written.checked,
     )
 
 

@@ -90,9 +90,7 @@ def save(
     config: Annotated[
         Path, typer.Argument(metavar="CONFIG", help="TOML that names the model's class.", readable=False)
     ],
-    destination: Annotated[
-        Path, typer.Argument(metavar="DST", help="File or folder to write.", readable=False)
-    ],
+    destination: Annotated[str, typer.Argument(metavar="DST", help="File or folder to write.")],
     weights: Annotated[
         str | None,
         typer.Option("--weights", metavar="SRC", help="Checkpoint to fill the model from."),
@@ -133,7 +131,7 @@ def save(
     run(
         Mode(json, quiet, verbose),
         config,
-        destination,
+        located(destination),
         WriteOptions(
             overwrite=overwrite, record=not no_record, digest=digest_algorithm(digest), check=not no_check
         ),
@@ -171,8 +169,7 @@ def load(
         ),
     ] = None,
     outputs: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Where to write what the model returns.", readable=False),
+        str | None, typer.Option(metavar="FILE", help="Where to write what the model returns.")
     ] = None,
     overwrite: Overwrite = False,
     set: Set = None,
@@ -201,7 +198,7 @@ def load(
         tie=tie or (),
         device=device,
         inputs=inputs,
-        outputs=outputs,
+        outputs=located(outputs) if outputs is not None else None,
         overwrite=overwrite,
         app_dir=app_dir,
     )
@@ -359,10 +356,8 @@ def verify(
         typer.Option(metavar="A,B", help="Formats that `roundtrip` goes through; default: its own."),
     ] = None,
     report: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Also write the verdict: .json, .xml (JUnit) or .html.", readable=False
-        ),
+        str | None,
+        typer.Option(metavar="FILE", help="Also write the verdict: .json, .xml (JUnit) or .html."),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Count warnings as failures.")] = False,
     record: Annotated[
@@ -405,7 +400,8 @@ def verify(
     )
     place = located(checkpoint)
     request = Request(place, asked, allow or (), set or [], select, device, app_dir, strict)
-    if not command.verify(mode, request, report):
+    where = located(report) if report is not None else None
+    if not command.verify(mode, request, where):
         raise typer.Exit(EXIT_NO)
 
 

@@ -29,7 +29,7 @@ def load(
     tie: Sequence[str],
     device: str,
     inputs: Path | None,
-    outputs: Path | None,
+    outputs: Location | None,
     overwrite: bool,
     app_dir: Path,
 ) -> None:

@@ -21,7 +21,7 @@ from ptsave.render.terminal import Mode, warn
 def save(
     mode: Mode,
     config_path: Path,
-    destination: Path,
+    destination: Location,
     options: WriteOptions,
     *,
     overrides: Sequence[str],

@@ -7,10 +7,10 @@ import time
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptsave.cli.launch import launched
+from ptsave.core.address import Location
 from ptsave.core.finding import Finding
 from ptsave.distributed.group import is_first_rank
 from ptsave.errors import UsageError
@@ -37,7 +37,7 @@ def list_checks(mode: Mode) -> None:
         show_checks(mode, {**FILE_CHECKS, **MODEL_CHECKS})
 
 
-def verify(mode: Mode, request: Request, report: Path | None) -> bool:
+def verify(mode: Mode, request: Request, report: Location | None) -> bool:
     """Come to a verdict, show it, and write it to the report; returns whether it is yes.
 
     Raises: UsageError for flags that do not go together, and what opening a checkpoint raises.
@@ -113,7 +113,7 @@ def _shared_findings(subject: Subject, group: Group, began: verb.Began) -> list[
     return findings
 
 
-def _show(mode: Mode, outcome: Outcome, request: Request, report: Path | None) -> bool:
+def _show(mode: Mode, outcome: Outcome, request: Request, report: Location | None) -> bool:
     """Print and write the outcome, where this process speaks for all; returns whether it is yes."""
     (verdict, facts), path = outcome, request.path
     if not is_first_rank():

@@ -12,6 +12,7 @@ from torch import nn
 
 from ptsave.config.toml import ModelSpec
 from ptsave.core.accounts import Extras
+from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.parts.keys import EXACT, KeyReport, Wanted
 from ptsave.core.parts.select import Selection, without
@@ -43,7 +44,7 @@ def load(
     select: str | None = None,
     extras: Extras = "fail",
     inputs: Path | None = None,
-    outputs: Path | None = None,
+    outputs: Location | None = None,
     overwrite: bool = False,
     app_dir: Path | None = None,
     wanted: Wanted = EXACT,

@@ -11,6 +11,7 @@ from torch import nn
 
 from ptsave.config.toml import Config
 from ptsave.core.accounts import Extras
+from ptsave.core.address import Location, on_disk
 from ptsave.core.behaviour import num_bytes as behaviour_bytes
 from ptsave.core.parts.keys import EXACT, KeyReport, Wanted
 from ptsave.core.record import Record
@@ -45,7 +46,7 @@ def check_format(name: str | None) -> None:
 def save(
     group: Group,
     config: Config,
-    destination: Path,
+    destination: Location,
     options: WriteOptions,
     *,
     weights: Path | None = None,
@@ -64,6 +65,7 @@ def save(
 
     Raises: what `models.save.save` raises; RankError when a rank fails, or has another config.
     """
+    destination = on_disk(destination, "what several ranks write")
     say = group.speak(warn)
     check_same_config(group, config)
     if group.is_first:

@@ -50,6 +50,8 @@ class Written:
     """Of the destination: all its files."""
     notes: tuple[str, ...] = ()
     """What a user wants to know: overlapping views that became separate tensors, …"""
+    checked: str = ""
+    """By what it was compared with what was written: reading it back, the store's CRC-32; empty where not."""
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from isal.isal_zlib import crc32
 
+from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.names import MAX_ALIAS_CHARS
 from ptsave.core.nodes import TensorEntry
@@ -18,8 +18,8 @@ from ptsave.core.storage import Storage
 from ptsave.core.values.digest import HEX_DIGITS
 from ptsave.errors import LimitError, LossyError, Option
 from ptsave.formats.base import WriteOptions
-from ptsave.storage.atomic import replacing_file
 from ptsave.storage.move import Move, Span, check_back
+from ptsave.storage.opening import replacing_file
 from ptsave.storage.output import OutputFile
 from ptsave.storage.scan import damaged
 
@@ -245,7 +245,7 @@ def write_pieces(output: OutputFile, pieces: Iterable[tuple[int, bytes]], what: 
 
 @contextmanager
 def replacing_checked(
-    checkpoint: Checkpoint, destination: Path, num_bytes: int, options: WriteOptions
+    checkpoint: Checkpoint, destination: Location, num_bytes: int, options: WriteOptions
 ) -> Iterator[tuple[OutputFile, list[Span]]]:
     """A file that replaces `destination` once all spans put into the list read back as they were written.
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.names import hint_for
 from ptsave.errors import Option, UsageError
@@ -20,8 +20,7 @@ from ptsave.formats.pickle.emit import can_emit
 from ptsave.formats.safetensors import sharded_write
 from ptsave.formats.safetensors import write as safetensors_write
 from ptsave.formats.torch import write as torch_write
-from ptsave.storage.atomic import check_file_destination
-from ptsave.storage.atomic_folder import check_folder_destination
+from ptsave.storage.opening import check_file_destination, check_folder_destination
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Writer:
 
     name: str
     """As `--format` spells it, and as the reader of the format calls it."""
-    write: Callable[[Checkpoint, Path, WriteOptions], Written]
+    write: Callable[[Checkpoint, Location, WriteOptions], Written]
     suffixes: tuple[str, ...] = ()
     """Which names of a destination choose it."""
     holds: Callable[[Any], bool] | None = None
@@ -62,7 +61,7 @@ WRITERS = (
 BY_NAME = {writer.name: writer for writer in WRITERS}
 
 
-def destination_writer(path: Path, name: str | None) -> Writer:
+def destination_writer(path: Location, name: str | None) -> Writer:
     """The writer for `path`: of the format called `name`, else of the one that the suffix chooses.
 
     Raises: UsageError when there is no such format, or it cannot be written.
@@ -83,7 +82,7 @@ def destination_writer(path: Path, name: str | None) -> Writer:
     )
 
 
-def check_destination(path: Path, target: Writer, *, overwrite: bool) -> None:
+def check_destination(path: Location, target: Writer, *, overwrite: bool) -> None:
     """Find out early whether `path` can be written, before work whose result would be lost.
 
     Raises: ExistsError, WriteError.

@@ -26,6 +26,7 @@ from ptsave.config.inputs import (
     RandomTensor,
 )
 from ptsave.config.model import ConfigPlace
+from ptsave.core.address import Location
 from ptsave.core.dtypes import BY_NAME
 from ptsave.core.names import hint_for
 from ptsave.core.nodes import TensorEntry
@@ -38,7 +39,7 @@ from ptsave.formats.safetensors.write import write as write_safetensors
 from ptsave.models.build import plain_value
 from ptsave.models.weights.live import checkpoint_of
 from ptsave.models.weights.tensors import read_tensors as read_entries
-from ptsave.storage.atomic import check_file_destination, write_file
+from ptsave.storage.opening import check_file_destination, write_file
 from ptsave.storage.scan import tensor_digest
 
 UNNAMED = "arr_0"
@@ -272,7 +273,7 @@ def _held_by(value: Any) -> Iterable[tuple[Any, Any]]:
     return items_of(value)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, overwrite: bool = False) -> None:
+def write_tensors(path: Location, tensors: Mapping[str, Tensor], *, overwrite: bool = False) -> None:
     """Write named tensors as the suffix of `path` says: `.safetensors`, `.npz` or `.npy`.
 
     Raises: UsageError for another suffix, or what the format cannot hold; ExistsError; WriteError.
@@ -288,7 +289,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, overwrite: bool 
     _writer(path)(path, dense, overwrite)
 
 
-def check_outputs(path: Path, *, overwrite: bool = False) -> None:
+def check_outputs(path: Location, *, overwrite: bool = False) -> None:
     """Whether `write_tensors` will be able to write `path`, asked before the work is done.
 
     Raises: UsageError, ExistsError, WriteError.
@@ -297,10 +298,10 @@ def check_outputs(path: Path, *, overwrite: bool = False) -> None:
     check_file_destination(path, overwrite=overwrite)
 
 
-Writer: TypeAlias = Callable[[Path, dict[str, Tensor], bool], None]
+Writer: TypeAlias = Callable[[Location, dict[str, Tensor], bool], None]
 
 
-def _writer(path: Path) -> Writer:
+def _writer(path: Location) -> Writer:
     writers: dict[str, Writer] = {".safetensors": _write_safetensors, ".npz": _write_npz, ".npy": _write_npy}
     writer = writers.get(path.suffix.lower())
     if writer is None:
@@ -312,13 +313,13 @@ def _writer(path: Path) -> Writer:
     return writer
 
 
-def _write_safetensors(path: Path, tensors: dict[str, Tensor], overwrite: bool) -> None:
+def _write_safetensors(path: Location, tensors: dict[str, Tensor], overwrite: bool) -> None:
     # A tensor that was returned twice is written twice: ties are a matter of weights.
     checkpoint = checkpoint_of({name: tensor.clone() for name, tensor in tensors.items()}, path)
     write_safetensors(checkpoint, path, WriteOptions(overwrite=overwrite, record=False))
 
 
-def _write_npz(path: Path, tensors: dict[str, Tensor], overwrite: bool) -> None:
+def _write_npz(path: Location, tensors: dict[str, Tensor], overwrite: bool) -> None:
     buffer = io.BytesIO()
     # Not np.savez: it takes the names as keyword arguments beside its own (`file`, `allow_pickle`).
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -328,7 +329,7 @@ def _write_npz(path: Path, tensors: dict[str, Tensor], overwrite: bool) -> None:
     write_file(path, buffer.getvalue(), overwrite=overwrite)
 
 
-def _write_npy(path: Path, tensors: dict[str, Tensor], overwrite: bool) -> None:
+def _write_npy(path: Location, tensors: dict[str, Tensor], overwrite: bool) -> None:
     if len(tensors) != 1:
         raise UsageError(
             f"a .npy holds one tensor, and there are {len(tensors)}: {', '.join(tensors)}",
@@ -341,7 +342,7 @@ def _write_npy(path: Path, tensors: dict[str, Tensor], overwrite: bool) -> None:
     write_file(path, buffer.getvalue(), overwrite=overwrite)
 
 
-def _array(path: Path, name: str, tensor: Tensor) -> np.ndarray[Any, Any]:
+def _array(path: Location, name: str, tensor: Tensor) -> np.ndarray[Any, Any]:
     try:
         return tensor.resolve_conj().resolve_neg().numpy()
     except TypeError as error:

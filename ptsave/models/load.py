@@ -49,7 +49,7 @@ class Loaded:
     """Which state dict was taken and what was removed from its names; empty when nothing was chosen."""
     report: KeyReport
     outputs: dict[str, torch.Tensor] | None = None
-    outputs_path: Path | None = None
+    outputs_path: Location | None = None
     mesh: Mapping[str, int] = field(default_factory=dict)
     """How many ranks it is sharded over, by kind; empty without torchrun."""
     num_rank_bytes: int = 0
@@ -66,7 +66,7 @@ def load(
     extras: Extras = "fail",
     device: str = "cpu",
     inputs: Path | None = None,
-    outputs: Path | None = None,
+    outputs: Location | None = None,
     overwrite: bool = False,
     app_dir: Path | None = None,
     wanted: Wanted = EXACT,
@@ -104,7 +104,7 @@ def load(
     return summary(checkpoint, config, selection, report, device, result, outputs)
 
 
-def _check_places(inputs: Path | None, outputs: Path | None, overwrite: bool) -> None:
+def _check_places(inputs: Path | None, outputs: Location | None, overwrite: bool) -> None:
     """Whether the outputs can be written once everything is read, asked before the work.
 
     Raises: what opening `inputs` raises; RefusedError where `outputs` would replace an input; ExistsError;
@@ -123,7 +123,7 @@ def summary(
     report: KeyReport,
     device: str,
     outputs: dict[str, torch.Tensor] | None,
-    outputs_path: Path | None,
+    outputs_path: Location | None,
 ) -> Loaded:
     """What was loaded; the checkpoint may be closed."""
     selection = without(selection, report.left)

@@ -11,7 +11,7 @@ from torch import nn
 
 from ptsave.config.toml import Config, InputsSpec
 from ptsave.core.accounts import Extras
-from ptsave.core.address import Location, on_disk
+from ptsave.core.address import Location
 from ptsave.core.behaviour import num_bytes
 from ptsave.core.checkpoint import Replaced
 from ptsave.core.parts.keys import EXACT, KeyReport, Wanted
@@ -37,7 +37,7 @@ from ptsave.storage.reads import may_be_replaced
 class Saved:
     """What `save` wrote."""
 
-    destination: Path
+    destination: Location
     format: str
     model: str
     weights: str
@@ -55,6 +55,8 @@ class Saved:
     """What the weights lacked, as was allowed."""
     left: tuple[str, ...] = ()
     """What was left in the weights, as was allowed."""
+    checked: str = ""
+    """By what the destination was compared with what was written."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,14 @@ class Recorded:
     """What `verify --record` wrote."""
 
     model: str
-    path: Path
+    path: Location
     num_bytes: int
     """Of the behaviour record."""
 
 
 def save(
     config: Config,
-    destination: Path,
+    destination: Location,
     target: Writer,
     options: WriteOptions,
     *,
@@ -124,7 +126,8 @@ def save(
     checkpoint.record = replace(record, behaviour=behaviour)
     tensors = checkpoint.tensors
     unique = {entry.view: entry for entry in tensors.values()}.values()
-    for line in target.write(checkpoint, destination, options).notes:
+    written = target.write(checkpoint, destination, options)
+    for line in written.notes:
         warn(line)
     return Saved(
         destination,
@@ -137,6 +140,7 @@ def save(
         num_bytes(behaviour) if behaviour is not None else 0,
         fresh=report.fresh if report is not None else (),
         left=report.left if report is not None else (),
+        checked=written.checked,
     )
 
 
@@ -227,7 +231,6 @@ def add_behaviour(subject: ModelSubject) -> Recorded:
         behaviour=behaviour,
     )
     renewed = replace(source, record=record, held=[Replaced(held) for held in source.held])
-    path = on_disk(source.path, "a checkpoint whose behaviour is recorded")
     with may_be_replaced():
-        target.write(renewed, path, WriteOptions(overwrite=True))
-    return Recorded(config.model.target, path, num_bytes(behaviour))
+        target.write(renewed, source.path, WriteOptions(overwrite=True))
+    return Recorded(config.model.target, source.path, num_bytes(behaviour))

@@ -122,6 +122,7 @@ def converted(result: Conversion) -> dict[str, Any]:
         "renamed": dict(result.renamed),
         "dense": dict(result.dense),
         "notes": list(result.notes),
+        "checked": result.checked,
         "dry_run": result.is_plan,
     }
 

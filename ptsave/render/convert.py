@@ -5,7 +5,7 @@ from __future__ import annotations
 from ptsave.core.names import escape
 from ptsave.render import as_json
 from ptsave.render.terminal import Mode, document, note, out, pairs, section
-from ptsave.render.words import count, size
+from ptsave.render.words import checked_by, count, size
 from ptsave.verbs.convert import Conversion
 
 
@@ -19,12 +19,15 @@ def show_converted(mode: Mode, result: Conversion) -> None:
     sources = ", ".join(map(str, result.sources))
     what = f"{count(result.num_tensors, 'tensor')}, {size(result.num_bytes)}"
     if not result.is_plan:
-        note(mode, f"converted {sources} to {result.destination} ({result.format}): {what}")
+        note(
+            mode, f"converted {sources} to {result.destination} ({result.format}): {what}{checked_by(result)}"
+        )
         for name in result.dropped if mode.verbose else ():
             note(mode, f"dropped {name}")
         return
     out(escape(f"would convert {sources} ({', '.join(result.source_formats)})"))
-    out(escape(f"to {result.destination} ({result.format}): {what}; {size(result.free_bytes)} free"))
+    free = f"; {size(result.free_bytes)} free" if result.free_bytes is not None else ""
+    out(escape(f"to {result.destination} ({result.format}): {what}{free}"))
     pairs("renamed", {escape(old): escape(new) for old, new in result.renamed.items()})
     if result.dropped:
         section("dropped")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ptsave.core.names import escape
 from ptsave.render import as_json
 from ptsave.render.terminal import Mode, document, note, table
-from ptsave.render.words import count, shape, size
+from ptsave.render.words import checked_by, count, shape, size
 
 if TYPE_CHECKING:
     from ptsave.models.load import Loaded
@@ -25,7 +25,7 @@ def show_saved(mode: Mode, result: Saved) -> None:
     note(
         mode,
         f"saved {result.model} to {result.destination} ({result.format}): "
-        f"{_totals(result)}{behaviour}, from {result.weights}{_over_ranks(result)}",
+        f"{_totals(result)}{behaviour}, from {result.weights}{_over_ranks(result)}{checked_by(result)}",
     )
     _show_allowed(mode, result.fresh, result.left)
 

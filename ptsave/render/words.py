@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ptsave.core.address import Address
 from ptsave.core.dtypes import DType
 from ptsave.core.names import escape
 from ptsave.core.nodes import Global, Opaque
+
+if TYPE_CHECKING:
+    from ptsave.models.save import Saved
+    from ptsave.verbs.convert import Conversion
 
 MAX_VALUE_CHARS = 80
 """How much of one plain value is spelled out."""
@@ -21,6 +26,13 @@ def size(num_bytes: int) -> str:
             return f"{num_bytes} B" if unit == "B" else f"{value:,.1f} {unit}"
         value /= 1024
     raise AssertionError
+
+
+def checked_by(result: Conversion | Saved) -> str:
+    """By what a file in a store was compared with what was written. On a disk it is always read back."""
+    if not isinstance(result.destination, Address):
+        return ""
+    return f"; checked by {result.checked}" if result.checked else "; not checked"
 
 
 def count(number: int, noun: str) -> str:

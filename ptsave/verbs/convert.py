@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ptsave.core.accounts import Extras, LeftOut, settle_left_out
-from ptsave.core.address import Address, Location, on_disk
+from ptsave.core.address import Address, Location
 from ptsave.core.caps import room
 from ptsave.core.checkpoint import ROOT_NAME, Checkpoint, check_viewed
 from ptsave.core.finding import counted
@@ -41,20 +41,22 @@ class Conversion:
     """What a conversion did, or (`--dry-run`) would do."""
 
     sources: Sequence[Location]
-    destination: Path
+    destination: Location
     source_formats: Sequence[str]
     format: str
     num_tensors: int
     num_bytes: int
     """Of the tensors as they are written; tied ones count once."""
-    free_bytes: int
-    """On the destination's file system before the first byte."""
+    free_bytes: int | None
+    """On the destination's file system before the first byte; None where nothing limits it."""
     dropped: Sequence[str] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
     dense: Mapping[str, str] = field(default_factory=dict)
     """What `--dense` made plain tensors of, by its name in the source, and what it was."""
     notes: Sequence[str] = ()
     is_plan: bool = False
+    checked: str = ""
+    """By what the destination was compared with what was written."""
 
 
 def convert_paths(
@@ -77,8 +79,7 @@ def convert_paths(
     """
     if len(paths) < 2:
         raise UsageError("convert needs a source and a destination", "", "the last path is the destination")
-    *sources, last = paths
-    destination = on_disk(last, "what convert writes")
+    *sources, destination = paths
     target = destination_writer(destination, format)
     unused = unused_by_convert(is_sharded=target.is_sharded, no_record=not options.record, dry_run=dry_run)
     refuse_unused(given, unused)
@@ -104,7 +105,7 @@ def convert_paths(
 @no_garbage_collection()
 def convert(
     sources: Sequence[Checkpoint],
-    destination: Path,
+    destination: Location,
     target: Writer,
     options: WriteOptions,
     edits: Edits,
@@ -186,7 +187,9 @@ def convert(
         is_plan=dry_run,
     )
     if not dry_run:
-        notes.extend(target.write(plan, destination, options).notes)
+        written = target.write(plan, destination, options)
+        notes.extend(written.notes)
+        result = replace(result, checked=written.checked)
         for name, storage in edited.casts.items():
             if storage.num_overflowed:
                 notes.append(f"{name}: {storage.num_overflowed} finite values became infinite")
@@ -353,17 +356,14 @@ def _carried_record(
     return replace(record, digests=digests, aliases={})
 
 
-def _refuse_sources(sources: Sequence[Checkpoint], destination: Path, target: Writer) -> None:
+def _refuse_sources(sources: Sequence[Checkpoint], destination: Location, target: Writer) -> None:
     """Raise RefusedError where `destination` is a source, holds one, or would become a part of one."""
-    real = Path(os.path.realpath(destination))
-    place = real if target.is_folder and real.is_dir() else real.parent
     for source in sources:
-        if isinstance(source.path, Address) or not source.path.exists():
-            continue  # what is remote is looked at by the writer: `storage.reads`
-        is_source = real.exists() and real.samefile(source.path)
-        folder = source.path if source.path.is_dir() else source.path.parent
-        is_shared = place.is_dir() and place.samefile(folder) and (source.path.is_dir() or place == real)
-        if is_source or is_shared:
+        if isinstance(destination, Address):
+            is_shared = isinstance(source.path, Address) and _share(source.path, destination, target)
+        else:
+            is_shared = isinstance(source.path, Path) and _share_on_disk(source.path, destination, target)
+        if is_shared:
             raise RefusedError(
                 "the destination is the source, or shares its folder; a source is never changed",
                 str(destination),
@@ -371,6 +371,26 @@ def _refuse_sources(sources: Sequence[Checkpoint], destination: Path, target: Wr
             )
 
 
-def _free_bytes(destination: Path) -> int:
+def _share(source: Address, destination: Address, target: Writer) -> bool:
+    if (source.scheme, source.host) != (destination.scheme, destination.host):
+        return False
+    read, written = source.key.strip("/"), destination.key.strip("/")
+    is_in_source = written.rpartition("/")[0] == read
+    return read == written or is_in_source or (target.is_folder and read.rpartition("/")[0] == written)
+
+
+def _share_on_disk(source: Path, destination: Path, target: Writer) -> bool:
+    if not source.exists():
+        return False
+    real = Path(os.path.realpath(destination))
+    place = real if target.is_folder and real.is_dir() else real.parent
+    folder = source if source.is_dir() else source.parent
+    is_source = real.exists() and real.samefile(source)
+    return is_source or (place.is_dir() and place.samefile(folder) and (source.is_dir() or place == real))
+
+
+def _free_bytes(destination: Location) -> int | None:
+    if isinstance(destination, Address):
+        return None
     folder = Path(os.path.realpath(destination)).parent
     return shutil.disk_usage(folder).free if folder.is_dir() else 0

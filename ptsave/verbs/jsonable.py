@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ptsave.core.address import Address
 from ptsave.core.dtypes import DType
 from ptsave.core.nodes import Global, Opaque, TensorEntry
 from ptsave.core.record import Record
@@ -50,8 +51,8 @@ def jsonable(value: Any) -> Any:
         return {"tensor": value.name, "dtype": value.dtype.name, "shape": list(value.shape)}
     if isinstance(value, Record):
         return jsonable(json.loads(value.to_json()))
+    if isinstance(value, (Path, Address)):
+        return str(value)
     if dataclasses.is_dataclass(value):
         return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Path):
-        return str(value)
     return repr(value)

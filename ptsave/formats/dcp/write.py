@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ptsave.core.address import Location
 from ptsave.core.caps import room
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.dtypes import DType
@@ -41,8 +42,8 @@ from ptsave.formats.torch.archive import ItemFrame, TorchArchive, emit_tensor
 from ptsave.formats.torch.storage_plan import Part, PartView, View, plan_storages
 from ptsave.formats.torch.write import digest_moves, part_moves
 from ptsave.formats.zip.layout import ALIGN_BYTES, LARGE_BYTES, PAGE_BYTES
-from ptsave.storage.atomic_folder import check_folder_destination, replacing_folder
 from ptsave.storage.move import Move, check_back, move
+from ptsave.storage.opening import check_folder_destination, replacing_folder
 from ptsave.storage.output import OutputFolder
 
 _METADATA = "torch.distributed.checkpoint.metadata"
@@ -57,7 +58,7 @@ Keys = tuple[str | int, ...]
 """A path: text for a dictionary's key, an integer for a list's place."""
 
 
-def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> Written:
+def write(checkpoint: Checkpoint, destination: Location, options: WriteOptions) -> Written:
     """Write the whole tree of `checkpoint` as a DCP folder: `.metadata`, one data file, `ptsave.json`.
 
     Tied tensors are stored once, and both names point at the one place. Dictionary keys become text, as they
@@ -103,7 +104,7 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
             record = record_text(checkpoint, digests, aliases, options, belongs_to=metadata_digest(metadata))
         commit(folder, [file_name], metadata, record, new_record)
     num_bytes = layout.num_bytes + len(metadata) + len(record or b"")
-    return Written(num_bytes, tuple(notes))
+    return Written(num_bytes, tuple(notes), output.checked)
 
 
 def metadata_digest(metadata: bytes) -> str:

@@ -6,10 +6,10 @@ Source: numpy/lib/format.py, "Format Version 1.0" (the header ends at a multiple
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from isal.isal_zlib import crc32, crc32_combine
 
+from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint, check_viewed
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.values.digest import prefix
@@ -29,14 +29,14 @@ from ptsave.formats.stored import (
 )
 from ptsave.formats.zip.directory import is_plain_path
 from ptsave.formats.zip.layout import ALIGN_BYTES, Entry, Frame
-from ptsave.storage.atomic import check_file_destination
 from ptsave.storage.move import Move, move
+from ptsave.storage.opening import check_file_destination
 
 MAX_NAME_BYTES = 2**16 - 64
 """Of a record's name: what the two bytes of its length can say, less what aligning it may take."""
 
 
-def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> Written:
+def write(checkpoint: Checkpoint, destination: Location, options: WriteOptions) -> Written:
     """Write the tensors of `checkpoint` as one .npz file that `numpy.load` opens without pickle.
 
     The format knows no ties, so each name has its own copy. It has no place for the record: `numpy.load`
@@ -77,7 +77,7 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
         spans += write_pieces(output, [(frame.end, frame.directory())], "the archive's directory")
     aliases = distinct(checkpoint.tensors).aliases
     untied = (f"{alias!r} and {kept!r} are tied no more" for alias, kept in aliases.items())
-    return Written(num_bytes, (*untied, *unkept))
+    return Written(num_bytes, (*untied, *unkept), output.checked)
 
 
 def refuse_confusion(checkpoint: Checkpoint) -> None:

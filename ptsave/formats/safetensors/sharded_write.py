@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.record import KEY
@@ -39,15 +39,15 @@ from ptsave.formats.stored import (
     with_source_checks,
     write_pieces,
 )
-from ptsave.storage.atomic_folder import check_folder_destination, replacing_folder
 from ptsave.storage.move import Move, check_back, move
+from ptsave.storage.opening import check_folder_destination, replacing_folder
 
 MAX_SHARDS = 20_000
 """Cap on the files of one checkpoint, as the reader has it."""
 _SHARD_METADATA = {"format": "pt"}
 
 
-def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> Written:
+def write(checkpoint: Checkpoint, destination: Location, options: WriteOptions) -> Written:
     """Write the tensors of `checkpoint` as a folder of safetensors files of up to `options.shard_bytes`.
 
     A tensor that is larger has a file to itself. Tied tensors are stored once; the record, which lies in the
@@ -95,7 +95,7 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
         index = _index(checkpoint, stored, dict(zip(names, layouts, strict=True)), digests, options)
         old = superfluous(folder.taken, [INDEX, *names])
         folder.commit((INDEX, index), old=old)
-    return Written(sum(sizes) + len(index), overlap_notes(stored))
+    return Written(sum(sizes) + len(index), overlap_notes(stored), output.checked)
 
 
 def split(entries: Mapping[str, TensorEntry], shard_bytes: int) -> list[dict[str, TensorEntry]]:

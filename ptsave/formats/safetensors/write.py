@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.record import KEY
@@ -34,8 +34,8 @@ from ptsave.formats.stored import (
     with_source_checks,
     write_pieces,
 )
-from ptsave.storage.atomic import check_file_destination
 from ptsave.storage.move import Move, move
+from ptsave.storage.opening import check_file_destination
 
 MAX_HEADER_BYTES = 100_000_000
 """Source: MAX_HEADER_SIZE in safetensors/src/tensor.rs; the library refuses to read more."""
@@ -44,7 +44,7 @@ PAGE_BYTES = 4096
 LARGE_BYTES = 64 * 1024
 
 
-def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> Written:
+def write(checkpoint: Checkpoint, destination: Location, options: WriteOptions) -> Written:
     """Write the tensors of `checkpoint` as one safetensors file.
 
     Tied tensors are stored once, under their first name; the record says which names are aliases, and so
@@ -68,7 +68,7 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
         header = header_bytes(layout, _metadata(checkpoint, stored, digests, options))
         assert len(header) == len(draft)
         spans += write_pieces(output, [(0, header)], "the header")
-    return Written(num_bytes, overlap_notes(stored))
+    return Written(num_bytes, overlap_notes(stored), output.checked)
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.nodes import UNRESOLVED, TensorEntry
 from ptsave.core.values.digest import prefix
@@ -30,11 +30,11 @@ from ptsave.formats.stored import (
 from ptsave.formats.torch.archive import TorchArchive, emit_quantized, emit_tensor
 from ptsave.formats.torch.storage_plan import Part, PartView, View, plan_storages
 from ptsave.formats.zip.layout import Entry
-from ptsave.storage.atomic import check_file_destination
 from ptsave.storage.move import Move, move
+from ptsave.storage.opening import check_file_destination
 
 
-def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> Written:
+def write(checkpoint: Checkpoint, destination: Location, options: WriteOptions) -> Written:
     """Write the whole tree of `checkpoint`, tensors and plain data, as one torch zip file.
 
     Tied tensors and views that touch stay on one storage; unused parts of storages are left behind. A root
@@ -63,7 +63,7 @@ def write(checkpoint: Checkpoint, destination: Path, options: WriteOptions) -> W
             digests = {name: by_name[name].digest(options.digest) for name in checkpoint.tensors}
             archive.set_record(record_text(checkpoint, digests, aliases, options) or b"")
         spans += write_pieces(output, archive.pieces(), "the archive's frame")
-    return Written(num_bytes)
+    return Written(num_bytes, checked=output.checked)
 
 
 def holds(leaf: Any) -> bool:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from ptsave.core.address import Location
 from ptsave.core.checkpoint import LIVE, Checkpoint
 from ptsave.core.dtypes import BY_NAME
 from ptsave.core.nodes import Opaque, TensorEntry
@@ -20,7 +20,7 @@ from ptsave.formats.kinds import quantized
 Storages = dict[tuple[str, int], MemoryStorage]
 
 
-def checkpoint_of(tree: Any, path: Path) -> Checkpoint:
+def checkpoint_of(tree: Any, path: Location) -> Checkpoint:
     """`tree` (a state dict, or nested data that holds some) as a Checkpoint, for a writer.
 
     CPU tensors are windowed where they lie; others are copied to the CPU one at a time and kept.

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from ptsave.core.address import Location
 from ptsave.core.names import hint_for
 from ptsave.core.verdict import Verdict
 from ptsave.errors import UsageError
 from ptsave.render.report.annotations import annotation_lines
 from ptsave.render.report.html import html as html_text
 from ptsave.render.report.junit import junit as junit_text
-from ptsave.storage.atomic import check_file_destination, write_file
+from ptsave.storage.opening import check_file_destination, write_file
 
 __all__ = ["SUFFIXES", "annotation_lines", "check_report_path", "report_text", "write_report"]
 
@@ -24,7 +24,7 @@ SUFFIXES = (".json", ".xml", ".html")
 """What a report's name may end with: its format follows from it."""
 
 
-def check_report_path(path: Path) -> None:
+def check_report_path(path: Location) -> None:
     """Refuse a report of an unknown kind or at an impossible place, before any work is done for it.
 
     Raises: UsageError with the nearest suffix; RefusedError when it would replace what was read; WriteError.
@@ -33,14 +33,14 @@ def check_report_path(path: Path) -> None:
     check_file_destination(path, overwrite=True)
 
 
-def _check_suffix(path: Path) -> None:
+def _check_suffix(path: Location) -> None:
     if path.suffix.lower() not in SUFFIXES:
         hint = hint_for(path.suffix.lower(), SUFFIXES, "suffixes")
         raise UsageError(f"no kind of report has the suffix {path.suffix!r}", f"--report {path}", hint)
 
 
 def write_report(
-    path: Path, verdict: Verdict, facts: Mapping[str, object], json_document: Mapping[str, Any]
+    path: Location, verdict: Verdict, facts: Mapping[str, object], json_document: Mapping[str, Any]
 ) -> None:
     """Write what `report_text` makes to `path`, old or new; an older report is replaced.
 
@@ -50,7 +50,7 @@ def write_report(
 
 
 def report_text(
-    path: Path, verdict: Verdict, facts: Mapping[str, object], json_document: Mapping[str, Any]
+    path: Location, verdict: Verdict, facts: Mapping[str, object], json_document: Mapping[str, Any]
 ) -> str:
     """The text of a report in the format that `path`'s suffix says; nothing is written.
 
