@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from ptsave.core.address import Address, Location
+from ptsave.core.address import HUB, Address, Location
 from ptsave.errors import MissingFileError
 from ptsave.storage import atomic, atomic_folder
 from ptsave.storage.files import InputFile, InputFolder, LocalFile, LocalFolder
@@ -59,7 +59,11 @@ def check_file_destination(where: Location, *, overwrite: bool = False) -> None:
 
     Raises: RefusedError where it was read; ExistsError; WriteError.
     """
-    if isinstance(where, Address):
+    if isinstance(where, Address) and where.scheme == HUB:
+        from ptsave.storage.upload import hub
+
+        hub.check_file(where, overwrite=overwrite)
+    elif isinstance(where, Address):
         from ptsave.storage.upload import check_object
 
         check_object(where, overwrite=overwrite)
@@ -82,6 +86,10 @@ def replacing_file(
 
     Raises: ExistsError; WriteError.
     """
+    if isinstance(where, Address) and where.scheme == HUB:
+        from ptsave.storage.upload import hub
+
+        return hub.replacing_file(where, num_bytes, overwrite=overwrite, before_rename=before_rename)
     if isinstance(where, Address):
         from ptsave.storage.upload import replacing_object
 
@@ -106,7 +114,11 @@ def check_folder_destination(where: Location, *, overwrite: bool = False) -> Non
 
     Raises: ExistsError when it has content; RefusedError where some of that was read; WriteError.
     """
-    if isinstance(where, Address):
+    if isinstance(where, Address) and where.scheme == HUB:
+        from ptsave.storage.upload import hub
+
+        hub.check_folder(where, overwrite=overwrite)
+    elif isinstance(where, Address):
         from ptsave.storage.upload import check_prefix
 
         check_prefix(where, overwrite=overwrite)
@@ -129,6 +141,10 @@ def replacing_folder(
 
     Raises: ExistsError; WriteError.
     """
+    if isinstance(where, Address) and where.scheme == HUB:
+        from ptsave.storage.upload import hub
+
+        return hub.replacing_folder(where, overwrite=overwrite, before_commit=before_commit)
     if isinstance(where, Address):
         from ptsave.storage.upload import replacing_prefix
 

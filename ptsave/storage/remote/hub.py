@@ -87,10 +87,10 @@ class HubStore(Store):
         except ValueError:
             hint = "for example hf://OWNER/REPO/model.safetensors"
             raise UsageError("that is no name of a repository", str(address), hint) from None
-        self._token: str | None = None
+        self.token: str | None = None
         if not self.is_offline and not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
             try:
-                self._token = huggingface_hub.get_token()
+                self.token = huggingface_hub.get_token()
             except Exception as error:  # of an exchange of tokens that the environment asks for
                 what = f"the token for the Hub cannot be had ({type(error).__name__})"
                 raise RefusedError(what, str(address), "see what `hf auth whoami` says") from None
@@ -119,10 +119,10 @@ class HubStore(Store):
                 return pinned
             if response.status != 404 or response.headers.get("X-Error-Code") != "EntryNotFound":
                 self._refuse(address, response.status, response.headers)
-        return address.at(self._commit(address, timeout_s))
+        return address.at(self.commit(address, timeout_s))
 
-    def _commit(self, address: Address, timeout_s: float) -> str:
-        """The commit that its branch is at, by itself."""
+    def commit(self, address: Address, timeout_s: float) -> str:
+        """The commit that the branch of `address` is at. One request. Raises: as `get`."""
         revision = quote(address.revision or "main", safe="")
         url = f"{self.endpoint}/api/{self.kind}s/{self.repo}/revision/{revision}?expand=sha"
         found, _ = self._json(address, url, timeout_s)
@@ -274,7 +274,7 @@ class HubStore(Store):
     def _request(
         self, address: Address, url: str, headers: Mapping[str, str], timeout_s: float
     ) -> urllib3.BaseHTTPResponse:
-        secret = {"Authorization": f"Bearer {self._token}"} if self._token and self._is_hub(url) else {}
+        secret = {"Authorization": f"Bearer {self.token}"} if self.token and self._is_hub(url) else {}
         try:
             return self.connections.request("GET", url, {**headers, **secret}, timeout_s)
         except UnreadableError as error:
@@ -317,23 +317,23 @@ class HubStore(Store):
         if code == "EntryNotFound":
             raise self._no_entry(address)
         if code == "GatedRepo":
-            steps = "" if self._token else f", then {_LOG_IN}"
+            steps = "" if self.token else f", then {_LOG_IN}"
             raise no_access(address, "the repository is gated", f"accept its terms at {page}{steps}")
         if said == "Access to this resource is disabled.":
             raise no_access(address, "the Hub has disabled the repository", f"see {page}")
-        if status == 401 and (said.startswith("Invalid credentials") or (self._token and not code)):
+        if status == 401 and (said.startswith("Invalid credentials") or (self.token and not code)):
             raise no_access(
                 address, "the Hub does not accept the token", "log in again (hf auth login), or set HF_TOKEN"
             )
         if code == "RepoNotFound" or status == 401:
-            who = "a token with the right to read it" if self._token else _LOG_IN
+            who = "a token with the right to read it" if self.token else _LOG_IN
             raise MissingFileError(
                 "no such repository, or a private one", where, f"check the name; a private one: {who}"
             )
         if status == 403:
             raise no_access(
                 address,
-                "the token has no right to read it" if self._token else "the Hub refuses (403)",
+                "the token has no right to read it" if self.token else "the Hub refuses (403)",
                 f"see {page}, and the token's rights at {self.endpoint}/settings/tokens",
             )
         if status == 429 and (rate := _RATE.search(headers.get("ratelimit", ""))):
