@@ -77,9 +77,9 @@ def test_every_dependency_is_imported_and_every_import_is_one(root: Path) -> Non
     listed = _listed("dependencies", text)
     stores = {"http", "s3", "gcs", "azure", "hf", "fs"} & set(re.findall(r"^(\w+) = \[", text, re.M))
     extras = {name for store in stores for name in _listed(store, text)}
-    remote = root / "ptsave" / "storage" / "remote"
     paths = set((root / "ptsave").rglob("*.py"))
-    of_stores = set(remote.rglob("*.py"))
+    rooms = [root / "ptsave" / "storage" / name for name in ("remote", "upload")]
+    of_stores = {path for room in rooms for path in room.rglob("*.py")}
     # click comes with the releases of typer that do not carry it
     own = set(sys.stdlib_module_names) | {"ptsave", "click"}
     assert _imported(paths - of_stores) - own <= listed
