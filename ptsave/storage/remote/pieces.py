@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import threading
 from bisect import bisect_right, insort
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -26,6 +25,8 @@ GAP_BYTES = 64 * 1024
 """How many unwanted bytes between two runs are read: fewer than come in a round trip."""
 HELD_BYTES = 24 * 1024 * 1024
 """The most that all pieces together hold: those on their way and those not yet used."""
+REST_SHARE = 0.1
+"""The most of a piece, of what was expected of it, that is let go for the sake of others."""
 _SLACK_BYTES = 64
 NUM_REQUESTS = 16
 """How many requests are under way at a time, at most."""
@@ -125,6 +126,11 @@ class Piece:
         return self.wanted_bytes / max(self._all_bytes, 1)
 
     @property
+    def is_rest(self) -> bool:
+        """Whether so little is left that it may be let go, and is then asked for by itself."""
+        return self.share_left <= REST_SHARE
+
+    @property
     def is_used_up(self) -> bool:
         """Whether all was read, but for a few bytes between records that nobody can tell from them ahead."""
         is_nearly = self.wanted_bytes <= self._all_bytes // 100
@@ -160,10 +166,10 @@ class Piece:
 
 @dataclass
 class Held:
-    """The pieces of all files that are on their way or in memory, the longest unused first."""
+    """The pieces of all files that are on their way or in memory."""
 
     lock: threading.RLock = field(default_factory=threading.RLock)
-    pieces: OrderedDict[int, Piece] = field(default_factory=OrderedDict)
+    pieces: dict[int, Piece] = field(default_factory=dict)
     """By identity."""
     num_bytes: int = 0
     free: list[bytearray] = field(default_factory=list)
@@ -203,13 +209,13 @@ class Held:
             self.leave(piece.data)
             piece.data = None
 
-    def make_room(self, wanted: Piece, share: float = 1.0) -> None:
-        """Let go of the pieces that nobody has asked for the longest, and of which no more is still to be
-        read than `share`."""
-        for piece in list(self.pieces.values()):
-            if self.has_room(wanted):
+    def make_room(self, wanted: Piece, *, of_rests: bool = False) -> None:
+        """Let go of the pieces of which the least is still to be read, of new ones the last; or only of
+        rests."""
+        for piece in sorted(self.pieces.values(), key=lambda piece: (piece.share_left, -piece.begin)):
+            if self.has_room(wanted) or (of_rests and not piece.is_rest):
                 return
-            if piece.data is not None and piece.data.future.done() and piece.share_left <= share:
+            if piece.data is not None and piece.data.future.done():
                 self.drop(piece)
 
 
@@ -279,19 +285,17 @@ class Pieces:
             if at < 0 or offset >= self._pieces[at].end:
                 return None
             piece = self._pieces[at]
-            if piece.is_used_up:
+            if piece.is_used_up or (piece.data is None and piece.is_rest):
                 return None
             if piece.data is None:
                 self._held.make_room(piece)
                 self._begin(piece)
-            else:
-                self._held.pieces.move_to_end(id(piece))
             data = piece.data
             assert data is not None
             data.num_readers += 1
             for later in self._pieces[at + 1 :]:
-                if later.data is None and not later.is_used_up:
-                    self._held.make_room(later, 0.1)
+                if later.data is None and not later.is_rest:
+                    self._held.make_room(later, of_rests=True)
                     if not self._held.has_room(later):
                         break
                     self._begin(later)

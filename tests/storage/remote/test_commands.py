@@ -14,6 +14,7 @@ import ptsave
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.errors import CorruptError
 from ptsave.formats import open_checkpoint
+from ptsave.storage.remote.pieces import HELD_BYTES
 from ptsave.verbs.inspect import inspect
 from tests.servers import faults
 from tests.servers.folders import folder
@@ -104,6 +105,24 @@ def test_a_conversion_reads_each_byte_once(name: str, root: Path, server: Server
     assert ptsave_of[0].read_bytes() == ptsave_of[1].read_bytes()
     assert len(server.log) <= 6
     assert server.num_bytes_out <= (root / name).stat().st_size + 100_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pt"])
+def test_a_conversion_reads_hardly_a_byte_twice_where_memory_is_less_than_the_file(
+    name: str, tmp_path: Path
+) -> None:
+    """Three times the memory of all pieces, in tensors of which most lie in two pieces."""
+    state = {f"layers.{i}.weight": torch.rand(650_000) for i in range(30)}
+    if name.endswith(".pt"):
+        torch.save(state, tmp_path / name)
+    else:
+        save_file(state, tmp_path / name)
+    num_bytes = (tmp_path / name).stat().st_size
+    assert num_bytes > 3 * HELD_BYTES
+    with Server(folder(tmp_path)) as server:
+        _convert(f"{server.url}/{name}", tmp_path / "out.safetensors")
+    assert server.num_bytes_out < 1.1 * num_bytes
 
 
 def _convert(source: str, destination: Path) -> None:
