@@ -197,7 +197,7 @@ def record_text(
             f"the record would have {len(text)} bytes, and is read back up to the cap record_bytes = "
             f"{LONGEST_BYTES}",
             source_path(checkpoint),
-            "leave the record out with --no-record",
+            (Option("no_record", True), " leaves it out"),
         )
     return text
 

@@ -67,7 +67,7 @@ def write(checkpoint: Checkpoint, destination: Location, options: WriteOptions) 
             raise LossyError(
                 "npz cannot hold a tensor whose name is not a plain path in a zip archive",
                 repr(name[:80]),
-                "give it another with --rename",
+                ("give it another", Option("rename", lead=" with ")),
             )
         record = frame.add(f"{name}.npy", len(header) + entry.num_bytes)
         moves.append(_move(checkpoint, entry, record, header, options))
@@ -91,7 +91,7 @@ def refuse_confusion(checkpoint: Checkpoint) -> None:
                 f"npz cannot hold {name.removesuffix('.npy')[:80]!r} beside {name[:80]!r}: "
                 "numpy.load takes them for one",
                 source_path(checkpoint),
-                "give one of them another name with --rename",
+                ("give one of them another name", Option("rename", lead=" with ")),
             )
 
 

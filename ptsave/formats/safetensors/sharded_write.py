@@ -14,7 +14,7 @@ from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.record import KEY
-from ptsave.errors import LossyError
+from ptsave.errors import LossyError, Option
 from ptsave.formats.base import WriteOptions, Written
 from ptsave.formats.folder_files import INDEX, shard_names, superfluous
 from ptsave.formats.safetensors.write import (
@@ -68,7 +68,7 @@ def write(checkpoint: Checkpoint, destination: Location, options: WriteOptions) 
         raise LossyError(
             f"{len(layouts)} shards are more than the {MAX_SHARDS} that are read back",
             str(destination),
-            "raise --shard-size",
+            ("raise ", Option("shard_size")),
         )
     check_record(checkpoint, stored.aliases, options)
     headers = [header_bytes(layout, _SHARD_METADATA) for layout in layouts]

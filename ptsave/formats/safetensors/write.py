@@ -121,7 +121,7 @@ def header_bytes(layout: Layout, metadata: Mapping[str, str]) -> bytes:
         raise LossyError(
             "safetensors cannot hold a name that is no Unicode text",
             f"…{around}…",
-            "give it another with --rename, or write pt",
+            ("give it another", Option("rename", lead=" with "), ", or write pt"),
         ) from None
     unit = PAGE_BYTES if layout.is_paged else 64
     text += b" " * (-(8 + len(text)) % unit)
@@ -129,7 +129,7 @@ def header_bytes(layout: Layout, metadata: Mapping[str, str]) -> bytes:
         raise LossyError(
             f"the header would have {len(text)} bytes, safetensors reads {MAX_HEADER_BYTES}",
             "",
-            "leave the record out with --no-record, or write safetensors-sharded",
+            (Option("no_record", True, tail=" leaves the record out; or "), "write safetensors-sharded"),
         )
     return len(text).to_bytes(8, "little") + text
 
@@ -178,7 +178,7 @@ def _metadata(
             raise LossyError(
                 f"safetensors cannot hold a tied tensor named {alias!r} without a record",
                 source_path(checkpoint),
-                "leave --no-record out, or --rename it",
+                ("leave ", Option("no_record", True), " out, or rename it", Option("rename", lead=" with ")),
             )
         metadata.setdefault(alias, kept)
     text = record_text(checkpoint, digests, stored.aliases, options, keeps_metadata=True)

@@ -305,7 +305,11 @@ class UploadFile(SentFile):
             raise WriteError(
                 "the store does not hold what was sent: it reads back differently",
                 str(self.destination),
-                "write it again with --overwrite; the old object is gone" if self._seen else "write it again",
+                (
+                    "write it again with ",
+                    Option("overwrite", True),
+                    "; the old object is gone" if self._seen else "",
+                ),
             )
         return "reading it back by ranges"
 

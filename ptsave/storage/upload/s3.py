@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from isal.isal_zlib import crc32 as crc32_of
 
 from ptsave.core.address import Address
-from ptsave.errors import MissingFileError, UnreadableError, WriteError
+from ptsave.errors import MissingFileError, Option, UnreadableError, WriteError
 from ptsave.storage.remote.s3 import S3Store, failed, refused
 from ptsave.storage.remote.store import Passing, Version
 from ptsave.storage.upload.store import (
@@ -154,7 +154,7 @@ class S3Uploads(UploadStore):
             raise WriteError(
                 "the store's checksum is another one than ours",
                 str(upload.address),
-                "write it again with --overwrite",
+                ("write it again with ", Option("overwrite", True)),
             )
         return Stored(Version(num_bytes, about.get("ETag", "")), CRC32 if said else "")
 
