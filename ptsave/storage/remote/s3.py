@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ptsave.core.address import Address
-from ptsave.errors import PtsaveError, UnreadableError
+from ptsave.errors import MissingFileError, PtsaveError, UnreadableError
 from ptsave.storage.remote.http import answer_of, range_headers, ranged, retry_after_s
 from ptsave.storage.remote.pieces import NUM_REQUESTS
 from ptsave.storage.remote.request import WAIT_S, timeout_s
@@ -182,7 +182,8 @@ def refused(address: Address, error: ClientError, version: Version | None = None
     if status == 412 and version is not None:
         return changed(address)
     if code == "NoSuchBucket":
-        return missing(address, "there is no such bucket: check its name and AWS_ENDPOINT_URL")
+        hint = "check the bucket's name, and AWS_ENDPOINT_URL"
+        return MissingFileError("no such bucket", str(address), hint)
     if status == 404:
         return missing(address)
     if code in _WRONG_KEY or status in (401, 403):

@@ -71,7 +71,7 @@ def test_what_is_not_there(key: str, bucket: S3) -> None:
 
 
 def test_a_bucket_that_is_not_there(bucket: S3) -> None:
-    with pytest.raises(MissingFileError) as caught:
+    with pytest.raises(MissingFileError, match="no such bucket") as caught:
         open_input(Address("s3", "no-such-bucket-anywhere", "a.bin"))
     assert "bucket" in caught.value.hint
 
