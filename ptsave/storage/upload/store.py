@@ -162,19 +162,15 @@ def upload_store(address: Address) -> UploadStore:
 
     Raises: RefusedError where nothing can be written there, or the store's library is not installed.
     """
+    elsewhere = f"write to a path, or to {', '.join(f'{scheme}://' for scheme in KINDS)}"
     if address.scheme in WEB:
-        raise RefusedError(
-            "a web address can only be read", str(address), "write to a path, or to s3://, gs:// or az://"
-        )
+        raise RefusedError("a web address can only be read", str(address), elsewhere)
     if address.revision:
         raise RefusedError(
             "an address of one version can only be read", str(address), "leave the version out of it"
         )
     if address.scheme not in KINDS:
-        known = ", ".join(f"{scheme}://" for scheme in KINDS)
-        raise RefusedError(
-            f"nothing can be written to {address.scheme}://", str(address), f"write to a path, or to {known}"
-        )
+        raise RefusedError(f"nothing can be written to {address.scheme}://", str(address), elsewhere)
     module, _, name = KINDS[address.scheme].partition(".")
     store: UploadStore = getattr(_module(module), name)(address)
     return store
