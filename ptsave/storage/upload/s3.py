@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from isal.isal_zlib import crc32 as crc32_of
 
 from ptsave.core.address import Address
-from ptsave.errors import MissingFileError, Option, UnreadableError, WriteError
+from ptsave.errors import MissingFileError, Option, WriteError
 from ptsave.storage.remote.s3 import S3Store, failed, refused
 from ptsave.storage.remote.store import Passing, Version
 from ptsave.storage.upload.store import (
@@ -27,6 +27,8 @@ from ptsave.storage.upload.store import (
     Stored,
     Upload,
     UploadStore,
+    as_write_error,
+    prefix_of,
 )
 
 if TYPE_CHECKING:
@@ -39,7 +41,6 @@ _MARKS = {False: b"An upload by ptsave.", True: b"An upload by ptsave of data in
 """The bytes of that part; whether it is of data in a folder."""
 _OUR_KIND = ("CRC32", "FULL_OBJECT")
 """The checksum that our uploads ask for, and few others' do."""
-_MARK_KEY, _DATA_KEY = "ptsave-upload", "ptsave-data"
 _CODES_PASSING = frozenset(
     (
         "BadDigest",
@@ -68,11 +69,11 @@ class S3Uploads(UploadStore):
             about = self._call(address, "head_object", Bucket=address.host, Key=address.key)
         except MissingFileError:
             return None
-        label = label_of(about.get("Metadata", {}))
+        label = Label.of(about.get("Metadata", {}))
         return Found(Version(about["ContentLength"], about.get("ETag", "")), label)
 
     def names(self, address: Address) -> Mapping[str, Found]:
-        prefix = _prefix(address)
+        prefix = prefix_of(address)
         wanted = {"Bucket": address.host, "Prefix": prefix, "Delimiter": "/"}
         found: dict[str, Found] = {}
         while True:
@@ -95,7 +96,7 @@ class S3Uploads(UploadStore):
             Body=data,
             ChecksumAlgorithm="CRC32",
             ChecksumCRC32=_spelled(crc32),
-            Metadata=_metadata(label),
+            Metadata=label.metadata,
             **_condition(seen),
         )
         return Stored(Version(len(data), about.get("ETag", "")), _checked(about, crc32, data))
@@ -109,7 +110,7 @@ class S3Uploads(UploadStore):
                 Key=address.key,
                 ChecksumAlgorithm=_OUR_KIND[0],
                 ChecksumType=_OUR_KIND[1],
-                Metadata=_metadata(label),
+                Metadata=label.metadata,
             )
         except Passing:
             self._unheard.add(address)
@@ -165,7 +166,7 @@ class S3Uploads(UploadStore):
             return
 
     def abandoned(self, address: Address, own: str, *, is_folder: bool) -> Iterator[Upload]:
-        prefix = _prefix(address) if is_folder else address.key
+        prefix = prefix_of(address) if is_folder else address.key
         wanted = {"Bucket": address.host, "Prefix": prefix}
         while True:
             page = self._call(address, "list_multipart_uploads", **wanted)
@@ -217,7 +218,7 @@ class S3Uploads(UploadStore):
         except botocore.exceptions.ParamValidationError:
             raise WriteError("is not an address that S3 has", str(address), "check its bucket") from None
         except botocore.exceptions.BotoCoreError as error:
-            raise _as_write_error(failed(address, error)) from None
+            raise as_write_error(failed(address, error)) from None
         return about
 
     def _refused(self, address: Address, operation: str, error: ClientError) -> Exception:
@@ -240,17 +241,7 @@ class S3Uploads(UploadStore):
         found = refused(address, error)
         if isinstance(found, MissingFileError) and operation == "head_object" and status == 404:
             return found
-        return _as_write_error(found)
-
-
-def label_of(metadata: Mapping[str, str]) -> Label | None:
-    """What the metadata of an object say of its making."""
-    mark = metadata.get(_MARK_KEY, "")
-    return Label(mark, _DATA_KEY in metadata) if mark else None
-
-
-def _metadata(label: Label) -> dict[str, str]:
-    return {_MARK_KEY: label.mark} | ({_DATA_KEY: "1"} if label.is_data else {})
+        return as_write_error(found)
 
 
 def _condition(seen: Found | None) -> dict[str, str]:
@@ -265,10 +256,6 @@ def _is_mark(part: Mapping[str, Any], mark: bytes) -> bool:
     md5 = hashlib.md5(mark, usedforsecurity=False).hexdigest()
     is_it = part.get("ETag", "").strip('"') == md5 or part.get("ChecksumCRC32") == _spelled(crc32_of(mark))
     return is_it and (part["PartNumber"], part["Size"]) == (MARK_PART, len(mark))
-
-
-def _prefix(address: Address) -> str:
-    return f"{address.key.strip('/')}/" if address.key.strip("/") else ""
 
 
 def _spelled(crc32: int) -> str:
@@ -290,11 +277,3 @@ def _checked(about: Mapping[str, Any], crc32: int, data: bytes | bytearray) -> s
         return CRC32
     md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
     return MD5 if about.get("ETag", "").strip('"') == md5 else ""
-
-
-def _as_write_error(error: Exception) -> Exception:
-    """An error of reading as one of writing."""
-    if not isinstance(error, UnreadableError):
-        return error
-    what = error.what.replace("no permission to read", "no permission to write")
-    return WriteError(what, error.where, error.hint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +13,7 @@ from importlib import import_module
 from typing import TypeVar
 
 from ptsave.core.address import WEB, Address
-from ptsave.errors import RefusedError
+from ptsave.errors import RefusedError, UnreadableError, WriteError
 from ptsave.storage.remote.request import Deadline, retried
 from ptsave.storage.remote.store import Version
 
@@ -22,6 +23,7 @@ KINDS = {
 """Scheme → the module here and the class in it."""
 MIB = 1024 * 1024
 T = TypeVar("T")
+_MARK_KEY, _DATA_KEY = "ptsave-upload", "ptsave-data"
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,17 @@ class Label:
     """Of the one upload that made it: an answer that was lost is told by it from someone else's object."""
     is_data: bool = False
     """Whether it is part of a folder, in which another object names it."""
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What goes with the object to say it."""
+        return {_MARK_KEY: self.mark} | ({_DATA_KEY: "1"} if self.is_data else {})
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, str]) -> Label | None:
+        """What the metadata of an object say of its making."""
+        mark = metadata.get(_MARK_KEY, "")
+        return cls(mark, _DATA_KEY in metadata) if mark else None
 
 
 @dataclass(frozen=True)
@@ -150,6 +163,19 @@ def asked(address: Address, action: Callable[[], T], seconds: float | None = Non
     if seconds is not None and seconds < deadline.seconds:
         deadline = Deadline(address, seconds, time.monotonic() + seconds, writes=True)
     return retried(lambda _: action(), deadline)
+
+
+def prefix_of(address: Address) -> str:
+    """What the keys of all objects in the folder `address` begin with."""
+    return f"{address.key.strip('/')}/" if address.key.strip("/") else ""
+
+
+def as_write_error(error: Exception) -> Exception:
+    """An error of reading as one of writing."""
+    if not isinstance(error, UnreadableError):
+        return error
+    what = re.sub(r"(permission to|may not) read", r"\1 write", error.what)
+    return WriteError(what, error.where, error.hint)
 
 
 @cache
