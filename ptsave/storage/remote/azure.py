@@ -50,7 +50,7 @@ class AzureStore(Store):
             import azure.storage.blob
         self._errors = azure.core.exceptions
         self._match = azure.core.MatchConditions.IfNotModified
-        self._container = self._client(address, azure.storage.blob.ContainerClient)
+        self.container = self._client(address, azure.storage.blob.ContainerClient)
 
     def _client(self, address: Address, kind: Any) -> Any:
         """A client that tries once, and asks for a piece at a time: the rest is ours."""
@@ -80,7 +80,7 @@ class AzureStore(Store):
     def get(
         self, address: Address, begin: int, end: int, version: Version | None, timeout_s: float
     ) -> Answer:
-        blob = self._container.get_blob_client(address.key)
+        blob = self.container.get_blob_client(address.key)
         pinned = {} if version is None else {"etag": version.tag, "match_condition": self._match}
         try:
             found = blob.download_blob(
@@ -96,7 +96,7 @@ class AzureStore(Store):
         except Exception as error:
             if getattr(error, "status_code", 0) == 416 and not begin and version is None:
                 return self._empty(address, blob)
-            raise self._failed(address, error, version) from None
+            raise self.failed(address, error, version) from None
         whole = str(found.properties.content_range).rpartition("/")[2]
         size = int(whole) if whole.isdigit() else len(data)
         return Answer(
@@ -112,7 +112,7 @@ class AzureStore(Store):
         try:
             about = blob.get_blob_properties()
         except Exception as error:
-            raise self._failed(address, error) from None
+            raise self.failed(address, error) from None
         if about.size:
             raise Faulty("the store refuses the range that it was asked for")
         return Answer(Version(0, str(about.etag)), 0, 0, lambda _: b"", lambda: None)
@@ -120,14 +120,14 @@ class AzureStore(Store):
     def list(self, address: Address, timeout_s: float) -> Iterator[Listed]:
         prefix = f"{address.key.rstrip('/')}/" if address.key.strip("/") else ""
         try:
-            for one in self._container.walk_blobs(name_starts_with=prefix, read_timeout=timeout_s):
+            for one in self.container.walk_blobs(name_starts_with=prefix, read_timeout=timeout_s):
                 is_folder = one.name.endswith("/")
                 if name := one.name[len(prefix) :].removesuffix("/"):
                     yield Listed(name, 0 if is_folder else one.size, is_folder)
         except Exception as error:
-            raise self._failed(address, error) from None
+            raise self.failed(address, error) from None
 
-    def _failed(self, address: Address, error: Exception, version: Version | None = None) -> Exception:
+    def failed(self, address: Address, error: Exception, version: Version | None = None) -> Exception:
         """What an error of the library means. Its text may show an address that is signed."""
         lib, name = self._errors, type(error).__name__
         if not isinstance(error, (lib.AzureError, OSError)):
@@ -139,7 +139,7 @@ class AzureStore(Store):
             return Passing(f"no whole answer from the store ({name})")
         if status == 412 and version is not None:
             return changed(address)
-        code = re.sub(r"\W", "", str(getattr(error, "error_code", "") or status))[:40]
+        code = code_of(error) or str(status)
         if status == 404:
             return missing(address, f"the store says {code}: check the container and the key")
         if status in (401, 403):
@@ -151,6 +151,12 @@ class AzureStore(Store):
         except Exception as judged:
             return judged
         return Faulty(f"the store answers {code}")
+
+
+def code_of(error: Exception) -> str:
+    """The store's word for what went wrong; empty where it says none."""
+    code = getattr(error, "error_code", "")
+    return re.sub(r"\W", "", str(getattr(code, "value", code) or ""))[:40]
 
 
 def _identity() -> Any:
