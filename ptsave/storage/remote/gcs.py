@@ -11,7 +11,8 @@ Source: Cloud Storage JSON API v1: Objects get and list; https://cloud.google.co
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
@@ -44,15 +45,17 @@ if TYPE_CHECKING:
 EXTRA = "gcs"
 ENDPOINT = "https://storage.googleapis.com"
 EMULATOR = "STORAGE_EMULATOR_HOST"
-_SCOPE = "https://www.googleapis.com/auth/devstorage.read_only"
+PARTS = ".ptsave-parts"
+"""The folder in which what ptsave sends lies until it is whole. It is in no list."""
+_SCOPE = "https://www.googleapis.com/auth/devstorage.read_"
 _LOG_IN = "log in (gcloud auth application-default login) or set GOOGLE_APPLICATION_CREDENTIALS"
 
 
 class GcsStore(Store):
     """One bucket."""
 
-    def __init__(self, address: Address) -> None:
-        """Raises: RefusedError without the library."""
+    def __init__(self, address: Address, *, writes: bool = False) -> None:
+        """`writes`: whether more than reading is asked for. Raises: RefusedError without the library."""
         self.connections = Connections(address, EXTRA)
         with library(address, EXTRA):
             import google.auth.exceptions
@@ -64,7 +67,7 @@ class GcsStore(Store):
         if not emulator:
             self.endpoint = ENDPOINT
             try:
-                self._credentials = _found_credentials(os.getpid(), _surroundings())
+                self._credentials = _found_credentials(os.getpid(), _surroundings(), writes=writes)
             except self._errors.GoogleAuthError as error:
                 raise self._no_credentials(address, error) from None
 
@@ -76,13 +79,13 @@ class GcsStore(Store):
             wanted["generation"] = address.revision
         if version is not None:
             wanted["ifGenerationMatch"] = version.tag
-        path = f"/download/storage/v1/b/{quote(address.host, safe='')}/o/{quote(address.key, safe='')}"
-        response = self._request(address, path, wanted, range_headers(begin, end, None), timeout_s)
+        path = f"/download{path_of(address)}"
+        response = self.request(address, path, wanted, range_headers(begin, end, None), timeout_s)
         if response.status == 416 and not begin and version is None:  # no bytes, of which there is no range
             response.close()
-            response = self._request(address, path, wanted, {}, timeout_s)
+            response = self.request(address, path, wanted, {}, timeout_s)
         try:
-            self._refuse(address, response.status, response.headers, version)
+            self.refuse(address, response.status, response.headers, version)
             found, first, stop = ranged(address, response.status, response.headers, begin, version)
             tag = response.headers.get("x-goog-generation", "")
             if not tag:
@@ -101,18 +104,19 @@ class GcsStore(Store):
             "maxResults": "1000",
         }
         while True:
-            path = f"/storage/v1/b/{quote(address.host, safe='')}/o"
-            response = self._request(address, path, wanted, {}, timeout_s)
+            path = path_of(replace(address, key=""))
+            response = self.request(address, path, wanted, {}, timeout_s)
             if response.status != 200:
                 response.close()
-                self._refuse(address, response.status, response.headers)
+                self.refuse(address, response.status, response.headers)
             page = json_of(response)
             try:
                 for one in page.get("items", ()):
                     if name := str(one["name"])[len(prefix) :]:
                         yield Listed(name, int(one["size"]))
                 for text in page.get("prefixes", ()):
-                    if name := str(text)[len(prefix) : -1]:
+                    name = str(text)[len(prefix) : -1]
+                    if name and name != PARTS:
                         yield Listed(name, 0, is_folder=True)
                 following = page.get("nextPageToken")
             except (AttributeError, KeyError, TypeError, ValueError):
@@ -121,22 +125,27 @@ class GcsStore(Store):
                 return
             wanted["pageToken"] = str(following)
 
-    def _request(
+    def request(
         self,
         address: Address,
         path: str,
         wanted: Mapping[str, str],
         headers: Mapping[str, str],
         timeout_s: float,
+        method: str = "GET",
+        body: Sequence[bytes | bytearray] = (),
     ) -> urllib3.BaseHTTPResponse:
-        """The answer to a question, asked again with a fresh token where the old one is not taken."""
+        """The answer to a question, asked again with a fresh token where the old one is not taken.
+
+        Raises: Passing; UnreadableError.
+        """
         url = f"{self.endpoint}{path}?{urlencode(wanted)}"
         for is_last in (False, True):
             own = dict(headers)
             try:
                 if self._credentials is not None:
-                    self._credentials.before_request(self._asking, "GET", url, own)
-                response = self.connections.request("GET", url, own, timeout_s)
+                    self._credentials.before_request(self._asking, method, url, own)
+                response = self.connections.request(method, url, own, timeout_s, body)
                 if response.status != 401 or self._credentials is None or is_last:
                     break
                 response.close()
@@ -150,7 +159,7 @@ class GcsStore(Store):
                 raise
         return response
 
-    def _refuse(
+    def refuse(
         self, address: Address, status: int, headers: Mapping[str, str], version: Version | None = None
     ) -> None:
         """Raise what a status other than success means."""
@@ -168,6 +177,12 @@ class GcsStore(Store):
 
     def close(self) -> None:
         self.connections.close()
+
+
+def path_of(address: Address) -> str:
+    """The path of an object; of its bucket's objects where the address names none."""
+    key = f"/{quote(address.key, safe='')}" if address.key else ""
+    return f"/storage/v1/b/{quote(address.host, safe='')}/o{key}"
 
 
 class _Http:
@@ -200,14 +215,15 @@ def _surroundings() -> tuple[tuple[str, str], ...]:
 
 
 @lru_cache(maxsize=4)
-def _found_credentials(pid: int, surroundings: tuple[tuple[str, str], ...]) -> Any:
+def _found_credentials(pid: int, surroundings: tuple[tuple[str, str], ...], *, writes: bool) -> Any:
     """Those that are found; None without any. To look for a machine's own may take seconds: kept."""
     import google.auth
     import google.auth.exceptions
 
     asking = _asking(Connections(Address("gs", "", ""), EXTRA))
     try:
-        found, _ = google.auth.default(scopes=[_SCOPE], request=asking)
+        scope = f"{_SCOPE}{'write' if writes else 'only'}"
+        found, _ = google.auth.default(scopes=[scope], request=asking)
     except google.auth.exceptions.DefaultCredentialsError:
         if os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
             raise

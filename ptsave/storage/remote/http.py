@@ -12,7 +12,7 @@ import re
 import time
 import urllib.request
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from email.utils import parsedate_to_datetime
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -80,9 +80,16 @@ class Connections:
             return self._pools[key]
 
     def request(
-        self, method: str, url: str, headers: Mapping[str, str], timeout_s: float
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        timeout_s: float,
+        body: Iterable[Any] = (),
     ) -> urllib3.BaseHTTPResponse:
-        """One request, without its redirects; the body is still to be read.
+        """One request, without its redirects; the answer's body is still to be read.
+
+        `body`: the bytes that are sent, one after the other.
 
         Raises: Passing; UnreadableError without the URL, which may have a signature.
         """
@@ -91,6 +98,7 @@ class Connections:
             return self.pool(url).request(
                 method,
                 url,
+                body=body or None,
                 headers={"Accept-Encoding": "identity", "User-Agent": "ptsave", **headers},
                 timeout=self._urllib3.Timeout(connect=min(CONNECT_S, timeout_s), read=timeout_s),
                 redirect=False,

@@ -2,7 +2,7 @@
 
     file, folder   what formats write to: `UploadFile`, `UploadFolder`
     store          what every kind of store does: one request to put, begin, send, complete or abort
-    s3             the kinds of stores; each is imported when an address of its kind is written to
+    s3, gcs, azure the kinds of stores; each is imported when an address of its kind is written to
 
 "Nothing may be there" and "what was seen is still there" are asked of the store itself, as conditions of the
 request that gives an object its name. Every object says in its metadata which upload has made it, so that an

@@ -19,6 +19,7 @@ from ptsave.storage.remote.store import Version
 
 KINDS = {
     "s3": "s3.S3Uploads",
+    "gs": "gcs.GcsUploads",
     "az": "azure.AzureUploads",
 }
 """Scheme → the module here and the class in it."""
