@@ -61,6 +61,13 @@ def store(request: pytest.FixtureRequest, start: Start) -> Iterator[Store]:
         yield bucket
 
 
+@pytest.fixture(params=["ministack", "azurite", "fake-gcs-server"])
+def each(request: pytest.FixtureRequest, start: Start) -> Iterator[Store]:
+    """A fresh bucket on one server of each kind in turn."""
+    with BUCKETS[request.param](start(request.param)) as bucket:
+        yield bucket
+
+
 @pytest.fixture(params=["moto", "ministack"])
 def s3(request: pytest.FixtureRequest, start: Start) -> Iterator[S3]:
     """A fresh bucket on each S3 server in turn: they must agree."""

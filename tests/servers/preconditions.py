@@ -64,7 +64,12 @@ def with_preconditions(handler: Handler, url: str) -> Handler:
             message = f"ifGenerationMatch is {wanted}, the generation {found}"
             error = {"code": 412, "message": message, "errors": [{"reason": "conditionNotMet"}]}
             return Answer.of(412, json.dumps({"error": error}).encode(), "application/json")
-        return handler(request)
+        given = handler(request)
+        if given.status == 500 and request.path.endswith(
+            "/compose"
+        ):  # Google's says that a source is missing
+            return Answer.of(404, b'{"error": {"code": 404}}', "application/json")
+        return given
 
     return answer
 

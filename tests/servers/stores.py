@@ -241,7 +241,8 @@ class Gcs:
         return sorted(blob.name for blob in self.client.list_blobs(self.bucket))
 
     def leftovers(self) -> list[str]:
-        return []  # sessions of resumable uploads cannot be listed, and cost nothing
+        """Names of parts by ptsave. Sessions of resumable uploads cannot be listed, and cost nothing."""
+        return [name for name in self.names() if ".ptsave-parts/" in name]
 
 
 @contextmanager

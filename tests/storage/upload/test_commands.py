@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers.stores import S3
+from tests.servers.stores import Store
+from tests.storage.upload.objects import left
 from tests.support import Command
 
 
@@ -27,37 +28,37 @@ FORMATS = ["safetensors", "pt", "npz", "safetensors-sharded", "dcp"]
 @pytest.mark.slow
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_format_has_the_same_bytes_there_and_comes_back(
-    ptsave: Command, one_s3: S3, source: Path, tmp_path: Path, format: str
+    ptsave: Command, each: Store, source: Path, tmp_path: Path, format: str
 ) -> None:
-    there, flags = f"{one_s3.address}/there", ["--format", format]
+    there, flags = f"{each.address}/there", ["--format", format]
     flags += ["--shard-size", "5MB"] if format == "safetensors-sharded" else []
     ptsave("convert", source, tmp_path / "here", *flags)
-    done = json.loads(ptsave("convert", source, there, *flags, "--json", env=one_s3.env).stdout)
+    done = json.loads(ptsave("convert", source, there, *flags, "--json", env=each.env).stdout)
     assert done["checked"].startswith("the store's ")
     here = tmp_path / "here"
     files = {f"there/{f.name}": f for f in here.iterdir()} if here.is_dir() else {"there": here}
-    assert one_s3.names() == sorted(files)
-    assert [name for name, file in files.items() if one_s3.get(name) != file.read_bytes()] == []
-    assert one_s3.leftovers() == []
-    ptsave("convert", there, tmp_path / "back.pt", env=one_s3.env)
+    assert each.names() == sorted(files)
+    assert [name for name, file in files.items() if each.get(name) != file.read_bytes()] == []
+    assert left(each) == []
+    ptsave("convert", there, tmp_path / "back.pt", env=each.env)
     ptsave("verify", tmp_path / "back.pt", "--against", source)
-    refused = ptsave("convert", source, there, *flags, code=4, env=one_s3.env)
+    refused = ptsave("convert", source, there, *flags, code=4, env=each.env)
     assert "--overwrite" in refused.stderr
-    ptsave("convert", source, there, *flags, "--overwrite", env=one_s3.env)
+    ptsave("convert", source, there, *flags, "--overwrite", env=each.env)
     assert "the-secret" not in refused.stderr + json.dumps(done)
 
 
-def test_an_input_is_never_the_destination(ptsave: Command, one_s3: S3, source: Path) -> None:
-    one_s3.put("run/m.pt", source.read_bytes())
+def test_an_input_is_never_the_destination(ptsave: Command, each: Store, source: Path) -> None:
+    each.put("run/m.pt", source.read_bytes())
     for where in ("run/m.pt", "run"):
         flags = ["--format", "pt" if where == "run/m.pt" else "dcp", "--overwrite"]
         ptsave(
             "convert",
-            f"{one_s3.address}/run/m.pt",
-            f"{one_s3.address}/{where}",
+            f"{each.address}/run/m.pt",
+            f"{each.address}/{where}",
             *flags,
             code=4,
-            env=one_s3.env,
+            env=each.env,
         )
-    assert one_s3.get("run/m.pt") == source.read_bytes()
-    assert one_s3.names() == ["run/m.pt"]
+    assert each.get("run/m.pt") == source.read_bytes()
+    assert each.names() == ["run/m.pt"]

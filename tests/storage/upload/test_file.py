@@ -14,27 +14,39 @@ from ptsave.storage.opening import check_file_destination, replacing_file, write
 from ptsave.storage.reads import noted
 from ptsave.storage.upload import file as upload_file
 from ptsave.storage.upload.s3 import S3Uploads
+from ptsave.storage.upload.store import UploadStore, upload_store
 from tests.servers.faults import lost_answer, no_answer, replaced, s3_error, status
-from tests.servers.stores import S3
-from tests.storage.upload.objects import KIB, LARGE, PART_BYTES, address, content, fill
+from tests.servers.stores import S3, Store
+from tests.storage.upload.objects import (
+    COMPLETE,
+    KIB,
+    LARGE,
+    PART,
+    PART_BYTES,
+    PUT,
+    address,
+    content,
+    fill,
+    left,
+    refusal,
+    scheme,
+)
 
-PART = r"PUT .*partNumber=\d\b"
-COMPLETE = r"POST .*uploadId="
 BEGIN = r"POST .*\?uploads"
 
 
 @pytest.fixture(autouse=True)
 def _environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("s3", "one_s3"):
+    for name in ("s3", "one_s3", "store", "each"):
         if name in request.fixturenames:
             for key, value in request.getfixturevalue(name).env.items():
                 monkeypatch.setenv(key, value)
-    monkeypatch.setattr(S3Uploads, "min_part_bytes", PART_BYTES)
-    monkeypatch.setattr(S3Uploads, "part_unit_bytes", KIB)
+    monkeypatch.setattr(UploadStore, "min_part_bytes", PART_BYTES)
+    monkeypatch.setattr(UploadStore, "part_unit_bytes", KIB)
 
 
 def write(
-    store: S3, data: bytes, *, overwrite: bool = False, meanwhile: Callable[[], object] = lambda: None
+    store: Store, data: bytes, *, overwrite: bool = False, meanwhile: Callable[[], object] = lambda: None
 ) -> str:
     """Write `data`, and call `meanwhile` before it has its name; returns by what it was checked."""
     with replacing_file(address(f"{store.address}/m"), len(data), overwrite=overwrite) as output:
@@ -48,17 +60,16 @@ def _raise(error: BaseException) -> None:
 
 
 @pytest.mark.parametrize("num_bytes", [0, 1, PART_BYTES, PART_BYTES + 1, LARGE])
-def test_an_object_arrives_whole_and_checked_by_the_store(s3: S3, num_bytes: int) -> None:
+def test_an_object_arrives_whole_and_checked_by_the_store(store: Store, num_bytes: int) -> None:
     data = content(num_bytes)
-    assert write(s3, data).startswith("the store's ")
-    assert s3.get("m") == data
-    assert s3.leftovers() == []
+    assert write(store, data).startswith("the store's ")
+    assert store.get("m") == data
+    assert left(store) == []
 
 
-def test_a_small_object_is_one_put(one_s3: S3) -> None:
-    write(one_s3, content(KIB))
-    assert one_s3.server.count("^PUT") == 1
-    assert one_s3.server.count("^POST") == 0
+def test_a_small_object_is_one_put(each: Store) -> None:
+    write(each, content(KIB))
+    assert each.server.count("^(PUT|POST)") == each.server.count(PUT[scheme(each)]) == 1
 
 
 def test_what_was_not_written_is_zeros(s3: S3) -> None:
@@ -87,61 +98,61 @@ def test_a_part_buffer_is_used_again_without_its_old_bytes(s3: S3, monkeypatch: 
     assert s3.get("m") == data
 
 
-def test_an_object_that_is_there_is_not_replaced(s3: S3) -> None:
-    s3.put("m", b"old")
-    with pytest.raises(ExistsError), replacing_file(address(f"{s3.address}/m"), 3):
+def test_an_object_that_is_there_is_not_replaced(store: Store) -> None:
+    store.put("m", b"old")
+    with pytest.raises(ExistsError), replacing_file(address(f"{store.address}/m"), 3):
         pass
-    assert s3.server.count("^(PUT|POST)") == 0
-    write(s3, b"new", overwrite=True)
-    assert s3.get("m") == b"new"
+    assert store.server.count("^(PUT|POST)") == 0
+    write(store, b"new", overwrite=True)
+    assert store.get("m") == b"new"
 
 
 @pytest.mark.parametrize("num_bytes", [10, LARGE])
 @pytest.mark.parametrize("was_there", [False, True])
-def test_what_another_writes_meanwhile_stands(s3: S3, num_bytes: int, was_there: bool) -> None:
+def test_what_another_writes_meanwhile_stands(store: Store, num_bytes: int, was_there: bool) -> None:
     if was_there:
-        s3.put("m", b"old")
+        store.put("m", b"old")
     with pytest.raises(WriteError if was_there else ExistsError):
-        write(s3, content(num_bytes), overwrite=True, meanwhile=lambda: s3.put("m", b"another's"))
-    assert s3.get("m") == b"another's"
-    assert s3.leftovers() == []
+        write(store, content(num_bytes), overwrite=True, meanwhile=lambda: store.put("m", b"another's"))
+    assert store.get("m") == b"another's"
+    assert left(store) == []
 
 
 @pytest.mark.parametrize("num_bytes", [10, LARGE])
 @pytest.mark.parametrize("was_there", [False, True])
 def test_the_store_itself_is_asked_whether_another_has_written(
-    one_s3: S3, num_bytes: int, was_there: bool
+    each: Store, num_bytes: int, was_there: bool
 ) -> None:
     """Another comes after the last look, right before the request that gives the name."""
     if was_there:
-        one_s3.put("m", b"old")
-    fault = replaced(lambda: one_s3.put("m", b"another's"), 0)
+        each.put("m", b"old")
+    fault = replaced(lambda: each.put("m", b"another's"), 0)
     with (
-        one_s3.server.faulty(fault, on=r"PUT /[^?]*$" if num_bytes == 10 else COMPLETE),
+        each.server.faulty(fault, on=PUT[scheme(each)] if num_bytes == 10 else COMPLETE[scheme(each)]),
         pytest.raises(WriteError if was_there else ExistsError),
     ):
-        write(one_s3, content(num_bytes), overwrite=True)
-    assert one_s3.get("m") == b"another's"
-    assert one_s3.leftovers() == []
+        write(each, content(num_bytes), overwrite=True)
+    assert each.get("m") == b"another's"
+    assert left(each) == []
 
 
 @pytest.mark.parametrize("num_bytes", [10, LARGE])
-def test_a_lost_answer_is_no_conflict_with_oneself(s3: S3, num_bytes: int) -> None:
+def test_a_lost_answer_is_no_conflict_with_oneself(store: Store, num_bytes: int) -> None:
     data = content(num_bytes)
     for overwrite in (False, True):
-        s3.server.reset()
-        on = r"PUT /[^?]*$" if num_bytes == 10 else COMPLETE
-        with s3.server.faulty(lost_answer(), on=on, times=1):
-            write(s3, data, overwrite=overwrite)
-        assert s3.server.count(on) == 2
-        assert s3.get("m") == data
-        assert s3.leftovers() == []
+        store.server.reset()
+        on = PUT[scheme(store)] if num_bytes == 10 else COMPLETE[scheme(store)]
+        with store.server.faulty(lost_answer(), on=on, times=1):
+            write(store, data, overwrite=overwrite)
+        assert store.server.count(on) == 2
+        assert store.get("m") == data
+        assert left(store) == []
 
 
 @pytest.mark.slow
 def test_a_lost_answer_to_each_request_is_no_matter(s3: S3) -> None:
     data = content(LARGE)
-    for on in (PART, BEGIN, "HEAD", "GET"):
+    for on in (PART["s3"], BEGIN, "HEAD", "GET"):
         with s3.server.faulty(lost_answer(), on=on, times=2):
             write(s3, data, overwrite=True)
         assert s3.get("m") == data
@@ -150,33 +161,33 @@ def test_a_lost_answer_to_each_request_is_no_matter(s3: S3) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("code", [500, 503, 429])
-def test_what_passes_is_tried_again(one_s3: S3, code: int) -> None:
+def test_what_passes_is_tried_again(each: Store, code: int) -> None:
     data = content(LARGE)
     with (
-        one_s3.server.faulty(status(code), on="", times=4),
-        one_s3.server.faulty(no_answer(), on=PART, times=1),
+        each.server.faulty(status(code), on="", times=4),
+        each.server.faulty(no_answer(), on=PART[scheme(each)], times=1),
     ):
-        write(one_s3, data)
-    assert one_s3.get("m") == data
+        write(each, data)
+    assert each.get("m") == data
 
 
 @pytest.mark.slow
-def test_retry_after_is_obeyed_and_the_deadline_holds(one_s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retry_after_is_obeyed_and_the_deadline_holds(each: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PTSAVE_TIMEOUT", "2")
     monkeypatch.setattr(upload_file, "BRIEFLY_S", 0.5)
     with (
-        one_s3.server.faulty(status(503, Retry_After="60"), on=PART),
+        each.server.faulty(status(503, Retry_After="60"), on=PART[scheme(each)]),
         pytest.raises(WriteError, match="not written within 2 seconds"),
     ):
-        write(one_s3, content(LARGE))
-    assert one_s3.names() == one_s3.leftovers() == []
+        write(each, content(LARGE))
+    assert each.names() == left(each) == []
 
 
 @pytest.mark.parametrize("was_there", [False, True])
 @pytest.mark.parametrize(
     "error", [(403, "AccessDenied"), (400, "ExpiredToken"), (400, "InvalidArgument"), (501, "NotImplemented")]
 )
-@pytest.mark.parametrize("on", [PART, COMPLETE, BEGIN])
+@pytest.mark.parametrize("on", [PART["s3"], COMPLETE["s3"], BEGIN])
 def test_a_refusal_leaves_the_old_and_no_parts(
     one_s3: S3, was_there: bool, error: tuple[int, str], on: str
 ) -> None:
@@ -189,20 +200,39 @@ def test_a_refusal_leaves_the_old_and_no_parts(
     assert one_s3.leftovers() == []
 
 
-def test_an_error_and_an_interrupt_in_the_block_leave_nothing(s3: S3) -> None:
+@pytest.mark.parametrize("was_there", [False, True])
+@pytest.mark.parametrize("code", [400, 403, 404])
+@pytest.mark.parametrize("on", [PART, COMPLETE])
+def test_a_refusal_of_any_kind_of_store_leaves_the_old_and_no_parts(
+    each: Store, was_there: bool, code: int, on: dict[str, str]
+) -> None:
+    if was_there:
+        each.put("m", b"old")
+    fault = refusal(each, code, "AccessDenied")
+    with each.server.faulty(fault, on=on[scheme(each)], times=1), pytest.raises(WriteError) as caught:
+        write(each, content(LARGE), overwrite=True)
+    assert "the-secret" not in f"{caught.value} {caught.value.hint}"
+    assert each.names() == (["m"] if was_there else [])
+    assert left(each) == []
+    if was_there:
+        assert each.get("m") == b"old"
+
+
+def test_an_error_and_an_interrupt_in_the_block_leave_nothing(store: Store) -> None:
     for error in (ValueError(), KeyboardInterrupt()):
         with pytest.raises(type(error)):
-            write(s3, content(LARGE), meanwhile=partial(_raise, error))
-        assert s3.names() == s3.leftovers() == []
+            write(store, content(LARGE), meanwhile=partial(_raise, error))
+        assert store.names() == left(store) == []
 
 
-def test_bytes_that_change_in_memory_are_not_named(s3: S3) -> None:
-    output = upload_file.UploadFile(S3Uploads(address(s3.address)), address(f"{s3.address}/m"), 3, None)
+def test_bytes_that_change_in_memory_are_not_named(store: Store) -> None:
+    where = address(f"{store.address}/m")
+    output = upload_file.UploadFile(upload_store(where), where, 3, None)
     fill(output, b"abc")
     output.must_have(0)
     with pytest.raises(WriteError, match="memory"):
         output.finish()
-    assert s3.names() == []
+    assert store.names() == []
 
 
 def test_a_store_without_checksums_is_read_back(one_s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,14 +269,14 @@ def _flipped(request, handler):  # type: ignore[no-untyped-def]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_bytes", [1000, LARGE])
-def test_sixteen_creators_one_wins(s3: S3, num_bytes: int) -> None:
+def test_sixteen_creators_one_wins(store: Store, num_bytes: int) -> None:
     outcomes: list[object] = [None] * 16
     start = threading.Barrier(16)
 
     def create(number: int) -> None:
         start.wait()
         try:
-            write(s3, content(num_bytes, number))
+            write(store, content(num_bytes, number))
             outcomes[number] = "won"
         except PtsaveError as error:
             outcomes[number] = error
@@ -255,8 +285,8 @@ def test_sixteen_creators_one_wins(s3: S3, num_bytes: int) -> None:
     winners = [number for number, outcome in enumerate(outcomes) if outcome == "won"]
     assert len(winners) == 1, outcomes
     assert all(isinstance(outcome, ExistsError) for outcome in outcomes if outcome != "won"), outcomes
-    assert s3.get("m") == content(num_bytes, winners[0])
-    assert s3.leftovers() == []
+    assert store.get("m") == content(num_bytes, winners[0])
+    assert left(store) == []
 
 
 def _on_threads(work: Callable[[int], None], count: int) -> None:
@@ -274,7 +304,7 @@ def test_what_a_killed_writer_left_is_removed_and_what_others_send_is_not(s3: S3
     neighbour.__enter__().write_at(0, content(2 * PART_BYTES))
     foreign = s3.client.create_multipart_upload(Bucket=s3.bucket, Key="m")["UploadId"]
     s3.client.upload_part(Bucket=s3.bucket, Key="m", UploadId=foreign, PartNumber=1, Body=b"theirs")
-    while s3.server.count(PART) < 4:
+    while s3.server.count(PART["s3"]) < 4:
         threading.Event().wait(0.01)
     assert s3.leftovers() == ["m", "m", "m2"]
     write(s3, b"new")
@@ -285,16 +315,16 @@ def test_what_a_killed_writer_left_is_removed_and_what_others_send_is_not(s3: S3
     assert s3.get("m") == b"new"
 
 
-def test_a_writer_whose_parts_were_removed_says_who_came_first(one_s3: S3) -> None:
-    late = replacing_file(address(f"{one_s3.address}/m"), LARGE)
+def test_a_writer_whose_parts_were_removed_says_who_came_first(each: Store) -> None:
+    late = replacing_file(address(f"{each.address}/m"), LARGE)
     late.__enter__().write_at(0, content(2 * PART_BYTES))
-    while one_s3.server.count(PART) < 2:
+    while each.server.count(PART[scheme(each)]) < 2:
         threading.Event().wait(0.01)
-    write(one_s3, b"new")
+    write(each, b"new")
     with pytest.raises(ExistsError):
         late.__exit__(None, None, None)
-    assert one_s3.get("m") == b"new"
-    assert one_s3.leftovers() == []
+    assert each.get("m") == b"new"
+    assert left(each) == []
 
 
 def test_more_parts_are_never_held_than_fit(one_s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,9 +384,9 @@ def test_a_bucket_that_is_not_there_and_a_folder_are_refused(s3: S3) -> None:
     assert "bucket" in caught.value.hint
 
 
-def test_an_input_is_not_written_over(s3: S3) -> None:
+def test_an_input_is_not_written_over(store: Store) -> None:
     from ptsave.storage.opening import open_file
 
-    s3.put("m", b"old")
-    with noted(), open_file(address(f"{s3.address}/m")), pytest.raises(RefusedError, match="is an input"):
-        write_file(address(f"{s3.address}/m"), b"new", overwrite=True)
+    store.put("m", b"old")
+    with noted(), open_file(address(f"{store.address}/m")), pytest.raises(RefusedError, match="is an input"):
+        write_file(address(f"{store.address}/m"), b"new", overwrite=True)

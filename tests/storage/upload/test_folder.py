@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from ptsave.core.address import Address
 from ptsave.errors import ExistsError, WriteError
 from ptsave.storage.opening import check_folder_destination, replacing_folder
-from tests.servers.faults import lost_answer, replaced, s3_error
-from tests.servers.stores import S3
-from tests.storage.upload.objects import address
+from tests.servers.faults import lost_answer, replaced
+from tests.servers.stores import Store
+from tests.storage.upload.objects import address, refusal
 
 MAIN = "index.json"
 
 
 @pytest.fixture
-def folder(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Address:
-    """An empty folder on each S3 server in turn."""
-    for key, value in s3.env.items():
+def folder(store: Store, monkeypatch: pytest.MonkeyPatch) -> Address:
+    """An empty folder on each server in turn."""
+    for key, value in store.env.items():
         monkeypatch.setenv(key, value)
-    return address(f"{s3.address}/run")
+    return address(f"{store.address}/run")
+
+
+MADE = r"(?:PUT .*/|POST /upload/.*name=run%2F)"
+"""The beginning of the request that makes a small object in it, before its name."""
 
 
 def put(folder: Address, text: bytes, *, overwrite: bool = False, fails: bool = False) -> None:
@@ -33,83 +39,86 @@ def put(folder: Address, text: bytes, *, overwrite: bool = False, fails: bool = 
         made.commit((MAIN, name.encode()), old=old)
 
 
-def read(s3: S3) -> bytes:
+def read(store: Store) -> bytes:
     """The data that the index names."""
-    return s3.get(f"run/{s3.get(f'run/{MAIN}').decode()}")
+    return store.get(f"run/{store.get(f'run/{MAIN}').decode()}")
 
 
-def test_data_comes_first_and_the_index_last(s3: S3, folder: Address) -> None:
+def test_data_comes_first_and_the_index_last(store: Store, folder: Address) -> None:
     put(folder, b"one")
-    puts = [exchange.target for exchange in s3.server.log if exchange.method == "PUT"]
-    assert [target.rpartition("/")[2] for target in puts] == ["data-1", MAIN]
-    assert read(s3) == b"one"
+    sent = [f"{one.method} {one.target}" for one in store.server.log if one.method in ("PUT", "POST")]
+    assert [re.sub(MADE, "", one) for one in sent] == ["data-1", MAIN]
+    assert read(store) == b"one"
 
 
-def test_an_update_takes_fresh_names_and_removes_the_old_ones(s3: S3, folder: Address) -> None:
+def test_an_update_takes_fresh_names_and_removes_the_old_ones(store: Store, folder: Address) -> None:
     put(folder, b"one")
     put(folder, b"two", overwrite=True)
-    assert read(s3) == b"two"
-    assert s3.names() == ["run/data-2", f"run/{MAIN}"]
+    assert read(store) == b"two"
+    assert store.names() == ["run/data-2", f"run/{MAIN}"]
 
 
-def test_a_folder_with_content_is_refused_before_anything_is_sent(s3: S3, folder: Address) -> None:
+def test_a_folder_with_content_is_refused_before_anything_is_sent(store: Store, folder: Address) -> None:
     put(folder, b"one")
-    s3.put("other/notes.txt", b"")
-    s3.server.reset()
-    for where in (folder, address(f"{s3.address}/other/")):
+    store.put("other/notes.txt", b"")
+    store.server.reset()
+    for where in (folder, address(f"{store.address}/other/")):
         with pytest.raises(ExistsError):
             put(where, b"two")
-    assert s3.server.count("^PUT") == 0
-    s3.put("file", b"")
+    assert store.server.count("^(PUT|POST)") == 0
+    store.put("file", b"")
     with pytest.raises(WriteError, match="is a file"):
-        check_folder_destination(address(f"{s3.address}/file"))
+        check_folder_destination(address(f"{store.address}/file"))
 
 
-def test_an_error_before_the_commit_removes_what_was_sent(s3: S3, folder: Address) -> None:
+def test_an_error_before_the_commit_removes_what_was_sent(store: Store, folder: Address) -> None:
     put(folder, b"one")
     with pytest.raises(ValueError, match="on purpose"):
         put(folder, b"two", overwrite=True, fails=True)
-    assert s3.names() == ["run/data-1", f"run/{MAIN}"]
+    assert store.names() == ["run/data-1", f"run/{MAIN}"]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_what_another_commits_meanwhile_stands(s3: S3, folder: Address, overwrite: bool) -> None:
+def test_what_another_commits_meanwhile_stands(store: Store, folder: Address, overwrite: bool) -> None:
     if overwrite:
         put(folder, b"one")
-    before = s3.names()
-    fault = replaced(lambda: s3.put(f"run/{MAIN}", b"another's"), 0)
-    with s3.server.faulty(fault, on=rf"PUT .*/{MAIN}"), pytest.raises((WriteError, ExistsError)):
+    before = store.names()
+    fault = replaced(lambda: store.put(f"run/{MAIN}", b"another's"), 0)
+    with store.server.faulty(fault, on=rf"{MADE}{MAIN}"), pytest.raises((WriteError, ExistsError)):
         put(folder, b"two", overwrite=overwrite)
-    assert s3.get(f"run/{MAIN}") == b"another's"
-    assert s3.names() == sorted({*before, f"run/{MAIN}"})
+    assert store.get(f"run/{MAIN}") == b"another's"
+    assert store.names() == sorted({*before, f"run/{MAIN}"})
 
 
-def test_a_lost_answer_to_the_commit_is_a_commit(s3: S3, folder: Address) -> None:
-    with s3.server.faulty(lost_answer(), on=rf"PUT .*/{MAIN}", times=1):
+def test_a_lost_answer_to_the_commit_is_a_commit(store: Store, folder: Address) -> None:
+    with store.server.faulty(lost_answer(), on=rf"{MADE}{MAIN}", times=1):
         put(folder, b"one")
-    assert read(s3) == b"one"
+    assert read(store) == b"one"
 
 
-def test_a_refused_commit_leaves_nothing(s3: S3, folder: Address) -> None:
-    with s3.server.faulty(s3_error(403, "AccessDenied"), on=rf"PUT .*/{MAIN}"), pytest.raises(WriteError):
+def test_a_refused_commit_leaves_nothing(store: Store, folder: Address) -> None:
+    with (
+        store.server.faulty(refusal(store, 403, "AccessDenied"), on=rf"{MADE}{MAIN}"),
+        pytest.raises(WriteError),
+    ):
         put(folder, b"one")
-    assert s3.names() == []
+    assert store.names() == []
 
 
-def test_what_a_killed_writer_left_is_no_content_and_is_removed(s3: S3, folder: Address) -> None:
+def test_what_a_killed_writer_left_is_no_content_and_is_removed(store: Store, folder: Address) -> None:
     killed = replacing_folder(folder, 3)
     killed.__enter__().small_file("data-1", b"half")
     put(folder, b"one")
-    assert read(s3) == b"one"
-    assert s3.names() == ["run/data-2", f"run/{MAIN}"]
+    assert read(store) == b"one"
+    assert store.names() == ["run/data-2", f"run/{MAIN}"]
 
 
-def test_of_two_writers_one_gets_the_name(s3: S3, folder: Address) -> None:
+def test_of_two_writers_one_gets_the_name(store: Store, folder: Address) -> None:
     second = replacing_folder(folder, 3)
     made = second.__enter__()
     put(folder, b"one")
     with pytest.raises(WriteError, match="another process"):
         made.small_file("data-1", b"two")
     assert second.__exit__(ValueError, ValueError(), None) is False
-    assert read(s3) == b"one"
-    assert s3.names() == ["run/data-1", f"run/{MAIN}"]
+    assert read(store) == b"one"
+    assert store.names() == ["run/data-1", f"run/{MAIN}"]

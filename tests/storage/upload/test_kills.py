@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.servers.serving import Answer, Fault, Handler, Request
-from tests.servers.stores import S3, s3_store
-from tests.storage.upload.objects import LARGE, content
+from tests.servers.stores import S3, Azure, Gcs, Store, s3_store
+from tests.storage.upload.objects import LARGE, content, left, scheme
 
 
 @pytest.fixture
@@ -24,12 +24,14 @@ def moto_s3(start: Callable[[str], str]) -> Iterator[S3]:
         yield bucket
 
 
+FEWEST = {"s3": 8, "az": 6, "gs": 8}
+"""More requests than these are in each write."""
 WRITER = """
 import sys
 from ptsave.storage.opening import replacing_file, replacing_folder
-from ptsave.storage.upload.s3 import S3Uploads
+from ptsave.storage.upload.store import UploadStore
 from tests.storage.upload.objects import LARGE, PART_BYTES, address, content, fill
-S3Uploads.min_part_bytes, S3Uploads.part_unit_bytes = PART_BYTES, 1024
+UploadStore.min_part_bytes, UploadStore.part_unit_bytes = PART_BYTES, 1024
 print(flush=True)
 sys.stdin.readline()
 if sys.argv[2] == "file":
@@ -44,7 +46,7 @@ else:
 """
 
 
-def begun(root: Path, store: S3, kind: str, seed: int) -> subprocess.Popen[bytes]:
+def begun(root: Path, store: Store, kind: str, seed: int) -> subprocess.Popen[bytes]:
     """A process that is about to write; a line on its stdin lets it."""
     command = [sys.executable, "-c", WRITER, f"{store.address}/m", kind, str(seed)]
     pipe = subprocess.PIPE
@@ -79,7 +81,7 @@ def killing(process: subprocess.Popen[bytes], at: int, how: int, *, after: bool)
     return fault
 
 
-def whole(store: S3, kind: str) -> bytes:
+def whole(store: Store, kind: str) -> bytes:
     """What a reader sees."""
     return store.get("m") if kind == "file" else store.get(f"m/{store.get('m/index').decode()}")
 
@@ -90,20 +92,35 @@ def whole(store: S3, kind: str) -> bytes:
 def test_a_kill_at_any_request_leaves_the_old_or_the_new(
     moto_s3: S3, root: Path, kind: str, after: bool
 ) -> None:
+    kill_at_each_request(moto_s3, root, kind, after=after)
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_request_to_azure(azure: Azure, root: Path) -> None:
+    kill_at_each_request(azure, root, "folder", after=True)
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_request_to_google(gcs: Gcs, root: Path) -> None:
+    kill_at_each_request(gcs, root, "folder", after=True)
+
+
+def kill_at_each_request(store: Store, root: Path, kind: str, *, after: bool) -> None:
+    """Kill a writer at its first request, another at its second, until one comes to its end."""
     code, at = -signal.SIGKILL, 0
     while code:
         at += 1
-        assert go(begun(root, moto_s3, kind, 0)) == 0
-        assert whole(moto_s3, kind) == content(LARGE, 0)
-        assert moto_s3.leftovers() == []
-        assert len(moto_s3.names()) == (1 if kind == "file" else 2)
-        process = begun(root, moto_s3, kind, at)
-        with moto_s3.server.faulty(killing(process, at, signal.SIGKILL, after=after)):
+        assert go(begun(root, store, kind, 0)) == 0
+        assert whole(store, kind) == content(LARGE, 0)
+        assert left(store) == []
+        assert len(store.names()) == (1 if kind == "file" else 2)
+        process = begun(root, store, kind, at)
+        with store.server.faulty(killing(process, at, signal.SIGKILL, after=after)):
             code = go(process)
         assert code in (0, -signal.SIGKILL)
-        assert whole(moto_s3, kind) in (content(LARGE, 0), content(LARGE, at))
-    assert at > 8
-    assert whole(moto_s3, kind) == content(LARGE, at)
+        assert whole(store, kind) in (content(LARGE, 0), content(LARGE, at))
+    assert at > FEWEST[scheme(store)]
+    assert whole(store, kind) == content(LARGE, at)
 
 
 @pytest.mark.slow
