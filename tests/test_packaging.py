@@ -92,7 +92,7 @@ def test_every_dependency_is_imported_and_every_import_is_one(root: Path) -> Non
 def _listed(name: str, text: str) -> set[str]:
     """What a list of requirements installs, as it is imported."""
     (found,) = re.findall(rf"^{name} = \[(.*?)\]$", text, re.M | re.S)
-    imported_as = {"google-auth": "google", "azure-storage-blob": "azure"}
+    imported_as = {"google-auth": "google", "google-crc32c": "google_crc32c", "azure-storage-blob": "azure"}
     return {imported_as.get(listed, listed) for listed in re.findall(r'"([\w-]+)', found)}
 
 
