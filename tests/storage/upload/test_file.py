@@ -150,13 +150,13 @@ def test_a_lost_answer_is_no_conflict_with_oneself(store: Store, num_bytes: int)
 
 
 @pytest.mark.slow
-def test_a_lost_answer_to_each_request_is_no_matter(s3: S3) -> None:
+def test_a_lost_answer_to_each_request_is_no_matter(store: Store) -> None:
     data = content(LARGE)
-    for on in (PART["s3"], BEGIN, "HEAD", "GET"):
-        with s3.server.faulty(lost_answer(), on=on, times=2):
-            write(s3, data, overwrite=True)
-        assert s3.get("m") == data
-        assert s3.leftovers() == [], on
+    for on in (PART[scheme(store)], BEGIN, "HEAD", "GET", "POST .*compose", "DELETE"):
+        with store.server.faulty(lost_answer(), on=on, times=2):
+            write(store, data, overwrite=True)
+        assert store.get("m") == data
+        assert left(store) == [], on
 
 
 @pytest.mark.slow
