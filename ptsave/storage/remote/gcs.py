@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 from ptsave.core.address import Address
-from ptsave.errors import PtsaveError, UnreadableError
+from ptsave.errors import MissingFileError, PtsaveError, UnreadableError
 from ptsave.storage.remote.http import (
     Connections,
     answer_of,
@@ -108,6 +108,8 @@ class GcsStore(Store):
             response = self.request(address, path, wanted, {}, timeout_s)
             if response.status != 200:
                 response.close()
+                if response.status == 404:
+                    raise no_bucket(address)
                 self.refuse(address, response.status, response.headers)
             page = json_of(response)
             try:
@@ -177,6 +179,11 @@ class GcsStore(Store):
 
     def close(self) -> None:
         self.connections.close()
+
+
+def no_bucket(address: Address) -> MissingFileError:
+    """The error for a bucket that is not there."""
+    return MissingFileError("no such bucket", str(address), "check the bucket's name")
 
 
 def path_of(address: Address) -> str:

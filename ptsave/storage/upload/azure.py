@@ -136,6 +136,9 @@ class AzureUploads(UploadStore):
         status, code = getattr(error, "status_code", 0), code_of(error)
         if code in _CONFLICTS or (status == 404 and not code):
             return Conflict()
+        if code == "ContainerNotFound":
+            hint = f"the store says {code}: check the container's name and the account"
+            return WriteError("no such container", str(address), hint)
         if code == "InvalidBlockList":
             return Gone()
         if code == "Md5Mismatch":

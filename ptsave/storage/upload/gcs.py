@@ -26,7 +26,7 @@ from typing import Any
 from ptsave.core.address import Address
 from ptsave.errors import MissingFileError, PtsaveError, UnreadableError, WriteError
 from ptsave.storage.fetch import in_parallel
-from ptsave.storage.remote.gcs import EXTRA, PARTS, GcsStore, path_of
+from ptsave.storage.remote.gcs import EXTRA, PARTS, GcsStore, no_bucket, path_of
 from ptsave.storage.remote.http import json_of
 from ptsave.storage.remote.request import WAIT_S, timeout_s
 from ptsave.storage.remote.store import Faulty, Passing, Version, library
@@ -204,8 +204,8 @@ class GcsUploads(UploadStore):
                 f"multipart/related; boundary={boundary}",
                 [head.encode(), data, f"\r\n{line}--\r\n".encode()],
             )
-        except MissingFileError as error:
-            raise as_write_error(error) from None
+        except MissingFileError:
+            raise as_write_error(no_bucket(address)) from None
         if made.get("crc32c") != _spelled(crc32c):
             raise Passing("the bytes were damaged on the way")
         return made
@@ -216,8 +216,8 @@ class GcsUploads(UploadStore):
         while True:
             try:
                 page = self._call(address, "GET", path_of(replace(address, key="")), wanted)
-            except MissingFileError as error:
-                raise as_write_error(error) from None
+            except MissingFileError:
+                raise as_write_error(no_bucket(address)) from None
             try:
                 for one in page.get("items", ()):
                     yield str(one["name"])[len(prefix) :], _found(one)

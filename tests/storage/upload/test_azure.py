@@ -84,6 +84,6 @@ def test_credentials_that_are_refused_half_way_are_told_and_not_shown(
 
 
 def test_a_container_that_is_not_there_is_told(container: Azure) -> None:
-    with pytest.raises(WriteError) as caught:
+    with pytest.raises(WriteError, match="no such container") as caught:
         write_file(address("az://no-such-container/m"), b"new")
     assert "ContainerNotFound" in caught.value.hint

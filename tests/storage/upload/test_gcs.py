@@ -156,6 +156,6 @@ def test_credentials_that_are_refused_half_way_are_told_and_not_shown(
 
 
 def test_a_bucket_that_is_not_there_is_told(bucket: Gcs) -> None:
-    with pytest.raises(WriteError) as caught:
+    with pytest.raises(WriteError, match="no such bucket") as caught:
         check_file_destination(address("gs://no-such-bucket/m"))
     assert "bucket" in caught.value.hint
