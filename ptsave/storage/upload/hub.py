@@ -324,7 +324,8 @@ def _name_in_git(data: bytes) -> str:
 def _temporary(address: Address, num_bytes: int) -> Iterator[tuple[BinaryIO, LocalOutputFile]]:
     """A file without a name on this disk, and how it is written."""
     place = Path(tempfile.gettempdir(), address.name)
-    with tempfile.TemporaryFile() as file:
+    # on Windows what tempfile gives only wraps a file, which the library does not take
+    with tempfile.TemporaryFile() as made, open(made.fileno(), "r+b", closefd=False) as file:
         yield file, LocalOutputFile(file.fileno(), place, place, num_bytes, sync=False)
 
 
