@@ -292,6 +292,10 @@ def _run(machine: Machine) -> tuple[Any, int]:
                     elif op == 0x5D:  # EMPTY_LIST
                         stack.append([])
                         units += 1
+                    elif op == 0x61 and type(stack[-2]) is list:  # APPEND
+                        value = stack.pop()
+                        stack[-1].append(value)
+                        num_rare += 1
                     elif op == 0x62:  # BUILD
                         state = stack.pop()
                         stack[-1] = machine.build(stack[-1], state)
