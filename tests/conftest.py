@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -34,7 +35,11 @@ AMBIENT = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "TERM", "GITHUB_ACTIONS", "PTSA
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have hypothesis try fewer examples where only the fast tests run; the whole suite tries all."""
+    """Have hypothesis try fewer examples where only the fast tests run; the whole suite tries all.
+
+    An interrupt is heeded, as some tests send it to themselves: a shell has its background jobs ignore it.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     support.is_quick = "not slow" in config.option.markexpr
     hypothesis.settings.register_profile("quick", max_examples=support.examples(100))
     hypothesis.settings.load_profile("quick")

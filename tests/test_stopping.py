@@ -27,10 +27,24 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+HEEDED = """
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for heeded in (signal.SIGHUP, signal.SIGQUIT):
+    signal.signal(heeded, signal.SIG_DFL)
+"""
+"""What a shell has its background jobs ignore, and nohup all that it starts: the tests may be one."""
+
+
 def begin(source: Path, folder: Path, format: str, before: str = "") -> subprocess.Popen[str]:
     """A conversion that has begun to write."""
     words = ["convert", str(source), str(folder / "out"), "--format", format, "--digest", "sha256"]
-    lines = ["import signal, sys", before, f"sys.argv[1:] = {words!r}", "from ptsave.__main__ import main"]
+    lines = [
+        "import signal, sys",
+        HEEDED,
+        before,
+        f"sys.argv[1:] = {words!r}",
+        "from ptsave.__main__ import main",
+    ]
     script = "\n".join([*lines, "main()"])
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not os.listdir(folder):
