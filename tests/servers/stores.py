@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -89,7 +89,6 @@ _S3_LOGIN = {
 }
 
 
-@lru_cache
 @cache
 def s3_client(url: str) -> Any:
     """boto3's client of the S3 server at `url`."""

@@ -111,6 +111,8 @@ def test_what_a_killed_writer_left_is_no_content_and_is_removed(store: Store, fo
     put(folder, b"one")
     assert read(store) == b"one"
     assert store.names() == ["run/data-2", f"run/{MAIN}"]
+    # while the server is there: later it would ask one that is gone for a minute
+    assert killed.__exit__(ValueError, ValueError(), None) is False
 
 
 def test_of_two_writers_one_gets_the_name(store: Store, folder: Address) -> None:
