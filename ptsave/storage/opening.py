@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
-from ptsave.core.address import HUB, Address, Location
+from ptsave.core.address import Address, Location
 from ptsave.errors import MissingFileError
 from ptsave.storage import atomic, atomic_folder
 from ptsave.storage.files import InputFile, InputFolder, LocalFile, LocalFolder
 from ptsave.storage.output import OutputFile, OutputFolder
+
+if TYPE_CHECKING:
+    from ptsave.storage.upload import Uploading
 
 
 def open_input(where: Location) -> InputFile | InputFolder:
@@ -59,14 +63,8 @@ def check_file_destination(where: Location, *, overwrite: bool = False) -> None:
 
     Raises: RefusedError where it was read; ExistsError; WriteError.
     """
-    if isinstance(where, Address) and where.scheme == HUB:
-        from ptsave.storage.upload import hub
-
-        hub.check_file(where, overwrite=overwrite)
-    elif isinstance(where, Address):
-        from ptsave.storage.upload import check_object
-
-        check_object(where, overwrite=overwrite)
+    if isinstance(where, Address):
+        _uploading(where).check_file(where, overwrite=overwrite)
     else:
         atomic.check_file_destination(where, overwrite=overwrite)
 
@@ -86,14 +84,9 @@ def replacing_file(
 
     Raises: ExistsError; WriteError.
     """
-    if isinstance(where, Address) and where.scheme == HUB:
-        from ptsave.storage.upload import hub
-
-        return hub.replacing_file(where, num_bytes, overwrite=overwrite, before_rename=before_rename)
     if isinstance(where, Address):
-        from ptsave.storage.upload import replacing_object
-
-        return replacing_object(where, num_bytes, overwrite=overwrite, before_rename=before_rename)
+        way = _uploading(where)
+        return way.replacing_file(where, num_bytes, overwrite=overwrite, before_rename=before_rename)
     return atomic.replacing_file(
         where, num_bytes, overwrite=overwrite, sync=sync, before_rename=before_rename
     )
@@ -114,14 +107,8 @@ def check_folder_destination(where: Location, *, overwrite: bool = False) -> Non
 
     Raises: ExistsError when it has content; RefusedError where some of that was read; WriteError.
     """
-    if isinstance(where, Address) and where.scheme == HUB:
-        from ptsave.storage.upload import hub
-
-        hub.check_folder(where, overwrite=overwrite)
-    elif isinstance(where, Address):
-        from ptsave.storage.upload import check_prefix
-
-        check_prefix(where, overwrite=overwrite)
+    if isinstance(where, Address):
+        _uploading(where).check_folder(where, overwrite=overwrite)
     else:
         atomic_folder.check_folder_destination(where, overwrite=overwrite)
 
@@ -141,14 +128,15 @@ def replacing_folder(
 
     Raises: ExistsError; WriteError.
     """
-    if isinstance(where, Address) and where.scheme == HUB:
-        from ptsave.storage.upload import hub
-
-        return hub.replacing_folder(where, overwrite=overwrite, before_commit=before_commit)
     if isinstance(where, Address):
-        from ptsave.storage.upload import replacing_prefix
-
-        return replacing_prefix(where, overwrite=overwrite, before_commit=before_commit)
+        return _uploading(where).replacing_folder(where, overwrite=overwrite, before_commit=before_commit)
     return atomic_folder.replacing_folder(
         where, num_bytes, overwrite=overwrite, sync=sync, before_commit=before_commit
     )
+
+
+def _uploading(address: Address) -> Uploading:
+    """How something comes to `address`; what that takes is imported only then."""
+    from ptsave.storage.upload import uploading
+
+    return uploading(address)
