@@ -1,4 +1,4 @@
-"""What limits each budget that was missed, by row: the README's table says it beside the number."""
+"""What limits each budget that was missed, by row: docs/speed.md says it below the table."""
 
 _DURABLE = "`convert` waits until the disk has every byte, and the other side does not"
 

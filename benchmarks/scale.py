@@ -1,7 +1,7 @@
 """What a checkpoint of many ranks costs before a byte of a tensor is read or written.
 
     python -m benchmarks.scale          measure, and write scale.json beside this file
-    python -m benchmarks.scale --draw   draw docs/scale.svg from it, and its table in docs/scale.md
+    python -m benchmarks.scale --draw   draw docs/scale.svg from it (its table: scripts/docs.py)
 
 Each point is a checkpoint of 1 TiB whose files are sparse. What rank 0 plans and writes is torch's own doing
 (`benchmarks.scale_torch`); torch reads it back, and so does ptsave. Each step has a process of its own; times
@@ -24,7 +24,6 @@ from typing import Any
 from benchmarks.machine import describe
 from benchmarks.scale_files import Shape, write_files
 from benchmarks.scale_plot import draw
-from benchmarks.scale_report import with_table
 from ptsave.core.parts.select import select_model
 from ptsave.core.values.gather import laid_out
 from ptsave.formats import open_checkpoint
@@ -153,8 +152,6 @@ def main() -> None:
     if arguments.draw:
         results = json.loads(RESULTS.read_text(encoding="utf-8"))
         (DOCS / "scale.svg").write_text(draw(results), encoding="utf-8")
-        page = DOCS / "scale.md"
-        page.write_text(with_table(page.read_text(encoding="utf-8"), results), encoding="utf-8")
         return
     results = {"machine": describe(Path(tempfile.gettempdir()))}
     for name, shapes in (("by_ranks", BY_RANKS), ("by_tensors", BY_TENSORS), ("large", LARGE)):

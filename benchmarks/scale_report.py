@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-BEGIN, END = "<!-- begin: figures -->\n", "<!-- end -->"
 _HEAD = (
     "ranks",
     "tensors",
@@ -25,13 +24,6 @@ def table(results: dict[str, Any]) -> str:
     """Of every point, in Markdown."""
     lines = [_HEAD, ["---:"] * len(_HEAD), *map(_cells, _points(results))]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
-def with_table(text: str, results: dict[str, Any]) -> str:
-    """`text` with its table made again."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return before + BEGIN + table(results) + END + after
 
 
 def _points(results: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The README's callbacks: a training of Lightning, transformers or accelerate goes on exactly."""
+"""The callbacks of docs/training.md: a training of Lightning, transformers or accelerate goes on exactly."""
 
 from __future__ import annotations
 
@@ -109,8 +109,8 @@ def test_it_goes_on_exactly(
 ) -> None:
     for name in (library, "accelerate"):
         pytest.importorskip(name, exc_type=ImportError)
-    readme = (root / "README.md").read_text(encoding="utf-8")
-    section = readme.partition("\n### In someone else's loop\n")[2].partition("\n### ")[0]
+    page = (root / "docs" / "training.md").read_text(encoding="utf-8")
+    section = page.partition("\n## In someone else's loop\n")[2].partition("\n## ")[0]
     block = re.findall(r"```python\n(.*?)```", section, re.DOTALL)[number]
     program = COMMON + script.format(block=block) + END
 

@@ -1,4 +1,4 @@
-"""The README's Makefile rule and CI step, run as they stand there."""
+"""The Makefile rule and the CI step of docs/ci.md, run as they stand there."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Shell = subprocess.CompletedProcess[str]
 
 
 @pytest.fixture
-def readme(root: Path) -> str:
-    return (root / "README.md").read_text(encoding="utf-8")
+def page(root: Path) -> str:
+    return (root / "docs" / "ci.md").read_text(encoding="utf-8")
 
 
-def block(readme: str, language: str) -> str:
-    (text,) = re.findall(rf"^```{language}\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+def block(page: str, language: str) -> str:
+    (text,) = re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     return str(text)
 
 
@@ -46,9 +46,9 @@ def run(tmp_path: Path, clean_env: dict[str, str]):  # type: ignore[no-untyped-d
 
 
 @pytest.fixture
-def make(tmp_path: Path, readme: str, run):  # type: ignore[no-untyped-def]
-    """Real make, with the README's rules and a weights.pt that torch wrote."""
-    (tmp_path / "Makefile").write_text(block(readme, "make"))
+def make(tmp_path: Path, page: str, run):  # type: ignore[no-untyped-def]
+    """Real make, with the page's rules and a weights.pt that torch wrote."""
+    (tmp_path / "Makefile").write_text(block(page, "make"))
     torch.save({"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.ones(2)}, tmp_path / "weights.pt")
     return lambda target: run(f"make -s {target}")
 
@@ -117,8 +117,8 @@ def test_make_verifies_and_says_yes_and_no(make, tmp_path: Path) -> None:  # typ
 
 
 @pytest.mark.slow
-def test_the_ci_step_verifies(readme: str, root: Path, tmp_path: Path, ptsave: Command, run) -> None:  # type: ignore[no-untyped-def]
-    (step,) = re.findall(r"^ +run: (ptsave verify .*)$", block(readme, "yaml"), re.MULTILINE)
+def test_the_ci_step_verifies(page: str, root: Path, tmp_path: Path, ptsave: Command, run) -> None:  # type: ignore[no-untyped-def]
+    (step,) = re.findall(r"^ +run: (ptsave verify .*)$", block(page, "yaml"), re.MULTILINE)
     shutil.copytree(root / "configs", tmp_path / "configs")
     checkpoint = tmp_path / step.split()[2]
     ptsave("save", "configs/simple_net.toml", checkpoint)

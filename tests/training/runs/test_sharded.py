@@ -241,9 +241,10 @@ def test_a_training_whose_ranks_are_killed_ends_all_the_same(saved: Path, tmp_pa
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == alone[0]["names"]
 
 
-def test_the_readmes_training_goes_on_where_it_was_killed(root: Path, tmp_path: Path) -> None:
+def test_the_training_of_the_docs_goes_on_where_it_was_killed(root: Path, tmp_path: Path) -> None:
     """With two ranks until one is killed, then with one. What it exits with is torch's."""
-    text = (root / "README.md").read_text(encoding="utf-8").partition("\n### Training over many ranks\n")[2]
+    page = (root / "docs" / "torchrun.md").read_text(encoding="utf-8")
+    text = page.partition("\n## Training over many ranks\n")[2]
     (tmp_path / "train.py").write_text(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0])
     runs = tmp_path / "runs" / "exp2"
     argv = [*TORCHRUN, "--standalone", "--nproc-per-node"]

@@ -1,4 +1,4 @@
-"""The files that the README's sessions are about, made in the current folder as their owners would."""
+"""The files that the sessions of README and docs are about, made here as their owners would."""
 
 from __future__ import annotations
 

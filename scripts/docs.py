@@ -1,7 +1,7 @@
-"""Keeps the README true: its sessions and tables are produced by the program.
+"""Keeps the README and the docs true: their sessions and tables are produced by the program.
 
-    scripts/readme.py            rewrite README.md
-    scripts/readme.py --check    fail, with the difference, when it is not what the program prints
+    scripts/docs.py [FILE…]            rewrite README.md and docs/, or these files alone
+    scripts/docs.py --check [FILE…]    fail, with the difference, when one is not what the program prints
 
 Every ```console block is a session: its `$ ` lines are run, in order, in one folder that lasts for the
 whole document, and what they print replaces what stands there (less the versions and the platform of the
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import os
 import re
 import shutil
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from ptsave.formats.writers import Writer
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
 sys.path.insert(0, str(ROOT))
 
 PIECE = re.compile(
@@ -39,10 +39,10 @@ PIECE = re.compile(
 )
 
 
-def render(text: str) -> str:
-    """`text` with every session run again and every table made again."""
+def render(text: str, files: Path) -> str:
+    """`text` with every session run again in a copy of the folder `files`, and every table made again."""
     with tempfile.TemporaryDirectory() as folder:
-        session = Session(Path(folder))
+        session = Session(Path(folder) / "session", files)
 
         def replace(match: re.Match[str]) -> str:
             if match["console"]:
@@ -58,22 +58,19 @@ def render(text: str) -> str:
 
 
 class Session:
-    """A shell session in one folder, where `configs/` lies as in the checkout."""
+    """A shell session in a new folder, which begins with what is in another."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, files: Path) -> None:
         self.folder = folder
         self.code = 0
         """Exit code of the last command."""
-        shutil.copytree(ROOT / "configs", folder / "configs")
+        shutil.copytree(files, folder)
         self.env = {key: value for key, value in os.environ.items() if key not in AMBIENT} | {
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
             "COLUMNS": "100",
             "NO_COLOR": "1",
             "TERM": "dumb",
         }
-
-        self.run(f"'{sys.executable}' '{ROOT}/scripts/readme_files.py'")
-        self.expect_success("readme_files.py")
 
     def run(self, command: str) -> str:
         """What `command` prints, on both streams, as on a terminal."""
@@ -168,10 +165,26 @@ def benchmarks() -> str:
     return markdown(ROOT / "benchmarks" / "results.json")
 
 
+def at_a_glance() -> str:
+    """Some rows of the last run of scripts/bench."""
+    from benchmarks.report import some
+
+    return some(ROOT / "benchmarks" / "results.json")
+
+
+def scale() -> str:
+    """From the last run of benchmarks.scale."""
+    from benchmarks.scale_report import table
+
+    return table(json.loads((ROOT / "benchmarks" / "scale.json").read_text(encoding="utf-8")))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "exit codes": exit_codes,
     "formats": formats,
     "benchmarks": benchmarks,
+    "speed at a glance": at_a_glance,
+    "figures": scale,
 }
 
 
@@ -179,17 +192,28 @@ def main() -> int:
     """Exit code 1 when `--check` finds a difference."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--check", action="store_true", help="change nothing; fail on a difference")
+    parser.add_argument("files", nargs="*", type=Path, help="README.md and every page of docs/")
     arguments = parser.parse_args()
-    before = README.read_text(encoding="utf-8")
-    after = render(before)
-    if before == after:
+    differing = []
+    with tempfile.TemporaryDirectory() as made:
+        files = Path(made)
+        shutil.copytree(ROOT / "configs", files / "configs")
+        subprocess.run([sys.executable, ROOT / "scripts" / "docs_files.py"], cwd=files, check=True)
+        for path in arguments.files or [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+            before = path.read_text(encoding="utf-8")
+            after = render(before, files) if PIECE.search(before) else before
+            if before == after:
+                continue
+            if not arguments.check:
+                path.write_text(after, encoding="utf-8")
+                continue
+            name = str(path.resolve().relative_to(ROOT))
+            differing.append(name)
+            lines = before.splitlines(True), after.splitlines(True)
+            sys.stdout.writelines(difflib.unified_diff(*lines, name, "what the program prints", n=1))
+    if not differing:
         return 0
-    if not arguments.check:
-        README.write_text(after, encoding="utf-8")
-        return 0
-    names = ("README.md", "what the program prints")
-    sys.stdout.writelines(difflib.unified_diff(before.splitlines(True), after.splitlines(True), *names, n=1))
-    print("\nerror: README.md is not what the program prints\nhint: python scripts/readme.py")
+    print(f"\nerror: not what the program prints: {', '.join(differing)}\nhint: python scripts/docs.py")
     return 1
 
 

@@ -1,4 +1,4 @@
-"""The README's training can be copied: it runs, is killed, and goes on to the same weights."""
+"""The training of docs/training.md can be copied: it runs, is killed, and goes on to the same weights."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ def run(script: Path, folder: Path, env: dict[str, str], kill_after: int | None 
 
 @pytest.fixture(scope="module")
 def section(root: Path) -> str:
-    text = (root / "README.md").read_text(encoding="utf-8")
-    return text.partition("\n## In a training loop\n")[2].partition("\n## ")[0]
+    return (root / "docs" / "training.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -56,4 +55,4 @@ def test_the_other_blocks_compile(section: str) -> None:
     blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     assert len(blocks) >= 3
     for block in blocks:
-        compile(block, "README.md", "exec")
+        compile(block, "docs/training.md", "exec")
