@@ -30,7 +30,7 @@ from ptsave.formats.base import WriteOptions
 from ptsave.formats.writers import destination_writer
 from ptsave.models.imports import import_object, users_code
 from ptsave.models.save import add_behaviour
-from ptsave.models.seeding import seeded
+from ptsave.models.seeding import first_use_kept, seeded
 from ptsave.models.verify.run import subject_of, verify_model
 from ptsave.verbs import verify
 from ptsave.verbs.checks.subject import Subject
@@ -245,3 +245,31 @@ def draw(seed: int) -> None:
         for _ in range(5):
             time.sleep(0.001)
             assert torch.equal(torch.rand(3), torch.rand(3, generator=expected))
+
+
+def test_no_seed_of_ours_waits_for_a_device() -> None:
+    module: Any = torch.cuda
+    waiting, calls = dict(vars(module._lazy_seed_tracker)), list(module._queued_calls)
+    with seeded(3):
+        pass
+    assert vars(module._lazy_seed_tracker) == waiting
+    assert module._queued_calls == calls
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a device that is in use has nothing that waits")
+def test_the_seed_that_waits_for_a_device_is_the_users() -> None:
+    module: Any = torch.cuda
+    before = dict(vars(module._lazy_seed_tracker))
+    try:
+        torch.cuda.manual_seed(1)
+        torch.cuda.manual_seed_all(2)
+        waiting, calls = dict(vars(module._lazy_seed_tracker)), list(module._queued_calls)
+        with first_use_kept(module):
+            torch.manual_seed(3)
+            torch.cuda.set_rng_state(torch.zeros(16, dtype=torch.uint8))
+            assert vars(module._lazy_seed_tracker) != waiting
+            assert len(module._queued_calls) > len(calls)
+        assert vars(module._lazy_seed_tracker) == waiting
+        assert module._queued_calls == calls
+    finally:
+        vars(module._lazy_seed_tracker).update(before)
