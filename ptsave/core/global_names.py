@@ -59,10 +59,12 @@ _RUNNING_NAMES = _words(
     platform.popen sklearn.externals.joblib.load tensorflow.io.read_file tensorflow.io.write_file
     tensorflow.keras.models.load_model test.support.script_helper.assert_python_ok threading.Thread
     threading.Timer torch._utils_internal.launch torch.classes.load_library torch.compile
-    torch.export.load torch.fx.experimental.symbolic_shapes.ShapeEnv.evaluate_guards_expression
+    torch.export.load torch.from_file
+    torch.fx.experimental.symbolic_shapes.ShapeEnv.evaluate_guards_expression
     torch.fx.graph_module._exec_with_source torch.fx.graph_module._forward_from_src
     torch.fx.graph_module.reduce_graph_module torch.fx.graph_module.reduce_package_graph_module
     torch.jit.load torch.jit.script torch.jit.unsupported_tensor_ops.execWrapper torch.load
+    torch.ops.aten.from_file torch.ops.aten.save torch.ops.image
     torch.ops.load_library torch.save torch.serialization.load torch.storage._load_from_bytes
     types.CodeType types.FunctionType uuid._get_command_stdout weakref.finalize
     """

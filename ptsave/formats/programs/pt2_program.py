@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from typing import Any, TypeGuard
 
 from ptsave.core.tree import walk
+from ptsave.formats.programs.operators import is_plain
 
 MAX_EXPRESSION_BYTES = 4096
 """Longer expressions are told as they are: nobody read them."""
@@ -53,7 +54,7 @@ _EXPRESSION_NODES = (
     ast.cmpop,
 )
 _OPERATOR = re.compile(
-    r"torch\.ops\.(?!_)\w+\.\w+(?:\.\w+)?|torch\.(?:_?sym_\w+)|math\.\w+|_operator\.(?:"
+    r"torch\.ops\.(?P<namespace>\w+)\.(?P<name>\w+)(?:\.\w+)?|torch\.(?:_?sym_\w+)|math\.\w+|_operator\.(?:"
     r"add|and_|contains|eq|floordiv|ge|getitem|gt|index|invert|inv|is_|is_not|le|lshift|lt|matmul|mod|mul|ne|"
     r"neg|not_|or_|pos|pow|rshift|sub|truediv|truth|xor|abs|i(?:add|sub|mul|and|or|xor|mod|pow|floordiv|truediv))",
     re.ASCII,
@@ -96,7 +97,10 @@ def _is_harmless(key: str, text: str) -> bool:
     if key == "expr_str":
         return _is_expression(text)
     if key in ("target", "as_operator"):
-        return _RESOLVED.match(text) is None or bool(_OPERATOR.fullmatch(text) and "__" not in text)
+        found = _OPERATOR.fullmatch(text)
+        if found is None or "__" in text:
+            return _RESOLVED.match(text) is None
+        return found["name"] is None or is_plain(found["namespace"], found["name"])
     if key in ("name", "as_name", "forward_arg_names"):
         return _IDENTIFIER.fullmatch(text) is not None
     if key in _ATTRIBUTES:

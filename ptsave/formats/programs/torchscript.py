@@ -16,17 +16,18 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from ptsave.core.accounts import Part
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.nodes import Opaque, TensorEntry, add_uses
+from ptsave.core.nodes import GlobalUse, Opaque, TensorEntry, add_uses
 from ptsave.core.tree import is_scalar
 from ptsave.errors import CorruptError, LimitError
 from ptsave.formats.base import FileFormat
 from ptsave.formats.pickle.inert import Loaded
 from ptsave.formats.pickle.module import OWN_ATTRIBUTES, is_plain
 from ptsave.formats.pickle.shapes import UNKNOWN, Budget, Known, Shapes
+from ptsave.formats.programs.operators import names_in
 from ptsave.formats.torch import objects
 from ptsave.formats.torch.read import (
     ZipStorages,
@@ -78,7 +79,8 @@ constants of the compact form of the code, which are those of `constants.pkl` ag
 # same, after what it finds.
 _STATEMENT = re.compile(
     r"^[ \t]*class[ \t]+(?P<name>\w{1,4096})[ \t]*(?P<base>\([ \t]*\w{1,100}[ \t]*\))?[ \t]*:"
-    r"|\b__(?P<which>parameters|buffers)__\s{0,100}=\s{0,100}\[",
+    r"|\b__(?P<which>parameters|buffers)__\s{0,100}=\s{0,100}\["
+    r"|\b(?P<sets>__setstate__)\b",
     re.MULTILINE,
 )
 _ITEM = re.compile(
@@ -96,6 +98,8 @@ class ModuleClass:
     buffers: frozenset[str]
     is_module: bool = True
     """Whether it may be a module; a class that is said to be none is a value of its holder."""
+    sets_state: bool = False
+    """Whether its code makes the attributes of what the pickle holds, while torch loads it."""
 
 
 class ScriptModule(Opaque):
@@ -179,7 +183,7 @@ def read(file: InputFile) -> Checkpoint:
         on_failure.callback(file.close)
         directory = directory_of(file)
         top = data_folder(directory)
-        classes, defined, num_files = _classes(directory, f"{top}code/")
+        code = _code(directory, f"{top}code/")
         refuse_big_endian(directory, top, "torch.jit.load")
 
         def build(target: Any, state: Any, budget: Budget) -> bool:
@@ -187,11 +191,14 @@ def read(file: InputFile) -> Checkpoint:
                 raise CorruptError(f"the pickle sets the state of a {target.name} twice")
             if type(target) is Opaque and target.name.startswith(OWN_PACKAGE) and target.state is None:
                 target.state = state
+                declared = code.classes.get(target.name, _UNDECLARED)
+                if declared.sets_state and (type(state) is dict or declared.parameters or declared.buffers):
+                    budget.drop("what a class's own code (__setstate__) makes of its tensors")
                 if type(state) is not dict:
                     target.__class__ = ScriptObject
                     return True
                 target.__class__ = ScriptModule
-                target.declared = classes.get(target.name, _UNDECLARED)  # type: ignore[attr-defined]
+                target.declared = declared  # type: ignore[attr-defined]
                 return True
             return objects.build(target, state, budget)
 
@@ -209,6 +216,8 @@ def read(file: InputFile) -> Checkpoint:
         for part in (constants, traced):
             if part is not None:
                 add_uses(uses, part.globals)
+        uses = {name: use for name, use in uses.items() if name not in code.defined}
+        add_uses(uses, code.uses)
         root = _with_constants(loaded.root, constants.root)
         notes = [*loaded.notes, *constants.notes]
         if traced is not None:
@@ -217,9 +226,9 @@ def read(file: InputFile) -> Checkpoint:
             FORMAT.name,
             file.path,
             root,
-            globals={name: use for name, use in uses.items() if name not in defined},
-            notes=[*notes, f"holds TorchScript code ({num_files} files), which is not run"],
-            num_code_files=num_files,
+            globals=uses,
+            notes=[*notes, f"holds TorchScript code ({code.num_files} files), which is not run"],
+            num_code_files=code.num_files,
             dropped=[*loaded.dropped, *constants.dropped],
         )
         checkpoint.parts.append(lambda: _parts(directory, top))
@@ -283,9 +292,20 @@ _NAMES_ONLY = SHAPES | {
 """For a pickle whose tensors lack their bytes: what it names is all that counts."""
 
 
-def _classes(directory: ZipDirectory, prefix: str) -> tuple[dict[str, ModuleClass], set[str], int]:
-    """Every module class of `code/` by its qualified name; the names of all classes that it defines, which
-    torch takes from there and imports from nowhere; and the number of files with code."""
+class _Code(NamedTuple):
+    """What an archive's code says, without being run."""
+
+    classes: dict[str, ModuleClass]
+    """By qualified name."""
+    defined: set[str]
+    """The names of all classes that it defines, which torch takes from there and imports from nowhere."""
+    num_files: int
+    uses: dict[str, GlobalUse]
+    """What it names that does more than compute."""
+
+
+def _code(directory: ZipDirectory, prefix: str) -> _Code:
+    """Raises: LimitError."""
     names = [name for name in directory.entries if name.startswith(prefix) and name.endswith(".py")]
     total = sum(directory.entries[name].num_bytes for name in names)
     where = str(directory.file.path)
@@ -294,12 +314,19 @@ def _classes(directory: ZipDirectory, prefix: str) -> tuple[dict[str, ModuleClas
         raise LimitError("code_bytes", MAX_CODE_BYTES, total, where)
     modules: dict[str, dict[str, frozenset[str]]] = {}
     others: set[str] = set()
+    setting: set[str] = set()
+    uses: dict[str, GlobalUse] = {}
     for name in names:
         file_module = name[len(prefix) : -len(".py")].replace("/", ".")
         text = directory.read(name, MAX_CODE_BYTES).decode("utf-8", "replace")
+        add_uses(uses, {use: GlobalUse(use, 1, "called") for use in names_in(text, where)})
         lists: dict[str, frozenset[str]] = {}
+        qualified = ""
         for found in _STATEMENT.finditer(text):
             which = found["which"]
+            if found["sets"] is not None:
+                setting.add(qualified)
+                continue
             if which is not None:
                 if which not in lists:  # each list of a class is read once: comments may hold many beginnings
                     lists[which] = _texts(text, found.end(), MAX_CODE_NAMES - num_names, where)
@@ -316,12 +343,13 @@ def _classes(directory: ZipDirectory, prefix: str) -> tuple[dict[str, ModuleClas
                 others.add(qualified)
     nothing: frozenset[str] = frozenset()
     known = {
-        name: ModuleClass(lists.get("parameters", nothing), lists.get("buffers", nothing))
+        name: ModuleClass(
+            lists.get("parameters", nothing), lists.get("buffers", nothing), sets_state=name in setting
+        )
         for name, lists in modules.items()
     }
-    known |= {name: ModuleClass(nothing, nothing, False) for name in others - modules.keys()}
-    defined = {name for name in known if name.startswith(OWN_PACKAGE)}
-    return known, defined, len(names)
+    known |= {name: ModuleClass(nothing, nothing, False, name in setting) for name in others - modules.keys()}
+    return _Code(known, {name for name in known if name.startswith(OWN_PACKAGE)}, len(names), uses)
 
 
 _UNDECLARED = ModuleClass(frozenset(), frozenset())

@@ -101,6 +101,85 @@ def test_safe_warns_of_the_program(archive: Path) -> None:
     assert (finding.level, "program" in finding.message) == ("warn", True)
 
 
+class Loading(torch.nn.Module):
+    """What its code makes of its state is what torch loads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("w", torch.ones(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.w
+
+    @torch.jit.export
+    def __getstate__(self) -> dict[str, torch.Tensor]:
+        return {"w": self.w}
+
+    @torch.jit.export
+    def __setstate__(self, state: dict[str, torch.Tensor]) -> None:
+        self.w = state["w"] * 7
+        self.training = False
+
+
+class Packing(Loading):
+    """As torch's quantized modules are: the state is no state dict, and there is none."""
+
+    def __init__(self) -> None:
+        torch.nn.Module.__init__(self)
+        self.w = torch.ones(2)
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[torch.Tensor, int]:  # type: ignore[override]
+        return self.w, 3
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[torch.Tensor, int]) -> None:  # type: ignore[override]
+        self.w = state[0]
+        self.training = False
+
+
+def test_tensors_that_the_code_makes_anew_are_no_tensors_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "m.pt"
+    torch.jit.script(Loading()).save(str(path))
+    assert torch.jit.load(str(path)).state_dict()["w"].tolist() == [7, 7]
+    with open_checkpoint(path) as checkpoint:
+        assert checkpoint.dropped == ["what a class's own code (__setstate__) makes of its tensors"]
+    torch.jit.script(Packing()).save(str(path))
+    with open_checkpoint(path) as checkpoint:
+        assert not checkpoint.dropped
+        assert list(checkpoint.tensors) == ["0"]
+
+
+WRITES = [
+    "torch.save(s, FILE)",
+    "ops.aten.save(s, FILE)",
+    "t = torch\n    t.save(s, FILE)",
+    "torch \\\n  . save(s, FILE)",
+    'getattr(torch, "save")(s, FILE)',
+    'getattr(torch, "s\\141" "v" """e""")(s, FILE)',
+]
+
+
+@pytest.mark.parametrize("call", WRITES)
+def test_safe_fails_for_code_that_writes_a_file(call: str, tmp_path: Path) -> None:
+    path, written = tmp_path / "m.pt", tmp_path / "written"
+    torch.jit.script(Loading()).save(str(path))
+
+    def change(name: str, data: bytes) -> tuple[str, bytes]:
+        if not name.endswith("__torch__/tests/formats/programs/test_torchscript.py"):
+            return name, data
+        text = data.decode().replace(", 7)\n", f", 7)\n    s = torch.ones([2])\n    {call}\n")
+        assert call in text
+        return name, text.replace("FILE", f'"{written}"').encode()
+
+    changed = repacked(path, change)
+    torch.jit.load(str(changed))
+    assert written.exists()
+    with open_checkpoint(changed) as checkpoint:
+        failed = [finding.where for finding in safe(Subject(checkpoint)) if finding.level == "fail"]
+    assert failed == ["torch.save"]
+
+
 def test_plain_attributes_are_data(tmp_path: Path) -> None:
     torch.jit.script(Outer().eval()).save(str(tmp_path / "m.pt"))
     with open_checkpoint(tmp_path / "m.pt") as checkpoint:
