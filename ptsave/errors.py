@@ -7,7 +7,8 @@ PtsaveError                     what, where, hint
 │   ├── MissingFileError        there is no such file, or no permission to read it
 │   ├── UnknownFormatError      not a checkpoint, or one of a kind that ptsave names but does not read
 │   ├── CorruptError            a checkpoint whose content contradicts itself
-│   └── LimitError              a cap was exceeded; the message names it
+│   ├── LimitError              a cap was exceeded; the message names it
+│   └── OutOfReachError         a store does not answer, or lets nobody in
 ├── RefusedError            4   it could be done, but something would be lost
 │   ├── ExistsError             it would overwrite
 │   ├── UnsafeError             it would run or import what a file names
@@ -162,6 +163,10 @@ class LimitError(UnreadableError):
             "source, open it with its own library and save it in another form",
         )
         self.cap = cap
+
+
+class OutOfReachError(UnreadableError):
+    """A store does not answer, or lets nobody in, which says nothing of what is there."""
 
 
 class RefusedError(PtsaveError):

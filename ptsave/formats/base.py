@@ -37,6 +37,8 @@ class WriteOptions:
     miss, and to tell what moving the bytes costs from what the disk costs."""
     shard_bytes: int = 5 * 1000**3
     """Most bytes of tensors in one file of a sharded format."""
+    before_commit: Callable[[], None] | None = None
+    """Called last, before the destination takes its name; may still refuse."""
     progress: Callable[[int], None] | None = None
     """Called with the bytes done since the last call, from any thread. Each byte of a tensor counts once
     when it is written and, with `check`, once when it is read back."""

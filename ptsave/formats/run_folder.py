@@ -14,12 +14,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ptsave.core.address import Address, Location
-from ptsave.errors import MissingFileError, PtsaveError
+from ptsave.errors import MissingFileError, OutOfReachError, PtsaveError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.folder_files import superfluous
+from ptsave.storage.files import InputFolder
 from ptsave.storage.opening import open_folder
 from ptsave.storage.temporary import temporary_files
 
@@ -62,9 +63,6 @@ class RunFile(Generic[Where]):
         return self.step, self.number
 
 
-LocalRunFile: TypeAlias = "RunFile[Path]"
-
-
 def file_name(step: int, number: int = 1, suffix: str = FILE) -> str:
     """What the checkpoint of `step` is called; sorted as text the names are in the order of the steps."""
     return f"step-{step:09d}{suffix}" if number == 1 else f"step-{step:09d}-{number}{suffix}"
@@ -91,7 +89,7 @@ def list_run(folder: Place) -> list[RunFile[Place]]:
 
     A missing folder has none.
 
-    Raises: MissingFileError when the folder cannot be listed.
+    Raises: MissingFileError when the folder cannot be listed; OutOfReachError.
     """
     return [read_run_file(path) for path in paths_of_run(folder)]
 
@@ -108,10 +106,10 @@ def paths_of_run(folder: Place) -> list[Place]:
     except OSError as error:
         what = f"the folder cannot be listed: {error.strerror}"
         raise MissingFileError(what, str(folder), "check its permissions") from None
-    return [folder / name for name in sorted(filter(FILE_NAME.fullmatch, names), key=_order_of)]
+    return [folder / name for name in sorted(filter(FILE_NAME.fullmatch, names), key=order_of)]
 
 
-def _order_of(name: str) -> tuple[int, int, str]:
+def order_of(name: str) -> tuple[int, int, str]:
     """What sorts the names of a run's files, the oldest step first."""
     parts = FILE_NAME.fullmatch(name)
     assert parts is not None
@@ -132,6 +130,8 @@ def read_run_file(path: Place) -> RunFile[Place]:
     """What the checkpoint at `path`, which has the name of one, says of itself.
 
     Reads the table of the tensors and the plain data, and checks their CRC-32s. Does not read the tensors.
+
+    Raises: OutOfReachError, which says nothing of the checkpoint.
     """
     parts = FILE_NAME.fullmatch(path.name)
     assert parts is not None
@@ -147,6 +147,11 @@ def read_run_file(path: Place) -> RunFile[Place]:
             with open_checkpoint(path) as checkpoint:
                 root, is_ours = checkpoint.root, checkpoint.record is not None
                 num_bytes = checkpoint.source_bytes
+                folders = [held for held in checkpoint.held if isinstance(held, InputFolder)]
+                names = [name for folder in folders for name in folder.names]
+            if bool(folders) != (parts["suffix"] == FOLDER):
+                return unusable(f"it is not a {'file' if folders else 'folder'}")
+            is_ours = is_ours and len(superfluous(names, ())) == len(names)
             return _run_file(path, step, number, root, num_bytes, is_ours)
         mode = os.stat(path).st_mode
         if parts["suffix"] == FILE and not stat.S_ISREG(mode):
@@ -160,6 +165,8 @@ def read_run_file(path: Place) -> RunFile[Place]:
         if stat.S_ISDIR(mode):
             names = [file.name for file in files]
             is_ours = is_ours and len(superfluous(names, ())) == len(names)
+    except OutOfReachError:
+        raise
     except PtsaveError as error:
         return unusable(error.what)
     except OSError as error:

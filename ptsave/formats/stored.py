@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from isal.isal_zlib import crc32
@@ -243,6 +244,16 @@ def write_pieces(output: OutputFile, pieces: Iterable[tuple[int, bytes]], what: 
     return spans
 
 
+def last_check(checkpoint: Checkpoint, options: WriteOptions) -> None:
+    """What is asked right before a destination takes its name.
+
+    Raises: UnreadableError when what is read has changed meanwhile; what `before_commit` raises.
+    """
+    checkpoint.check_unchanged()
+    if options.before_commit is not None:
+        options.before_commit()
+
+
 @contextmanager
 def replacing_checked(
     checkpoint: Checkpoint, destination: Location, num_bytes: int, options: WriteOptions
@@ -256,7 +267,7 @@ def replacing_checked(
         num_bytes,
         overwrite=options.overwrite,
         sync=options.sync,
-        before_rename=checkpoint.check_unchanged,
+        before_rename=partial(last_check, checkpoint, options),
     ) as output:
         spans: list[Span] = []
         yield output, spans

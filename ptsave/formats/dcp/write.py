@@ -32,6 +32,7 @@ from ptsave.formats.stored import (
     check_record,
     distinct,
     expected_digests,
+    last_check,
     record_text,
     refuse_special_kinds,
     source_path,
@@ -87,7 +88,7 @@ def write(checkpoint: Checkpoint, destination: Location, options: WriteOptions) 
         layout.num_bytes,
         overwrite=options.overwrite,
         sync=options.sync,
-        before_commit=checkpoint.check_unchanged,
+        before_commit=partial(last_check, checkpoint, options),
     ) as folder:
         file_name, new_record = folder.fresh(lambda n: [f"__0_{n - 1}.distcp", new_record_name(n)])
         with folder.data_file(file_name, layout.num_bytes) as output:

@@ -34,6 +34,7 @@ from ptsave.formats.stored import (
     carried_metadata,
     check_record,
     distinct,
+    last_check,
     record_text,
     source_path,
     with_source_checks,
@@ -80,7 +81,7 @@ def write(checkpoint: Checkpoint, destination: Location, options: WriteOptions) 
         sum(sizes),
         overwrite=options.overwrite,
         sync=options.sync,
-        before_commit=checkpoint.check_unchanged,
+        before_commit=partial(last_check, checkpoint, options),
     ) as folder:
         names = folder.fresh(partial(shard_names, len(layouts)))
         for name, layout, head, size in zip(names, layouts, headers, sizes, strict=True):

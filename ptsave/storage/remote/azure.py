@@ -123,7 +123,10 @@ class AzureStore(Store):
             for one in self.container.walk_blobs(name_starts_with=prefix, read_timeout=timeout_s):
                 is_folder = one.name.endswith("/")
                 if name := one.name[len(prefix) :].removesuffix("/"):
-                    yield Listed(name, 0 if is_folder else one.size, is_folder)
+                    if is_folder:
+                        yield Listed(name, 0, is_folder=True)
+                    else:
+                        yield Listed(name, one.size, tag=tag_of(one.etag))
         except Exception as error:
             raise self.failed(address, error) from None
 
@@ -151,6 +154,12 @@ class AzureStore(Store):
         except Exception as judged:
             return judged
         return Faulty(f"the store answers {code}")
+
+
+def tag_of(etag: Any) -> str:
+    """An ETag as headers have it: lists leave its quotes out."""
+    text = str(etag)
+    return text if text.endswith('"') else f'"{text}"'
 
 
 def code_of(error: Exception) -> str:

@@ -12,12 +12,12 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import IO, TypeVar
 
 from ptsave.core.address import Address
-from ptsave.errors import LimitError, UnreadableError
+from ptsave.errors import LimitError, MissingFileError, UnreadableError
 from ptsave.storage import reads
 from ptsave.storage.files import Extent, InputFile
 from ptsave.storage.remote.pieces import HELD, WORKERS, Held, Pieces
 from ptsave.storage.remote.request import Deadline, WholeError, read_range, retried
-from ptsave.storage.remote.store import Passing, Store, Version
+from ptsave.storage.remote.store import NoAccessError, Passing, Store, Version
 
 BLOCK_BYTES = 32 * 1024
 """What is read at first of a file's beginning, and of its end: enough for most headers and directories."""
@@ -300,6 +300,22 @@ class RemoteFile(InputFile):
             self._spool.close()
 
 
+def version_at(store: Store, address: Address) -> Version | None:
+    """Which version of an object is there now; None for none.
+
+    Raises: UnreadableError.
+    """
+    deadline = Deadline.begin(address)
+    try:
+        return waited(lambda: read_range(store, address, 0, 1, None, deadline, bytearray(1)), deadline)
+    except NoAccessError:
+        raise
+    except MissingFileError:
+        return None
+    except WholeError as whole:
+        return whole.version
+
+
 def waited(work: Callable[[], T], deadline: Deadline) -> T:
     """What `work` returns, done on a thread, so that no server can hold the caller past the deadline."""
     return _result(WORKERS.submit(work), deadline)
@@ -311,3 +327,5 @@ def _result(future: Future[T], deadline: Deadline) -> T:
     except FutureTimeoutError:
         WORKERS.abandon(future)
         raise deadline.passed() from None
+    finally:
+        del future  # it has the error, whose traceback has this frame

@@ -16,6 +16,25 @@ MAX_NAMES = 250_000
 """Cap on the names of one folder."""
 
 
+def listed(store: Store, address: Address) -> list[Listed]:
+    """What is directly in the folder at `address`; an object and a folder may have one name.
+
+    Raises: MissingFileError where the bucket is missing; LimitError; UnreadableError.
+    """
+
+    def listed_once(deadline: Deadline) -> list[Listed]:
+        found: list[Listed] = []
+        for one in store.list(address, deadline.wait_s):
+            deadline.check()
+            found.append(one)
+            if len(found) > MAX_NAMES:
+                raise LimitError("names_in_a_folder", MAX_NAMES, "more", str(address))
+        return found
+
+    deadline = Deadline.begin(address)
+    return waited(lambda: retried(listed_once, deadline), deadline)
+
+
 class RemoteFolder(InputFolder):
     """The objects directly in a folder, listed once; their files are opened by name, and none outside it.
 
@@ -33,20 +52,10 @@ class RemoteFolder(InputFolder):
         self.listed: dict[str, Listed] = {}
         """By name, folders included."""
         if store.has_folders:
-            deadline = Deadline.begin(address)
-            self.listed = waited(lambda: retried(self._list, deadline), deadline)
+            self.listed = {one.name: one for one in listed(store, address)}
             if not self.listed:
                 raise MissingFileError("no such object or folder", str(address), "check the address")
         self.names = sorted(self.listed)
-
-    def _list(self, deadline: Deadline) -> dict[str, Listed]:
-        found: dict[str, Listed] = {}
-        for one in self.store.list(self.path, deadline.wait_s):
-            deadline.check()
-            found[one.name] = one
-            if len(found) > MAX_NAMES:
-                raise LimitError("names_in_a_folder", MAX_NAMES, "more", str(self.path))
-        return found
 
     @property
     def size_bytes(self) -> int:

@@ -100,7 +100,7 @@ class GcsStore(Store):
         wanted = {
             "prefix": prefix,
             "delimiter": "/",
-            "fields": "items(name,size),prefixes,nextPageToken",
+            "fields": "items(name,size,generation),prefixes,nextPageToken",
             "maxResults": "1000",
         }
         while True:
@@ -115,7 +115,7 @@ class GcsStore(Store):
             try:
                 for one in page.get("items", ()):
                     if name := str(one["name"])[len(prefix) :]:
-                        yield Listed(name, int(one["size"]))
+                        yield Listed(name, int(one["size"]), tag=str(one.get("generation", "")))
                 for text in page.get("prefixes", ()):
                     name = str(text)[len(prefix) : -1]
                     if name and name != PARTS:

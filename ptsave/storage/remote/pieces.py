@@ -51,12 +51,15 @@ class Workers:
         """Have a thread do `work`; where no thread is to be had, it is done here."""
         done: Future[T] = Future()
 
-        def job() -> None:
+        def job(done: Future[T] = done) -> None:
             if done.set_running_or_notify_cancel():
                 try:
                     done.set_result(work())
                 except BaseException as error:
                     done.set_exception(error)
+            del (
+                done
+            )  # an error's traceback has this frame: with it they would keep each other, and all callers
 
         with self._lock:
             if self._num_queued >= self._num_idle and self._num_threads < self._most:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ptsave.core.address import Address
-from ptsave.errors import PtsaveError, UnreadableError, UsageError, WriteError
+from ptsave.errors import OutOfReachError, PtsaveError, UnreadableError, UsageError, WriteError
 from ptsave.storage.remote.store import Answer, Faulty, Passing, Store, Version, changed
 
 VARIABLE = "PTSAVE_TIMEOUT"
@@ -83,7 +83,7 @@ class Deadline:
         )
 
     def _failed(self, what: str, hint: str) -> PtsaveError:
-        return (WriteError if self.writes else UnreadableError)(what, str(self.address), hint)
+        return (WriteError if self.writes else OutOfReachError)(what, str(self.address), hint)
 
     def pause(self, passing: Passing, tries: int) -> None:
         """Wait until it is time to try again. Raises: as `check`, when there is no time for that."""

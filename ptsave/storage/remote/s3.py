@@ -134,7 +134,7 @@ class S3Store(Store):
                 raise failed(address, error) from None
             for one in page.get("Contents", ()):
                 if name := one["Key"][len(prefix) :]:
-                    yield Listed(name, one["Size"])
+                    yield Listed(name, one["Size"], tag=one.get("ETag", ""))
             for one in page.get("CommonPrefixes", ()):
                 if name := one["Prefix"][len(prefix) : -1]:
                     yield Listed(name, 0, is_folder=True)

@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 from ptsave.core.address import Address
-from ptsave.errors import MissingFileError, RefusedError, UnreadableError, UsageError
+from ptsave.errors import MissingFileError, OutOfReachError, RefusedError, UnreadableError, UsageError
 
 KINDS = {
     "http": "http.HttpStore",
@@ -69,6 +69,8 @@ class Listed:
     name: str
     size_bytes: int
     is_folder: bool = False
+    tag: str = ""
+    """Of an object, as in its `Version`; empty where lists do not say it."""
 
 
 class Passing(Exception):  # noqa: N818 (it is not an error yet)
@@ -89,7 +91,7 @@ class ChangedError(UnreadableError):
     """The object is another one than when it was opened."""
 
 
-class NoAccessError(MissingFileError):
+class NoAccessError(MissingFileError, OutOfReachError):
     """The store does not let us read it."""
 
 

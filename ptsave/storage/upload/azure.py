@@ -18,7 +18,7 @@ from typing import Any
 
 from ptsave.core.address import Address
 from ptsave.errors import WriteError
-from ptsave.storage.remote.azure import CONNECT_S, EXTRA, AzureStore, code_of
+from ptsave.storage.remote.azure import CONNECT_S, EXTRA, AzureStore, code_of, tag_of
 from ptsave.storage.remote.request import WAIT_S, timeout_s
 from ptsave.storage.remote.store import Passing, Version, library
 from ptsave.storage.upload.store import (
@@ -57,7 +57,7 @@ class AzureUploads(UploadStore):
         except Conflict:
             return None
         metadata = {name.lower().replace("_", "-"): text for name, text in (about.metadata or {}).items()}
-        return Found(Version(about.size, _tag(about.etag)), Label.of(metadata))
+        return Found(Version(about.size, tag_of(about.etag)), Label.of(metadata))
 
     def names(self, address: Address) -> Mapping[str, Found]:
         prefix = prefix_of(address)
@@ -65,7 +65,7 @@ class AzureUploads(UploadStore):
         try:
             for one in self._store.container.walk_blobs(name_starts_with=prefix, **_waits()):
                 if name := one.name[len(prefix) :]:
-                    version = Version(0) if name.endswith("/") else Version(one.size, _tag(one.etag))
+                    version = Version(0) if name.endswith("/") else Version(one.size, tag_of(one.etag))
                     found[name] = Found(version)
         except Exception as error:
             raise self._refused(address, error) from None
@@ -90,7 +90,7 @@ class AzureUploads(UploadStore):
             upload = self.begin(address, label)
             parts = [self.put_part(upload, 0, data, crc32)] if data else []
             return replace(self.complete(upload, parts, crc32, seen), checked=MD5)
-        return Stored(Version(len(data), _tag(about["etag"])), _checked(about, md5))
+        return Stored(Version(len(data), tag_of(about["etag"])), _checked(about, md5))
 
     def begin(self, address: Address, label: Label) -> Upload:
         return Upload(address, label.mark, label)
@@ -108,16 +108,17 @@ class AzureUploads(UploadStore):
             metadata=_metadata(upload.label),
             **self._condition(seen),
         )
-        return Stored(Version(sum(part.num_bytes for part in parts), _tag(about["etag"])))
+        return Stored(Version(sum(part.num_bytes for part in parts), tag_of(about["etag"])))
 
     def abort(self, upload: Upload) -> None:
         """Leave the blocks to the store: no request removes them that leaves alone what is there."""
 
-    def remove(self, address: Address) -> None:
+    def remove(self, address: Address, seen: Found | None = None) -> None:
         try:
-            self._call(address, "delete_blob")
+            self._call(address, "delete_blob", **({} if seen is None else self._condition(seen)))
         except Conflict:
-            return
+            if seen is not None and self.look(address) is not None:
+                raise
 
     def _condition(self, seen: Found | None) -> dict[str, Any]:
         if seen is None:
@@ -166,12 +167,6 @@ def _metadata(label: Label) -> dict[str, str]:
 def _waits() -> dict[str, float]:
     wait_s = min(WAIT_S, timeout_s())
     return {"read_timeout": wait_s, "connection_timeout": min(CONNECT_S, wait_s)}
-
-
-def _tag(etag: Any) -> str:
-    """An ETag as headers have it: lists leave its quotes out."""
-    text = str(etag)
-    return text if text.endswith('"') else f'"{text}"'
 
 
 def _md5(data: bytearray) -> str:

@@ -18,7 +18,7 @@ import json
 import os
 import re
 from base64 import b64encode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -159,12 +159,20 @@ class GcsUploads(UploadStore):
 
     def abandoned(self, address: Address, own: str, *, is_folder: bool) -> Iterator[Upload]:
         where, name = _parts_of(address) if not is_folder else (f"{prefix_of(address)}{PARTS}/", "")
-        names = [name] if name else self._folders(address, where)
+        for upload in self._begun(address, where, [name] if name else self._folders(address, where)):
+            if upload.id != own and (upload.id.endswith(_DATA) or not is_folder):
+                yield upload
+
+    def abandoned_in(self, folder: Address, is_name: Callable[[str], bool]) -> Iterator[Upload]:
+        where = f"{prefix_of(folder)}{PARTS}/"
+        return self._begun(folder, where, filter(is_name, self._folders(folder, where)))
+
+    def _begun(self, address: Address, where: str, names: Iterable[str]) -> Iterator[Upload]:
+        """The uploads whose parts are in `where`, of the objects of these names."""
         for name in names:
             of = Address(address.scheme, address.host, f"{where.removesuffix(f'{PARTS}/')}{name}")
             for id in self._folders(address, f"{where}{name}/"):
-                match = _ID.fullmatch(id)
-                if match is not None and id != own and (match[1] or not is_folder):
+                if _ID.fullmatch(id):
                     yield Upload(of, id)
 
     def _folders(self, address: Address, prefix: str) -> list[str]:
@@ -172,9 +180,9 @@ class GcsUploads(UploadStore):
         listed = self._listed(address, prefix, delimiter="/")
         return [name[:-1] for name, _ in listed if name.endswith("/")]
 
-    def remove(self, address: Address) -> None:
+    def remove(self, address: Address, seen: Found | None = None) -> None:
         with contextlib.suppress(MissingFileError):
-            self._call(address, "DELETE", path_of(address))
+            self._call(address, "DELETE", path_of(address), None if seen is None else _condition(seen))
 
     def _crc32c(self, data: bytearray) -> int:
         crc32c = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from base64 import b64encode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from isal.isal_zlib import crc32 as crc32_of
@@ -167,19 +167,30 @@ class S3Uploads(UploadStore):
 
     def abandoned(self, address: Address, own: str, *, is_folder: bool) -> Iterator[Upload]:
         prefix = prefix_of(address) if is_folder else address.key
+        for upload, is_like_ours in self._begun(address, prefix):
+            rest = upload.address.key[len(prefix) :]
+            if upload.id == own or ("/" in rest if is_folder else rest):
+                continue
+            marks = [_MARKS[True]] if is_folder else [*_MARKS.values()]
+            if self._is_ours(upload, marks, or_empty=is_like_ours and not is_folder):
+                yield upload
+
+    def abandoned_in(self, folder: Address, is_name: Callable[[str], bool]) -> Iterator[Upload]:
+        prefix = prefix_of(folder)
+        for upload, is_like_ours in self._begun(folder, prefix):
+            is_it = is_name(upload.address.key[len(prefix) :])
+            if is_it and self._is_ours(upload, [*_MARKS.values()], or_empty=is_like_ours):
+                yield upload
+
+    def _begun(self, address: Address, prefix: str) -> Iterator[tuple[Upload, bool]]:
+        """The uploads of keys with a prefix, and whether each is like ours as far as the list says."""
         wanted = {"Bucket": address.host, "Prefix": prefix}
         while True:
             page = self._call(address, "list_multipart_uploads", **wanted)
             for one in page.get("Uploads", ()):
-                is_of_it = "/" not in one["Key"][len(prefix) :] if is_folder else one["Key"] == prefix
                 upload = Upload(Address(address.scheme, address.host, one["Key"]), one["UploadId"])
-                if not is_of_it or upload.id == own:
-                    continue
-                is_like_ours = (one.get("ChecksumAlgorithm"), one.get("ChecksumType")) == _OUR_KIND
-                or_empty = not is_folder and (is_like_ours or upload.address in self._unheard)
-                marks = [_MARKS[True]] if is_folder else [*_MARKS.values()]
-                if self._is_ours(upload, marks, or_empty=or_empty):
-                    yield upload
+                is_of_our_kind = (one.get("ChecksumAlgorithm"), one.get("ChecksumType")) == _OUR_KIND
+                yield upload, is_of_our_kind or upload.address in self._unheard
             if not page.get("IsTruncated"):
                 return
             wanted["KeyMarker"], wanted["UploadIdMarker"] = page["NextKeyMarker"], page["NextUploadIdMarker"]
@@ -203,8 +214,9 @@ class S3Uploads(UploadStore):
         found: Sequence[Mapping[str, Any]] = about.get("Parts", ())
         return found
 
-    def remove(self, address: Address) -> None:
-        self._call(address, "delete_object", Bucket=address.host, Key=address.key)
+    def remove(self, address: Address, seen: Found | None = None) -> None:
+        condition = {} if seen is None else {"IfMatch": seen.version.tag}
+        self._call(address, "delete_object", Bucket=address.host, Key=address.key, **condition)
 
     def _call(self, address: Address, operation: str, **wanted: Any) -> Mapping[str, Any]:
         """Ask once. Raises: Conflict; Gone; MissingFileError; Passing; WriteError; RefusedError."""

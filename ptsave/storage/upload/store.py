@@ -148,11 +148,18 @@ class UploadStore(ABC):
         """
         return iter(())
 
-    @abstractmethod
-    def remove(self, address: Address) -> None:
-        """Remove an object. It is no error that there is none.
+    def abandoned_in(self, folder: Address, is_name: Callable[[str], bool]) -> Iterator[Upload]:
+        """Uploads by ptsave that are not completed, of objects in a folder whose names `is_name` takes.
 
         Raises: Passing; WriteError.
+        """
+        return iter(())
+
+    @abstractmethod
+    def remove(self, address: Address, seen: Found | None = None) -> None:
+        """Remove an object, if `seen` is there still (None: whatever is). It is no error that there is none.
+
+        Raises: Conflict; Passing; WriteError.
         """
 
 
