@@ -8,30 +8,33 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from ptsave.core.address import Address, Location, located
 from ptsave.distributed.group import Group, training_group
 from ptsave.errors import (
     CorruptError,
     MissingFileError,
+    OutOfReachError,
     RefusedError,
     UnreadableError,
     UsageError,
     WriteError,
 )
-from ptsave.formats.run_folder import FOLDER, LocalRunFile, file_name
+from ptsave.formats.run_folder import FOLDER, RunFile, file_name
 from ptsave.models.weights.sharded import has_sharded
 from ptsave.training.items import Path as ItemPath
 from ptsave.training.preemption import Signals
 from ptsave.training.rank_values import WEIGHTS, Division, Live, divide, few, live_paths, state_of
 from ptsave.training.runs.background import Background
 from ptsave.training.runs.contents import step_of, tree_of
-from ptsave.training.runs.files import VISIBLE_SECONDS, RunFiles
+from ptsave.training.runs.files import RunFiles
+from ptsave.training.runs.folders import VISIBLE_SECONDS
 from ptsave.training.runs.intact import read_intact
-from ptsave.training.runs.lock import holder_of
 from ptsave.training.runs.retention import Retention, parse_best
 from ptsave.training.runs.snapshot import HostMemory
 from ptsave.training.state import TrainingState
@@ -68,6 +71,8 @@ class Checkpoints:
     dictionary with `step`, `epoch`, `metrics`, `model_state_dict`, `optimizer_state_dict`, … It is complete
     and durable when it has its name, and what is in the folder is all that there is to know of a run.
 
+    The folder may be an address, `s3://BUCKET/runs/exp1`, `gs://…` or `az://…`: everything is the same there.
+
     With `torch.distributed`, call everything on every rank: rank 0 writes, all resume from the same file.
     Where parameters are sharded over the ranks (FSDP2, tensor parallelism), each writes its part of a folder,
     `step-000000123.dcp`, that plain `torch.distributed.checkpoint.load` opens; another number of ranks, or
@@ -76,7 +81,7 @@ class Checkpoints:
 
     def __init__(
         self,
-        folder: str | os.PathLike[str],
+        folder: str | os.PathLike[str] | Address,
         *,
         keep_last: int | None = None,
         keep_best: tuple[str, Literal["min", "max"]] | tuple[str, Literal["min", "max"], int] | None = None,
@@ -89,9 +94,11 @@ class Checkpoints:
         whose step is a multiple of `keep_every`. A new one is in place before an old one is removed. Files
         that are damaged, or that ptsave did not write, are never removed.
 
-        Raises: UsageError.
+        Raises: UsageError; RefusedError for an address that a run cannot be kept at, or whose store's library
+        is not installed.
         """
-        self.folder = Path(os.path.abspath(folder))
+        self.folder = _place(folder)
+        """Where the run is: a path, or an address."""
         for name, number in (("keep_last", keep_last), ("keep_every", keep_every)):
             if number is not None and number < 1:
                 raise UsageError(f"{name}={number!r} keeps nothing", "Checkpoints", "give 1 or more")
@@ -227,8 +234,8 @@ class Checkpoints:
         if group.size == 1:
             return
         with ExitStack() as opened:
-            name = group.from_first(lambda: opened.enter_context(self._files.marked()))
-            seen = group.gather((str(self.folder), self._files.sees(name)))
+            mark = group.from_first(lambda: opened.enter_context(self._files.marked()))
+            seen = group.gather((str(self.folder), self._files.sees(mark)))
         for rank, (folder, sees_it) in enumerate(seen):
             if not sees_it:
                 what = f"rank {rank} does not see in {folder} what rank 0 writes to {seen[0][0]}"
@@ -287,7 +294,7 @@ class Checkpoints:
         """
         self._group = group = training_group(self._group)
 
-        if group.is_first and (holder := holder_of(self.folder)) is not None:
+        if group.is_first and (holder := self._files.holder()) is not None:
             warnings.warn(f"another training saves in {self.folder}: {holder}", stacklevel=2)
 
         def begin() -> Mapping[str, Any]:
@@ -302,7 +309,7 @@ class Checkpoints:
         for file in self._newest_first(group):
             found, problem = reading.read(file)
             if not problem:
-                self._files.note_intact(file.path)
+                self._files.note_intact(file)
                 notes = group.together(lambda: [*found[1], *state.load_state_dict(found[0])])  # noqa: B023
                 everyones = dict.fromkeys(note for one in group.gather(notes) for note in one)
                 _tell(list(everyones) if group.is_first else ())
@@ -319,13 +326,13 @@ class Checkpoints:
             )
         return 0
 
-    def _newest_first(self, group: Group) -> Iterator[LocalRunFile]:
+    def _newest_first(self, group: Group) -> Iterator[RunFile[Location]]:
         """What rank 0 finds in the folder, the latest step first, on every rank."""
         files = self._files.newest_first()
         while (file := group.from_first(lambda: next(files, None))) is not None:
             yield file
 
-    def latest(self) -> Path | None:
+    def latest(self) -> Location | None:
         """The checkpoint of the latest step that opens; None when there is none.
 
         Waits for what is being written. Its tensors are not read: `resume` and `ptsave verify` do.
@@ -335,7 +342,7 @@ class Checkpoints:
         self.wait()
         return next((file.path for file in self._files.newest_first() if not file.problem), None)
 
-    def best(self) -> Path | None:
+    def best(self) -> Location | None:
         """The best checkpoint by the metric of `keep_best`, of equal ones the latest; NaN is never best.
 
         Waits for what is being written. None when no checkpoint has the metric.
@@ -424,7 +431,7 @@ class _Reading:
         self._paths = live_paths(live, kinds, group) if group.handle is not None else Live()
         self._is_sharded = any(group.gather(has_sharded(live)))
 
-    def read(self, file: LocalRunFile) -> tuple[tuple[dict[str, Any], list[str]], str]:
+    def read(self, file: RunFile[Location]) -> tuple[tuple[dict[str, Any], list[str]], str]:
         """This rank's state in a checkpoint, every byte of which is checked, and notes; or why there is none.
 
         Where the ranks have written it together, or hold parts of tensors, each reads what it needs.
@@ -440,17 +447,31 @@ class _Reading:
             if problem := problem_of(file.path, self._group):
                 return nothing, problem
             return self._group.together(lambda: read_parts(file.path, self._live, self._own)), ""
-        tree, problem = None, ""
-        try:
-            tree = read_intact(file.path)
-        except UnreadableError as error:
-            problem = error.what
+        tree, problem = self._group.together(lambda: _read(file.path))
         if problem := next(filter(None, self._group.gather(problem)), ""):
             return nothing, problem
         return self._group.together(lambda: self._own(tree)), ""
 
     def _own(self, tree: Any) -> tuple[dict[str, Any], list[str]]:
         return state_of(tree, self._paths, self._group)
+
+
+def _read(path: Location) -> tuple[Any, str]:
+    """What a checkpoint holds, or why it cannot be used. Raises: OutOfReachError."""
+    try:
+        return read_intact(path), ""
+    except OutOfReachError:
+        raise
+    except UnreadableError as error:
+        return None, error.what
+
+
+def _place(folder: str | os.PathLike[str] | Address) -> Location:
+    """Where a run is. Raises: UsageError."""
+    where = located(folder)
+    if isinstance(where, Address):
+        return replace(where, key=where.key.strip("/"))
+    return Path(os.path.abspath(where))
 
 
 def _tell(notes: Sequence[str]) -> None:

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.record import Digests
 from ptsave.core.values.digest import HEX_DIGITS
-from ptsave.errors import CorruptError, UnreadableError
+from ptsave.errors import CorruptError, OutOfReachError, UnreadableError
 from ptsave.formats import open_checkpoint
 from ptsave.models.weights.tensors import read_tensors
 from ptsave.training.foreign import with_tensors
 
 
-def read_intact(path: Path) -> Any:
+def read_intact(path: Location) -> Any:
     """The tree of the checkpoint at `path` with its tensors on the CPU; nothing in it runs.
 
     Tied tensors are one tensor. What is not plain data stays an inert node.
 
-    Raises: UnreadableError when any part of the checkpoint is damaged or missing.
+    Raises: UnreadableError when any part of the checkpoint is damaged or missing; OutOfReachError, which
+    says neither.
     """
     try:
         with open_checkpoint(path) as checkpoint:
@@ -32,12 +33,14 @@ def read_intact(path: Path) -> Any:
         raise UnreadableError(what, str(path), "check the disk and its permissions") from error
 
 
-def is_intact(path: Path) -> bool:
-    """Whether every byte of the checkpoint at `path` matches its checksum."""
+def is_intact(path: Location) -> bool:
+    """Whether every byte of the checkpoint at `path` matches its checksum. Raises: OutOfReachError."""
     try:
         with open_checkpoint(path) as checkpoint:
             for _ in _checked_tensors(checkpoint):
                 pass
+    except OutOfReachError:
+        raise
     except (UnreadableError, OSError):
         return False
     return True

@@ -1,8 +1,9 @@
 """One training a folder: who writes a run's checkpoints holds its lock until it ends, however it ends.
 
-The lock is the system's own on a small file, which the system takes back when its process dies. Where a file
-system has no locks (and on Windows) the file itself is a lease: its holder renews its time, and one that was
-not renewed for a while counts for nothing. The keepers of one process share a lock. Reading takes none.
+On a disk the lock is the system's own on a small file, which the system takes back when its process dies.
+Where a file system has no locks (and on Windows) the file itself is a lease: its holder renews its time, and
+one that was not renewed for a while counts for nothing. In a store it is a lease as well: see `lease`. The
+keepers of one process share a lock. Reading takes none.
 """
 
 from __future__ import annotations
@@ -13,16 +14,19 @@ import os
 import socket
 import threading
 import time
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from ptsave.core.address import Address, Location
 from ptsave.errors import PtsaveError, RefusedError
 from ptsave.storage import system
 from ptsave.storage.atomic import let_go_when_forked, still_ours
 from ptsave.storage.write_errors import errors_of
 
 NAME = ".ptsave-lock"
-"""The file in the run's folder; it holds one JSON object that says whose it is."""
+"""The file, or the object, in the run's folder; it holds one JSON object that says whose it is."""
 PATIENCE_SECONDS = 1.0
 """How long a lock is asked for: one that only looks whether there is a holder holds it for a moment."""
 RENEW_SECONDS = 30.0
@@ -31,48 +35,129 @@ LEASE_SECONDS = 300.0
 """After what time without renewal a lease counts for nothing; the clocks of two hosts may differ by less."""
 MAX_BYTES = 4096
 
-_mine: dict[tuple[int, int], RunLock] = {}
-"""Device and inode of a folder → the lock that this process holds there."""
+_mine: dict[Hashable, Lock] = {}
+"""Device and inode of a folder, or its address → the lock that this process holds there."""
 _guard = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lock, as the file says."""
+    """Who holds a lock, as it says itself."""
 
     host: str = ""
     pid: int = 0
     since: str = ""
     token: str = ""
+    machine: str = ""
+    """Whose numbers of processes `pid` is one of; empty where the platform does not tell."""
+    started: str = ""
+    """What tells the process from a later one of its number."""
 
     def __str__(self) -> str:
         if not self.host:
             return "another process"
         return f"process {self.pid} on {self.host}, since {self.since}"
 
+    @classmethod
+    def here(cls, token: str) -> Holder:
+        """This process, from now on."""
+        pid = os.getpid()
+        now = time.strftime("%Y-%m-%d %H:%M:%S %z")
+        machine, started = system.machine(), system.start_of(pid)
+        return cls(socket.gethostname(), pid, now, token, machine, started)
 
-class RunLock:
+    @classmethod
+    def parsed(cls, data: bytes) -> Holder:
+        """What a lock says of its holder; as little as nothing."""
+        try:
+            said = json.loads(data)
+            known = cls(
+                str(said["host"])[:255], int(said["pid"]), str(said["since"])[:64], str(said["token"])
+            )
+            return replace(known, machine=str(said.get("machine", "")), started=str(said.get("started", "")))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return cls()
+
+    @property
+    def lives(self) -> bool | None:
+        """Whether the process is still there; None where it cannot be told from here."""
+        if not self.machine or self.machine != system.machine():
+            return None
+        started = system.start_of(self.pid)
+        if not started and system.is_alive(self.pid):  # another user's, which is not shown
+            return None
+        return started == self.started
+
+
+class Lock(ABC):
     """The lock of one folder, held by this process until the last of its keepers has let go."""
+
+    def __init__(self, folder: Location) -> None:
+        self.folder = folder
+        self.num_keepers = 0
+        """How many have taken it."""
+        self.busy: set[str] = set()
+        """The names of the checkpoints that they are writing now."""
+        self._pid = os.getpid()
+        self._stop = threading.Event()
+
+    @property
+    @abstractmethod
+    def is_in_place(self) -> bool:
+        """Whether there is still a lock: with the run's folder, or for its own sake, it may be removed."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Insist that the lock is still this process's.
+
+        Raises: RefusedError naming the process that has it; WriteError.
+        """
+
+    @abstractmethod
+    def release(self) -> None:
+        """Let the next one have it."""
+
+    def give_back(self) -> None:
+        """Let go of what `take` gave; the last one to do so releases it."""
+        with _guard:
+            self.num_keepers -= 1
+            if self.num_keepers == 0 and self in _mine.values():
+                for key in [key for key, value in _mine.items() if value is self]:
+                    del _mine[key]
+                self.release()
+
+    def _keep_renewing(self, every_seconds: float) -> None:
+        """Renew a lease from now on, on a thread, until it is lost or released."""
+
+        def run() -> None:
+            while not self._stop.wait(every_seconds):
+                if os.getpid() != self._pid or not self._renew():
+                    return
+
+        threading.Thread(target=run, daemon=True, name="ptsave lease").start()
+
+    def _renew(self) -> bool:
+        """Renew the lease; False when it is lost. Never raises: the next time may do."""
+        return False
+
+
+class FileLock(Lock):
+    """The lock of a folder on a disk."""
 
     def __init__(self, folder: Path) -> None:
         """Take the lock of `folder`, which is there; use `take`.
 
         Raises: RefusedError naming the holder; WriteError.
         """
+        super().__init__(folder)
         self.path = folder / NAME
-        self.num_keepers = 0
-        """How many have taken it."""
-        self._pid = os.getpid()
-        now = time.strftime("%Y-%m-%d %H:%M:%S %z")
-        self._holder = Holder(socket.gethostname(), self._pid, now, os.urandom(8).hex())
+        self._holder = Holder.here(os.urandom(8).hex())
         self._fd = -1
-        self._is_lease = False
-        self._stop = threading.Event()
         end = time.monotonic() + PATIENCE_SECONDS
         with errors_of(self.path):
             while not self._try():
                 if time.monotonic() > end:
-                    raise _refused(folder, holder_of(folder))
+                    raise refused(folder, holder_of(folder))
                 time.sleep(0.05)
 
     def _try(self) -> bool:
@@ -88,7 +173,7 @@ class RunLock:
             is_mine = locked is not False and self._is_at_path(fd)
             if is_mine:
                 os.ftruncate(fd, 0)
-                os.write(fd, json.dumps(vars(self._holder)).encode() + b"\n")
+                os.write(fd, json.dumps(asdict(self._holder)).encode() + b"\n")
         finally:
             if not is_mine:
                 os.close(fd)
@@ -96,11 +181,10 @@ class RunLock:
             return False
         if locked is None:
             os.close(fd)
-            self._is_lease = True
             time.sleep(0.05)  # another one that took it at the same time has written by now
             if not self._is_ours():
                 return False
-            threading.Thread(target=self._renew, daemon=True, name="ptsave lease").start()
+            self._keep_renewing(RENEW_SECONDS)
         else:
             self._fd = let_go_when_forked(fd)
         return True
@@ -114,28 +198,22 @@ class RunLock:
     def _is_ours(self) -> bool:
         return _read(self.path).token == self._holder.token
 
-    def _renew(self) -> None:
-        while not self._stop.wait(RENEW_SECONDS):
-            if os.getpid() != self._pid or not self._is_ours():
-                return
-            with contextlib.suppress(OSError):  # the next time; a lease outlasts several of them
-                os.utime(self.path)
+    def _renew(self) -> bool:
+        if not self._is_ours():
+            return False
+        with contextlib.suppress(OSError):  # the next time; a lease outlasts several of them
+            os.utime(self.path)
+        return True
 
     @property
     def is_in_place(self) -> bool:
-        """Whether there is still a file: with the run's folder, or for its own sake, it may be removed."""
         return os.path.lexists(self.path)
 
     def check(self) -> None:
-        """Insist that the file still says that the lock is this process's.
-
-        Raises: RefusedError.
-        """
         if not self._is_ours():
-            raise _refused(self.path.parent, _read(self.path))
+            raise refused(self.folder, _read(self.path))
 
     def release(self) -> None:
-        """Let the next one have it."""
         self._stop.set()
         is_ours = os.getpid() == self._pid and self._is_ours()
         with contextlib.suppress(OSError):
@@ -146,34 +224,27 @@ class RunLock:
         self._fd = -1
 
 
-def take(folder: Path) -> RunLock:
-    """The lock of `folder`, for one more keeper of this process; `give_back` lets go of it.
+def take(key: Hashable, make: Callable[[], Lock]) -> Lock:
+    """The lock that this process holds under `key`, for one more keeper; made where it holds none.
 
     Raises: RefusedError where another process has it, naming that; WriteError.
     """
-    with errors_of(folder):
-        status = os.stat(folder)
     with _guard:
-        known = _mine.get((status.st_dev, status.st_ino))
+        known = _mine.get(key)
         if known is not None and not known.is_in_place:
             known.release()
             known = None
         if known is None:
-            known = _mine[status.st_dev, status.st_ino] = RunLock(folder)
+            known = _mine[key] = make()
         else:
             known.check()
         known.num_keepers += 1
         return known
 
 
-def give_back(lock: RunLock) -> None:
-    """Let go of a lock that `take` gave; the last one to do so releases it."""
-    with _guard:
-        lock.num_keepers -= 1
-        if lock.num_keepers == 0 and lock in _mine.values():
-            for key in [key for key, value in _mine.items() if value is lock]:
-                del _mine[key]
-            lock.release()
+def is_mine(key: Hashable) -> bool:
+    """Whether this process holds the lock under `key`."""
+    return key in _mine
 
 
 def holder_of(folder: Path) -> Holder | None:
@@ -185,7 +256,7 @@ def holder_of(folder: Path) -> Holder | None:
         return None
     try:
         status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in _mine:
+        if is_mine((status.st_dev, status.st_ino)):
             return None  # this process's own
         is_free = system.lock(fd, shared=True)
         is_held = not is_free if is_free is not None else not _is_stale(fd)
@@ -199,32 +270,26 @@ def holder_of(folder: Path) -> Holder | None:
 def _is_stale(fd: int) -> bool:
     """Whether the lease counts for nothing: not renewed for long, or of a process that is gone."""
     status = os.fstat(fd)
-    holder = _parsed(system.read_small(fd, MAX_BYTES, 0) or b"")
+    holder = Holder.parsed(system.read_small(fd, MAX_BYTES, 0) or b"")
     is_gone = holder.host == socket.gethostname() and not system.is_alive(holder.pid)
-    return is_gone or time.time() - status.st_mtime > LEASE_SECONDS
+    return is_gone or holder.lives is False or time.time() - status.st_mtime > LEASE_SECONDS
 
 
 def _read(path: Path) -> Holder:
     try:
         with open(path, "rb") as file:
-            return _parsed(file.read(MAX_BYTES))
+            return Holder.parsed(file.read(MAX_BYTES))
     except OSError:
         return Holder()
 
 
-def _parsed(data: bytes) -> Holder:
-    try:
-        said = json.loads(data)
-        return Holder(str(said["host"])[:255], int(said["pid"]), str(said["since"])[:64], str(said["token"]))
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return Holder()
-
-
-def _refused(folder: Path, holder: Holder | None) -> RefusedError:
+def refused(folder: Location, holder: Holder | None) -> RefusedError:
+    """The error for a folder that another training saves in."""
+    left = "it ends by itself" if isinstance(folder, Address) else "remove it"
     return RefusedError(
         f"another training writes its checkpoints here: {holder or Holder()}",
         str(folder),
-        f"stop it, or name another folder (a host that is gone for good leaves {NAME}: remove it)",
+        f"stop it, or name another folder (a host that is gone for good leaves {NAME}: {left})",
     )
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from ptsave.core.address import Location
 from ptsave.core.names import hint_for
 from ptsave.errors import UsageError
-from ptsave.formats.run_folder import LocalRunFile
+from ptsave.formats.run_folder import RunFile
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Best:
     number: int = 1
     """How many of the best are kept."""
 
-    def ranked(self, files: Iterable[LocalRunFile]) -> list[LocalRunFile]:
+    def ranked(self, files: Iterable[RunFile[Location]]) -> list[RunFile[Location]]:
         """Those with the metric, the best first; of equal ones the later step. NaN is no value."""
         known = [file for file in files if not math.isnan(file.metrics.get(self.metric, math.nan))]
         sign = -1 if self.is_max else 1
@@ -42,7 +42,9 @@ class Retention:
     every: int | None = None
     """Also those of every step that is a multiple of this."""
 
-    def superseded(self, files: Sequence[LocalRunFile], just_written: Path) -> list[LocalRunFile]:
+    def superseded(
+        self, files: Sequence[RunFile[Location]], just_written: Location
+    ) -> list[RunFile[Location]]:
         """Those of `files`, the oldest first, that are not kept now that `just_written` is in place.
 
         What cannot be used, and what ptsave did not write, is never among them; what cannot be used does not
@@ -54,7 +56,7 @@ class Retention:
         kept = {file.path for file in (*usable[-self.last :], *self.favourites(usable))} | {just_written}
         return [file for file in usable if file.is_ours and file.path not in kept]
 
-    def favourites(self, usable: Sequence[LocalRunFile]) -> list[LocalRunFile]:
+    def favourites(self, usable: Sequence[RunFile[Location]]) -> list[RunFile[Location]]:
         """Those that are kept however old they are."""
         found = [file for file in usable if self.every and file.step % self.every == 0]
         return found + (self.best.ranked(usable)[: self.best.number] if self.best is not None else [])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.parts.select import PARALLEL_WRAPPER, WRAPPERS
@@ -25,7 +25,7 @@ from ptsave.training.keys import UNSYNCHRONISED
 Names = dict[tuple[str, ...], torch.Tensor]
 
 
-def problem_of(path: Path, group: Group) -> str:
+def problem_of(path: Location, group: Group) -> str:
     """Why the checkpoint at `path` cannot be used, or nothing; the ranks share the reading of its bytes.
 
     Every rank calls it, and hears the same.
@@ -51,7 +51,7 @@ def _first_problem(checkpoint: Checkpoint, group: Group) -> str:
 
 
 def read_parts(
-    path: Path, live: Mapping[str, Any], choose: Callable[[Any], tuple[dict[str, Any], list[str]]]
+    path: Location, live: Mapping[str, Any], choose: Callable[[Any], tuple[dict[str, Any], list[str]]]
 ) -> tuple[dict[str, Any], list[str]]:
     """What `choose` takes of the tree at `path`, each tensor sharded as the one of its name in `live`, the
     state of now; and what `choose` has to say.

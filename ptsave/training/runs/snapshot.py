@@ -7,11 +7,11 @@ tied tensors and views stay what they are.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from ptsave.core.address import Location
 from ptsave.core.checkpoint import LIVE, Checkpoint
 from ptsave.core.storage import MemoryStorage
 from ptsave.errors import RefusedError
@@ -32,7 +32,7 @@ class HostMemory:
     def __init__(self) -> None:
         self._flat = torch.empty(0, dtype=torch.uint8)
 
-    def snapshot(self, tree: Mapping[str, Any], path: Path) -> Checkpoint:
+    def snapshot(self, tree: Mapping[str, Any], path: Location) -> Checkpoint:
         """Copy every tensor of `tree` to this memory; when it returns, the originals may change.
 
         The result, which is for a writer, is good until the next call. `path` is for messages.
