@@ -122,3 +122,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help="where the big files go for a while (20 GiB)")
     parser.add_argument("--out", type=Path, help=f"results file ({RESULTS.name} beside the code)")
     return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -85,4 +85,4 @@ def test_without_torch(ptsave: Command, tmp_path: Path, root: Path, clean_env: d
         code, said = run(*words)
         assert code == 4, said
         assert "this needs torch, which is not installed" in said
-        assert "hint: pip install torch" in said
+        assert "hint: pip install 'ptsave[torch]'" in said

@@ -482,8 +482,10 @@ def _not_installed(error: ImportError) -> PtsaveError:
     if library not in LIBRARIES:
         return _bug(error)
     what = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be imported: {error}"
-    more = ": pytorch.org names the build for your machine" if library == "torch" else ""
-    problem = RefusedError(f"this needs {library}, which {what}", "", f"pip install {library}{more}")
+    hint = f"pip install {library}"
+    if library == "torch":
+        hint = "pip install 'ptsave[torch]'; pytorch.org/get-started has the smaller build for CPUs alone"
+    problem = RefusedError(f"this needs {library}, which {what}", "", hint)
     problem.__cause__ = error
     return problem
 
