@@ -20,7 +20,7 @@ from ptsave.core.nodes import GlobalUse, TensorEntry
 from ptsave.core.own_process import no_garbage_collection
 from ptsave.core.parts.training import Parts, find_parts, nested
 from ptsave.core.record import Record
-from ptsave.core.tree import MAX_NAME_CHARS, dotted, leaves, with_arrays
+from ptsave.core.tree import MAX_NAME_CHARS, named_leaves, with_arrays
 from ptsave.errors import LimitError
 
 MAX_VIEWS_OF_A_BYTE = 8
@@ -154,12 +154,13 @@ class Checkpoint:
         most = max(MAX_LEAVES, self.source_bytes // FILE_BYTES_PER_LEAF)
         with no_garbage_collection():
             try:
-                for path, leaf in leaves(self.weights_root, max(MAX_NAME_CHARS, self.source_bytes // 4)):
-                    name = dotted(path) if path else ROOT_NAME
+                most_chars = max(MAX_NAME_CHARS, self.source_bytes // 4)
+                for place, leaf in named_leaves(self.weights_root, most_chars):
+                    name = ROOT_NAME if place is None else place
                     if isinstance(leaf, TensorEntry):
                         name = _unused(name, tensors, times)
                         tensors[name] = leaf.named(name)
-                    elif path or leaf != {}:  # an empty state dict has no leaves
+                    elif place is not None or leaf != {}:  # an empty state dict has no leaves
                         data[_unused(name, data, times)] = leaf
                     if len(tensors) + len(data) > most:
                         raise LimitError("leaves", most, "more")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.errors import LimitError, LossyError
@@ -33,6 +33,7 @@ _PARTS_OF_TENSOR = 3
 """What listing a tensor again costs, in plain values."""
 
 Path = tuple[Any, ...]
+_T = TypeVar("_T")
 
 _TEXTS = (str, bytes, bytearray)
 SCALARS = (*_TEXTS, int, float, bool, type(None), complex)
@@ -46,8 +47,8 @@ def is_scalar(value: Any) -> bool:
 
 def are_scalars(values: Iterable[Any]) -> bool:
     """Whether all of `values`, of which a file may have millions, are plain data."""
-    kinds = {*map(type, values)}
-    return kinds <= _SCALAR_TYPES or all(issubclass(kind, SCALARS) for kind in kinds)
+    kinds = {*map(type, values)} - _SCALAR_TYPES
+    return not kinds or all(issubclass(kind, SCALARS) for kind in kinds)
 
 
 def dotted(path: Iterable[Any], under: str = "") -> str:
@@ -224,24 +225,42 @@ def leaves(root: Any, max_name_chars: int = 4 * MAX_NAME_CHARS) -> Iterator[tupl
 
     Raises: LimitError past MAX_REPEATS, `max_name_chars` or MAX_DEPTH.
     """
+    return _leaves(root, (), lambda path, key, text: (*path, key), max_name_chars)
+
+
+def named_leaves(root: Any, max_name_chars: int = 4 * MAX_NAME_CHARS) -> Iterator[tuple[str | None, Any]]:
+    """Every leaf of `root` as `leaves` yields it, with its dotted path; None for a root that is a leaf.
+
+    Raises: LimitError as `leaves` does.
+    """
+    return _leaves(
+        root, None, lambda above, key, text: text if above is None else f"{above}.{text}", max_name_chars
+    )
+
+
+def _leaves(
+    root: Any, top: _T, spell: Callable[[_T, Any, str], _T], max_name_chars: int
+) -> Iterator[tuple[_T, Any]]:
+    """Every leaf of `root` with its place: `top` is that of `root`, and `spell(place, key, text)` that of the
+    value under a key, whose text is given, of the container at a place."""
     walk = _Walk()
     children = walk.enter(root)
     if children is None or isinstance(root, Opaque):
-        yield (), root
+        yield top, root
         if children is None:
             return
     open_ids: set[int] = {id(root)}
     chars = 0
-    stack: list[tuple[Path, int, Iterator[tuple[Any, Any]], int]] = [((), 0, children, id(root))]
+    stack: list[tuple[_T, int, Iterator[tuple[Any, Any]], int]] = [(top, 0, children, id(root))]
     while stack:
-        path, path_chars, children, container = stack[-1]
+        place, place_chars, children, container = stack[-1]
         for key, value in children:
             text = key if type(key) is str else str(key)
-            key_chars = path_chars + 1 + (len(text) if text.isascii() else _SPELLED_CHARS * len(text))
+            key_chars = place_chars + 1 + (len(text) if text.isascii() else _SPELLED_CHARS * len(text))
             chars += key_chars
             if chars > max_name_chars:
                 raise LimitError("name_chars", max_name_chars, "more")
-            here = (*path, key)
+            here = spell(place, key, text)
             if type(value) is TensorEntry:
                 walk.meet(value, _PARTS_OF_TENSOR)
                 yield here, value

@@ -14,7 +14,7 @@ from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.parts.candidates import is_state_dict
 from ptsave.core.parts.packed import packed_beside
 from ptsave.core.parts.select import strip_wrapper_names
-from ptsave.core.tree import GONE, are_scalars, dotted, leaves, rewrite, state_dict_of, with_items
+from ptsave.core.tree import GONE, are_scalars, dotted, named_leaves, rewrite, state_dict_of, with_items
 from ptsave.core.values.cast import CASTABLE, CastStorage, can_cast, cast
 from ptsave.core.values.gather import laid_out
 from ptsave.errors import LimitError, LossyError, Option, RefusedError, UsageError
@@ -194,8 +194,7 @@ def _refuse_scaled(root: Any, result: Edited) -> None:
     """Raise LossyError where weights that are packed, or their scales, were to be cast."""
     if not result.casts:
         return
-    found = leaves(root)
-    tensors = {dotted(path): leaf for path, leaf in found if isinstance(leaf, TensorEntry)}
+    tensors = {name or "": leaf for name, leaf in named_leaves(root) if isinstance(leaf, TensorEntry)}
     beside = packed_beside(tensors)
     touched = [name for name in result.casts if name in beside]
     if touched:

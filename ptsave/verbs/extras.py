@@ -10,7 +10,7 @@ from ptsave.core.accounts import Extras
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.nodes import Global, Opaque, TensorEntry
 from ptsave.core.record import Record
-from ptsave.core.tree import GONE, dotted, leaves, map_leaves, rewrite
+from ptsave.core.tree import GONE, dotted, map_leaves, named_leaves, rewrite
 from ptsave.errors import LossyError, Option, Text
 from ptsave.formats.kinds.dense import can_be_dense
 from ptsave.formats.kinds.objects import META, NESTED, TensorSubclass, is_tensor_object, parameter_data
@@ -83,11 +83,11 @@ def _held(root: Any, holds: Callable[[Any], bool], keep: bool) -> tuple[Any, dic
             return GONE
         met.add(id(node))
         tensors = {}
-        for inner, value in leaves(node):
+        for inner, value in named_leaves(node):
             if keep and isinstance(value, TensorEntry):
-                tensors[dotted(inner)] = value
-            elif inner:
-                misfits[dotted(inner, name)] = value
+                tensors[inner or ""] = value
+            elif inner is not None:
+                misfits[f"{name}.{inner}" if name else inner] = value
         return tensors or GONE
 
     held = rewrite(root, leaf, once=False)

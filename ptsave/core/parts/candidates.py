@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any
 
 from ptsave.core.nodes import Opaque, TensorEntry
-from ptsave.core.tree import dotted, items_of, leaves, walk
+from ptsave.core.tree import dotted, items_of, named_leaves, walk
 from ptsave.errors import AmbiguousError, Option
 
 MODEL_KEYS = (
@@ -68,8 +68,7 @@ class Candidate:
             return {"": self.node}
         if isinstance(self.node, dict) and self.can_be_taken:
             return {str(key): v for key, v in self.node.items() if isinstance(v, TensorEntry)}
-        found = leaves(self.node)
-        return {dotted(path): v for path, v in found if isinstance(v, TensorEntry)}
+        return {name or "": v for name, v in named_leaves(self.node) if isinstance(v, TensorEntry)}
 
     @cached_property
     def num_elements(self) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from ptsave.core.nodes import TensorEntry
-from ptsave.core.tree import dotted, leaves
+from ptsave.core.tree import named_leaves
 from ptsave.errors import LossyError, Option
 
 SHAPE_KEYS = ("param_shapes", "frozen_param_shapes")
@@ -28,10 +28,9 @@ def placeholders(root: Any, part: Any = None) -> dict[str, str]:
     """
     shapes = _recorded(root)
     found: dict[str, str] = {}
-    for path, leaf in leaves(root if part is None else part) if shapes else ():
-        if not isinstance(leaf, TensorEntry):
+    for name, leaf in named_leaves(root if part is None else part) if shapes else ():
+        if name is None or not isinstance(leaf, TensorEntry):
             continue
-        name = dotted(path)
         if (shape := _of(name, shapes)) not in (None, leaf.shape):
             found[name] = (
                 f"has the shape {list(leaf.shape)}, and the file says that it has {list(shape or ())}"

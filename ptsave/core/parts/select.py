@@ -12,7 +12,7 @@ from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.names import hint_for
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.parts.candidates import OWN, Candidate, choose, is_state_dict, listed, own_part
-from ptsave.core.tree import dotted, items_of, leaves, state_dict_of
+from ptsave.core.tree import dotted, items_of, named_leaves, state_dict_of
 from ptsave.errors import AmbiguousError, Option, UsageError
 
 OPTIMIZER_KEYS = ("optimizer_state_dict", "optimizer", "optimizer_states", "optim", "last_optimizer_state")
@@ -367,7 +367,7 @@ def _named(where: str, node: Any) -> Selection:
     if is_state_dict(node) and isinstance(node, dict):
         flat = list(node.items())
     else:
-        flat = [(dotted(path), leaf) for path, leaf in leaves(node)]
+        flat = [(name or "", leaf) for name, leaf in named_leaves(node)]
         if isinstance(node, Opaque):
             flat = [(name, leaf) for name, leaf in flat if isinstance(leaf, TensorEntry)]
     tensors = {name: leaf.named(name) for name, leaf in flat if isinstance(leaf, TensorEntry)}

@@ -14,7 +14,7 @@ from ptsave.core.parts.candidates import is_average
 from ptsave.core.parts.kinds import optimizer_kind, unlike_itself
 from ptsave.core.parts.select import strip_wrapper_names
 from ptsave.core.parts.training import fields_of, find_part
-from ptsave.core.tree import dotted, leaves
+from ptsave.core.tree import named_leaves
 from ptsave.errors import AmbiguousError
 from ptsave.verbs.checks.resume_order import Group, Match, Param, Shape, Weights, match
 from ptsave.verbs.checks.subject import Subject
@@ -100,8 +100,7 @@ def _weights(checkpoint: Checkpoint) -> list[Weights]:
 
 def _parameter_shapes(node: Any) -> dict[str, Shape]:
     """The names and shapes of what may be parameters, in order; tied ones once."""
-    flat = ((dotted(path), leaf) for path, leaf in leaves(node))
-    entries = {name: leaf for name, leaf in flat if isinstance(leaf, TensorEntry)}
+    entries = {name or "": leaf for name, leaf in named_leaves(node) if isinstance(leaf, TensorEntry)}
     names, _ = strip_wrapper_names(entries)
     seen: set[object] = set()
     shapes = {}
