@@ -215,6 +215,8 @@ class Held:
     def make_room(self, wanted: Piece, *, of_rests: bool = False) -> None:
         """Let go of the pieces of which the least is still to be read, of new ones the last; or only of
         rests."""
+        if self.has_room(wanted):  # so that nothing is sorted
+            return
         for piece in sorted(self.pieces.values(), key=lambda piece: (piece.share_left, -piece.begin)):
             if self.has_room(wanted) or (of_rests and not piece.is_rest):
                 return
@@ -232,7 +234,7 @@ class Pieces:
         self._fetch = fetch
         self._new: list[Extent] = []
         self._pieces: list[Piece] = []
-        """In the order of their offsets; they do not overlap."""
+        """Of which something is left to read, in the order of their offsets; they do not overlap."""
 
     def expect(self, extents: Iterable[Extent]) -> None:
         """Note what will be read, but for what a piece has already."""
@@ -242,7 +244,7 @@ class Pieces:
     def _covers(self, begin: int, size: int) -> bool:
         at = bisect_right(self._pieces, begin, key=_begin) - 1
         for piece in self._pieces[max(at, 0) :]:
-            if not piece.begin <= begin < piece.end or piece.is_used_up:
+            if not piece.begin <= begin < piece.end:
                 return False
             stop = min(begin + size, piece.end)
             if not piece.expects(begin, stop):
@@ -256,10 +258,7 @@ class Pieces:
         """Make pieces of what is new."""
         if not self._new:
             return
-        for piece in self._pieces:  # what is used up gives way to what is to be read again
-            if piece.is_used_up:
-                self._held.drop(piece)
-        kept = [piece for piece in self._pieces if not piece.is_used_up]
+        kept = self._pieces
         runs: list[Extent] = []  # apart from each other, and from what is kept
         for begin, size in sorted(self._new):
             end = begin + size
@@ -275,7 +274,8 @@ class Pieces:
             if begin < end:
                 runs.append((begin, end - begin))
         self._new.clear()
-        self._pieces = sorted([*kept, *_pieces_of(runs)], key=_begin)
+        for piece in _pieces_of(runs):
+            insort(kept, piece, key=_begin)
 
     def take(self, offset: int) -> tuple[Piece, Fetched] | None:
         """The piece that has the byte at `offset`, and its data, asked for by now; None where none has.
@@ -288,7 +288,7 @@ class Pieces:
             if at < 0 or offset >= self._pieces[at].end:
                 return None
             piece = self._pieces[at]
-            if piece.is_used_up or (piece.data is None and piece.is_rest):
+            if piece.data is None and piece.is_rest:
                 return None
             if piece.data is None:
                 self._held.make_room(piece)
@@ -316,7 +316,8 @@ class Pieces:
             data.num_readers -= 1
             if begin < end:
                 piece.count(begin, end)
-                if piece.is_used_up:
+                if piece.is_used_up and piece in self._pieces:
+                    self._pieces.remove(piece)
                     self._held.drop(piece)
             self._held.leave(data)
 

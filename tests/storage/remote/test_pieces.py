@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -87,6 +88,16 @@ def test_each_byte_that_is_read_in_order_is_asked_for_once() -> None:
     assert all(read(of, *run) == DATA[run[0] : sum(run)] for run in runs)
     assert sum(end - begin for begin, end in source.asked) <= SIZE // 2 + 4096
     assert len(source.asked) <= SIZE // 2 // 4096 + 2
+
+
+def test_reading_one_by_one_takes_time_in_proportion() -> None:
+    """Though something is left of each piece, so that all are kept."""
+    of = Pieces(Held(), Source().fetch)
+    began = time.process_time()
+    for begin in range(0, SIZE, 150):
+        of.expect([(begin, 80)])
+        assert read(of, begin, 50) == DATA[begin : begin + 50]
+    assert time.process_time() - began < 3
 
 
 def test_what_was_read_is_forgotten_and_can_be_expected_again() -> None:
