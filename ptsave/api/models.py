@@ -30,7 +30,7 @@ from ptsave.models.imports import import_path
 from ptsave.models.load import config_for, warn_if_changed
 from ptsave.models.save import Saved, new_record
 from ptsave.models.trust import ALL
-from ptsave.models.weights.fill import build_filled, fill, fit_of, misfit, select_for
+from ptsave.models.weights.fill import build_from, fill, fit_of, misfit, select_for
 from ptsave.models.weights.live import checkpoint_of
 from ptsave.models.weights.sharded import has_sharded
 from ptsave.training.foreign import as_torch
@@ -240,7 +240,8 @@ def load(
     filled in place has the tensors that came before the damaged one.
     """
     notes: list[str] = []
-    wanted = Wanted(Allowed(globs(allow_missing), globs(allow_unexpected)), globs(tie))
+    allowed = Allowed(globs(allow_missing), globs(allow_unexpected))
+    wanted = Wanted(allowed, globs(tie), select, extras)
     with options_of(signature(load).parameters), open_checkpoint(path) as checkpoint:
         if device is not None:
             check_device(device)
@@ -255,24 +256,19 @@ def load(
                     "ptsave.load: lazy",
                     "leave one of the two out",
                 )
-            selection = select_for(unwrap(model), checkpoint, select, wanted)
-            _into(model, checkpoint, selection, device, notes, extras, wanted)
+            selection = select_for(unwrap(model), checkpoint, wanted)
+            _into(model, checkpoint, selection, device, notes, wanted)
         else:
             folder = Path(app_dir) if app_dir is not None else None
             spec = config_for(checkpoint, Path(config) if config else None, (), _trusted(trust_recorded))
-            skeleton = build_model(spec.model, device="meta", app_dir=folder)
-            selection = select_for(skeleton, checkpoint, select, wanted)
-            model, _ = build_filled(
+            model, selection, _ = build_from(
                 spec.model,
                 checkpoint,
-                selection,
                 device or "cpu",
                 notes.append,
                 app_dir=folder,
-                skeleton=skeleton,
                 is_mapped=lazy,
                 wanted=wanted,
-                extras=extras,
             )
             warn_if_changed(model, checkpoint, notes.append)
             model.eval()
@@ -300,7 +296,6 @@ def _into(
     selection: Selection,
     device: str | None,
     notes: list[str],
-    extras: Extras,
     wanted: Wanted,
 ) -> None:
     """Fill a module that is there, and move it to `device` where one is named."""
@@ -308,12 +303,13 @@ def _into(
     state = inner.state_dict(keep_vars=True)
     if has_sharded(state):
         selection, _ = fit_of(inner, selection, wanted)
-        settle_left_out(left_out_of(checkpoint, selection.where), extras, [], notes, str(checkpoint.path))
+        left_out = left_out_of(checkpoint, selection.where)
+        settle_left_out(left_out, wanted.extras, [], notes, str(checkpoint.path))
         saved = as_torch(checkpoint, selection.state_dict())
         plan = plan_module(inner, saved, "the model", str(checkpoint.path), wanted)
         notes += plan.notes
         plan.apply()
     else:
-        fill(inner, checkpoint, selection, None, notes.append, wanted=wanted, extras=extras)
+        fill(inner, checkpoint, selection, None, notes.append, wanted=wanted)
     if device is not None:
         model.to(device)

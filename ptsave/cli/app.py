@@ -35,6 +35,7 @@ from ptsave.cli.options import (
     TrustRecorded,
     Verbose,
     given,
+    wanted_of,
     with_patterns,
 )
 from ptsave.core.address import located
@@ -118,7 +119,6 @@ def save(
 ) -> None:
     """Build the model of CONFIG, fill it, and write its state dict with a record of what it is."""
     from ptsave.cli.save import save as run
-    from ptsave.core.accounts import parse_left_out
     from ptsave.formats.base import WriteOptions, digest_algorithm
     from ptsave.verbs.request import refuse_unused, unused_by_save
 
@@ -137,11 +137,7 @@ def save(
         ),
         overrides=set or [],
         weights=located(weights) if weights is not None else None,
-        select=select,
-        extras=parse_left_out(extras),
-        allow_missing=allow_missing or (),
-        allow_unexpected=allow_unexpected or (),
-        tie=tie or (),
+        wanted=wanted_of(select, extras, allow_missing, allow_unexpected, tie),
         seed=seed,
         device=device,
         format=format,
@@ -180,7 +176,6 @@ def load(
 ) -> None:
     """Rebuild the model, load the weights strictly, and run it once if asked."""
     from ptsave.cli.load import load as run
-    from ptsave.core.accounts import parse_left_out
     from ptsave.verbs.request import refuse_unused, unused_by_load
 
     unused = unused_by_load(has_config=config is not None, has_outputs=outputs is not None)
@@ -191,11 +186,7 @@ def load(
         config,
         overrides=set or [],
         trusted=trust_recorded or (),
-        select=select,
-        extras=parse_left_out(extras),
-        allow_missing=allow_missing or (),
-        allow_unexpected=allow_unexpected or (),
-        tie=tie or (),
+        wanted=wanted_of(select, extras, allow_missing, allow_unexpected, tie),
         device=device,
         inputs=inputs,
         outputs=located(outputs) if outputs is not None else None,

@@ -7,9 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from ptsave.cli.launch import launched
-from ptsave.core.accounts import Extras
 from ptsave.core.address import Location
-from ptsave.core.parts.keys import Allowed, Wanted
+from ptsave.core.parts.keys import Wanted
 from ptsave.distributed.group import is_first_rank
 from ptsave.render.models import show_loaded
 from ptsave.render.terminal import Mode, warn
@@ -22,11 +21,7 @@ def load(
     *,
     overrides: Sequence[str],
     trusted: Sequence[str],
-    select: str | None,
-    extras: Extras,
-    allow_missing: Sequence[str],
-    allow_unexpected: Sequence[str],
-    tie: Sequence[str],
+    wanted: Wanted,
     device: str,
     inputs: Path | None,
     outputs: Location | None,
@@ -54,9 +49,7 @@ def load(
                 config_path,
                 overrides=overrides,
                 trusted=trusted,
-                select=select,
-                wanted=Wanted(Allowed(allow_missing, allow_unexpected), tie),
-                extras=extras,
+                wanted=wanted,
                 inputs=inputs,
                 outputs=outputs,
                 overwrite=overwrite,

@@ -6,9 +6,12 @@
 import os
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from ptsave.core.parts.keys import Wanted
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors and results only.")]
@@ -92,6 +95,24 @@ TrustRecorded = Annotated[
         help="Import what the checkpoint's record names, or of it only GLOB ('pkg.mod.*'); repeatable.",
     ),
 ]
+
+
+def wanted_of(
+    select: str | None,
+    extras: str,
+    allow_missing: list[str] | None,
+    allow_unexpected: list[str] | None,
+    tie: list[str] | None,
+) -> "Wanted":
+    """What the options of `save` and `load` ask of the weights.
+
+    Raises: UsageError.
+    """
+    from ptsave.core.accounts import parse_left_out
+    from ptsave.core.parts.keys import Allowed, Wanted
+
+    allowed = Allowed(allow_missing or (), allow_unexpected or ())
+    return Wanted(allowed, tie or (), select, parse_left_out(extras))
 
 
 def given(context: typer.Context) -> list[str]:

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from ptsave.cli.launch import launched
 from ptsave.config.toml import load_config
-from ptsave.core.accounts import Extras
 from ptsave.core.address import Location
-from ptsave.core.parts.keys import Allowed, Wanted
+from ptsave.core.parts.keys import Wanted
 from ptsave.distributed.group import is_first_rank
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.writers import destination_writer
@@ -26,11 +25,7 @@ def save(
     *,
     overrides: Sequence[str],
     weights: Location | None,
-    select: str | None,
-    extras: Extras,
-    allow_missing: Sequence[str],
-    allow_unexpected: Sequence[str],
-    tie: Sequence[str],
+    wanted: Wanted,
     seed: int,
     device: str,
     format: str | None,
@@ -63,9 +58,7 @@ def save(
                 destination=destination,
                 options=options,
                 weights=weights,
-                select=select,
-                wanted=Wanted(Allowed(allow_missing, allow_unexpected), tie),
-                extras=extras,
+                wanted=wanted,
                 seed=seed,
                 behaves=behaves,
                 app_dir=app_dir,

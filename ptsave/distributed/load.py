@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from ptsave.config.toml import ModelSpec
-from ptsave.core.accounts import Extras
 from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.parts.keys import EXACT, KeyReport, Wanted
@@ -41,8 +40,6 @@ def load(
     *,
     overrides: Sequence[str] = (),
     trusted: Sequence[str] = (),
-    select: str | None = None,
-    extras: Extras = "fail",
     inputs: Path | None = None,
     outputs: Location | None = None,
     overwrite: bool = False,
@@ -65,7 +62,7 @@ def load(
         check_same_folder(group, checkpoint)
         plan = make_plan(config, group)
         skeleton = build_model(config.model, device="meta", app_dir=app_dir)
-        selection = select_for(skeleton, checkpoint, select, wanted)
+        selection = select_for(skeleton, checkpoint, wanted)
         warn_if_changed(skeleton, checkpoint, say)
         model, report = shard_and_fill(
             group,
@@ -77,7 +74,6 @@ def load(
             skeleton=skeleton,
             app_dir=app_dir,
             wanted=wanted,
-            extras=extras,
         )
     most = max(group.gather(num_local_bytes(model)))
     result: dict[str, torch.Tensor] | None = None
@@ -105,7 +101,6 @@ def shard_and_fill(
     app_dir: Path | None = None,
     seed: int = 0,
     is_checked: bool = True,
-    extras: Extras = "fail",
     wanted: Wanted = EXACT,
 ) -> tuple[nn.Module, KeyReport]:
     """Shard the `skeleton` of `spec` (built on the meta device), and read this rank's part of it.
@@ -116,7 +111,7 @@ def shard_and_fill(
     Raises: UsageError when it cannot be sharded, LossyError when the keys do not fit; CorruptError for a
     tensor that does not match its checksum, unless `is_checked` is off.
     """
-    options: dict[str, Any] = {"is_checked": False, "wanted": wanted, "extras": extras}
+    options: dict[str, Any] = {"is_checked": False, "wanted": wanted}
     model = skeleton
     plan.parallelize(model)
     try:

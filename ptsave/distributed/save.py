@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from ptsave.config.toml import Config
-from ptsave.core.accounts import Extras
 from ptsave.core.address import Location, on_disk
 from ptsave.core.behaviour import num_bytes as behaviour_bytes
 from ptsave.core.parts.keys import EXACT, KeyReport, Wanted
@@ -50,8 +49,6 @@ def save(
     options: WriteOptions,
     *,
     weights: Path | None = None,
-    select: str | None = None,
-    extras: Extras = "fail",
     seed: int = 0,
     behaves: bool = True,
     app_dir: Path | None = None,
@@ -70,7 +67,7 @@ def save(
     check_same_config(group, config)
     if group.is_first:
         check_folder_destination(destination, overwrite=options.overwrite)
-    if weights is None and select is not None:
+    if weights is None and wanted.select is not None:
         raise UsageError("--select chooses from --weights", "", "name a checkpoint with --weights")
     plan = make_plan(config, group)
     reference: Record | None = None
@@ -79,7 +76,7 @@ def save(
         with open_checkpoint(weights) as source:
             check_same_folder(group, source)
             skeleton = build_model(config.model, device="meta", app_dir=app_dir)
-            selection = select_for(skeleton, source, select, wanted)
+            selection = select_for(skeleton, source, wanted)
             record = new_record(skeleton, config, torch.device(group.device).type)
             model, report = shard_and_fill(
                 group,
@@ -92,7 +89,6 @@ def save(
                 app_dir=app_dir,
                 seed=seed,
                 wanted=wanted,
-                extras=extras,
             )
             record = with_allowed(record, report)
             reference = source.record

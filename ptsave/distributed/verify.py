@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from torch import nn
 
 from ptsave.core.behaviour import Call, Sample
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import Finding, Kind, merge
+from ptsave.core.parts.keys import Wanted
 from ptsave.core.parts.select import Selection
 from ptsave.core.verdict import Verdict
 from ptsave.distributed.group import Group
@@ -32,6 +32,7 @@ from ptsave.models.load import config_for
 from ptsave.models.verify.attribution import attribute
 from ptsave.models.verify.behaviour import behaviour
 from ptsave.models.verify.checks import keys
+from ptsave.models.verify.one import Request
 from ptsave.models.verify.subject import ModelSubject
 from ptsave.models.weights.fill import Warn
 
@@ -79,31 +80,24 @@ class ShardedSubject(ModelSubject):
             skeleton=build_model(self.config.model, device="meta", app_dir=self.app_dir),
             app_dir=self.app_dir,
             is_checked=False,
-            extras="drop",
+            wanted=Wanted(extras="drop"),
         )
         self.plan.check_runs(model)
         return model.eval()
 
 
-def sharded_subject(
-    group: Group,
-    source: Checkpoint,
-    config_path: Path | None,
-    overrides: Sequence[str],
-    trusted: Sequence[str],
-    select: str | None,
-    app_dir: Path,
-    warn: Warn,
-) -> ShardedSubject:
-    """The model of `config_path`, or of the record where that is None, as the ranks check it together.
+def sharded_subject(group: Group, request: Request, source: Checkpoint, warn: Warn) -> ShardedSubject:
+    """The model of the request's config, or else of the record, as the ranks check it together.
 
     Raises: UsageError for the config; RankError when the ranks do not have the same one.
     """
-    config = config_for(source, config_path, overrides, trusted)
+    config = config_for(source, request.asked.config, request.overrides, request.asked.trusted)
     check_same_config(group, config)
     check_same_folder(group, source)
     plan = make_plan(config, group)
-    return ShardedSubject(source, config, group.device, select, app_dir, warn=warn, group=group, plan=plan)
+    return ShardedSubject(
+        source, config, group.device, request.select, request.app_dir, warn=warn, group=group, plan=plan
+    )
 
 
 def verify_model(

@@ -12,7 +12,6 @@ from torch import nn
 
 from ptsave.config.recorded import told_by
 from ptsave.config.toml import Config, InputsSpec, load_config
-from ptsave.core.accounts import Extras
 from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.own_process import prints_to_stderr
@@ -20,7 +19,7 @@ from ptsave.core.parts.keys import EXACT, KeyReport, Wanted
 from ptsave.core.parts.select import Selection, without
 from ptsave.errors import Option, UsageError
 from ptsave.formats import open_checkpoint
-from ptsave.models.build import build_model, check_device
+from ptsave.models.build import check_device
 from ptsave.models.inputs import (
     Arguments,
     check_outputs,
@@ -31,7 +30,7 @@ from ptsave.models.inputs import (
 )
 from ptsave.models.source import source_digest
 from ptsave.models.trust import check_names, listed
-from ptsave.models.weights.fill import build_filled, select_for
+from ptsave.models.weights.fill import build_from
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,6 @@ def load(
     *,
     overrides: Sequence[str] = (),
     trusted: Sequence[str] = (),
-    select: str | None = None,
-    extras: Extras = "fail",
     device: str = "cpu",
     inputs: Path | None = None,
     outputs: Location | None = None,
@@ -82,18 +79,8 @@ def load(
     with open_checkpoint(path) as checkpoint:
         config = config_for(checkpoint, config_path, overrides, trusted)
         _check_places(inputs, outputs, overwrite)
-        skeleton = build_model(config.model, device="meta", app_dir=app_dir)
-        selection = select_for(skeleton, checkpoint, select, wanted)
-        model, report = build_filled(
-            config.model,
-            checkpoint,
-            selection,
-            device,
-            warn,
-            app_dir=app_dir,
-            skeleton=skeleton,
-            wanted=wanted,
-            extras=extras,
+        model, selection, report = build_from(
+            config.model, checkpoint, device, warn, app_dir=app_dir, wanted=wanted
         )
         warn_if_changed(model, checkpoint, warn)
     result: dict[str, torch.Tensor] | None = None

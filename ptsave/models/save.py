@@ -10,7 +10,6 @@ from typing import Any
 from torch import nn
 
 from ptsave.config.toml import Config, InputsSpec
-from ptsave.core.accounts import Extras
 from ptsave.core.address import Location
 from ptsave.core.behaviour import num_bytes
 from ptsave.core.checkpoint import Replaced
@@ -27,7 +26,7 @@ from ptsave.models.imports import import_path
 from ptsave.models.inputs import make_inputs
 from ptsave.models.source import source_digest, source_parts
 from ptsave.models.verify.subject import ModelSubject
-from ptsave.models.weights.fill import build_filled, select_for
+from ptsave.models.weights.fill import build_from
 from ptsave.models.weights.lazy import lazy_names, settle
 from ptsave.models.weights.live import checkpoint_of
 from ptsave.storage.reads import may_be_replaced
@@ -76,8 +75,6 @@ def save(
     options: WriteOptions,
     *,
     weights: Location | None = None,
-    select: str | None = None,
-    extras: Extras = "fail",
     seed: int = 0,
     device: str = "cpu",
     behaves: bool = True,
@@ -95,24 +92,13 @@ def save(
     # Before the work of building, or training, whose result would be lost.
     check_device(device)
     check_destination(destination, target, overwrite=options.overwrite)
-    if weights is None and select is not None:
+    if weights is None and wanted.select is not None:
         raise UsageError("--select chooses from --weights", "", "name a checkpoint with --weights")
     report: KeyReport | None = None
     if weights is not None:
         with open_checkpoint(weights) as source:
-            skeleton = build_model(config.model, device="meta", app_dir=app_dir)
-            selection = select_for(skeleton, source, select, wanted)
-            model, report = build_filled(
-                config.model,
-                source,
-                selection,
-                device,
-                warn,
-                app_dir=app_dir,
-                skeleton=skeleton,
-                seed=seed,
-                wanted=wanted,
-                extras=extras,
+            model, selection, report = build_from(
+                config.model, source, device, warn, app_dir=app_dir, seed=seed, wanted=wanted
             )
         filled = f"{weights} ({sentence})" if (sentence := selection.sentence()) else str(weights)
     else:

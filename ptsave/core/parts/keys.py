@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from ptsave.core.accounts import Extras
 from ptsave.core.names import hint_for, matches
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.values import compare as values
@@ -50,11 +51,15 @@ class Allowed(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What a user allows of a state dict that does not fit a model exactly."""
+    """What a user wants of a checkpoint for a model: which state dict, and how far it may not fit."""
 
     allowed: Allowed = Allowed()
     tie: Sequence[str] = ()
     """Names that win over the other names of the same parameter, where the values differ."""
+    select: str | None = None
+    """The dotted key of the state dict; None for the one that is found."""
+    extras: Extras = "fail"
+    """Whether weights of the checkpoint that no state dict has are left out: "drop"."""
 
 
 EXACT = Wanted()

@@ -13,7 +13,7 @@ from ptsave.config.recorded import Told, told_by
 from ptsave.config.toml import Config
 from ptsave.core.behaviour import Behaviour
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.parts.keys import Expected, KeyReport
+from ptsave.core.parts.keys import Expected, KeyReport, Wanted
 from ptsave.core.parts.select import Content, Selection, comparable, named_as
 from ptsave.errors import CorruptError
 from ptsave.models.behaviour.replay import Replay
@@ -58,7 +58,7 @@ class ModelSubject:
     @cached_property
     def selection(self) -> Selection:
         """The state dict that is the model's."""
-        found = select_for(self.skeleton, self.checkpoint, self.select)
+        found = select_for(self.skeleton, self.checkpoint, Wanted(select=self.select))
         return named_as(found, self.skeleton.state_dict(keep_vars=True))
 
     @cached_property
@@ -142,7 +142,7 @@ class ModelSubject:
             skeleton=skeleton,
             is_checked=is_checked,
             is_mapped=is_mapped,
-            extras="drop",  # the check `whole` names what is left out
+            wanted=Wanted(extras="drop"),  # the check `whole` names what is left out
             align_bytes=ALLOCATOR_BYTES,
         )
         return model.eval()

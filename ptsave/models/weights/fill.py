@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ptsave.config.toml import ModelSpec
-from ptsave.core.accounts import Extras, settle_left_out
+from ptsave.core.accounts import settle_left_out
 from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import counted
@@ -87,6 +87,38 @@ def extra_of(model: nn.Module) -> set[str]:
     return {name for name, value in state.items() if not is_tensor(value)}
 
 
+def build_from(
+    spec: ModelSpec,
+    source: Checkpoint,
+    device: str,
+    warn: Warn,
+    *,
+    app_dir: Path | None,
+    seed: int = 0,
+    is_mapped: bool = False,
+    wanted: Wanted = EXACT,
+) -> tuple[nn.Module, Selection, KeyReport]:
+    """The model of `spec`, filled from the state dict of `source` that fits it; that one, and how it fits.
+
+    Raises: as `build_model`, `select_for` and `fill`.
+    """
+    skeleton = build_model(spec, device="meta", app_dir=app_dir)
+    selection = select_for(skeleton, source, wanted)
+    model, report = build_filled(
+        spec,
+        source,
+        selection,
+        device,
+        warn,
+        app_dir=app_dir,
+        skeleton=skeleton,
+        seed=seed,
+        is_mapped=is_mapped,
+        wanted=wanted,
+    )
+    return model, selection, report
+
+
 def build_filled(
     spec: ModelSpec,
     source: Checkpoint,
@@ -100,8 +132,7 @@ def build_filled(
     is_checked: bool = True,
     is_mapped: bool = False,
     align_bytes: int | None = None,
-    wanted: Wanted | None = None,
-    extras: Extras = "fail",
+    wanted: Wanted = EXACT,
 ) -> tuple[nn.Module, KeyReport]:
     """The model of `spec`, filled from `selection`, on `device`; and how it fits.
 
@@ -115,8 +146,7 @@ def build_filled(
         "is_checked": is_checked,
         "is_mapped": is_mapped,
         "align_bytes": align_bytes,
-        "wanted": wanted or EXACT,
-        "extras": extras,
+        "wanted": wanted,
     }
     try:
         return model, fill(model, source, selection, device, warn, **options)
@@ -151,9 +181,7 @@ def fit_of(model: nn.Module, selection: Selection, wanted: Wanted = EXACT) -> tu
     return without(selection, report.left), report
 
 
-def select_for(
-    model: nn.Module, source: Checkpoint, key: str | None = None, wanted: Wanted = EXACT
-) -> Selection:
+def select_for(model: nn.Module, source: Checkpoint, wanted: Wanted = EXACT) -> Selection:
     """The state dict of `source` for `model`, which may be on the meta device; see `select_model`.
 
     Raises: as `select_model`.
@@ -165,7 +193,7 @@ def select_for(
         except PtsaveError:  # a tie that is none there, a dtype that torch lacks
             return False
 
-    return select_model(source, key, fits)
+    return select_model(source, wanted.select, fits)
 
 
 def fill(
@@ -179,7 +207,6 @@ def fill(
     is_mapped: bool = False,
     align_bytes: int | None = None,
     parts: Parts = WHOLE,
-    extras: Extras = "fail",
     wanted: Wanted = EXACT,
 ) -> KeyReport:
     """Put the tensors of `selection` into `model` (built on the meta device) and move it to `device`.
@@ -191,14 +218,14 @@ def fill(
     it is. A model that has memory already and no loading code of its own is filled in place, with nothing
     held beside it, and one on another device through a small buffer.
 
-    Raises: LossyError when what is taken holds weights that no state dict has, unless `extras` is "drop", or
+    Raises: LossyError when what is taken holds weights that no state dict has, unless they may be dropped, or
     when a name is missing, unexpected or of another shape, and the model is as it was;
     CorruptError for a tensor that does not match its checksum, unless `is_checked` is off, and a model that
     had memory already is filled in part; NeedsValuesError for a model without memory that cannot be filled
     before it has values of its own.
     """
     said: list[str] = []
-    settle_left_out(left_out_of(source, selection.where), extras, [], said, str(source.path))
+    settle_left_out(left_out_of(source, selection.where), wanted.extras, [], said, str(source.path))
     for note in said:
         warn(note)
     selection, report = fit_of(model, selection, wanted)
