@@ -23,7 +23,9 @@ from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.writers import WRITERS, destination_writer
 from ptsave.models.save import add_behaviour
+from ptsave.models.verify.one import Request
 from ptsave.models.verify.run import subject_of
+from ptsave.verbs.checks.subject import Asked
 from ptsave.verbs.convert import convert
 from ptsave.verbs.edit import Edits
 
@@ -188,19 +190,8 @@ def test_recording_replaces_the_version_that_was_read_alone(tmp_path: Path, form
 
     def record(change: Callable[[], None]) -> None:
         with open_checkpoint(tmp_path / "net") as source:
-            subject = subject_of(
-                source,
-                None,
-                SIMPLE,
-                (),
-                other_config=None,
-                select=None,
-                device="cpu",
-                app_dir=tmp_path,
-                through=(),
-                trusted=(),
-                warn=lambda line: None,
-            )
+            request = Request(tmp_path / "net", Asked((), config=SIMPLE), app_dir=tmp_path)
+            subject = subject_of(request, source, None, lambda line: None)
             subject.model()
             change()
             add_behaviour(subject)

@@ -31,6 +31,7 @@ from ptsave.formats.writers import destination_writer
 from ptsave.models.imports import import_object, users_code
 from ptsave.models.save import add_behaviour
 from ptsave.models.seeding import first_use_kept, seeded
+from ptsave.models.verify.one import Request
 from ptsave.models.verify.run import subject_of, verify_model
 from ptsave.verbs import verify
 from ptsave.verbs.checks.subject import Subject
@@ -149,19 +150,7 @@ def verbs(folder: Path, own: Path, config: Path, quantized: Path) -> list[Callab
     def judge() -> None:
         with open_checkpoint(saved) as source:
             asked = verify.choose(None, config=config)
-            subject = subject_of(
-                source,
-                None,
-                config,
-                (),
-                trusted=(),
-                other_config=None,
-                select=None,
-                device="cpu",
-                app_dir=folder,
-                through=(),
-                warn=lambda text: None,
-            )
+            subject = subject_of(Request(saved, asked, app_dir=folder), source, None, lambda text: None)
             findings = verify.verify_file(Subject(source, asked=asked), lambda name: None)
             assert verify_model(subject, asked.names, findings, lambda name: None).is_yes
             add_behaviour(subject)

@@ -82,11 +82,8 @@ def _verify_together(request: Request, group: Group, listener: Listener) -> Outc
         if asked.has_model:
             from ptsave.models.imports import in_front
 
-            say, app_dir = group.speak(listener.warn), request.app_dir
-            opened.enter_context(in_front(app_dir))
-            model = sharded_subject(
-                group, source, asked.config, request.overrides, asked.trusted, request.select, app_dir, say
-            )
+            opened.enter_context(in_front(request.app_dir))
+            model = sharded_subject(group, request, source, group.speak(listener.warn))
             subject = replace(subject, parameters=model.parameters)
         findings = _shared_findings(subject, group, began)
         if model is None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptsave.core.address import Location
-from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.verdict import Verdict
 from ptsave.formats import open_checkpoint
 from ptsave.verbs import verify as verb
@@ -20,7 +19,6 @@ from ptsave.verbs.runs import is_run, refuse_flags
 
 if TYPE_CHECKING:
     from ptsave.models.save import Recorded
-    from ptsave.models.verify.subject import ModelSubject
 
 Outcome = tuple[Verdict, Mapping[str, str | int | float]]
 """A verdict, and what a report says of how it came about."""
@@ -65,12 +63,13 @@ def verify_path(request: Request, listener: Listener) -> Outcome:
     with ExitStack() as opened:
         source = opened.enter_context(open_checkpoint(request.path))
         other = opened.enter_context(open_checkpoint(asked.other)) if asked.other is not None else None
+        model = None
         if asked.has_model:
             from ptsave.models.imports import in_front
+            from ptsave.models.verify.run import subject_of
 
             opened.enter_context(in_front(request.app_dir))
-        model = _model(request, source, other, listener.warn) if asked.has_model else None
-        if model is not None:
+            model = subject_of(request, source, other, listener.warn)
             other = model.other
         listener.opened()
         with listener.bar("reading", verb.total_bytes(asked.names, source, other)) as advance:
@@ -94,26 +93,6 @@ def verify_path(request: Request, listener: Listener) -> Outcome:
             listener.recorded(add_behaviour(model))
         target = model.config.model.target if model is not None else None
         return verdict, verb.facts(source, target, request.device, time.monotonic() - start)
-
-
-def _model(
-    request: Request, source: Checkpoint, other: Checkpoint | None, warn: Callable[[str], None]
-) -> ModelSubject:
-    from ptsave.models.verify.run import subject_of
-
-    return subject_of(
-        source,
-        other,
-        request.asked.config,
-        request.overrides,
-        trusted=request.asked.trusted,
-        other_config=request.asked.other_config,
-        select=request.select,
-        device=request.device,
-        app_dir=request.app_dir,
-        through=request.asked.through,
-        warn=warn,
-    )
 
 
 def verify_run(request: Request, listener: Listener) -> Outcome:

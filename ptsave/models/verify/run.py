@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import Finding
@@ -15,34 +15,29 @@ from ptsave.models.verify.checks import MODEL_CHECKS
 from ptsave.models.verify.fresh import fresh_model
 from ptsave.models.verify.subject import ModelSubject
 
+if TYPE_CHECKING:
+    from ptsave.models.verify.one import Request
+
 
 def subject_of(
-    source: Checkpoint,
-    other: Checkpoint | None,
-    config_path: Path | None,
-    overrides: Sequence[str],
-    *,
-    trusted: Sequence[str],
-    other_config: Path | None,
-    select: str | None,
-    device: str,
-    app_dir: Path,
-    through: Sequence[str],
-    warn: Callable[[str], None],
+    request: Request, source: Checkpoint, other: Checkpoint | None, warn: Callable[[str], None]
 ) -> ModelSubject:
-    """What there is to check: the model of `config_path`, or of the record where that is None, and `source`;
-    beside it `other`, or the fresh model of `other_config`.
+    """What there is to check: the model of the request's config, or else of the record, and `source`; beside
+    it `other`, or the fresh model of the second config.
 
     Raises: UsageError for the configs, or a device that is not there.
     """
+    asked, device, app_dir = request.asked, request.device, request.app_dir
     check_device(device)
-    config = config_for(source, config_path, overrides, trusted)
+    config = config_for(source, asked.config, request.overrides, asked.trusted)
     fresh = None
-    if other_config is not None:
-        own = overrides if other_config == config_path else []
-        fresh = fresh_model(other_config, own, device, app_dir)
+    if asked.other_config is not None:
+        own = request.overrides if asked.other_config == asked.config else []
+        fresh = fresh_model(asked.other_config, own, device, app_dir)
         other = fresh.checkpoint
-    return ModelSubject(source, config, device, select, app_dir, through, warn=warn, other=other, fresh=fresh)
+    return ModelSubject(
+        source, config, device, request.select, app_dir, asked.through, warn=warn, other=other, fresh=fresh
+    )
 
 
 def verify_model(
