@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from abc import abstractmethod
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -42,24 +43,20 @@ def laid_out(entry: TensorEntry) -> TensorEntry:
     )
 
 
-class GatheredStorage(Storage):
-    """The elements of a strided view, row-major without gaps.
+class MadeStorage(Storage):
+    """Bytes that are made when they are read, a window at a time, which is kept between reads."""
 
-    Reading forward gathers each element once; a window of them is kept between reads.
-    """
-
-    def __init__(self, entry: TensorEntry) -> None:
-        self.inner: Storage = entry.storage
-        self.num_bytes = entry.num_bytes
-        self._item_bytes = entry.dtype.itemsize
-        self._shape = entry.shape
-        self._strides = entry.strides
-        self._offset = entry.offset
-        self._axis, self._step = _window_shape(entry.shape, self._item_bytes)
+    def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._window = memoryview(b"")
-        self._window_start = -1
+        self._forget()
+
+    def _forget(self) -> None:
+        self._window, self._window_start = memoryview(b""), -1
         self._scratch: memoryview | None = None
+
+    @abstractmethod
+    def _load_window(self, at_bytes: int) -> None:
+        """Make the window around `at_bytes`."""
 
     def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
         done = 0
@@ -72,7 +69,21 @@ class GatheredStorage(Storage):
                 buffer[done : done + len(part)] = part
                 done += len(part)
             if offset_bytes + done == self.num_bytes:
-                self._window, self._window_start, self._scratch = memoryview(b""), -1, None
+                self._forget()
+
+
+class GatheredStorage(MadeStorage):
+    """The elements of a strided view, row-major without gaps; reading forward gathers each once."""
+
+    def __init__(self, entry: TensorEntry) -> None:
+        super().__init__()
+        self.inner: Storage = entry.storage
+        self.num_bytes = entry.num_bytes
+        self._item_bytes = entry.dtype.itemsize
+        self._shape = entry.shape
+        self._strides = entry.strides
+        self._offset = entry.offset
+        self._axis, self._step = _window_shape(entry.shape, self._item_bytes)
 
     def expect(self, offset_bytes: int, num_bytes: int) -> None:
         first = self._offset * self._item_bytes

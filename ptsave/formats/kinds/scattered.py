@@ -11,7 +11,6 @@ for sums, ATen/native/sparse/SparseTensorMath.cpp: in the order of the values, e
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -21,7 +20,7 @@ from ptsave.core.dtypes import BY_NAME, DType
 from ptsave.core.nodes import Opaque, TensorEntry, contiguous_strides
 from ptsave.core.storage import Storage
 from ptsave.core.values.cast import converted
-from ptsave.core.values.gather import contiguous
+from ptsave.core.values.gather import MadeStorage, contiguous
 from ptsave.core.values.numbers import decode
 from ptsave.core.values.resolved import resolved
 from ptsave.errors import LimitError, LossyError, Option
@@ -339,10 +338,11 @@ class _Words:
         return len(ends)
 
 
-class ScatteredStorage(Storage):
+class ScatteredStorage(MadeStorage):
     """The elements of a sparse tensor, row-major, zeros included; a window of them is kept between reads."""
 
     def __init__(self, runs: _Runs, values: TensorEntry, num_elements: int) -> None:
+        super().__init__()
         self.num_bytes = num_elements * values.dtype.itemsize
         self.sources = (*(entry.storage for entry in runs.entries), values.storage)
         """Where its container has checksums for it."""
@@ -351,25 +351,9 @@ class ScatteredStorage(Storage):
         self._words = _Words(values.dtype)
         self._run_bytes = runs.run_elements * values.dtype.itemsize
         self._item_bytes = values.dtype.itemsize
-        self._lock = threading.Lock()
-        self._window = memoryview(b"")
-        self._window_start = -1
         self._table: list[tuple[_Piece, int, int]] | None = None
         """Pieces, with the first and the last place of their runs."""
         self._rounds = 0
-
-    def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
-        done = 0
-        with self._lock:
-            while done < len(buffer):
-                at = offset_bytes + done
-                if not self._window_start <= at < self._window_start + len(self._window):
-                    self._load_window(at)
-                part = self._window[at - self._window_start :][: len(buffer) - done]
-                buffer[done : done + len(part)] = part
-                done += len(part)
-            if offset_bytes + done == self.num_bytes:
-                self._window, self._window_start = memoryview(b""), -1
 
     def _load_window(self, at_bytes: int) -> None:
         import numpy as np
