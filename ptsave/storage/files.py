@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ptsave.core.address import Location
 from ptsave.errors import CorruptError, MissingFileError, UnreadableError
@@ -262,15 +263,18 @@ class InputFolder(ABC):
     num_at_once: int = 1
     """How many of its files it pays to open at once."""
 
-    @property
-    @abstractmethod
-    def size_bytes(self) -> int:
-        """Of the files that were opened."""
+    _opened: list[tuple[str, Any]]
+    """The files that were opened, and their names."""
 
     @property
-    @abstractmethod
+    def size_bytes(self) -> int:
+        """Of the files that were opened."""
+        return sum(file.size_bytes for _, file in self._opened)
+
+    @property
     def opened(self) -> set[str]:
         """The names of the files that were opened."""
+        return {name for name, _ in self._opened}
 
     @abstractmethod
     def open(self, name: str, first_bytes: int = 0) -> InputFile:
@@ -347,16 +351,6 @@ class LocalFolder(InputFolder):
             self.close()
             raise unreadable(self.path, error) from None
         self._known = frozenset(self.names)
-
-    @property
-    def size_bytes(self) -> int:
-        """Of the files that were opened."""
-        return sum(file.size_bytes for _, file in self._opened)
-
-    @property
-    def opened(self) -> set[str]:
-        """The names of the files that were opened."""
-        return {name for name, _ in self._opened}
 
     def open(self, name: str, first_bytes: int = 0) -> InputFile:
         """Open the file `name` in this folder.

@@ -57,14 +57,6 @@ class RemoteFolder(InputFolder):
                 raise MissingFileError("no such object or folder", str(address), "check the address")
         self.names = sorted(self.listed)
 
-    @property
-    def size_bytes(self) -> int:
-        return sum(file.size_bytes for _, file in self._opened)
-
-    @property
-    def opened(self) -> set[str]:
-        return {name for name, _ in self._opened}
-
     def open(self, name: str, first_bytes: int = 0) -> InputFile:
         self.check_name(name)
         if self.listed and (name not in self.listed or self.listed[name].is_folder):
