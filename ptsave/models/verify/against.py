@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from ptsave.config.toml import InputsSpec, Tolerance
+from ptsave.config.toml import InputsSpec
 from ptsave.core.behaviour import Behaviour
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import Finding, Kind
 from ptsave.core.parts.select import key_in, select_model
 from ptsave.errors import AmbiguousError, LossyError, UnreadableError, UsageError
 from ptsave.models.behaviour.observe import observe
-from ptsave.models.behaviour.replay import replay
 from ptsave.models.inputs import make_inputs
-from ptsave.models.verify.behaviour import coarser_dtype, judged
+from ptsave.models.verify.behaviour import judged, replayed
 from ptsave.models.verify.subject import ModelSubject
 from ptsave.storage.system import trim_memory
 
@@ -42,16 +41,7 @@ def against(subject: ModelSubject) -> Iterator[Finding]:
         return
     try:
         model = subject.model()
-        tolerance = subject.config.tolerance or Tolerance()
-        subject.compared = replay(
-            model,
-            make_inputs(inputs, model, subject.device),
-            there,
-            subject.device,
-            coarse=coarser_dtype(subject, there),
-            rtol=tolerance.rtol,
-            atol=tolerance.atol,
-        )
+        subject.compared = replayed(subject, model, make_inputs(inputs, model, subject.device), there)
     except (UsageError, UnreadableError) as error:
         yield Finding(CHECK, "fail", "", Kind.CANNOT_COMPARE, facts={"why": str(error)})
         return

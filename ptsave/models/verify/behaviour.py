@@ -31,13 +31,9 @@ def behaviour(subject: ModelSubject) -> Iterator[Finding]:
     if recorded is None:
         yield Finding(CHECK, "skipped", "", Kind.NO_RECORD)
         return
-    if not subject.fit.fits:
-        yield Finding(CHECK, "skipped", "", Kind.NO_FIT)
-        return
-    try:
-        model = subject.model()
-    except UnreadableError as error:
-        yield Finding(CHECK, "fail", "", Kind.NO_WEIGHTS, facts={"why": str(error)})
+    model = loaded(subject, CHECK)
+    if isinstance(model, Finding):
+        yield model
         return
     if subject.damage is not None:
         yield Finding(CHECK, "fail", "", Kind.RUN_DAMAGED, facts={"why": str(subject.damage)})
@@ -47,10 +43,9 @@ def behaviour(subject: ModelSubject) -> Iterator[Finding]:
         if isinstance(arguments, Kind):
             yield Finding(CHECK, "skipped", "", arguments)
             return
-        subject.replayed = found = _replayed(subject, model, arguments, recorded)
+        subject.replayed = found = replayed(subject, model, arguments, recorded)
     except LimitError as error:
-        why = f"{error.what}; {error.hint}"
-        yield Finding(CHECK, "skipped", "", Kind.RECORDED_TOO_MUCH, facts={"why": why})
+        yield too_much(error, CHECK)
         return
     except UsageError as error:
         yield Finding(CHECK, "fail", "", Kind.DOES_NOT_RUN, facts={"why": str(error)})
@@ -69,6 +64,21 @@ def behaviour(subject: ModelSubject) -> Iterator[Finding]:
     yield from judged(found, CHECK)
     if found.claims and found.is_same and not found.is_tolerated:
         yield Finding(CHECK, "warn", "", Kind.EXCUSED, facts={"why": "; ".join(found.claims)})
+
+
+def loaded(subject: ModelSubject, check: str) -> nn.Module | Finding:
+    """The model of the checkpoint, or the finding of a check that cannot have it."""
+    if not subject.fit.fits:
+        return Finding(check, "skipped", "", Kind.NO_FIT)
+    try:
+        return subject.model()
+    except UnreadableError as error:
+        return Finding(check, "fail", "", Kind.NO_WEIGHTS, facts={"why": str(error)})
+
+
+def too_much(error: LimitError, check: str) -> Finding:
+    """The finding of a check on a model whose outputs exceed a cap."""
+    return Finding(check, "skipped", "", Kind.RECORDED_TOO_MUCH, facts={"why": f"{error.what}; {error.hint}"})
 
 
 def coarser_dtype(subject: ModelSubject, recorded: Behaviour) -> str | None:
@@ -100,7 +110,11 @@ def _arguments(subject: ModelSubject, model: nn.Module) -> Arguments | Kind:
     return arguments
 
 
-def _replayed(subject: ModelSubject, model: nn.Module, arguments: Arguments, recorded: Behaviour) -> Replay:
+def replayed(subject: ModelSubject, model: nn.Module, arguments: Arguments, recorded: Behaviour) -> Replay:
+    """What `model` computes today beside what was recorded, within the config's tolerance.
+
+    Raises: what running it raises.
+    """
     tolerance = subject.config.tolerance or Tolerance()
     return replay(
         model,

@@ -11,7 +11,7 @@ from torch import nn
 from ptsave.core.behaviour import Sample
 from ptsave.core.finding import Finding, Kind, Level
 from ptsave.core.parts.select import select_model
-from ptsave.errors import LimitError, LossyError, PtsaveError, UnreadableError
+from ptsave.errors import LimitError, LossyError, PtsaveError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.writers import BY_NAME
@@ -21,6 +21,7 @@ from ptsave.models.behaviour.observe import buffer_digests, digests_of
 from ptsave.models.behaviour.trace import output_digests, output_samples
 from ptsave.models.inputs import Arguments
 from ptsave.models.load import arguments_for
+from ptsave.models.verify.behaviour import loaded, too_much
 from ptsave.models.verify.subject import ModelSubject
 from ptsave.models.weights.live import checkpoint_of
 from ptsave.storage.system import trim_memory
@@ -35,20 +36,15 @@ Samples = Mapping[str, Sample]
 
 def roundtrip(subject: ModelSubject) -> Iterator[Finding]:
     """Model → file → model gives bitwise equal tensors and eval-mode, no-grad outputs on the device."""
-    if not subject.fit.fits:
-        yield Finding(CHECK, "skipped", "", Kind.NO_FIT)
-        return
-    try:
-        model = subject.model()
-    except UnreadableError as error:
-        yield Finding(CHECK, "fail", "", Kind.NO_WEIGHTS, facts={"why": str(error)})
+    model = loaded(subject, CHECK)
+    if isinstance(model, Finding):
+        yield model
         return
     before = _everything(model)
     try:
         outputs = _first_outputs(subject, model)
     except LimitError as error:
-        why = f"{error.what}; {error.hint}"
-        yield Finding(CHECK, "skipped", "", Kind.RECORDED_TOO_MUCH, facts={"why": why})
+        yield too_much(error, CHECK)
         return
     own = subject.checkpoint.format
     formats = subject.through or [own if own in BY_NAME else DEFAULT_FORMAT]
