@@ -55,11 +55,11 @@ class Kind(Enum):
     TRAILING_BYTES = "{count} [byte follows|bytes follow] the last storage"
     NO_CRC = "the archive states no CRC-32 for {count} [record|records]"
     NO_CHECKSUM = (
-        "{count} [tensor (|tensors (such as ]{first!r}): there is no checksum to hold [it|them] against"
+        "{count} [tensor (|tensors (such as ]{first!r}) [has|have] no checksum to be checked against"
     )
     NO_DIGEST = (
-        "{count} [tensor (|tensors (such as ]{first!r}) [has|have] no digest in the record, which is to have "
-        "one of each"
+        "{count} [tensor (|tensors (such as ]{first!r}) [has|have] no digest in the record, which should "
+        "have one for each"
     )
     UNKNOWN_DIGEST = "digests of the unknown algorithm {algorithm!r}"
 
@@ -95,7 +95,7 @@ class Kind(Enum):
     ALL_FINITE = "{count} floating-point [tensor|tensors], every element finite"
 
     # --- resume ---
-    NO_TRAINING = "no training checkpoint: it has no optimizer state"
+    NO_TRAINING = "not a training checkpoint: it has no optimizer state"
     NO_WEIGHTS_BESIDE = "there are no weights beside it that the optimizer state could be checked against"
     ONLY_AVERAGES = "the only weights are averages: the optimizer's state belongs to those that were trained"
     SEVERAL = "{why}; to resume, {hint}"
@@ -103,13 +103,17 @@ class Kind(Enum):
     NO_GROUPS = "says nothing of its parameter groups: their order cannot be checked"
     TWICE_IN_GROUPS = "it has the parameter {param} twice in its groups"
     TEXT_KEYS = "its states are under text keys ('0', not 0): load_state_dict would attach none of them"
-    OF_NO_PARAMETER = "{count} states (such as {param!r}) belong to no parameter of its groups"
+    OF_NO_PARAMETER = (
+        "{count} [state (|states (such as ]{param!r}) [belongs|belong] to no parameter of its groups"
+    )
     MIXED_OPTIMIZERS = "its options are those of {own}, the state of parameter {param} is that of {other}"
     SHAPES_UNLIKE = "its states do not have the shapes of the weights: their order cannot be checked"
     NO_SUCH_SHAPE = "the state of parameter {param} has the shape {shape}, and no weight has it"
     TOO_MANY_PARAMETERS = "it is another model's: it has {params} parameters, there are {weights} weights"
-    TOO_MANY_STATES = "it is another model's: {count} more states than weights have the shape {shape}"
-    MORE_STATES = "{count} more states than weights have the shape {shape}"
+    TOO_MANY_STATES = (
+        "it is another model's: it has {count} more [state|states] of the shape {shape} than weights"
+    )
+    MORE_STATES = "it has {count} more [state|states] of the shape {shape} than weights"
     ANOTHER_ORDER = (
         "another order: the state of parameter {param} has the shape {shape}, and {first!r} in its place "
         "has {expected}"
@@ -117,10 +121,12 @@ class Kind(Enum):
     ORDER_UNLIKE = "its parameters come in another order than the weights"
     STATE_SHAPE = "the state of {first!r} has the shape {shape}, the weight {expected}"
     NO_SUCH_NAME = "it has a parameter {first!r}, and no weight has that name"
-    NO_SUCH_NAMES = "it has a parameter {first!r} (and {others} others), and no weight has that name"
+    NO_SUCH_NAMES = "it has a parameter {first!r} and {others} more, and no weights have those names"
     ANOTHER_NAME = "another order: parameter {param} is {first!r}, and {expected!r} is in its place"
-    KEEPS_NOTHING = "keeps nothing for its {count} parameters: it has not stepped, or has no memory"
-    STATES_GONE = "{count} of its {params} parameters have no state: frozen, or lost"
+    KEEPS_NOTHING = (
+        "keeps nothing for its [parameter|{count} parameters]: it has not stepped, or has no memory"
+    )
+    STATES_GONE = "{count} of its {params} parameters [has|have] no state: frozen, or lost"
     COVERS_SOME = "covers {weights}: the others are frozen, buffers, or forgotten"
     COVERS = "covers {weights}, {order}"
     HAS = "has {parts}"
@@ -180,7 +186,7 @@ class Kind(Enum):
     LOST_BUFFER = "a buffer outside the state dict is not what it was: uninitialised, or made otherwise"
     TRAIN_MODE = "left in train mode: it stays in training after eval()"
     TRAIN_MODE_INSIDE = (
-        "left in train mode: it stays in training after eval(), and {inside} modules inside it"
+        "left in train mode: it stays in training after eval(), and so do modules inside it ({inside})"
     )
     STILL_TRAIN_MODE = "stays in train mode after eval(), as it did when recorded: {places}"
     NO_OUTPUT = "the model returns no tensor that could be compared"

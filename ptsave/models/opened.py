@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ptsave.core.address import Address, Location
+from ptsave.core.finding import counted
 from ptsave.core.names import escape, hint_for
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.parts.placeholders import placeholders, refuse
@@ -166,4 +167,5 @@ class OpenCheckpoint(Mapping[str, "torch.Tensor"]):
         self.close()
 
     def __repr__(self) -> str:
-        return f"<{self.format} checkpoint {escape(str(self.path))!r}, {len(self)} tensors>"
+        tensors = counted(len(self), "tensor", "tensors")
+        return f"<{self.format} checkpoint {escape(str(self.path))!r}, {tensors}>"

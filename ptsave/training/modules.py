@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ptsave.core.finding import counted
 from ptsave.core.parts.keys import EXACT, KeyReport, Wanted
 from ptsave.core.parts.select import PARALLEL_WRAPPER, WRAPPERS, Selection, strip_wrappers, under_prefix
 from ptsave.core.storage import MemoryStorage
@@ -191,9 +192,8 @@ def plan_module(
     _refuse_untied(parameters, values, label)
     if report.recast:
         name, want, found = report.recast[0]
-        notes.append(
-            f"{label}: {len(report.recast)} tensors are cast to the model's dtype ({name}: {found} → {want})"
-        )
+        cast = counted(len(report.recast), "tensor is", "tensors are")
+        notes.append(f"{label}: {cast} cast to the model's dtype ({name}: {found} → {want})")
     taken: Mapping[str, list[str]] | None = None
     if goes_by_name(module, selection, report):
         places: Mapping[str, list[str]] = {name: [name] for name in values}

@@ -8,6 +8,7 @@ from typing import Any
 
 from ptsave.core.accounts import Extras
 from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.finding import counted
 from ptsave.core.nodes import Global, Opaque, TensorEntry
 from ptsave.core.record import Record
 from ptsave.core.tree import GONE, dotted, map_leaves, named_leaves, rewrite
@@ -58,8 +59,9 @@ def fit_extras(
         )
     if extras == "keep":
         record = plan.record or Record()
+        values = counted(len(misfits), "value that is not a tensor", "values that are not tensors")
         kept = {name: jsonable(leaf) for name, leaf in misfits.items()}
-        notes.append(f"kept {len(misfits)} values that are not tensors as JSON in the record")
+        notes.append(f"kept {values} as JSON in the record")
         plan = replace(plan, record=replace(record, extras=kept))
     else:
         dropped.extend(misfits)

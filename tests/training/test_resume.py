@@ -73,5 +73,7 @@ def test_resume_speaks_where_there_is_something_or_it_is_named(workshop: Worksho
     outcome = workshop.verify("w.pt", config=None)
     assert not [f for f in outcome.document["findings"] if f["check"] == "resume"]
     outcome = workshop.verify("w.pt", "--checks", "resume", config=None)
-    assert outcome.found("resume", "skipped") == [("", "no training checkpoint: it has no optimizer state")]
+    assert outcome.found("resume", "skipped") == [
+        ("", "not a training checkpoint: it has no optimizer state")
+    ]
     assert not outcome.is_yes

@@ -13,6 +13,7 @@ import re
 from contextlib import ExitStack
 
 from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.finding import counted
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.own_process import no_garbage_collection
 from ptsave.errors import CorruptError, LimitError
@@ -55,7 +56,9 @@ def read(folder: InputFolder) -> Checkpoint:
         checkpoint.notes.append("the shapes are those that the chunks span, as no index says what they are")
         missing = sorted(set(range(1, max(ranks.values()) + 1)) - set(ranks.values()))
         if missing:
-            checkpoint.notes.append(f"{len(missing)} ranks have no file (first: {missing[0]})")
+            checkpoint.notes.append(
+                f"{counted(len(missing), 'rank has', 'ranks have')} no file (first: {missing[0]})"
+            )
         checkpoint.files = on_failure.pop_all()
     return checkpoint
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.dtypes import BY_NUMPY
+from ptsave.core.finding import counted
 from ptsave.core.nodes import GlobalUse, Opaque, TensorEntry, add_uses, contiguous_strides
 from ptsave.core.storage import Storage, SwappedStorage
 from ptsave.errors import CorruptError, LimitError, UnreadableError
@@ -302,7 +303,8 @@ def _notes(arrays: Iterable[TensorEntry | Opaque]) -> list[str]:
     kept = [array for array in arrays if isinstance(array, Opaque)]
     if not kept:
         return []
-    return [f"{len(kept)} arrays have dtypes that torch does not have (such as {kept[0].state['dtype']!r})"]
+    have = counted(len(kept), "array has a dtype", "arrays have dtypes")
+    return [f"{have} that torch does not have (such as {kept[0].state['dtype']!r})"]
 
 
 def _first_record_is_array(file: InputFile, head: bytes) -> bool:

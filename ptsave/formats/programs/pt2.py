@@ -18,6 +18,7 @@ from typing import Any
 from ptsave.core.accounts import Part
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.dtypes import BY_NAME, DType
+from ptsave.core.finding import counted
 from ptsave.core.nodes import GlobalUse, Opaque, TensorEntry, add_uses
 from ptsave.core.storage import Storage
 from ptsave.core.strict_json import parse_object
@@ -416,12 +417,12 @@ def _notes(archive: _Archive) -> list[str]:
     notes = [f"holds the exported program {name}, which is left out" for name in archive.model_names()]
     compiled = archive.records(_COMPILED)
     if compiled:
-        notes.append(
-            f"holds {len(compiled)} files of compiled code (AOTInductor), which torch loads and runs"
-        )
+        files = counted(len(compiled), "file", "files")
+        notes.append(f"holds {files} of compiled code (AOTInductor), which torch loads and runs")
     if archive.records("data/executorch/"):
         notes.append("holds an ExecuTorch program, which is left out")
     extra = archive.records("extra/")
     if extra:
-        notes.append(f"holds {len(extra)} extra files, which are left out (such as {extra[0]})")
+        files = counted(len(extra), "extra file, which is", "extra files, which are")
+        notes.append(f"holds {files} left out (such as {extra[0]})")
     return notes

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from ptsave.core.accounts import Part
 from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.finding import counted
 from ptsave.core.nodes import GlobalUse, Opaque, TensorEntry, add_uses
 from ptsave.core.tree import is_scalar
 from ptsave.errors import CorruptError, LimitError
@@ -227,7 +228,10 @@ def read(file: InputFile) -> Checkpoint:
             file.path,
             root,
             globals=uses,
-            notes=[*notes, f"holds TorchScript code ({code.num_files} files), which is not run"],
+            notes=[
+                *notes,
+                f"holds TorchScript code ({counted(code.num_files, 'file', 'files')}), which is not run",
+            ],
             num_code_files=code.num_files,
             dropped=[*loaded.dropped, *constants.dropped],
         )

@@ -15,7 +15,7 @@ from ptsave.core import record as records
 from ptsave.core.accounts import Part
 from ptsave.core.caps import room
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.finding import Finding, Kind
+from ptsave.core.finding import Finding, Kind, counted
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.record import Record
 from ptsave.core.strict_json import parse_object
@@ -337,11 +337,13 @@ def _notes(
     for file_name, shard in shards.items():
         extra = [name for name in shard.tensors if name not in known]
         if extra:
-            notes.append(
-                f"{len(extra)} tensors of {file_name} are not in the index, and left out (first: {extra[0]})"
-            )
+            left_out = counted(len(extra), "tensor that is", "tensors that are")
+            notes.append(f"{file_name} has {left_out} not in the index, and left out (first: {extra[0]})")
         if shard.data:
-            notes.append(f"{len(shard.data)} values of {file_name} that are no tensors are left out")
+            values = counted(
+                len(shard.data), "value that is not a tensor is", "values that are not tensors are"
+            )
+            notes.append(f"{file_name}: {values} left out")
     notes += [
         f"the folder also holds {match[0]}, which the index does not name"
         for match in _beside(shards, folder)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ptsave.core.checkpoint import check_viewed
-from ptsave.core.finding import Finding, Kind, failed_of, first_names, places
+from ptsave.core.finding import Finding, Kind, counted, failed_of, first_names, places
 from ptsave.core.values.digest import HEX_DIGITS
 from ptsave.models.behaviour.replay import Replay
 from ptsave.models.source import changed_parts, source_digest
@@ -107,7 +107,8 @@ def _dtype(subject: ModelSubject, findings: Sequence[Finding]) -> str:
     now = Counter(entry.dtype.name for entry in subject.selection.tensors.values())
     moved = {name: count for name, count in recorded.dtypes.items() if now.get(name, 0) < count}
     new = [name for name, count in now.items() if recorded.dtypes.get(name, 0) < count]
-    line = f"dtype changed: {sum(moved.values())} tensors {', '.join(moved)} → {', '.join(new)}"
+    tensors = counted(sum(moved.values()), "tensor", "tensors")
+    line = f"dtype changed: {tensors} {', '.join(moved)} → {', '.join(new)}"
     if found is None:
         return line
     if found.is_bitwise_equal:

@@ -70,7 +70,7 @@ def test_what_torch_writes(options: dict[str, Any], tmp_path: Path) -> None:
 def test_a_rank_that_is_missing(folder: Path) -> None:
     put(folder, 4, {"more": (torch.ones(1), [0])})
     with open_checkpoint(folder) as checkpoint:
-        assert "1 ranks have no file (first: 3)" in checkpoint.notes
+        assert "1 rank has no file (first: 3)" in checkpoint.notes
     (folder / "shard-00001-model-00001-of-00001.safetensors").unlink()
     with pytest.raises(CorruptError, match="do not cover it"):
         open_checkpoint(folder)

@@ -145,7 +145,7 @@ def wrong_total(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "note"),
     [
-        (extra_tensor, r"1 tensors of model-00001-of-00002.safetensors are not in the index.*more"),
+        (extra_tensor, r"model-00001-of-00002.safetensors has 1 tensor that is not in the index.*more"),
         (extra_shard, "also holds model-00003-of-00003.safetensors"),
         (wrong_total, "35 bytes, they have 36"),
     ],

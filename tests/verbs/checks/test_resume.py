@@ -148,7 +148,7 @@ def test_frozen_layers(run: Run, is_given: bool) -> None:
     found = run({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
     assert not failures(found)
     expected = (
-        "1 of its 9 parameters have no state: frozen, or lost"
+        "1 of its 9 parameters has no state: frozen, or lost"
         if is_given
         else "covers 8 of 9 weights (model): the others are frozen, buffers, or forgotten"
     )
@@ -354,7 +354,7 @@ def test_another_models_optimizer(run: Run) -> None:
 def test_a_state_that_is_gone(run: Run) -> None:
     document = trained()
     del document["optimizer"]["state"][4]
-    assert warnings(run(document)) == ["1 of its 9 parameters have no state: frozen, or lost"]
+    assert warnings(run(document)) == ["1 of its 9 parameters has no state: frozen, or lost"]
 
 
 def test_text_keys(run: Run) -> None:
@@ -368,7 +368,7 @@ def test_states_of_no_parameter(run: Run) -> None:
     document = trained()
     document["optimizer"]["param_groups"][0]["params"] = list(range(8))
     (message,) = failures(run(document))
-    assert message == "1 states (such as 8) belong to no parameter of its groups"
+    assert message == "1 state (8) belongs to no parameter of its groups"
 
 
 def test_a_parameter_in_two_groups(run: Run) -> None:
@@ -407,7 +407,7 @@ def test_nothing_to_resume(run: Run, tmp_path: Path) -> None:
     (finding,) = run(Net().state_dict())
     assert (finding.level, finding.message) == (
         "skipped",
-        "no training checkpoint: it has no optimizer state",
+        "not a training checkpoint: it has no optimizer state",
     )
     with open_checkpoint(tmp_path / "file.pt") as checkpoint:
         assert not has_training_state(checkpoint)
