@@ -214,24 +214,24 @@ def with_items(node: Mapping[Any, Any], items: Iterable[tuple[Any, Any]]) -> dic
     return made
 
 
-def leaves(root: Any, max_name_chars: int = 4 * MAX_NAME_CHARS) -> Iterator[tuple[Path, Any]]:
+def leaves(root: Any) -> Iterator[tuple[Path, Any]]:
     """Every leaf of `root` with its path of keys, in order.
 
     A leaf is a tensor, a plain value, a Global, an empty container, or a list, tuple or set of plain
     values (`betas`). An Opaque is yielded and then, the first time that it is met, its contents.
 
-    `max_name_chars`: MAX_NAME_CHARS for the first walk, on which the length of all later ones depends; more
-    where the file is large.
-
-    Raises: LimitError past MAX_REPEATS, `max_name_chars` or MAX_DEPTH.
+    Raises: LimitError past MAX_REPEATS, 4 * MAX_NAME_CHARS or MAX_DEPTH.
     """
-    return _leaves(root, (), lambda path, key, text: (*path, key), max_name_chars)
+    return _leaves(root, (), lambda path, key, text: (*path, key), 4 * MAX_NAME_CHARS)
 
 
 def named_leaves(root: Any, max_name_chars: int = 4 * MAX_NAME_CHARS) -> Iterator[tuple[str | None, Any]]:
     """Every leaf of `root` as `leaves` yields it, with its dotted path; None for a root that is a leaf.
 
-    Raises: LimitError as `leaves` does.
+    `max_name_chars`: MAX_NAME_CHARS for the first walk, on which the length of all later ones depends; more
+    where the file is large.
+
+    Raises: LimitError past MAX_REPEATS, `max_name_chars` or MAX_DEPTH.
     """
     return _leaves(
         root, None, lambda above, key, text: text if above is None else f"{above}.{text}", max_name_chars

@@ -110,14 +110,12 @@ def replacing_file(
                 os.close(fd)
 
 
-def write_file(
-    destination: str | os.PathLike[str], data: bytes, *, overwrite: bool = False, sync: bool = True
-) -> None:
+def write_file(destination: str | os.PathLike[str], data: bytes, *, overwrite: bool = False) -> None:
     """Make `data` the whole content of `destination`.
 
     Raises: ExistsError; WriteError.
     """
-    with replacing_file(destination, len(data), overwrite=overwrite, sync=sync) as output:
+    with replacing_file(destination, len(data), overwrite=overwrite) as output:
         output.reserve()
         output.write_at(0, data)
 

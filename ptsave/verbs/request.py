@@ -23,9 +23,9 @@ def unseen(label: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
     yield lambda num_bytes: None
 
 
-def option(flag: str, value: str = "") -> Option:
+def option(flag: str) -> Option:
     """The option of a flag: that of `--allow-missing` is `allow_missing`."""
-    return Option(flag.removeprefix("--").replace("-", "_"), value)
+    return Option(flag.removeprefix("--").replace("-", "_"))
 
 
 def refuse_unused(given: Collection[str], unused: Mapping[str, Text]) -> None:

@@ -83,15 +83,13 @@ def stats(
         yield replace(done[entry.view], name=entry.name)
 
 
-def non_finite(
-    checkpoint: Checkpoint, names: Iterable[str] | None = None, progress: Progress | None = None
-) -> Iterator[tuple[str, int, int]]:
+def non_finite(checkpoint: Checkpoint, progress: Progress | None = None) -> Iterator[tuple[str, int, int]]:
     """(name, NaNs, infinities) of each floating-point or complex tensor; tied tensors are read once.
 
     Raises: CorruptError, UnreadableError or LimitError when a tensor cannot be read.
     """
     done: dict[Any, tuple[int, int]] = {}
-    for entry in _chosen(checkpoint, names):
+    for entry in _chosen(checkpoint, None):
         is_new = entry.dtype.is_float and entry.view not in done
         if is_new:
             done[entry.view] = _count_non_finite(entry, progress)

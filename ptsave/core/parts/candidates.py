@@ -312,7 +312,7 @@ def _beside_training(node: Any) -> Iterable[tuple[Any, Any]]:
     return items_of(node)
 
 
-def listed(words: Iterable[str], most: int = 6) -> str:
+def listed(words: Iterable[str]) -> str:
     """The words with commas, the first few of them where they are many."""
     shown = list(words)
-    return ", ".join(shown[:most]) + (", …" if len(shown) > most else "")
+    return ", ".join(shown[:6]) + (", …" if len(shown) > 6 else "")
