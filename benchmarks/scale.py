@@ -1,7 +1,8 @@
 """What a checkpoint of many ranks costs before a byte of a tensor is read or written.
 
-    python -m benchmarks.scale          measure, and write scale.json beside this file
-    python -m benchmarks.scale --draw   draw docs/scale.svg from it (its table: scripts/docs.py)
+    python -m benchmarks.scale
+
+It measures, and writes scale.json beside this file; scripts/docs.py makes the table in docs/scale.md of it.
 
 Each point is a checkpoint of 1 TiB whose files are sparse. What rank 0 plans and writes is torch's own doing
 (`benchmarks.scale_torch`); torch reads it back, and so does ptsave. Each step has a process of its own; times
@@ -23,7 +24,6 @@ from typing import Any
 
 from benchmarks.machine import describe
 from benchmarks.scale_files import Shape, write_files
-from benchmarks.scale_plot import draw
 from ptsave.core.parts.select import select_model
 from ptsave.core.values.gather import laid_out
 from ptsave.formats import open_checkpoint
@@ -31,7 +31,6 @@ from ptsave.formats.dcp.chunks import Box, window
 from ptsave.formats.dcp.metadata import parse_metadata
 
 RESULTS = Path(__file__).with_name("scale.json")
-DOCS = Path(__file__).parents[1] / "docs"
 LONG_CHUNKS = 2_000
 READERS = 192
 """The ranks that the checkpoint is loaded on: another number than it was saved on, so no chunk fits."""
@@ -138,22 +137,16 @@ def point(shape: Shape) -> dict[str, object]:
 
 
 def main() -> None:
-    """Measure, or draw."""
+    """Measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--draw", action="store_true")
     parser.add_argument("--step", help=argparse.SUPPRESS)
     parser.add_argument("folder", type=Path, nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("--shape", type=int, nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    results: dict[str, Any]
     if arguments.step:
         print(json.dumps(run_step(arguments.step, arguments.folder, Shape(*arguments.shape))))
         return
-    if arguments.draw:
-        results = json.loads(RESULTS.read_text(encoding="utf-8"))
-        (DOCS / "scale.svg").write_text(draw(results), encoding="utf-8")
-        return
-    results = {"machine": describe(Path(tempfile.gettempdir()))}
+    results: dict[str, Any] = {"machine": describe(Path(tempfile.gettempdir()))}
     for name, shapes in (("by_ranks", BY_RANKS), ("by_tensors", BY_TENSORS), ("large", LARGE)):
         results[name] = []
         for shape in shapes:
