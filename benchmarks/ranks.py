@@ -73,7 +73,7 @@ def save_plain(folder: Path, num_bytes: int, group: Group) -> Run:
 
 
 def load_ptsave(folder: Path, num_bytes: int, group: Group) -> Run:
-    """Into a sharded model, strictly, every byte held against its checksum."""
+    """Into a sharded model, strictly, every byte checked against its checksum."""
     layers = model(num_bytes, group)
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""What a row of the table is: sides, and the budgets held against their samples."""
+"""What a row of the table is: sides, and the budgets checked against their samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Containers, held against the real readers of each: what ptsave says yes to, they read too, and the same.
+"""Containers, checked against the real readers of each: what ptsave says yes to, they read too, and the same.
 
 Zip: Python's zipfile, torch's PyTorchFileReader, `torch.load(weights_only=True)`, mapped and not. npz:
 `numpy.load(allow_pickle=False)`. safetensors: the library's `deserialize`. Values are compared.
@@ -57,7 +57,7 @@ def read_by_ptsave(path: Path) -> Found | None:
 
 
 def compare(path: Path, found: Found) -> None:
-    """Hold what ptsave read of the file at `path` against its real readers.
+    """Check what ptsave read of the file at `path` against its real readers.
 
     Raises: DifferenceError.
     """
@@ -128,7 +128,7 @@ def _compare_records(content: bytes) -> None:
 
 
 def compare_bytes(content: bytes, _: object) -> None:
-    """Hold a file of these bytes against its real readers, where ptsave says yes to it.
+    """Check a file of these bytes against its real readers, where ptsave says yes to it.
 
     Raises: DifferenceError.
     """

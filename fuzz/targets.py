@@ -48,7 +48,7 @@ class Target:
     compare: Callable[[bytes, dict[str, tuple[str, tuple[int, ...], bytes]]], None] | None = None
     """Holds what was read against another reader of the same format."""
     check: Callable[[bytes], bool] | None = None
-    """In place of a file: holds readers of the bytes against each other; returns whether ptsave says yes."""
+    """In place of a file: checks readers of the bytes against each other; returns whether ptsave says yes."""
 
 
 class Bench:

@@ -57,7 +57,7 @@ def account(
     parts: Iterable[Part] = (),
     dropped: Iterable[str] = (),
 ) -> Accounts:
-    """Hold what is reachable from `root`, and the `parts` of the container, against the `listed` tensors.
+    """Check what is reachable from `root`, and the `parts` of the container, against the `listed` tensors.
 
     `dropped`: what the reader met and could not keep, in its own words.
     """

@@ -38,7 +38,7 @@ def share_of(tensors: Mapping[str, TensorEntry], rank: int, size: int) -> dict[s
 
 
 def check_bytes(group: Group, checkpoint: Checkpoint, names: Iterable[str]) -> None:
-    """Hold tensors against whatever the container and the record say of their bytes, the ranks sharing them.
+    """Check tensors against whatever the container and the record say of their bytes, the ranks sharing them.
 
     A rank that loads its own parts of tensors cannot: checksums are of whole ones.
 

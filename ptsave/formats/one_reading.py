@@ -38,7 +38,7 @@ def check_one_reading(file: InputFile, head: bytes, format_name: str) -> None:
     Raises: CorruptError.
     """
     if head.startswith(ZIP_MAGIC):
-        return  # the zip reader holds its beginning and its end against each other
+        return  # the zip reader checks its beginning and its end against each other
     where = str(file.path)
     if format_name != _TAR and is_tar(head):
         raise CorruptError(

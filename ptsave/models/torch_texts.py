@@ -1,4 +1,4 @@
-"""What torch says in text alone: the only place that reads its messages. Tests hold each against torch.
+"""What torch says in text alone: the only place that reads its messages. Tests check each against torch.
 
 torch raises a RuntimeError for nearly everything, so that only the message tells one cause from another.
 """

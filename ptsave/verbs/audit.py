@@ -32,7 +32,7 @@ class _Job:
 
 
 def audit(checkpoint: Checkpoint, progress: Callable[[int], None] | None = None) -> Iterator[Finding]:
-    """Hold a checkpoint's bytes against whatever its container and its record say that they are.
+    """Check a checkpoint's bytes against whatever its container and its record say that they are.
 
     The bounds were checked when it was opened.
     """

@@ -182,7 +182,7 @@ def read_by_torch(data: bytes) -> Reading:
 
 
 def check(data: bytes) -> bool:
-    """Hold ptsave's reading of `data` against the others; returns whether ptsave says yes.
+    """Check ptsave's reading of `data` against the others; returns whether ptsave says yes.
 
     Raises: DifferenceError.
     """

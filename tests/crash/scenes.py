@@ -142,7 +142,7 @@ class Scene:
 
 
 def make_scene(folder: Path, case: tuple[str, str, bool], sources: Sources, trials: Trials) -> Scene:
-    """Run the command undisturbed for what it must give, and hold that against every reader."""
+    """Run the command undisturbed for what it must give, and check that against every reader."""
     command, format_name, with_old = case
     folder.mkdir()
     target = BY_NAME[format_name]

@@ -35,7 +35,7 @@ def appended(value: Any) -> Raw:
 
 
 def load(root: Any, path: Path) -> Any:
-    """What torch loads; the tests hold what ptsave shows against it."""
+    """What torch loads; the tests compare what ptsave shows with it."""
     path.write_bytes(tf.pt(root))
     return torch.load(path, weights_only=False)
 

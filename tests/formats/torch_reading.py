@@ -1,4 +1,4 @@
-"""Hold what the readers see against what torch itself loads, bit by bit."""
+"""Check what the readers see against what torch itself loads, bit by bit."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ def compare(
     expected_extra: Iterable[str] = (),
     found_extra: Iterable[str] = (),
 ) -> KeyReport:
-    """Hold the tensors `found` against `expected`; a tied parameter may be there under any of its names.
+    """Check the tensors `found` against `expected`; a tied parameter may be there under any of its names.
 
     `expected_extra` and `found_extra` are the names that do not hold tensors (`_extra_state`).
     """

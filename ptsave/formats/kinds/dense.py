@@ -37,7 +37,7 @@ def kind_of(leaf: Any) -> str:
 
 
 class Densifier:
-    """Makes strided tensors of the leaves of one conversion, and holds their sizes against a cap."""
+    """Makes strided tensors of the leaves of one conversion, and checks their sizes against a cap."""
 
     def __init__(self) -> None:
         self._made: dict[Any, tuple[Any, TensorEntry]] = {}

@@ -342,7 +342,7 @@ def _rare(
 
 
 def _check_caps(machine: Machine, read: int, units: int, stack: list[Any], frames: list[list[Any]]) -> None:
-    """Hold what the last window of the pickle made against the caps."""
+    """Check what the last window of the pickle made against the caps."""
     code_bytes = read - machine.payload_bytes
     if code_bytes > machine.max_code_bytes:
         raise LimitError("pickle_code_bytes", machine.max_code_bytes, code_bytes, machine.where)

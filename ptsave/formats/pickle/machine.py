@@ -134,7 +134,7 @@ class Machine:
         return left + _FIRST_PIECE_BYTES
 
     def end(self, pos: int) -> None:
-        """Hold the end of the pickle against the end of its frame."""
+        """Check the end of the pickle against the end of its frame."""
         if self.frame_end and self.base + pos != self.frame_end:
             raise CorruptError("the pickle ends inside a frame")
 

@@ -57,7 +57,7 @@ class Budget:
             self.check(0)
 
     def check(self, units: int) -> None:
-        """Hold what was spent, and `units` that are held for a time only, against the cap.
+        """Check what was spent, and `units` that are held for a time only, against the cap.
 
         Raises: LimitError past `max_units`.
         """

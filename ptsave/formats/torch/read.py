@@ -153,7 +153,7 @@ def data_folder(directory: ZipDirectory) -> str:
 
 
 def check_layout(directory: ZipDirectory, top: str) -> None:
-    """Hold the names of an archive's records against the rules of torch's reader.
+    """Check the names of an archive's records against the rules of torch's reader.
 
     It takes the first entry's folder for that of all, and finds records without regard to case.
 
@@ -296,7 +296,7 @@ def is_big_endian(directory: ZipDirectory, top: str) -> bool:
 
 
 def _small(directory: ZipDirectory, name: str) -> bytes:
-    """A small record, whatever its CRC-32, which the check of all bytes holds it against.
+    """A small record, whatever its CRC-32, which the check of all bytes compares it with.
 
     Raises: LimitError, CorruptError.
     """
@@ -327,7 +327,7 @@ def records_of(directory: ZipDirectory, known: Container[str]) -> Iterator[Part]
 
 
 def check_records(checkpoint: Checkpoint, directory: ZipDirectory) -> Iterator[Finding]:
-    """Hold the records against their CRC-32 that are not audited as some tensor's storage anyway.
+    """Check the records against their CRC-32 that are not audited as some tensor's storage anyway.
 
     Those of big-endian tensors are among them, and are reported under the tensors' names.
     """

@@ -35,7 +35,7 @@ def check_local_headers(
     directory_offset: int,
     begin: int = 0,
 ) -> int:
-    """Hold every local header and data descriptor against the directory; fill in `data_offset`.
+    """Check every local header and data descriptor against the directory; fill in `data_offset`.
 
     `begin`: where the first entry must be. Returns the number of bytes that lie between entries.
     """

@@ -50,7 +50,7 @@ def compare_output(
     rtol: float | None = None,
     atol: float | None = None,
 ) -> OutputDifference:
-    """Hold today's output against the recorded one; None for a tolerance is the dtype's own."""
+    """Check today's output against the recorded one; None for a tolerance is the dtype's own."""
     if new is None:
         return OutputDifference(path, why_not="the model does not return it any more")
     if old is None:

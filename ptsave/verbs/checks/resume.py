@@ -54,7 +54,7 @@ def has_training_state(checkpoint: Checkpoint) -> bool:
 
 
 def resumable(checkpoint: Checkpoint, parameters: Mapping[str, Shape] | None = None) -> Iterator[Finding]:
-    """Hold the training state of a checkpoint against its weights, and list what is missing.
+    """Check the training state of a checkpoint against its weights, and list what is missing.
 
     `parameters`: those of the architecture in its order, where it is known; then its order counts.
     """

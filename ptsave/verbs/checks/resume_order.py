@@ -71,7 +71,7 @@ class Match:
 
 
 def match(groups: Sequence[Group], shapes: Mapping[Param, Shape | None], known: Sequence[Weights]) -> Match:
-    """Hold the parameters of `groups` against each of `known`, the likeliest first.
+    """Check the parameters of `groups` against each of `known`, the likeliest first.
 
     `shapes`: of the weight that each parameter's state belongs to, None where the state does not show it.
     """
