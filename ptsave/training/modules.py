@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,12 +19,12 @@ from ptsave.models.weights.fill import fit_of, goes_by_name, misfit
 from ptsave.models.weights.loading_code import (
     NeedsValuesError,
     Outcome,
+    after,
     assigned,
     give,
     is_tensor,
     state_dict,
     taken_as_they_are,
-    untouched,
     versions,
     with_ties,
     without_memory,
@@ -121,13 +120,7 @@ class ModulePlan(NamedTuple):
             outcome = _assign_sharded(self.module, self.values, self.taken, self.label)
         else:
             outcome = give(self.module, self.values, assign=False)
-        late = replace(
-            self.report,
-            missing=tuple(n for n in untouched(state, outcome.missing) if n not in self.report.fresh),
-            unexpected=tuple(name for name in outcome.unexpected if name not in self.report.recomputed),
-            refusal=outcome.errors[0].strip() if outcome.errors else "",
-        )
-        if not late.fits:
+        if not (late := after(self.report, state, outcome)).fits:
             raise _named_misfit(misfit(late, Path(self.label)), self.label)
 
 

@@ -30,6 +30,7 @@ from ptsave.models.weights.live import is_plain
 from ptsave.models.weights.loading_code import (
     Given,
     NeedsValuesError,
+    after,
     assigned,
     give,
     is_tensor,
@@ -39,7 +40,6 @@ from ptsave.models.weights.loading_code import (
     taken_as_they_are,
     takes_names_as_they_are,
     tied_names,
-    untouched,
     versions,
     with_ties,
     without_memory,
@@ -433,13 +433,7 @@ def _through_code(model: nn.Module, selection: Selection, report: KeyReport, rea
             raise NeedsValuesError(str(error)) from error
         what = f"the model's own loading code failed: {type(error).__name__}: {error}"
         raise LossyError(what, str(reading.source.path), "load what it was written for") from error
-    late = replace(
-        report,
-        missing=tuple(n for n in untouched(state, outcome.missing) if n not in report.fresh),
-        unexpected=tuple(n for n in outcome.unexpected if n not in report.recomputed),
-        refusal=outcome.errors[0].strip() if outcome.errors else "",
-    )
-    if not late.fits:
+    if not (late := after(report, state, outcome)).fits:
         raise misfit(late, reading.source.path)
     values.clear()
     if is_hollow:

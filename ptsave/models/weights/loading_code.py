@@ -226,6 +226,16 @@ def untouched(state: Mapping[str, Any], missing: list[str]) -> list[str]:
     return [name for name in missing if name not in state or id(state[name]) not in filled]
 
 
+def after(report: KeyReport, state: Mapping[str, Any], outcome: Outcome) -> KeyReport:
+    """`report`, with what loading code said once it had the values; `state` is the model's state dict."""
+    return replace(
+        report,
+        missing=tuple(n for n in untouched(state, outcome.missing) if n not in report.fresh),
+        unexpected=tuple(n for n in outcome.unexpected if n not in report.recomputed),
+        refusal=outcome.errors[0].strip() if outcome.errors else "",
+    )
+
+
 def _on_meta(model: nn.Module) -> nn.Module:
     """A copy of `model` without memory, whole where it is sharded over ranks, and without what runs around a
     forward pass."""
