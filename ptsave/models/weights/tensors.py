@@ -175,7 +175,7 @@ def _quantized(value: Opaque, name: str, is_checked: bool) -> torch.Tensor:
 
 
 def _packed(value: Opaque, integers: torch.Tensor, parameters: tuple[Any, ...]) -> torch.Tensor:
-    """A quantized tensor with several elements to a byte; the reader has checked its view against the bytes."""
+    """A quantized tensor with several elements to a byte; the reader has checked its bounds."""
     state = value.state
     scheme = getattr(torch, state["qscheme"])
     rebuild: Any = torch._utils._rebuild_qtensor
