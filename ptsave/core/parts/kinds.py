@@ -1,8 +1,8 @@
 """Which optimizer or scheduler a state dict belongs to, as far as its keys show: the class is not saved.
 
 Sources: `self.defaults` and the state keys of every class in torch.optim (2.13), and the keys of
-torch.optim.lr_scheduler; for the rest, the defaults of transformers' Adafactor, bitsandbytes, apex and the
-optimizers' reference implementations.
+torch.optim.lr_scheduler; for the rest, the defaults of transformers' AdamW and Adafactor, of bitsandbytes,
+and of the reference implementations of Lion and Muon.
 """
 
 from __future__ import annotations
@@ -36,12 +36,7 @@ _BY_OPTIONS: tuple[tuple[str, frozenset[str]], ...] = tuple(
         ("Adafactor", "beta2_decay d"),
         ("Adafactor", "scale_parameter relative_step"),
         ("Muon", "ns_steps"),
-        ("Muon", "ns_coefficients"),
         ("Muon", "use_muon"),
-        ("GaLore", "update_proj_gap proj_type"),
-        ("Prodigy", "d0 d_coef"),
-        ("LAMB", "grad_averaging max_grad_norm"),
-        ("LARS", "trust_coefficient"),
         ("NAdam", "momentum_decay"),
         ("Adadelta", "rho eps"),
         ("AdamW (transformers)", "betas correct_bias"),
@@ -60,10 +55,7 @@ _BY_STATE: tuple[tuple[str, frozenset[str]], ...] = tuple(
         ("LBFGS", "old_dirs old_stps"),
         ("Adafactor", "row_var col_var"),
         ("Adafactor", "exp_avg_sq_row exp_avg_sq_col"),
-        ("AdaBelief", "exp_avg exp_avg_var"),
-        ("Adan", "exp_avg exp_avg_diff"),
         ("Adam or AdamW, 8-bit", "state1 state2"),
-        ("schedule-free", "z exp_avg_sq"),
         ("RMSprop", "square_avg"),
         ("Adagrad", "sum"),
         ("SGD", "momentum_buffer"),
