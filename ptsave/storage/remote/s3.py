@@ -161,6 +161,7 @@ def client_of(pid: int, surroundings: tuple[tuple[str, str], ...]) -> Any:
     from botocore.config import Config
 
     session = botocore.session.Session()
+    session.register_component("data_loader", _loader(session.get_config_variable("data_path")))
     options: dict[str, Any] = {} if session.get_credentials() else {"signature_version": UNSIGNED}
     config = Config(
         retries={"total_max_attempts": 1},
@@ -171,6 +172,14 @@ def client_of(pid: int, surroundings: tuple[tuple[str, str], ...]) -> Any:
         **options,
     )
     return session.create_client("s3", config=config)
+
+
+@lru_cache(maxsize=1)
+def _loader(data_path: str | None) -> Any:
+    """What reads botocore's descriptions of S3, and keeps them: most of the work of making a client."""
+    from botocore.loaders import create_loader
+
+    return create_loader(data_path)
 
 
 def refused(address: Address, error: ClientError, version: Version | None = None) -> Exception:
