@@ -37,7 +37,7 @@ def summary(rows: Iterable[tuple[str, Mapping[str, int]]]) -> list[str]:
     """A line for each test file's counts, from (node id, counts) of every test."""
     totals: dict[str, dict[str, int]] = {}
     for test, fields in rows:
-        name = test.partition("[")[0].rpartition("/")[2]
+        name = test.partition("[")[0].partition("@")[0].rpartition("/")[2]  # "@": xdist names its groups
         total = totals.setdefault(name, {})
         for what, number in fields.items():
             total[what] = total.get(what, 0) + number

@@ -37,7 +37,19 @@ BUCKETS: dict[str, Callable[[str], AbstractContextManager[Any]]] = {
     "fake-gcs-server": gcs_store,
 }
 
+ONE_SERVER = {"one_s3": "ministack", "azure": "azurite", "gcs": "fake-gcs-server"}
+"""Fixtures below that are always on the same server."""
 Start = Callable[[str], str]
+
+
+def server_of(item: pytest.Function) -> str:
+    """The name of the server that a test runs on; empty where it uses none."""
+    for fixture in item.fixturenames:
+        if fixture in ONE_SERVER:
+            return ONE_SERVER[fixture]
+        if fixture in ("store", "each", "s3"):
+            return str(item.callspec.params[fixture])
+    return ""
 
 
 @pytest.fixture(scope="session")
