@@ -67,14 +67,14 @@ class RemoteFile(InputFile):
         deadline = Deadline.begin(address)
         try:
             self.version = waited(
-                lambda: read_range(store, address, 0, first_bytes, None, deadline, block), deadline
+                lambda: read_range(store, address, 0, first_bytes, None, deadline, memoryview(block)), deadline
             )
         except WholeError as whole:
             self._spool, self.version = self._spooled(whole.version)
             self._spool.seek(0)
             block = bytearray(self._spool.read(first_bytes))
         self.size_bytes = self.version.size_bytes
-        self._head = bytes(block)
+        self._head = bytes(block[: self.size_bytes])
         self._tail = (self.size_bytes, b"")
         reads.note_address(address)
 
@@ -156,7 +156,7 @@ class RemoteFile(InputFile):
         piece, fetched = taken
         num_bytes = 0
         try:
-            data = memoryview(_result(fetched.future, Deadline.begin(self.path)))
+            data = _result(fetched.future, Deadline.begin(self.path))
             num_bytes = min(len(buffer), piece.end - at)
             buffer[:num_bytes] = data[at - piece.begin : at - piece.begin + num_bytes]
         finally:
@@ -183,9 +183,9 @@ class RemoteFile(InputFile):
             buffer = buffer[: end - at]
         data = self._fetch_now(begin, end)
         num_bytes = len(buffer)
-        buffer[:] = memoryview(data)[at - begin : at - begin + num_bytes]
+        buffer[:] = data[at - begin : at - begin + num_bytes]
         if is_tail or (meets_tail and len(data) <= MAX_KEPT_BYTES):
-            self._tail = (begin, bytes(data + self._tail[1]))
+            self._tail = (begin, bytes(data) + self._tail[1])
         elif len(data) <= MAX_KEPT_BYTES:
             with self._lock:
                 self._kept.append((begin, bytes(data)))
@@ -193,14 +193,14 @@ class RemoteFile(InputFile):
                     self._kept.pop(0)
         return num_bytes
 
-    def _fetch_now(self, begin: int, end: int) -> bytearray:
+    def _fetch_now(self, begin: int, end: int) -> memoryview:
         deadline = Deadline.begin(self.path)
-        memory = bytearray(end - begin)
+        memory = memoryview(bytearray(end - begin))
         return waited(lambda: self._fetched(begin, end, memory, deadline), deadline)
 
     def _fetched(
-        self, begin: int, end: int, memory: bytearray, deadline: Deadline | None = None
-    ) -> bytearray:
+        self, begin: int, end: int, memory: memoryview, deadline: Deadline | None = None
+    ) -> memoryview:
         """`memory` with the bytes from `begin` to `end` of the version that was opened; on a thread of
         WORKERS."""
         deadline = deadline or Deadline.begin(self.path)
@@ -287,7 +287,7 @@ class RemoteFile(InputFile):
         with contextlib.suppress(WholeError):  # of the same version
             waited(
                 lambda: read_range(
-                    self.store, self.path, 0, num_bytes, self.version, deadline, bytearray(num_bytes)
+                    self.store, self.path, 0, num_bytes, self.version, deadline, memoryview(bytearray(1))
                 ),
                 deadline,
             )

@@ -8,6 +8,7 @@ piece is let go when all that was expected of it has been read.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import threading
 from bisect import bisect_right, insort
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +28,8 @@ HELD_BYTES = 24 * 1024 * 1024
 """The most that all pieces together hold: those on their way and those not yet used."""
 REST_SHARE = 0.1
 """The most of a piece, of what was expected of it, that is let go for the sake of others."""
+IDLE_TAKES = 64
+"""And that when so many reads were of other pieces: until then, who reads it is about to come to its end."""
 _SLACK_BYTES = 64
 NUM_REQUESTS = 16
 """How many requests are under way at a time, at most."""
@@ -96,7 +99,7 @@ class Workers:
 class Fetched:
     """The bytes of a piece, or the request for them."""
 
-    future: Future[bytearray]
+    future: Future[memoryview]
     num_readers: int = 0
     """How many threads wait for them, or copy from them."""
     is_dropped: bool = False
@@ -114,6 +117,8 @@ class Piece:
     """What is expected of it and was not read yet, in order; no two overlap."""
     data: Fetched | None = None
     """Its bytes, once it is asked for."""
+    last_take: int = 0
+    """How many reads of all pieces there were before the last one of this."""
 
     def __post_init__(self) -> None:
         self.wanted_bytes = sum(size for _, size in self.runs)
@@ -175,15 +180,19 @@ class Held:
     pieces: dict[int, Piece] = field(default_factory=dict)
     """By identity."""
     num_bytes: int = 0
-    free: list[bytearray] = field(default_factory=list)
+    num_takes: int = 0
+    """How many reads of them there were."""
+    free: list[memoryview] = field(default_factory=list)
     """Memory of PIECE_BYTES to be used again: fresh memory takes longer than the copy into it."""
 
-    def memory(self, num_bytes: int) -> bytearray:
-        """Memory for a piece."""
+    def memory(self, num_bytes: int) -> memoryview:
+        """Memory for a piece. Much of it comes from the system itself: of what a thread gets elsewhere, the
+        allocator keeps some for that thread."""
         with self.lock:
             if num_bytes == PIECE_BYTES and self.free:
                 return self.free.pop()
-        return bytearray(num_bytes)
+        is_much = num_bytes == PIECE_BYTES
+        return memoryview(mmap.mmap(-1, num_bytes) if is_much else bytearray(num_bytes))
 
     def leave(self, data: Fetched) -> None:
         """Keep the memory of what nobody reads any more."""
@@ -198,7 +207,7 @@ class Held:
     def has_room(self, piece: Piece) -> bool:
         return self.num_bytes + piece.num_bytes <= HELD_BYTES
 
-    def add(self, piece: Piece, future: Future[bytearray]) -> None:
+    def add(self, piece: Piece, future: Future[memoryview]) -> None:
         piece.data = Fetched(future)
         self.pieces[id(piece)] = piece
         self.num_bytes += piece.num_bytes
@@ -214,12 +223,14 @@ class Held:
 
     def make_room(self, wanted: Piece, *, of_rests: bool = False) -> None:
         """Let go of the pieces of which the least is still to be read, of new ones the last; or only of
-        rests."""
+        rests that nobody reads any more."""
         if self.has_room(wanted):  # so that nothing is sorted
             return
         for piece in sorted(self.pieces.values(), key=lambda piece: (piece.share_left, -piece.begin)):
-            if self.has_room(wanted) or (of_rests and not piece.is_rest):
+            if self.has_room(wanted):
                 return
+            if of_rests and not (piece.is_rest and self.num_takes - piece.last_take > IDLE_TAKES):
+                continue
             if piece.data is not None and piece.data.future.done():
                 self.drop(piece)
 
@@ -227,7 +238,7 @@ class Held:
 class Pieces:
     """The pieces of one object."""
 
-    def __init__(self, held: Held, fetch: Callable[[int, int, bytearray], bytearray]) -> None:
+    def __init__(self, held: Held, fetch: Callable[[int, int, memoryview], memoryview]) -> None:
         """`fetch`: reads the bytes from one offset to another (not included) into memory, and returns that;
         on a thread of WORKERS."""
         self._held = held
@@ -296,6 +307,8 @@ class Pieces:
             data = piece.data
             assert data is not None
             data.num_readers += 1
+            self._held.num_takes += 1
+            piece.last_take = self._held.num_takes
             for later in self._pieces[at + 1 :]:
                 if later.data is None and not later.is_rest:
                     self._held.make_room(later, of_rests=True)
@@ -305,7 +318,7 @@ class Pieces:
             return piece, data
 
     def _begin(self, piece: Piece) -> None:
-        def fetch() -> bytearray:
+        def fetch() -> memoryview:
             return self._fetch(piece.begin, piece.end, self._held.memory(piece.num_bytes))
 
         self._held.add(piece, WORKERS.submit(fetch))

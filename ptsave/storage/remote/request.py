@@ -137,16 +137,15 @@ def read_range(
     end: int,
     version: Version | None,
     deadline: Deadline,
-    buffer: bytearray,
+    view: memoryview,
 ) -> Version:
-    """Fill `buffer` with the bytes from `begin` to `end` (not included) of an object; returns its version.
+    """Fill `view` with the bytes from `begin` to `end` (not included) of an object; returns its version.
 
-    With `version` they must be of it, and all there; without, `buffer` is cut to what the object has. What
-    has come before a connection broke is kept, and the rest asked for.
+    With `version` they must be of it. What has come before a connection broke is kept, and the rest asked
+    for. Past the object's end `view` stays as it is.
 
     Raises: ChangedError, WholeError, MissingFileError, UnreadableError.
     """
-    view = memoryview(buffer)
     done, tries = 0, 0
     while True:
         deadline.check()
@@ -161,9 +160,6 @@ def read_range(
                 answer.close()
             version = found
             if done == wanted:
-                if wanted < end - begin:
-                    view.release()
-                    del buffer[wanted:]
                 return found
             raise Passing(f"the answer ended after {done} of {wanted} bytes")
         except Passing as passing:

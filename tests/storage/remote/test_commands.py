@@ -14,7 +14,7 @@ import ptsave
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.errors import CorruptError
 from ptsave.formats import open_checkpoint
-from ptsave.storage.remote.pieces import HELD_BYTES
+from ptsave.storage.remote.pieces import HELD_BYTES, PIECE_BYTES
 from ptsave.verbs.inspect import inspect
 from tests.servers import faults
 from tests.servers.folders import folder
@@ -123,6 +123,7 @@ def test_a_conversion_reads_hardly_a_byte_twice_where_memory_is_less_than_the_fi
     with Server(folder(tmp_path)) as server:
         _convert(f"{server.url}/{name}", tmp_path / "out.safetensors")
     assert server.num_bytes_out < 1.1 * num_bytes
+    assert len(server.log) <= num_bytes / PIECE_BYTES + 6  # no rest of a piece is asked for by itself
 
 
 def _convert(source: str, destination: Path) -> None:

@@ -23,7 +23,7 @@ class Source:
         self.asked: list[tuple[int, int]] = []
         self.lock = threading.Lock()
 
-    def fetch(self, begin: int, end: int, memory: bytearray) -> bytearray:
+    def fetch(self, begin: int, end: int, memory: memoryview) -> memoryview:
         with self.lock:
             self.asked.append((begin, end))
         memory[:] = DATA[begin:end]
