@@ -63,16 +63,16 @@ class RemoteFile(InputFile):
         """Blocks and their offsets, the one that was asked for last at the end."""
         self._ahead_bytes = 0
         first_bytes = min(max(first_bytes, BLOCK_BYTES), MAX_FIRST_BYTES)
-        block = bytearray(first_bytes)
+        block = memoryview(bytearray(first_bytes))
         deadline = Deadline.begin(address)
         try:
             self.version = waited(
-                lambda: read_range(store, address, 0, first_bytes, None, deadline, memoryview(block)), deadline
+                lambda: read_range(store, address, 0, first_bytes, None, deadline, block), deadline
             )
         except WholeError as whole:
             self._spool, self.version = self._spooled(whole.version)
             self._spool.seek(0)
-            block = bytearray(self._spool.read(first_bytes))
+            block = memoryview(self._spool.read(first_bytes))
         self.size_bytes = self.version.size_bytes
         self._head = bytes(block[: self.size_bytes])
         self._tail = (self.size_bytes, b"")

@@ -63,6 +63,8 @@ class S3Uploads(UploadStore):
         self._store = S3Store(address)
         self._unheard: set[Address] = set()
         """Where a try to begin an upload may have begun one without our hearing of it."""
+        self._has_md5 = True
+        """Whether each ETag so far was the MD5 of the bytes, which takes longer to sum up than to send."""
 
     def look(self, address: Address) -> Found | None:
         try:
@@ -99,7 +101,7 @@ class S3Uploads(UploadStore):
             Metadata=label.metadata,
             **_condition(seen),
         )
-        return Stored(Version(len(data), about.get("ETag", "")), _checked(about, crc32, data))
+        return Stored(Version(len(data), about.get("ETag", "")), self._checked(about, crc32, data))
 
     def begin(self, address: Address, label: Label) -> Upload:
         try:
@@ -130,7 +132,7 @@ class S3Uploads(UploadStore):
             ChecksumAlgorithm="CRC32",
             ChecksumCRC32=_spelled(crc32),
         )
-        return Receipt(about["ETag"], crc32, len(data), _checked(about, crc32, data))
+        return Receipt(about["ETag"], crc32, len(data), self._checked(about, crc32, data))
 
     def complete(self, upload: Upload, parts: list[Receipt], crc32: int, seen: Found | None) -> Stored:
         listed = [
@@ -218,6 +220,24 @@ class S3Uploads(UploadStore):
         condition = {} if seen is None else {"IfMatch": seen.version.tag}
         self._call(address, "delete_object", Bucket=address.host, Key=address.key, **condition)
 
+    def _checked(self, about: Mapping[str, Any], crc32: int, data: bytes | bytearray) -> str:
+        """By which checksum the store has the same bytes as we, where it says one.
+
+        An ETag is the MD5 of the bytes in many stores, and something else in others: only its agreement says
+        something.
+
+        Raises: Passing when it has others.
+        """
+        said = about.get("ChecksumCRC32", "")
+        if said:
+            if said != _spelled(crc32):
+                raise Passing("the bytes were damaged on the way")
+            return CRC32
+        if self._has_md5:
+            md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
+            self._has_md5 = about.get("ETag", "").strip('"') == md5
+        return MD5 if self._has_md5 else ""
+
     def _call(self, address: Address, operation: str, **wanted: Any) -> Mapping[str, Any]:
         """Ask once. Raises: Conflict; Gone; MissingFileError; Passing; WriteError; RefusedError."""
         client = self._store.client
@@ -272,20 +292,3 @@ def _is_mark(part: Mapping[str, Any], mark: bytes) -> bool:
 
 def _spelled(crc32: int) -> str:
     return b64encode(crc32.to_bytes(4, "big")).decode()
-
-
-def _checked(about: Mapping[str, Any], crc32: int, data: bytes | bytearray) -> str:
-    """By which checksum the store has the same bytes as we, where it says one.
-
-    An ETag is the MD5 of the bytes in many stores, and something else in others: only its agreement says
-    something.
-
-    Raises: Passing when it has others.
-    """
-    said = about.get("ChecksumCRC32", "")
-    if said:
-        if said != _spelled(crc32):
-            raise Passing("the bytes were damaged on the way")
-        return CRC32
-    md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
-    return MD5 if about.get("ETag", "").strip('"') == md5 else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 from collections.abc import Callable
@@ -236,7 +237,7 @@ def test_bytes_that_change_in_memory_are_not_named(store: Store) -> None:
 
 
 def test_a_store_without_checksums_is_read_back(one_s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ptsave.storage.upload.s3._checked", lambda *_: "")
+    monkeypatch.setattr("ptsave.storage.upload.s3.S3Uploads._checked", lambda *_: "")
     data = content(LARGE)
     with one_s3.server.faulty(_without_checksums, on=""):
         assert write(one_s3, data) == "reading it back by ranges"
@@ -248,6 +249,15 @@ def test_a_store_without_checksums_is_read_back(one_s3: S3, monkeypatch: pytest.
     ):
         write(one_s3, data, overwrite=True)
     assert one_s3.get("m") == data
+
+
+def test_an_etag_is_no_longer_compared_with_the_md5_once_it_was_none() -> None:
+    """Summing that up takes longer than sending."""
+    store = S3Uploads(address("s3://bucket/m"))
+    md5 = {"ETag": f'"{hashlib.md5(b"a").hexdigest()}"'}
+    assert store._checked(md5, 0, b"a") == "MD5"
+    assert store._checked({"ETag": '"1"'}, 0, b"a") == ""
+    assert store._checked(md5, 0, b"a") == ""
 
 
 def _without_checksums(request, handler):  # type: ignore[no-untyped-def]
