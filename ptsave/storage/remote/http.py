@@ -26,6 +26,7 @@ from ptsave.storage.remote.store import (
     Faulty,
     Passing,
     Store,
+    Unsatisfiable,
     Version,
     changed,
     library,
@@ -42,7 +43,6 @@ MAX_JSON_BYTES = 64 * 1024 * 1024
 CONNECT_S = 15.0
 """How long to wait for a connection, in seconds."""
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,18})-(\d{1,18})|\*)/(\d{1,18})", re.IGNORECASE)
-_PASSING = (408, 425, 429, 500, 502, 503, 504)
 _SECRET = frozenset(("authorization", "cookie", "proxy-authorization"))
 _FAULTY = "the server or a proxy before it is faulty; download the file another way"
 
@@ -191,7 +191,7 @@ class HttpStore(Store):
         moved = self._moved.get(address)
         if moved is not None:
             response = self._request(address, moved, headers, timeout_s)
-            if response.status in (200, 206, 412, 416) or response.status in _PASSING:
+            if response.status in (200, 206, 412, 416) or passes(response.status):
                 return self._answer(address, response, begin, version)
             response.close()  # such a link is often signed for some minutes only
             self._moved.pop(address, None)
@@ -250,7 +250,7 @@ def ranged(
 
     `status` is 200, 206 or 416; `headers` have their names in lower case.
 
-    Raises: ChangedError; Faulty.
+    Raises: ChangedError; Unsatisfiable; Faulty.
     """
     tag, modified = headers.get("etag", ""), headers.get("last-modified", "")
     if headers.get("content-encoding", "identity").lower() not in ("identity", ""):
@@ -264,7 +264,7 @@ def ranged(
             if version is not None or begin:
                 raise changed(address)
             return found, 0, 0
-        raise Faulty("the server refuses the range that it was asked for")
+        raise Unsatisfiable(int(match[3]) if match is not None and match[1] is None else -1)
     if status == 200:
         return Version(stated, tag, modified), 0, max(stated, 0)
     match = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
@@ -282,7 +282,7 @@ def refuse_status(
     """Raise what a status other than success means. The body is not shown: it is the server's to choose."""
     if status in (200, 206, 416):
         return
-    if status in _PASSING or status >= 500:
+    if passes(status):
         raise Passing(f"the server answers {status}", retry_after_s(headers))
     if status == 412 and version is not None:
         raise changed(address)
@@ -295,6 +295,11 @@ def refuse_status(
             address, f"the server refuses ({status})", "check your rights; a signed link may have expired"
         )
     raise UnreadableError(f"the server answers {status}", str(address), "check the address")
+
+
+def passes(status: int) -> bool:
+    """Whether what keeps a server from answering may be over soon; what it does not know stays unknown."""
+    return status in (408, 425, 429) or (status >= 500 and status not in (501, 505))
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:

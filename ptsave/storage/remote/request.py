@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from ptsave.core.address import Address
 from ptsave.errors import OutOfReachError, PtsaveError, UnreadableError, UsageError, WriteError
-from ptsave.storage.remote.store import Answer, Faulty, Passing, Store, Version, changed
+from ptsave.storage.remote.store import Answer, Faulty, Passing, Store, Unsatisfiable, Version, changed
 
 VARIABLE = "PTSAVE_TIMEOUT"
 """The environment variable that says how many seconds one range may take, all its retries included."""
@@ -161,8 +161,10 @@ def read_range(
             version = found
             if done == wanted:
                 return found
-            raise Passing(f"the answer ended after {done} of {wanted} bytes")
+            tries = 0  # whole, but less than was asked for: some servers answer with so much at a time
         except Passing as passing:
+            if isinstance(passing, Unsatisfiable) and begin + done < passing.size_bytes < end:
+                end = passing.size_bytes
             if isinstance(passing, _Short):
                 done += passing.num_bytes
                 version = found
@@ -188,6 +190,8 @@ def _checked(answer: Answer, address: Address, begin: int, end: int, version: Ve
     if found.size_bytes < 0:
         raise WholeError(found)
     if version is not None and not version.is_same(found):
+        if bool(version.tag) != bool(found.tag):
+            raise Faulty("some of the server's answers say which version of the file they are of, others not")
         raise changed(address)
     if answer.begin != begin or not begin <= answer.end <= found.size_bytes:
         if answer.begin == 0 and answer.end == found.size_bytes and begin != 0:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptsave.core.address import Address
 from ptsave.errors import MissingFileError, PtsaveError, UnreadableError
-from ptsave.storage.remote.http import answer_of, range_headers, ranged, retry_after_s
+from ptsave.storage.remote.http import answer_of, passes, range_headers, ranged, retry_after_s
 from ptsave.storage.remote.pieces import NUM_REQUESTS
 from ptsave.storage.remote.request import WAIT_S, timeout_s
 from ptsave.storage.remote.store import (
@@ -23,6 +23,7 @@ from ptsave.storage.remote.store import (
     Listed,
     Passing,
     Store,
+    Unsatisfiable,
     Version,
     changed,
     library,
@@ -116,7 +117,7 @@ class S3Store(Store):
             raise failed(address, error) from None
         version = Version(about["ContentLength"], about.get("ETag", ""))
         if version.size_bytes:
-            raise UnreadableError("the store refuses the range that it was asked for", str(address), _HINT)
+            raise Unsatisfiable(version.size_bytes)
         return Answer(version, 0, 0, lambda _: b"", lambda: None)
 
     def list(self, address: Address, timeout_s: float) -> Iterator[Listed]:
@@ -186,7 +187,7 @@ def refused(address: Address, error: ClientError, version: Version | None = None
     """What an answer that is an error means. Nothing of its text is shown but the code."""
     status, about = _status(error), error.response.get("ResponseMetadata", {})
     code = re.sub(r"\W", "", str(error.response.get("Error", {}).get("Code", "")))[:40] or str(status)
-    if code in _PASSING or status >= 500 or status == 429:
+    if code in _PASSING or passes(status):
         return Passing(f"the store answers {status} {code}", retry_after_s(_lower(about)))
     if status == 412 and version is not None:
         return changed(address)

@@ -37,8 +37,8 @@ class Version:
 
     @property
     def can_be_asked_for(self) -> bool:
-        """Whether the tag is a strong one, which a later request can insist on."""
-        return bool(self.tag) and not self.tag.startswith("W/")
+        """Whether the tag is a strong one, which a later request can insist on; without quotes it is none."""
+        return self.tag.startswith('"')
 
     def is_same(self, other: Version) -> bool:
         """Whether both are one content, as far as the store tells: by the tags, else by time and size."""
@@ -85,6 +85,15 @@ class Passing(Exception):  # noqa: N818 (it is not an error yet)
 
 class Faulty(Passing):
     """An answer that contradicts itself: a broken proxy may do better, a broken server will not."""
+
+
+class Unsatisfiable(Faulty):
+    """The store refuses a range of an object that has some of it, as some do when it ends past the object."""
+
+    def __init__(self, size_bytes: int) -> None:
+        """`size_bytes`: of the object, -1 where the store does not say."""
+        super().__init__("the server refuses the range that it was asked for")
+        self.size_bytes = size_bytes
 
 
 class ChangedError(UnreadableError):

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, TypeVar
 from ptsave.core.address import Address
 from ptsave.errors import MissingFileError, PtsaveError, RefusedError, WriteError
 from ptsave.storage.output import LocalOutputFile, OutputFile, OutputFolder
+from ptsave.storage.remote.http import passes
 from ptsave.storage.remote.hub import COMMIT, HubStore
 from ptsave.storage.remote.store import Listed, Passing
 from ptsave.storage.upload.file import exists
@@ -197,7 +198,7 @@ class Commit:
                 where,
                 "log in (hf auth login) or set HF_TOKEN to a token that may write to the repository",
             )
-        if status in (408, 425, 429) or status >= 500:
+        if passes(status):
             return Passing(f"the Hub answers {status}")
         return WriteError(f"the Hub answers {status}", where, "check the repository, the branch and the path")
 

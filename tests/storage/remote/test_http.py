@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -204,12 +205,53 @@ def test_an_etag_that_changes_with_each_answer_is_refused(server: Server) -> Non
         (faults.header("Content-Encoding", "gzip"), "compresses"),
         (faults.status(400), "answers 400"),
         (faults.status(418), "answers 418"),
+        (faults.status(501), "answers 501"),
+        (faults.status(416), "refuses the range"),
     ],
 )
 def test_an_answer_that_contradicts_itself_is_refused(fault: faults.Fault, what: str, server: Server) -> None:
     with server.faulty(fault), pytest.raises(UnreadableError, match=what):
         read_whole(address_of(server))
     assert len(server.log) <= 3
+
+
+def test_a_range_that_ends_past_the_file_may_be_refused(server: Server) -> None:
+    """Some servers do. They say how long the file is."""
+
+    def strict(request: Request, handler: Handler) -> Answer:
+        end = int(request.headers["range"].rpartition("-")[2])
+        return Answer.of(416, Content_Range="bytes */3") if end >= 3 else handler(request)
+
+    with server.faulty(strict):
+        assert read_whole(address_of(server, "short.bin")) == b"abc"
+    assert ranges(server) == [f"bytes=0-{BLOCK - 1}", "bytes=0-2"]
+
+
+def test_a_server_that_answers_with_less_is_asked_on_at_once(server: Server) -> None:
+    def capped(request: Request, handler: Handler) -> Answer:
+        begin, end = map(int, request.headers["range"].removeprefix("bytes=").split("-"))
+        few = request.headers | {"range": f"bytes={begin}-{min(end, begin + 4095)}"}
+        return handler(replace(request, headers=few))
+
+    begin = time.monotonic()
+    with server.faulty(capped):
+        assert read_whole(address_of(server)) == DATA
+    assert len(server.log) == len(DATA) / 4096
+    assert time.monotonic() - begin < 0.05 * len(server.log)
+
+
+@pytest.mark.parametrize("with_tag", [{0}, {1, 2, 3}])
+def test_a_version_that_only_some_answers_name_is_refused(with_tag: set[int], server: Server) -> None:
+    numbers = iter(range(10**6))
+    fault = faults.header("ETag", lambda tag: tag if next(numbers) in with_tag else None)
+    with server.faulty(fault), pytest.raises(UnreadableError, match="some of the server's answers"):
+        read_whole(address_of(server))
+
+
+def test_a_tag_without_quotes_is_compared_and_not_asked_for(server: Server) -> None:
+    with server.faulty(faults.header("ETag", "a-tag")):
+        assert read_whole(address_of(server)) == DATA
+    assert not any("if-match" in exchange.headers for exchange in server.log)
 
 
 @pytest.mark.parametrize(

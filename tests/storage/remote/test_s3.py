@@ -50,6 +50,13 @@ def test_an_object_of_no_bytes(bucket: S3) -> None:
         assert (file.size_bytes, file.read_at(0, 0)) == (0, b"")
 
 
+def test_a_range_that_ends_past_the_object_may_be_refused(bucket: S3) -> None:
+    bucket.put("short.bin", b"abc")
+    fault = bucket.server.faulty(faults.s3_error(416, "InvalidRange"), on="GET", times=1)
+    with fault, open_file(address_of(bucket, "short.bin")) as file:
+        assert file.read_at(0, file.size_bytes) == b"abc"
+
+
 def test_a_prefix_is_a_folder(bucket: S3) -> None:
     for key in ("run", "run/"):
         with open_folder(address_of(bucket, key)) as folder:
