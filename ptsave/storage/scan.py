@@ -117,6 +117,8 @@ class Reading:
     """What to digest it with."""
     prefix: bytes = b""
     """What is digested before it."""
+    look: Callable[[memoryview], None] | None = None
+    """What sees each block, on the thread that reads."""
     crc32: int = 0
     digest: str = ""
     error: UnreadableError | None = None
@@ -137,8 +139,9 @@ def _read(one: Reading, progress: Progress | None, buffer: memoryview, stopped: 
     sums = Sums([hasher(one.algorithm, one.prefix)] if one.algorithm is not None else [])
     run = (one.source, one.source_offset, one.num_bytes)
     try:
-        for _ in scan(*run, sums, buffer, stopped=stopped, progress=progress):
-            pass
+        for block in scan(*run, sums, buffer, stopped=stopped, progress=progress):
+            if one.look is not None:
+                one.look(block)
     except UnreadableError as error:
         one.error = error
         return

@@ -15,6 +15,7 @@ from ptsave.core.values.gather import contiguous
 from ptsave.core.values.resolved import resolved
 from ptsave.errors import CorruptError
 from ptsave.storage.scan import Reading, read_all
+from ptsave.verbs.stats import Counts, NonFinite
 
 CHECK = "bytes"
 
@@ -29,12 +30,17 @@ class _Job:
     """The tensors that a wrong CRC-32 damages."""
     digest_names: tuple[str, ...]
     """The tensors that a digest of these bytes speaks for."""
+    entry: TensorEntry | None = None
+    """The tensor whose values, row by row, they are."""
 
 
-def audit(checkpoint: Checkpoint, progress: Callable[[int], None] | None = None) -> Iterator[Finding]:
+def audit(
+    checkpoint: Checkpoint, progress: Callable[[int], None] | None = None, counts: Counts | None = None
+) -> Iterator[Finding]:
     """Check a checkpoint's bytes against whatever its container and its record say that they are.
 
-    The bounds were checked when it was opened.
+    The bounds were checked when it was opened. `counts` takes the NaNs and infinities of the floating-point
+    tensors that are read on the way, where they are wanted.
     """
     for part, fault in told_by(checkpoint).faults.items():
         if isinstance(fault, CorruptError):
@@ -45,7 +51,16 @@ def audit(checkpoint: Checkpoint, progress: Callable[[int], None] | None = None)
     if digests is not None:
         check_viewed(tensors.values())
     jobs = _jobs(tensors, digests)
+    counters: dict[object, tuple[_Job, NonFinite]] = {}
+    for job in jobs if counts is not None else ():
+        if job.entry is not None and job.entry.dtype.is_float:
+            counter = NonFinite(job.entry.dtype)
+            job.reading.look = counter.look
+            counters[job.entry.view] = job, counter
     read_all([job.reading for job in jobs], progress)
+    for view, (job, counter) in counters.items():
+        if counts is not None and job.reading.error is None:
+            counts[view] = counter.nans, counter.infinities
     damaged: dict[str, str] = {}
     cast: list[str] = []
     for job in jobs:
@@ -109,7 +124,7 @@ def _jobs(tensors: dict[str, TensorEntry], digests: Digests | None) -> list[_Job
         if fills:
             filled.add(id(storage))
             on_storage = tuple(e.name for e in storages[id(storage)])
-        jobs.append(_Job(reading, storage.crc32 if fills else None, on_storage, known))
+        jobs.append(_Job(reading, storage.crc32 if fills else None, on_storage, known, entry))
     for key, entries in storages.items():
         storage = entries[0].storage
         if storage.crc32 is not None and key not in filled:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -83,13 +83,27 @@ def stats(
         yield replace(done[entry.view], name=entry.name)
 
 
-def non_finite(checkpoint: Checkpoint, progress: Progress | None = None) -> Iterator[tuple[str, int, int]]:
+Counts = dict[Any, tuple[int, int]]
+"""NaNs and infinities, by the view that they are in."""
+
+
+def non_finite(
+    checkpoint: Checkpoint,
+    progress: Progress | None = None,
+    known: Mapping[Any, tuple[int, int]] | None = None,
+) -> Iterator[tuple[str, int, int]]:
     """(name, NaNs, infinities) of each floating-point or complex tensor; tied tensors are read once.
+
+    `known`: what is not counted again.
 
     Raises: CorruptError, UnreadableError or LimitError when a tensor cannot be read.
     """
-    done: dict[Any, tuple[int, int]] = {}
-    for entry in _chosen(checkpoint, None):
+    done = dict(known or {})
+    entries = checkpoint.tensors.values()
+    for entry in entries:
+        if entry.dtype.is_float and entry.view not in done:
+            entry.expect()
+    for entry in entries:
         is_new = entry.dtype.is_float and entry.view not in done
         if is_new:
             done[entry.view] = _count_non_finite(entry, progress)
@@ -207,20 +221,33 @@ _NON_FINITE_PATTERNS = {
 """(word, the bits without the sign, the lowest such pattern that is not finite)."""
 
 
-def _count_non_finite(entry: TensorEntry, progress: Progress | None) -> tuple[int, int]:
-    import numpy as np
+@dataclass(slots=True)
+class NonFinite:
+    """Counts NaNs and infinities in the blocks of one tensor, in any order."""
 
-    nans = infs = 0
+    dtype: DType
+    nans: int = 0
+    infinities: int = 0
+
+    def look(self, block: memoryview) -> None:
+        """Count those in `block`, which has whole elements."""
+        if _has_non_finite(block, self.dtype):
+            import numpy as np
+
+            values = decode(block, self.dtype)
+            is_nan = np.isnan(values)
+            self.nans += int(np.count_nonzero(is_nan))
+            self.infinities += int(np.count_nonzero(np.isinf(values) & ~is_nan))
+
+
+def _count_non_finite(entry: TensorEntry, progress: Progress | None) -> tuple[int, int]:
+    found = NonFinite(entry.dtype)
     elements, repeats = any_order(entry)
     for block in raw_blocks(elements):
-        if _has_non_finite(block, entry.dtype):
-            values = decode(block, entry.dtype)
-            is_nan = np.isnan(values)
-            nans += int(np.count_nonzero(is_nan))
-            infs += int(np.count_nonzero(np.isinf(values) & ~is_nan))
+        found.look(block)
         if progress:
             progress(len(block) * repeats)
-    return nans * repeats, infs * repeats
+    return found.nans * repeats, found.infinities * repeats
 
 
 def _has_non_finite(block: memoryview, dtype: DType) -> bool:

@@ -11,4 +11,5 @@ from ptsave.verbs.checks.subject import Subject
 
 def bytes_(subject: Subject) -> Iterator[Finding]:
     """Container bounds, zip CRCs and every recorded digest; names the damaged tensor."""
-    yield from audit(subject.checkpoint, subject.progress)
+    counts = subject.counts if "finite" in subject.asked.names else None
+    yield from audit(subject.checkpoint, subject.progress, counts)

@@ -19,7 +19,7 @@ def finite(subject: Subject) -> Iterator[Finding]:
     looked = bad = 0
     spared = []
     judged = _holders_of_weights(subject.whole)
-    for name, nans, infinities in non_finite(subject.checkpoint, progress=subject.progress):
+    for name, nans, infinities in non_finite(subject.checkpoint, subject.progress, subject.counts):
         is_allowed = not nans and matches(name, subject.asked.infinite)
         is_number = not subject.checkpoint.tensors[name].shape and not name.startswith(judged)
         if (nans or infinities) and (is_allowed or is_number):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from ptsave.config.toml import Tolerance
 from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.parts.select import Content, comparable
+from ptsave.verbs.stats import Counts
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ class Subject:
     """The key of the model's state dict, where the user named it."""
     shared: Checkpoint | None = None
     """What `checkpoint` is one rank's share of."""
+    counts: Counts = field(default_factory=dict)
+    """The NaNs and infinities that were counted while another check read the tensors."""
 
     @property
     def whole(self) -> Checkpoint:
