@@ -307,7 +307,9 @@ def version_at(store: Store, address: Address) -> Version | None:
     """
     deadline = Deadline.begin(address)
     try:
-        return waited(lambda: read_range(store, address, 0, 1, None, deadline, bytearray(1)), deadline)
+        return waited(
+            lambda: read_range(store, address, 0, 1, None, deadline, memoryview(bytearray(1))), deadline
+        )
     except NoAccessError:
         raise
     except MissingFileError:
