@@ -97,6 +97,8 @@ BY_NAME = {d.name: d for d in TABLE} | {
     }.items()
 }
 """Every name that `torch.NAME` is a dtype under, aliases included."""
+WRITTEN_AS = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}
+"""How people write dtypes that torch has no such name for."""
 BY_SAFETENSORS = {d.safetensors: d for d in TABLE if d.safetensors}
 BY_STORAGE_CLASS = {d.storage_class: d for d in TABLE if d.storage_class}
 BY_NUMPY = {d.numpy: d for d in TABLE if d.numpy}
@@ -110,6 +112,8 @@ def parse_dtype(
     Raises: UsageError with the nearest name.
     """
     name = text.removeprefix("torch.")
+    name = WRITTEN_AS.get(name, name)
+    name = BY_NAME[name].name if name in BY_NAME else name
     if name not in known:
         raise UsageError(f"{refusal} {text!r}", where, hint_for(name, known, "dtypes"))
     return known[name]

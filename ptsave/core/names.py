@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from ptsave.errors import Text, UsageError
+
 MAX_ALIAS_CHARS = 16 * 1024 * 1024
 """Cap on the names of tied tensors together: a long name stands beside each tensor that shares its bytes."""
 _UNSAFE = re.compile(
@@ -32,6 +34,20 @@ def escape(text: str) -> str:
 def matches(name: str, globs: Iterable[str]) -> bool:
     """Whether `name` fits any glob: `*` also matches dots, as in a shell's `case`."""
     return any(fnmatch.fnmatchcase(name, glob) for glob in globs)
+
+
+def expect_matches(globs: Iterable[str], names: Iterable[str], where: Text) -> None:
+    """Insist that each of `globs` fits one of `names`.
+
+    Raises: UsageError that proposes a glob which does.
+    """
+    names = list(names)
+    for glob in globs:
+        if not any(fnmatch.fnmatchcase(name, glob) for name in names):
+            wider = f"*{glob.strip('*')}*"
+            is_wider = any(fnmatch.fnmatchcase(name, wider) for name in names)
+            hint = f"did you mean {wider!r}?" if is_wider else hint_for(glob, names)
+            raise UsageError(f"no name matches {glob!r}", where, hint)
 
 
 MAX_LISTED = 8

@@ -15,8 +15,13 @@ def show_differences(mode: Mode, result: Diff, a: Location, b: Location) -> None
     if mode.json:
         document(as_json.differences(result, a, b))
         return
-    rows = [("-", escape(name), f"only in {escape(str(a))}") for name in result.only_in_a]
-    rows += [("+", escape(name), f"only in {escape(str(b))}") for name in result.only_in_b]
+    if prefix := result.prefix:
+        where = b if result.only_in_b[0].startswith(prefix) else a
+        what = f"begins {count(len(result.only_in_a), 'name')} in {escape(str(where))} alone: not compared"
+        rows = [("~", escape(f"{prefix}*"), what)]
+    else:
+        rows = [("-", escape(name), f"only in {escape(str(a))}") for name in result.only_in_a]
+        rows += [("+", escape(name), f"only in {escape(str(b))}") for name in result.only_in_b]
     rows += [("~", escape(t.name), escape(describe(t))) for t in result.different]
     rows += [
         ("~", escape(", ".join(names)), "share memory in the first only") for names in result.ties_broken

@@ -80,6 +80,8 @@ def convert_paths(
     if len(paths) < 2:
         raise UsageError("convert needs a source and a destination", "", "the last path is the destination")
     *sources, destination = paths
+    if format is None and "--shard-size" in given and not destination.suffix:
+        format = "safetensors-sharded"
     target = destination_writer(destination, format)
     unused = unused_by_convert(is_sharded=target.is_sharded, no_record=not options.record, dry_run=dry_run)
     refuse_unused(given, unused)

@@ -79,6 +79,18 @@ class Diff:
     data_changed: tuple[DataDiff, ...] = ()
 
     @property
+    def prefix(self) -> str:
+        """What all names that are in one side alone begin with, if they are the other's but for that."""
+        for short, long in ((self.only_in_a, self.only_in_b), (self.only_in_b, self.only_in_a)):
+            if short and len(short) == len(long):
+                wanted = set(long)
+                for name in long:
+                    prefix = name.removesuffix(short[0])
+                    if prefix.endswith(".") and all(prefix + other in wanted for other in short):
+                        return prefix
+        return ""
+
+    @property
     def different(self) -> tuple[TensorDiff, ...]:
         """The tensors in both that are not bitwise equal."""
         return tuple(t for t in self.tensors if not t.is_bitwise_equal)

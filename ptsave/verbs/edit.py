@@ -9,7 +9,7 @@ from typing import Any
 
 from ptsave.core.checkpoint import ROOT_NAME
 from ptsave.core.dtypes import DType, parse_dtype
-from ptsave.core.names import matches
+from ptsave.core.names import expect_matches, matches
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.parts.candidates import is_state_dict
 from ptsave.core.parts.packed import packed_beside
@@ -145,20 +145,27 @@ def rename_of(pattern: str, replacement: str, text: str) -> tuple[re.Pattern[str
 def edit(root: Any, edits: Edits) -> Edited:
     """A new tree with `edits` applied. Pickled modules become their state dicts.
 
-    Raises: RefusedError when two tensors would get one name; UsageError when a prefix is nowhere.
+    Raises: RefusedError when two tensors would get one name; UsageError when a glob or a prefix is nowhere.
     """
     result = Edited(None)
+    seen: list[str] = []
+    """What `--only` and `--drop` may name."""
 
     def enter(path: Sequence[Any], node: Any) -> Any:
         if isinstance(node, TensorEntry) or is_tensor_object(node):
             name = dotted(path)
+            if edits.only or edits.drop:
+                seen.append(name)
             if is_dropped(name, edits):
                 result.dropped.append(name)
                 return GONE
             return result.made_dense(node, name) if edits.dense and can_be_dense(node) else node
-        if path and edits.drop and _is_leaf(node) and matches(dotted(path), edits.drop):
-            result.dropped.append(dotted(path))
-            return GONE
+        if path and edits.drop and _is_leaf(node):
+            name = dotted(path)
+            seen.append(name)
+            if matches(name, edits.drop):
+                result.dropped.append(name)
+                return GONE
         if isinstance(
             node, ScriptObject
         ):  # outside of TorchScript's files, only what it is made of can be kept
@@ -180,6 +187,8 @@ def edit(root: Any, edits: Edits) -> Edited:
 
     # What is shared may be dropped at one place alone.
     result.root = rewrite(root, leaf, enter=enter, leave=leave, once=False, keeps_scalars=not edits.drop)
+    expect_matches(edits.only, seen, Option("only"))
+    expect_matches(edits.drop, seen, Option("drop"))
     _refuse_scaled(root, result)
     if edits.strip_prefix not in (None, AUTO) and not result.renamed:
         raise UsageError(

@@ -11,7 +11,7 @@ from ptsave.config.recorded import told_by
 from ptsave.core.accounts import LeftOut
 from ptsave.core.address import Address, Location
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.names import MAX_ALIAS_CHARS, hint_for, matches
+from ptsave.core.names import MAX_ALIAS_CHARS, expect_matches, hint_for, matches
 from ptsave.core.nodes import GlobalUse, TensorEntry
 from ptsave.core.record import Record
 from ptsave.errors import LimitError, Option, UsageError
@@ -147,6 +147,7 @@ def inspect(
     told = told_by(checkpoint)
     rows = _rows(checkpoint)
     unique = [row.entry for row in rows if row.alias_of is None]
+    expect_matches(globs, (row.entry.name for row in rows), Option("filter"))
     shown = [row for row in rows if not globs or matches(row.entry.name, globs)]
     if sort == "name":
         shown.sort(key=lambda row: row.entry.name)

@@ -88,7 +88,7 @@ def unused_by_convert(*, is_sharded: bool, no_record: bool, dry_run: bool) -> di
     """The flags of `convert` that these make useless; `is_sharded`: whether it may write several files."""
     unused: dict[str, Text] = {}
     if not is_sharded:
-        unused["--shard-size"] = "the destination is not sharded"
+        unused["--shard-size"] = "it divides a folder, whose name has no suffix, and this is one file"
     if dry_run:
         unused["--threads"] = (option("--dry-run"), " moves nothing")
     if no_record:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ptsave.errors import CorruptError, LimitError, LossyError, RefusedError, UnreadableError
+from ptsave.errors import CorruptError, LimitError, LossyError, RefusedError, UnreadableError, UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.writers import BY_NAME, destination_writer
@@ -157,6 +157,8 @@ def test_colliding_renames_are_refused(source: Path) -> None:
     with pytest.raises(RefusedError, match="empty name"):
         run(source, source.parent / "b.pt", rename=["a="])
     with pytest.raises(RefusedError, match="nothing is left"):
+        run(source, source.parent / "b.pt", drop=["*"])
+    with pytest.raises(UsageError, match="no name matches"):
         run(source, source.parent / "b.pt", only=["nothing.*"])
 
 

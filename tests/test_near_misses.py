@@ -1,0 +1,83 @@
+"""What is almost right is refused with what would be right, or understood."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ptsave.cli import app
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    torch.save({f"net.{i}.{name}": torch.ones(3) for i in range(2) for name in ("weight", "bias")}, "a.pt")
+    return "a.pt"
+
+
+@pytest.mark.parametrize(
+    "line", ["inspect a.pt --filter {}", "convert a.pt b.pt --only {}", "convert a.pt b.pt --drop {}"]
+)
+@pytest.mark.parametrize(
+    ("glob", "hint"),
+    [
+        ("weight", "did you mean '*weight*'?"),
+        ("net.0.bais", "did you mean 'net.0.bias'?"),
+        ("x", "known names:"),
+    ],
+)
+def test_a_glob_that_fits_nothing(
+    line: str, glob: str, hint: str, file: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert app.run(line.format(glob).split()) == 2
+    err = capfd.readouterr().err
+    assert f"no name matches {glob!r} (--{line.split('--')[1].split()[0]})" in err
+    assert f"hint: {hint}" in err
+    assert not Path("b.pt").exists()
+
+
+def test_globs_reach_nested_names_and_data(file: str) -> None:
+    torch.save({"model": {"w": torch.ones(2)}, "epoch": 3}, "nested.pt")
+    assert app.run(["convert", "nested.pt", "b.pt", "--drop", "epoch"]) == 0
+    assert torch.load("b.pt").keys() == {"model"}
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [("fp16", "float16"), ("half", "float16"), ("bf16", "bfloat16"), ("torch.bf16", "bfloat16")],
+)
+def test_dtypes_as_people_write_them(written: str, name: str, file: str) -> None:
+    assert app.run(["convert", file, "b.pt", "--dtype", written]) == 0
+    assert {value.dtype for value in torch.load("b.pt").values()} == {getattr(torch, name)}
+
+
+def test_a_shard_size_makes_shards(file: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert app.run(f"convert {file} shards --shard-size 24".split()) == 0
+    assert len([*Path("shards").glob("*.safetensors")]) == 2
+    assert app.run(f"convert {file} b.safetensors --shard-size 24".split()) == 2
+    assert "this is one file" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("one", "other"), [("a.pt", "m.pt"), ("m.pt", "a.pt")])
+def test_a_prefix_of_all_names_is_one_line(
+    one: str, other: str, file: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({f"module.{name}": value for name, value in torch.load(file).items()}, "m.pt")
+    assert app.run(["inspect", one, "--diff", other]) == 1
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0] == "~  module.*  begins 4 names in m.pt alone: not compared"
+    assert len(lines) == 2
+    assert app.run(["inspect", one, "--diff", other, "--json"]) == 1
+    assert len(json.loads(capfd.readouterr().out)["only_in_b"]) == 4
+
+
+def test_a_prefix_of_some_names_is_none(file: str, capfd: pytest.CaptureFixture[str]) -> None:
+    names = list(torch.load(file))
+    torch.save(
+        {f"module.{name}" if i else f"x.{name}": torch.ones(3) for i, name in enumerate(names)}, "m.pt"
+    )
+    assert app.run(["inspect", file, "--diff", "m.pt"]) == 1
+    assert len(capfd.readouterr().out.splitlines()) == 9
