@@ -74,16 +74,17 @@ def test_bash_completes_the_commands(ptsave: Command) -> None:
 
 
 def test_every_dependency_is_imported_and_every_import_is_one(root: Path) -> None:
-    """Libraries of stores, and torch, are extras: imported by the files of stores, by torch's rooms alone."""
+    """Libraries of stores, of zstd, and torch, are extras: imported by their own files and rooms alone."""
     text = (root / "pyproject.toml").read_text()
     listed = _listed("dependencies", text)
-    stores = {"http", "s3", "gcs", "azure", "hf", "fs"} & set(re.findall(r"^(\w+) = \[", text, re.M))
+    stores = {"http", "s3", "gcs", "azure", "hf", "fs", "zst"} & set(re.findall(r"^(\w+) = \[", text, re.M))
     extras = {name for store in stores for name in _listed(store, text)}
     paths = set((root / "ptsave").rglob("*.py"))
     rooms = [root / "ptsave" / "storage" / name for name in ("remote", "upload")]
     of_stores = {path for room in rooms for path in room.rglob("*.py")}
     with_torch = {root / "ptsave" / name for name in ("models", "distributed", "training", "api", "examples")}
     of_torch = {path for room in with_torch for path in room.rglob("*.py")}
+    of_stores.add(root / "ptsave" / "formats" / "wrapped" / "zstd.py")
     # click comes with the releases of typer that do not carry it
     own = set(sys.stdlib_module_names) | {"ptsave", "click"}
     assert _imported(paths - of_stores - of_torch) - own <= listed

@@ -3,6 +3,8 @@
 `s3://BUCKET/KEY[?versionId=ID]`, `gs://BUCKET/KEY[#GENERATION]`, `az://CONTAINER/KEY`,
 `hf://OWNER/REPO[@REVISION]/PATH`, `http(s)://HOST/PATH`, and `SCHEME://…` of fsspec's other file systems. An
 address prints itself without what gives access: no user name, password or query, which may be a signature.
+
+`LOCATION::MEMBER` names what is in an archive: `s3://BUCKET/policy.zip::policy.pth`, `model.tar::model.pt`.
 """
 
 from __future__ import annotations
@@ -30,6 +32,10 @@ _VERSION_ID = re.compile(r"(?P<key>.*)\?versionId=(?P<revision>[^&?]+)", re.DOTA
 _GENERATION = re.compile(r"(?P<key>.*)#(?P<revision>\d+)", re.DOTALL)
 WEB = ("http", "https")
 HUB = "hf"
+IN = "::"
+"""What stands between an archive and its member."""
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".zst", ".bz2", ".xz", ".nemo")
+"""How the names of archives end: what would be written into one of these is no file of its own."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +53,14 @@ class Address:
     """Of a web address, without the question mark. Never shown: it may be a signature."""
     user: str = field(default="", repr=False)
     """`USER:PASSWORD`, as a web address may have it. Never shown."""
+    member: str = ""
+    """What is named in the archive that the rest is of."""
 
     @property
     def name(self) -> str:
         """What follows the last slash; of a repository or bucket alone, its own name."""
+        if self.member:
+            return self.member.rpartition("/")[2]
         last = self.key.rstrip("/").rpartition("/")[2]
         last = unquote(last) if self.scheme in WEB else last
         return last or self.host.rpartition("/")[2]
@@ -68,7 +78,7 @@ class Address:
     @property
     def parent(self) -> Address:
         """The folder that it lies in."""
-        return replace(self, key=self.key.rstrip("/").rpartition("/")[0])
+        return replace(self, key=self.key.rstrip("/").rpartition("/")[0], member="")
 
     def __truediv__(self, name: str) -> Address:
         """What is called `name` in this folder."""
@@ -90,10 +100,12 @@ class Address:
         if self.scheme == HUB:
             is_bare = _BARE_REVISION.fullmatch(self.revision)
             at = f"@{self.revision if is_bare else quote(self.revision, safe='')}" if self.revision else ""
-            return f"hf://{self.host}{at}{'/' if self.key else ''}{self.key}"
+            inside = f"{IN}{self.member}" if self.member else ""
+            return f"hf://{self.host}{at}{'/' if self.key else ''}{self.key}{inside}"
         named = f"?versionId={self.revision}" if self.scheme == "s3" and self.revision else ""
         named = f"#{self.revision}" if self.scheme == "gs" and self.revision else named
-        return f"{self.scheme}://{self.host}{'/' if self.host else ''}{self.key}{named}{secret}"
+        inside = f"{IN}{self.member}" if self.member else ""
+        return f"{self.scheme}://{self.host}{'/' if self.host else ''}{self.key}{named}{secret}{inside}"
 
 
 Location: TypeAlias = Path | Address
@@ -117,6 +129,15 @@ def located(where: str | os.PathLike[str] | Address) -> Location:
     scheme, rest = match["scheme"].lower(), match["rest"]
     if scheme == "file":
         return Path(unquote(rest.removeprefix("localhost")))
+    # an IPv6 host has two colons, too
+    host_end = 0 if scheme == "memory" else rest.find("/")
+    at = rest.find(IN, host_end) if host_end >= 0 else -1
+    if at > host_end and rest[at + len(IN) :]:
+        return replace(_address(scheme, rest[:at]), member=rest[at + len(IN) :])
+    return _address(scheme, rest)
+
+
+def _address(scheme: str, rest: str) -> Address:
     if scheme in WEB:
         return _web(scheme, rest)
     if scheme == HUB:
@@ -133,6 +154,38 @@ def located(where: str | os.PathLike[str] | Address) -> Location:
             "the address names no bucket", str(address), f"for example {scheme}://bucket/model.pt"
         )
     return address
+
+
+def inside(archive: Location, member: str) -> Location:
+    """What is called `member` in `archive`, as a user names it."""
+    if isinstance(archive, Address):
+        return replace(archive, member=member)
+    return Path(f"{archive}{IN}{member}")
+
+
+def split_member(where: Location) -> list[tuple[Location, str]]:
+    """What `where` may be: each archive with the member in it that it names, before `where` itself as the
+    name of a file. Whether there is such an archive is for a store to say, or a disk."""
+    if isinstance(where, Address):
+        if not where.member:
+            return [(where, "")]
+        return [(replace(where, member=""), where.member), (whole_name(where), "")]
+    text = str(where)
+    cuts = [i for i in range(1, len(text) - len(IN)) if text.startswith(IN, i)]
+    return [*((Path(text[:i]), text[i + len(IN) :]) for i in cuts), (where, "")]
+
+
+def whole_name(address: Address) -> Address:
+    """`address` with its member as a part of the name: two colons can be in any name."""
+    rest = f"{IN}{address.member}" if address.member else ""
+    if address.query:
+        return replace(address, query=address.query + rest, member="")
+    return replace(address, key=address.key + rest, member="")
+
+
+def is_named_as_archive(where: Location) -> bool:
+    """Whether its name says that it is an archive."""
+    return where.name.lower().endswith(_ARCHIVES)
 
 
 def on_disk(where: Location, what: str) -> Path:

@@ -44,6 +44,10 @@ class Held(Protocol):
     def size_bytes(self) -> int:
         """Of the file, or of the folder's files that were opened."""
 
+    @property
+    def stored_bytes(self) -> int:
+        """How many bytes somebody had to give for these; compressed ones are fewer."""
+
     def check_unchanged(self) -> None:
         """Insist that all that was read so far is of one version.
 
@@ -67,11 +71,34 @@ class Replaced:
     def size_bytes(self) -> int:
         return self.held.size_bytes
 
+    @property
+    def stored_bytes(self) -> int:
+        return self.held.stored_bytes
+
     def check_unchanged(self) -> None:
         self.held.check_in_place()
 
     def check_in_place(self) -> None:
         self.held.check_in_place()
+
+
+@dataclass(frozen=True)
+class Wrapping:
+    """What a checkpoint's file lies in: one of an archive's members, or compressed."""
+
+    kind: str
+    """`zip`, `tar`, `gzip`, `zstd`, …"""
+    member: str = ""
+    """Of an archive, the one that it is."""
+    num_bytes: int = 0
+    """Of what is inside."""
+    is_unpacked: bool = False
+    """Whether it was copied out into a temporary file, which goes with the checkpoint."""
+
+    @property
+    def described(self) -> str:
+        """`tar archive`, `gzip-compressed file`."""
+        return f"{self.kind} archive" if self.member else f"{self.kind}-compressed file"
 
 
 @dataclass(eq=False)
@@ -106,13 +133,15 @@ class Checkpoint:
     """Closes what is open."""
     held: Sequence[Held] = ()
     """What it was read from; none for a live model."""
+    wrappings: Sequence[Wrapping] = ()
+    """What its file lies in, the outermost first."""
 
     @property
     def source_bytes(self) -> int:
         """The size of what it was read from: caps grow with it. A live model is as large as it is."""
         if self.format == LIVE:
             return sys.maxsize
-        return sum(held.size_bytes for held in self.held)
+        return sum(held.stored_bytes for held in self.held)
 
     @cached_property
     def tensors(self) -> dict[str, TensorEntry]:

@@ -21,8 +21,12 @@ class File(Protocol):
     """An open file, read by position."""
 
     fd: int
+    fd_offset_bytes: int
     size_bytes: int
     is_remote: bool
+
+    @property
+    def stored_bytes(self) -> int: ...
 
     def read_into(self, offset_bytes: int, buffer: memoryview) -> None: ...
     def too_short(self, offset_bytes: int, num_bytes: int) -> Exception: ...

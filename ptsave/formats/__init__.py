@@ -6,6 +6,7 @@ To add a format: one file beside this one, one line in FILE_FORMATS or FOLDER_FO
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from ptsave.core.address import Address, located
 from ptsave.core.checkpoint import Checkpoint
@@ -25,7 +26,7 @@ from ptsave.formats.safetensors import sharded_read
 from ptsave.formats.torch import legacy, tar
 from ptsave.formats.torch import read as torch_read
 from ptsave.storage.files import InputFile, InputFolder, LocalFolder, unchanged
-from ptsave.storage.opening import open_input
+from ptsave.storage.opening import open_outer
 
 FILE_FORMATS: tuple[FileFormat, ...] = (
     safetensors_read.FORMAT,
@@ -37,6 +38,8 @@ FILE_FORMATS: tuple[FileFormat, ...] = (
     *npz_read.FORMATS,
     sharded_read.INDEX_FORMAT,
 )
+MEMBER_FORMATS = tuple(known for known in FILE_FORMATS if known is not sharded_read.INDEX_FORMAT)
+"""What a file may be that lies in another: there is no folder around it."""
 FOLDER_FORMATS: tuple[FolderFormat, ...] = (*sharded_read.FORMATS, unconsolidated.FORMAT, dcp_read.FORMAT)
 
 MAX_TRIES = 10
@@ -53,26 +56,52 @@ def open_checkpoint(path: str | os.PathLike[str] | Address) -> Checkpoint:
 
 
 def _open(path: str | os.PathLike[str] | Address) -> Checkpoint:
-    found = open_input(located(path))
-    return _open_folder(found) if isinstance(found, InputFolder) else open_file(found)
+    found, member = open_outer(located(path))
+    if isinstance(found, InputFolder):
+        return _open_folder(found)
+    try:
+        with unchanged(found):
+            is_known = _known(found, found.read_at(0, min(HEAD_BYTES, found.size_bytes))) is not None
+    except BaseException:
+        found.close()
+        raise
+    if is_known and not member:
+        return open_file(found)
+    from ptsave.formats.wrapped.opening import open_wrapped  # what that takes is imported only here
+
+    return open_wrapped(
+        found,
+        member,
+        lambda file, head: _known(file, head, FILE_FORMATS if file is found else MEMBER_FORMATS) is not None,
+        lambda file: open_file(file, FILE_FORMATS if file is found else MEMBER_FORMATS),
+    )
 
 
-def open_file(file: InputFile) -> Checkpoint:
-    """Open whatever checkpoint a file is; takes ownership of it.
+def open_file(file: InputFile, formats: Sequence[FileFormat] = FILE_FORMATS) -> Checkpoint:
+    """Open whatever checkpoint a file is, itself and not something in it; takes ownership of it.
 
     Raises: UnknownFormatError, CorruptError, LimitError.
     """
     try:
         with unchanged(file):
             head = file.read_at(0, min(HEAD_BYTES, file.size_bytes))
-            for known in FILE_FORMATS:
-                if known.sniff(file, head):
-                    check_one_reading(file, head, known.name)
-                    return _holding(known.read(file), file)
-            raise named.refusal(file, head)
+            known = _known(file, head, formats)
+            if known is None:
+                raise named.refusal(file, head)
+            check_one_reading(file, head, known.name)
+            return _holding(known.read(file), file)
     except BaseException:
         file.close()
         raise
+
+
+def _known(file: InputFile, head: bytes, formats: Sequence[FileFormat] = FILE_FORMATS) -> FileFormat | None:
+    """The one of `formats` that a file is of, which begins with `head`; found out once."""
+    found = file.memo.get("format")
+    if not isinstance(found, FileFormat):
+        found = next((known for known in formats if known.sniff(file, head)), None)
+        file.memo["format"] = found
+    return found
 
 
 def _holding(checkpoint: Checkpoint, held: InputFile | InputFolder) -> Checkpoint:

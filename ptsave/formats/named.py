@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -31,6 +31,8 @@ TORCH_RECORDS = frozenset(
 )
 """What torch.save writes beside the pickle and the storages."""
 _UNPACK = "unpack it, then name the checkpoint that was inside"
+_UNPACK_FOLDER = "unpack it, then name the folder with the checkpoint's files"
+_NO_MEMBER = "none of its members is a checkpoint; what is an archive itself has to be unpacked first"
 _WEIGHTS = "name the file with the weights (.safetensors, .pt, .pth, .bin, .ckpt)"
 _OTHER = "use its own library to save the weights as safetensors or .npz"
 KINDS = "it reads torch files (.pt, .pth, .bin, .ckpt, .pt2), safetensors, .npz, .npy, and folders of these"
@@ -120,7 +122,8 @@ def refusal(file: InputFile, head: bytes) -> PtsaveError:
         if head[offset : offset + len(magic)] == magic:
             return UnknownFormatError(f"the file {what}", where, hint)
     if head[:4] in (b"PK\3\4", b"PK\5\6"):
-        return _zip(read_directory(file))
+        directory = read_directory(file)
+        return zip_refusal(directory) or archive_refusal("zip", where, [*directory.entries])
     if (pickled := plain.refusal(file, head)) is not None:
         return pickled
     if (text := _as_text(head)) is not None:
@@ -144,8 +147,8 @@ def refusal(file: InputFile, head: bytes) -> PtsaveError:
     )
 
 
-def _zip(directory: ZipDirectory) -> UnreadableError:
-    """Which of the many things that are zip archives this one is."""
+def zip_refusal(directory: ZipDirectory) -> UnreadableError | None:
+    """Which of the many things that are zip archives this one is; None where it may hold anything."""
     where = str(directory.file.path)
     names = list(directory.entries)
     inner = {name.partition("/")[2] for name in names}
@@ -168,8 +171,18 @@ def _zip(directory: ZipDirectory) -> UnreadableError:
         return CorruptError(
             "the file is an unfinished save: torch.save stopped before it wrote data.pkl", where, UNFINISHED
         )
+    return None
+
+
+def archive_refusal(
+    kind: str, where: str, names: Sequence[str], *, is_searched: bool = False
+) -> UnknownFormatError:
+    """Why an archive is not read. `names`: of its members; `is_searched`: whether each was looked at."""
     held = ", ".join(repr(name) for name in names[:3]) + (", …" if len(names) > 3 else "")
-    return UnknownFormatError(f"the file is a zip archive, not a checkpoint; it holds {held}", where, _UNPACK)
+    what = f"the file is a {kind} archive, not a checkpoint; it holds {held or 'nothing'}"
+    is_folder = any(name.endswith((".index.json", ".metadata", ".distcp")) for name in names)
+    hint = _UNPACK_FOLDER if is_folder else _NO_MEMBER if is_searched else _UNPACK
+    return UnknownFormatError(what, where, hint)
 
 
 def _as_text(head: bytes) -> str | None:

@@ -29,6 +29,7 @@ def inspection(result: Inspection) -> dict[str, Any]:
     return {
         "path": str(result.path),
         "format": result.format,
+        "wrapped_in": [jsonable(one) for one in result.wrapped_in],
         "file_bytes": result.file_bytes,
         "num_tensors": result.num_tensors,
         "num_elements": result.num_elements,

@@ -17,6 +17,7 @@ from ptsave.verbs.inspect import Inspection, ModuleNode, TensorRow
 
 if TYPE_CHECKING:
     from ptsave.config.model import NamedCode
+    from ptsave.core.checkpoint import Wrapping
     from ptsave.verbs.runs import RunInspection
     from ptsave.verbs.stats import TensorStats
 
@@ -65,6 +66,8 @@ def _show_checkpoint(result: Inspection, tree: bool) -> None:
         f"{escape(str(result.path))}: {result.format}, {count(result.num_tensors, 'tensor')}, "
         f"{count(result.num_elements, 'element')}, {size(result.num_bytes)}"
     )
+    for one in result.wrapped_in:
+        out(escape(_wrapping(one)))
     if result.stats is not None:
         _stats(result.stats)
     elif tree:
@@ -112,6 +115,13 @@ def _show_checkpoint(result: Inspection, tree: bool) -> None:
         section("notes")
         for line in result.notes:
             out(escape(line))
+
+
+def _wrapping(one: Wrapping) -> str:
+    """In what the file lies, in words."""
+    how = f", unpacked into a temporary file of {size(one.num_bytes)}" if one.is_unpacked else ""
+    what = f"the member {one.member!r} of a {one.described}" if one.member else f"in a {one.described}"
+    return what + how
 
 
 def _row(row: TensorRow) -> tuple[str, ...]:

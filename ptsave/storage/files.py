@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ptsave.core.address import Location
+from ptsave.core.storage import Storage
 from ptsave.errors import CorruptError, MissingFileError, UnreadableError
 from ptsave.storage import reads, system
 
@@ -42,10 +43,19 @@ class InputFile(ABC):
     size_bytes: int
     fd: int = -1
     """Its descriptor, so that the kernel can move and map its bytes; -1 where there is none."""
+    fd_offset_bytes: int = 0
+    """Where it begins in what the descriptor is of: it may be a part of that."""
+    whole: Storage | None = None
+    """All its bytes, where something around it says what their CRC-32 is."""
     is_remote: bool = False
     """Whether each read may take a round trip to another machine."""
     memo: dict[str, object]
     """What was found out about it that several readers ask for; forgotten when it is closed."""
+
+    @property
+    def stored_bytes(self) -> int:
+        """How many bytes somebody had to give for it: caps grow with them. Compressed ones are fewer."""
+        return self.size_bytes
 
     @abstractmethod
     def read_at(self, offset_bytes: int, num_bytes: int) -> bytes:
@@ -106,41 +116,15 @@ class InputFile(ABC):
         self.close()
 
 
-class LocalFile(InputFile):
-    """A regular file open for reading; every read names its position, so threads can share it.
+class DescriptorFile(InputFile):
+    """A regular file open for reading, by its descriptor."""
 
-    What was read is of one version: a file that is written to in place between its opening and a read is
-    refused, since a mix of two contents may look whole.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], open_fd: Callable[[int], int] | None = None) -> None:
-        """Open `path`; `open_fd` does it, given the flags, where that takes more than the path.
-
-        Raises: MissingFileError when it is not there, may not be read, or is not a regular file.
-        """
-        self.path: Path = Path(path)
+    def _opened(self, status: os.stat_result) -> None:
+        """Take what `fd` says of it, from now on that one version."""
         self._lock = threading.Lock()
-        open_fd = open_fd or partial(os.open, self.path)
-        flags = os.O_RDONLY | system.O_NONBLOCK | system.O_PLAIN
-        try:
-            try:
-                self.fd = open_fd(flags)
-            except OSError as error:
-                if error.errno != errno.EMFILE or not system.allow_more_open_files():
-                    raise
-                self.fd = open_fd(flags)
-        except OSError as error:
-            raise unreadable(self.path, error) from None
-        status = os.fstat(self.fd)
-        if not stat.S_ISREG(status.st_mode):
-            os.close(self.fd)
-            kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise MissingFileError(f"cannot read: {kind}", str(self.path), "name a checkpoint file")
         self.size_bytes = status.st_size
-        self.identity = (status.st_dev, status.st_ino)
         self.version = version_of(status)
         self.memo = {}
-        reads.note(self.path, status)
 
     def check_unchanged(self) -> None:
         """Insist that nobody has written to the file since it was opened; a closed one was looked at before.
@@ -148,19 +132,6 @@ class LocalFile(InputFile):
         Raises: UnreadableError.
         """
         if self.fd >= 0 and version_of(os.fstat(self.fd)) != self.version:
-            raise changed(self.path)
-
-    def check_in_place(self) -> None:
-        """Insist that its path still leads to this file, unchanged.
-
-        Raises: UnreadableError.
-        """
-        self.check_unchanged()
-        try:
-            found = version_of(os.stat(self.path))
-        except OSError:
-            found = None
-        if found != self.version:
             raise changed(self.path)
 
     def read_at(self, offset_bytes: int, num_bytes: int) -> bytes:
@@ -213,7 +184,53 @@ class LocalFile(InputFile):
             self.fd = -1
 
 
-def unreadable(path: Path, error: OSError) -> UnreadableError:
+class LocalFile(DescriptorFile):
+    """A regular file open for reading; every read names its position, so threads can share it.
+
+    What was read is of one version: a file that is written to in place between its opening and a read is
+    refused, since a mix of two contents may look whole.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], open_fd: Callable[[int], int] | None = None) -> None:
+        """Open `path`; `open_fd` does it, given the flags, where that takes more than the path.
+
+        Raises: MissingFileError when it is not there, may not be read, or is not a regular file.
+        """
+        self.path: Path = Path(path)
+        open_fd = open_fd or partial(os.open, self.path)
+        flags = os.O_RDONLY | system.O_NONBLOCK | system.O_PLAIN
+        try:
+            try:
+                self.fd = open_fd(flags)
+            except OSError as error:
+                if error.errno != errno.EMFILE or not system.allow_more_open_files():
+                    raise
+                self.fd = open_fd(flags)
+        except OSError as error:
+            raise unreadable(self.path, error) from None
+        status = os.fstat(self.fd)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(self.fd)
+            kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise MissingFileError(f"cannot read: {kind}", str(self.path), "name a checkpoint file")
+        self._opened(status)
+        reads.note(self.path, status)
+
+    def check_in_place(self) -> None:
+        """Insist that its path still leads to this file, unchanged.
+
+        Raises: UnreadableError.
+        """
+        self.check_unchanged()
+        try:
+            found = version_of(os.stat(self.path))
+        except OSError:
+            found = None
+        if found != self.version:
+            raise changed(self.path)
+
+
+def unreadable(path: Location, error: OSError) -> UnreadableError:
     """The error of ours that says what the system said about reading `path`."""
     if error.errno == errno.ENOENT:
         return MissingFileError("no such file", str(path), "check the path")
@@ -270,6 +287,11 @@ class InputFolder(ABC):
     def size_bytes(self) -> int:
         """Of the files that were opened."""
         return sum(file.size_bytes for _, file in self._opened)
+
+    @property
+    def stored_bytes(self) -> int:
+        """The same: files in a folder are never compressed."""
+        return self.size_bytes
 
     @property
     def opened(self) -> set[str]:

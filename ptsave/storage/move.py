@@ -179,7 +179,7 @@ def _share(item: Move, output: OutputFile) -> None:
     source, target = item.source, item.target_offset
     if target is None or source.file is None or source.file.is_remote or not output.can_share:
         return
-    offset = source.offset_bytes + item.source_offset
+    offset = source.file.fd_offset_bytes + source.offset_bytes + item.source_offset
     num_bytes = item.num_bytes - item.num_bytes % system.CLONE_BYTES
     if num_bytes >= SMALL_BYTES and offset % system.CLONE_BYTES == target % system.CLONE_BYTES == 0:
         item.shared_bytes = output.share(source.file.fd, offset, num_bytes, target)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ptsave.core.address import Address, Location
-from ptsave.errors import MissingFileError
+from ptsave.core.address import Address, Location, is_named_as_archive, split_member
+from ptsave.errors import MissingFileError, RefusedError
 from ptsave.storage import atomic, atomic_folder
 from ptsave.storage.files import InputFile, InputFolder, LocalFile, LocalFolder
 from ptsave.storage.output import OutputFile, OutputFolder
@@ -32,6 +33,40 @@ def open_input(where: Location) -> InputFile | InputFolder:
     if os.path.isdir(where):  # unlike Path.is_dir, never raises: a name may be too long
         return LocalFolder(where)
     return LocalFile(where)
+
+
+def open_outer(where: Location) -> tuple[InputFile | InputFolder, str]:
+    """Open what is at `where`, or the archive that has it, with the name of the member; that is empty where
+    `where` itself is open.
+
+    A path is what it says where there is such a file, whatever is in its name. Of an address the archive is
+    looked for first: its name mostly says no more than where it is.
+
+    Raises: as `open_input`.
+    """
+    *archives, (_, _) = split_member(where)
+    if isinstance(where, Address):
+        return _open_outer_address(where) if where.member else (open_input(where), "")
+    if archives and not os.path.lexists(where):
+        for archive, member in archives:
+            if os.path.isfile(str(archive)):
+                return open_input(archive), member
+    return open_input(where), ""
+
+
+def _open_outer_address(address: Address) -> tuple[InputFile | InputFolder, str]:
+    (archive, member), (whole, _) = split_member(address)
+    try:
+        found = open_input(archive)
+        if isinstance(found, InputFile):
+            return found, member
+        found.close()
+        raise MissingFileError("no such object", str(archive), "check the address")
+    except MissingFileError as error:
+        try:
+            return open_input(whole), ""
+        except MissingFileError:
+            raise error from None
 
 
 def open_file(where: Location) -> InputFile:
@@ -63,6 +98,7 @@ def check_file_destination(where: Location, *, overwrite: bool = False) -> None:
 
     Raises: RefusedError where it was read; ExistsError; WriteError.
     """
+    where = _own_name(where)
     if isinstance(where, Address):
         _uploading(where).check_file(where, overwrite=overwrite)
     else:
@@ -84,6 +120,7 @@ def replacing_file(
 
     Raises: ExistsError; WriteError.
     """
+    where = _own_name(where)
     if isinstance(where, Address):
         way = _uploading(where)
         return way.replacing_file(where, num_bytes, overwrite=overwrite, before_rename=before_rename)
@@ -107,6 +144,7 @@ def check_folder_destination(where: Location, *, overwrite: bool = False) -> Non
 
     Raises: ExistsError when it has content; RefusedError where some of that was read; WriteError.
     """
+    where = _own_name(where)
     if isinstance(where, Address):
         _uploading(where).check_folder(where, overwrite=overwrite)
     else:
@@ -128,11 +166,29 @@ def replacing_folder(
 
     Raises: ExistsError; WriteError.
     """
+    where = _own_name(where)
     if isinstance(where, Address):
         return _uploading(where).replacing_folder(where, overwrite=overwrite, before_commit=before_commit)
     return atomic_folder.replacing_folder(
         where, num_bytes, overwrite=overwrite, sync=sync, before_commit=before_commit
     )
+
+
+def _own_name(where: Location) -> Location:
+    """`where`, which must be the name of something of its own, and not of a member of an archive.
+
+    Raises: RefusedError.
+    """
+    *archives, (whole, _) = split_member(where)
+    is_there = isinstance(where, Path) and os.path.lexists(where)
+    for archive, _ in archives if not is_there else ():
+        if is_named_as_archive(archive) or (isinstance(archive, Path) and os.path.isfile(archive)):
+            raise RefusedError(
+                "nothing is written into an archive",
+                str(where),
+                "write a file of its own, then pack it (zip -0, or tar -rf)",
+            )
+    return whole
 
 
 def _uploading(address: Address) -> Uploading:

@@ -10,7 +10,7 @@ from ptsave.config.model import NamedCode
 from ptsave.config.recorded import told_by
 from ptsave.core.accounts import LeftOut
 from ptsave.core.address import Address, Location
-from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.checkpoint import Checkpoint, Wrapping
 from ptsave.core.names import MAX_ALIAS_CHARS, expect_matches, hint_for, matches
 from ptsave.core.nodes import GlobalUse, TensorEntry
 from ptsave.core.record import Record
@@ -67,7 +67,10 @@ class Inspection:
 
     path: Location
     format: str
+    wrapped_in: Sequence[Wrapping]
+    """What the file lies in, the outermost first."""
     file_bytes: int | None
+    """Of the file itself, unpacked."""
     rows: Sequence[TensorRow]
     """What `--filter`, `--sort` and `--limit` leave."""
     num_hidden: int
@@ -160,6 +163,7 @@ def inspect(
     return Inspection(
         path=checkpoint.path,
         format=checkpoint.format,
+        wrapped_in=checkpoint.wrappings,
         file_bytes=_file_bytes(checkpoint),
         rows=shown,
         num_hidden=len(rows) - len(shown),

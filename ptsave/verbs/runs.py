@@ -49,7 +49,7 @@ def is_run(path: Location) -> bool:
     if isinstance(
         path, Address
     ):  # to list takes a request: not of what is named as a file, nor of a repository
-        is_folder = not path.suffix and path.scheme not in (*WEB, HUB)
+        is_folder = not path.suffix and not path.member and path.scheme not in (*WEB, HUB)
     else:
         is_folder = os.path.isdir(path)
     if not (is_folder and run_folder.is_run(path)):

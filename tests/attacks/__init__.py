@@ -19,6 +19,7 @@ from . import (
     old_formats,
     safetensors_lies,
     sparse,
+    wrapped_lies,
     zip_lies,
 )
 from .registry import ATTACKS, DESCRIBED, REFUSED, SHOWN, Attack
@@ -44,5 +45,6 @@ __all__ = [
     "old_formats",
     "safetensors_lies",
     "sparse",
+    "wrapped_lies",
     "zip_lies",
 ]

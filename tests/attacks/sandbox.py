@@ -16,6 +16,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,6 +155,7 @@ def _serve() -> None:
 def warm() -> None:
     """Run one command here, so that what it imports late is there before the first fork."""
     main = importlib.import_module("ptsave.cli.app").main
+    tempfile.gettempdir()  # finds out by writing to it
     sys.argv = ["ptsave", "inspect", str(Path(__file__) / "missing"), "--quiet"]
     with open(os.devnull, "w") as nowhere, contextlib.suppress(SystemExit):
         kept = sys.stderr
@@ -213,6 +215,8 @@ def _suspicious(event: str, details: Any, cwd: str) -> str:
             os.O_WRONLY | os.O_RDWR
         )
         inside = isinstance(path, (str, bytes, int)) and _is_inside(path, cwd)
+        # a folder can be opened for writing only to make a file in it that has no name, and leaves no trace
+        inside = inside or (isinstance(path, (str, bytes)) and os.path.isdir(path))
         return "" if not writes or inside else f"open for writing: {path!r}"
     if event == "compile":
         source = details[0] if isinstance(details[0], (str, bytes)) else ""

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import zstandard
 from torch.package import PackageExporter
 
 from ptsave.errors import UnknownFormatError, UnreadableError
@@ -53,7 +54,7 @@ FILES = {
     "gzip": gzip.compress(b"x"),
     "bzip2": bz2.compress(b"x"),
     "xz": lzma.compress(b"x"),
-    "zstd": b"\x28\xb5\x2f\xfd" + bytes(20),
+    "zstd": zstandard.compress(b"x"),
     "zlib": zlib.compress(b"x"),
     "7z": b"7z\xbc\xaf\x27\x1c" + bytes(20),
     "tar archive": tarred(),

@@ -63,8 +63,8 @@ class Machine:
         self.data = b""
         self.shapes = shapes
         self.where = where
-        file_bytes = source.num_bytes - start if source.file is not None else 0
-        whole_bytes = source.file.size_bytes if source.file is not None else 0
+        whole_bytes = source.file.stored_bytes if source.file is not None else 0
+        file_bytes = min(source.num_bytes - start, whole_bytes)
         times = max(shapes.room, room(whole_bytes))  # a zip's records lie beside their pickle
         self.budget = Budget(where, max(times * MAX_UNITS, file_bytes // FILE_BYTES_PER_UNIT))
         self.max_code_bytes = max(shapes.room * MAX_CODE_BYTES, file_bytes)

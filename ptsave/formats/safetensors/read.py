@@ -105,7 +105,7 @@ def read_header(file: InputFile) -> tuple[dict[str, TensorEntry], dict[str, str]
         raise CorruptError(
             f"truncated: the header has {header_bytes} bytes, the file {file.size_bytes}", where, _TRUNCATED
         )
-    times = room(file.size_bytes)
+    times = room(file.stored_bytes)
     text = file.read_at(8, header_bytes)
     if (described := text.count(b'"data_offsets"')) > times * MAX_TENSORS:  # before any of them is made
         raise LimitError("tensors", times * MAX_TENSORS, described, where)

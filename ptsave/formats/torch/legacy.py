@@ -140,7 +140,7 @@ class LegacyStorages:
     def _root(self, key: Key, name: str, dtype: DType, count: int) -> StorageNode:
         root = self._roots.get(key)
         if root is None:
-            most = room(self.file.size_bytes) * MAX_STORAGES
+            most = room(self.file.stored_bytes) * MAX_STORAGES
             if len(self._roots) >= most:
                 raise LimitError("storages", most, "more")
             num_bytes = count * dtype.itemsize

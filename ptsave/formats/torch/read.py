@@ -88,7 +88,7 @@ def read(file: InputFile) -> Checkpoint:
         loaded = load_pickle(directory, f"{top}data.pkl", ZipStorages(directory, f"{top}data/", big_endian))
         record = None
         if top + FILE_NAME in directory.entries:
-            most = min(max(MAX_BYTES, file.size_bytes), LONGEST_BYTES)
+            most = min(max(MAX_BYTES, file.stored_bytes), LONGEST_BYTES)
             record = Record.from_json(directory.read(top + FILE_NAME, most), str(file.path))
         checkpoint = Checkpoint(
             FORMAT.name,

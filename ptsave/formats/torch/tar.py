@@ -101,7 +101,7 @@ class _Reader:
         value = self.pickle()
         if type(value) is not int or value < 0:
             raise self.corrupt("a number of things is malformed")
-        most = room(self.file.size_bytes) * MAX_TENSORS
+        most = room(self.file.stored_bytes) * MAX_TENSORS
         if value > most:
             raise LimitError("tensors", most, value, self.where)
         return value

@@ -97,7 +97,7 @@ def find_directory(archive: Archive) -> tuple[int, int, int]:
         raise archive.corrupt("the zip directory does not end where the end record begins")
     if not count * LISTED.size <= num_bytes:
         raise archive.corrupt(f"the zip directory of {num_bytes} bytes cannot hold {count} entries")
-    times = room(archive.file.size_bytes)
+    times = room(archive.file.stored_bytes)
     if num_bytes > times * MAX_DIRECTORY_BYTES:
         raise LimitError("directory_bytes", times * MAX_DIRECTORY_BYTES, num_bytes, str(archive.file.path))
     if count > times * MAX_ENTRIES:
@@ -168,6 +168,7 @@ def parse_directory(archive: Archive, block: bytes, count: int) -> tuple[list[Zi
         entries.append(ZipEntry(name, method, known, packed, unpacked, offset, -1, unmarked))
         positions.append(at)
         at = after
+    deflated_bytes = min(deflated_bytes, archive.file.stored_bytes)  # they may have been inflated themselves
     check_inflated_total(deflated_bytes, inflated_bytes, str(archive.file.path))
     if at != end:
         raise archive.corrupt(f"the zip directory holds more than the {count} entries that it counts")

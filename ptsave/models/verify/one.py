@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ptsave.core.address import Location
 from ptsave.core.verdict import Verdict
+from ptsave.errors import RefusedError
 from ptsave.formats import open_checkpoint
 from ptsave.verbs import verify as verb
 from ptsave.verbs.checks.subject import Asked, Subject
@@ -62,6 +63,9 @@ def verify_path(request: Request, listener: Listener) -> Outcome:
     asked, start = request.asked, time.monotonic()
     with ExitStack() as opened:
         source = opened.enter_context(open_checkpoint(request.path))
+        if asked.records and source.wrappings:
+            what = f"nothing is written into a {source.wrappings[0].described}"
+            raise RefusedError(what, str(source.path), "convert it to a file of its own, and record there")
         other = opened.enter_context(open_checkpoint(asked.other)) if asked.other is not None else None
         model = None
         if asked.has_model:

@@ -46,15 +46,18 @@ def map_tensors(
             tensors[name] = read_tensor(entry)
             continue
         needed = align_bytes or (GROUPED_BYTES if len(entry.shape) > 2 else 1)
-        start = storage.offset_bytes + entry.offset * dtype.itemsize
-        if start % needed or storage.offset_bytes % dtype.itemsize:
+        begin = storage.file.fd_offset_bytes + storage.offset_bytes
+        if (begin + entry.offset * dtype.itemsize) % needed or begin % dtype.itemsize:
             tensors[name] = read_tensor(entry)
             continue
         if id(storage) not in bytes_of:
             if storage.file.fd not in maps:
                 maps[storage.file.fd] = _mapped(storage.file, storage)
             bytes_of[id(storage)] = torch.frombuffer(
-                maps[storage.file.fd], dtype=torch.uint8, count=num_bytes, offset=storage.offset_bytes
+                maps[storage.file.fd],
+                dtype=torch.uint8,
+                count=num_bytes,
+                offset=begin,
             )
         memory = bytes_of[id(storage)].untyped_storage()
         tensors[name] = torch.empty(0, dtype=dtype).set_(memory, entry.offset, entry.shape, entry.strides)
@@ -73,8 +76,8 @@ def map_apart(entries: Mapping[str, TensorEntry], align_bytes: int | None = None
 
 
 def _mapped(file: File, storage: Storage) -> mmap.mmap:
-    """The whole file, privately."""
+    """The file, and what lies before it where it is a part of another, privately."""
     try:
-        return mmap.mmap(file.fd, file.size_bytes, access=mmap.ACCESS_COPY)
+        return mmap.mmap(file.fd, file.fd_offset_bytes + file.size_bytes, access=mmap.ACCESS_COPY)
     except ValueError:  # it ends before that by now
         raise file.too_short(storage.offset_bytes, storage.num_bytes) from None
