@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
 from ptsave.core.address import Location
 from ptsave.core.global_names import described
+from ptsave.core.tree import are_scalars
 from ptsave.verbs.jsonable import jsonable
 
 if TYPE_CHECKING:
@@ -21,11 +26,16 @@ if TYPE_CHECKING:
     from ptsave.verbs.runs import RunInspection
 
 SCHEMA_VERSION = 1
+Each = Callable[[Iterable[Any]], Any]
+"""What holds the items of a long array: `list`, or `iter` where they are made as `pieces` writes them."""
+_AT_ONCE = 1000
+"""How many items are written at a time; an item that has more itself is written in pieces of its own."""
 
 
-def inspection(result: Inspection) -> dict[str, Any]:
+def inspection(result: Inspection, each: Each = list) -> dict[str, Any]:
     """The object of `inspect --json` for one path."""
-    measured = {} if result.stats is None else {"stats": [jsonable(one) for one in result.stats]}
+    measured = {} if result.stats is None else {"stats": each(jsonable(one) for one in result.stats)}
+    data = result.data if each is iter else {name: jsonable(value) for name, value in result.data.items()}
     return {
         "path": str(result.path),
         "format": result.format,
@@ -34,15 +44,15 @@ def inspection(result: Inspection) -> dict[str, Any]:
         "num_tensors": result.num_tensors,
         "num_elements": result.num_elements,
         "num_bytes": result.num_bytes,
-        "tensors": [_tensor(row) for row in result.rows],
+        "tensors": each(_tensor(row) for row in result.rows),
         "dtypes": [jsonable(share) for share in result.dtypes],
-        "data": {name: jsonable(value) for name, value in result.data.items()},
+        "data": data,
         "metadata": jsonable({k: v for k, v in result.metadata.items() if k != "ptsave"}),
         "globals": described(result.globals.values()),
         "record": jsonable(result.record),
         "record_imports": [jsonable(code) for code in result.named_code],
         "training": jsonable(result.training),
-        "left_out": [jsonable(left) for left in result.left_out],
+        "left_out": each(jsonable(left) for left in result.left_out),
         "notes": list(result.notes),
         **measured,
     }
@@ -61,10 +71,11 @@ def run(result: RunInspection) -> dict[str, Any]:
     }
 
 
-def differences(result: Diff, a: Location, b: Location) -> dict[str, Any]:
+def differences(result: Diff, a: Location, b: Location, each: Each = list) -> dict[str, Any]:
     """The object of `inspect --diff --json`."""
-    fields = jsonable(result)
-    fields["tensors"] = [jsonable(tensor) for tensor in result.different]
+    fields = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
+    fields["tensors"] = each(jsonable(tensor) for tensor in result.different)
+    fields["data_changed"] = each(jsonable(change) for change in result.data_changed)
     return {"a": str(a), "b": str(b), "same": result.is_same, "num_compared": len(result.tensors), **fields}
 
 
@@ -128,13 +139,13 @@ def converted(result: Conversion) -> dict[str, Any]:
     }
 
 
-def verdict(result: Verdict, path: Location) -> dict[str, Any]:
+def verdict(result: Verdict, path: Location, each: Each = list) -> dict[str, Any]:
     """The object of `verify --json`."""
     return {
         "path": str(path),
         "verdict": result.answer,
         "cause": result.cause,
-        "findings": [_finding(finding) for finding in result.findings],
+        "findings": each(_finding(finding) for finding in result.findings),
         "growth": [jsonable(departure) for departure in result.growth],
     }
 
@@ -185,4 +196,45 @@ def versioned(document: dict[str, Any]) -> dict[str, Any]:
 
 def text(document: dict[str, Any]) -> str:
     """One line of pure ASCII JSON, with the schema version in front."""
-    return json.dumps(versioned(document), ensure_ascii=True, allow_nan=False)
+    return "".join(pieces(versioned(document)))
+
+
+def pieces(value: Any) -> Iterator[str]:
+    """The text of a container in JSON, of pure ASCII, in pieces of some size however long it is.
+
+    A generator is an array whose items are made as they are written.
+    """
+    is_object = isinstance(value, Mapping)
+    items = iter(value.items() if is_object else value)
+    separator = ""
+    yield "{" if is_object else "["
+    while taken := list(islice(items, _AT_ONCE)):
+        for chunk in _apart(taken, is_object):
+            yield separator
+            if len(chunk) == 1 and _is_long(chunk[0][1] if is_object else chunk[0], is_object):
+                yield f"{_dumps(str(chunk[0][0]))}: " if is_object else ""
+                yield from pieces(chunk[0][1] if is_object else chunk[0])
+            else:
+                yield _dumps(dict(chunk) if is_object else chunk)[1:-1]
+            separator = ", "
+    yield "}" if is_object else "]"
+
+
+def _apart(items: list[Any], is_object: bool) -> Iterator[list[Any]]:
+    """`items`, those that are long each by itself."""
+    values = [value for _, value in items] if is_object else items
+    if are_scalars(values) or not any(_is_long(value, is_object) for value in values):
+        yield items
+    else:
+        yield from ([item] for item in items)
+
+
+def _is_long(value: Any, is_in_object: bool) -> bool:
+    """Whether `value` is written in pieces: what is inside of it may be long, or is not made yet."""
+    if isinstance(value, Mapping):
+        return is_in_object or any(isinstance(item, GeneratorType) for item in value.values())
+    return isinstance(value, GeneratorType) or (isinstance(value, (list, tuple)) and len(value) > _AT_ONCE)
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(jsonable(value), ensure_ascii=True, allow_nan=False)

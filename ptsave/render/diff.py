@@ -13,7 +13,7 @@ from ptsave.verbs.diff import Diff, describe
 def show_differences(mode: Mode, result: Diff, a: Location, b: Location) -> None:
     """What `inspect --diff` prints."""
     if mode.json:
-        document(as_json.differences(result, a, b))
+        document(as_json.differences(result, a, b, iter))
         return
     if prefix := result.prefix:
         where = b if result.only_in_b[0].startswith(prefix) else a

@@ -38,7 +38,7 @@ class Inspections:
     def checkpoint(self, result: Inspection, *, tree: bool = False) -> None:
         """Show a checkpoint, by module with `tree`, or the statistics of its tensors where it has them."""
         if self.mode.json:
-            self._documents.append(as_json.inspection(result))
+            self._documents.append(as_json.inspection(result, iter))
         else:
             _show_checkpoint(result, tree)
             self._part()
@@ -58,7 +58,8 @@ class Inspections:
     def end(self) -> None:
         """Print the JSON object."""
         if self.mode.json:
-            document({"files": self._documents} if self.many else self._documents[0])
+            every = (fields for fields in self._documents)
+            document({"files": every} if self.many else self._documents[0])
 
 
 def _show_checkpoint(result: Inspection, tree: bool) -> None:

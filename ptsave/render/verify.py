@@ -61,7 +61,7 @@ def show_recorded(mode: Mode, result: Recorded) -> None:
 def show_verdict(mode: Mode, result: Verdict, path: Location) -> None:
     """What `verify` prints: the findings, and the verdict on the last line."""
     if mode.json:
-        document(as_json.verdict(result, path))
+        document(as_json.verdict(result, path, iter))
         return
     if not mode.quiet:
         _findings(result, mode)

@@ -33,7 +33,7 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, (bytes, bytearray, memoryview)):
         return {"bytes": bytes(value[:MAX_BYTES_SHOWN]).hex(), "num_bytes": len(value)}
     if isinstance(value, (list, tuple)):
-        return [jsonable(item) for item in value]
+        return value if _is_plain(value) else [jsonable(item) for item in value]
     if isinstance(value, (set, frozenset)):
         return sorted((jsonable(item) for item in value), key=repr)
     if isinstance(value, Mapping):
@@ -56,3 +56,16 @@ def jsonable(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
     return repr(value)
+
+
+def _is_plain(values: list[Any] | tuple[Any, ...]) -> bool:
+    """Whether JSON holds all of `values`, of which a file may have millions, as they are."""
+    kinds = {*map(type, values)}
+    if not kinds <= _PLAIN:
+        return False
+    if int in kinds and any(abs(value) >> MAX_INT_BITS for value in values if type(value) is int):
+        return False
+    return float not in kinds or all(math.isfinite(value) for value in values if type(value) is float)
+
+
+_PLAIN = frozenset((type(None), bool, int, float, str))
