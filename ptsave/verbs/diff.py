@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import cmath
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import eq, is_
 from typing import Any
 
 from ptsave.core.checkpoint import Checkpoint, check_viewed
@@ -15,6 +15,7 @@ from ptsave.core.nodes import Global, Opaque, TensorEntry
 from ptsave.core.parts.candidates import EXTRA_STATE
 from ptsave.core.parts.select import Content, content
 from ptsave.core.storage import Storage
+from ptsave.core.tree import SCALARS, are_scalars
 from ptsave.core.values.compare import EXACT, ValueDiff, compare
 from ptsave.core.values.numbers import has_values, values_per_element
 from ptsave.formats.pickle.shapes import Payload
@@ -278,8 +279,10 @@ def _why_not(a: TensorEntry, b: TensorEntry) -> str:
 
 def _same_leaf(a: Any, b: Any) -> bool:
     """Whether two leaves say the same: NaN is NaN, 1 is not 1.0 and not True, a list may be a tuple."""
+    if type(a) is type(b) and type(a) in SCALARS:  # a list of which may have millions
+        return bool(a == b or (a != a and b != b))
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-        return len(a) == len(b) and all(map(_same_leaf, a, b))
+        return len(a) == len(b) and (_are_same_scalars(a, b) or all(map(_same_leaf, a, b)))
     if isinstance(a, dict) and isinstance(b, dict):
         # Only empty ones, and ones that hold themselves, are leaves.
         return bool(a) == bool(b)
@@ -292,10 +295,12 @@ def _same_leaf(a: Any, b: Any) -> bool:
         return not (a.is_call_of_scalars and b.is_call_of_scalars) or _same_leaf(a.args, b.args)
     if isinstance(a, Global) and isinstance(b, Global):
         return a.name == b.name
-    if type(a) is not type(b):
-        return False
-    is_nan = isinstance(a, (float, complex)) and cmath.isnan(a) and cmath.isnan(b)
-    return is_nan or bool(a == b)
+    return type(a) is type(b) and bool(a == b)
+
+
+def _are_same_scalars(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    """Whether two sequences of one length hold the same plain data, without a step for each of millions."""
+    return are_scalars(a) and all(map(is_, map(type, a), map(type, b))) and all(map(eq, a, b))
 
 
 def _same_bytes(a: Storage, b: Storage) -> bool:

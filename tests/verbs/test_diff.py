@@ -273,6 +273,25 @@ def test_data() -> None:
     assert diff_of(a, a).is_same
 
 
+SEQUENCES: dict[str, tuple[Any, Any, bool]] = {
+    "equal": ([1, 2.5, None, "a", NAN], [1, 2.5, None, "a", math.nan * 1], True),
+    "a tuple": ([1, 2], (1, 2), True),
+    "another NaN": ([float("nan")], [float("nan")], True),
+    "NaN against a number": ([NAN], [1.0], False),
+    "an integer and a float": ([1, 2], [1, 2.0], False),
+    "an integer and a bool": ([1], [True], False),
+    "a complex NaN": ([complex(0, NAN)], [complex(1, NAN)], True),
+    "longer": ([1], [1, 1], False),
+    "nested": ([1, [2, [3]]], [1, [2, [3]]], True),
+    "nested otherwise": ([1, [2, [3]]], [1, [2, [4]]], False),
+}
+
+
+@pytest.mark.parametrize(("a", "b", "is_same"), SEQUENCES.values(), ids=SEQUENCES)
+def test_sequences_of_data(a: Any, b: Any, is_same: bool) -> None:
+    assert diff_of({"x": a}, {"x": b}).is_same is is_same
+
+
 def test_progress_adds_up_to_both_sides() -> None:
     base = torch.zeros(2 * BLOCK_BYTES, dtype=torch.uint8)
     late = base.clone()

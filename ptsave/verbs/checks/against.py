@@ -26,9 +26,11 @@ def against(subject: Subject) -> Iterator[Finding]:
         yield Finding("against", "fail", name, Kind.ONLY_HERE, facts=there)
     for name in found.only_in_b:
         yield Finding("against", "fail", name, Kind.ONLY_THERE, facts=there)
-    close = [tensor for tensor in found.different if allowed is not None and tensor.is_close]
+    close = []
     for tensor in found.different:
-        if tensor not in close:
+        if allowed is not None and tensor.is_close:
+            close.append(tensor)
+        else:
             yield Finding("against", "fail", tensor.name, Kind.UNEQUAL, facts={"how": describe(tensor)})
     for names in found.ties_broken:
         yield Finding("against", "warn", names[0], Kind.TIED_HERE, facts={"others": ", ".join(names[1:])})
