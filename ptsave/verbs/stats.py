@@ -80,7 +80,8 @@ def stats(
                 progress(entry.num_bytes)
         else:
             done[entry.view] = _tensor_stats(entry, progress)
-        yield replace(done[entry.view], name=entry.name)
+        found = done[entry.view]
+        yield found if found.name == entry.name else replace(found, name=entry.name)
 
 
 Counts = dict[Any, tuple[int, int]]
@@ -123,11 +124,13 @@ def _chosen(checkpoint: Checkpoint, names: Iterable[str] | None) -> list[TensorE
 
 def _tensor_stats(entry: TensorEntry, progress: Progress | None) -> TensorStats:
     elements, repeats = any_order(entry)
-    sums = _Sums()
+    sums: _Sums | None = None
     for block in blocks(elements, BLOCK_ELEMENTS * entry.dtype.itemsize):
-        sums = _merged(sums, _sums(block))
+        more = _sums(block)
+        sums = more if sums is None else _merged(sums, more)
         if progress:
             progress(len(block) * entry.dtype.itemsize // values_per_element(entry.dtype) * repeats)
+    sums = sums or _Sums()
     n = sums.finite * repeats
     return TensorStats(
         name=entry.name,

@@ -122,9 +122,9 @@ def any_order(entry: TensorEntry) -> tuple[TensorEntry, int]:
 
     A transposed tensor becomes contiguous, an expanded one (stride 0) as small as its storage.
     """
-    repeats = math.prod(size for size, stride in zip(entry.shape, entry.strides, strict=True) if stride == 0)
-    if not entry.num_elements:
+    if entry.is_contiguous:
         return entry, 1
+    repeats = math.prod(size for size, stride in zip(entry.shape, entry.strides, strict=True) if stride == 0)
     dims = zip(entry.strides, entry.shape, strict=True)
     kept = sorted(((stride, size) for stride, size in dims if stride and size > 1), reverse=True)
     shape, strides = tuple(size for _, size in kept), tuple(stride for stride, _ in kept)
