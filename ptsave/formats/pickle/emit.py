@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -296,9 +296,15 @@ class Emitter:
             self._out += b"e"
 
     def _elements(self, value: Sequence[Any], path: Path) -> None:
-        if {*map(type, value)} <= _CONSTANT_TYPES:  # a byte each: a small file may have millions
+        kinds = {*map(type, value)}
+        spelled: Mapping[Any, bytes] | None = None  # of a byte or two each, as a small file may have millions
+        if kinds <= _CONSTANT_TYPES:
+            spelled = _CONSTANTS
+        elif kinds == {int} and min(value) >= 0 and max(value) <= 0xFF:
+            spelled = _BYTES
+        if spelled is not None:
             for start in range(0, len(value), _AT_ONCE):
-                self._out += b"".join(map(_CONSTANTS.__getitem__, value[start : start + _AT_ONCE]))
+                self._out += b"".join(map(spelled.__getitem__, value[start : start + _AT_ONCE]))
             return
         for i, item in enumerate(value):
             emit = _SCALARS.get(type(item))
@@ -399,6 +405,7 @@ _SCALARS: dict[type, Callable[[Emitter, Any, Path], None]] = {
 }
 _CONSTANTS = {None: b"N", True: b"\x88", False: b"\x89"}
 _CONSTANT_TYPES = {bool, type(None)}
+_BYTES = {value: b"K%c" % value for value in range(0x100)}
 _AT_ONCE = 1024
 """How many constants are joined at a time: that takes 100 bytes for each."""
 _CONTAINERS: dict[type, Callable[[Emitter, Any, Path], None]] = {

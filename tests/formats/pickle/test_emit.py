@@ -63,8 +63,10 @@ def test_more_objects_than_a_byte_can_number() -> None:
 
 
 def test_long_lists_of_constants_are_what_they_were() -> None:
-    constants = [None, True, False] * 2000
-    assert pickle.loads(emit([constants, tuple(constants)])) == [constants, tuple(constants)]
+    for constants in ([None, True, False] * 2000, [*range(0x100)] * 20, [1, True] * 2000, [*range(0x101)]):
+        made = pickle.loads(emit([constants, tuple(constants)]))
+        assert made == [constants, tuple(constants)]
+        assert [*map(type, made[0])] == [*map(type, constants)]
     assert emit([None, True, False]) == b"\x80\x02]q\x00(N\x88\x89e."
 
 
