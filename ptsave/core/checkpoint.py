@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from ptsave.core.accounts import Accounting, Accounts, account
 from ptsave.core.address import Location
+from ptsave.core.caps import SMALL_FILE_TENSORS, room
 from ptsave.core.finding import Finding
 from ptsave.core.nodes import GlobalUse, TensorEntry
 from ptsave.core.own_process import no_garbage_collection
@@ -181,6 +182,7 @@ class Checkpoint:
         data: dict[str, Any] = {}
         times: dict[str, int] = {}
         most = max(MAX_LEAVES, self.source_bytes // FILE_BYTES_PER_LEAF)
+        most_tensors = SMALL_FILE_TENSORS if room(self.source_bytes) == 1 else most
         with no_garbage_collection():
             try:
                 most_chars = max(MAX_NAME_CHARS, self.source_bytes // 4)
@@ -189,6 +191,8 @@ class Checkpoint:
                     if isinstance(leaf, TensorEntry):
                         name = _unused(name, tensors, times)
                         tensors[name] = leaf.named(name)
+                        if len(tensors) > most_tensors:
+                            raise LimitError("tensors", most_tensors, "more")
                     elif place is not None or leaf != {}:  # an empty state dict has no leaves
                         data[_unused(name, data, times)] = leaf
                     if len(tensors) + len(data) > most:

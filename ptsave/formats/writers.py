@@ -39,7 +39,7 @@ class Writer:
     """Whether it divides the tensors among files of a size."""
     keeps_record: bool = True
     """Whether it has a place for ptsave's record."""
-    max_small_file_tensors: int = 125_000
+    max_small_file_tensors: int = 80_000
     """Cap on the tensors out of a small file, whose few bytes can name many.
 
     A larger file may have as many as its reader lists."""

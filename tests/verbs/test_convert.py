@@ -288,15 +288,22 @@ def test_what_each_rank_has_of_its_own_is_not_left_behind(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("target", "most"), [("pt", 125_000), ("dcp", 60_000)])
-def test_a_small_file_of_very_many_tensors(target: str, most: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("target", "cap", "most"),
+    [
+        ("pt", "tensors", 100_000),
+        ("pt", "converted_tensors", 80_000),
+        ("dcp", "converted_tensors", 60_000),
+    ],
+)
+def test_a_small_file_of_very_many_tensors(target: str, cap: str, most: int, tmp_path: Path) -> None:
     """Each takes a writer some time and memory, and six bytes of safetensors' header more than a name."""
     names = [f"{i:x}" for i in range(most + 1)]
     header = {name: tf.info("U8", (0,), (0, 0)) for name in names}
     path = tmp_path / "a.safetensors"
     path.write_bytes(tf.safetensors(header))
     assert path.stat().st_size < 16 * 1024**2
-    with open_checkpoint(path) as checkpoint, pytest.raises(LimitError, match=f"converted_tensors = {most}"):
+    with open_checkpoint(path) as checkpoint, pytest.raises(LimitError, match=f" {cap} = {most} "):
         convert(
             [checkpoint],
             tmp_path / "out",
