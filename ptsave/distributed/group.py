@@ -120,6 +120,15 @@ class Group:
                 dist.all_gather_object(values, value, group=self.handle)
         return values
 
+    def gather_to_first(self, value: T) -> list[T]:
+        """Every rank's value, by rank, on rank 0, whose own is not sent; nothing on the others."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.size if self.is_first else None
+        with self._meeting() as dist:
+            dist.gather_object(None if self.is_first else value, values, dst=0, group=self.handle)
+        return [] if values is None else [value, *values[1:]]
+
     def from_first(self, make: Callable[[], T]) -> T:
         """What `make` returns on rank 0, on every rank; only rank 0 calls it.
 

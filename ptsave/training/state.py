@@ -16,6 +16,7 @@ from ptsave.core.parts.kinds import scheduler_kind
 from ptsave.errors import LossyError, UsageError
 from ptsave.models.weights.sharded import reshard_parameters
 from ptsave.training import rng as training_rng
+from ptsave.training.apart.table import BUFFER, GENERATOR, SHARD, WEIGHTS
 from ptsave.training.keys import UNSYNCHRONISED, canonical
 from ptsave.training.members import (
     BASE_RATES,
@@ -58,7 +59,6 @@ from ptsave.training.optimizers.state import (
     state_of_part,
 )
 from ptsave.training.plain_data import as_plain_data, first_inert, like
-from ptsave.training.rank_values import BUFFER, GENERATOR, SHARD, WEIGHTS
 from ptsave.training.undo import Step, apply_all
 
 

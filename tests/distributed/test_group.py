@@ -90,6 +90,7 @@ dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=3)
 group = training_group()
 assert training_group(group) is group
 assert group.gather(rank) == [0, 1, 2]
+assert group.gather_to_first(rank) == ([0, 1, 2] if rank == 0 else [])
 assert group.largest(rank) == 2
 assert group.from_first(lambda: rank) == 0
 if rank == 1:
@@ -134,7 +135,7 @@ def test_a_rank_that_does_not_come_is_named(tmp_path: Path, case: str, hint: str
 
 
 def test_a_process_alone_is_its_own_group() -> None:
-    assert ALONE.gather("x") == ["x"]
+    assert ALONE.gather("x") == ALONE.gather_to_first("x") == ["x"]
     assert ALONE.from_first(lambda: "y") == "y"
     assert ALONE.largest(3) == 3
     ALONE.meet()

@@ -27,9 +27,11 @@ from ptsave.errors import (
 )
 from ptsave.formats.run_folder import FOLDER, RunFile, file_name
 from ptsave.models.weights.sharded import has_sharded
+from ptsave.training.apart.divide import Division, divide
+from ptsave.training.apart.restore import Live, live_paths, state_of
+from ptsave.training.apart.table import WEIGHTS, few
 from ptsave.training.items import Path as ItemPath
 from ptsave.training.preemption import Signals
-from ptsave.training.rank_values import WEIGHTS, Division, Live, divide, few, live_paths, state_of
 from ptsave.training.runs.background import Background
 from ptsave.training.runs.contents import step_of, tree_of
 from ptsave.training.runs.files import RunFiles

@@ -36,8 +36,8 @@ from ptsave.models.environment import environment
 from ptsave.models.weights.live import refused_kind
 from ptsave.storage.atomic_folder import LocalOutputFolder
 from ptsave.storage.files import LocalFolder
+from ptsave.training.apart.divide import Division
 from ptsave.training.items import Path
-from ptsave.training.rank_values import Division
 from ptsave.training.runs.files import RunFiles
 from ptsave.training.runs.snapshot import HostMemory
 

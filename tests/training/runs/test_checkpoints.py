@@ -25,7 +25,7 @@ import ptsave
 from ptsave.errors import CorruptError, LossyError, PtsaveError, RefusedError, UsageError, WriteError
 from ptsave.formats.run_folder import read_run_file
 from ptsave.storage.temporary import SUFFIX
-from ptsave.training.rank_values import state_of
+from ptsave.training.apart.restore import state_of
 from ptsave.training.runs import files
 from ptsave.training.runs.checkpoints import Checkpoints
 

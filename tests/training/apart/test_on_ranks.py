@@ -17,7 +17,7 @@ from tests.distributed.launch import TORCHRUN, environment, ptsave, torchrun
 pytestmark = pytest.mark.slow
 
 Case = dict[str, Any]
-MODULE = "tests.training.apart"
+MODULE = "tests.training.apart.on_ranks"
 
 
 def run(num_ranks: int, folder: Path, *cases: Case) -> list[list[dict[str, Any]]]:

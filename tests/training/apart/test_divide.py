@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ptsave.training.rank_values import _portable
+from ptsave.training.apart.divide import _portable
 from tests.formats.write_cases import bits
 
 TENSORS = {

@@ -1,0 +1,1 @@
+"""What ranks hold apart: found at a save, written for each rank, given back to each."""
