@@ -41,6 +41,8 @@ class Storage(ABC):
     num_bytes: int
     crc32: int | None = None
     """What the container says that the CRC-32 of all the bytes is; None where it says nothing."""
+    checks_itself: bool = False
+    """Whether whoever reads all of it in order hears where it is not what the container says."""
     buffer: memoryview | None = None
     """The bytes, where they are in memory."""
     file: File | None = None

@@ -63,7 +63,7 @@ def check_bytes(group: Group, checkpoint: Checkpoint, names: Iterable[str]) -> N
 
 
 def _has_crc32(storage: Storage) -> bool:
-    return any(source.crc32 is not None for source in storage.sources or (storage,))
+    return any(source.crc32 is not None or source.checks_itself for source in storage.sources or (storage,))
 
 
 def read_back(group: Group, where: str, share: Mapping[str, TensorEntry], algorithm: str) -> dict[str, str]:

@@ -46,18 +46,21 @@ MAX_TRIES = 10
 """How often a folder is opened that is saved over again and again."""
 
 
-def open_checkpoint(path: str | os.PathLike[str] | Address) -> Checkpoint:
+def open_checkpoint(path: str | os.PathLike[str] | Address, *, at_a_glance: bool = False) -> Checkpoint:
     """Open whatever checkpoint `path` is, a path or an address, recognised by content; nothing in it runs.
+
+    `at_a_glance`: no tensor of it will be read; what takes a request for each may be left out.
 
     Raises: MissingFileError, UnknownFormatError, CorruptError, LimitError.
     """
     with names_in_errors():
-        return _open(path)
+        return _open(path, at_a_glance)
 
 
-def _open(path: str | os.PathLike[str] | Address) -> Checkpoint:
+def _open(path: str | os.PathLike[str] | Address, at_a_glance: bool) -> Checkpoint:
     found, member = open_outer(located(path))
     if isinstance(found, InputFolder):
+        found.is_glanced_at = at_a_glance
         return _open_folder(found)
     try:
         with unchanged(found):

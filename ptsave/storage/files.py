@@ -89,6 +89,14 @@ class InputFile(ABC):
         """Say what will be read, so that a remote file can ask for neighbours together and ahead."""
         return
 
+    def forget(self, extents: Iterable[Extent]) -> None:
+        """Say that these will not be read again, so that a remote file need not hold them."""
+        return
+
+    def share(self, num_files: int) -> None:
+        """Say that so many files, this one among them, are read in turn, a little of each at a time."""
+        return
+
     def holds(self, offset_bytes: int, num_bytes: int) -> bool:
         """Whether these bytes can be read without a request to another machine."""
         return not self.is_remote
@@ -280,6 +288,15 @@ class InputFolder(ABC):
     num_at_once: int = 1
     """How many of its files it pays to open at once."""
 
+    is_remote: bool = False
+    """Whether each read of its files may take a round trip to another machine."""
+    is_glanced_at: bool = False
+    """Whether nobody will read tensors of it, so that what takes a request for each may be left out."""
+
+    def num_side_by_side(self, num_bytes: int) -> int:
+        """How many of its files it pays to read at once, of each of which `num_bytes` are expected."""
+        return 1
+
     _opened: list[tuple[str, Any]]
     """The files that were opened, and their names."""
 
@@ -306,6 +323,10 @@ class InputFolder(ABC):
         Raises: CorruptError when `name` is not a bare file name, or leads out of the folder;
         MissingFileError when it is not there.
         """
+
+    @abstractmethod
+    def size_of(self, name: str) -> int | None:
+        """The bytes of the file `name`, which is not opened; None where there is none."""
 
     @abstractmethod
     def folders(self) -> list[str]:
@@ -387,6 +408,10 @@ class LocalFolder(InputFolder):
         file = LocalFile(self.path / name, partial(self._open_fd if self._fd >= 0 else self._open_path, name))
         self._opened.append((name, file))
         return file
+
+    def size_of(self, name: str) -> int | None:
+        version = self._version(name) if name in self._known else None
+        return version[2] if version is not None else None
 
     def folders(self) -> list[str]:
         return [name for name in self.names if os.path.isdir(self.path / name)]

@@ -135,7 +135,8 @@ def _jobs(tensors: dict[str, TensorEntry], digests: Digests | None) -> list[_Job
 
 def _is_summed_in_parts(entry: TensorEntry) -> bool:
     """Whether all its bytes lie in parts with checksums of their own, which the container's checks hold."""
-    return all(source.crc32 is not None for source in entry.storage.sources or (entry.storage,))
+    sources = entry.storage.sources or (entry.storage,)
+    return all(source.crc32 is not None or source.checks_itself for source in sources)
 
 
 def _summary(

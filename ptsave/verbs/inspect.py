@@ -120,7 +120,7 @@ def inspect_path(
     if runs.is_run(path):
         runs.refuse_flags(path, [flag for flag in given if flag not in ALWAYS])
         return runs.inspect_run(path)
-    with open_checkpoint(path) as checkpoint:
+    with open_checkpoint(path, at_a_glance=not stats) as checkpoint:
         result = inspect(checkpoint, globs=globs, sort=order, limit=limit)
         return replace(result, stats=_measured(checkpoint, result, bar)) if stats else result
 

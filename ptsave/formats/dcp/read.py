@@ -12,28 +12,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from ptsave.core.accounts import Part
 from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.dtypes import DType
 from ptsave.core.finding import Finding, Kind
 from ptsave.core.nodes import GlobalUse, TensorEntry, add_uses, contiguous_strides
 from ptsave.core.own_process import no_garbage_collection
 from ptsave.core.record import FILE_NAME, Record
-from ptsave.core.storage import MemoryStorage
+from ptsave.core.storage import MemoryStorage, Storage
 from ptsave.core.values.digest import hasher
 from ptsave.errors import CorruptError, LimitError, MissingFileError, UnreadableError
 from ptsave.formats.base import FolderFormat
 from ptsave.formats.dcp.chunks import Box, assemble, check_cover
 from ptsave.formats.dcp.metadata import ItemLocation, TensorAbout, parse_metadata
 from ptsave.formats.dcp.nesting import nest, restore_parameter_numbers
+from ptsave.formats.dcp.remote import UnreadStorage, left_in, read_item, read_side_by_side
 from ptsave.formats.folder_files import is_new_record
 from ptsave.formats.pickle.inert import Loaded
 from ptsave.formats.torch.part import TorchParts
 from ptsave.formats.zip.checks import check_storages
 from ptsave.formats.zip.reader import read_directory
-from ptsave.storage.files import InputFile, InputFolder
+from ptsave.storage.files import Extent, InputFile, InputFolder
 from ptsave.storage.windows import FileStorage
 
 METADATA = ".metadata"
@@ -48,8 +50,6 @@ Items = Mapping[str, TensorAbout | None]
 """What the metadata says of each item, by its name; None for what is not a tensor."""
 
 _SUFFIX = ".distcp"
-_LOOKED_AT = 64 * 1024
-"""How many bytes of a gap between items are looked at: padding is zeros."""
 _DAMAGED = "the folder is incomplete or mixes two checkpoints; copy it again"
 
 
@@ -72,14 +72,21 @@ def read(folder: InputFolder) -> Checkpoint:
         )
     with ExitStack() as on_failure, no_garbage_collection():
         reader = _Reader(folder, on_failure, _read_metadata(folder))
+        reader.read_ahead(reader.metadata.places)
         values = [(name, reader.value(name)) for name in reader.metadata.items]
-        reader.judge_places()
+        if not reader.is_glance:
+            reader.judge_places()
         paths = reader.metadata.paths
         where = str(folder.path / METADATA)
         root = nest(((paths.get(name, (name,)), value) for name, value in values), where)
         record = _read_record(folder, reader)
         checkpoint = Checkpoint(FORMAT.name, folder.path, root, globals=reader.globals, record=record)
         checkpoint.notes += reader.notes
+        if reader.is_glance:
+            checkpoint.notes.append(
+                "only the table of contents was read: what is stored of each tensor is compared with it when "
+                "it is read, as verify does"
+            )
         if restore_parameter_numbers(root):
             checkpoint.notes.append(
                 "the optimizer's parameters are numbered again (DCP makes text of numbers)"
@@ -101,7 +108,10 @@ def read_items(folder: InputFolder, metadata: bytes, choose: Callable[[Items], I
     """
     with ExitStack() as on_failure, no_garbage_collection():
         reader = _Reader(folder, on_failure, metadata)
-        root = {name: reader.value(name) for name in choose(reader.metadata.items)}
+        chosen = list(choose(reader.metadata.items))
+        wanted = set(chosen)
+        reader.read_ahead(key for key in reader.metadata.places if key[0] in wanted)
+        root = {name: reader.value(name) for name in chosen}
         checkpoint = Checkpoint(FORMAT.name, folder.path, root, globals=reader.globals)
         checkpoint.notes += reader.notes
         checkpoint.dropped += reader.dropped
@@ -163,6 +173,8 @@ class _Reader:
     def __init__(self, folder: InputFolder, owner: ExitStack, metadata: bytes | None) -> None:
         """Reads the metadata, unless it is given. The files are closed with `owner`."""
         self.folder = folder
+        self.is_glance = folder.is_glanced_at and folder.is_remote
+        """Whether the items of tensors are not looked into."""
         self._where = str(folder.path / METADATA)
         data = _read_metadata(folder) if metadata is None else metadata
         self.metadata = parse_metadata(data, self._where)
@@ -175,9 +187,45 @@ class _Reader:
         self.has_stale_record = False
         self._owner = owner
         self._files: dict[str, InputFile] = {}
-        self._parts = TorchParts()
+        self._parts = [TorchParts()]
+        """Those who have read the items."""
+        self._left: dict[str, list[Extent]] = {}
+        """Gaps between items that have more than padding, by file, where they were looked at."""
         self._by_place: dict[ItemLocation, tuple[str, Loaded]] = {}
         self._by_chunks: dict[tuple[Any, ...], TensorEntry] = {}
+
+    def read_ahead(self, keys: Iterable[tuple[str, tuple[int, ...] | None]]) -> None:
+        """Read these items of a folder on another machine together, where each alone takes a round trip.
+
+        With `is_glance`, tensors are left out.
+        """
+        if not self.folder.is_remote:
+            return
+        items: dict[ItemLocation, tuple[str, tuple[DType, tuple[int, ...]] | None]] = {}
+        shapes = {
+            (name, box.offsets): (about.dtype, box.sizes)
+            for name, about in self.metadata.items.items()
+            if about is not None
+            for box in about.boxes
+        }
+        for name, offsets in keys:
+            place = self.metadata.places[name, offsets]
+            is_tensor = self.metadata.items.get(name) is not None
+            if not (place.transforms or (self.is_glance and is_tensor)):
+                kind = shapes.get((name, offsets)) if offsets is not None else None
+                items.setdefault(place, (name, kind))
+        read = read_side_by_side(self.folder, items, lambda item: self._file(item[1], item[0]), self._gaps)
+        for file_name, found in read.items():
+            for (place, name), loaded in found.loaded:
+                self._keep(place, name, loaded)
+            self._parts.append(found.parts)
+            self._left[file_name] = found.left
+        self._share(len(self._files))  # of a tensor, each rank has a part
+
+    def _share(self, num_files: int) -> None:
+        """Say how many files are read in turn."""
+        for file in self._files.values():
+            file.share(num_files)
 
     def value(self, name: str) -> Any:
         """The tensor or the plain data of that name."""
@@ -202,6 +250,8 @@ class _Reader:
         )
 
     def _chunk(self, name: str, about: TensorAbout, box: Box) -> TensorEntry:
+        if self.is_glance:
+            return self._glanced(name, about, box)
         root = self._part(name, box.offsets).root
         if not isinstance(root, TensorEntry) or root.dtype is not about.dtype or root.shape != box.sizes:
             found = f"{root.dtype} {list(root.shape)}" if isinstance(root, TensorEntry) else "no tensor"
@@ -212,25 +262,44 @@ class _Reader:
             )
         return root
 
-    def _part(self, name: str, offsets: tuple[int, ...] | None) -> Loaded:
-        """The torch zip of one item."""
+    def _glanced(self, name: str, about: TensorAbout, box: Box) -> TensorEntry:
+        """What the metadata says of a chunk, which its file has room for."""
+        place = self._place(name, box.offsets)
+        where = str(self.folder.path / place.file_name)
+        num_bytes = box.num_elements * about.dtype.itemsize
+        size = self.folder.size_of(place.file_name)
+        if size is None:
+            raise self._missing(name, MissingFileError("no such file", where))
+        end = place.offset_bytes + max(num_bytes, place.num_bytes)
+        if end > size:
+            what = f"truncated: the metadata places {name!r} up to byte {end}, the file has {size}"
+            raise CorruptError(what, where, "copy or download the file again")
+        storage = UnreadStorage(num_bytes, str(self.folder.path))
+        return TensorEntry(name, about.dtype, box.sizes, contiguous_strides(box.sizes), storage, 0)
+
+    def _place(self, name: str, offsets: tuple[int, ...] | None) -> ItemLocation:
         place = self.metadata.places.get((name, offsets))
         if place is None:
             raise CorruptError(
                 f"the metadata does not say where {name!r} lies", str(self.folder.path), _DAMAGED
             )
+        return place
+
+    def _part(self, name: str, offsets: tuple[int, ...] | None) -> Loaded:
+        """The torch zip of one item."""
+        place = self._place(name, offsets)
         if place in self._by_place:  # two names of one tensor
             return self._by_place[place][1]
-        file = self._file(name, place)
-        try:
-            loaded = self._parts.read(file, place.offset_bytes, place.num_bytes, name)
-        except CorruptError as error:
-            raise CorruptError(f"item {name!r}: {error.what}", error.where, error.hint) from None
+        loaded = read_item(self._parts[0], self._file(name, place), (place, name))
+        self._keep(place, name, loaded)
+        return loaded
+
+    def _keep(self, place: ItemLocation, name: str, loaded: Loaded) -> None:
+        """Note what an item says."""
         add_uses(self.globals, loaded.globals)
         self.notes |= dict.fromkeys(loaded.notes)
         self.dropped |= dict.fromkeys(loaded.dropped)
         self._by_place[place] = (name, loaded)
-        return loaded
 
     def judge_places(self) -> None:
         """Tell what the items name that no value was made of: chunks without elements, places alone."""
@@ -251,34 +320,47 @@ class _Reader:
             try:
                 file = self.folder.open(place.file_name)
             except MissingFileError as error:
-                raise MissingFileError(
-                    f"{error.what}, though the metadata places {name!r} in it",
-                    error.where,
-                    "the save or the copy did not finish; do it again",
-                ) from None
+                raise self._missing(name, error) from None
             self._owner.callback(file.close)
             self._files[place.file_name] = file
         return self._files[place.file_name]
 
+    def _missing(self, name: str, error: MissingFileError) -> MissingFileError:
+        what = f"{error.what}, though the metadata places {name!r} in it"
+        return MissingFileError(what, error.where, "the save or the copy did not finish; do it again")
+
     def parts(self) -> Iterator[Part]:
         """The data files that the metadata does not name, what no item has of the others, and the records of
         items that are more than one tensor."""
-        yield from self._parts.records
+        for parts in self._parts:
+            yield from parts.records
+        named = {place.file_name for place in self.metadata.places.values()}
         for name in self.folder.names:
-            if name.endswith(_SUFFIX) and name not in self._files:
+            if name.endswith(_SUFFIX) and name not in named:
                 with self.folder.open(name) as file:
                     yield Part(name, FileStorage(file, 0, file.size_bytes))
+        for name, file in self._files.items():
+            left = self._left[name] if name in self._left else left_in(file, self._gaps(name, file))
+            for begin, size in left:
+                yield Part(f"{name}, bytes {begin} to {begin + size}", FileStorage(file, begin, size))
+
+    def _gaps(self, name: str, file: InputFile) -> Iterator[Extent]:
+        """What of a file no item has."""
+        reach = 0
+        for begin, end in (*self._claimed.get(name, ()), (file.size_bytes, file.size_bytes)):
+            if begin > reach:
+                yield reach, begin - reach
+            reach = max(reach, end)
+
+    @cached_property
+    def _claimed(self) -> Mapping[str, list[tuple[int, int]]]:
+        """Where the items of each file begin and end, in order."""
         claimed: dict[str, list[tuple[int, int]]] = {}
         for (item, _), place in self.metadata.places.items():
             if item in self.metadata.items:
                 end = place.offset_bytes + place.num_bytes
                 claimed.setdefault(place.file_name, []).append((place.offset_bytes, end))
-        for name, file in self._files.items():
-            reach = 0
-            for begin, end in (*sorted(claimed.get(name, ())), (file.size_bytes, file.size_bytes)):
-                if begin > reach and file.read_at(reach, min(begin - reach, _LOOKED_AT)).strip(b"\0"):
-                    yield Part(f"{name}, bytes {reach} to {begin}", FileStorage(file, reach, begin - reach))
-                reach = max(reach, end)
+        return {name: sorted(extents) for name, extents in claimed.items()}
 
     def check(self) -> Iterator[Finding]:
         """Check every record of every item against its CRC-32, and the metadata against the record."""
@@ -295,16 +377,23 @@ class _Reader:
             yield Finding("bytes", "fail", FILE_NAME, Kind.STALE_RECORD, facts=names)
 
     def _check_files(self, names: Collection[str]) -> Iterator[Finding]:
-        yield from check_storages(
-            (name, directory.storage(record))
-            for place, (name, _) in self._by_place.items()
-            if place.file_name in names
+        yield from check_storages(self._records(names))
+
+    def _records(self, names: Collection[str]) -> Iterator[tuple[str, Storage]]:
+        """Every record of every item in these files, with the item's name."""
+        items = [(place, name) for place, (name, _) in self._by_place.items() if place.file_name in names]
+        if self.folder.is_remote:  # neighbours arrive together
+            items.sort(key=lambda item: item[0][:3])
+            self._share(1)
+            for place, _ in items:
+                self._files[place.file_name].expect([(place.offset_bytes, place.num_bytes)])
+        for place, name in items:
+            file = self._files[place.file_name]
             # read again: to keep them all would take more memory than the tensors' names
-            for directory in [
-                read_directory(self._files[place.file_name], place.offset_bytes, place.num_bytes)
-            ]
-            for record in directory.entries
-        )
+            directory = read_directory(file, place.offset_bytes, place.num_bytes)
+            yield from ((name, directory.storage(record)) for record in directory.entries)
+            file.forget([(place.offset_bytes, place.num_bytes)])
+        self._share(len(self._files))
 
 
 def _read_metadata(folder: InputFolder) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ptsave.core.accounts import Part
+from ptsave.core.dtypes import DType
 from ptsave.core.nodes import TensorEntry
 from ptsave.formats.pickle.inert import Loaded
 from ptsave.formats.torch.form import Form, form_of
@@ -35,6 +36,14 @@ class TorchParts:
         self._deflated_bytes = self._inflated_bytes = 0
         self.records: list[Part] = []
         """Those of all parts that tensors may view, but for the storage of a part that is one tensor."""
+
+    def form_of(self, num_bytes: int, dtype: DType, shape: tuple[int, ...]) -> Form | None:
+        """The form of a part of so many bytes that is a tensor, as another one of them had it."""
+        for form in self._forms.get(num_bytes, ()):
+            root: TensorEntry = form.loaded.root
+            if (root.dtype, root.shape) == (dtype, shape):
+                return form
+        return None
 
     def read(self, file: InputFile, offset_bytes: int, num_bytes: int, name: str = "") -> Loaded:
         """What `torch.save` wrote into `num_bytes` bytes of `file` from `offset_bytes`; nothing in it runs.

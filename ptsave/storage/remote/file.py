@@ -88,6 +88,12 @@ class RemoteFile(InputFile):
                 if begin + size > head and begin < tail
             )
 
+    def forget(self, extents: Iterable[Extent]) -> None:
+        self._pieces.forget(extents)
+
+    def share(self, num_files: int) -> None:
+        self._pieces.share(num_files)
+
     def before_tensors(self, check: Callable[[], None]) -> None:
         self._waiting.append(check)
 

@@ -8,7 +8,7 @@ from ptsave.core.address import Address
 from ptsave.errors import LimitError, MissingFileError
 from ptsave.storage.files import InputFile, InputFolder, LocalFile
 from ptsave.storage.remote.file import RemoteFile, waited
-from ptsave.storage.remote.pieces import NUM_REQUESTS
+from ptsave.storage.remote.pieces import HELD_BYTES, NUM_REQUESTS
 from ptsave.storage.remote.request import Deadline, retried
 from ptsave.storage.remote.store import Listed, Store
 
@@ -42,6 +42,7 @@ class RemoteFolder(InputFolder):
     """
 
     num_at_once = NUM_REQUESTS
+    is_remote = True
 
     def __init__(self, store: Store, address: Address) -> None:
         """Raises: MissingFileError when nothing is there; UnreadableError."""
@@ -57,17 +58,24 @@ class RemoteFolder(InputFolder):
                 raise MissingFileError("no such object or folder", str(address), "check the address")
         self.names = sorted(self.listed)
 
+    def num_side_by_side(self, num_bytes: int) -> int:
+        return max(min(self.num_at_once, HELD_BYTES // max(num_bytes, 1)), 1)
+
     def open(self, name: str, first_bytes: int = 0) -> InputFile:
         self.check_name(name)
         if self.listed and (name not in self.listed or self.listed[name].is_folder):
             raise MissingFileError("no such file", str(self.path / name), "check that the folder is complete")
-        if name.endswith(".json") and name in self.listed:  # an index is read whole
+        if name.endswith((".json", ".metadata")) and name in self.listed:  # an index is read whole
             first_bytes = self.listed[name].size_bytes
         copy = self.store.local(self.path / name)
         file = LocalFile(copy) if copy is not None else RemoteFile(self.store, self.path / name, first_bytes)
         with self._lock:
             self._opened.append((name, file))
         return file
+
+    def size_of(self, name: str) -> int | None:
+        found = self.listed.get(name)
+        return found.size_bytes if found is not None and not found.is_folder else None
 
     def folders(self) -> list[str]:
         return [name for name in self.names if self.listed[name].is_folder]

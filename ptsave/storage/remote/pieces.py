@@ -14,6 +14,7 @@ from bisect import bisect_right, insort
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import islice
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -22,6 +23,8 @@ from ptsave.storage.files import Extent
 
 PIECE_BYTES = 4 * 1024 * 1024
 """The most that one request asks for."""
+LEAST_BYTES = 128 * 1024
+"""The least that a piece is made for, however many files are read in turn."""
 GAP_BYTES = 64 * 1024
 """How many unwanted bytes between two runs are read: fewer than come in a round trip."""
 HELD_BYTES = 24 * 1024 * 1024
@@ -246,11 +249,33 @@ class Pieces:
         self._new: list[Extent] = []
         self._pieces: list[Piece] = []
         """Of which something is left to read, in the order of their offsets; they do not overlap."""
+        self._most_ahead, self._most_bytes = HELD_BYTES, PIECE_BYTES
+
+    def share(self, num_objects: int) -> None:
+        """Leave room for so many objects that are read in turn: what one asks for ahead must not drive out
+        what another has asked for."""
+        self._most_ahead = HELD_BYTES // max(num_objects, 1)
+        self._most_bytes = max(min(PIECE_BYTES, self._most_ahead // 2), LEAST_BYTES)
 
     def expect(self, extents: Iterable[Extent]) -> None:
         """Note what will be read, but for what a piece has already."""
         with self._held.lock:
             self._new += [(begin, size) for begin, size in extents if size and not self._covers(begin, size)]
+
+    def forget(self, extents: Iterable[Extent]) -> None:
+        """Note that nobody will read these any more, and let go of the pieces that are used up by that."""
+        with self._held.lock:
+            self._plan()
+            for begin, size in extents:
+                at = max(bisect_right(self._pieces, begin, key=_begin) - 1, 0)
+                while at < len(self._pieces) and self._pieces[at].begin < begin + size:
+                    piece = self._pieces[at]
+                    piece.count(begin, begin + size)
+                    if piece.is_used_up:
+                        del self._pieces[at]
+                        self._held.drop(piece)
+                    else:
+                        at += 1
 
     def _covers(self, begin: int, size: int) -> bool:
         at = bisect_right(self._pieces, begin, key=_begin) - 1
@@ -285,7 +310,7 @@ class Pieces:
             if begin < end:
                 runs.append((begin, end - begin))
         self._new.clear()
-        for piece in _pieces_of(runs):
+        for piece in _pieces_of(runs, self._most_bytes):
             insort(kept, piece, key=_begin)
 
     def take(self, offset: int) -> tuple[Piece, Fetched] | None:
@@ -309,7 +334,11 @@ class Pieces:
             data.num_readers += 1
             self._held.num_takes += 1
             piece.last_take = self._held.num_takes
-            for later in self._pieces[at + 1 :]:
+            ahead = piece.num_bytes
+            for later in islice(self._pieces, at + 1, None):
+                ahead += 0 if later.data is None and later.is_rest else later.num_bytes
+                if ahead > self._most_ahead:
+                    break
                 if later.data is None and not later.is_rest:
                     self._held.make_room(later, of_rests=True)
                     if not self._held.has_room(later):
@@ -353,19 +382,19 @@ class Pieces:
                 self._held.free.clear()
 
 
-def _pieces_of(runs: list[Extent]) -> Iterator[Piece]:
-    """Pieces of at most PIECE_BYTES that hold all of `runs`, and gaps of at most GAP_BYTES between them."""
+def _pieces_of(runs: list[Extent], most_bytes: int = PIECE_BYTES) -> Iterator[Piece]:
+    """Pieces of at most `most_bytes` that hold all of `runs`, and gaps of at most GAP_BYTES between them."""
     parts: list[Extent] = []
     for begin, size in runs:
         end = begin + size
         while begin < end:
             if parts:
                 reach = sum(parts[-1])
-                if begin - reach > GAP_BYTES or begin >= parts[0][0] + PIECE_BYTES:
+                if begin - reach > GAP_BYTES or begin >= parts[0][0] + most_bytes:
                     yield Piece(parts[0][0], reach, parts)
                     parts = []
             first = parts[0][0] if parts else begin
-            stop = min(end, first + PIECE_BYTES)
+            stop = min(end, first + most_bytes)
             parts.append((begin, stop - begin))
             begin = stop
     if parts:
