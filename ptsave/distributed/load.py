@@ -35,7 +35,7 @@ from ptsave.models.weights.own_shard import OWN_PARTS, num_local_bytes
 
 def load(
     group: Group,
-    path: Path,
+    path: Location,
     config_path: Path | None,
     *,
     overrides: Sequence[str] = (),

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ptsave.config.toml import Config
-from ptsave.core.address import Location, on_disk
+from ptsave.core.address import Location
 from ptsave.core.behaviour import num_bytes as behaviour_bytes
 from ptsave.core.parts.keys import EXACT, KeyReport, Wanted
 from ptsave.core.record import Record
@@ -27,7 +27,7 @@ from ptsave.models.build import build_model
 from ptsave.models.save import Saved, new_record, unrecorded, with_allowed
 from ptsave.models.weights.fill import Warn, select_for
 from ptsave.models.weights.own_shard import num_local_bytes
-from ptsave.storage.atomic_folder import check_folder_destination
+from ptsave.storage.opening import check_folder_destination, check_shared_destination
 
 FORMAT = "dcp"
 
@@ -48,7 +48,7 @@ def save(
     destination: Location,
     options: WriteOptions,
     *,
-    weights: Path | None = None,
+    weights: Location | None = None,
     seed: int = 0,
     behaves: bool = True,
     app_dir: Path | None = None,
@@ -62,10 +62,10 @@ def save(
 
     Raises: what `models.save.save` raises; RankError when a rank fails, or has another config.
     """
-    destination = on_disk(destination, "what several ranks write")
     say = group.speak(warn)
     check_same_config(group, config)
     if group.is_first:
+        check_shared_destination(destination)
         check_folder_destination(destination, overwrite=options.overwrite)
     if weights is None and wanted.select is not None:
         raise UsageError("--select chooses from --weights", "", "name a checkpoint with --weights")

@@ -1,16 +1,17 @@
 """A sharded state dict → a DCP folder, by torch.distributed.checkpoint; old or new, never half.
 
-Every rank writes one file, under a name that nothing uses yet: in a temporary folder, or beside an older
-checkpoint. The table of contents is made apart and read back through ptsave's own reader, all ranks sharing
-the work: the bytes against their CRC-32, and every tensor for its digest, of which no rank holds the whole.
-Only then rank 0 puts it in its place.
+Every rank writes one file, under a name that nothing uses yet: in a temporary folder, beside an older
+checkpoint, or to a store. The table of contents is made apart and read back through ptsave's own reader, all
+ranks sharing the work: the bytes against their CRC-32, and every tensor for its digest, of which no rank
+holds the whole. Only then rank 0 puts it in its place.
 """
 
 from __future__ import annotations
 
+import io
 import re
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -19,15 +20,15 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
-from torch.distributed.checkpoint.planner import SavePlan
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import WriteResult
 
+from ptsave.core.address import Location
 from ptsave.core.own_process import without_warnings
 from ptsave.core.record import Record
-from ptsave.distributed.eager import EagerFileSystem
 from ptsave.distributed.group import Group
 from ptsave.distributed.shares import divided, read_back
 from ptsave.errors import PtsaveError, RankError, WriteError
@@ -37,26 +38,30 @@ from ptsave.formats.dcp.read import Items, read_items
 from ptsave.formats.dcp.write import commit, metadata_digest
 from ptsave.formats.folder_files import DCP_METADATA, new_record_name
 from ptsave.formats.stored import record_text
-from ptsave.stopping import unfinished
-from ptsave.storage.atomic_folder import LocalOutputFolder, replacing_folder
-from ptsave.storage.files import LocalFolder
+from ptsave.storage.opening import data_stream, open_folder, replacing_folder
+from ptsave.storage.output import OutputFolder
+
+ITEM_BYTES = 4096
+"""What an item takes in its file beside its tensor, about: it is a torch zip of its own."""
 
 
 @dataclass(frozen=True)
 class SaveTarget:
     """Where the ranks write."""
 
-    folder: str
+    folder: Location
     tag: str
     """What tells the data files from those of an earlier save in the same folder."""
     new_record: str
+    compares_data: bool
+    """Whether what is written there is compared with what arrived, while it is written."""
 
 
 def write_sharded(
     group: Group,
     state: Mapping[str, Any],
     aliases: Mapping[str, str],
-    destination: Path,
+    destination: Location,
     record: Record,
     options: WriteOptions,
     num_bytes: int,
@@ -68,7 +73,7 @@ def write_sharded(
     Raises: ExistsError, WriteError; RankError naming a rank that could not write.
     """
     with ExitStack() as on_first:
-        folder: LocalOutputFolder | None = None
+        folder: OutputFolder | None = None
         if group.is_first:
             folder = on_first.enter_context(
                 replacing_folder(destination, num_bytes, overwrite=options.overwrite, sync=options.sync)
@@ -77,25 +82,20 @@ def write_sharded(
         writer = Writer(place, aliases, options.sync)
         _save(dict(state), writer)
         metadata = group.from_first(lambda: writer.metadata)
-        text = _record_text(group, place.folder, aliases, record, options, metadata)
+        text = _record_text(group, place, aliases, record, options, metadata)
         if folder is not None:
-            names = [name for name in folder.made if (folder.path / name).exists()]
-            commit(folder, names, metadata, text, place.new_record)
+            commit(folder, writer.data_files, metadata, text, place.new_record)
         group.meet()
     group.meet()
 
 
-def place_in(folder: LocalOutputFolder | None, num_ranks: int) -> SaveTarget:
+def place_in(folder: OutputFolder | None, num_ranks: int) -> SaveTarget:
     """The names that the ranks' files take in `folder`, which is open on rank 0."""
     assert folder is not None
-    generation = 1
-    while any(_is_of(name, generation) for name in folder.taken):
-        generation += 1
+    generation = folder.generation(_is_of)
     tag = f"{generation}_" if generation > 1 else ""
-    # Known before they are there, so that they are removed again whatever happens.
-    folder.made += [f"__{rank}_{tag}0.distcp" for rank in range(num_ranks)]
-    unfinished.update(str(folder.path / name) for name in folder.made)
-    return SaveTarget(str(folder.path), tag, new_record_name(generation))
+    folder.promise([f"__{rank}_{tag}0.distcp" for rank in range(num_ranks)])
+    return SaveTarget(folder.place, tag, new_record_name(generation), folder.compares_data)
 
 
 def _is_of(name: str, generation: int) -> bool:
@@ -108,13 +108,19 @@ class Writer(FileSystemWriter):
     """torch's writer, with names of its own for the data, and the metadata kept back."""
 
     def __init__(self, place: SaveTarget, aliases: Mapping[str, str], sync: bool) -> None:
-        super().__init__(place.folder, sync_files=sync)
-        if sync:
-            self.fs = EagerFileSystem()
+        super().__init__("", sync_files=False)  # what takes part of that is done by `data_stream`
+        self.fs = self._data = DataFiles(sync)
+        self.path: Any = place.folder
         self.place = place
         self._aliases = aliases
         self.metadata = b""
         """On the rank that makes the plan, once all have written."""
+        self.data_files: list[str] = []
+        """And there too, the names of what they have written."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> torch.futures.Future[list[WriteResult]]:
+        self._data.about_bytes = sum(map(_about_bytes, plan.items))
+        return super().write_data(plan, planner)
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         return plan  # the folder is there, and an older checkpoint in it stays as it is
@@ -139,10 +145,35 @@ class Writer(FileSystemWriter):
             for name in names.get(result.index.fqn, ())
         ]
         with TemporaryDirectory() as folder:
-            self.path = Path(folder)
-            self.sync_files = False  # what is wanted of that file is read at once
-            super().finish(metadata, [*results, more])
+            FileSystemWriter(folder, sync_files=False).finish(metadata, [*results, more])
             self.metadata = (Path(folder) / DCP_METADATA).read_bytes()
+        places = {result.storage_data.relative_path: None for written in results for result in written}
+        self.data_files = [*places]
+
+
+class DataFiles(FileSystem):
+    """torch's file system, whose files are data of a folder that rank 0 has open."""
+
+    def __init__(self, sync: bool) -> None:
+        self._sync = sync
+        self.about_bytes = 0
+        """Of the next file."""
+
+    @contextmanager
+    def create_stream(self, path: Any, mode: str) -> Iterator[io.IOBase]:
+        with data_stream(path.parent, path.name, self.about_bytes, sync=self._sync) as stream:
+            yield stream
+
+    def concat_path(self, path: Any, suffix: str) -> Any:
+        return path / suffix
+
+
+def _about_bytes(item: WriteItem) -> int:
+    """About how many bytes an item takes in its file."""
+    tensor = item.tensor_data
+    if tensor is None:
+        return ITEM_BYTES
+    return ITEM_BYTES + prod(tensor.chunk.sizes) * tensor.properties.dtype.itemsize
 
 
 def _renamed(plan: SavePlan, prefix: str) -> SavePlan:
@@ -168,6 +199,9 @@ def explained(error: CheckpointException, where: str) -> PtsaveError:
         hint = "check the disk and the permissions of every rank"
         what = f"rank {rank} cannot write: {cause.strerror or cause}"
         return WriteError(what, str(cause.filename or where), hint, rank=rank)
+    if isinstance(cause, WriteError):
+        cause.where = f"rank {rank}, {cause.where}"
+        cause.details["rank"] = rank
     if isinstance(cause, PtsaveError):
         return cause
     return RankError(f"rank {rank} failed while it wrote: {type(cause).__name__}: {cause}")
@@ -175,7 +209,7 @@ def explained(error: CheckpointException, where: str) -> PtsaveError:
 
 def _record_text(
     group: Group,
-    folder: str,
+    place: SaveTarget,
     aliases: Mapping[str, str],
     record: Record,
     options: WriteOptions,
@@ -185,7 +219,7 @@ def _record_text(
 
     Raises: CorruptError when something reads differently than it was written.
     """
-    if not (options.check or options.record):
+    if not options.record and (place.compares_data or not options.check):
         return None
 
     def choose(items: Items) -> list[str]:
@@ -193,8 +227,8 @@ def _record_text(
         mine = divided(sizes, group.rank, group.size)
         return [name for name in items if aliases.get(name, name) in mine]
 
-    with read_items(LocalFolder(folder), metadata, choose) as share:
-        digests = read_back(group, folder, share.tensors, options.digest)
+    with read_items(open_folder(place.folder), metadata, choose) as share:
+        digests = read_back(group, str(place.folder), share.tensors, options.digest)
     if not options.record or not group.is_first:
         return None
     share.record = record

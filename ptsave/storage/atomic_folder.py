@@ -9,11 +9,14 @@ belonged to the old set is removed.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from ptsave.core.storage import BLOCK_BYTES
 from ptsave.errors import ExistsError, Option, WriteError
 from ptsave.stopping import unfinished
 from ptsave.storage import system
@@ -25,6 +28,7 @@ from ptsave.storage.atomic import (
     still_ours,
     sync_names,
 )
+from ptsave.storage.move import WRITEBACK_BYTES
 from ptsave.storage.output import LocalOutputFile, OutputFolder
 from ptsave.storage.reads import refuse_inputs_in
 from ptsave.storage.temporary import create, remove_litter, remove_temporary, temporary_name
@@ -44,7 +48,7 @@ class LocalOutputFolder(OutputFolder):
         sync: bool,
         before_commit: Callable[[], None] | None = None,
     ) -> None:
-        self.path = path
+        self.place = self.path = path
         """Where the files are now: a temporary folder, or the destination itself."""
         self.destination = destination
         self.sync = sync
@@ -68,6 +72,10 @@ class LocalOutputFolder(OutputFolder):
         finally:
             if still_ours(fd):
                 os.close(fd)
+
+    def promise(self, names: Sequence[str]) -> None:
+        super().promise(names)
+        unfinished.update(str(self.path / name) for name in names)
 
     def small_file(self, name: str, data: bytes) -> None:
         with self.data_file(name, len(data)) as output:
@@ -150,6 +158,44 @@ class LocalOutputFolder(OutputFolder):
                 with contextlib.suppress(OSError):
                     system.again(os.unlink, self.path / name)
         self._forget_data()
+
+
+@contextmanager
+def data_stream(path: Path, *, sync: bool) -> Iterator[io.IOBase]:
+    """New data of a folder that another process has open for writing, from end to end.
+
+    Of an error it is the other's to remove the file. Raises: OSError.
+    """
+    with io.BufferedWriter(_EagerFile(path, sync=sync), BLOCK_BYTES) as stream:
+        yield stream
+
+
+class _EagerFile(io.FileIO):
+    """A file of which every WRITEBACK_BYTES begin to be written to the disk as soon as they are there.
+
+    Torch computes a CRC-32 of all that it writes, on one core, and the disk would wait for that; measured:
+    the fsync at the end takes a fiftieth of the time, and the save a quarter less.
+    """
+
+    def __init__(self, path: Path, *, sync: bool) -> None:
+        super().__init__(path, "w")
+        self._sync = sync
+        self._num_bytes = self._num_begun = 0
+
+    def write(self, data: Any) -> int:
+        done = super().write(data)
+        self._num_bytes += done
+        if self._sync and self._num_bytes - self._num_begun >= WRITEBACK_BYTES:
+            system.begin_writeback(self.fileno(), self._num_begun, self._num_bytes - self._num_begun)
+            self._num_begun = self._num_bytes
+        return done
+
+    def close(self) -> None:
+        try:
+            if self._sync and not self.closed:
+                system.sync_file(self.fileno())
+        finally:
+            super().close()
 
 
 def _write_whole(output: LocalOutputFile, data: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -151,6 +152,15 @@ def check_folder_destination(where: Location, *, overwrite: bool = False) -> Non
         atomic_folder.check_folder_destination(where, overwrite=overwrite)
 
 
+def check_shared_destination(where: Location) -> None:
+    """Find out whether several processes can write one folder there.
+
+    Raises: RefusedError.
+    """
+    if isinstance(where, Address):
+        _uploading(where).check_shared(where)
+
+
 def replacing_folder(
     where: Location,
     num_bytes: int,
@@ -172,6 +182,20 @@ def replacing_folder(
     return atomic_folder.replacing_folder(
         where, num_bytes, overwrite=overwrite, sync=sync, before_commit=before_commit
     )
+
+
+def data_stream(
+    folder: Location, name: str, about_bytes: int, *, sync: bool = True
+) -> AbstractContextManager[io.IOBase]:
+    """New data `name` in `folder`, the `place` of an `OutputFolder` that another process has open.
+
+    It is written from end to end, about `about_bytes` of it, and complete when the block ends.
+
+    Raises: WriteError, and OSError on a disk.
+    """
+    if isinstance(folder, Address):
+        return _uploading(folder).data_stream(folder, name, about_bytes)
+    return atomic_folder.data_stream(folder / name, sync=sync)
 
 
 def _own_name(where: Location) -> Location:

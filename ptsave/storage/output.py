@@ -70,6 +70,10 @@ class OutputFolder(ABC):
     """The names that were there before."""
     made: list[str]
     """The names of new data, in order."""
+    place: Location
+    """Where the files are now, for other processes that write data of the folder: `opening.data_stream`."""
+    compares_data: bool = False
+    """Whether what such a stream has sent is compared with what arrived, so that nobody need read it back."""
 
     def fresh(self, names: Callable[[int], Sequence[str]]) -> Sequence[str]:
         """The first of `names(1)`, `names(2)`, … of which none is taken."""
@@ -77,6 +81,18 @@ class OutputFolder(ABC):
         while not self.taken.isdisjoint(names(generation)):
             generation += 1
         return names(generation)
+
+    def generation(self, is_of: Callable[[str, int], bool]) -> int:
+        """A number for the names of data that several processes write: no file is of it, as `is_of` says."""
+        number = 1
+        while any(is_of(name, number) for name in self.taken):
+            number += 1
+        return number
+
+    def promise(self, names: Sequence[str]) -> None:
+        """Note the names of data that other processes may write, before they do: so that they are removed
+        again whatever happens."""
+        self.made += names
 
     @abstractmethod
     def data_file(self, name: str, num_bytes: int) -> AbstractContextManager[OutputFile]:

@@ -17,8 +17,12 @@ from ptsave.cli.app import main
 from ptsave.distributed import writer
 from ptsave.distributed.group import Group
 from ptsave.storage.atomic_folder import LocalOutputFolder
+from ptsave.storage.upload.file import UploadFile
+from ptsave.storage.upload.folder import UploadFolder
+from ptsave.storage.upload.store import UploadStore
 
 MAX_BYTES = 2000
+UploadStore.min_part_bytes, UploadStore.part_unit_bytes = 16 * 1024, 1024
 
 
 def happen(what: str) -> None:
@@ -91,8 +95,13 @@ def run() -> None:
             half_written(what)
         elif when == "written":
             at(FileSystemWriter, "write_data", what, after=True)
+        elif when == "sending":
+            at(UploadFile, "_sent", what, after=True)
+        elif when == "sent":
+            at(UploadFile, "finish", what, after=True)
         elif when == "commit":
             at(LocalOutputFolder, "commit", what)
+            at(UploadFolder, "commit", what)
         elif when == "after":
             at(LocalOutputFolder, "commit", what, after=True)
         elif when == "reading":

@@ -13,6 +13,8 @@ import pytest
 from ptsave.errors import ExistsError, WriteError
 from ptsave.storage import system
 from ptsave.storage.atomic_folder import LocalOutputFolder, replacing_folder
+from ptsave.storage.move import WRITEBACK_BYTES
+from ptsave.storage.opening import data_stream
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -173,3 +175,36 @@ def test_without_locks_it_is_written_all_the_same(tmp_path: Path, monkeypatch: p
     save(tmp_path / "f", b"new", overwrite=True)
     assert content(tmp_path / "f") == {"data.2": b"new", "index": b"data.2"}
     assert os.listdir(tmp_path) == ["f"]
+
+
+def test_the_disk_begins_with_all_but_the_last_of_a_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[tuple[int, int]] = []
+    begin = system.begin_writeback
+
+    def note(fd: int, offset: int, num_bytes: int) -> None:
+        begun.append((offset, num_bytes))
+        begin(fd, offset, num_bytes)
+
+    monkeypatch.setattr(system, "begin_writeback", note)
+    pieces = [b"head", bytes(3 * 2**20), b"between", bytes(range(256)) * 2**16, bytes(WRITEBACK_BYTES + 1)]
+    with data_stream(tmp_path, "data", 0) as stream:
+        for piece in pieces:
+            assert stream.write(piece) == len(piece)
+    data = b"".join(pieces)
+    assert (tmp_path / "data").read_bytes() == data
+    ends = [offset + num_bytes for offset, num_bytes in begun]
+    assert [offset for offset, _ in begun] == [0, *ends[:-1]]
+    assert len(data) - WRITEBACK_BYTES < ends[-1] <= len(data)
+
+
+@pytest.mark.parametrize("sync", [False, True])
+def test_a_stream_is_durable_when_it_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: bool
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(system, "sync_file", lambda fd: synced.append(os.fstat(fd).st_size))
+    with data_stream(tmp_path, "data", 0, sync=sync) as stream:
+        stream.write(b"some bytes")
+    assert synced == ([10] if sync else [])

@@ -2,6 +2,7 @@
 
     objects        a file or a folder in a store that takes parts; hub: by one commit of a repository
     file, folder   what formats write to: `UploadFile`, `UploadFolder`
+    stream         data of a folder that several processes write
     store          what every kind of store does: one request to put, begin, send, complete or abort
     s3, gcs, azure the kinds of stores; each is imported when an address of its kind is written to
 
@@ -14,6 +15,7 @@ To add a kind of store: one file with a class that is an `UploadStore`, and its 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -42,6 +44,9 @@ class Uploading(Protocol):
     def check_folder(self, address: Address, *, overwrite: bool = False) -> object:
         """Raises: RefusedError; ExistsError; WriteError."""
 
+    def check_shared(self, address: Address) -> object:
+        """Raises: RefusedError where several processes cannot write one folder."""
+
     def replacing_folder(
         self,
         address: Address,
@@ -50,6 +55,12 @@ class Uploading(Protocol):
         before_commit: Callable[[], None] | None = None,
     ) -> AbstractContextManager[OutputFolder]:
         """A folder, there when the block has committed it."""
+        ...
+
+    def data_stream(
+        self, folder: Address, name: str, about_bytes: int
+    ) -> AbstractContextManager[io.RawIOBase]:
+        """Data of a folder that another process has open for writing, there when the block ends."""
         ...
 
 

@@ -90,14 +90,18 @@ class UploadFile(SentFile):
         seen: Found | None,
         *,
         is_data: bool = False,
+        is_open: bool = False,
     ) -> None:
-        """`seen`: what it will replace; None: nothing may be there."""
+        """`seen`: what it will replace; None: nothing may be there. `is_open`: it is written from end to end,
+        `num_bytes` is about how many will come, and `end_at` says how many came."""
         self.destination: Address = address
-        self.num_bytes = num_bytes
         self.label = Label(is_data=is_data)
         self._store, self._seen = store, seen
         unit = store.part_unit_bytes
-        self._part_bytes = max(store.min_part_bytes, -(-num_bytes // (store.max_parts * unit)) * unit)
+        most_bytes = 2 * num_bytes if is_open else num_bytes
+        self._part_bytes = max(store.min_part_bytes, -(-most_bytes // (store.max_parts * unit)) * unit)
+        self.num_bytes = self._part_bytes * store.max_parts if is_open else num_bytes
+        self._is_open = is_open
         self._most_held = max(HELD_BYTES // self._part_bytes, 3)
         self._state = threading.Condition()
         self._parts: dict[int, _Part] = {}
@@ -122,17 +126,27 @@ class UploadFile(SentFile):
     def must_have(self, crc32: int) -> None:
         self._must_have = crc32
 
+    def end_at(self, num_bytes: int) -> None:
+        """Say that the file is so long, which it was not known to be; all of it was written."""
+        self.num_bytes = num_bytes
+        for number, part in self._parts.items():  # at most the last
+            end = num_bytes - number * self._part_bytes
+            part.buffer = part.buffer[:end]
+            part.view = memoryview(part.buffer)
+
     def write_at(self, offset_bytes: int, data: bytes | bytearray | memoryview) -> None:
         view = memoryview(data)
         assert offset_bytes + len(view) <= self.num_bytes
         while view:
             number, at = divmod(offset_bytes, self._part_bytes)
+            if self._is_open and number - 1 in self._parts:  # which may have been the only one until now
+                self._send(number - 1)
             part = self._part(number)
             count = min(len(view), len(part.buffer) - at)
             part.view[at : at + count] = view[:count]
             with self._state:
                 is_whole = part.note(at, at + count)
-            if is_whole and self.num_parts > 1:
+            if is_whole and self.num_parts > 1 and not self._is_open:
                 self._send(number)
             offset_bytes += count
             view = view[count:]

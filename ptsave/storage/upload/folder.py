@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
@@ -10,7 +11,7 @@ from isal.isal_zlib import crc32
 from ptsave.core.address import Address
 from ptsave.errors import ExistsError, PtsaveError, WriteError
 from ptsave.storage.output import OutputFile, OutputFolder
-from ptsave.storage.upload.file import UploadFile, removing_abandoned
+from ptsave.storage.upload.file import BRIEFLY_S, UploadFile, removing_abandoned
 from ptsave.storage.upload.store import Found, Label, UploadStore, asked
 
 
@@ -18,8 +19,11 @@ class UploadFolder(OutputFolder):
     """A folder of objects being written, each complete when it is seen.
 
     Names that readers know are not used again, and no reader knows the new ones before the main object is in
-    place. Two writers of one folder meet at the first name of data, which one of them gets.
+    place. Two writers of one folder meet at the first name of data, which one of them gets; where each is
+    several processes, at the main object.
     """
+
+    compares_data = True
 
     def __init__(
         self,
@@ -30,11 +34,17 @@ class UploadFolder(OutputFolder):
     ) -> None:
         """`listed`: what is in it."""
         self.destination: Address = address
+        self.place = address
         self.taken = set(listed)
         self.made: list[str] = []
         self._store, self._listed, self._before_commit = store, listed, before_commit
         self._main: tuple[str, Label] | None = None
         self._is_committed = False
+
+    def generation(self, is_of: Callable[[str, int], bool]) -> int:
+        """A number that no other writer takes: of two, each could get the name of another data file first,
+        and neither would come to its end."""
+        return secrets.randbelow(9 * 10**11) + 10**11
 
     @contextmanager
     def data_file(self, name: str, num_bytes: int) -> Iterator[OutputFile]:
@@ -103,6 +113,18 @@ class UploadFolder(OutputFolder):
                 return  # nobody knows; what is left is removed by the next writer
             if found is not None and found.label == label:
                 return
-        for name in self.made:
-            with suppress(PtsaveError):
-                self._remove(name)
+        stop: BaseException | None = None
+        for name in [*self.made]:
+            try:
+                self._remove_briefly(name)
+            except KeyboardInterrupt as interrupt:  # torchrun stops the ranks when one is gone
+                stop = interrupt
+                self._remove_briefly(name)
+        if stop is not None:
+            raise stop
+
+    def _remove_briefly(self, name: str) -> None:
+        """Remove a file, if that does not take long: else the next writer does."""
+        address = self.destination / name
+        with suppress(PtsaveError):
+            asked(address, lambda: self._store.remove(address), BRIEFLY_S)

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, NoReturn, TypeVar
 
 from ptsave.core.address import Address
 from ptsave.errors import MissingFileError, PtsaveError, RefusedError, WriteError
@@ -259,6 +259,20 @@ def check_folder(address: Address, *, overwrite: bool = False) -> tuple[Commit, 
     return commit, listed
 
 
+def check_shared(address: Address) -> NoReturn:
+    """Raises: RefusedError: a commit is made by one process."""
+    raise RefusedError(
+        "a folder on the Hub is written by one process",
+        str(address),
+        "write it elsewhere, then convert that",
+    )
+
+
+def data_stream(folder: Address, name: str, about_bytes: int) -> NoReturn:
+    """Raises: RefusedError."""
+    check_shared(folder)
+
+
 @contextmanager
 def replacing_folder(
     address: Address,
@@ -284,6 +298,7 @@ class HubFolder(OutputFolder):
         before_commit: Callable[[], None] | None,
     ) -> None:
         self.destination: Address = address
+        self.place = address
         self.taken = set(listed)
         self.made: list[str] = []
         self._commit, self._before_commit = commit, before_commit

@@ -13,6 +13,7 @@ from ptsave.storage.reads import refuse_input_address
 from ptsave.storage.upload.file import UploadFile, exists
 from ptsave.storage.upload.folder import UploadFolder
 from ptsave.storage.upload.store import Found, UploadStore, asked, upload_store
+from ptsave.storage.upload.stream import data_stream as data_stream
 
 
 def check_file(address: Address, *, overwrite: bool = False) -> tuple[UploadStore, Found | None]:
@@ -81,6 +82,10 @@ def check_folder(
     for name in listed:
         refuse_input_address(address / name)
     return store, address, listed
+
+
+def check_shared(address: Address) -> None:
+    """Several processes can write a folder of objects."""
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.tensor import DTensor
 
+from ptsave.core.address import Location, on_disk
 from ptsave.core.record import Record
 from ptsave.core.tree import dotted
 from ptsave.distributed.group import Group
@@ -34,8 +35,8 @@ from ptsave.formats.zip.checks import check_crcs
 from ptsave.formats.zip.reader import read_directory
 from ptsave.models.environment import environment
 from ptsave.models.weights.live import refused_kind
-from ptsave.storage.atomic_folder import LocalOutputFolder
-from ptsave.storage.files import LocalFolder
+from ptsave.storage.opening import open_folder
+from ptsave.storage.output import OutputFolder
 from ptsave.training.apart.divide import Division
 from ptsave.training.items import Path
 from ptsave.training.runs.files import RunFiles
@@ -56,7 +57,7 @@ class ShardedWriter:
         Raises: LossyError for what cannot be kept; WriteError, RankError, alike on all ranks.
         """
         opened = ExitStack()
-        folder: LocalOutputFolder | None = None
+        folder: OutputFolder | None = None
 
         def open_() -> SaveTarget:
             nonlocal folder
@@ -75,9 +76,9 @@ class ShardedWriter:
 
         def finish() -> None:
             with opened:  # of a save that failed, nothing is left
-                _wait(future, place.folder, group)
+                _wait(future, str(place.folder), group)
             if folder is not None:
-                files.note_written(folder.destination, step, division.tree)
+                files.note_written(on_disk(folder.destination, "the folder of a run"), step, division.tree)
 
         return finish
 
@@ -93,7 +94,7 @@ class _RunWriter(Writer):
         self,
         place: SaveTarget,
         paths: Mapping[str, Path],
-        folder: LocalOutputFolder | None,
+        folder: OutputFolder | None,
         opened: ExitStack,
     ) -> None:
         super().__init__(place, {}, sync=True)
@@ -103,7 +104,8 @@ class _RunWriter(Writer):
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> torch.futures.Future[list[WriteResult]]:
         written = super().write_data(plan, planner)
-        _check_back(self.place.folder, [result.storage_data for result in written.wait()])
+        if not self.place.compares_data:
+            _check_back(self.place.folder, [result.storage_data for result in written.wait()])
         return written
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
@@ -111,19 +113,18 @@ class _RunWriter(Writer):
         super().finish(metadata, results)
         folder = self._folder
         assert folder is not None
-        names = [name for name in folder.made if (folder.path / name).exists()]
         record = Record(environment=environment(), belongs_to=metadata_digest(self.metadata))
-        commit(folder, names, self.metadata, record.to_json().encode(), self.place.new_record)
+        commit(folder, self.data_files, self.metadata, record.to_json().encode(), self.place.new_record)
         self._opened.close()
 
 
-def _check_back(folder: str, places: Sequence[Any]) -> None:
+def _check_back(folder: Location, places: Sequence[Any]) -> None:
     """Read what this rank has written, and check it against its CRC-32s. `places`: torch's `_StorageInfo`s.
 
     Raises: WriteError.
     """
-    made = LocalFolder(folder)
     with ExitStack() as opened:
+        made = opened.enter_context(open_folder(folder))
         names = {place.relative_path for place in places}
         files = {name: opened.enter_context(made.open(name)) for name in names}
         for place in places:

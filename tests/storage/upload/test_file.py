@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 
 from ptsave.errors import ExistsError, PtsaveError, RefusedError, WriteError
-from ptsave.storage.opening import check_file_destination, replacing_file, write_file
+from ptsave.storage.opening import check_file_destination, data_stream, replacing_file, write_file
 from ptsave.storage.reads import noted
 from ptsave.storage.upload import file as upload_file
 from ptsave.storage.upload.s3 import S3Uploads
@@ -400,3 +400,53 @@ def test_an_input_is_not_written_over(store: Store) -> None:
     store.put("m", b"old")
     with noted(), open_file(address(f"{store.address}/m")), pytest.raises(RefusedError, match="is an input"):
         write_file(address(f"{store.address}/m"), b"new", overwrite=True)
+
+
+@pytest.mark.parametrize("num_bytes", [0, 10, PART_BYTES, PART_BYTES + 1, 2 * PART_BYTES, LARGE])
+def test_a_stream_becomes_an_object_of_as_many_bytes_as_came(store: Store, num_bytes: int) -> None:
+    folder, data = address(f"{store.address}/run"), content(num_bytes)
+    with data_stream(folder, "data", 0) as stream:
+        for begin in range(0, num_bytes, 10_000):
+            stream.write(data[begin : begin + 10_000])
+            assert stream.tell() == min(begin + 10_000, num_bytes)
+        assert store.names() == [] or scheme(store) == "gs"
+    assert store.get("run/data") == data
+    found = upload_store(folder).look(folder / "data")
+    assert found is not None
+    assert found.label is not None
+    assert found.label.is_data
+    assert left(store) == []
+
+
+def test_a_stream_that_fails_leaves_nothing(each: Store) -> None:
+    folder = address(f"{each.address}/run")
+    with pytest.raises(ValueError, match="on purpose"), data_stream(folder, "data", 0) as stream:
+        _raise(ValueError(f"on purpose, after {stream.write(content(LARGE))} bytes"))
+    with (
+        each.server.faulty(refusal(each, 403, "AccessDenied"), on=PART[scheme(each)]),
+        pytest.raises(WriteError),
+        data_stream(folder, "data", 0) as stream,
+    ):
+        stream.write(content(LARGE))
+    assert each.names() == []
+    assert left(each) == []
+
+
+def test_a_stream_to_a_name_that_is_taken_is_refused(each: Store) -> None:
+    each.put("run/data", b"another's")
+    with (
+        pytest.raises(WriteError, match="another process"),
+        data_stream(address(f"{each.address}/run"), "data", 0) as stream,
+    ):
+        stream.write(content(LARGE))
+    assert each.get("run/data") == b"another's"
+    assert each.names() == ["run/data"]
+
+
+def test_a_stream_that_grows_beyond_what_was_said(one_s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parts are large enough for twice of it at least."""
+    monkeypatch.setattr(S3Uploads, "max_parts", 4)
+    data = content(2 * 5 * PART_BYTES)
+    with data_stream(address(f"{one_s3.address}/run"), "data", 5 * PART_BYTES) as stream:
+        stream.write(data)
+    assert one_s3.get("run/data") == data

@@ -9,6 +9,7 @@ import pytest
 from ptsave.core.address import Address
 from ptsave.errors import ExistsError, WriteError
 from ptsave.storage.opening import check_folder_destination, replacing_folder
+from ptsave.storage.upload.folder import UploadFolder
 from tests.servers.faults import lost_answer, replaced
 from tests.servers.stores import Store
 from tests.storage.upload.objects import address, refusal
@@ -124,3 +125,23 @@ def test_of_two_writers_one_gets_the_name(store: Store, folder: Address) -> None
     assert second.__exit__(ValueError, ValueError(), None) is False
     assert read(store) == b"one"
     assert store.names() == ["run/data-1", f"run/{MAIN}"]
+
+
+def test_an_interrupt_while_it_tidies_up_keeps_nothing(each: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in each.env.items():
+        monkeypatch.setenv(key, value)
+    where = address(f"{each.address}/run")
+    asks = iter([KeyboardInterrupt])
+    remove = UploadFolder._remove_briefly
+
+    def interrupted(made: UploadFolder, name: str) -> None:
+        for interrupt in asks:
+            raise interrupt
+        remove(made, name)
+
+    monkeypatch.setattr(UploadFolder, "_remove_briefly", interrupted)
+    with pytest.raises(KeyboardInterrupt), replacing_folder(where, 3) as folder:  # noqa: PT012
+        for name in ("data-1", "data-2"):
+            folder.small_file(name, b"one")
+        raise ValueError("on purpose")
+    assert each.names() == []

@@ -1,0 +1,195 @@
+"""save, load and verify under torchrun, of folders in object stores: as on a disk."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from ptsave.formats import open_checkpoint
+from ptsave.storage.scan import tensor_digest
+from tests.distributed.launch import TORCHRUN, environment, errors, ptsave, torchrun
+from tests.distributed.models import write_models
+from tests.servers.faults import lost_answer, s3_error
+from tests.servers.serving import Answer, Handler, Request
+from tests.servers.stores import S3, Store
+
+pytestmark = pytest.mark.slow
+
+OF_TWO_RANKS = [r"\.metadata", r"__0_\d+_0\.distcp", r"__1_\d+_0\.distcp", r"ptsave\.json"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, its configs, and two sets of weights."""
+    folder = tmp_path_factory.mktemp("made")
+    write_models(folder)
+    ptsave(folder, "save", "plain.toml", "old.safetensors")
+    ptsave(folder, "save", "plain.toml", "m.safetensors", "--seed", "5")
+    ptsave(folder, "convert", "old.safetensors", "old", "--format", "dcp")
+    return folder
+
+
+@pytest.fixture
+def studio(made: Path, tmp_path: Path) -> Path:
+    """A copy of it for each test."""
+    return Path(shutil.copytree(made, tmp_path / "studio"))
+
+
+def digests(path: Path) -> dict[str, str]:
+    with open_checkpoint(path) as checkpoint:
+        return {name: tensor_digest(entry) for name, entry in checkpoint.tensors.items()}
+
+
+def names(store: Store) -> list[str]:
+    """Of the objects in the folder."""
+    return [name.removeprefix("ckpt/") for name in store.names()]
+
+
+def assert_holds(store: Store, studio: Path, file: str) -> None:
+    """The folder, read as a copy on a disk, has the tensors of `file`."""
+    copy = studio / "copy"
+    shutil.rmtree(copy, ignore_errors=True)
+    copy.mkdir()
+    for name in names(store):
+        (copy / name).write_bytes(store.get(f"ckpt/{name}"))
+    assert digests(copy) == digests(studio / file)
+
+
+def assert_of_two_ranks(store: Store) -> None:
+    """The folder has what two ranks write, and nothing else."""
+    found = names(store)
+    assert len(found) == len(OF_TWO_RANKS), found
+    assert all(map(re.fullmatch, OF_TWO_RANKS, found)), found
+
+
+def put_old(store: Store, studio: Path) -> list[str]:
+    """Put another checkpoint into the folder; returns its names."""
+    for path in (studio / "old").iterdir():
+        store.put(f"ckpt/{path.name}", path.read_bytes())
+    return names(store)
+
+
+def save(store: Store, *more: str) -> tuple[str, ...]:
+    return ("save", "dp.toml", f"{store.address}/ckpt", "--weights", "m.safetensors", *more)
+
+
+def test_what_two_ranks_save_four_load_and_verify(each: Store, studio: Path) -> None:
+    done = torchrun(2, *save(each), cwd=studio, **each.env)
+    assert done.returncode == 0, done.stderr
+    assert_of_two_ranks(each)
+    assert each.leftovers() == []
+    assert_holds(each, studio, "m.safetensors")
+    where = f"{each.address}/ckpt"
+    done = torchrun(4, "load", where, "-c", "hybrid.toml", cwd=studio, **each.env)
+    assert done.returncode == 0, done.stderr
+    done = torchrun(2, "verify", where, "-c", "tp2.toml", cwd=studio, **each.env)
+    assert done.returncode == 0, done.stderr
+    argv = [sys.executable, "-m", "ptsave", "verify", where, "--against", "m.safetensors"]
+    alone = subprocess.run(argv, cwd=studio, env=environment(**each.env), capture_output=True, text=True)
+    assert alone.returncode == 0, alone.stderr
+
+
+def test_four_ranks_save_over_an_older_folder(one_s3: S3, studio: Path) -> None:
+    old = put_old(one_s3, studio)
+    done = torchrun(4, *save(one_s3), cwd=studio, **one_s3.env)
+    (line,) = errors(done.stderr)
+    assert "the destination exists" in line
+    assert names(one_s3) == old
+    done = torchrun(4, *save(one_s3, "--overwrite"), cwd=studio, **one_s3.env)
+    assert done.returncode == 0, done.stderr
+    assert_holds(one_s3, studio, "m.safetensors")
+    assert len(names(one_s3)) == 6
+    puts = [one.target for one in one_s3.server.log if one.method == "PUT" and one.status == 200]
+    assert re.search(r"\.metadata$", puts[-2])
+    assert re.search(r"ptsave\.json$", puts[-1])
+
+
+def test_a_lost_answer_is_no_other_rank(one_s3: S3, studio: Path) -> None:
+    with one_s3.server.faulty(lost_answer(), on=r"PUT .*(__1_\d+_0\.distcp|metadata)$", times=2):
+        done = torchrun(2, *save(one_s3), cwd=studio, **one_s3.env)
+    assert done.returncode == 0, done.stderr
+    assert_holds(one_s3, studio, "m.safetensors")
+
+
+@pytest.mark.parametrize("which", [r"__0_\d+_0\.distcp", r"__1_\d+_0\.distcp", r"\.metadata"])
+def test_what_the_store_refuses_of_one_rank_leaves_the_old_folder(
+    one_s3: S3, studio: Path, which: str
+) -> None:
+    old = put_old(one_s3, studio)
+    with one_s3.server.faulty(s3_error(403, "AccessDenied"), on=f"PUT .*{which}$"):
+        done = torchrun(2, *save(one_s3, "--overwrite"), cwd=studio, **one_s3.env)
+    assert done.returncode == 1
+    (line,) = errors(done.stderr)
+    assert "no permission to write" in line
+    if "distcp" in which:
+        assert f"rank {which[2]}, s3://" in line
+    assert names(one_s3) == old
+
+
+@pytest.mark.parametrize(("when", "rank"), [("sending", 0), ("sending", 1), ("sent", 1), ("commit", 0)])
+def test_what_a_killed_rank_leaves_is_removed_by_the_next_save(
+    one_s3: S3, studio: Path, when: str, rank: int
+) -> None:
+    old = put_old(one_s3, studio)
+    saboteur = "tests.distributed.saboteur"
+    arguments = ("kill", when, rank, *save(one_s3, "--overwrite"))
+    done = torchrun(2, *arguments, cwd=studio, module=saboteur, **one_s3.env)
+    assert done.returncode == 1
+    (line,) = errors(done.stderr)
+    assert f"rank {rank} died, or hangs" in line
+    left = names(one_s3)
+    assert set(old) <= set(left)
+    assert one_s3.get("ckpt/.metadata") == (studio / "old" / ".metadata").read_bytes()
+    if rank == 1:
+        assert left == old
+    done = torchrun(2, *save(one_s3, "--overwrite"), cwd=studio, **one_s3.env)
+    assert done.returncode == 0, done.stderr
+    assert_holds(one_s3, studio, "m.safetensors")
+    assert_of_two_ranks(one_s3)
+    assert one_s3.leftovers() == []
+
+
+def test_what_a_killed_rank_leaves_of_a_new_folder_is_no_content(one_s3: S3, studio: Path) -> None:
+    arguments = ("kill", "commit", 0, *save(one_s3))
+    done = torchrun(2, *arguments, cwd=studio, module="tests.distributed.saboteur", **one_s3.env)
+    assert done.returncode == 1
+    assert ".metadata" not in names(one_s3)
+    done = torchrun(2, *save(one_s3), cwd=studio, **one_s3.env)
+    assert done.returncode == 0, done.stderr
+    assert_of_two_ranks(one_s3)
+
+
+def test_of_two_jobs_one_wins(one_s3: S3, studio: Path) -> None:
+    """Both have sent all their data when the first of them asks for the folder's name."""
+    both = threading.Barrier(2)
+
+    def meet(request: Request, handler: Handler) -> Answer:
+        both.wait(120)
+        return handler(request)
+
+    command = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", "-m", "ptsave", *save(one_s3)]
+    with one_s3.server.faulty(meet, on=r"PUT .*\.metadata$", times=2):
+        jobs = [
+            subprocess.Popen(
+                command, cwd=studio, env=environment(**one_s3.env), stderr=subprocess.PIPE, text=True
+            )
+            for _ in range(2)
+        ]
+        said = [job.communicate(timeout=240)[1] for job in jobs]
+    assert sorted(job.returncode for job in jobs) == [0, 1], said
+    (line,) = errors(said[[job.returncode for job in jobs].index(1)])
+    assert "the destination exists" in line
+    assert_holds(one_s3, studio, "m.safetensors")
+    assert_of_two_ranks(one_s3)
+
+
+def test_the_hub_is_refused_before_anything_is_built(studio: Path) -> None:
+    done = torchrun(2, "save", "dp.toml", "hf://me/model/ckpt", cwd=studio)
+    (line,) = errors(done.stderr)
+    assert "a folder on the Hub is written by one process" in line
