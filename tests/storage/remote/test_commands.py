@@ -90,7 +90,9 @@ def test_shards_are_opened_side_by_side(server: Server) -> None:
     assert waits > 3 * took
 
 
-@pytest.mark.parametrize("name", ["a.safetensors", "a.pt", "many.pt", "legacy.pt"])
+@pytest.mark.parametrize(
+    "name", ["a.safetensors", "a.pt", pytest.param("many.pt", marks=pytest.mark.slow), "legacy.pt"]
+)
 def test_every_tensor_is_the_same(name: str, root: Path, server: Server) -> None:
     with ptsave.open(root / name) as local, ptsave.open(f"{server.url}/{name}") as remote:
         assert list(local) == list(remote)
@@ -137,8 +139,8 @@ def _convert(source: str, destination: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pt"])
-def test_statistics_of_some_tensors_read_these(name: str, server: Server, ptsave: Command) -> None:
-    done = ptsave("inspect", "--stats", "--filter", "layer.17.*", f"{server.url}/{name}")
+def test_statistics_of_some_tensors_read_these(name: str, server: Server, ptsave_here: Command) -> None:
+    done = ptsave_here("inspect", "--stats", "--filter", "layer.17.*", f"{server.url}/{name}")
     assert "17" in done.stdout
     assert server.num_bytes_out < 100_000 + 64 * 32 * 4
 
@@ -181,12 +183,12 @@ def test_a_file_that_is_also_a_zip_archive_is_found_before_a_tensor_is_read(
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pt"])
 def test_a_file_that_changes_during_a_command_gives_one_error(
-    name: str, root: Path, tmp_path: Path, ptsave: Command
+    name: str, root: Path, tmp_path: Path, ptsave_here: Command
 ) -> None:
     path = tmp_path / name
     path.write_bytes((root / name).read_bytes())
     with Server(folder(tmp_path)) as server:
         address = f"{server.url}/{name}"
         with server.faulty(faults.replaced(lambda: path.write_bytes(path.read_bytes()), after_requests=1)):
-            done = ptsave("verify", address, code=3)
+            done = ptsave_here("verify", address, code=3)
     assert "was changed while it was read" in done.stderr

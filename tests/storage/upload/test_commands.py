@@ -48,11 +48,11 @@ def test_every_format_has_the_same_bytes_there_and_comes_back(
     assert "the-secret" not in refused.stderr + json.dumps(done)
 
 
-def test_an_input_is_never_the_destination(ptsave: Command, each: Store, source: Path) -> None:
+def test_an_input_is_never_the_destination(ptsave_here: Command, each: Store, source: Path) -> None:
     each.put("run/m.pt", source.read_bytes())
     for where in ("run/m.pt", "run"):
         flags = ["--format", "pt" if where == "run/m.pt" else "dcp", "--overwrite"]
-        ptsave(
+        ptsave_here(
             "convert",
             f"{each.address}/run/m.pt",
             f"{each.address}/{where}",
