@@ -9,7 +9,7 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from ptsave.core.accounts import Extras
+from ptsave.core.accounts import Extras, parse_extras
 from ptsave.core.address import located
 from ptsave.errors import UsageError, options_of
 
@@ -111,7 +111,7 @@ def convert(
     UnreadableError for a source.
     """
     from ptsave.formats.base import WriteOptions, digest_algorithm
-    from ptsave.verbs.convert import convert_paths, parse_extras, parse_size
+    from ptsave.verbs.convert import convert_paths, parse_size
     from ptsave.verbs.edit import parse_edits
 
     with options_of(signature(convert).parameters):
@@ -132,7 +132,7 @@ def convert(
             edits,
             format=format,
             select=select,
-            extras=parse_extras(extras),
+            extras=parse_extras(extras, "fail", "drop", "keep"),
             dry_run=dry_run,
             given=given,
         )

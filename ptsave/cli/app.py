@@ -287,8 +287,9 @@ def convert(
 ) -> None:
     """Write the same tensors in another format: renamed, selected, cast, merged or sharded if asked."""
     from ptsave.cli.convert import convert as run
+    from ptsave.core.accounts import parse_extras
     from ptsave.formats.base import WriteOptions, digest_algorithm
-    from ptsave.verbs.convert import parse_extras, parse_size
+    from ptsave.verbs.convert import parse_size
     from ptsave.verbs.edit import parse_edits
 
     run(
@@ -304,7 +305,7 @@ def convert(
         parse_edits(only, drop, strip_prefix, rename, dtype, contiguous, dense),
         format=format,
         select=select,
-        extras=parse_extras(extras),
+        extras=parse_extras(extras, "fail", "drop", "keep"),
         dry_run=dry_run,
         given=given(context),
     )

@@ -108,11 +108,11 @@ def wanted_of(
 
     Raises: UsageError.
     """
-    from ptsave.core.accounts import parse_left_out
+    from ptsave.core.accounts import parse_extras
     from ptsave.core.parts.keys import Allowed, Wanted
 
     allowed = Allowed(allow_missing or (), allow_unexpected or ())
-    return Wanted(allowed, tie or (), select, parse_left_out(extras))
+    return Wanted(allowed, tie or (), select, parse_extras(extras, "fail", "drop"))
 
 
 def given(context: typer.Context) -> list[str]:

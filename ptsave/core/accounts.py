@@ -11,6 +11,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ptsave.core.names import hint_for
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.storage import Storage
 from ptsave.core.tree import are_scalars
@@ -216,16 +217,17 @@ def _of_opaque(node: Opaque) -> Iterator[_Child]:
     yield None, node.items, node.shared, False
 
 
-def parse_left_out(text: str) -> Extras:
-    """What `--extras` of `load` and `save` names.
+def parse_extras(text: str, *known: Extras) -> Extras:
+    """The one of the `known` ways to treat extras that `--extras` names.
 
-    Raises: UsageError.
+    Raises: UsageError with the nearest one.
     """
-    if text == "fail":
-        return "fail"
-    if text == "drop":
-        return "drop"
-    raise UsageError(f"cannot {text!r} extras", "--extras", "known ways: fail, drop")
+    for extras in known:
+        if text == extras:
+            return extras
+    raise UsageError(
+        f"{text!r} is not a way to treat extras", Option("extras"), hint_for(text, known, "ways")
+    )
 
 
 def settle_left_out(

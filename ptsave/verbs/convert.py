@@ -17,7 +17,6 @@ from ptsave.core.address import Address, Location
 from ptsave.core.caps import room
 from ptsave.core.checkpoint import ROOT_NAME, Checkpoint, check_viewed
 from ptsave.core.finding import counted
-from ptsave.core.names import hint_for
 from ptsave.core.nodes import PARAMETER_, UNRESOLVED, Opaque, TensorEntry
 from ptsave.core.own_process import no_garbage_collection
 from ptsave.core.parts.placeholders import placeholders, refuse
@@ -196,17 +195,6 @@ def convert(
             if storage.num_overflowed:
                 notes.append(f"{name}: {storage.num_overflowed} finite values became infinite")
     return result
-
-
-def parse_extras(text: str) -> Extras:
-    """What `--extras` names.
-
-    Raises: UsageError with the nearest one.
-    """
-    known: dict[str, Extras] = {"fail": "fail", "drop": "drop", "keep": "keep"}
-    if text not in known:
-        raise UsageError(f"cannot {text!r} extras", Option("extras"), hint_for(text, known, "ways"))
-    return known[text]
 
 
 def parse_size(text: str) -> int:

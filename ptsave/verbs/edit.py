@@ -121,7 +121,8 @@ def parse_rename(text: str) -> tuple[re.Pattern[str], str]:
     """
     pattern, equals, replacement = text.rpartition("=")
     if not equals:
-        raise UsageError(f"{text!r} has no '='", "--rename", "write --rename 'REGEX=REPLACEMENT'")
+        hint = ("for example ", Option("rename", "^encoder=backbone"))
+        raise UsageError(f"{text!r} has no '='", Option("rename"), hint)
     return rename_of(pattern, replacement, text)
 
 

@@ -134,7 +134,7 @@ def _listed(text: str, known: Sequence[str], where: Option, kind: str) -> list[s
         if name not in known:
             raise UsageError(f"unknown name {name!r}", where, hint_for(name, known, kind))
     if not names:
-        raise UsageError("names nothing", where, f"known {kind}: {', '.join(known)}")
+        raise UsageError("the list is empty", where, f"known {kind}: {', '.join(known)}")
     return names
 
 

@@ -229,7 +229,7 @@ def test_dtypes_that_excuse_digests_are_named_and_no_strict_yes(shop: Workshop) 
     assert "on the record's word alone" in message
     code, _, err = shop.run("load", FILE, "-c", "net.toml")
     assert code == 0
-    assert "not held to the digest: the record says that it had another dtype" in err
+    assert "not checked against the recorded digest: the record says that the dtype was another" in err
 
 
 @pytest.mark.parametrize("what", ["some", "none", "rot13"])

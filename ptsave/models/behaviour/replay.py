@@ -391,10 +391,13 @@ def _structure(recorded: Behaviour, now: Sequence[Call]) -> str:
     gone = [name for name in old if name not in new]
     come = [name for name in new if name not in old] if recorded.has_all_calls else []
     parts = []
-    for names, are in ((gone, "not called any more"), (come, "called now, and was not")):
+    for names, one, many in (
+        (gone, "is not called any more", "are not called any more"),
+        (come, "is called now, and was not", "are called now, and were not"),
+    ):
         if names:
-            others = f" (and {len(names) - 1} others)" if len(names) > 1 else ""
-            parts.append(f"{names[0]!r}{others} is {are}")
+            others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            parts.append(f"{names[0]!r}{others} {many if others else one}")
     for name in (name for name in old if name in new and new[name].kind != old[name].kind):
         parts.append(f"{name or 'the model'!r} was a {old[name].kind}, is a {new[name].kind}")
     return "; ".join(parts[:4])

@@ -37,7 +37,9 @@ def fresh_model(path: Path, overrides: Sequence[str], device: str, app_dir: Path
     if lazy_names(model):
         if config.inputs is None:
             raise UsageError(
-                "has lazy modules and nothing to run them on", str(path), "add an [inputs] table"
+                "the model has lazy modules, and there is nothing to run it on",
+                str(path),
+                "add an [inputs] table",
             )
         settle(model, make_inputs(config.inputs, model, device), seed=0)
     return Fresh(config, model.eval(), checkpoint_of(model.state_dict(), path))

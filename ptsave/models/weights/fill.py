@@ -247,7 +247,8 @@ def fill(
     whole = {names[0]: selection.tensors[names[0]].named(selection.original[names[0]]) for names in chosen}
     if is_checked and (unheld := cast_since(whole.values(), source.record)):
         are = counted(len(unheld), "tensor is", "tensors are")
-        warn(f"{are} not held to the digest: the record says that it had another dtype ({unheld[0]})")
+        why = f"the record says that the dtype was another one ({unheld[0]})"
+        warn(f"{are} not checked against the recorded digest: {why}")
     if parts is WHOLE and is_by_name and _only_copies(model, state):
         _move(model, device)
         state = model.state_dict(keep_vars=True)

@@ -268,6 +268,6 @@ def torch_dtype(entry: TensorEntry) -> torch.dtype:
         raise LossyError(
             f"{entry.name!r} has the dtype {entry.dtype.name}, which torch {torch.__version__} lacks",
             "",
-            "use a newer torch, or convert with --dtype",
+            "use a newer torch, or cast it with `ptsave convert --dtype`",
         )
     return dtype
