@@ -177,7 +177,7 @@ def verify(
         trusted = ["*"] if trust_recorded is True else _several(trust_recorded or ())
         asked = choose(
             _listed(checks),
-            config=_path(config),
+            config=None if config is None else located(config),
             trusted=trusted,
             against=None if against is None else located(against),
             close=close,
@@ -186,7 +186,7 @@ def verify(
             given=_given(locals(), verify),
             infinite=_several(allow_infinite),
         )
-        folder = _path(app_dir) or Path()
+        folder = Path() if app_dir is None else Path(app_dir)
         request = Request(
             located(path), asked, _several(allow), _several(set), select, device, folder, strict
         )
@@ -210,7 +210,3 @@ def _several(names: Names) -> Sequence[str]:
 def _listed(names: Names | None) -> str | None:
     """Names as the command takes them: with commas between them."""
     return names if names is None or isinstance(names, str) else ",".join(names)
-
-
-def _path(path: PathLike | None) -> Path | None:
-    return None if path is None else Path(path)

@@ -108,7 +108,7 @@ def _spec(
     if config is not None:
         if hyperparameters is not None:
             raise UsageError("config has the hyperparameters", "ptsave.save", "give one of the two")
-        return load_config(Path(config))
+        return load_config(located(config))
     if hyperparameters is None:
         return None
     path = import_path(type(module))
@@ -260,7 +260,7 @@ def load(
             _into(model, checkpoint, selection, device, notes, wanted)
         else:
             folder = Path(app_dir) if app_dir is not None else None
-            spec = config_for(checkpoint, Path(config) if config else None, (), _trusted(trust_recorded))
+            spec = config_for(checkpoint, located(config) if config else None, (), _trusted(trust_recorded))
             model, selection, _ = build_from(
                 spec.model,
                 checkpoint,

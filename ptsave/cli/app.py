@@ -88,9 +88,7 @@ def ptsave(
 @app.command()
 def save(
     context: typer.Context,
-    config: Annotated[
-        Path, typer.Argument(metavar="CONFIG", help="TOML that names the model's class.", readable=False)
-    ],
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="TOML that names the model's class.")],
     destination: Annotated[str, typer.Argument(metavar="DST", help="File or folder to write.")],
     weights: Annotated[
         str | None,
@@ -130,7 +128,7 @@ def save(
     )
     run(
         Mode(json, quiet, verbose),
-        config,
+        located(config),
         located(destination),
         WriteOptions(
             overwrite=overwrite, record=not no_record, digest=digest_algorithm(digest), check=not no_check
@@ -159,10 +157,8 @@ def load(
     tie: Tie = None,
     device: Device = "cpu",
     inputs: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Tensors to run the model on: .safetensors, .npz or .npy.", readable=False
-        ),
+        str | None,
+        typer.Option(metavar="FILE", help="Tensors to run the model on: .safetensors, .npz or .npy."),
     ] = None,
     outputs: Annotated[
         str | None, typer.Option(metavar="FILE", help="Where to write what the model returns.")
@@ -183,12 +179,12 @@ def load(
     run(
         Mode(json, quiet, verbose),
         located(checkpoint),
-        config,
+        located(config) if config is not None else None,
         overrides=set or [],
         trusted=trust_recorded or (),
         wanted=wanted_of(select, extras, allow_missing, allow_unexpected, tie),
         device=device,
-        inputs=inputs,
+        inputs=located(inputs) if inputs is not None else None,
         outputs=located(outputs) if outputs is not None else None,
         overwrite=overwrite,
         app_dir=app_dir,
@@ -381,7 +377,7 @@ def verify(
         raise UsageError("verify needs a checkpoint", "", "ptsave verify CHECKPOINT")
     asked = choose(
         checks,
-        config=config,
+        config=located(config) if config is not None else None,
         trusted=trust_recorded or (),
         against=located(against) if against is not None else None,
         close=close,

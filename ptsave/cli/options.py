@@ -17,10 +17,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors and results only.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print what is being done.")]
 ConfigPath = Annotated[
-    Path | None,
-    typer.Option(
-        "-c", "--config", metavar="CONFIG", help="TOML that names the model's class.", readable=False
-    ),
+    str | None,
+    typer.Option("-c", "--config", metavar="CONFIG", help="TOML that names the model's class."),
 ]
 Set = Annotated[
     list[str] | None,

@@ -19,7 +19,7 @@ from ptsave.render.terminal import Mode, warn
 
 def save(
     mode: Mode,
-    config_path: Path,
+    config_path: Location,
     destination: Location,
     options: WriteOptions,
     *,

@@ -21,6 +21,7 @@ from ptsave.config.model import (
     show,
     to_plain,
 )
+from ptsave.core.address import Location
 from ptsave.core.dtypes import BY_NAME, DType
 from ptsave.errors import UsageError
 
@@ -100,7 +101,7 @@ class InputsSpec:
     named: Mapping[str, InputSpec] = field(default_factory=dict)
     file: str | None = None
     """A file whose tensors are arguments by their names, besides the ones above."""
-    folder: Path = Path()
+    folder: Location = Path()
     """What a file's name is relative to."""
     place: ConfigPlace = NOWHERE
     digests: Mapping[str, str] = field(default_factory=dict)
@@ -180,7 +181,7 @@ def _items(spec: ListOf | DictOf) -> Iterable[InputSpec]:
     return spec.items.values() if isinstance(spec, DictOf) else spec.items
 
 
-def parse_inputs(value: Any, place: ConfigPlace, folder: Path) -> InputsSpec:
+def parse_inputs(value: Any, place: ConfigPlace, folder: Location) -> InputsSpec:
     """The `[inputs]` table, or the `[[inputs]]` tables.
 
     Raises: UsageError.

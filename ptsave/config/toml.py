@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ptsave.config.inputs import InputsSpec, parse_inputs
@@ -13,7 +12,7 @@ from ptsave.config.model import ConfigPlace, ModelSpec, check_keys, expect, pars
 from ptsave.core.address import Location
 from ptsave.core.names import hint_for
 from ptsave.errors import LimitError, UsageError
-from ptsave.storage.files import LocalFile
+from ptsave.storage.opening import open_file
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -68,10 +67,10 @@ class Config:
     parallel: ParallelSpec | None = None
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: Location, overrides: Sequence[str] = ()) -> Config:
     """Read the TOML at `path`, with each `KEY.PATH=VALUE` of `overrides` put in its place.
 
-    Raises: MissingFileError; UsageError for a syntax error, an unknown key or a wrong type.
+    Raises: MissingFileError; UnreadableError; UsageError for a syntax error, an unknown key or a wrong type.
     """
     document = _read_toml(path)
     for override in overrides:
@@ -82,7 +81,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise UsageError("the config nests too deeply", str(path), _TOML_HINT) from None
 
 
-def _parse(document: dict[str, Any], path: Path) -> Config:
+def _parse(document: dict[str, Any], path: Location) -> Config:
     place = ConfigPlace(str(path))
     check_keys(document, ("model", "inputs", "verify", "parallel"), place)
     if "model" not in document:
@@ -97,8 +96,8 @@ def _parse(document: dict[str, Any], path: Path) -> Config:
     )
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
-    with LocalFile(path) as file:
+def _read_toml(path: Location) -> dict[str, Any]:
+    with open_file(path) as file:
         if file.size_bytes > MAX_CONFIG_BYTES:
             raise LimitError("MAX_CONFIG_BYTES", MAX_CONFIG_BYTES, file.size_bytes, str(path))
         text = file.read_at(0, file.size_bytes)

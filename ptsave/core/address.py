@@ -188,6 +188,19 @@ def is_named_as_archive(where: Location) -> bool:
     return where.name.lower().endswith(_ARCHIVES)
 
 
+def beside(folder: Location, name: str) -> Location:
+    """The file that a text in `folder` calls `name`: an address, a path of its own, or one that begins there.
+
+    Raises: as `located`.
+    """
+    found = located(name)
+    if isinstance(folder, Path) or isinstance(found, Address) or found.is_absolute():
+        return folder / found if isinstance(folder, Path) and isinstance(found, Path) else found
+    for part in found.parts:
+        folder = folder.parent if part == ".." else folder / part
+    return folder
+
+
 def on_disk(where: Location, what: str) -> Path:
     """`where`, which must be a path; `what` says what cannot be elsewhere.
 

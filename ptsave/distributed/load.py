@@ -36,11 +36,11 @@ from ptsave.models.weights.own_shard import OWN_PARTS, num_local_bytes
 def load(
     group: Group,
     path: Location,
-    config_path: Path | None,
+    config_path: Location | None,
     *,
     overrides: Sequence[str] = (),
     trusted: Sequence[str] = (),
-    inputs: Path | None = None,
+    inputs: Location | None = None,
     outputs: Location | None = None,
     overwrite: bool = False,
     app_dir: Path | None = None,

@@ -26,7 +26,7 @@ from ptsave.config.inputs import (
     RandomTensor,
 )
 from ptsave.config.model import ConfigPlace
-from ptsave.core.address import Location
+from ptsave.core.address import Location, beside
 from ptsave.core.dtypes import BY_NAME
 from ptsave.core.names import hint_for
 from ptsave.core.nodes import TensorEntry
@@ -69,15 +69,32 @@ def make_inputs(spec: InputsSpec, model: nn.Module, device: str | torch.device =
     Raises: UsageError when forward() does not take them, or a file lacks them; LimitError where `model` would
     compute more of recorded ones than memory is meant for; what reading a file raises.
     """
+    file = beside(spec.folder, spec.file) if spec.file is not None else None
+    return _make_all(spec, file, model, device)
+
+
+def inputs_from_file(path: Location, model: nn.Module, device: str | torch.device = "cpu") -> Arguments:
+    """The tensors of a file as arguments, matched to forward()'s by name.
+
+    Names such as NumPy gives to arrays without one (`arr_0`, `arr_1`) are matched by position.
+
+    Raises: UsageError when forward() does not take them; what reading a file raises.
+    """
+    return _make_all(InputsSpec(), path, model, device)
+
+
+def _make_all(
+    spec: InputsSpec, file: Location | None, model: nn.Module, device: str | torch.device
+) -> Arguments:
+    """The arguments that `spec` describes, and those that are the tensors of `file`."""
     args = [_make(item, str(i), spec, spec.place / i, device) for i, item in enumerate(spec.positional)]
     kwargs = {name: _make(item, name, spec, spec.place / name, device) for name, item in spec.named.items()}
     place = spec.place
-    if spec.file is not None:
-        path = spec.folder / spec.file
-        place = ConfigPlace(str(path))
-        for name, tensor in read_tensors(path, device).items():
+    if file is not None:
+        place = ConfigPlace(str(file))
+        for name, tensor in read_tensors(file, device).items():
             if name in kwargs:
-                raise spec.place.error(f"{name!r} is both in {path} and in a table", "leave one of them out")
+                raise spec.place.error(f"{name!r} is both in {file} and in a table", "leave one of them out")
             kwargs[name] = tensor
     arguments = _fitted(model, args, kwargs, place)
     if spec.is_recorded and not (torch.distributed.is_available() and torch.distributed.is_initialized()):
@@ -120,16 +137,6 @@ def _inline(value: Any) -> InputSpec:
     return PlainValue(value)
 
 
-def inputs_from_file(path: Path, model: nn.Module, device: str | torch.device = "cpu") -> Arguments:
-    """The tensors of a file as arguments, matched to forward()'s by name.
-
-    Names such as NumPy gives to arrays without one (`arr_0`, `arr_1`) are matched by position.
-
-    Raises: UsageError when forward() does not take them; what reading a file raises.
-    """
-    return make_inputs(InputsSpec(file=str(path)), model, device)
-
-
 def _make(
     spec: InputSpec, stream: str, inputs: InputsSpec, place: ConfigPlace, device: str | torch.device
 ) -> Any:
@@ -143,7 +150,7 @@ def _make(
     if isinstance(spec, PlainValue):
         return plain_value(spec.value, place / "value")
     if isinstance(spec, FileTensor):
-        return _pick(read_tensors(inputs.folder / spec.file, device), spec, place)
+        return _pick(read_tensors(beside(inputs.folder, spec.file), device), spec, place)
     if isinstance(spec, DataTensor):
         return _from_data(spec, place).to(device)
     return random_tensor(spec, stream).to(device)
@@ -233,7 +240,7 @@ def _position(name: str) -> int | None:
     return int(digits) if name.startswith("arr_") and digits.isdecimal() and len(digits) < 4 else None
 
 
-def read_tensors(path: Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+def read_tensors(path: Location, device: str | torch.device = "cpu") -> dict[str, Tensor]:
     """The tensors of a file, whatever its format, by name; a lone one without a name is `arr_0`.
 
     Raises: UnreadableError; UsageError when the file holds no tensor.

@@ -57,12 +57,12 @@ class Loaded:
 
 def load(
     path: Location,
-    config_path: Path | None,
+    config_path: Location | None,
     *,
     overrides: Sequence[str] = (),
     trusted: Sequence[str] = (),
     device: str = "cpu",
-    inputs: Path | None = None,
+    inputs: Location | None = None,
     outputs: Location | None = None,
     overwrite: bool = False,
     app_dir: Path | None = None,
@@ -91,7 +91,7 @@ def load(
     return summary(checkpoint, config, selection, report, device, result, outputs)
 
 
-def _check_places(inputs: Path | None, outputs: Location | None, overwrite: bool) -> None:
+def _check_places(inputs: Location | None, outputs: Location | None, overwrite: bool) -> None:
     """Whether the outputs can be written once everything is read, asked before the work.
 
     Raises: what opening `inputs` raises; RefusedError where `outputs` would replace an input; ExistsError;
@@ -131,7 +131,7 @@ def summary(
 
 
 def config_for(
-    checkpoint: Checkpoint, config_path: Path | None, overrides: Sequence[str], trusted: Sequence[str]
+    checkpoint: Checkpoint, config_path: Location | None, overrides: Sequence[str], trusted: Sequence[str]
 ) -> Config:
     """The config at `config_path`, or the one that the checkpoint's record makes, of whose names those are
     imported that fit a glob of `trusted`.
@@ -196,7 +196,7 @@ def run(model: nn.Module, arguments: Arguments) -> Any:
         ) from error
 
 
-def arguments_for(spec: InputsSpec | None, file: Path | None, model: nn.Module, device: str) -> Arguments:
+def arguments_for(spec: InputsSpec | None, file: Location | None, model: nn.Module, device: str) -> Arguments:
     """What to run `model` on: the tensors of `file`, else what the config's `[inputs]` says.
 
     Raises: UsageError when there is neither, or forward() does not take them.

@@ -10,12 +10,12 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from ptsave.core.address import Location, located
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.dtypes import DType
 from ptsave.core.nodes import Opaque, TensorEntry
@@ -27,10 +27,12 @@ from ptsave.core.parts.training import ALIASES, Parts, at, fields_of, find_parts
 from ptsave.core.strict_json import parse_object
 from ptsave.core.tree import map_leaves, walk
 from ptsave.core.values.digest import recorded_digests
-from ptsave.errors import LimitError, LossyError, MissingFileError, UsageError
+from ptsave.errors import LimitError, LossyError, UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.pickle.shapes import Payload
 from ptsave.models.weights.tensors import read_tensors, refused_part, to_torch
+from ptsave.storage.files import InputFolder
+from ptsave.storage.opening import open_file, open_input
 from ptsave.training.keys import headers, is_count
 
 FOLDER_FILES: dict[str, tuple[re.Pattern[str], ...]] = {
@@ -72,8 +74,9 @@ def read_training(path: str | os.PathLike[str]) -> dict[str, Any]:
     LossyError where tensors only stand in for them, or a training was flattened into names (`convert` of one
     to safetensors).
     """
-    target = Path(path)
-    names = sorted(os.listdir(target)) if os.path.isdir(target) else []
+    target = located(path)
+    with open_input(target) as found:
+        names = sorted(found.names) if isinstance(found, InputFolder) else []
     state = _folder(target, names) if any(map(_TRAINING_FILE.fullmatch, names)) else _file(target)
     parts = find_parts(headers(state))
     if (step := steps_done(parts, _steps_of_optimizers(state, parts))) is not None:
@@ -99,7 +102,7 @@ def _count(step: Any) -> int | None:
     return step if is_count(step) else None
 
 
-def _file(path: Path) -> dict[str, Any]:
+def _file(path: Location) -> dict[str, Any]:
     """A dictionary as it nests; weights alone, and a pickled module, as `model_state_dict`."""
     with open_checkpoint(path) as checkpoint:
         root = checkpoint.root
@@ -217,7 +220,7 @@ def _numpy(value: Opaque) -> Any:
 # --- folders ----------------------------------------------------------------------------------------------
 
 
-def _folder(path: Path, names: list[str]) -> dict[str, Any]:
+def _folder(path: Location, names: list[str]) -> dict[str, Any]:
     """A folder of accelerate's or of transformers' Trainer."""
     state: dict[str, Any] = {}
     used: set[str] = set()
@@ -252,21 +255,18 @@ def _is_state(name: str) -> bool:
     return name.startswith(("sampler", "custom_checkpoint")) and name.endswith((".bin", ".pkl"))
 
 
-def _part(path: Path) -> Any:
+def _part(path: Location) -> Any:
     with open_checkpoint(path) as checkpoint:
         return as_torch(checkpoint, checkpoint.root)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Location) -> dict[str, Any]:
     """A JSON object.
 
     Raises: MissingFileError, LimitError, CorruptError.
     """
-    try:
-        size = os.path.getsize(path)
-        if size > MAX_JSON_BYTES:
-            raise LimitError("trainer_state_bytes", MAX_JSON_BYTES, size, str(path))
-        data = path.read_bytes()
-    except OSError as error:
-        raise MissingFileError(f"the file cannot be read: {error.strerror}", str(path)) from error
+    with open_file(path) as file:
+        if file.size_bytes > MAX_JSON_BYTES:
+            raise LimitError("trainer_state_bytes", MAX_JSON_BYTES, file.size_bytes, str(path))
+        data = file.read_at(0, file.size_bytes)
     return parse_object(data, "the trainer's state", str(path))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint
@@ -49,7 +48,7 @@ OF_A_MODEL = ("--select", "--device", "--through", "--app-dir", RECORD)
 def choose(
     checks: str | None,
     *,
-    config: Path | None = None,
+    config: Location | None = None,
     trusted: Sequence[str] = (),
     against: Location | None = None,
     close: bool = False,
@@ -68,7 +67,7 @@ def choose(
     """
     known = [*FILE_CHECKS, *MODEL_CHECKS]
     names = [name for name in known if name != "against" or against is not None]
-    other_config = against if isinstance(against, Path) and against.suffix == ".toml" else None
+    other_config = against if against is not None and against.suffix == ".toml" else None
     if config is not None and trusted:
         both = (Option("config"), " and ", Option("trust_recorded"), " both name the class")
         raise UsageError(both, "", "give one of the two")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ptsave.core.address import Address, located
+from ptsave.core.address import Address, beside, located
 from ptsave.errors import UsageError
 
 
@@ -76,3 +76,21 @@ def test_what_names_nothing_is_refused(text: str) -> None:
 def test_an_address_that_went_through_a_path_is_told() -> None:
     with pytest.raises(UsageError, match="became a path"):
         located(Path("s3://bucket/a.pt"))
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "found"),
+    [
+        ("configs", "x.npz", "configs/x.npz"),
+        ("configs", "../x.npz", "configs/../x.npz"),
+        ("configs", "/data/x.npz", "/data/x.npz"),
+        ("configs", "s3://b/x.npz", "s3://b/x.npz"),
+        ("s3://b/configs", "x.npz", "s3://b/configs/x.npz"),
+        ("s3://b/configs", "../data/x.npz", "s3://b/data/x.npz"),
+        ("s3://b/configs", "/data/x.npz", "/data/x.npz"),
+        ("https://host/c", "a b.npz", "https://host/c/a%20b.npz"),
+        ("hf://me/model@v1", "x.npz", "hf://me/model@v1/x.npz"),
+    ],
+)
+def test_a_file_that_a_config_names_lies_beside_it(folder: str, name: str, found: str) -> None:
+    assert str(beside(located(folder), name)) == found

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from ptsave.config.toml import Config, load_config
+from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.errors import UsageError
 from ptsave.models.build import build_model
@@ -27,7 +28,7 @@ class Fresh:
     """Its state dict, where it lies in memory."""
 
 
-def fresh_model(path: Path, overrides: Sequence[str], device: str, app_dir: Path | None) -> Fresh:
+def fresh_model(path: Location, overrides: Sequence[str], device: str, app_dir: Path | None) -> Fresh:
     """Build the model of the config at `path`.
 
     Raises: UsageError for the config; LossyError when the state dict holds what no format does.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 from ptsave.config.toml import Tolerance
 from ptsave.core.address import Location
@@ -22,12 +21,12 @@ class Asked:
     """The checks to run."""
     by_name: bool = False
     """Whether the user named them: then each says so where there is nothing to check."""
-    config: Path | None = None
+    config: Location | None = None
     trusted: Sequence[str] = ()
     """Globs of what may be imported of what the record names."""
     other: Location | None = None
     """A second checkpoint."""
-    other_config: Path | None = None
+    other_config: Location | None = None
     """A config whose fresh model stands in for a second checkpoint."""
     through: Sequence[str] = ()
     """Formats that `roundtrip` goes through."""
