@@ -193,7 +193,7 @@ def verify(
         verdict, _ = verify_path(request, Listener(notes.append))
     for note in notes:
         warnings.warn(note, stacklevel=2)
-    return verdict
+    return verdict.of(frozenset(signature(verify).parameters))
 
 
 def _given(values: Mapping[str, Any], function: Any) -> list[str]:

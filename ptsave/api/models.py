@@ -66,6 +66,9 @@ def save(
     old file is there then.
     """
     with options_of(signature(save).parameters):
+        first: object = path
+        if not isinstance(first, (str, os.PathLike)) and isinstance(value, (str, os.PathLike)):
+            raise UsageError("the path comes before what is saved", "ptsave.save", "ptsave.save(path, value)")
         destination = located(path)
         target = destination_writer(destination, format)
         spec: Config | None = None

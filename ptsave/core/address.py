@@ -120,7 +120,13 @@ def located(where: str | os.PathLike[str] | Address) -> Location:
     """
     if isinstance(where, Address):
         return where
-    text = os.fspath(where)
+    try:
+        text = os.fspath(where)
+    except TypeError:
+        text = None
+    if not isinstance(text, str):
+        what = f"a path or an address is expected, not a value of type {type(where).__name__}"
+        raise UsageError(what, "", "give it as text, or a path as a pathlib.Path")
     match = _ADDRESS.fullmatch(text)
     if match is None:
         if not isinstance(where, str) and _COLLAPSED.match(text) and not os.path.lexists(text):

@@ -1,19 +1,21 @@
 """What a check finds: fields that code goes by, and the words that are made of them at the end.
 
 A finding holds no sentence. Its kind has one, with places for the finding's fields: `{count}`, `{first}` and
-`{places}` for the names, and the keys of `facts`; `[one|many]` is chosen by `count`. The words stand here and
+`{places}` for the names, and the keys of `facts`; `[one|many]` is chosen by `count`, `<key=VALUE>` is an
+option. The words stand here and
 not in `render` because errors of `training` quote findings too.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, unique
 from typing import Literal
 
 from ptsave.core.global_names import WORDS
+from ptsave.errors import Option
 
 Level = Literal["ok", "warn", "fail", "skipped"]
 LEVELS: tuple[Level, ...] = ("fail", "warn", "ok", "skipped")
@@ -22,6 +24,7 @@ Facts = Mapping[str, int | float | str]
 """The numbers and short texts that a kind's words have places for, by key."""
 
 _CHOICE = re.compile(r"\[([^|\]]*)\|([^]]*)]")
+_OPTION = re.compile(r"<(\w+)=(\w+)>")
 _NAME_USED = "{used_for} {count}×; "
 
 
@@ -134,7 +137,7 @@ class Kind(Enum):
     HAS_NOT = "does not have {parts}: what the training used of these starts anew"
 
     # --- against ---
-    NEEDS_OTHER = "needs a second checkpoint: --against OTHER"
+    NEEDS_OTHER = "needs a second checkpoint: <against=OTHER>"
     ONLY_HERE = "is not in {other}"
     ONLY_THERE = "is only in {other}"
     UNEQUAL = "{how}"
@@ -166,7 +169,7 @@ class Kind(Enum):
     WOULD_FIT = "would fit renamed: {how}"
     LOST_TIE = "lost tie: one parameter with {other!r} in the model, other values in the file"
     NEW_TIE = "lost tie: one tensor with {other!r} in the file, two parameters in the model"
-    NEEDS_CONFIG = "needs a config: -c CONFIG"
+    NEEDS_CONFIG = "needs a config: <config=CONFIG>"
 
     # --- behaviour and roundtrip ---
     NO_RECORD = "the checkpoint has no behaviour record: `ptsave save` and `verify --record` make one"
@@ -177,7 +180,7 @@ class Kind(Enum):
         "the record names files as inputs, and no file that a record names is opened: "
         "`verify -c CONFIG --record` records them"
     )
-    INPUTS_UNKNOWN = "it was recorded with inputs of files: name the config with -c CONFIG"
+    INPUTS_UNKNOWN = "it was recorded with inputs of files: name the config with <config=CONFIG>"
     OTHER_INPUTS = "the config's inputs are not those that it was recorded with"
     DOES_NOT_RUN = "the model does not run on the recorded inputs: {why}"
     RECORDED_TOO_MUCH = "the recorded inputs are too much for a file to ask for: {why}"
@@ -231,11 +234,13 @@ class Finding:
     places: tuple[str, ...] = ()
     """The names among these things that are worth showing."""
     facts: Facts = field(default_factory=dict, hash=False)
+    parameters: Collection[str] | None = field(default=None, compare=False, repr=False)
+    """Those of the Python function that returns it, as `PtsaveError` has them; None for a command."""
 
     @property
     def message(self) -> str:
         """What it says, in words."""
-        words = self.kind.value
+        words = _OPTION.sub(lambda option: Option(*option.groups()).spelled(self.parameters), self.kind.value)
         if self.count is not None:
             words = _CHOICE.sub(r"\1" if self.count == 1 else r"\2", words)
         first = self.places[0] if self.places else ""

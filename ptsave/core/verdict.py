@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ptsave.core.finding import LEVELS, Finding, Level
-from ptsave.errors import VerdictError
+from ptsave.errors import Option, VerdictError
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,13 @@ class Verdict:
     """Every recorded call of a module in order, where a replay differed: how the difference grows."""
     is_strict: bool = False
     """Whether warnings count as failures."""
+    parameters: Collection[str] | None = field(default=None, compare=False, repr=False)
+    """Those of the Python function that returns it; None for a command, which spells options as flags."""
+
+    def of(self, parameters: Collection[str] | None) -> Verdict:
+        """As a Python function with these parameters says it, or a command."""
+        findings = tuple(replace(finding, parameters=parameters) for finding in self.findings)
+        return replace(self, findings=findings, parameters=parameters)
 
     @property
     def is_yes(self) -> bool:
@@ -83,7 +90,8 @@ class Verdict:
         for check, findings in sorted(self.by_check.items()):
             checks[level_of(findings)].append(check)
         if self.is_strict and checks["warn"]:
-            warned = f"warned of {', '.join(checks['warn'])}, which --strict counts as failed"
+            strict = Option("strict", True).spelled(self.parameters)
+            warned = f"warned of {', '.join(checks['warn'])}, which {strict} counts as failed"
             return f"failed {', '.join(checks['fail'])}; {warned}" if checks["fail"] else warned
         if checks["fail"]:
             return f"failed {', '.join(checks['fail'])}"

@@ -145,7 +145,7 @@ def verdict(result: Verdict, path: Location, each: Each = list) -> dict[str, Any
         "path": str(path),
         "verdict": result.answer,
         "cause": result.cause,
-        "findings": each(_finding(finding) for finding in result.findings),
+        "findings": each(_finding(finding) for finding in result.of(None).findings),
         "growth": [jsonable(departure) for departure in result.growth],
     }
 

@@ -170,6 +170,11 @@ def test_a_verdict_says_why(files: Path) -> None:
     with pytest.raises(VerdictError, match=r"the verdict is no: .*checksum") as raised:
         no.raise_for_no()
     assert raised.value.hint.startswith("fc.weight: ")
+    assert (
+        'skipped: behaviour, keys, roundtrip (needs a config: config="CONFIG")'
+        in ptsave.verify("model.safetensors").because
+    )
+    assert "--" not in ptsave.verify("state.pt", strict=True).because
     strict = ptsave.verify("model.safetensors", strict=True, checks="bytes")
     assert strict.is_yes
 

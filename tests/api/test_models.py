@@ -143,6 +143,15 @@ def test_what_cannot_be_held_is_refused(tmp_path: Path, name: str, value: Any, m
     assert os.listdir(tmp_path) == []
 
 
+def test_the_path_comes_first(tmp_path: Path, model: nn.Module) -> None:
+    with pytest.raises(UsageError, match="the path comes before what is saved") as raised:
+        ptsave.save(model, tmp_path / "a.pt")  # type: ignore[arg-type]
+    assert raised.value.hint == "ptsave.save(path, value)"
+    for path in (3, None, b"a.pt", model):
+        with pytest.raises(UsageError, match="a path or an address is expected, not a value of type"):
+            ptsave.load(path)  # type: ignore[call-overload]
+
+
 def test_a_wrong_destination_is_said(tmp_path: Path, model: nn.Module) -> None:
     with pytest.raises(UsageError, match="the suffix '' does not say"):
         ptsave.save(tmp_path / "x", model)
