@@ -67,8 +67,8 @@ def _show_checkpoint(result: Inspection, tree: bool) -> None:
         f"{escape(str(result.path))}: {result.format}, {count(result.num_tensors, 'tensor')}, "
         f"{count(result.num_elements, 'element')}, {size(result.num_bytes)}"
     )
-    for one in result.wrapped_in:
-        out(escape(_wrapping(one)))
+    if result.wrapped_in:
+        out(escape(", ".join(_wrapping(one) for one in reversed(result.wrapped_in))))
     if result.stats is not None:
         _stats(result.stats)
     elif tree:
@@ -120,7 +120,7 @@ def _show_checkpoint(result: Inspection, tree: bool) -> None:
 
 def _wrapping(one: Wrapping) -> str:
     """In what the file lies, in words."""
-    how = f", unpacked into a temporary file of {size(one.num_bytes)}" if one.is_unpacked else ""
+    how = f" (unpacked into a temporary file of {size(one.num_bytes)})" if one.is_unpacked else ""
     what = f"the member {one.member!r} of a {one.described}" if one.member else f"in a {one.described}"
     return what + how
 
