@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fuzz import costs
 from fuzz.targets import MAIN, TARGETS
 from tests.attacks.strategies import STRATEGIES
 
@@ -32,7 +33,12 @@ def main() -> int:
     )
     parser.add_argument("--engine", action="append", choices=ENGINES, help="repeatable; default: both")
     parser.add_argument("--findings", type=Path, default=Path("fuzz-findings"), help="folder to keep them in")
+    parser.add_argument("--costs", action="store_true", help="instead, measure what small files cost")
+    parser.add_argument("--kind", action="append", metavar="GLOB", help="of --costs: the files; repeatable")
+    parser.add_argument("--command", action="append", metavar="GLOB", help="of --costs: the commands")
     asked = parser.parse_args()
+    if asked.costs:
+        return costs.main(asked)
     asked.findings.mkdir(parents=True, exist_ok=True)
     jobs = [
         (engine, target)

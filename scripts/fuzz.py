@@ -2,6 +2,7 @@
 
 scripts/fuzz --seconds 600                  pickles, zip and safetensors, alone and beside the real readers
 scripts/fuzz --seconds 60 --target dcp      one reader; --help lists them
+scripts/fuzz --costs --kind "st_*"          what small files cost: every kind of them through every command
 
 Findings are kept in fuzz-findings/. Exit code 1 when there are any.
 """
