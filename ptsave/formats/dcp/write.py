@@ -26,6 +26,7 @@ from ptsave.core.values.digest import hasher, prefix
 from ptsave.core.values.gather import contiguous
 from ptsave.errors import LimitError, LossyError, Option
 from ptsave.formats.base import WriteOptions, Written
+from ptsave.formats.dcp.read import MAX_METADATA_BYTES
 from ptsave.formats.folder_files import DCP_METADATA, is_new_record, new_record_name, superfluous
 from ptsave.formats.pickle.emit import Call, Emitter, New, Row, Slot, Table
 from ptsave.formats.stored import (
@@ -120,8 +121,15 @@ def commit(
 
     `record` is the text of its record, if it has one, and `new_record` a name that is free.
 
-    Raises: WriteError.
+    Raises: LossyError where the metadata is longer than what is read back; WriteError.
     """
+    if len(metadata) > MAX_METADATA_BYTES:
+        raise LossyError(
+            f"{DCP_METADATA} would have {len(metadata)} bytes, and is read back up to the cap "
+            f"metadata_bytes = {MAX_METADATA_BYTES}",
+            str(folder.destination),
+            "divide the checkpoint, or give its tensors shorter names",
+        )
     taken = set(folder.taken)
     if any(name == FILE_NAME or is_new_record(name) for name in taken):
         # for a moment the old record stands beside metadata that it does not belong to

@@ -17,6 +17,7 @@ from ptsave.core.record import KEY
 from ptsave.errors import LossyError, Option
 from ptsave.formats.base import WriteOptions, Written
 from ptsave.formats.folder_files import INDEX, shard_names, superfluous
+from ptsave.formats.safetensors.sharded_read import MAX_INDEX_BYTES
 from ptsave.formats.safetensors.write import (
     MAX_HEADER_BYTES,
     PAGE_BYTES,
@@ -135,4 +136,12 @@ def _index(
         metadata[KEY] = json.loads(text)
     shard_of = {name: file_name for file_name, layout in layouts.items() for name in layout.entries}
     weight_map = {name: shard_of[name] for name in stored.kept}
-    return json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2).encode() + b"\n"
+    index = json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2).encode() + b"\n"
+    if len(index) > MAX_INDEX_BYTES:
+        raise LossyError(
+            f"the index would have {len(index)} bytes, and is read back up to the cap index_bytes = "
+            f"{MAX_INDEX_BYTES}",
+            source_path(checkpoint),
+            (Option("no_record", True), " makes it shorter"),
+        )
+    return index

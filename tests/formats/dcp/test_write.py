@@ -20,6 +20,7 @@ from ptsave.core.storage import MemoryStorage
 from ptsave.errors import LimitError, LossyError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
+from ptsave.formats.dcp import write as dcp_write
 from ptsave.formats.dcp.write import write
 from ptsave.formats.torch.archive import ItemFrame, TorchArchive
 from ptsave.formats.torch.storage_plan import Part
@@ -77,6 +78,15 @@ def training_state() -> tuple[torch.nn.Module, torch.optim.Optimizer, dict[str, 
             **extra,
         },
     )
+
+
+def test_metadata_that_would_not_be_read_back_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dcp_write, "MAX_METADATA_BYTES", 100)
+    with pytest.raises(LossyError, match="metadata_bytes = 100"):
+        write(checkpoint_of(OrderedDict(w=torch.ones(2))), tmp_path / "d", OPTIONS)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_items_are_those_that_torch_makes(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from ptsave.errors import CorruptError, ExistsError, LossyError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.dcp import write as dcp_write
+from ptsave.formats.safetensors import sharded_write
 from ptsave.formats.safetensors.sharded_write import split, write
 from ptsave.formats.safetensors.write import PAGE_BYTES, header_bytes, lay_out
 from ptsave.storage.scan import tensor_digest
@@ -30,6 +31,15 @@ INDEX = "model.safetensors.index.json"
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def test_an_index_that_would_not_be_read_back_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharded_write, "MAX_INDEX_BYTES", 100)
+    with pytest.raises(LossyError, match="index_bytes = 100"):
+        write(checkpoint_of(OrderedDict(w=torch.ones(2))), tmp_path / "f", OPTIONS)
+    assert not list(tmp_path.iterdir())
 
 
 @given(state_dicts(SAFETENSORS_DTYPES), st.integers(1, 300))
