@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
     from ptsave.core.verdict import Verdict
     from ptsave.verbs.convert import Conversion
+    from ptsave.verbs.folders.plain import FolderInspection
+    from ptsave.verbs.folders.runs import RunInspection
     from ptsave.verbs.inspect import Inspection
-    from ptsave.verbs.runs import RunInspection
 
 PathLike = str | os.PathLike[str]
 Names = str | Sequence[str]
@@ -35,7 +36,7 @@ def inspect(
     sort: str = ...,
     limit: int | None = ...,
     stats: bool = ...,
-) -> Inspection | RunInspection: ...
+) -> Inspection | RunInspection | FolderInspection: ...
 
 
 @overload
@@ -45,7 +46,7 @@ def inspect(
     sort: str = ...,
     limit: int | None = ...,
     stats: bool = ...,
-) -> list[Inspection | RunInspection]: ...
+) -> list[Inspection | RunInspection | FolderInspection]: ...
 
 
 def inspect(
@@ -59,7 +60,8 @@ def inspect(
 
     The result has `num_tensors`, `num_elements`, `num_bytes`, `rows` (of the tensors that fit a glob of
     `filter`, sorted by "file", "name", "size" or "dtype", at most `limit`), `data`, `globals`, `record`,
-    `training`, `left_out` and `notes`; of a run, `checkpoints` and `latest`. With `stats` every one of these
+    `training`, `left_out` and `notes`; of a run, `checkpoints` and `latest`; of a
+    plain folder, `checkpoints` and `others`. With `stats` every one of these
     tensors is read, and `stats` has its least, largest and mean values and so on.
 
     Raises: UsageError; MissingFileError, UnknownFormatError, CorruptError, LimitError.

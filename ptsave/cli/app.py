@@ -310,9 +310,11 @@ def convert(
 @app.command()
 def verify(
     context: typer.Context,
-    checkpoint: Annotated[
-        str | None,
-        typer.Argument(metavar="CHECKPOINT", help="Checkpoint to verify.", show_default=False),
+    checkpoints: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="CHECKPOINT...", help="Checkpoints to verify, or folders of them.", show_default=False
+        ),
     ] = None,
     config: ConfigPath = None,
     trust_recorded: TrustRecorded = None,
@@ -364,6 +366,7 @@ def verify(
     """Give a verdict: same bytes, same keys, same behaviour. Exit 0 is yes, 1 is no."""
     from ptsave.cli import verify as command
     from ptsave.models.verify.one import Request
+    from ptsave.verbs.folders.plain import checkpoints_at
     from ptsave.verbs.request import refuse_unused
     from ptsave.verbs.verify import OF_LIST_CHECKS, choose
 
@@ -373,7 +376,7 @@ def verify(
         refuse_unused(others, dict.fromkeys(others, "--list-checks verifies nothing"))
         command.list_checks(mode)
         return
-    if checkpoint is None:
+    if not checkpoints:
         raise UsageError("verify needs a checkpoint", "", "ptsave verify CHECKPOINT")
     asked = choose(
         checks,
@@ -386,11 +389,15 @@ def verify(
         given=flags,
         infinite=allow_infinite or (),
     )
-    place = located(checkpoint)
-    request = Request(place, asked, allow or (), set or [], select, device, app_dir, strict)
+    places, beside = checkpoints_at([located(checkpoint) for checkpoint in checkpoints])
+    request = Request(places[0], asked, allow or (), set or [], select, device, app_dir, strict)
     where = located(report) if report is not None else None
-    if not command.verify(mode, request, where):
-        raise typer.Exit(EXIT_NO)
+    if len(places) > 1 or beside is not None:
+        code = command.verify_all(mode, request, places, beside or (), where)
+    else:
+        code = EXIT_OK if command.verify(mode, request, where) else EXIT_NO
+    if code:
+        raise typer.Exit(code)
 
 
 # --- leaving ----------------------------------------------------------------------------------------

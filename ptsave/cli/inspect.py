@@ -11,6 +11,7 @@ from ptsave.errors import UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.render.inspect import Inspections
 from ptsave.render.terminal import Mode, progress
+from ptsave.verbs.folders.plain import FolderInspection
 from ptsave.verbs.inspect import Inspection, inspect_path
 
 
@@ -25,9 +26,9 @@ def inspect(
     limit: int | None,
     given: Collection[str] = (),
 ) -> None:
-    """Show what is in each of `paths`: a checkpoint, or the folder of a run.
+    """Show what is in each of `paths`: a checkpoint, the folder of a run, or a plain one.
 
-    `given`: the flags of the command line; those about tensors are refused for a run.
+    `given`: the flags of the command line; those about tensors are refused for folders.
 
     Raises: UsageError for a flag, and what opening a checkpoint raises.
     """
@@ -45,6 +46,8 @@ def inspect(
             )
             if isinstance(result, Inspection):
                 shown.checkpoint(result, tree=tree)
+            elif isinstance(result, FolderInspection):
+                shown.folder(result)
             else:
                 shown.run(result)
         shown.end()

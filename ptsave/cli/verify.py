@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -12,18 +13,27 @@ from typing import TYPE_CHECKING
 from ptsave.cli.launch import launched
 from ptsave.core.address import Location
 from ptsave.core.finding import Finding
-from ptsave.distributed.group import is_first_rank
-from ptsave.errors import UsageError
+from ptsave.core.verdict import Verdict
+from ptsave.distributed.group import is_first_rank, is_under_torchrun
+from ptsave.errors import EXIT_NO, EXIT_OK, PtsaveError, RefusedError, UnreadableError, UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.models.verify.one import Listener, Outcome, Request, verify_path, verify_run
 from ptsave.render import as_json
 from ptsave.render.terminal import Mode, progress, warn
-from ptsave.render.verify import checking, show_checks, show_recorded, show_verdict, show_workflow_commands
+from ptsave.render.verify import (
+    checking,
+    show_checks,
+    show_one,
+    show_recorded,
+    show_summary,
+    show_verdict,
+    show_workflow_commands,
+)
 from ptsave.verbs import verify as verb
 from ptsave.verbs.checks import FILE_CHECKS, SHARED_CHECKS
 from ptsave.verbs.checks.subject import Subject
+from ptsave.verbs.folders.runs import is_run
 from ptsave.verbs.request import option
-from ptsave.verbs.runs import is_run
 
 if TYPE_CHECKING:
     from ptsave.distributed.group import Group
@@ -64,6 +74,59 @@ def verify(mode: Mode, request: Request, report: Location | None) -> bool:
         else:
             outcome = _verify_together(request, group, listener)
         return _show(mode, outcome, request, report)
+
+
+def verify_all(
+    mode: Mode, request: Request, paths: Sequence[Location], others: Sequence[str], report: Location | None
+) -> int:
+    """Come to a verdict on each of `paths`, show each and how many say what; returns the worst exit code.
+
+    One that cannot be read, or is refused, is an error of its own, and the others are verified all the same.
+    `others`: the names of what lies beside them and is not looked into.
+
+    Raises: UsageError for flags that do not go together, or are about one checkpoint.
+    """
+    for flag in ("--against", "--record"):
+        if flag in request.asked.given:
+            raise UsageError((option(flag), " is about one checkpoint"), "", f"such as {paths[0]}")
+    if is_under_torchrun():
+        raise UsageError("one process verifies several checkpoints", "", "run it without torchrun")
+    if report is not None:
+        from ptsave.render.report import check_reports_path
+
+        check_reports_path(report)
+    listener = Listener(warn, partial(progress, mode), checking(mode))
+    results: list[tuple[Location, Outcome | PtsaveError]] = []
+    for path in paths:
+        try:
+            outcome: Outcome | PtsaveError = verify_path(replace(request, path=path), listener)
+        except (UnreadableError, RefusedError) as error:
+            outcome = error
+        results.append((path, outcome))
+        show_one(mode, outcome, path)
+        if not isinstance(outcome, PtsaveError):
+            _annotate(outcome[0], path)
+    document = as_json.verdicts(results, others)
+    if report is not None:
+        from ptsave.render.report import write_reports
+
+        write_reports(report, results, as_json.versioned(document))
+    show_summary(mode, document)
+    return max(_exit_code(outcome) for _, outcome in results)
+
+
+def _exit_code(outcome: Outcome | PtsaveError) -> int:
+    if isinstance(outcome, PtsaveError):
+        return outcome.exit_code
+    return EXIT_OK if outcome[0].is_yes else EXIT_NO
+
+
+def _annotate(verdict: Verdict, path: Location) -> None:
+    """Say it to the CI runner, where there is one that listens."""
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        from ptsave.render.report import annotation_lines
+
+        show_workflow_commands(annotation_lines(verdict, str(path)))
 
 
 def _verify_together(request: Request, group: Group, listener: Listener) -> Outcome:
@@ -120,8 +183,5 @@ def _show(mode: Mode, outcome: Outcome, request: Request, report: Location | Non
 
         write_report(report, verdict, facts, as_json.versioned(as_json.verdict(verdict, path)))
     show_verdict(mode, verdict, path)
-    if os.environ.get("GITHUB_ACTIONS") == "true":
-        from ptsave.render.report import annotation_lines
-
-        show_workflow_commands(annotation_lines(verdict, str(path)))
+    _annotate(verdict, path)
     return verdict.is_yes

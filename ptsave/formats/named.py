@@ -281,6 +281,11 @@ _FOLDER_NEEDS = (
 )
 
 
+def is_named(folder: InputFolder) -> bool:
+    """Whether the folder is known as something else than checkpoints, which `folder_refusal` names."""
+    return any(mark in folder.names for mark, _, _ in _FOLDER_MARKS)
+
+
 def folder_refusal(folder: InputFolder) -> PtsaveError:
     """Why `folder`, which no format has recognised, is not read."""
     where = str(folder.path)
@@ -290,7 +295,7 @@ def folder_refusal(folder: InputFolder) -> PtsaveError:
     for mark, what, hint in _FOLDER_MARKS:
         if mark in names:
             return UnknownFormatError(f"the folder {what} (it holds {mark})", where, hint)
-    weights = [name for name in folder.names if name.endswith(_WEIGHT_SUFFIXES)]
+    weights = [name for name in folder.names if name.endswith(WEIGHT_SUFFIXES)]
     if weights:
         listed = ", ".join(repr(name) for name in weights[:3]) + (", …" if len(weights) > 3 else "")
         return UnknownFormatError(
@@ -308,10 +313,10 @@ def _with_weights(folder: InputFolder) -> Iterator[str]:
     """The folders in `folder`, of some at most, that have weights directly in them."""
     for name in folder.folders()[:MAX_INNER]:
         with suppress(UnreadableError), folder.inside(name) as inner:
-            if any(name.endswith(_WEIGHT_SUFFIXES) or name == ".metadata" for name in inner.names):
+            if any(name.endswith(WEIGHT_SUFFIXES) or name == ".metadata" for name in inner.names):
                 yield name
 
 
 MAX_INNER = 16
 """The most folders of a folder without a checkpoint that are looked in, to say where one is."""
-_WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".pt2", ".npy")
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".pt2", ".npy")

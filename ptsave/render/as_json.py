@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any
@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Any
 from ptsave.core.address import Location
 from ptsave.core.global_names import described
 from ptsave.core.tree import are_scalars
+from ptsave.errors import PtsaveError
 from ptsave.verbs.jsonable import jsonable
 
 if TYPE_CHECKING:
     from ptsave.core.finding import Finding
     from ptsave.core.verdict import Verdict
-    from ptsave.errors import PtsaveError
     from ptsave.models.load import Loaded
     from ptsave.models.save import Saved
     from ptsave.verbs.convert import Conversion
     from ptsave.verbs.diff import Diff
+    from ptsave.verbs.folders.plain import FolderInspection
+    from ptsave.verbs.folders.runs import RunInspection
     from ptsave.verbs.inspect import Inspection, TensorRow
-    from ptsave.verbs.runs import RunInspection
 
 SCHEMA_VERSION = 1
 Each = Callable[[Iterable[Any]], Any]
@@ -68,6 +69,18 @@ def run(result: RunInspection) -> dict[str, Any]:
         "latest": str(result.latest.path) if result.latest is not None else None,
         "checkpoints": [jsonable(file) for file in result.checkpoints],
         "litter": [str(path) for path in result.litter],
+    }
+
+
+def folder(result: FolderInspection) -> dict[str, Any]:
+    """The object of `inspect --json` for a plain folder."""
+    return {
+        "path": str(result.path),
+        "format": "folder",
+        "num_checkpoints": len(result.checkpoints),
+        "num_bytes": sum(member.num_bytes for member in result.checkpoints),
+        "checkpoints": [jsonable(member) for member in result.checkpoints],
+        "others": list(result.others),
     }
 
 
@@ -147,6 +160,25 @@ def verdict(result: Verdict, path: Location, each: Each = list) -> dict[str, Any
         "cause": result.cause,
         "findings": each(_finding(finding) for finding in result.of(None).findings),
         "growth": [jsonable(departure) for departure in result.growth],
+    }
+
+
+def verdicts(
+    results: Sequence[tuple[Location, tuple[Verdict, Mapping[str, object]] | PtsaveError]],
+    others: Sequence[str],
+) -> dict[str, Any]:
+    """The object of `verify --json` for several checkpoints: a verdict, or an error, for each."""
+    documents = [
+        {"path": str(path), "verdict": "error", "error": error(outcome)}
+        if isinstance(outcome, PtsaveError)
+        else verdict(outcome[0], path)
+        for path, outcome in results
+    ]
+    answers = [document["verdict"] for document in documents]
+    return {
+        "counts": {answer: answers.count(answer) for answer in ("yes", "no", "error")},
+        "verdicts": documents,
+        "not_looked_into": list(others),
     }
 
 

@@ -10,7 +10,7 @@ from ptsave.core.global_names import WORDS, kind_of
 from ptsave.core.names import escape
 from ptsave.core.record import Record
 from ptsave.render import as_json
-from ptsave.render.run import show_run
+from ptsave.render.run import show_folder, show_run
 from ptsave.render.terminal import Mode, document, out, pairs, section, table
 from ptsave.render.words import count, shape, size, value
 from ptsave.verbs.inspect import Inspection, ModuleNode, TensorRow
@@ -18,7 +18,8 @@ from ptsave.verbs.inspect import Inspection, ModuleNode, TensorRow
 if TYPE_CHECKING:
     from ptsave.config.model import NamedCode
     from ptsave.core.checkpoint import Wrapping
-    from ptsave.verbs.runs import RunInspection
+    from ptsave.verbs.folders.plain import FolderInspection
+    from ptsave.verbs.folders.runs import RunInspection
     from ptsave.verbs.stats import TensorStats
 
 
@@ -49,6 +50,14 @@ class Inspections:
             self._documents.append(as_json.run(result))
         else:
             show_run(result)
+            self._part()
+
+    def folder(self, result: FolderInspection) -> None:
+        """Show a plain folder."""
+        if self.mode.json:
+            self._documents.append(as_json.folder(result))
+        else:
+            show_folder(result)
             self._part()
 
     def _part(self) -> None:

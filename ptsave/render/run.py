@@ -1,7 +1,8 @@
-"""What `inspect` prints for the folder of a training run."""
+"""What `inspect` prints for the folder of a training run, and for a plain one."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ptsave.core.names import escape
@@ -9,8 +10,11 @@ from ptsave.render.terminal import out, table
 from ptsave.render.words import count, size, value
 
 if TYPE_CHECKING:
-    from ptsave.verbs.runs import RunInspection
+    from ptsave.verbs.folders.plain import FolderInspection
+    from ptsave.verbs.folders.runs import RunInspection
 
+MAX_OTHERS = 8
+"""How many names are shown of the files that nothing looks into."""
 MAX_METRICS = 8
 """How many metrics of a run get a column; `--json` has all."""
 
@@ -42,3 +46,25 @@ def show_run(result: RunInspection) -> None:
     out("health is what opening a file shows; `ptsave verify` on the folder reads every byte")
     if result.litter:
         out(f"{count(len(result.litter), 'temporary file')} of a writer that was killed, or is at work")
+
+
+def show_folder(result: FolderInspection) -> None:
+    """What `inspect` prints for a plain folder."""
+    total = sum(member.num_bytes for member in result.checkpoints)
+    number = count(len(result.checkpoints), "checkpoint")
+    out(f"{escape(str(result.path))}: folder, {number}, {size(total)}")
+    out()
+    rows = [
+        (escape(member.path.name), "", "", "", escape(member.problem))
+        if member.problem
+        else (escape(member.path.name), member.format, f"{member.num_tensors:,}", size(member.num_bytes), "")
+        for member in result.checkpoints
+    ]
+    table(rows, ("name", "format", "tensors", "size", ""), right=(2, 3))
+    if result.others:
+        out()
+        out(f"not looked into: {', '.join(map(escape, result.others[:MAX_OTHERS]))}{_more(result.others)}")
+
+
+def _more(names: Sequence[str]) -> str:
+    return f", and {len(names) - MAX_OTHERS} more" if len(names) > MAX_OTHERS else ""

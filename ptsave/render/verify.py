@@ -11,15 +11,18 @@ from ptsave.core.address import Location
 from ptsave.core.finding import Finding, Level
 from ptsave.core.names import escape
 from ptsave.core.verdict import Verdict
+from ptsave.errors import PtsaveError
 from ptsave.render import as_json
-from ptsave.render.terminal import PATIENCE_SECONDS, Mode, document, note, out, say, styled, table
-from ptsave.render.words import size
+from ptsave.render.terminal import PATIENCE_SECONDS, Mode, document, failure, note, out, say, styled, table
+from ptsave.render.words import count, size
 
 if TYPE_CHECKING:
     from ptsave.models.save import Recorded
 
 
 LEVELS = {"ok": ("ok", "32"), "warn": ("warn", "33"), "fail": ("FAIL", "1;31"), "skipped": ("skipped", "2")}
+MAX_OTHERS = 8
+"""How many names are shown of the files that were not looked into."""
 MAX_ALIKE = {"fail": 6, "warn": 3, "ok": 3, "skipped": 3}
 """How many findings of one check and level are printed without --verbose: all of verify fits on a screen."""
 
@@ -69,6 +72,32 @@ def show_verdict(mode: Mode, result: Verdict, path: Location) -> None:
             out(f"{'because':<10} {escape(result.cause)}")
     answer = styled(result.answer, "1;32" if result.is_yes else "1;31")
     out(f"{answer}: {escape(str(path))} {escape(result.outcome)}")
+
+
+def show_one(mode: Mode, outcome: tuple[Verdict, Mapping[str, object]] | PtsaveError, path: Location) -> None:
+    """One of several verdicts, or the error in place of one; with --json the summary has them all."""
+    if isinstance(outcome, PtsaveError):
+        failure(outcome, json=False)
+    if mode.json:
+        return
+    if isinstance(outcome, PtsaveError):
+        out(f"{styled('error', '1;31')}: {escape(str(path))} {escape(outcome.what)}")
+    else:
+        show_verdict(mode, outcome[0], path)
+    if not mode.quiet:
+        out()
+
+
+def show_summary(mode: Mode, counted: dict[str, Any]) -> None:
+    """How many verdicts say what, and what was not looked into, of the JSON object of several."""
+    if mode.json:
+        document(counted)
+        return
+    said = ", ".join(f"{number} {word}" for word, number in counted["counts"].items() if number)
+    others = counted["not_looked_into"]
+    beside = f"; not looked into: {', '.join(others[:MAX_OTHERS])}" if others else ""
+    more = f", and {len(others) - MAX_OTHERS} more" if len(others) > MAX_OTHERS else ""
+    out(f"{count(len(counted['verdicts']), 'checkpoint')}: {said}{escape(beside)}{more}")
 
 
 def _findings(result: Verdict, mode: Mode) -> None:

@@ -14,14 +14,15 @@ from ptsave.core.checkpoint import Checkpoint, Wrapping
 from ptsave.core.names import MAX_ALIAS_CHARS, expect_matches, hint_for, matches
 from ptsave.core.nodes import GlobalUse, TensorEntry
 from ptsave.core.record import Record
-from ptsave.errors import LimitError, Option, UsageError
+from ptsave.errors import LimitError, Option, UnknownFormatError, UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.storage.files import InputFile, InputFolder
-from ptsave.verbs.request import ALWAYS, Bar, unseen
+from ptsave.verbs.request import ALWAYS, Bar, option, unseen
 from ptsave.verbs.training import Training, describe_training
 
 if TYPE_CHECKING:
-    from ptsave.verbs.runs import RunInspection
+    from ptsave.verbs.folders.plain import FolderInspection
+    from ptsave.verbs.folders.runs import RunInspection
     from ptsave.verbs.stats import TensorStats
 
 SortKey = Literal["file", "name", "size", "dtype"]
@@ -107,20 +108,32 @@ def inspect_path(
     stats: bool = False,
     given: Collection[str] = (),
     bar: Bar = unseen,
-) -> Inspection | RunInspection:
-    """Describe the checkpoint, or the folder of a run, at `path`; with `stats` every tensor is read.
+) -> Inspection | RunInspection | FolderInspection:
+    """Describe the checkpoint, the folder of a run, or the checkpoints in a plain folder, at `path`.
 
-    `given`: the options that were given, as flags: those about tensors are refused for a run.
+    `stats`: whether every tensor is read. `given`: the options that were given, as flags: those about tensors
+    are refused for folders.
 
     Raises: UsageError for an option, and what opening a checkpoint raises.
     """
     order = sort_key(sort)
-    from ptsave.verbs import runs
+    from ptsave.verbs.folders import plain, runs
 
+    about_tensors = [flag for flag in given if flag not in ALWAYS]
     if runs.is_run(path):
-        runs.refuse_flags(path, [flag for flag in given if flag not in ALWAYS])
+        runs.refuse_flags(path, about_tensors)
         return runs.inspect_run(path)
-    with open_checkpoint(path, at_a_glance=not stats) as checkpoint:
+    try:
+        checkpoint = open_checkpoint(path, at_a_glance=not stats)
+    except UnknownFormatError:
+        found = plain.plain_folder(path)
+        if found is None:
+            raise
+        if about_tensors:
+            what = (option(about_tensors[0]), " is about one checkpoint")
+            raise UsageError(what, str(path), f"such as {found.members[0]}") from None
+        return plain.inspect_folder(found)
+    with checkpoint:
         result = inspect(checkpoint, globs=globs, sort=order, limit=limit)
         return replace(result, stats=_measured(checkpoint, result, bar)) if stats else result
 

@@ -22,8 +22,8 @@ import ptsave
 from ptsave.cli.app import run
 from ptsave.errors import ExistsError, LossyError, MissingFileError, UsageError, VerdictError
 from ptsave.render import as_json
+from ptsave.verbs.folders.runs import RunInspection
 from ptsave.verbs.inspect import Inspection
-from ptsave.verbs.runs import RunInspection
 
 SIMPLE = Path(__file__).parents[2] / "configs" / "simple_net.toml"
 STATE = OrderedDict([("fc.weight", torch.arange(6.0).view(2, 3)), ("fc.bias", torch.ones(2))])

@@ -298,7 +298,7 @@ def test_a_model_that_is_not_deterministic_is_said_to_be_so(run: Run) -> None:
         (["inspect", "empty.pt"], 3),
         (["inspect", "page.html"], 3),
         (["inspect", "pointer.pt"], 3),
-        (["inspect", "."], 3),
+        (["inspect", "folder.pt"], 3),
         (["inspect", "a.pt", "--sort", "sise"], 2),
         (["inspect", "a.pt", "--frobnicate"], 2),
         (["frobnicate"], 2),

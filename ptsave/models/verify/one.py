@@ -15,8 +15,8 @@ from ptsave.errors import RefusedError
 from ptsave.formats import open_checkpoint
 from ptsave.verbs import verify as verb
 from ptsave.verbs.checks.subject import Asked, Subject
+from ptsave.verbs.folders.runs import is_run, refuse_flags
 from ptsave.verbs.request import Bar, unseen
-from ptsave.verbs.runs import is_run, refuse_flags
 
 if TYPE_CHECKING:
     from ptsave.models.save import Recorded
@@ -105,7 +105,7 @@ def verify_run(request: Request, listener: Listener) -> Outcome:
     Raises: UsageError for an option that is about one checkpoint.
     """
     from ptsave.formats.run_folder import list_run
-    from ptsave.verbs import verify_run as verb_of_run
+    from ptsave.verbs.folders import verify_run as verb_of_run
 
     path, asked = request.path, request.asked
     refuse_flags(path, verb.about_one(asked))

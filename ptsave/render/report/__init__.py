@@ -6,19 +6,28 @@ Everything that came from a checkpoint is escaped for the format that it goes in
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+from xml.etree.ElementTree import Element
 
 from ptsave.core.address import Location
 from ptsave.core.names import hint_for
 from ptsave.core.verdict import Verdict
-from ptsave.errors import UsageError
+from ptsave.errors import PtsaveError, UsageError
 from ptsave.render.report.annotations import annotation_lines
 from ptsave.render.report.html import html as html_text
-from ptsave.render.report.junit import junit as junit_text
+from ptsave.render.report.junit import junit, junit_text, suite_of, suite_of_error
 from ptsave.storage.opening import check_file_destination, write_file
 
-__all__ = ["SUFFIXES", "annotation_lines", "check_report_path", "report_text", "write_report"]
+__all__ = [
+    "SUFFIXES",
+    "annotation_lines",
+    "check_report_path",
+    "check_reports_path",
+    "report_text",
+    "write_report",
+    "write_reports",
+]
 
 SUFFIXES = (".json", ".xml", ".html")
 """What a report's name may end with: its format follows from it."""
@@ -65,5 +74,44 @@ def report_text(
     subject = str(facts.get("path", ""))
     if path.suffix.lower() == ".html":
         return html_text(verdict, subject, facts)
+    return junit(verdict, subject, _seconds(facts), facts)
+
+
+def check_reports_path(path: Location) -> None:
+    """As `check_report_path`, for a report about several checkpoints.
+
+    Raises: as it does, and UsageError for a page, which is about one.
+    """
+    check_report_path(path)
+    if path.suffix.lower() == ".html":
+        raise UsageError(
+            "a page is about one checkpoint", f"--report {path}", "give .xml or .json for several"
+        )
+
+
+def write_reports(
+    path: Location,
+    results: Sequence[tuple[Location, tuple[Verdict, Mapping[str, object]] | PtsaveError]],
+    json_document: Mapping[str, Any],
+) -> None:
+    """Write the verdicts, with their facts, or errors on several checkpoints, by path, into one report.
+
+    Raises: WriteError.
+    """
+    if path.suffix.lower() == ".json":
+        text = json.dumps(json_document, ensure_ascii=True, allow_nan=False, indent=2) + "\n"
+    else:
+        text = junit_text([_suite(str(where), result) for where, result in results])
+    write_file(path, text.encode(), overwrite=True)
+
+
+def _suite(where: str, result: tuple[Verdict, Mapping[str, object]] | PtsaveError) -> Element:
+    if isinstance(result, PtsaveError):
+        return suite_of_error(where, str(result), str(result.hint))
+    verdict, facts = result
+    return suite_of(verdict, where, _seconds(facts), facts)
+
+
+def _seconds(facts: Mapping[str, object]) -> float:
     seconds = facts.get("seconds")
-    return junit_text(verdict, subject, float(seconds) if isinstance(seconds, (int, float)) else 0.0, facts)
+    return float(seconds) if isinstance(seconds, (int, float)) else 0.0

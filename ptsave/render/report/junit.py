@@ -24,13 +24,43 @@ def junit(
     facts: Mapping[str, object] | None = None,
     when: datetime | None = None,
 ) -> str:
+    """The text of a report with one test suite, as `suite_of` makes it."""
+    return junit_text([suite_of(verdict, path, seconds, facts, when)])
+
+
+def junit_text(suites: Sequence[ElementTree.Element]) -> str:
+    """The text of a report."""
+    root = ElementTree.Element("testsuites")
+    for number, suite in enumerate(suites):
+        suite.set("id", str(number))
+        root.append(suite)
+    ElementTree.indent(root)
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{ElementTree.tostring(root, encoding="unicode")}\n'
+
+
+def suite_of_error(path: str, what: str, hint: str = "", when: datetime | None = None) -> ElementTree.Element:
+    """A test suite for a checkpoint on which there is no verdict: one test case, which is an error."""
+    suite = ElementTree.Element("testsuite")
+    ElementTree.SubElement(suite, "properties")
+    error = ElementTree.SubElement(_case(suite, "open", path), "error")
+    error.attrib |= {"type": "verify", "message": clean(what)}
+    error.text = clean(hint)
+    return _completed(suite, path, 0.0, when)
+
+
+def suite_of(
+    verdict: Verdict,
+    path: str,
+    seconds: float,
+    facts: Mapping[str, object] | None = None,
+    when: datetime | None = None,
+) -> ElementTree.Element:
     """One test suite for the checkpoint at `path`, one test case for each check.
 
     A check with several failures has a case for each of them, and what it skipped is a case of its own,
     so that neither is lost in the other. All findings are in the suite's output. `when`: when it was
     verified; now by default.
     """
-    moment = (when or datetime.now(timezone.utc)).astimezone(timezone.utc)
     suite = ElementTree.Element("testsuite")
     properties = ElementTree.SubElement(suite, "properties")
     _property(properties, "verdict", verdict.answer)
@@ -50,7 +80,15 @@ def junit(
         failure = ElementTree.SubElement(_case(suite, _unused("verdict", names), path), "failure")
         failure.attrib |= {"type": "verify", "message": clean(verdict.outcome)}
 
-    ElementTree.SubElement(suite, "system-out").text = "\n".join(map(clean, _lines(verdict, path)))
+    return _completed(suite, path, seconds, when, "\n".join(map(clean, _lines(verdict, path))))
+
+
+def _completed(
+    suite: ElementTree.Element, path: str, seconds: float, when: datetime | None, said: str = ""
+) -> ElementTree.Element:
+    """`suite`, which has its cases, with what it said and what is counted."""
+    moment = (when or datetime.now(timezone.utc)).astimezone(timezone.utc)
+    ElementTree.SubElement(suite, "system-out").text = said
     ElementTree.SubElement(suite, "system-err")
     suite.attrib |= {
         "name": clean(path) or "checkpoint",
@@ -60,14 +98,11 @@ def junit(
         "hostname": "localhost",
         "tests": str(len(suite.findall("testcase"))),
         "failures": str(len(suite.findall("testcase/failure"))),
-        "errors": "0",
+        "errors": str(len(suite.findall("testcase/error"))),
         "skipped": str(len(suite.findall("testcase/skipped"))),
         "time": f"{seconds:.3f}",
     }
-    root = ElementTree.Element("testsuites")
-    root.append(suite)
-    ElementTree.indent(root)
-    return f'<?xml version="1.0" encoding="UTF-8"?>\n{ElementTree.tostring(root, encoding="unicode")}\n'
+    return suite
 
 
 def _cases(

@@ -13,7 +13,7 @@ from ptsave.formats import open_checkpoint
 from ptsave.formats.run_folder import RunFile
 from ptsave.verbs.checks import FILE_CHECKS
 from ptsave.verbs.checks.subject import Asked, Subject
-from ptsave.verbs.runs import FORMAT
+from ptsave.verbs.folders.runs import FORMAT
 from ptsave.verbs.verify import Began
 
 READING_CHECKS = ("bytes", "finite")

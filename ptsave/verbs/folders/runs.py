@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ptsave.core.address import HUB, WEB, Address, Location
+from ptsave.core.address import Location
 from ptsave.errors import UsageError
 from ptsave.formats import FOLDER_FORMATS, run_folder
 from ptsave.formats.run_folder import RunFile, list_run, litter_of
 from ptsave.storage.opening import open_folder
+from ptsave.verbs.folders.plain import may_be_folder
 from ptsave.verbs.request import option
 
 FORMAT = "run"
@@ -46,13 +46,7 @@ class RunInspection:
 
 def is_run(path: Location) -> bool:
     """Whether `path` is a folder with a run's checkpoints, and not a checkpoint itself."""
-    if isinstance(
-        path, Address
-    ):  # to list takes a request: not of what is named as a file, nor of a repository
-        is_folder = not path.suffix and not path.member and path.scheme not in (*WEB, HUB)
-    else:
-        is_folder = os.path.isdir(path)
-    if not (is_folder and run_folder.is_run(path)):
+    if not (may_be_folder(path) and run_folder.is_run(path)):
         return False
     with open_folder(path) as folder:
         return not any(known.sniff(folder) for known in FOLDER_FORMATS)

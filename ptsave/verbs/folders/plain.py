@@ -1,0 +1,124 @@
+"""A plain folder, which is no checkpoint and no run: the checkpoints that lie right in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ptsave.core.address import HUB, WEB, Address, Location
+from ptsave.errors import UnreadableError
+from ptsave.formats import FILE_FORMATS, FOLDER_FORMATS, open_checkpoint, run_folder
+from ptsave.formats.base import HEAD_BYTES
+from ptsave.formats.named import WEIGHT_SUFFIXES, is_named
+from ptsave.storage.files import InputFolder
+from ptsave.storage.opening import open_folder
+
+PROTO = b"\x80"
+"""How a pickle begins: one that is no checkpoint is opened all the same, to be refused by its name."""
+FORMAT = "folder"
+"""What `format` says in place of a checkpoint's."""
+
+
+@dataclass(frozen=True)
+class PlainFolder:
+    """What is in one, files and folders apart."""
+
+    path: Location
+    members: Sequence[Location]
+    """What a format recognises by its content, and what is called as weights are; sorted by name."""
+    others: Sequence[str]
+    """The names of all other files, which nothing looks into."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One checkpoint of a plain folder."""
+
+    path: Location
+    format: str = ""
+    num_tensors: int = 0
+    num_bytes: int = 0
+    problem: str = ""
+    """Why it cannot be read; empty where it opens."""
+
+
+@dataclass(frozen=True)
+class FolderInspection:
+    """What `inspect` says of a plain folder."""
+
+    path: Location
+    checkpoints: Sequence[Member]
+    others: Sequence[str]
+
+
+def may_be_folder(path: Location) -> bool:
+    """Whether `path` is a folder, or an address that may be one: to ask takes a request, so what is named as
+    a file is not asked, nor a repository, which is a checkpoint."""
+    if isinstance(path, Address):
+        return not path.suffix and not path.member and path.scheme not in (*WEB, HUB)
+    return os.path.isdir(path)
+
+
+def plain_folder(path: Location) -> PlainFolder | None:
+    """What is in the folder `path`; None where it is none, is a checkpoint or a run, or holds none."""
+    if not may_be_folder(path) or run_folder.is_run(path):
+        return None
+    with open_folder(path) as folder:
+        if is_named(folder) or any(known.sniff(folder) for known in FOLDER_FORMATS):
+            return None
+        folders = set(folder.folders())
+        files = [name for name in folder.names if name not in folders]
+        found = {name for name in files if _is_checkpoint(folder, name)}
+        members = found | {name for name in folders if _holds_checkpoint(folder, name)}
+    others = tuple(name for name in files if name not in found)
+    return PlainFolder(path, tuple(path / name for name in sorted(members)), others) if members else None
+
+
+def checkpoints_at(paths: Sequence[Location]) -> tuple[list[Location], list[str] | None]:
+    """`paths`, with the checkpoints in a plain folder in place of it; and the paths of what else lies there,
+    None where there is no such folder."""
+    found: list[Location] = []
+    others: list[str] | None = None
+    for path in paths:
+        folder = plain_folder(path)
+        if folder is None:
+            found.append(path)
+        else:
+            found += folder.members
+            others = [*(others or ()), *(str(path / name) for name in folder.others)]
+    return found, others
+
+
+def inspect_folder(folder: PlainFolder) -> FolderInspection:
+    """Open each checkpoint in it, one at a time; no tensor is read."""
+    return FolderInspection(folder.path, tuple(map(_member, folder.members)), folder.others)
+
+
+def _member(path: Location) -> Member:
+    try:
+        with open_checkpoint(path) as checkpoint:
+            tensors = checkpoint.tensors.values()
+            num_bytes = sum({entry.view: entry.num_bytes for entry in tensors}.values())
+            return Member(path, checkpoint.format, len(tensors), num_bytes)
+    except UnreadableError as error:
+        return Member(path, problem=error.what)
+
+
+def _is_checkpoint(folder: InputFolder, name: str) -> bool:
+    if name.endswith(WEIGHT_SUFFIXES):
+        return True
+    try:
+        with folder.open(name, HEAD_BYTES) as file:
+            head = file.read_at(0, min(HEAD_BYTES, file.size_bytes))
+            return head.startswith(PROTO) or any(known.sniff(file, head) for known in FILE_FORMATS)
+    except UnreadableError:
+        return True  # opening it says why
+
+
+def _holds_checkpoint(folder: InputFolder, name: str) -> bool:
+    try:
+        with folder.inside(name) as inner:
+            return any(known.sniff(inner) for known in FOLDER_FORMATS)
+    except UnreadableError:
+        return True

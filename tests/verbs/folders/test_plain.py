@@ -1,0 +1,114 @@
+"""Several checkpoints, and plain folders of them: a verdict for each, and nothing left unsaid."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import ptsave
+from ptsave.cli import app
+from ptsave.errors import UnknownFormatError
+from ptsave.verbs.folders.plain import FolderInspection, plain_folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two whole checkpoints under odd names, a folder with one, a cut one, a pickle, and a text."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "models"
+    folder.mkdir()
+    torch.save({"w": torch.ones(3)}, folder / "a.pt")
+    save_file({"w": torch.ones(2)}, folder / "weights-without-suffix")
+    (folder / "sharded").mkdir()
+    save_file({"w": torch.ones(4)}, folder / "sharded" / "model.safetensors")
+    (folder / "cut.pt").write_bytes((folder / "a.pt").read_bytes()[:200])
+    (folder / "README.md").write_text("# Models")
+    return folder
+
+
+def names(paths: object) -> list[str]:
+    return [path.name for path in paths]  # type: ignore[attr-defined]
+
+
+def test_members_are_known_by_content_or_called_so(folder: Path) -> None:
+    (folder / "object").write_bytes(b"\x80\x04N.")
+    found = plain_folder(folder)
+    assert found is not None
+    assert names(found.members) == ["a.pt", "cut.pt", "object", "sharded", "weights-without-suffix"]
+    assert found.others == ("README.md",)
+
+
+def test_what_is_no_plain_folder(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("a")
+    for path in (folder / "a.pt", folder / "sharded", tmp_path / "texts", tmp_path / "missing"):
+        assert plain_folder(path) is None
+    with pytest.raises(UnknownFormatError):
+        ptsave.inspect(tmp_path / "texts")
+
+
+def test_inspect_lists_what_is_there(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert app.run(["inspect", "models"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0] == "models: folder, 4 checkpoints, 36 B"
+    assert [line.split()[:3] for line in lines[3:5]] == [["a.pt", "pt", "1"], ["cut.pt", "truncated:", "the"]]
+    assert lines[-1] == "not looked into: README.md"
+    result = ptsave.inspect("models")
+    assert isinstance(result, FolderInspection)
+    assert [member.num_tensors for member in result.checkpoints] == [1, 0, 1, 1]
+    assert app.run(["inspect", "models", "--stats"]) == 2
+    assert "--stats is about one checkpoint" in capfd.readouterr().err
+
+
+def test_a_verdict_for_each_and_the_worst_exit_code(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert app.run(["verify", "models", "--checks", "bytes,finite"]) == 3
+    said = capfd.readouterr()
+    assert said.out.splitlines()[-1] == "4 checkpoints: 3 yes, 1 error; not looked into: models/README.md"
+    assert "yes: models/sharded passed bytes, finite" in said.out
+    assert "error: truncated" in said.err
+    os.remove(folder / "cut.pt")
+    assert app.run(["verify", "models", "-q"]) == 0
+    torch.save({"w": torch.tensor(float("nan")).repeat(3)}, folder / "nan.pt")
+    assert app.run(["verify", "models/a.pt", "models/nan.pt", "--json"]) == 1
+    document = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert document["counts"] == {"yes": 1, "no": 1, "error": 0}
+    assert [one["verdict"] for one in document["verdicts"]] == ["yes", "no"]
+
+
+def test_a_pickle_in_a_folder_is_no_yes(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    os.remove(folder / "cut.pt")
+    (folder / "tokenizer").write_bytes(b"\x80\x04cposix\nsystem\n\x94.")
+    assert app.run(["verify", "models"]) != 0
+    assert "tokenizer" in capfd.readouterr().err
+
+
+def test_a_link_that_leads_out_is_verified_too(folder: Path, tmp_path: Path) -> None:
+    os.remove(folder / "cut.pt")
+    (tmp_path / "outside.pt").write_bytes((folder / "a.pt").read_bytes()[:-300])
+    (folder / "link").symlink_to(tmp_path / "outside.pt")
+    assert app.run(["verify", "models"]) == 3
+
+
+def test_reports_have_a_suite_each(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert app.run(["verify", "models", "--checks", "bytes", "-q", "--report", "r.xml"]) == 3
+    suites = ElementTree.parse("r.xml").getroot()
+    assert [suite.get("id") for suite in suites] == ["0", "1", "2", "3"]
+    assert [suite.get("name") for suite in suites][1] == "models/cut.pt"
+    assert [suite.get("errors") for suite in suites] == ["0", "1", "0", "0"]
+    assert app.run(["verify", "models", "--checks", "bytes", "-q", "--report", "r.json"]) == 3
+    assert json.loads(Path("r.json").read_text())["counts"]["yes"] == 3
+    assert app.run(["verify", "models", "--report", "r.html"]) == 2
+    assert "a page is about one checkpoint" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--record", "--against models/a.pt"])
+def test_what_is_about_one_checkpoint(flag: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    config = "" if "against" in flag else "-c models/README.md"
+    assert app.run(f"verify models/a.pt models/sharded {flag} {config}".split()) == 2
+    assert f"{flag.split()[0]} is about one checkpoint" in capfd.readouterr().err
