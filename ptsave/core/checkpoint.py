@@ -182,7 +182,8 @@ class Checkpoint:
         data: dict[str, Any] = {}
         times: dict[str, int] = {}
         most = max(MAX_LEAVES, self.source_bytes // FILE_BYTES_PER_LEAF)
-        most_tensors = SMALL_FILE_TENSORS if room(self.source_bytes) == 1 else most
+        is_small = bool(self.held) and room(self.source_bytes) == 1  # of a part alone, nobody knows
+        most_tensors = SMALL_FILE_TENSORS if is_small else most
         with no_garbage_collection():
             try:
                 most_chars = max(MAX_NAME_CHARS, self.source_bytes // 4)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ptsave.core import checkpoint as core_checkpoint
 from ptsave.core.record import MAX_BYTES, Record
 from ptsave.errors import LimitError
 from ptsave.formats import open_checkpoint
@@ -77,3 +78,24 @@ def test_a_small_file_holds_no_long_record(tmp_path: Path) -> None:
         archive.writestr("archive/ptsave.json", text)
     with pytest.raises(LimitError, match="record_bytes"):
         open_checkpoint(path)
+
+
+FORMATS = ["safetensors", "pt", "npz", "safetensors-sharded", "dcp"]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("is_small", [True, False])
+def test_the_tensors_of_a_small_file_are_counted(
+    name: str, is_small: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the size of the whole file or folder, whatever a shard has."""
+    state = {f"w{i}": torch.zeros(1) for i in range(5)} | {"big": torch.zeros(1 if is_small else 17 << 18)}
+    path = tmp_path / "file"
+    BY_NAME[name].write(checkpoint_of(state), path, WriteOptions(record=False))
+    monkeypatch.setattr(core_checkpoint, "SMALL_FILE_TENSORS", 5)
+    with open_checkpoint(path) as opened:
+        if is_small:
+            with pytest.raises(LimitError, match="tensors = 5 "):
+                _ = opened.tensors
+        else:
+            assert len(opened.tensors) == 6
