@@ -6,9 +6,11 @@ A builder takes how many of its things a file has, and gives the file's bytes, o
 from __future__ import annotations
 
 import json
+import random
 import struct
 import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from . import torch_files as tf
@@ -43,7 +45,7 @@ from .pickles import (
     put,
     text,
 )
-from .zips import DEFLATED, Entry, zeros_bomb, zip_bytes
+from .zips import DEFLATED, Entry, zip_bytes
 
 Made = bytes | Mapping[str, bytes | str]
 """A file, or the files of a folder by name: their bytes, or the name that a symlink leads to."""
@@ -498,39 +500,41 @@ def gap_before_directory(n: int) -> Made:
     return zip_bytes(tf.pt_entries(dump({"w": tf.tensor()})), gap=b"PK\5\6" * n)
 
 
-@kind()
-def deflated_zeros(n: int) -> Made:
-    """Records of as many bytes as deflate can make of few."""
-    mib = 64
-    entries = tf.pt_entries(
-        dump(
-            {
-                f"{i}": tf.tensor(of=tf.storage(key=f"{i}", numel=mib << 18), size=(mib << 18,))
-                for i in range(n)
-            }
-        ),
-        {},
-    )
-    crc = zlib.crc32(bytes(mib << 20))
-    told = {"size": mib << 20, "crc": crc}
-    raw = zeros_bomb(mib)
-    for i in range(n):
-        entries.append(Entry(f"archive/data/{i}", raw=raw, method=DEFLATED, local=told, central=told))
-    return zip_bytes(entries)
+PACKED = random.Random(0).randbytes(60_000) + bytes(1 << 20)
+"""Deflate makes a record of a twentieth of it, which is as much as is read of a small file."""
+
+
+def packed_entry(name: str, count: int, head: bytes = b"") -> Entry:
+    """A deflated record of `head` and PACKED `count` times."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    front = packer.compress(head) + packer.flush(zlib.Z_FULL_FLUSH)
+    unit = packer.compress(PACKED) + packer.flush(zlib.Z_FULL_FLUSH)
+    whole = head + PACKED * count
+    told = {"size": len(whole), "crc": zlib.crc32(whole)}
+    raw = front + unit * count + b"\x03\x00"
+    return Entry(name, raw=raw, method=DEFLATED, local=told, central=told)
+
+
+NUMEL = len(PACKED) // 4
 
 
 @kind()
-def views_of_deflated_zeros(n: int) -> Made:
+def deflated_records(n: int) -> Made:
+    root = {f"{i}": tf.tensor(of=tf.storage(key=f"{i}", numel=NUMEL), size=(NUMEL,)) for i in range(n)}
+    entry = packed_entry("", 1)
+    more = [replace(entry, name=f"archive/data/{i}") for i in range(n)]
+    return zip_bytes([*tf.pt_entries(dump(root), {}), *more])
+
+
+@kind()
+def views_of_a_deflated_record(n: int) -> Made:
     """In descending order: each begins before the last."""
-    numel = 50 << 18
-    count = min(n, 2000)
+    count = max(n // 20, 1)
+    numel = NUMEL * count
     big = dump(tf.storage(numel=numel))[2:-1] + put(3) + POP
-    items = each(lambda i: viewed(i, (64,), (1,), numel - 64 - i * (numel // 2100)), count)
+    items = each(lambda i: viewed(i, (64,), (1,), numel - 64 - i * (numel // (2 * n + 2))), n)
     entries = tf.pt_entries(PROTO4 + SHARED + big + dict_of(items) + STOP, {})
-    told = {"size": numel * 4, "crc": zlib.crc32(bytes(numel * 4))}
-    return zip_bytes(
-        [*entries, Entry("archive/data/0", raw=zeros_bomb(200), method=DEFLATED, local=told, central=told)]
-    )
+    return zip_bytes([*entries, packed_entry("archive/data/0", count)])
 
 
 @kind()
@@ -1001,16 +1005,9 @@ def npz_shapes(n: int) -> Made:
 
 
 @kind()
-def npz_of_zeros(n: int) -> Made:
-    mib = 50
-    head = npy(npy_header(shape=f"({mib << 18},)"), b"")
-    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
-    raw = packer.compress(head) + packer.flush(zlib.Z_FULL_FLUSH) + zeros_bomb(mib)
-    whole = head + bytes(mib << 20)
-    told = {"size": len(whole), "crc": zlib.crc32(whole)}
-    return zip_bytes(
-        [Entry(f"{i}.npy", raw=raw, method=DEFLATED, local=told, central=told) for i in range(n)]
-    )
+def npz_of_deflated_arrays(n: int) -> Made:
+    entry = packed_entry("", 1, npy(npy_header(shape=f"({NUMEL},)"), b""))
+    return zip_bytes([replace(entry, name=f"{i}.npy") for i in range(n)])
 
 
 @kind()
