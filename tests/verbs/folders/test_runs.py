@@ -12,7 +12,7 @@ from torch import nn
 
 import ptsave as package
 from ptsave.formats.run_folder import file_name, is_run, list_run, read_run_file
-from ptsave.verbs import runs
+from ptsave.verbs.folders import runs
 from tests.support import Command
 
 
