@@ -39,12 +39,27 @@ _HEAD_BYTES = 256
 _INT64_MAX = 2**63 - 1
 _DAMAGED = "the file is damaged; copy or download it again"
 
-_DESCR = re.compile(r"\s*['\"]descr['\"]\s*:\s*(?:'([^'\\]*)'|\"([^\"\\]*)\"|(\[[^{}]*\]))\s*")
-_ORDER = re.compile(r"\s*['\"]fortran_order['\"]\s*:\s*(True|False)\s*")
-_SHAPE = re.compile(r"\s*['\"]shape['\"]\s*:\s*\(([0-9L,\s]*)\)\s*")
-_SIZE = re.compile(r"(\d{1,19})L?")  # Python 2 wrote 3L
-_FIXED = re.compile(r"[<>=|](?:(?P<type>[biufcmMSVU])(?P<size>\d{1,18})|(?P<unit>[mM]8\[\w{1,8}\]))")
-_ITEM_BYTES = {"b": (1,), "i": (1, 2, 4, 8), "u": (1, 2, 4, 8), "f": (2, 4, 8, 12, 16), "c": (8, 16, 24, 32)}
+# What NumPy reads is Python source: its spaces and its numbers, which have no leading zeros.
+_SPACES = " \t\f\r\n"
+_S = f"[{_SPACES}]*"
+_DESCR = re.compile(rf"{_S}['\"]descr['\"]{_S}:{_S}(?:'([^'\\]*)'|\"([^\"\\]*)\"|(\[[^{{}}]*\])){_S}")
+_ORDER = re.compile(rf"{_S}['\"]fortran_order['\"]{_S}:{_S}(True|False){_S}")
+_SHAPE = re.compile(rf"{_S}['\"]shape['\"]{_S}:{_S}\(([0-9L,{_SPACES}]*)\){_S}")
+_SIZE = re.compile(r"(0{1,19}|[1-9][0-9]{0,18})(L?)")
+_FIXED = re.compile(
+    r"[<>=|](?:(?P<type>[biufcmMSVU])(?P<size>[0-9]{1,18})"
+    r"|(?P<unit>[mM]8\[(?:[1-9][0-9]{0,8})?(?:[YMWDhms]|ms|us|ns|ps|fs|as)\]))"
+)
+_ITEM_BYTES = {
+    "b": (1,),
+    "i": (1, 2, 4, 8),
+    "u": (1, 2, 4, 8),
+    "f": (2, 4, 8, 12, 16),
+    "c": (8, 16, 24, 32),
+    "m": (8,),
+    "M": (8,),
+}
+_MAX_ITEM_BYTES = 2**31 - 1
 
 
 class _Header(NamedTuple):
@@ -210,9 +225,14 @@ def _bytes_of(descr: Any) -> int | None:
     """As `_item_bytes`, of a text or a list of fields, each (name or (title, name), dtype, shape if any)."""
     if isinstance(descr, list):
         total: int | None = 0
+        names: set[str] = set()
         for field in descr:
             if type(field) is not tuple or len(field) not in (2, 3):
                 raise _NoDtypeError
+            own = field[0] if type(field[0]) is tuple else (field[0],)  # (title, name)
+            if not all(type(name) is str for name in own) or not names.isdisjoint(own):
+                raise _NoDtypeError
+            names.update(filter(None, own))  # padding has none
             shape = field[2] if len(field) == 3 else ()
             shape = shape if type(shape) is tuple else (shape,)
             if not all(type(size) is int and 0 <= size <= _INT64_MAX for size in shape):
@@ -232,7 +252,10 @@ def _bytes_of(descr: Any) -> int | None:
     size = int(match["size"])
     if size not in _ITEM_BYTES.get(match["type"], (size,)):
         raise _NoDtypeError
-    return size * 4 if match["type"] == "U" else size  # in code points of 4 bytes
+    size *= 4 if match["type"] == "U" else 1  # in code points of 4 bytes
+    if size > _MAX_ITEM_BYTES:
+        raise _NoDtypeError
+    return size
 
 
 def _read_header(storage: Storage, where: str) -> _Header:
@@ -255,18 +278,21 @@ def _read_header(storage: Storage, where: str) -> _Header:
         text = raw.decode("utf-8" if version == (3, 0) else "latin-1")
     except UnicodeDecodeError:
         raise CorruptError("the record has a header that is not text", where, _DAMAGED) from None
-    return _parse_header(text, end, where)
+    return _parse_header(text, end, where, is_python2=version != (3, 0))
 
 
-def _parse_header(text: str, num_bytes: int, where: str) -> _Header:
-    """The header's Python literal: a dict of exactly `descr`, `fortran_order` and `shape`, in any order."""
+def _parse_header(text: str, num_bytes: int, where: str, *, is_python2: bool) -> _Header:
+    """The header's Python literal: a dict of exactly `descr`, `fortran_order` and `shape`, in any order.
+
+    `is_python2`: whether Python 2 may have written it, with sizes such as `3L`.
+    """
     malformed = CorruptError("the record has a malformed header", where, _DAMAGED)
-    body = text.strip()
+    body = text.lstrip(" \t").rstrip(_SPACES)
     if not (body.startswith("{") and body.endswith("}")):
         raise malformed
     found: dict[re.Pattern[str], re.Match[str]] = {}
     at, end = 1, len(body) - 1
-    while at < end and body[at:end].strip():
+    while at < end and body[at:end].strip(_SPACES):
         match = next((m for p in (_DESCR, _ORDER, _SHAPE) if (m := p.match(body, at, end))), None)
         if match is None or match.re in found:
             raise malformed
@@ -279,7 +305,7 @@ def _parse_header(text: str, num_bytes: int, where: str) -> _Header:
     if len(found) != 3:
         raise malformed
     descr = next(group for group in found[_DESCR].groups() if group is not None)
-    sizes = [size.strip() for size in found[_SHAPE][1].split(",")]
+    sizes = [size.strip(_SPACES) for size in found[_SHAPE][1].split(",")]
     if sizes[-1] == "":  # () and (3,)
         sizes.pop()
     elif len(sizes) == 1:  # (3) is not a tuple
@@ -287,7 +313,7 @@ def _parse_header(text: str, num_bytes: int, where: str) -> _Header:
     numbers = [_SIZE.fullmatch(size) for size in sizes]
     if len(numbers) > MAX_RANK:
         raise LimitError("rank", MAX_RANK, len(numbers), where)
-    shape = tuple(int(number[1]) for number in numbers if number is not None)
+    shape = tuple(int(number[1]) for number in numbers if number and (is_python2 or not number[2]))
     if len(shape) != len(sizes) or prod(filter(None, shape)) > _INT64_MAX:
         raise malformed
     return _Header(descr, found[_ORDER][1] == "True", shape, num_bytes)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import tokenize
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -130,6 +132,54 @@ def test_headers_that_are_refused(header: str, tmp_path: Path) -> None:
     (tmp_path / "a.npy").write_bytes(npy(header))
     with pytest.raises(CorruptError):
         open_checkpoint(tmp_path / "a.npy")
+
+
+FIELDS = SOUND.replace("'<f4'", "[('a', '<f4'), ('b', '<f4')]").replace("(4,)", "(2,)")
+
+
+@pytest.mark.parametrize("version", [1, 3])
+@pytest.mark.parametrize(
+    "header",
+    [
+        SOUND.replace("(4,)", "(04,)"),
+        SOUND.replace("(4,)", "(4L,)"),
+        SOUND.replace("(4,)", "(04L,)"),
+        SOUND.replace("(4,)", "(00,)"),
+        *(SOUND.replace(", }", f",{space}}}") for space in "\xa0\x85\x1c\x0b\x0c\r\n\t"),
+        *(space + SOUND for space in ("\xa0", "\n  ", "\t ", "\x0b")),
+        *(SOUND + space for space in ("\xa0", "\x0b", "\n \n")),
+        SOUND.replace("<f4", "|S\u0664"),
+        SOUND.replace("<f4", "|S4"),
+        SOUND.replace("<f4", "<m8[zz]"),
+        SOUND.replace("<f4", "<M8[25us]"),
+        SOUND.replace("<f4", "<m4"),
+        SOUND.replace("<f4", "|V2147483648").replace("(4,)", "(0,)"),
+        FIELDS,
+        FIELDS.replace("'b'", "'a'"),
+        FIELDS.replace("'b'", "('a', 'b')"),
+        FIELDS.replace("'b'", "3"),
+        FIELDS.replace("('b', '<f4')", "('', '|V2'), ('', '|V2')"),
+    ],
+)
+def test_what_numpy_refuses_is_refused(header: str, version: int, tmp_path: Path) -> None:
+    text = header.encode("utf-8" if version == 3 else "latin-1", "replace")
+    length = len(text).to_bytes(2 if version == 1 else 4, "little")
+    path = tmp_path / "a.npy"
+    data = bytes(0 if "(0" in header and "(04" not in header else 16)
+    path.write_bytes(b"\x93NUMPY" + bytes([version, 0]) + length + text + data)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that Python 2 wrote it
+            loaded = np.load(path)
+    except (ValueError, SyntaxError, tokenize.TokenError):
+        with pytest.raises(CorruptError):
+            open_checkpoint(path)
+    else:
+        with open_checkpoint(path) as checkpoint:
+            shape = (
+                checkpoint.root.state["shape"] if type(checkpoint.root) is Opaque else checkpoint.root.shape
+            )
+        assert shape == loaded.shape
 
 
 def test_more_refusals(tmp_path: Path) -> None:
