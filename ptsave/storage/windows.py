@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ptsave.core.address import Location
 from ptsave.core.storage import Storage
-from ptsave.errors import NoRoomError
+from ptsave.errors import PtsaveError
 from ptsave.storage.files import DescriptorFile, Extent, InputFile
 from ptsave.storage.write_errors import write_error
 
@@ -117,31 +117,34 @@ class UnpackedFile(DescriptorFile):
         self.path = path
         self._outer = outer
         self._stored_bytes = stored_bytes
-        folder = tempfile.gettempdir()
         try:
             self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
         except OSError as error:
-            raise write_error(Path(folder, "unpacked"), error) from None
+            raise self._failure(error) from None
         try:
             for block in blocks:
-                self._write(block, folder)
+                self._write(block)
             self.fd = self._file.fileno()
             self._opened(os.fstat(self.fd))
         except BaseException:
             self._file.close()
             raise
 
-    def _write(self, block: bytes, folder: str) -> None:
+    def _write(self, block: bytes) -> None:
         rest = memoryview(block)
         try:
             while rest:
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
-            failed = write_error(Path(folder, "unpacked"), error)
-            failed.where = f"{self.path}, unpacked into {folder}"
-            if isinstance(failed, NoRoomError):
-                failed.hint = "free some space there, or set TMPDIR to a folder that has more"
-            raise failed from None
+            raise self._failure(error) from None
+
+    def _failure(self, error: OSError) -> PtsaveError:
+        """The error of ours that says what the system said about the temporary file."""
+        place = Path(tempfile.tempdir or os.curdir, "unpacked")
+        failed = write_error(place, error)
+        failed.where = f"{self.path}, unpacked into {place.parent}"
+        failed.hint = "set TMPDIR to a folder that has room and may be written to"
+        return failed
 
     @property
     def stored_bytes(self) -> int:

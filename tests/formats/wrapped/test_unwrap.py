@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tarfile
 import tempfile
 import zipfile
@@ -24,6 +26,7 @@ from ptsave.errors import (
     NoRoomError,
     UnknownFormatError,
     UnreadableError,
+    WriteError,
 )
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
@@ -31,7 +34,7 @@ from ptsave.formats.writers import BY_NAME
 from ptsave.verbs.convert import convert
 from ptsave.verbs.edit import Edits
 from tests.attacks.samples import BUILT, Contents, contents
-from tests.formats.wrapping import ARCHIVED, COMPRESSED, NAME, WRAPPERS, tarred, zipped
+from tests.formats.wrapping import COMPRESSED, NAME, WRAPPERS, tarred, zipped
 from tests.support import examples
 
 FILES = [name for name in BUILT if name not in ("sharded", "dcp")]
@@ -293,12 +296,13 @@ def test_every_flipped_bit(wrapper: str, tmp_path: Path) -> None:
     assert num_found > 50
 
 
-@pytest.mark.parametrize("wrapper", [name for name in ARCHIVED if name.startswith("zip")])
+STORED = ["zip", "zip wide", "zip into a pipe"]
+
+
+@pytest.mark.parametrize("wrapper", STORED)
 def test_a_damaged_stored_member(wrapper: str, tmp_path: Path) -> None:
     bare, path = BUILT["safetensors"](tmp_path).path, tmp_path / "wrapped"
     data = bytearray(WRAPPERS[wrapper](bare.read_bytes()))
-    if wrapper == "zip deflated":
-        pytest.skip("is unpacked, and checked then")
     path.write_bytes(data)
     assert ptsave.verify(path, checks=["bytes"]).is_yes
     last = bytes(data).index(bare.read_bytes()) + bare.stat().st_size - 1
@@ -349,3 +353,37 @@ def test_no_room_to_unpack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(NoRoomError, match="the disk is full") as error:
         open_checkpoint(path)
     assert "TMPDIR" in error.value.hint
+
+
+def test_no_folder_to_unpack_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.gz"
+    path.write_bytes(COMPRESSED["gzip"](saved(tmp_path).read_bytes()))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(WriteError, match="the folder is gone") as error:
+        open_checkpoint(path)
+    assert error.value.where == f"{path}, unpacked into {tmp_path / 'nowhere'}"
+    assert "TMPDIR" in error.value.hint
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrapper", ["gzip", "zstd", "xz", "tar", "zip", "zip deflated", "tar.gz"])
+def test_memory_does_not_grow_with_the_file(wrapper: str, tmp_path: Path) -> None:
+    """64 MiB of numbers that do not compress."""
+    torch.save({f"w{i}": torch.randn(1024, 1024) for i in range(16)}, tmp_path / "a.pt")
+    (tmp_path / "wrapped").write_bytes(WRAPPERS[wrapper]((tmp_path / "a.pt").read_bytes()))
+    peaks = []
+    for name in ("a.pt", "wrapped"):
+        command = [sys.executable, "-c", PEAK, "convert", name, f"{name}.safetensors"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        peaks.append(int(done.stderr.split()[-1]))
+    assert (tmp_path / "a.pt.safetensors").read_bytes() == (tmp_path / "wrapped.safetensors").read_bytes()
+    assert peaks[1] < peaks[0] + 24 * 1024, peaks
+
+
+PEAK = """
+import resource, sys
+from ptsave.cli.app import run
+code = run(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+sys.exit(code)
+"""
