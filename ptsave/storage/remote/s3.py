@@ -20,6 +20,7 @@ from ptsave.storage.remote.pieces import NUM_REQUESTS
 from ptsave.storage.remote.request import WAIT_S, timeout_s
 from ptsave.storage.remote.store import (
     Answer,
+    ForbiddenError,
     Listed,
     Passing,
     Store,
@@ -197,7 +198,9 @@ def refused(address: Address, error: ClientError, version: Version | None = None
     if status == 404:
         return missing(address)
     if code in _WRONG_KEY or status in (401, 403):
-        return no_access(address, f"the store answers {status} {code}", _HINT)
+        found = no_access(address, f"the store answers {status} {code}", _HINT)
+        is_known = code not in _WRONG_KEY and status == 403
+        return ForbiddenError(found.what, found.where, found.hint) if is_known else found
     return UnreadableError(f"the store answers {status} {code}", str(address), "check the address and region")
 
 

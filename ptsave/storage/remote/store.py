@@ -104,6 +104,10 @@ class NoAccessError(MissingFileError, OutOfReachError):
     """The store does not let us read it."""
 
 
+class ForbiddenError(NoAccessError):
+    """The store knows who we are, and does not let us read it, or know whether it is there."""
+
+
 class Store(ABC):
     """A kind of store, and what it knows of one bucket, repository or host."""
 

@@ -29,6 +29,7 @@ from ptsave.storage.upload.store import (
     Label,
     Receipt,
     Stored,
+    UnseenError,
     Upload,
     UploadStore,
     asked,
@@ -116,6 +117,8 @@ class UploadFile(SentFile):
         self._upload: Upload | None = None
         self._is_over = False
         self._must_have: int | None = None
+        self._is_unseen = False
+        """Whether we may not see what is there."""
         self.stored: Stored | None = None
         """What the store says of it, once it has its name."""
 
@@ -297,6 +300,13 @@ class UploadFile(SentFile):
                 return Stored(found.version)
             if isinstance(error, WriteError):
                 raise
+            if self._is_unseen:
+                raise ExistsError(
+                    "something is there, and these credentials may not read what it is",
+                    str(self.destination),
+                    "use another name, or credentials that may read; where an answer was lost on the way it "
+                    "may be what was just written",
+                ) from None
             raise conflict(self.destination, self._seen, found) from None
 
     def _read_back(self, stored: Stored, crc: int) -> str:
@@ -340,7 +350,13 @@ class UploadFile(SentFile):
                 asked(self.destination, partial(self._store.abort, self._upload), BRIEFLY_S)
 
     def _look(self, seconds: float | None = None) -> Found | None:
-        return asked(self.destination, lambda: self._store.look(self.destination), seconds)
+        try:
+            return asked(self.destination, lambda: self._store.look(self.destination), seconds)
+        except UnseenError:
+            if self._seen is not None:
+                raise
+            self._is_unseen = True
+            return None
 
     def _asked(self, action: Callable[[], T]) -> T:
         return asked(self.destination, action)

@@ -12,7 +12,7 @@ from ptsave.errors import WriteError
 from ptsave.storage.reads import refuse_input_address
 from ptsave.storage.upload.file import UploadFile, exists
 from ptsave.storage.upload.folder import UploadFolder
-from ptsave.storage.upload.store import Found, UploadStore, asked, upload_store
+from ptsave.storage.upload.store import Found, UploadStore, asked, unless_unseen, upload_store
 from ptsave.storage.upload.stream import data_stream as data_stream
 
 
@@ -25,10 +25,11 @@ def check_file(address: Address, *, overwrite: bool = False) -> tuple[UploadStor
     if not address.key.strip("/") or address.key.endswith("/"):
         raise WriteError("the address names no object", str(address), "name a file in it")
     refuse_input_address(address)
-    seen = asked(address, lambda: store.look(address))
+    seen = unless_unseen(lambda: asked(address, lambda: store.look(address)))
     if seen is not None and not overwrite:
         raise exists(address)
-    if seen is None and asked(address, lambda: store.names(address)):
+    names = unless_unseen(lambda: asked(address, lambda: store.names(address))) if seen is None else None
+    if names:
         raise WriteError("the destination is a folder", str(address), "name a file in it")
     return store, seen
 

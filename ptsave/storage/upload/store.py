@@ -15,7 +15,7 @@ from typing import TypeVar
 from ptsave.core.address import WEB, Address
 from ptsave.errors import RefusedError, UnreadableError, WriteError
 from ptsave.storage.remote.request import Deadline, retried
-from ptsave.storage.remote.store import Version
+from ptsave.storage.remote.store import ForbiddenError, Version
 
 KINDS = {
     "s3": "s3.S3Uploads",
@@ -97,6 +97,10 @@ class Gone(Exception):  # noqa: N818 (it may be that an earlier try has complete
     """There is no such upload: it was completed, or somebody has removed it."""
 
 
+class UnseenError(WriteError):
+    """The store does not let us do it; of a question, it does not say whether something is there."""
+
+
 class UploadStore(ABC):
     """A kind of store, and what it knows of one bucket or container."""
 
@@ -174,6 +178,18 @@ def asked(address: Address, action: Callable[[], T], seconds: float | None = Non
     return retried(lambda _: action(), deadline)
 
 
+def unless_unseen(action: Callable[[], T]) -> T | None:
+    """What `action` says is there; None also where we may put, and not look.
+
+    The condition of the put is the store's own then. S3 answers 403 for an object that is not there, too.
+    Source: Amazon S3 API Reference, HeadObject: "Permissions".
+    """
+    try:
+        return action()
+    except UnseenError:
+        return None
+
+
 def prefix_of(address: Address) -> str:
     """What the keys of all objects in the folder `address` begin with."""
     return f"{address.key.strip('/')}/" if address.key.strip("/") else ""
@@ -184,7 +200,8 @@ def as_write_error(error: Exception) -> Exception:
     if not isinstance(error, UnreadableError):
         return error
     what = re.sub(r"(permission to|may not) read", r"\1 write", error.what)
-    return WriteError(what, error.where, error.hint)
+    kind = UnseenError if isinstance(error, ForbiddenError) else WriteError
+    return kind(what, error.where, error.hint)
 
 
 @cache

@@ -450,3 +450,23 @@ def test_a_stream_that_grows_beyond_what_was_said(one_s3: S3, monkeypatch: pytes
     with data_stream(address(f"{one_s3.address}/run"), "data", 5 * PART_BYTES) as stream:
         stream.write(data)
     assert one_s3.get("run/data") == data
+
+
+@pytest.mark.parametrize("num_bytes", [1000, LARGE])
+def test_who_may_put_and_not_read_creates_and_replaces_nothing(num_bytes: int, s3: S3) -> None:
+    """S3 answers 403 for what is not there, too, where the bucket may not be listed."""
+    data = content(num_bytes)
+    with s3.server.faulty(s3_error(403, "AccessDenied"), on="^(HEAD|GET) "):
+        assert write(s3, data) in ("the store's CRC-32", "the store's MD5")
+        for overwrite in (False, True):
+            with pytest.raises(ExistsError, match="may not read what it is"):
+                write(s3, content(num_bytes, seed=1), overwrite=overwrite)
+    assert s3.get("m") == data
+
+
+def test_credentials_that_are_wrong_are_found_before_anything_is_sent(one_s3: S3) -> None:
+    with (
+        one_s3.server.faulty(s3_error(403, "InvalidAccessKeyId")),
+        pytest.raises(WriteError, match="InvalidAccessKeyId"),
+    ):
+        check_file_destination(address(f"{one_s3.address}/m"))
