@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, Literal, TypeVar
 
 from ptsave.core.dtypes import DType, parse_dtype
@@ -207,24 +208,43 @@ def check_path(value: Any, place: ConfigPlace) -> str:
     return path
 
 
+MAX_ARGS = 100_000
+"""Cap on the values in a model's arguments, of which a checkpoint's record may have any number: the labels of
+21,841 classes, both ways, are 44,000."""
+MAX_ASKED = 100
+"""How many odd keys are compared with the markers that they may be meant for."""
+
+
 def check_args(value: Any, place: ConfigPlace) -> None:
     """Check what is to be built from a value.
 
-    Raises: UsageError where a value cannot be recorded, or a marker is misused."""
+    Raises: UsageError where a value cannot be recorded, a marker is misused, or there are more than MAX_ARGS.
+    """
+    _check_args(value, place, count(), set())
+
+
+def _check_args(value: Any, place: ConfigPlace, number: Iterator[int], asked: set[str]) -> None:
+    if next(number) > MAX_ARGS:
+        raise place.error(
+            f"there are more than MAX_ARGS = {MAX_ARGS} values", "keep them in a file of their own"
+        )
     if isinstance(value, list):
         for i, child in enumerate(value):
-            check_args(child, place / i)
+            _check_args(child, place / i, number, asked)
     elif isinstance(value, dict):
-        _check_markers(value, place)
+        _check_markers(value, place, asked)
         for key, child in value.items():
-            check_args(child, place / key)
+            _check_args(child, place / key, number, asked)
     elif isinstance(value, (datetime.datetime, datetime.date, datetime.time)):
         raise place.error("a date or time is not a hyperparameter", "quote it to make it a string")
 
 
-def _check_markers(table: Mapping[str, Any], place: ConfigPlace) -> None:
+def _check_markers(table: Mapping[str, Any], place: ConfigPlace, asked: set[str]) -> None:
     for key in table:
-        if re.fullmatch(r"_\w+_", key) and key not in MARKERS and (match := nearest(key, MARKERS)):
+        if key in MARKERS or key in asked or len(asked) == MAX_ASKED or not re.fullmatch(r"_\w+_", key):
+            continue
+        asked.add(key)
+        if match := nearest(key, MARKERS):
             raise (place / key).error(f"unknown key {key!r}", f"did you mean {match!r}?")
     for alone in ("_dtype_", "_import_", "_float_"):
         if alone in table and len(table) > 1:

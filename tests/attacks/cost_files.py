@@ -808,6 +808,12 @@ def record_targets(n: int) -> Made:
 
 
 @kind()
+def record_keys_like_markers(n: int) -> Made:
+    args = {f"_a{i}_": 0 for i in range(n)}
+    return recorded({"schema_version": 1, "model": {"class": "m.n", "args": {"a": args}}})
+
+
+@kind()
 def record_behaviour(n: int) -> Made:
     sample = {
         "dtype": "float32",

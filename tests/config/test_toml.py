@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ptsave.config import model
 from ptsave.config import toml as config_module
 from ptsave.config.inputs import (
     DataTensor,
@@ -462,3 +463,18 @@ def test_no_torch_and_no_numpy(tmp_path: Path) -> None:
         [sys.executable, "-c", script, str(write(tmp_path, FULL))], capture_output=True, text=True, check=True
     )
     assert run.stdout.strip() == "set()"
+
+
+def test_a_record_has_no_more_arguments_than_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = {"class": "m.n", "args": {"labels": {str(i): [i] for i in range(50)}}}
+    assert ModelSpec.from_json(many, "").args == many["args"]
+    monkeypatch.setattr(model, "MAX_ARGS", 100)
+    with pytest.raises(CorruptError, match="more than MAX_ARGS = 100 values"):
+        ModelSpec.from_json(many, "")
+
+
+def test_few_odd_keys_are_compared_with_markers(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(model, "nearest", lambda key, markers: asked.append(key))
+    ModelSpec.from_json({"class": "m.n", "args": {"a": {f"_a{i}_": 0 for i in range(1000)}}}, "")
+    assert len(asked) == model.MAX_ASKED
