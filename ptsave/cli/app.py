@@ -196,6 +196,9 @@ def inspect(
     context: typer.Context,
     paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Checkpoints to look into.")],
     tree: Annotated[bool, typer.Option("--tree", help="Show the tensors by module, with shares.")] = False,
+    depth: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="With --tree: show no module deeper than N names.")
+    ] = None,
     stats: Annotated[
         bool, typer.Option("--stats", help="Read every tensor: min, max, mean, std, norm, zeros, NaN.")
     ] = False,
@@ -219,10 +222,21 @@ def inspect(
     from ptsave.verbs.request import refuse_unused, unused_by_inspect
 
     mode, flags = Mode(json, quiet, verbose), given(context)
-    refuse_unused(flags, unused_by_inspect(diff=diff is not None, tree=tree, stats=stats))
+    refuse_unused(flags, unused_by_inspect(diff=diff is not None, tree=tree, stats=stats, json=json))
     places = [located(path) for path in paths]
     if diff is None:
-        run(mode, places, tree=tree, stats=stats, globs=filter or (), sort=sort, limit=limit, given=flags)
+        globs = filter or ()
+        run(
+            mode,
+            places,
+            tree=tree,
+            depth=depth,
+            stats=stats,
+            globs=globs,
+            sort=sort,
+            limit=limit,
+            given=flags,
+        )
     elif not compare(mode, places, located(diff)):
         raise typer.Exit(EXIT_NO)
 

@@ -20,6 +20,7 @@ def inspect(
     paths: Sequence[Location],
     *,
     tree: bool,
+    depth: int | None = None,
     stats: bool,
     globs: Sequence[str],
     sort: str,
@@ -45,7 +46,7 @@ def inspect(
                 bar=partial(progress, mode),
             )
             if isinstance(result, Inspection):
-                shown.checkpoint(result, tree=tree)
+                shown.checkpoint(result, tree=tree, depth=depth)
             elif isinstance(result, FolderInspection):
                 shown.folder(result)
             else:

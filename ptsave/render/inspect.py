@@ -13,7 +13,7 @@ from ptsave.render import as_json
 from ptsave.render.run import show_folder, show_run
 from ptsave.render.terminal import Mode, document, out, pairs, section, table
 from ptsave.render.words import count, shape, size, value
-from ptsave.verbs.inspect import Inspection, ModuleNode, TensorRow
+from ptsave.verbs.inspect import Inspection, ModuleNode, TensorRow, alike
 
 if TYPE_CHECKING:
     from ptsave.config.model import NamedCode
@@ -36,12 +36,13 @@ class Inspections:
     """Whether there may be more than one."""
     _documents: list[dict[str, Any]] = field(default_factory=list)
 
-    def checkpoint(self, result: Inspection, *, tree: bool = False) -> None:
-        """Show a checkpoint, by module with `tree`, or the statistics of its tensors where it has them."""
+    def checkpoint(self, result: Inspection, *, tree: bool = False, depth: int | None = None) -> None:
+        """Show a checkpoint: by module with `tree`, no deeper than `depth`, or the statistics of its tensors
+        where it has them."""
         if self.mode.json:
             self._documents.append(as_json.inspection(result, iter))
         else:
-            _show_checkpoint(result, tree)
+            _show_checkpoint(result, tree, depth, self.mode.verbose)
             self._part()
 
     def run(self, result: RunInspection) -> None:
@@ -71,7 +72,7 @@ class Inspections:
             document({"files": every} if self.many else self._documents[0])
 
 
-def _show_checkpoint(result: Inspection, tree: bool) -> None:
+def _show_checkpoint(result: Inspection, tree: bool, depth: int | None, shows_all: bool) -> None:
     out(
         f"{escape(str(result.path))}: {result.format}, {count(result.num_tensors, 'tensor')}, "
         f"{count(result.num_elements, 'element')}, {size(result.num_bytes)}"
@@ -81,7 +82,7 @@ def _show_checkpoint(result: Inspection, tree: bool) -> None:
     if result.stats is not None:
         _stats(result.stats)
     elif tree:
-        _tree(result.tree, result.num_bytes)
+        _tree(result.tree, result.num_bytes, depth, shows_all)
     elif result.rows:
         out()
         table([_row(r) for r in result.rows], ("name", "dtype", "shape", "size", ""), right=(3,))
@@ -171,31 +172,35 @@ def _stats(measured: Sequence[TensorStats]) -> None:
     table(rows, header, right=range(1, len(header)))
 
 
-def _tree(root: ModuleNode, total_bytes: int) -> None:
+def _tree(root: ModuleNode, total_bytes: int, depth: int | None, shows_all: bool) -> None:
+    """The tensors by module, to `depth` names; with `shows_all`, layers that are alike are no one line."""
     rows: list[tuple[str, str, str, str]] = []
 
     def share(num_bytes: int) -> str:
         return f"{100 * num_bytes / total_bytes:.1f}%" if total_bytes else ""
 
-    def walk(node: ModuleNode, indent: str) -> None:
-        lines: list[tuple[str, TensorRow | ModuleNode]] = [
-            *((row.entry.name.rpartition(".")[2], row) for row in node.rows),
-            *node.children.items(),
-        ]
-        for i, (label, item) in enumerate(lines):
+    def walk(node: ModuleNode, indent: str, level: int) -> None:
+        groups = [[child] for child in node.children.values()] if shows_all else alike(node)
+        lines: list[TensorRow | list[ModuleNode]] = [*node.rows, *groups]
+        for i, item in enumerate(lines):
             is_last = i == len(lines) - 1
-            branch = f"{indent}{'└─ ' if is_last else '├─ '}{escape(label)}"
+            branch = f"{indent}{'└─ ' if is_last else '├─ '}"
             if isinstance(item, TensorRow):
                 entry = item.entry
+                label, kind = entry.name.rpartition(".")[2], f"{entry.dtype.name} {shape(entry.shape)}"
                 taken = "tied" if item.alias_of else share(entry.num_bytes)
-                rows.append(
-                    (branch, f"{entry.dtype.name} {shape(entry.shape)}", size(entry.num_bytes), taken)
-                )
-            else:
-                rows.append((branch, "", size(item.num_bytes), share(item.num_bytes)))
-                walk(item, indent + ("   " if is_last else "│  "))
+                rows.append((branch + escape(label), kind, size(entry.num_bytes), taken))
+                continue
+            first, last = item[0], item[-1]
+            label = first.name if first is last else f"[{first.name}-{last.name}]"
+            elements = count(first.num_elements, "element")
+            what = elements if first is last else f"{len(item)} × {elements}"
+            num_bytes = sum(one.num_bytes for one in item)
+            rows.append((branch + escape(label), what, size(num_bytes), share(num_bytes)))
+            if depth is None or level < depth:
+                walk(first, indent + ("   " if is_last else "│  "), level + 1)
 
-    walk(root, "")
+    walk(root, "", 1)
     out()
     table(rows, right=(2, 3))
 

@@ -239,6 +239,8 @@ class ModuleNode:
     num_elements: int = 0
     num_bytes: int = 0
     """Of all the tensors below it, tied ones once."""
+    kind: int = 0
+    """Modules of one tree that hold the same names, dtypes and shapes have the same."""
 
 
 def module_tree(rows: Sequence[TensorRow]) -> ModuleNode:
@@ -255,7 +257,38 @@ def module_tree(rows: Sequence[TensorRow]) -> ModuleNode:
             for above in nodes:
                 above.num_elements += row.entry.num_elements
                 above.num_bytes += row.entry.num_bytes
+    _set_kinds(root, {})
     return root
+
+
+def alike(node: ModuleNode) -> list[list[ModuleNode]]:
+    """The modules in `node`, in order: numbered neighbours that hold the same names, dtypes and shapes as one
+    list."""
+    groups: list[list[ModuleNode]] = []
+    for child in node.children.values():
+        last = groups[-1][-1] if groups else None
+        if last is not None and last.kind == child.kind and _follows(child.name, last.name):
+            groups[-1].append(child)
+        else:
+            groups.append([child])
+    return groups
+
+
+def _follows(name: str, before: str) -> bool:
+    """Whether both are numbers, one more than the other."""
+    is_number = all(one.isascii() and one.isdecimal() and len(one) < 8 for one in (name, before))
+    return is_number and int(name) == int(before) + 1
+
+
+def _set_kinds(node: ModuleNode, kinds: dict[Any, int]) -> int:
+    """Number the modules, so that those which hold the same have one number."""
+    rows = tuple(
+        (row.entry.name.rpartition(".")[2], row.entry.dtype.name, row.entry.shape, bool(row.alias_of))
+        for row in node.rows
+    )
+    inside = tuple((name, _set_kinds(child, kinds)) for name, child in node.children.items())
+    node.kind = kinds.setdefault((rows, inside), len(kinds))
+    return node.kind
 
 
 def _file_bytes(checkpoint: Checkpoint) -> int | None:

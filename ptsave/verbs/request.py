@@ -74,13 +74,15 @@ def unused_by_load(*, has_config: bool, has_outputs: bool) -> dict[str, Text]:
     return unused
 
 
-def unused_by_inspect(*, diff: bool, tree: bool, stats: bool) -> dict[str, Text]:
+def unused_by_inspect(*, diff: bool, tree: bool, stats: bool, json: bool) -> dict[str, Text]:
     """The flags of `inspect` that these make useless."""
     if diff:
-        shown = ("--tree", "--stats", "--filter", "--sort", "--limit")
+        shown = ("--tree", "--depth", "--stats", "--filter", "--sort", "--limit")
         return dict.fromkeys(shown, (option("--diff"), " compares all tensors"))
     if tree and stats:
         return {"--tree": (option("--stats"), " shows a table")}
+    if not tree or json:
+        return {"--depth": ("it is about what ", option("--tree"), " prints")}
     return {}
 
 
