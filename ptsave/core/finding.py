@@ -144,7 +144,7 @@ class Kind(Enum):
     TIED_HERE = "shares memory with {others} here only"
     TIED_THERE = "shares memory with {others} there only"
     CLOSE = "{count} of {total} tensors (such as {first!r}: {how}) [is|are] within the tolerance"
-    DATA_UNEQUAL = "is another there"
+    DATA_UNEQUAL = "has another value there"
     SOME_DATA_UNEQUAL = (
         "{count} [value that is not a tensor differs or is in one alone|"
         "values that are not tensors differ or are in one alone]: {places}"

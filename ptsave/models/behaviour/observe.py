@@ -196,7 +196,7 @@ def _as_tensor(value: Any) -> torch.Tensor:
 
 
 def digests_of(state: Mapping[str, Any]) -> dict[str, str]:
-    """Name → digest of each tensor; what is not a tensor (`_extra_state`) goes by its text.
+    """Name → digest of each tensor; what is not a tensor (`_extra_state`) is represented by its text.
 
     Tensors of another device are copied one at a time.
     """

@@ -49,7 +49,7 @@ def against(subject: ModelSubject) -> Iterator[Finding]:
 
 
 def _behaviour_of_other(subject: ModelSubject, other: Checkpoint, inputs: InputsSpec) -> Behaviour:
-    """What OTHER computes; its model is let go of before the checkpoint's own is loaded.
+    """What OTHER computes; its model is released before the checkpoint's own is loaded.
 
     Raises: LossyError where its weights do not fit, and what loading and running raise.
     """

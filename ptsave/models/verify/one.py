@@ -42,12 +42,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Listener:
-    """Who is told what on the way."""
+    """The functions to call with what happens on the way."""
 
     warn: Callable[[str], None]
     bar: Bar = unseen
     began: verb.Began = lambda check: None
-    """Told the name of each check, or of each checkpoint of a run."""
+    """Called with the name of each check, or of each checkpoint of a run."""
     opened: Callable[[], None] = lambda: None
     """Called once it is known which files are read."""
     recorded: Callable[[Recorded], None] = lambda recorded: None

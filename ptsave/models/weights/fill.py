@@ -98,7 +98,7 @@ def build_from(
     is_mapped: bool = False,
     wanted: Wanted = EXACT,
 ) -> tuple[nn.Module, Selection, KeyReport]:
-    """The model of `spec`, filled from the state dict of `source` that fits it; that one, and how it fits.
+    """Build the model of `spec` and fill it from the state dict of `source` that fits; returns how, too.
 
     Raises: as `build_model`, `select_for` and `fill`.
     """

@@ -133,7 +133,7 @@ def without_memory(entries: Mapping[str, TensorEntry]) -> dict[str, torch.Tensor
 def state_dict(
     model: nn.Module, selection: Selection, tensors: Mapping[str, torch.Tensor], *, is_checked: bool = True
 ) -> OrderedDict[str, Any]:
-    """The state dict of `selection` for `model`, with `tensors` for those of it.
+    """The state dict of `selection` for `model`, with the values of its tensors from `tensors`.
 
     Raises: LossyError for what is not plain data.
     """

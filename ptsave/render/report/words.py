@@ -6,7 +6,7 @@ from ptsave.core.names import escape
 from ptsave.render.words import size
 
 MAX_INT_BITS = 512
-"""Larger integers are spelt in hexadecimal: no float holds them, and no reader counts their digits."""
+"""Larger integers are written in hexadecimal: a float cannot hold them, and nobody counts their digits."""
 
 
 def clean(value: object) -> str:
