@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from ptsave.training.runs.lock import NAME
 from ptsave.training.runs.stores import StoreRunFolder
 from tests.servers.faults import delay, replaced, status
 from tests.servers.serving import Answer, Fault, Handler, Request
-from tests.servers.stores import S3, Store
+from tests.servers.stores import S3, Store, s3_store
 from tests.storage.upload.objects import COMPLETE, KIB, PART, PART_BYTES, address, left, refusal, scheme
 from tests.support import Command
 
@@ -165,7 +166,7 @@ def test_a_store_that_does_not_answer_says_nothing_of_the_checkpoints(
     each: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_steps(each, 0, 1)
-    monkeypatch.setenv("PTSAVE_TIMEOUT", "1")
+    monkeypatch.setenv("PTSAVE_TIMEOUT", "0.3")
     for fault in (status(503), status(403)):
         with each.server.faulty(fault, on="step-000000001"), pytest.raises(OutOfReachError):
             Checkpoints(run_of(each)).resume(Weights())
@@ -377,9 +378,10 @@ def test_a_training_that_is_killed_goes_on_and_what_it_sent_is_removed(store: St
     process = training(root, store, "5")
 
     def killing(request: Request, handler: Handler) -> Answer:
+        answer = handler(request)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        return handler(request)
+        return answer
 
     with store.server.faulty(killing, on=PART[scheme(store)], times=1):
         process.communicate()
@@ -395,6 +397,80 @@ def test_a_training_that_is_killed_goes_on_and_what_it_sent_is_removed(store: St
     assert time.monotonic() - begin < lease.LEASE_SECONDS / 2  # it is known to be gone
     assert steps(store) == [0, 9]
     assert left(store) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [False, True])
+def test_a_kill_at_any_request_costs_one_checkpoint_at_most(
+    start: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
+    """A training that saves and removes is killed at its first request, the next one at its second, …"""
+    with s3_store(start("moto")) as bucket:  # it lists what kind of checksum an upload has, as S3 does
+        for name, value in bucket.env.items():
+            monkeypatch.setenv(name, value)
+        last = _save(bucket)
+        at, code = 0, -signal.SIGKILL
+        while code:
+            at += 1
+            process = multiprocessing.get_context("fork").Process(target=_save, args=(bucket,))
+            with bucket.server.faulty(_killing(process, at, after=after)):
+                process.start()
+                process.join()
+            code = process.exitcode or 0
+            assert code in (0, -signal.SIGKILL)
+            found = [int(name[5:14]) for name in names(bucket) if name.endswith(".pt")]
+            assert max(found) in (last, last + 1)
+            assert len(found) in (1, 2)
+            last = _save(bucket)
+            assert last == max(found) + 1
+            assert steps(bucket) == [last]
+            assert bucket.leftovers() == []
+        assert at > 15
+
+
+def _save(bucket: S3) -> int:
+    """What a process does: go on from what is whole, and save one step, which is returned."""
+    torch.set_num_threads(1)  # a fork has none of its parent's
+    state = Weights(LARGE)
+    with Checkpoints(run_of(bucket), keep_last=1) as keeper:
+        step = keeper.resume(state)
+        assert not step or state.weight.unique().tolist() == [step - 1]
+        state.weight = torch.full((LARGE,), float(step))
+        keeper.save(state, step=step)
+    return step
+
+
+def _killing(process: Any, at: int, *, after: bool) -> Fault:
+    """The request number `at` kills `process`, before or after it is carried out."""
+    seen = 0
+
+    def fault(request: Request, handler: Handler) -> Answer:
+        nonlocal seen
+        seen += 1
+        is_it = seen == at
+        if is_it and not after:
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+        answer = handler(request)
+        if is_it and after:
+            os.kill(process.pid, signal.SIGKILL)
+        return answer
+
+    return fault
+
+
+@pytest.mark.slow
+def test_the_last_save_is_finished_at_exit(one_s3: S3, root: Path) -> None:
+    script = TRAINING.partition("with ptsave")[0] + (
+        "keeper = ptsave.Checkpoints(sys.argv[1])\nkeeper.save(state, step=3)\n"
+    )
+    command = [sys.executable, "-c", script, run_of(one_s3)]
+    with one_s3.server.faulty(delay(0.05)):
+        done = subprocess.run(
+            command, cwd=root, env=os.environ | one_s3.env, capture_output=True, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert steps(one_s3) == [3]
 
 
 @pytest.mark.slow
@@ -424,15 +500,15 @@ def test_a_second_training_is_refused_and_the_first_leaves_when_it_is_told(
 @pytest.mark.slow
 def test_a_training_is_the_same_in_a_bucket_as_on_a_disk(one_s3: S3, root: Path, tmp_path: Path) -> None:
     """Bit for bit, though the one in the bucket is killed on the way."""
-    command = [sys.executable, "-m", "tests.crash.training"]
+    script = "import sys; from tests.crash.training import train; train(*sys.argv[1:], num_steps=12)"
     env = os.environ | one_s3.env
 
     def train(where: str, result: Path) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([*command, where, str(result)], cwd=root, env=env)
+        return subprocess.Popen([sys.executable, "-c", script, where, str(result)], cwd=root, env=env)
 
     assert train(str(tmp_path / "run"), tmp_path / "disk.pt").wait() == 0
     first = train(run_of(one_s3), tmp_path / "bucket.pt")
-    while "step-000000011.pt" not in names(one_s3):
+    while "step-000000004.pt" not in names(one_s3):
         assert first.poll() is None
         time.sleep(0.01)
     first.kill()
