@@ -510,7 +510,7 @@ def test_a_training_is_the_same_in_a_bucket_as_on_a_disk(one_s3: S3, root: Path,
     first = train(run_of(one_s3), tmp_path / "bucket.pt")
     while "step-000000004.pt" not in names(one_s3):
         assert first.poll() is None
-        time.sleep(0.01)
+        time.sleep(0.2)  # or the server would have no time for it
     first.kill()
     assert first.wait() != 0
     assert train(run_of(one_s3), tmp_path / "bucket.pt").wait() == 0
