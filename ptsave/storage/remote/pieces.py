@@ -14,6 +14,7 @@ from bisect import bisect_right, insort
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from queue import SimpleQueue
 from typing import TypeVar
@@ -56,17 +57,7 @@ class Workers:
     def submit(self, work: Callable[[], T]) -> Future[T]:
         """Have a thread do `work`; where no thread is to be had, it is done here."""
         done: Future[T] = Future()
-
-        def job(done: Future[T] = done) -> None:
-            if done.set_running_or_notify_cancel():
-                try:
-                    done.set_result(work())
-                except BaseException as error:
-                    done.set_exception(error)
-            del (
-                done
-            )  # an error's traceback has this frame: with it they would keep each other, and all callers
-
+        job = partial(_do, work, done)
         with self._lock:
             if self._num_queued >= self._num_idle and self._num_threads < self._most:
                 with contextlib.suppress(RuntimeError):  # no thread is to be had
@@ -96,6 +87,16 @@ class Workers:
                 self._num_queued -= 1
             job()
             del job  # with what it holds
+
+
+def _do(work: Callable[[], T], done: Future[T]) -> None:
+    """Do `work`, of which `done` tells."""
+    if done.set_running_or_notify_cancel():
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+    del done  # an error's traceback has this frame: they would keep each other, and the frames of all callers
 
 
 @dataclass(eq=False)
