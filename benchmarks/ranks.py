@@ -63,7 +63,11 @@ def filled(num_bytes: int, group: Group) -> nn.Module:
 def save_ptsave(folder: Path, num_bytes: int, group: Group) -> Run:
     """All that `ptsave save` does: written durably, read back, with digests."""
     state = dict(filled(num_bytes, group).state_dict())
-    return lambda: write_sharded(group, state, {}, folder, Record(), WriteOptions(), num_bytes)
+
+    def run() -> None:
+        write_sharded(group, state, {}, folder, Record(), WriteOptions(), num_bytes)
+
+    return run
 
 
 def save_plain(folder: Path, num_bytes: int, group: Group) -> Run:

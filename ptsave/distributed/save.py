@@ -106,7 +106,7 @@ def save(
     unique = [value for name, value in tensors.items() if name not in aliases]
     total = sum(value.numel() * value.element_size() for value in unique)
     versions = {name: dict(entry) for name, entry in getattr(state, "_metadata", {}).items()}
-    write_sharded(
+    checked = write_sharded(
         group,
         {name: _value(value) for name, value in state.items() if name not in aliases},
         aliases,
@@ -128,6 +128,7 @@ def save(
         num_rank_bytes=max(group.gather(num_local_bytes(model))),
         fresh=report.fresh if report is not None else (),
         left=report.left if report is not None else (),
+        checked=checked,
     )
 
 

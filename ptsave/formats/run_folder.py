@@ -144,11 +144,11 @@ def read_run_file(path: Place) -> RunFile[Place]:
 
     try:
         if isinstance(path, Address):
-            with open_checkpoint(path) as checkpoint:
+            with open_checkpoint(path, at_a_glance=True) as checkpoint:
                 root, is_ours = checkpoint.root, checkpoint.record is not None
-                num_bytes = checkpoint.source_bytes
                 folders = [held for held in checkpoint.held if isinstance(held, InputFolder)]
-                names = [name for folder in folders for name in folder.names]
+                sizes = {name: folder.size_of(name) or 0 for folder in folders for name in folder.names}
+                names, num_bytes = list(sizes), sum(sizes.values()) if folders else checkpoint.source_bytes
             if bool(folders) != (parts["suffix"] == FOLDER):
                 return unusable(f"it is not a {'file' if folders else 'folder'}")
             is_ours = is_ours and len(superfluous(names, ())) == len(names)

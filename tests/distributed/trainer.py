@@ -23,6 +23,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.utils.data import DistributedSampler, TensorDataset
 
 import ptsave
+from ptsave.core.address import located
 from ptsave.models.behaviour.trace import digest_of
 from tests.distributed.cases import as_rank
 
@@ -160,7 +161,8 @@ def train(case: dict[str, Any]) -> dict[str, Any]:
         if case.get("again"):
             keeper.save(state, step=step - 1)
     result["warnings"] = [str(warning.message) for warning in warned]
-    result["names"] = sorted(path.name for path in Path(case["folder"]).iterdir())
+    if isinstance(folder := located(case["folder"]), Path):
+        result["names"] = sorted(path.name for path in folder.iterdir())
     return result
 
 

@@ -6,9 +6,8 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from ptsave.core.address import Address, Location
@@ -19,7 +18,6 @@ from ptsave.errors import (
     NoRoomError,
     OutOfReachError,
     PtsaveError,
-    RefusedError,
     UnreadableError,
     WriteError,
 )
@@ -34,7 +32,8 @@ from ptsave.formats.run_folder import (
     read_run_file,
 )
 from ptsave.models.environment import environment
-from ptsave.storage.atomic_folder import LocalOutputFolder, replacing_folder
+from ptsave.storage.opening import replacing_folder
+from ptsave.storage.output import OutputFolder
 from ptsave.storage.turn import Turn
 from ptsave.training.runs.folders import LocalRunFolder, RunFolder, Seen
 from ptsave.training.runs.intact import is_intact
@@ -216,22 +215,22 @@ class RunFiles:
                 return
 
     @contextmanager
-    def open_folder(self, step: int, num_bytes: int) -> Iterator[LocalOutputFolder]:
+    def open_folder(self, step: int, num_bytes: int) -> Iterator[OutputFolder]:
         """The folder that becomes the checkpoint of `step`, of about `num_bytes` bytes, when it is committed.
 
         Room is made for it as for a file.
 
         Raises: WriteError.
         """
-        if isinstance(self.where, Address):
-            what = "what is sharded over ranks is kept in a folder on a disk"
-            raise RefusedError(what, str(self.where), "name a path that all ranks share")
-        with self._prepared(step, FOLDER) as (name, _), ExitStack() as opened:
+        with self._prepared(step, FOLDER) as (name, replaces), ExitStack() as opened:
+            overwrite = replaces or not isinstance(
+                self.where, Address
+            )  # on a disk the lock keeps others away
             while True:
                 try:
                     folder = opened.enter_context(
                         replacing_folder(
-                            self.where / name, num_bytes, overwrite=True, before_commit=self.hold
+                            self.where / name, num_bytes, overwrite=overwrite, before_commit=self.hold
                         )
                     )
                 except NoRoomError:
@@ -241,18 +240,18 @@ class RunFiles:
                     break
             yield folder
 
-    def note_written(self, path: Path, step: int, tree: Mapping[str, Any]) -> None:
+    def note_written(self, path: Location, step: int, tree: Mapping[str, Any]) -> None:
         """Take a folder that is durably in place for the checkpoint of `step`; remove what it supersedes."""
         parts = FILE_NAME.fullmatch(path.name)
-        seen = self._folder.look(path.name)
-        if parts is not None and seen is not None:  # known from here: to read it takes its time
-            number = int(parts["number"] or 1)
-            num_bytes = sum(file.lstat().st_size for file in path.iterdir())
-            file: RunFile[Location] = RunFile(
-                path, step, number, tree.get(EPOCH), tree[METRICS], num_bytes, is_ours=True
-            )
-            with self._lock:
-                self._known[path.name] = seen.fingerprint, file
+        assert parts is not None
+        with suppress(OutOfReachError):  # known from here: to read it takes its time
+            if (seen := self._folder.look(path.name)) is not None:
+                number, num_bytes = int(parts["number"] or 1), self._folder.num_bytes_in(path.name)
+                file: RunFile[Location] = RunFile(
+                    path, step, number, tree.get(EPOCH), tree[METRICS], num_bytes, is_ours=True
+                )
+                with self._lock:
+                    self._known[path.name] = seen.fingerprint, file
         self._tidy(path.name)
 
     @contextmanager

@@ -57,6 +57,10 @@ class RunFolder(ABC):
         """What is called `name`; None when nothing is. Raises: UnreadableError."""
 
     @abstractmethod
+    def num_bytes_in(self, name: str) -> int:
+        """Of the files of the folder called `name`. Raises: UnreadableError; OSError."""
+
+    @abstractmethod
     def make(self) -> None:
         """See that there is a folder to write to. Raises: WriteError."""
 
@@ -140,6 +144,9 @@ class LocalRunFolder(RunFolder):
             status = os.lstat(path / DCP_METADATA)
         fingerprint = status.st_ino, status.st_size, status.st_mtime_ns
         return Seen(fingerprint, num_bytes, may_be_replaced)
+
+    def num_bytes_in(self, name: str) -> int:
+        return sum(file.lstat().st_size for file in (self.where / name).iterdir())
 
     def make(self) -> None:
         if self.where.is_dir():

@@ -13,7 +13,7 @@ from ptsave.core.nodes import TensorEntry
 from ptsave.core.parts.select import PARALLEL_WRAPPER, WRAPPERS
 from ptsave.core.tree import leaves
 from ptsave.distributed.group import Group
-from ptsave.errors import PtsaveError, UnreadableError
+from ptsave.errors import OutOfReachError, PtsaveError, UnreadableError
 from ptsave.formats import open_checkpoint
 from ptsave.models.weights.own_shard import OWN_PARTS
 from ptsave.models.weights.sharded import is_sharded
@@ -29,13 +29,20 @@ def problem_of(path: Location, group: Group) -> str:
     """Why the checkpoint at `path` cannot be used, or nothing; the ranks share the reading of its bytes.
 
     Every rank calls it, and hears the same.
+
+    Raises: OutOfReachError; CarriedError where it is raised on another rank.
     """
-    try:
-        with open_checkpoint(path) as checkpoint:
-            mine = _first_problem(checkpoint, group)
-    except (PtsaveError, OSError) as error:
-        mine = str(error)
-    return next(filter(None, group.gather(mine)), "")
+
+    def look() -> str:
+        try:
+            with open_checkpoint(path) as checkpoint:
+                return _first_problem(checkpoint, group)
+        except OutOfReachError:
+            raise
+        except (PtsaveError, OSError) as error:
+            return str(error)
+
+    return next(filter(None, group.gather(group.together(look))), "")
 
 
 def _first_problem(checkpoint: Checkpoint, group: Group) -> str:

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.tensor import DTensor
 
-from ptsave.core.address import Location, on_disk
+from ptsave.core.address import Location
 from ptsave.core.record import Record
 from ptsave.core.tree import dotted
 from ptsave.distributed.group import Group
@@ -78,7 +78,7 @@ class ShardedWriter:
             with opened:  # of a save that failed, nothing is left
                 _wait(future, str(place.folder), group)
             if folder is not None:
-                files.note_written(on_disk(folder.destination, "the folder of a run"), step, division.tree)
+                files.note_written(folder.destination, step, division.tree)
 
         return finish
 

@@ -52,8 +52,21 @@ class StoreRunFolder(RunFolder):
         version = version_at(self._store, main)
         if version is not None:
             return Seen(_seen(version).fingerprint) if name.endswith(FOLDER) else _seen(version)
-        is_there = name.endswith(FOLDER) and bool(listed(self._store, self.where / name))
-        return _NO_FOLDER if is_there else None
+        if name.endswith(FOLDER) and self._is_content(name):
+            return _NO_FOLDER
+        return None
+
+    def _is_content(self, name: str) -> bool:
+        """Whether a folder without its main file has anything but what a killed writer has left."""
+        folder = self.where / name
+        for one in listed(self._store, folder):
+            found = asked(folder, lambda: self._uploads.look(folder / one.name))  # noqa: B023
+            if found is not None and (found.label is None or not found.label.is_data):
+                return True
+        return False
+
+    def num_bytes_in(self, name: str) -> int:
+        return sum(one.size_bytes for one in listed(self._store, self.where / name))
 
     def _main(self, name: str) -> Address:
         """The object of which a checkpoint has one version."""
@@ -72,6 +85,10 @@ class StoreRunFolder(RunFolder):
             ):
                 with suppress(PtsaveError):
                     asked(upload.address, lambda: self._uploads.abort(upload), _TIDY_SECONDS)  # noqa: B023
+        with suppress(PtsaveError):
+            for name in self.list():
+                if name.endswith(FOLDER) and name not in busy and self.look(name) is None:
+                    self._remove_all(name)
 
     def write(
         self, name: str, state: Checkpoint, before_commit: Callable[[], None], *, replaces: bool
@@ -86,9 +103,13 @@ class StoreRunFolder(RunFolder):
         with suppress(Conflict):
             asked(main, lambda: self._uploads.remove(main, found))
             if name.endswith(FOLDER):  # without its main file it is there for nobody
-                folder = self.where / name
-                for other in asked(folder, lambda: self._uploads.names(folder)):
-                    asked(folder, lambda: self._uploads.remove(folder / other))  # noqa: B023
+                self._remove_all(name)
+
+    def _remove_all(self, name: str) -> None:
+        """Remove what is in a folder. Raises: WriteError."""
+        folder = self.where / name
+        for other in asked(folder, lambda: self._uploads.names(folder)):
+            asked(folder, lambda: self._uploads.remove(folder / other))  # noqa: B023
 
     def take_lock(self) -> Lock:
         return take(self.where, lambda: StoreLease(self.where, self._uploads))
