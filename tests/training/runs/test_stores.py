@@ -166,10 +166,11 @@ def test_a_store_that_does_not_answer_says_nothing_of_the_checkpoints(
     each: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_steps(each, 0, 1)
-    monkeypatch.setenv("PTSAVE_TIMEOUT", "0.3")
+    monkeypatch.setenv("PTSAVE_TIMEOUT", "0.3")  # one that runs out is such an error too
     for fault in (status(503), status(403)):
         with each.server.faulty(fault, on="step-000000001"), pytest.raises(OutOfReachError):
             Checkpoints(run_of(each)).resume(Weights())
+    monkeypatch.delenv("PTSAVE_TIMEOUT")
     assert Checkpoints(run_of(each)).resume(Weights()) == 2
 
 
