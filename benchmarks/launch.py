@@ -14,4 +14,5 @@ _, status, usage = os.wait4(child, 0)
 wall_s = time.perf_counter() - begin
 peak_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 with open(sys.argv[1], "w", encoding="ascii") as result:
-    result.write(f"{os.waitstatus_to_exitcode(status)} {wall_s} {peak_bytes}")
+    cpu_s = usage.ru_utime + usage.ru_stime
+    result.write(f"{os.waitstatus_to_exitcode(status)} {wall_s} {peak_bytes} {cpu_s}")

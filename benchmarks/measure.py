@@ -102,7 +102,7 @@ def run(command: Command, scratch: Path) -> tuple[float, int]:
             raise SideError(f"{' '.join(argv)} did not end within {LIMIT_S} s") from None
     if process.returncode != 0:
         raise SideError(f"{' '.join(argv)} could not be started:\n{errors}")
-    code, wall, peak = result.read_text(encoding="ascii").split()
+    code, wall, peak, _ = result.read_text(encoding="ascii").split()
     if code != "0":
         raise SideError(f"{' '.join(argv)} exited with {code}:\n{errors}")
     wall_s, peak_bytes = float(wall), int(peak)

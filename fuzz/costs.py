@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from benchmarks.measure import LAUNCH
 from ptsave.errors import PtsaveError, RefusedError
 from ptsave.formats import open_checkpoint
 from ptsave.verbs.inspect import inspect
@@ -222,26 +223,26 @@ def measure(path: Path, command: str) -> Cost:
         places.get(word, word.replace("O", str(out), 1) if word.startswith("O") else word)
         for word in COMMANDS[command].split()
     ]
-    printed, said = path.parent / "stdout", path.parent / "stderr"
+    printed, said, took = (path.parent / name for name in ("stdout", "stderr", "took"))
     with open(printed, "wb") as stdout, open(said, "wb") as stderr:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ptsave", *words],
+        subprocess.run(
+            [sys.executable, "-S", "-E", LAUNCH, took, sys.executable, "-m", "ptsave", *words],
             stdout=stdout,
             stderr=stderr,
             cwd=ROOT,
             preexec_fn=limit,
+            check=True,
         )
-        _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    code, _, peak_bytes, cpu_seconds = took.read_text(encoding="ascii").split()
     lines = said.read_text(errors="replace").splitlines() or [""]
-    for left in (copy, out, *path.parent.glob("out.*"), printed, said):
+    for left in (copy, out, *path.parent.glob("out.*"), printed, said, took):
         remove(left)
     return Cost(
         path.name,
         command,
-        process.returncode,
-        usage.ru_utime + usage.ru_stime,
-        usage.ru_maxrss * 1024,
+        int(code),
+        float(cpu_seconds),
+        int(peak_bytes),
         lines[0],
     )
 

@@ -130,8 +130,9 @@ STDOUT, STDERR, REPORT = ".stdout", ".stderr", ".report"
 def _serve() -> None:
     # The server's own folder is the tests': nothing may be imported from there by accident.
     sys.path[:] = [entry for entry in sys.path if entry != str(Path(__file__).parent)]
-    for package in ("core", "formats", "verbs", "reports"):
-        for module in pkgutil.iter_modules([str(ROOT / "ptsave" / package)], f"ptsave.{package}."):
+    sys.dont_write_bytecode = True  # what is imported late may not be compiled yet
+    for package in ("core", "formats", "verbs", "render"):
+        for module in pkgutil.walk_packages([str(ROOT / "ptsave" / package)], f"ptsave.{package}."):
             importlib.import_module(module.name)
     warm()
 
