@@ -19,6 +19,14 @@ data[-1] ^= 1
 open(sys.argv[2], "wb").write(data)
 """
 
+BREAK = """
+import sys
+from safetensors.torch import load_file, save_file
+state = load_file(sys.argv[1])
+state["fc2.weight"][1, 3] = float("nan")
+save_file(state, sys.argv[2])
+"""
+
 
 def main() -> None:
     """Write every file."""
@@ -28,6 +36,7 @@ def main() -> None:
     torch.save({"weight": torch.ones(2), "callback": os.system}, "hostile.pt")
     np.savez("x.npz", x=np.ones((4, 10), dtype=np.float32))
     Path("flip_last_bit.py").write_text(FLIP)
+    Path("break_weights.py").write_text(BREAK)
 
 
 def training(path: str) -> None:

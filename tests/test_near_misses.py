@@ -81,3 +81,13 @@ def test_a_prefix_of_some_names_is_none(file: str, capfd: pytest.CaptureFixture[
     )
     assert app.run(["inspect", file, "--diff", "m.pt"]) == 1
     assert len(capfd.readouterr().out.splitlines()) == 9
+
+
+def test_the_word_model_is_the_model_wherever_it_is(file: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """As convert has it; a key of this name comes first, and another word is still no key."""
+    torch.save({"state_dict": torch.load(file), "epoch": 3}, "training.pt")
+    assert app.run(f"verify {file} --against training.pt --select model --checks against".split()) == 0
+    torch.save({"model": {"w": torch.zeros(1)}, "state_dict": torch.load(file)}, "both.pt")
+    assert app.run(f"verify {file} --against both.pt --select model --checks against".split()) == 1
+    assert app.run(f"verify {file} --against training.pt --select modell --checks against".split()) == 2
+    assert "has no key 'modell'" in capfd.readouterr().err

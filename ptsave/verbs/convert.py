@@ -20,7 +20,7 @@ from ptsave.core.finding import counted
 from ptsave.core.nodes import PARAMETER_, UNRESOLVED, Opaque, TensorEntry
 from ptsave.core.own_process import no_garbage_collection
 from ptsave.core.parts.placeholders import placeholders, refuse
-from ptsave.core.parts.select import OPTIMIZER_KEYS, left_out_of, lookup_path, select_model
+from ptsave.core.parts.select import MODEL, OPTIMIZER_KEYS, left_out_of, lookup_path, select_model
 from ptsave.core.record import Digests, Record
 from ptsave.core.tree import map_tensors, state_dict_of
 from ptsave.core.values.resolved import resolved
@@ -221,7 +221,7 @@ def num_bytes_of(sources: Sequence[Checkpoint]) -> int:
 
 def _selected(source: Checkpoint, select: str | None, notes: list[str]) -> Any:
     """The part of the tree that `--select` names; a whole pickled module is its state dict."""
-    if select == "model":
+    if select == MODEL:
         selection = select_model(source)
         if sentence := selection.sentence():
             notes.append(sentence)
@@ -246,7 +246,7 @@ def _selected(source: Checkpoint, select: str | None, notes: list[str]) -> Any:
 
 def _left_out(source: Checkpoint, select: str | None, edits: Edits) -> Sequence[LeftOut]:
     """What the part that is taken of `source` holds and no tensor lists, less what is dropped by name."""
-    where = select_model(source).where if select == "model" else select or ""
+    where = select_model(source).where if select == MODEL else select or ""
     if select == "optimizer":
         where = next(key for key in OPTIMIZER_KEYS if key in source.weights_root)
     return [item for item in left_out_of(source, where) if not item.name or not is_dropped(item.name, edits)]

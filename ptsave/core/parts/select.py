@@ -15,6 +15,8 @@ from ptsave.core.parts.candidates import OWN, Candidate, choose, is_state_dict, 
 from ptsave.core.tree import dotted, items_of, named_leaves, state_dict_of
 from ptsave.errors import AmbiguousError, Option, UsageError
 
+MODEL = "model"
+"""What `--select` may be given for the model, wherever it is."""
 OPTIMIZER_KEYS = ("optimizer_state_dict", "optimizer", "optimizer_states", "optim", "last_optimizer_state")
 
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -67,7 +69,8 @@ class Selection:
 def select_model(
     checkpoint: Checkpoint, key: str | None = None, fits: Callable[[Selection], bool] | None = None
 ) -> Selection:
-    """The model's state dict: under `key` where one is named, else where it is found.
+    """The model's state dict: under `key` where one is named, else where it is found. The key "model" of a
+    checkpoint that has none so called stands for that, too, as `convert` has it.
 
     `fits` says whether a state dict is one of the model that it is for: it decides where several may be it.
 
@@ -79,6 +82,9 @@ def select_model(
     others: tuple[str, ...] = ()
     is_own = False
     _ = checkpoint.tensors  # this walk of the tree bounds all others
+    if key == MODEL:
+        top = _children(checkpoint.weights_root)
+        key = key if any(f"{name}.".startswith(f"{MODEL}.") for name in top) else None
     if key is not None:
         where, node = _lookup(checkpoint, key)
     else:
