@@ -132,3 +132,16 @@ def test_every_block_of_python_compiles(pages: dict[Path, str]) -> None:
     assert len(blocks) > 6
     for page, block in blocks:
         compile(block, str(page), "exec")
+
+
+def test_the_site_is_built_without_a_warning(root: Path, tmp_path: Path, clean_env: dict[str, str]) -> None:
+    """Every page is in it and in its navigation, and nothing is fetched from elsewhere when it is read."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=root, env=clean_env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for page in (root / "docs").rglob("*.md"):
+        name = page.relative_to(root / "docs").with_suffix("")
+        built = tmp_path / "site" / ("" if name.name == "index" else name) / "index.html"
+        fetched = re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=\"?(https?:[^\" >]*)", built.read_text())
+        assert fetched == [], page
+    assert (tmp_path / "site" / "search" / "search_index.json").stat().st_size > 10_000
