@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ptsave.core.verdict import Verdict
     from ptsave.verbs.convert import Conversion
+    from ptsave.verbs.diff import Diff
     from ptsave.verbs.folders.plain import FolderInspection
     from ptsave.verbs.folders.runs import RunInspection
     from ptsave.verbs.inspect import Inspection
@@ -49,29 +50,44 @@ def inspect(
 ) -> list[Inspection | RunInspection | FolderInspection]: ...
 
 
+@overload
+def inspect(path: PathLike, /, *, diff: PathLike) -> Diff: ...
+
+
 def inspect(
     *paths: PathLike,
     filter: Names = (),
     sort: str = "file",
     limit: int | None = None,
     stats: bool = False,
+    diff: PathLike | None = None,
 ) -> Any:
     """Say what is in a checkpoint of any format or a run's folder, running none of it; of several, a list.
 
     The result has `num_tensors`, `num_elements`, `num_bytes`, `rows` (of the tensors that fit a glob of
     `filter`, sorted by "file", "name", "size" or "dtype", at most `limit`), `data`, `globals`, `record`,
-    `training`, `left_out` and `notes`; of a run, `checkpoints` and `latest`; of a
-    plain folder, `checkpoints` and `others`. With `stats` every one of these
-    tensors is read, and `stats` has its least, largest and mean values and so on.
+    `training`, `left_out` and `notes`; of a run, `checkpoints` and `latest`; of a plain folder, `checkpoints`
+    and `others`. With `stats` every one of these tensors is read, and `stats` has its least, largest and mean
+    values and so on.
+
+    With `diff`, a second checkpoint, it says what differs between the two: `is_same`, `only_in_a`,
+    `only_in_b`, `different` (tensors in both), `ties_broken`, `data_changed` and so on.
 
     Raises: UsageError; MissingFileError, UnknownFormatError, CorruptError, LimitError.
     """
+    from ptsave.verbs.diff import diff_paths
     from ptsave.verbs.inspect import inspect_path
+    from ptsave.verbs.request import refuse_unused, unused_by_inspect
 
     with options_of(signature(inspect).parameters):
         given = _given(locals(), inspect)
         if not paths:
             raise UsageError("inspect needs a path", "ptsave.inspect", "name what to look into")
+        if diff is not None:
+            refuse_unused(given, unused_by_inspect(diff=True, tree=False, stats=stats, json=True))
+            if len(paths) > 1:
+                raise UsageError("diff= compares two checkpoints", "ptsave.inspect", "name one beside it")
+            return diff_paths(located(paths[0]), located(diff))
         results = [
             inspect_path(
                 located(path), globs=_several(filter), sort=sort, limit=limit, stats=stats, given=given

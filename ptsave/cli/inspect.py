@@ -8,7 +8,6 @@ from functools import partial
 from ptsave.core.address import Location
 from ptsave.core.own_process import no_garbage_collection
 from ptsave.errors import UsageError
-from ptsave.formats import open_checkpoint
 from ptsave.render.inspect import Inspections
 from ptsave.render.terminal import Mode, progress
 from ptsave.verbs.folders.plain import FolderInspection
@@ -60,15 +59,10 @@ def compare(mode: Mode, paths: Sequence[Location], other: Location) -> bool:
     Raises: UsageError where there is more than one, and what opening a checkpoint raises.
     """
     from ptsave.render.diff import show_differences
-    from ptsave.verbs.diff import diff
+    from ptsave.verbs.diff import diff_paths
 
     if len(paths) != 1:
         raise UsageError("--diff compares two checkpoints", "", "ptsave inspect A --diff B")
-    with open_checkpoint(paths[0]) as a, open_checkpoint(other) as b:
-        total = sum(entry.num_bytes for checkpoint in (a, b) for entry in checkpoint.tensors.values())
-        with progress(mode, "comparing", total) as advance:
-            found = diff(a, b, progress=advance)
-        a.check_unchanged()
-        b.check_unchanged()
+    found = diff_paths(paths[0], other, partial(progress, mode))
     show_differences(mode, found, paths[0], other)
     return found.is_same

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from operator import eq, is_
 from typing import Any
 
+from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint, check_viewed
 from ptsave.core.finding import counted
 from ptsave.core.nodes import Global, Opaque, TensorEntry
@@ -18,8 +19,10 @@ from ptsave.core.storage import Storage
 from ptsave.core.tree import SCALARS, are_scalars
 from ptsave.core.values.compare import EXACT, ValueDiff, compare
 from ptsave.core.values.numbers import has_values, values_per_element
+from ptsave.formats import open_checkpoint
 from ptsave.formats.pickle.shapes import Payload
 from ptsave.storage.scan import scan
+from ptsave.verbs.request import Bar, unseen
 from ptsave.verbs.sharing import sharing_groups
 
 Progress = Callable[[int], None]
@@ -144,6 +147,20 @@ def _how_values_differ(values: ValueDiff) -> list[str]:
         words.append(f"{differ} {values.max_finite:.3g}{relative}")
     words += [f"{counted(number, 'value is', 'values are')} {what}" for what, number in odd.items() if number]
     return words
+
+
+def diff_paths(a: Location, b: Location, bar: Bar = unseen) -> Diff:
+    """Compare all that the checkpoints at two places hold.
+
+    Raises: what opening a checkpoint raises, and as `diff`.
+    """
+    with open_checkpoint(a) as one, open_checkpoint(b) as other:
+        total = sum(entry.num_bytes for side in (one, other) for entry in side.tensors.values())
+        with bar("comparing", total) as advance:
+            found = diff(one, other, progress=advance)
+        one.check_unchanged()
+        other.check_unchanged()
+    return found
 
 
 def diff(a: Checkpoint, b: Checkpoint, *, progress: Progress | None = None) -> Diff:

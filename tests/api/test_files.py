@@ -288,3 +288,16 @@ def test_models_are_verified_in_threads(files: Path) -> None:
     alone = work(0)
     with ThreadPoolExecutor(3) as pool:
         assert all(one == alone for one in pool.map(work, range(6)))
+
+
+def test_inspect_says_what_differs(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(3), "b": torch.ones(2)}, tmp_path / "a.pt")
+    torch.save({"w": torch.zeros(3), "c": torch.ones(2)}, tmp_path / "b.pt")
+    found = ptsave.inspect(tmp_path / "a.pt", diff=tmp_path / "b.pt")
+    assert (found.is_same, found.only_in_a, found.only_in_b) == (False, ("b",), ("c",))
+    assert [tensor.name for tensor in found.different] == ["w"]
+    assert ptsave.inspect(tmp_path / "a.pt", diff=tmp_path / "a.pt").is_same
+    with pytest.raises(UsageError, match="diff= compares two"):
+        ptsave.inspect(tmp_path / "a.pt", tmp_path / "b.pt", diff=tmp_path / "a.pt")  # type: ignore[call-overload]
+    with pytest.raises(UsageError, match="stats= would not be used"):
+        ptsave.inspect(tmp_path / "a.pt", diff=tmp_path / "b.pt", stats=True)  # type: ignore[call-overload]
