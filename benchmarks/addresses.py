@@ -22,6 +22,32 @@ UPLOAD = "import sys, boto3; boto3.client('s3').upload_file(sys.argv[1], 'b', sy
 DOWNLOAD_THEN_CONVERT = (
     DOWNLOAD + "\nimport subprocess; subprocess.run([*sys.argv[4:], sys.argv[2], sys.argv[3]], check=True)"
 )
+LOAD = (
+    "import sys, ptsave\n"
+    "with ptsave.open(sys.argv[1]) as checkpoint: state = checkpoint.state_dict()\n"
+    "print(sum(tensor.numel() for tensor in state.values()))"
+)
+LOAD_BY_BOTO3 = (
+    "import io, boto3, torch\n"
+    "data = io.BytesIO()\n"
+    "boto3.client('s3').download_fileobj('b', 'model.pt', data)\n"
+    "data.seek(0)\n"
+    "print(sum(tensor.numel() for tensor in torch.load(data, weights_only=True).values()))"
+)
+LOAD_BY_S3TORCHCONNECTOR = (
+    "import os, torch\n"
+    "from s3torchconnector import S3Checkpoint, S3ClientConfig\n"
+    "config = S3ClientConfig(force_path_style=True)\n"
+    "kept = S3Checkpoint('us-east-1', endpoint=os.environ['AWS_ENDPOINT_URL'], s3client_config=config)\n"
+    "with kept.reader('s3://b/model.pt') as reader: state = torch.load(reader, weights_only=True)\n"
+    "print(sum(tensor.numel() for tensor in state.values()))"
+)
+LOAD_BY_RUNAI = (
+    "from runai_model_streamer import SafetensorsStreamer\n"
+    "with SafetensorsStreamer() as streamer:\n"
+    "    streamer.stream_file('s3://b/model.safetensors')\n"
+    "    print(sum(tensor.numel() for _, tensor in streamer.get_tensors()))"
+)
 HUB_DOWNLOAD = (
     "import sys; from huggingface_hub import hf_hub_download\n"
     "hf_hub_download('me/model', sys.argv[1], local_dir=sys.argv[2])"
@@ -218,6 +244,49 @@ def s3_up(files: Files) -> Row:
     )
 
 
+def _of(argv: list[str]) -> Argv:
+    """The command that is the same whatever its folder."""
+    return lambda out: argv
+
+
+def s3_load(files: Files) -> Row:
+    """1 GiB from S3 into memory, beside what others have for it."""
+    sides = {}
+    argvs = {
+        "pt": python(LOAD, "s3://b/model.pt"),
+        "safetensors": python(LOAD, "s3://b/model.safetensors"),
+        "boto3": python(LOAD_BY_BOTO3),
+        "s3torchconnector": python(LOAD_BY_S3TORCHCONNECTOR),
+        "runai": python(LOAD_BY_RUNAI),
+    }
+    for side, argv in argvs.items():
+        store, counted, _ = _s3(files)
+        _add(store, files)
+        url = counted.server.url
+        more = {"RUNAI_STREAMER_S3_ENDPOINT": url, "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0"}
+        sides[side] = counted.env(_of(argv), **LOGIN, **more, AWS_ENDPOINT_URL=url)
+    pt, safetensors = "`load` 1 GiB `.pt` from `s3://`", "`load` 1 GiB safetensors from `s3://`"
+    return Row(
+        sides,
+        [
+            Budget(pt, "boto3's download, then `torch.load`", wall_ratio("pt", "boto3"), "×"),
+            Budget(pt, "s3torchconnector", wall_ratio("pt", "s3torchconnector"), "×"),
+            Budget(safetensors, "runai-model-streamer", wall_ratio("safetensors", "runai"), "×"),
+            *(
+                Budget(f"{words}, peak", "", peak(side), "MiB")
+                for side, words in {
+                    "pt": pt,
+                    "safetensors": safetensors,
+                    "boto3": "boto3's download and `torch.load`",
+                    "s3torchconnector": "s3torchconnector",
+                    "runai": "runai-model-streamer",
+                }.items()
+            ),
+        ],
+        touch_bytes=2 * files.gib,
+    )
+
+
 def hub_inspect(files: Files) -> Row:
     """Headers of a repository with 200 shards, each request 50 ms later."""
     shards = _contents(*files.sharded(100 * MIB, NUM_SHARDS).glob("model*"))
@@ -278,4 +347,4 @@ def _of_hub(counted: _Counted, hub: Hub, argv: list[str]) -> Command:
     return counted.env(lambda out: ["env", f"HF_HOME={out}", *argv], **hub.env)
 
 
-ROWS = [inspect_s3, inspect_far, s3_down, s3_up, hub_inspect, hub_down]
+ROWS = [inspect_s3, inspect_far, s3_down, s3_up, s3_load, hub_inspect, hub_down]
