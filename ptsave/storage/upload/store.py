@@ -15,7 +15,7 @@ from typing import TypeVar
 from ptsave.core.address import WEB, Address
 from ptsave.errors import RefusedError, UnreadableError, WriteError
 from ptsave.storage.remote.request import Deadline, retried
-from ptsave.storage.remote.store import ForbiddenError, Version
+from ptsave.storage.remote.store import Version
 
 KINDS = {
     "s3": "s3.S3Uploads",
@@ -98,7 +98,7 @@ class Gone(Exception):  # noqa: N818 (it may be that an earlier try has complete
 
 
 class UnseenError(WriteError):
-    """The store does not let us do it; of a question, it does not say whether something is there."""
+    """The store does not say whether something is there."""
 
 
 class UploadStore(ABC):
@@ -200,8 +200,7 @@ def as_write_error(error: Exception) -> Exception:
     if not isinstance(error, UnreadableError):
         return error
     what = re.sub(r"(permission to|may not) read", r"\1 write", error.what)
-    kind = UnseenError if isinstance(error, ForbiddenError) else WriteError
-    return kind(what, error.where, error.hint)
+    return WriteError(what, error.where, error.hint)
 
 
 @cache
