@@ -8,4 +8,6 @@ LIMITS: dict[str, str] = {
     "load-lazy": "the first touch of the pages of a file that `torch.save` wrote: `torch.load(mmap=True)` "
     "of it takes about 1.2× as well",
     "convert-reflink": "nothing is copied, but every byte is read once for its CRC-32 and digest",
+    "s3-down": "two cores for a server in Python and for its client: `convert` sums up and writes what it "
+    "reads, and boto3 only writes",
 }
