@@ -28,7 +28,7 @@ class PlainFolder:
     members: Sequence[Location]
     """What a format recognises by its content, and what is called as weights are; sorted by name."""
     others: Sequence[str]
-    """The names of all other files, which nothing looks into."""
+    """The names of all other files, and of all other folders with a slash, which nothing looks into."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ def plain_folder(path: Location) -> PlainFolder | None:
         found = {name for name in files if _is_checkpoint(folder, name)}
         members = found | {name for name in folders if _holds_checkpoint(folder, name)}
     others = tuple(name for name in files if name not in found)
+    others += tuple(f"{name}/" for name in sorted(folders - members))
     return PlainFolder(path, tuple(path / name for name in sorted(members)), others) if members else None
 
 
@@ -106,7 +107,7 @@ def _member(path: Location) -> Member:
 
 
 def _is_checkpoint(folder: InputFolder, name: str) -> bool:
-    if name.endswith(WEIGHT_SUFFIXES):
+    if name.endswith((*WEIGHT_SUFFIXES, ".pkl", ".pickle")):
         return True
     try:
         with folder.open(name, HEAD_BYTES) as file:

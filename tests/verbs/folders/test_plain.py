@@ -44,6 +44,20 @@ def test_members_are_known_by_content_or_called_so(folder: Path) -> None:
     assert found.others == ("README.md",)
 
 
+def test_nothing_is_passed_over_in_silence(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A folder in it that is no checkpoint is named, and an old pickle, which has no mark, by its suffix."""
+    os.remove(folder / "cut.pt")
+    (folder / "more").mkdir()
+    torch.save({"w": torch.ones(1)}, folder / "more" / "hidden.pt")
+    assert app.run(["verify", "models"]) == 0
+    assert capfd.readouterr().out.splitlines()[-1].endswith("models/README.md, models/more")
+    (folder / "old.pkl").write_bytes(b"cposix\nsystem\n.")
+    assert app.run(["verify", "models"]) != 0
+    found = plain_folder(folder)
+    assert found is not None
+    assert found.others == ("README.md", "more/")
+
+
 def test_what_is_no_plain_folder(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("a")
