@@ -145,10 +145,10 @@ def test_a_file_that_is_swapped_for_a_link_is_never_followed_out(tmp_path: Path,
             time.sleep(random.choice([0, 0.0001, 0.005]))  # let the other thread meet the file itself, too
 
     thread = threading.Thread(target=swap)
-    thread.start()
     seen = {"inside": 0, "refused": 0}
     try:
-        with LocalFolder(folder) as opened:
+        with LocalFolder(folder) as opened:  # it lists its names once, before they move
+            thread.start()
             give_up = time.monotonic() + 120
             for tries in itertools.count():
                 if (tries >= 20_000 and all(seen.values())) or time.monotonic() > give_up:
