@@ -17,6 +17,7 @@ from ptsave.config.toml import Config, load_config
 from ptsave.core.accounts import Extras, settle_left_out
 from ptsave.core.address import located
 from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.parts.fits import misfit
 from ptsave.core.parts.keys import Allowed, Wanted
 from ptsave.core.parts.select import Selection, left_out_of, select_model
 from ptsave.core.record import Record
@@ -30,7 +31,7 @@ from ptsave.models.imports import import_path
 from ptsave.models.load import config_for, warn_if_changed
 from ptsave.models.save import Saved, new_record
 from ptsave.models.trust import ALL
-from ptsave.models.weights.fill import build_from, fill, fit_of, misfit, select_for
+from ptsave.models.weights.fill import build_from, fill, fit_of, select_for
 from ptsave.models.weights.live import checkpoint_of
 from ptsave.models.weights.sharded import has_sharded
 from ptsave.training.foreign import as_torch
@@ -179,6 +180,7 @@ def load(
     allow_missing: Sequence[str] = ...,
     allow_unexpected: Sequence[str] = ...,
     tie: Sequence[str] = ...,
+    min_coverage: float = ...,
 ) -> Module: ...
 
 
@@ -197,6 +199,7 @@ def load(
     allow_missing: Sequence[str] = ...,
     allow_unexpected: Sequence[str] = ...,
     tie: Sequence[str] = ...,
+    min_coverage: float = ...,
 ) -> nn.Module: ...
 
 
@@ -214,6 +217,7 @@ def load(
     allow_missing: Sequence[str] = (),
     allow_unexpected: Sequence[str] = (),
     tie: Sequence[str] = (),
+    min_coverage: float = 0.5,
 ) -> nn.Module:
     """Load a model's weights strictly, from any checkpoint, and return the model.
 
@@ -235,7 +239,8 @@ def load(
     is refused, or with `extras` "drop" loaded without them.
     Names that fit a glob of `allow_missing` may be absent (the model keeps its own initial values there), and
     those that fit one of `allow_unexpected` are left in the file; a name of another shape has to fit one of
-    each. Where the file has different values under two names of one parameter, `tie` names the one to take.
+    each. A file with less than the share `min_coverage` (from 0 to 1) of the model's elements is refused.
+    Where the file has different values under two names of one parameter, `tie` names the one to take.
     A model's extra state is left alone with `allow_missing=["*_extra_state"]` and the same for unexpected.
 
     Raises: LossyError with every name that is missing, unexpected or of another shape, and the module is as
@@ -244,7 +249,7 @@ def load(
     """
     notes: list[str] = []
     allowed = Allowed(globs(allow_missing), globs(allow_unexpected))
-    wanted = Wanted(allowed, globs(tie), select, extras)
+    wanted = Wanted(allowed, globs(tie), select, extras, min_coverage)
     with options_of(signature(load).parameters), open_checkpoint(path) as checkpoint:
         if device is not None:
             check_device(device)

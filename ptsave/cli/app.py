@@ -24,6 +24,7 @@ from ptsave.cli.options import (
     FormatName,
     Json,
     LeftOutWeights,
+    MinCoverage,
     NoCheck,
     NoRecord,
     Overwrite,
@@ -98,6 +99,7 @@ def save(
     extras: LeftOutWeights = "fail",
     allow_missing: AllowMissing = None,
     allow_unexpected: AllowUnexpected = None,
+    min_coverage: MinCoverage = 0.5,
     tie: Tie = None,
     seed: Annotated[int, typer.Option(help="Seed of the weights that do not come from --weights.")] = 0,
     device: Device = "cpu",
@@ -135,7 +137,7 @@ def save(
         ),
         overrides=set or [],
         weights=located(weights) if weights is not None else None,
-        wanted=wanted_of(select, extras, allow_missing, allow_unexpected, tie),
+        wanted=wanted_of(select, extras, allow_missing, allow_unexpected, tie, min_coverage),
         seed=seed,
         device=device,
         format=format,
@@ -154,6 +156,7 @@ def load(
     extras: LeftOutWeights = "fail",
     allow_missing: AllowMissing = None,
     allow_unexpected: AllowUnexpected = None,
+    min_coverage: MinCoverage = 0.5,
     tie: Tie = None,
     device: Device = "cpu",
     inputs: Annotated[
@@ -174,7 +177,9 @@ def load(
     from ptsave.cli.load import load as run
     from ptsave.verbs.request import refuse_unused, unused_by_load
 
-    unused = unused_by_load(has_config=config is not None, has_outputs=outputs is not None)
+    unused = unused_by_load(
+        has_config=config is not None, has_outputs=outputs is not None, allows_missing=bool(allow_missing)
+    )
     refuse_unused(given(context), unused)
     run(
         Mode(json, quiet, verbose),
@@ -182,7 +187,7 @@ def load(
         located(config) if config is not None else None,
         overrides=set or [],
         trusted=trust_recorded or (),
-        wanted=wanted_of(select, extras, allow_missing, allow_unexpected, tie),
+        wanted=wanted_of(select, extras, allow_missing, allow_unexpected, tie, min_coverage),
         device=device,
         inputs=located(inputs) if inputs is not None else None,
         outputs=located(outputs) if outputs is not None else None,

@@ -51,6 +51,16 @@ AllowUnexpected = Annotated[
     list[str] | None,
     typer.Option("--allow-unexpected", metavar="GLOB", help="Names that may be left in the weights."),
 ]
+MinCoverage = Annotated[
+    float,
+    typer.Option(
+        "--min-coverage",
+        metavar="SHARE",
+        min=0,
+        max=1,
+        help="How much of the model's elements the weights must have, from 0 to 1.",
+    ),
+]
 Tie = Annotated[
     list[str] | None,
     typer.Option("--tie", metavar="NAME", help="Name whose values a tied parameter takes."),
@@ -101,6 +111,7 @@ def wanted_of(
     allow_missing: list[str] | None,
     allow_unexpected: list[str] | None,
     tie: list[str] | None,
+    min_coverage: float,
 ) -> "Wanted":
     """What the options of `save` and `load` ask of the weights.
 
@@ -110,7 +121,7 @@ def wanted_of(
     from ptsave.core.parts.keys import Allowed, Wanted
 
     allowed = Allowed(allow_missing or (), allow_unexpected or ())
-    return Wanted(allowed, tie or (), select, parse_extras(extras, "fail", "drop"))
+    return Wanted(allowed, tie or (), select, parse_extras(extras, "fail", "drop"), min_coverage)
 
 
 def given(context: typer.Context) -> list[str]:

@@ -128,6 +128,7 @@ def save(
         num_rank_bytes=max(group.gather(num_local_bytes(model))),
         fresh=report.fresh if report is not None else (),
         left=report.left if report is not None else (),
+        coverage=report.coverage if report is not None else None,
         checked=checked,
     )
 

@@ -13,6 +13,7 @@ from ptsave.config.toml import Config, InputsSpec
 from ptsave.core.address import Location
 from ptsave.core.behaviour import num_bytes
 from ptsave.core.checkpoint import Replaced
+from ptsave.core.parts.coverage import Coverage
 from ptsave.core.parts.keys import EXACT, KeyReport, Wanted
 from ptsave.core.record import Record
 from ptsave.errors import RefusedError, UsageError
@@ -54,6 +55,8 @@ class Saved:
     """What the weights lacked, as was allowed."""
     left: tuple[str, ...] = ()
     """What was left in the weights, as was allowed."""
+    coverage: Coverage | None = None
+    """How much of the model came from the weights; None where all of it is fresh."""
     checked: str = ""
     """By what the destination was compared with what was written."""
 
@@ -126,6 +129,7 @@ def save(
         num_bytes(behaviour) if behaviour is not None else 0,
         fresh=report.fresh if report is not None else (),
         left=report.left if report is not None else (),
+        coverage=report.coverage if report is not None else None,
         checked=written.checked,
     )
 

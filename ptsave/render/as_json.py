@@ -120,6 +120,7 @@ def loaded(result: Loaded) -> dict[str, Any]:
         "missing": list(result.report.fresh),
         "unexpected": list(result.report.left),
         "mismatched": [jsonable(mismatch) for mismatch in result.report.mismatched],
+        "coverage": jsonable(result.report.coverage),
         "cast": [jsonable(cast) for cast in result.report.recast],
         "outputs": outputs,
         "outputs_path": jsonable(result.outputs_path),

@@ -12,8 +12,12 @@ from ptsave.render.terminal import Mode, document, note, table
 from ptsave.render.words import checked_by, count, shape, size
 
 if TYPE_CHECKING:
+    from ptsave.core.parts.coverage import Coverage, Part
     from ptsave.models.load import Loaded
     from ptsave.models.save import Saved
+
+MAX_PARTS = 12
+"""How many modules, or names, are said without -v."""
 
 
 def show_saved(mode: Mode, result: Saved) -> None:
@@ -27,7 +31,7 @@ def show_saved(mode: Mode, result: Saved) -> None:
         f"saved {result.model} to {result.destination} ({result.format}): "
         f"{_totals(result)}{behaviour}, from {result.weights}{_over_ranks(result)}{checked_by(result)}",
     )
-    _show_allowed(mode, result.fresh, result.left)
+    _show_coverage(mode, result.coverage, result.fresh, result.left)
 
 
 def show_loaded(mode: Mode, result: Loaded) -> None:
@@ -44,7 +48,7 @@ def show_loaded(mode: Mode, result: Loaded) -> None:
         f"loaded {result.model} from {result.path} ({result.format}) on {result.device}: "
         f"{_totals(result)}{matched}{_over_ranks(result)}",
     )
-    _show_allowed(mode, report.fresh, report.left)
+    _show_coverage(mode, report.coverage, report.fresh, report.left)
     outputs = result.outputs or {}
     if result.outputs_path is not None:
         note(mode, f"wrote {count(len(outputs), 'output')} to {result.outputs_path}")
@@ -52,11 +56,43 @@ def show_loaded(mode: Mode, result: Loaded) -> None:
         table([(escape(name), _kind(tensor)) for name, tensor in outputs.items()])
 
 
-def _show_allowed(mode: Mode, fresh: Sequence[str], left: Sequence[str]) -> None:
-    """What the weights lacked and what stayed in them, as the user allowed."""
-    for names, words in ((fresh, "fresh, for the weights lack them"), (left, "left in the weights")):
-        if names:
-            note(mode, f"{words}: {', '.join(map(escape, names))}")
+def _show_coverage(mode: Mode, coverage: Coverage | None, fresh: Sequence[str], left: Sequence[str]) -> None:
+    """How much of the model came from the weights, and by module what did not; what stayed in them."""
+    if coverage is None:
+        return
+    if fresh:
+        note(mode, f"from the weights: {coverage.sentence()}")
+        parts = [part for part in coverage.parts if not part.is_from_file]
+        shown = parts if mode.verbose else parts[:MAX_PARTS]
+        for part in shown:
+            note(mode, f"fresh, for the weights lack it: {part.name}, {_made_of(part)}")
+        if len(parts) > len(shown):
+            note(mode, f"fresh, too: {len(parts) - len(shown)} more modules and tensors; -v names them")
+        if others := [name for name in fresh if not _is_in(name, parts)]:
+            note(mode, f"fresh, for the weights lack them: {', '.join(others)}")
+    for name, other in coverage.tied.items():
+        note(mode, f"not fresh: {name} is one parameter with {other}, which the weights have")
+    if left:
+        note(mode, f"left in the weights: {_listed(left, mode)}")
+
+
+def _made_of(part: Part) -> str:
+    """`2 tensors, 18 elements`."""
+    elements = count(part.num_elements, "element")
+    if part.num_buffers == part.num_tensors:
+        return f"{count(part.num_buffers, 'buffer')}, {elements}"
+    buffers = f", {part.num_buffers} of them buffers" if part.num_buffers else ""
+    return f"{count(part.num_tensors, 'tensor')}{buffers}, {elements}"
+
+
+def _is_in(name: str, parts: Sequence[Part]) -> bool:
+    return any(name == part.name or name.startswith(f"{part.name}.") for part in parts)
+
+
+def _listed(names: Sequence[str], mode: Mode) -> str:
+    shown = names if mode.verbose else names[:MAX_PARTS]
+    more = f", … {len(names) - len(shown)} more; -v names them" if len(names) > len(shown) else ""
+    return f"{', '.join(shown)}{more}"
 
 
 def _kind(tensor: Any) -> str:

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from ptsave.core.finding import counted
+from ptsave.core.parts.fits import covers, insist, misfit
 from ptsave.core.parts.keys import EXACT, KeyReport, Wanted
 from ptsave.core.parts.select import PARALLEL_WRAPPER, WRAPPERS, Selection, strip_wrappers, under_prefix
 from ptsave.core.storage import MemoryStorage
 from ptsave.errors import LossyError
-from ptsave.models.weights.fill import fit_of, goes_by_name, misfit
+from ptsave.models.weights.fill import fit_of, goes_by_name
 from ptsave.models.weights.loading_code import (
     NeedsValuesError,
     Outcome,
@@ -104,6 +105,12 @@ class ModulePlan(NamedTuple):
         parameters = self.module.named_parameters(remove_duplicate=False)
         return {id(p): self.values[name].dtype for name, p in parameters if name in self.values}
 
+    def fresh(self) -> set[int]:
+        """The parameters that keep their initial values, by identity."""
+        parameters = self.module.named_parameters(remove_duplicate=False)
+        names = set(self.report.fresh)
+        return {id(parameter) for name, parameter in parameters if name in names}
+
     def apply(self) -> None:
         """Copy the values into the module's own tensors, as strict `load_state_dict` does.
 
@@ -171,14 +178,17 @@ def plan_module(
     best: tuple[KeyReport, Selection, list[str]] | None = None
     for reading, said in _readings(saved, list(clean_names(state).values()), label):
         selection, report = fit_of(module, reading, wanted)
-        if best is None or report.fits:
+        is_taken = report.fits and covers(report, wanted)
+        if best is None or is_taken:
             best = (report, selection, said)
-        if report.fits:
+        if is_taken:
             break
     assert best is not None
     report, selection, notes = best
-    if not report.fits:
-        raise _named_misfit(misfit(report, Path(where or label)), label)
+    try:
+        insist(report, wanted, Path(where or label))
+    except LossyError as error:
+        raise _named_misfit(error, label) from None
     names = {old: new for new, old in selection.original.items()}
     values: Any = OrderedDict((names[old], value) for old, value in saved.items() if old in names)
     parameters = dict(module.named_parameters(remove_duplicate=False))
@@ -199,6 +209,12 @@ def plan_module(
     values = with_ties(state, values)
     values._metadata = versions(module, selection)
     own = clean_names(parameters)
+    if report.fresh and report.coverage is not None:
+        notes.append(
+            f"{label}: {report.coverage.sentence()} from the checkpoint; fresh: {_few([*report.fresh])}"
+        )
+    if report.left:
+        notes.append(f"{label}: left in the checkpoint: {_few([*report.left])}")
     return ModulePlan(module, values, [own[name] for name in order], notes, report, taken, label)
 
 

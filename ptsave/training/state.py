@@ -6,12 +6,13 @@ parameters. Everything is checked before anything is changed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from torch import nn
 
+from ptsave.core.parts.keys import Allowed, Wanted
 from ptsave.core.parts.kinds import scheduler_kind
 from ptsave.errors import LossyError, UsageError
 from ptsave.models.weights.sharded import reshard_parameters
@@ -173,26 +174,50 @@ class TrainingState:
 
     # --- giving back
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> list[str]:
+    def load_state_dict(
+        self,
+        state: Mapping[str, Any],
+        *,
+        allow_missing: str | Sequence[str] = (),
+        allow_unexpected: str | Sequence[str] = (),
+        min_coverage: float = 0.5,
+    ) -> list[str]:
         """Give everything its state back; returns in words what could not be restored, best nothing.
 
         `state` is what `state_dict` gave, or what someone else's training code saved. Parameters stay the
         same tensors: the values are copied into them.
 
+        Names of modules that fit a glob of `allow_missing` may be absent, and those that fit one of
+        `allow_unexpected` are left in `state`; a layer that was replaced by one of another shape needs both.
+        It keeps its values, the optimizer begins anew with its parameters, and its gradients are left. A
+        module of which `state` has less than the share `min_coverage` of its elements is refused.
+
         Raises: LossyError with what does not fit. Nothing was changed then.
         """
+        allowed = Allowed(
+            *([g] if isinstance(g, str) else list(g) for g in (allow_missing, allow_unexpected))
+        )
+        wanted = Wanted(allowed, min_coverage=min_coverage)
         parts, notes = canonical(state, self._parts)
-        modules, optimizers, generic, notes = self._plan(parts, notes)
+        modules, optimizers, generic, notes = self._plan(parts, notes, wanted)
+        fresh = {label: set(plan.report.fresh) for label, plan in modules.items()}
+
+        def of_kept(label: str, gradients: Any) -> Any:
+            names = fresh.get(label)
+            return (
+                {k: g for k, g in gradients.items() if k not in names} if gradients and names else gradients
+            )
+
         saved = parts.get("gradients") or {}
         gradients = {
-            label: plan_gradients(module, saved.get(label), label)
+            label: plan_gradients(module, of_kept(label, saved.get(label)), label)
             for label, module in self._modules().items()
         }
         whole = parts.get(UNSYNCHRONISED) or {}
         unsynchronised = [
             pair
             for label, module in self._modules().items()
-            for pair in plan_unsynchronised(module, whole.get(label), label)
+            for pair in plan_unsynchronised(module, of_kept(label, whole.get(label)), label)
         ]
         rng, rng_notes = training_rng.check(parts.get("rng") or {})
         notes += (
@@ -211,7 +236,7 @@ class TrainingState:
         return notes
 
     def _plan(
-        self, parts: Mapping[str, Any], notes: list[str]
+        self, parts: Mapping[str, Any], notes: list[str], wanted: Wanted
     ) -> tuple[dict[str, ModulePlan], list[OptimizerPlan], list[tuple[str, Any, Any]], list[str]]:
         """What goes where, with everything checked that can be.
 
@@ -243,7 +268,7 @@ class TrainingState:
                         f"the saved state is a {type(value).__name__}, not a state dict", label, _INERT_HINT
                     )
                 if isinstance(member, nn.Module):
-                    modules[label] = plan_module(member, value, label)
+                    modules[label] = plan_module(member, value, label, wanted=wanted)
                     notes += modules[label].notes
                 elif has_groups(member):
                     optimizers.append((label, member, value))
@@ -251,6 +276,7 @@ class TrainingState:
                     generic.append((label, member, value))
         there, here = self._orders(modules)
         dtypes = {key: dtype for plan in modules.values() for key, dtype in plan.dtypes().items()}
+        fresh = {key for plan in modules.values() for key in plan.fresh()}
         plans = []
         moved = {
             id(member.optimizer)
@@ -262,7 +288,15 @@ class TrainingState:
             is_moved = id(getattr(optimizer, "optimizer", optimizer)) in moved or id(optimizer) in moved
             plans.append(
                 plan_optimizer(
-                    optimizer, value, names, orders, dtypes, label, self._settings, is_lr_moved=is_moved
+                    optimizer,
+                    value,
+                    names,
+                    orders,
+                    dtypes,
+                    label,
+                    self._settings,
+                    is_lr_moved=is_moved,
+                    fresh=fresh,
                 )
             )
             notes += plans[-1].notes

@@ -50,6 +50,8 @@ def unused_by_save(*, has_weights: bool, allows_missing: bool, no_record: bool) 
     unused: dict[str, Text] = {}
     if has_weights and not allows_missing:
         unused["--seed"] = ("the weights come from ", option("--weights"))
+    if not allows_missing:
+        unused |= _COVERS_ALL
     if not has_weights:
         unused["--select"] = ("it chooses from ", option("--weights"))
         unused["--extras"] = ("it is about what ", option("--weights"), " would leave out")
@@ -62,13 +64,20 @@ def unused_by_save(*, has_weights: bool, allows_missing: bool, no_record: bool) 
     return unused
 
 
-def unused_by_load(*, has_config: bool, has_outputs: bool) -> dict[str, Text]:
+_COVERS_ALL: dict[str, Text] = {
+    "--min-coverage": ("all of the model comes from the weights without ", option("--allow-missing"))
+}
+
+
+def unused_by_load(*, has_config: bool, has_outputs: bool, allows_missing: bool) -> dict[str, Text]:
     """The flags of `load` that these make useless."""
     unused: dict[str, Text] = {}
     if has_config:
         unused["--trust-recorded"] = (option("--config"), " names the class")
     else:
         unused["--set"] = ("it overrides a value of ", option("--config"))
+    if not allows_missing:
+        unused |= _COVERS_ALL
     if not has_outputs:
         unused["--overwrite"] = ("only ", option("--outputs"), " writes")
     return unused

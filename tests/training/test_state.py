@@ -1097,3 +1097,38 @@ def test_data_that_is_100000_deep(tmp_path: Path) -> None:
     saved = state.state_dict() | {"mine_state_dict": {"value": value}}
     with pytest.raises(LossyError, match="nests too deep"):
         state.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_a_replaced_layer_begins_anew_and_the_rest_goes_on(is_named: bool) -> None:
+    """What the optimizer knows of a head of another shape is left; all else is restored."""
+    old = Net()
+    old_optimizer = Adam(old.parameters())
+    steps(old, old_optimizer)
+    saved = ptsave.TrainingState(model=old, optimizer=old_optimizer).state_dict()
+    if not is_named:
+        saved["optimizer_state_dict"] = old_optimizer.state_dict()
+    new = Net(head=3)
+    head = new.head.weight.detach().clone()
+    optimizer = Adam(new.parameters())
+    state = ptsave.TrainingState(model=new, optimizer=optimizer)
+    with pytest.raises(LossyError, match="of another shape"):
+        state.load_state_dict(saved)
+    notes = state.load_state_dict(saved, allow_missing="head.*", allow_unexpected=["head.*"])
+    assert "optimizer: head.weight, head.bias are fresh, so their saved state is not used" in notes
+    assert any("fresh: head.weight, head.bias" in note for note in notes)
+    assert torch.equal(new.head.weight, head)
+    assert torch.equal(new.first.weight, old.first.weight)
+    assert set(moments(new, optimizer)) == {
+        "first.weight",
+        "first.bias",
+        "second.weight",
+        "second.bias",
+    }
+    assert torch.equal(
+        optimizer.state[new.first.weight]["exp_avg"], old_optimizer.state[old.first.weight]["exp_avg"]
+    )
+    steps(new, optimizer, 1)
+    assert optimizer.state[new.head.weight]["step"] == 1
+    with pytest.raises(LossyError, match="less than 90%"):
+        state.load_state_dict(saved, allow_missing="head.*", allow_unexpected="head.*", min_coverage=0.9)

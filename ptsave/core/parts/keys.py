@@ -12,6 +12,7 @@ from typing import NamedTuple
 from ptsave.core.accounts import Extras
 from ptsave.core.names import hint_for, matches
 from ptsave.core.nodes import TensorEntry
+from ptsave.core.parts.coverage import Coverage
 from ptsave.core.values import compare as values
 from ptsave.core.values.numbers import has_values
 from ptsave.errors import Option, UsageError
@@ -29,6 +30,7 @@ class Expected:
     dtype: str
     tied_to: str | None = None
     """The first name that is the same parameter, where there is one."""
+    is_buffer: bool = False
     is_recomputed: bool = False
     """Whether it is a buffer that the model makes by itself and keeps out of its state dict
     (`persistent=False`); files of older code may still hold it."""
@@ -60,6 +62,8 @@ class Wanted(NamedTuple):
     """The dotted key of the state dict; None for the one that is found."""
     extras: Extras = "fail"
     """Whether weights of the checkpoint that no state dict has are left out: "drop"."""
+    min_coverage: float = 0.5
+    """How much of the model's elements have to come from the checkpoint, from 0 to 1."""
 
 
 EXACT = Wanted()
@@ -89,6 +93,8 @@ class KeyReport:
     """Missing, as is allowed: the model's own initial values stay."""
     left: tuple[str, ...] = ()
     """Unexpected, as is allowed: left where they are."""
+    coverage: Coverage | None = None
+    """How much of the model comes from the file."""
 
     @property
     def fits(self) -> bool:

@@ -14,11 +14,12 @@ from torch import nn
 
 from ptsave.config.toml import ModelSpec
 from ptsave.core.accounts import settle_left_out
-from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.finding import counted
+from ptsave.core.finding import counted, first_names
 from ptsave.core.names import matches
 from ptsave.core.nodes import TensorEntry
+from ptsave.core.parts.coverage import account
+from ptsave.core.parts.fits import covers, insist, misfit
 from ptsave.core.parts.keys import EXACT, Expected, KeyReport, Wanted, choose_tied, compare
 from ptsave.core.parts.placeholders import placeholders, refuse
 from ptsave.core.parts.select import Selection, left_out_of, named_as, select_model, without
@@ -64,6 +65,7 @@ def expected_of(model: nn.Module) -> dict[str, Expected]:
     first: dict[int, str] = {}
     expected = {}
     state = model.state_dict(keep_vars=True)
+    buffers = {id(buffer) for buffer in model.buffers()}
     for name, value in state.items():
         if not is_tensor(value):
             continue
@@ -73,11 +75,12 @@ def expected_of(model: nn.Module) -> dict[str, Expected]:
             None if lazy else tuple(value.shape),
             str(value.dtype).removeprefix("torch."),
             tied_to if tied_to != name else None,
+            is_buffer=id(value) in buffers,
         )
     for name, buffer in model.named_buffers(remove_duplicate=False):
         if name not in state:
             shape, dtype = tuple(buffer.shape), str(buffer.dtype).removeprefix("torch.")
-            expected[name] = Expected(shape, dtype, is_recomputed=True)
+            expected[name] = Expected(shape, dtype, is_buffer=True, is_recomputed=True)
     return expected
 
 
@@ -178,7 +181,10 @@ def fit_of(model: nn.Module, selection: Selection, wanted: Wanted = EXACT) -> tu
     report = _without_refused(report, selection, extra, wanted).permit(wanted.allowed)
     if why and not report.fits:
         report = replace(report, unasked=why)
-    return without(selection, report.left), report
+    selection = without(selection, report.left)
+    allowed = [name for name in expected if matches(name, wanted.allowed.missing)]
+    fresh, coverage = account(expected, selection.tensors, report.fresh, allowed)
+    return selection, replace(report, fresh=fresh, coverage=coverage)
 
 
 def select_for(model: nn.Module, source: Checkpoint, wanted: Wanted = EXACT) -> Selection:
@@ -189,9 +195,10 @@ def select_for(model: nn.Module, source: Checkpoint, wanted: Wanted = EXACT) -> 
 
     def fits(selection: Selection) -> bool:
         try:
-            return fit_of(model, selection, wanted)[1].fits
+            report = fit_of(model, selection, wanted)[1]
         except PtsaveError:  # a tie that is none there, a dtype that torch lacks
             return False
+        return report.fits and covers(report, wanted)
 
     return select_model(source, wanted.select, fits)
 
@@ -231,7 +238,10 @@ def fill(
     selection, report = fit_of(model, selection, wanted)
     if not report.fits:
         refuse(placeholders(source.root, dict(selection.tensors)), (), str(source.path))
-        raise misfit(report, source.path)
+    insist(report, wanted, source.path)
+    if report.fresh and source.training_parts.optimizers:
+        trained = f"what it has of {first_names(report.fresh)} is of other parameters"
+        warn(f"the optimizer's state in the checkpoint is not loaded; {trained}")
     state = model.state_dict(keep_vars=True)
     if report.recast:
         name, want, found = report.recast[0]
@@ -503,26 +513,3 @@ def _compare_recomputed(model: nn.Module, names: Sequence[str], selection: Selec
         own = buffers[name].cpu().to(found.dtype)
         if found.shape != own.shape or not torch.equal(found, own):
             warn(f"{name!r} in the file is not what the model computes by itself: kept the model's own")
-
-
-def misfit(report: KeyReport, where: Location) -> LossyError:
-    """The error for a state dict that does not fit, with every key that is in the way."""
-    hint: Text = "build the model that the weights belong to (`ptsave verify -c` proposes renames)"
-    if report.untied:
-        names = " or ".join(map(repr, report.untied[0]))
-        hint = ("take the values of one with ", Option("tie", "NAME"), f": {names}")
-    elif kinds := sorted({*report.missing} & {*report.unexpected}):
-        hint = f"{kinds[0]!r} is a tensor of another kind in the model (sparse, quantized) than in the file"
-    elif report.nearest:
-        name, near = next(iter(report.nearest.items()))
-        hint = f"{name!r} may be {near!r} in the file; `ptsave convert --rename` renames"
-    return LossyError(
-        f"the checkpoint does not fit the model: {report.summary()}",
-        str(where),
-        hint,
-        missing=list(report.missing),
-        unexpected=list(report.unexpected),
-        mismatched=[{"name": m.name, "expected": m.expected, "found": m.found} for m in report.mismatched],
-        nearest=dict(report.nearest),
-        untied=[list(names) for names in report.untied],
-    )

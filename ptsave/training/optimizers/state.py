@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -145,13 +145,15 @@ def plan_optimizer(
     settings: Settings = "saved",
     *,
     is_lr_moved: bool = False,
+    fresh: Collection[int] = (),
 ) -> OptimizerPlan:
     """Find the state and the options of each parameter of `optimizer` in `saved`.
 
     By name where the groups have names. Without, by position: where the model's parameters are in another
     order here than in the file (`orders`: there, here), the names are taken from that order. `dtypes` are the
     saved ones of the parameters, by identity. `settings`: whose options of a group count. `is_lr_moved`:
-    whether a scheduler moves the lr that keeps its first value elsewhere.
+    whether a scheduler moves the lr that keeps its first value elsewhere. `fresh`: the parameters that are
+    not from the file, by identity; their state begins anew.
 
     Raises: LossyError with what differs.
     """
@@ -160,14 +162,14 @@ def plan_optimizer(
     live = names_in(optimizer, names, label)
     named = _by_name(groups, names, label)
     if named is None:
-        named = _by_position(optimizer, saved, groups, live, orders, label)
+        named = _by_position(optimizer, saved, groups, live, orders, label, fresh)
     state = _state(saved, label)
     _check_kind(optimizer, groups, state, label)
     flat = [name for group in live for name in group]
     shared = {key: value for key, value in saved.get("state", {}).items() if not is_key(key)}
     plan = OptimizerPlan(label, optimizer, {**saved, "state": shared, "param_groups": []})
     _check_bound_to_order(state, groups, named, flat, label)
-    new = []
+    new, replaced = [], []
     used = set()
     position = 0
     for i, (group, own) in enumerate(zip(optimizer.param_groups, live, strict=True)):
@@ -179,7 +181,9 @@ def plan_optimizer(
             else:
                 used.add(name)
                 sources.append(entry.group)
-                if (values := state.get(entry.key)) is not None:
+                if id(parameter) in fresh:
+                    replaced.append(name)
+                elif (values := state.get(entry.key)) is not None:
                     _check_shapes(values, parameter, name, label)
                     values = {key: _placed(value, parameter) for key, value in values.items()}
                     plan.state["state"][position] = values
@@ -207,6 +211,8 @@ def plan_optimizer(
         plan.state["param_groups"].append({**options, "params": positions})
     if new:
         plan.notes.append(f"{label}: {_few(new)} had no state in the checkpoint and start anew")
+    if replaced:
+        plan.notes.append(f"{label}: {_few(replaced)} are fresh, so their saved state is not used")
     if left := [name for name in named if name not in used]:
         plan.notes.append(
             f"{label}: the saved state of {_few(left)} is not used, the optimizer does not have them"
@@ -276,6 +282,7 @@ def _by_position(
     live: list[list[str]],
     orders: Sequence[Sequence[str]],
     label: str,
+    fresh: Collection[int],
 ) -> dict[str, _Saved]:
     """Each saved parameter by the name that its position stands for.
 
@@ -308,10 +315,13 @@ def _by_position(
         name: tuple(p.shape)
         for group, own in zip(optimizer.param_groups, live, strict=True)
         for p, name in zip(group["params"], own, strict=True)
+        if id(p) not in fresh
     }
     for name, entry in named.items():
         for key, value in state.get(entry.key, {}).items():
-            if _is_like_a_parameter(key, value) and tuple(value.shape) != shapes[name]:
+            if _is_like_a_parameter(key, value) and tuple(value.shape) != shapes.get(
+                name, tuple(value.shape)
+            ):
                 raise LossyError(
                     f"the saved state has no names, and {key} at position {entry.key} has the shape "
                     f"{list(value.shape)}, but {name!r} has {list(shapes[name])}",

@@ -511,7 +511,7 @@ def partial(tmp_path: Path) -> Path:
     return tmp_path / "part.pt"
 
 
-FLAGS = ("--allow-missing", "head.*", "--allow-missing", "body.bias")
+FLAGS = ("--allow-missing", "head.*", "--allow-missing", "body.bias", "--min-coverage", "0.4")
 MORE = ("--allow-unexpected", "tail.*", "--allow-unexpected", "body.bias")
 
 
@@ -526,7 +526,7 @@ def test_what_is_allowed(partial: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert sorted(document["unexpected"]) == ["body.bias", "tail.weight"]
     assert run(["load", str(partial), "-c", config, *FLAGS, *MORE]) == 0
     said = capsys.readouterr()
-    assert "head.weight" in said.out + said.err
+    assert "head, 2 tensors" in said.out + said.err
     assert "every key matched" not in said.out + said.err
 
 
@@ -547,10 +547,91 @@ def test_what_is_fresh_is_fresh(partial: Path, capsys: pytest.CaptureFixture[str
 def test_what_is_allowed_in_python(partial: Path) -> None:
     model = Two()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    ptsave.load(
-        partial, model, allow_missing=["head.*", "body.bias"], allow_unexpected=["tail.*", "body.bias"]
-    )
+    some: Any = {
+        "allow_missing": ["head.*", "body.bias"],
+        "allow_unexpected": ["tail.*", "body.bias"],
+    }
+    ptsave.load(partial, model, **some, min_coverage=0.4)
     assert_same(before | {"body.weight": torch.ones(3, 3)}, dict(model.state_dict()))
+    with pytest.raises(
+        LossyError, match=r"9 of 20 elements \(45\.0%\) of the model: less than 50%"
+    ) as caught:
+        ptsave.load(partial, model, **some)
+    assert "min_coverage" in caught.value.hint
+    with pytest.raises(UsageError, match="not a share"):
+        ptsave.load(partial, model, **some, min_coverage=40)
+
+
+def test_what_is_fresh_is_said_by_module(partial: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["load", str(partial), "-c", str(partial.parent / "two.toml"), *FLAGS, *MORE]
+    assert run(line) == 0
+    said = capsys.readouterr().err
+    assert "from the weights: 1 of 4 tensors, 9 of 20 elements (45.0%)" in said
+    assert "fresh, for the weights lack it: head, 2 tensors, 8 elements" in said
+    assert "fresh, for the weights lack it: body.bias, 1 tensor, 3 elements" in said
+    assert "left in the weights: tail.weight, body.bias" in said
+    assert run([*line, "--json"]) == 0
+    coverage = json.loads(capsys.readouterr().out)["coverage"]
+    assert sum(part["num_elements"] for part in coverage["parts"]) == coverage["num_elements"] == 20
+    assert run([word for word in line if word not in ("--min-coverage", "0.4")]) == 4
+    assert (
+        "hint: look at what may be missing, or accept it with --min-coverage 0.45" in capsys.readouterr().err
+    )
+    assert run(["load", str(partial), "-c", str(partial.parent / "two.toml"), "--min-coverage", "0.1"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "kept"), [(["embed.weight"], True), (["head.weight"], True), (["other"], False)]
+)
+def test_a_tied_head_is_fresh_with_what_it_is_tied_to(tmp_path: Path, names: list[str], kept: bool) -> None:
+    torch.save(dict.fromkeys(names, torch.ones(5, 3)), tmp_path / "tied.pt")
+    model = Tied()
+    before = model.embed.weight.detach().clone()
+    ptsave.load(tmp_path / "tied.pt", model, allow_missing="*", allow_unexpected="*", min_coverage=0)
+    assert model.head.weight is model.embed.weight
+    assert torch.equal(model.embed.weight, torch.ones(5, 3) if kept else before)
+
+
+@pytest.mark.parametrize("way", ["into", "config"])
+def test_a_tied_head_of_another_shape_stays_fresh(tmp_path: Path, way: str) -> None:
+    """Its one name that the file has is allowed to stay there; the other is the same parameter."""
+    torch.save({"head.weight": torch.ones(7, 3)}, tmp_path / "tied.pt")
+    (tmp_path / "tied.toml").write_text(TIED)
+    options: Any = {"config": tmp_path / "tied.toml"} if way == "config" else {"model": Tied()}
+    allowed: Any = {"allow_missing": "head.*", "allow_unexpected": "head.*"}
+    model = ptsave.load(tmp_path / "tied.pt", **options, **allowed, min_coverage=0)
+    assert model.head.weight is model.embed.weight
+    assert tuple(model.head.weight.shape) == (5, 3)
+
+
+def test_all_may_be_missing_and_the_right_names_are_found(tmp_path: Path) -> None:
+    """Of the readings of a file, the one that covers the model is taken: here, without a prefix."""
+    two = Two()
+    torch.save({f"_orig_mod.{name}": value for name, value in two.state_dict().items()}, tmp_path / "w.pt")
+    model = ptsave.load(tmp_path / "w.pt", Two(), allow_missing="*", allow_unexpected="*")
+    assert_same(dict(two.state_dict()), dict(model.state_dict()))
+
+
+def test_an_optimizer_of_a_replaced_layer_is_named(tmp_path: Path) -> None:
+    two = Two()
+    optimizer = torch.optim.SGD(two.parameters(), momentum=0.9)
+    two.head(two.body(torch.ones(1, 3))).sum().backward()
+    optimizer.step()
+    state = {"model": two.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save(state, tmp_path / "training.pt")
+    model = Two()
+    model.head = nn.Linear(3, 4)
+    with pytest.warns(
+        UserWarning, match="the optimizer's state in the checkpoint is not loaded; what it has of"
+    ):
+        ptsave.load(
+            tmp_path / "training.pt",
+            model,
+            allow_missing="head.*",
+            allow_unexpected="head.*",
+            min_coverage=0.4,
+        )
+    assert torch.equal(model.body.weight, two.body.weight)
 
 
 class Unreadable:
