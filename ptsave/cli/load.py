@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from ptsave.cli.launch import launched
 from ptsave.core.address import Location
 from ptsave.core.parts.keys import Wanted
 from ptsave.distributed.group import is_first_rank
+from ptsave.formats import open_checkpoint
 from ptsave.render.models import show_loaded
 from ptsave.render.terminal import Mode, warn
 
@@ -32,20 +34,20 @@ def load(
 
     Raises: what `models.load.load` raises.
     """
-    with launched(device) as group:
+    with launched(device) as group, ExitStack() as opened:
         if group is None:
+            checkpoint = opened.enter_context(open_checkpoint(path))  # before torch, which takes its time
             from ptsave.models.load import load as load_alone
 
-            run = partial(load_alone, device=device)
+            run = partial(load_alone, checkpoint, device=device)
         else:
             from ptsave.distributed.load import load as load_on_ranks
 
-            run = partial(load_on_ranks, group)
+            run = partial(load_on_ranks, group, path)
         from ptsave.models.imports import in_front
 
         with in_front(app_dir):
             loaded = run(
-                path,
                 config_path,
                 overrides=overrides,
                 trusted=trusted,

@@ -56,7 +56,7 @@ class Loaded:
 
 
 def load(
-    path: Location,
+    checkpoint: Checkpoint,
     config_path: Location | None,
     *,
     overrides: Sequence[str] = (),
@@ -74,15 +74,12 @@ def load(
     Raises: UsageError, LossyError when the keys do not fit, and what reading and writing raise.
     """
     check_device(device)
-    if outputs is not None:
-        check_outputs(outputs, overwrite=overwrite)
-    with open_checkpoint(path) as checkpoint:
-        config = config_for(checkpoint, config_path, overrides, trusted)
-        _check_places(inputs, outputs, overwrite)
-        model, selection, report = build_from(
-            config.model, checkpoint, device, warn, app_dir=app_dir, wanted=wanted
-        )
-        warn_if_changed(model, checkpoint, warn)
+    config = config_for(checkpoint, config_path, overrides, trusted)
+    _check_places(inputs, outputs, overwrite)
+    model, selection, report = build_from(
+        config.model, checkpoint, device, warn, app_dir=app_dir, wanted=wanted
+    )
+    warn_if_changed(model, checkpoint, warn)
     result: dict[str, torch.Tensor] | None = None
     if inputs is not None or outputs is not None:
         result = output_tensors(run(model, arguments_for(config.inputs, inputs, model, device)))

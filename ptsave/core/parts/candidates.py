@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any
 
 from ptsave.core.nodes import Opaque, TensorEntry
-from ptsave.core.tree import dotted, items_of, named_leaves, walk
+from ptsave.core.tree import are_scalars, dotted, items_of, named_leaves, walk
 from ptsave.errors import AmbiguousError, Option
 
 MODEL_KEYS = (
@@ -300,8 +300,19 @@ def _holds(root: Any, wanted: Callable[[Any], bool], most: int | None = None) ->
 
     A walk that goes beyond `most` nodes is taken to find some.
     """
+    if most is None:
+        return any(wanted(node) for _, node in walk(root, _of_tensors))
     nodes = enumerate(walk(root, _beside_training), 1)
-    return any(wanted(node) or (most is not None and number > most) for number, (_, node) in nodes)
+    return any(wanted(node) or number > most for number, (_, node) in nodes)
+
+
+def _of_tensors(node: Any) -> Iterable[tuple[Any, Any]]:
+    """`_beside_training`, but for plain data, of which a file may have millions in one container."""
+    if isinstance(node, (list, tuple)) and are_scalars(node):
+        return ()
+    if isinstance(node, dict) and are_scalars(node.values()):
+        return ()
+    return _beside_training(node)
 
 
 def _beside_training(node: Any) -> Iterable[tuple[Any, Any]]:

@@ -57,16 +57,16 @@ def write(checkpoint: Checkpoint, destination: Location, options: WriteOptions) 
     stored = distinct(checkpoint.tensors)
     zeros = placeholder_digests(checkpoint.tensors, options)
     layout = lay_out(stored.kept)
-    draft = header_bytes(layout, _metadata(checkpoint, stored, zeros, options))
-    moves = tensor_moves(checkpoint, stored, layout, len(draft), options)
-    num_bytes = len(draft) + layout.data_bytes
+    start_bytes = len(header_bytes(layout, _metadata(checkpoint, stored, zeros, options)))
+    moves = tensor_moves(checkpoint, stored, layout, start_bytes, options)
+    num_bytes = start_bytes + layout.data_bytes
     with replacing_checked(checkpoint, destination, num_bytes, options) as (output, spans):
         spans += move(
             with_source_checks(list(moves.values())), output, source_path(checkpoint), options.progress
         )
         digests = all_digests(checkpoint, stored, moves, options)
         header = header_bytes(layout, _metadata(checkpoint, stored, digests, options))
-        assert len(header) == len(draft)
+        assert len(header) == start_bytes
         spans += write_pieces(output, [(0, header)], "the header")
     return Written(num_bytes, overlap_notes(stored), output.checked)
 
