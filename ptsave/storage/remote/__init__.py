@@ -57,7 +57,7 @@ def open_prefix(address: Address) -> InputFolder:
 def _pinned(address: Address) -> tuple[Store, Address]:
     """The store that `address` is in, and the address at one commit where the store has branches."""
     store = store_of(address)
-    deadline = Deadline.begin(address)
+    deadline = Deadline.begin(address, is_first=True)
     return store, waited(
         lambda: retried(lambda deadline: store.pinned(address, deadline.wait_s), deadline), deadline
     )

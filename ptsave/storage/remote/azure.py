@@ -25,6 +25,7 @@ from ptsave.storage.remote.store import (
     Listed,
     Passing,
     Store,
+    Unreachable,
     Version,
     changed,
     library,
@@ -138,6 +139,10 @@ class AzureStore(Store):
         if "Credential" in name:
             return no_access(address, f"no credentials ({name})", _HINT)
         status = getattr(error, "status_code", 0)
+        if isinstance(error, lib.ServiceRequestError) and not isinstance(
+            error, lib.ServiceRequestTimeoutError
+        ):
+            return Unreachable("no connection to the store")
         if not status or isinstance(error, lib.DecodeError):
             return Passing(f"no whole answer from the store ({name})")
         if status == 412 and version is not None:

@@ -64,7 +64,7 @@ class RemoteFile(InputFile):
         self._ahead_bytes = 0
         first_bytes = min(max(first_bytes, BLOCK_BYTES), MAX_FIRST_BYTES)
         block = memoryview(bytearray(first_bytes))
-        deadline = Deadline.begin(address)
+        deadline = Deadline.begin(address, is_first=True)
         try:
             self.version = waited(
                 lambda: read_range(store, address, 0, first_bytes, None, deadline, block), deadline
@@ -311,7 +311,7 @@ def version_at(store: Store, address: Address) -> Version | None:
 
     Raises: UnreadableError.
     """
-    deadline = Deadline.begin(address)
+    deadline = Deadline.begin(address, is_first=True)
     try:
         return waited(
             lambda: read_range(store, address, 0, 1, None, deadline, memoryview(bytearray(1))), deadline

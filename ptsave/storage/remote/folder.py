@@ -31,7 +31,7 @@ def listed(store: Store, address: Address) -> list[Listed]:
                 raise LimitError("names_in_a_folder", MAX_NAMES, "more", str(address))
         return found
 
-    deadline = Deadline.begin(address)
+    deadline = Deadline.begin(address, is_first=True)
     return waited(lambda: retried(listed_once, deadline), deadline)
 
 

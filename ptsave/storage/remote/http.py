@@ -26,6 +26,7 @@ from ptsave.storage.remote.store import (
     Faulty,
     Passing,
     Store,
+    Unreachable,
     Unsatisfiable,
     Version,
     changed,
@@ -128,13 +129,13 @@ def judged(error: BaseException) -> Exception:
             "check the address; SSL_CERT_FILE names the certificates to trust",
         )
     if isinstance(error, lib.ProxyError):
-        return Passing("no connection to the proxy")
+        return Unreachable("no connection to the proxy")
     if isinstance(error, lib.NameResolutionError):
-        return Passing("the host's name is not known")
+        return Unreachable("the host's name is not known")
+    if isinstance(error, lib.NewConnectionError):
+        return Unreachable("no connection to the server")
     if isinstance(error, (lib.ConnectTimeoutError, lib.ReadTimeoutError)):
         return Passing("the server was silent for too long")
-    if isinstance(error, lib.NewConnectionError):
-        return Passing("no connection to the server")
     return Passing(f"the connection broke off ({type(error).__name__})")
 
 

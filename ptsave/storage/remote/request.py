@@ -12,7 +12,17 @@ from typing import TypeVar
 
 from ptsave.core.address import Address
 from ptsave.errors import OutOfReachError, PtsaveError, UnreadableError, UsageError, WriteError
-from ptsave.storage.remote.store import Answer, Faulty, Passing, Store, Unsatisfiable, Version, changed
+from ptsave.storage.remote.store import (
+    Answer,
+    ChangedError,
+    Faulty,
+    Passing,
+    Store,
+    Unreachable,
+    Unsatisfiable,
+    Version,
+    changed,
+)
 
 VARIABLE = "PTSAVE_TIMEOUT"
 """The environment variable that says how many seconds one range may take, all its retries included."""
@@ -23,6 +33,10 @@ MAX_TRIES = 12
 """How often one range is asked for without a byte more."""
 MAX_FAULTY = 3
 """And how often when the answers contradict themselves."""
+MAX_UNREACHABLE = 5
+"""And how often when nobody takes the connection, and nobody has before: the address may be wrong."""
+REACH_S = 3.0
+"""For how long that is tried at most, in seconds; a host's name can take that long to be unknown."""
 _FIRST_DELAY_S = 0.1
 _MAX_DELAY_S = 20.0
 _READ_BYTES = 256 * 1024
@@ -55,11 +69,13 @@ class Deadline:
     """What went wrong last."""
     writes: bool = False
     """Whether it is an operation that writes; for messages."""
+    is_first: bool = False
+    """Whether it is the first that is asked there, so that nobody may answer at all."""
 
     @classmethod
-    def begin(cls, address: Address, *, writes: bool = False) -> Deadline:
+    def begin(cls, address: Address, *, writes: bool = False, is_first: bool = False) -> Deadline:
         seconds = timeout_s()
-        return cls(address, seconds, time.monotonic() + seconds, writes=writes)
+        return cls(address, seconds, time.monotonic() + seconds, writes=writes, is_first=is_first)
 
     @property
     def left_s(self) -> float:
@@ -93,6 +109,12 @@ class Deadline:
                 passing.what,
                 str(self.address),
                 "the server or a proxy before it is faulty; download the file another way",
+            )
+        is_nobody_there = tries >= MAX_UNREACHABLE or self.seconds - self.left_s > REACH_S
+        if self.is_first and isinstance(passing, Unreachable) and is_nobody_there:
+            raise self._failed(
+                f"cannot {'write' if self.writes else 'read'}: {passing.what}",
+                "check the address, the variables that name a server or a proxy, and the network",
             )
         if tries >= MAX_TRIES:
             raise self._failed(
@@ -151,7 +173,7 @@ def read_range(
         deadline.check()
         before = done
         try:
-            answer = store.get(address, begin + done, end, version, deadline.wait_s)
+            answer = _asked_for(store, address, begin + done, end, version, deadline)
             try:
                 found = _checked(answer, address, begin + done, end, version)
                 wanted = min(end, found.size_bytes) - begin
@@ -170,6 +192,19 @@ def read_range(
                 version = found
             tries = 1 if done > before else tries + 1
             deadline.pause(passing, tries)
+
+
+def _asked_for(
+    store: Store, address: Address, begin: int, end: int, version: Version | None, deadline: Deadline
+) -> Answer:
+    """What the store answers; asked without the condition where that does not hold.
+
+    Some servers say of every version that it is another one. Which one it is, `_checked` compares.
+    """
+    try:
+        return store.get(address, begin, end, version, deadline.wait_s)
+    except ChangedError:
+        return store.get(address, begin, end, None, deadline.wait_s)
 
 
 class _Excess(Faulty):

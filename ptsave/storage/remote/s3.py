@@ -24,6 +24,7 @@ from ptsave.storage.remote.store import (
     Listed,
     Passing,
     Store,
+    Unreachable,
     Unsatisfiable,
     Version,
     changed,
@@ -212,6 +213,8 @@ def failed(address: Address, error: BotoCoreError) -> Exception:
     if isinstance(error, lib.SSLError):
         hint = "check AWS_ENDPOINT_URL; AWS_CA_BUNDLE names the certificates to trust"
         return UnreadableError("the store's certificate is not accepted", str(address), hint)
+    if isinstance(error, (lib.EndpointConnectionError, lib.ProxyConnectionError)):
+        return Unreachable("no connection to the store")
     if isinstance(error, (lib.HTTPClientError, lib.ConnectionError)):
         return Passing(f"no answer from the store ({name})")
     if "Credential" in name or "Token" in name or "SSO" in name or name == "ProfileNotFound":

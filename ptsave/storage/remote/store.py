@@ -83,6 +83,10 @@ class Passing(Exception):  # noqa: N818 (it is not an error yet)
         self.after_s = after_s
 
 
+class Unreachable(Passing):
+    """Nobody takes the connection: the server is down for a moment, or the address is wrong."""
+
+
 class Faulty(Passing):
     """An answer that contradicts itself: a broken proxy may do better, a broken server will not."""
 

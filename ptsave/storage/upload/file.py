@@ -212,7 +212,7 @@ class UploadFile(SentFile):
         try:
             return self._asked(put)
         except Gone:
-            raise conflict(self.destination, self._seen, self._look()) from None
+            raise conflict(self.destination, self._seen, self._look(), is_gone=True) from None
 
     def _begun(self) -> Upload:
         """The upload, begun by now by the thread that asks first."""
@@ -307,7 +307,8 @@ class UploadFile(SentFile):
                     "use another name, or credentials that may read; where an answer was lost on the way it "
                     "may be what was just written",
                 ) from None
-            raise conflict(self.destination, self._seen, found) from None
+            is_gone = isinstance(error, Gone)
+            raise conflict(self.destination, self._seen, found, is_gone=is_gone) from None
 
     def _read_back(self, stored: Stored, crc: int) -> str:
         """Read the object that is there now; returns by what it was checked.
@@ -369,14 +370,24 @@ def is_same(found: Found | None, seen: Found | None) -> bool:
     return found.version.is_same(seen.version)
 
 
-def conflict(address: Address, seen: Found | None, found: Found | None) -> RefusedError:
-    """The error for an object that came, changed or went while another one was made to take its place."""
+def conflict(
+    address: Address, seen: Found | None, found: Found | None, *, is_gone: bool = False
+) -> RefusedError:
+    """The error for an object that came, changed or went while another one was made to take its place.
+
+    `is_gone`: whether the store has lost the upload, rather than refused its condition.
+    """
     if seen is None and found is not None:
         return ExistsError(
             "the destination exists", str(address), (Option("overwrite", True), " replaces it")
         )
     what = "was removed" if found is None and seen is not None else "was written by somebody else"
-    what = "the parts that were sent were removed" if seen is None else f"the destination {what} meanwhile"
+    if not is_same(found, seen):
+        what = f"the destination {what} meanwhile"
+    elif is_gone:
+        what = "the parts that were sent were removed"
+    else:
+        what = "the store refuses the condition of the write, which holds: what is there is what was seen"
     return WriteError(what, str(address), "look at what is there now, and write again; nothing was replaced")
 
 

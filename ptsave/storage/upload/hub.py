@@ -160,13 +160,13 @@ class Commit:
     def _head(self) -> str:
         where = self.address
         try:
-            return self._asked(lambda: self.store.commit(where, 30.0))
+            return self._asked(lambda: self.store.commit(where, 30.0), is_first=True)
         except MissingFileError as error:
             raise WriteError(
                 error.what, str(where), f"{error.hint}; a new one: hf repo create {self.store.repo}"
             ) from None
 
-    def _asked(self, action: Callable[[], T]) -> T:
+    def _asked(self, action: Callable[[], T], *, is_first: bool = False) -> T:
         def once() -> T:
             try:
                 return action()
@@ -175,7 +175,7 @@ class Commit:
             except Exception as error:
                 raise self._judged(error) from None
 
-        return asked(self.address, once)
+        return asked(self.address, once, is_first=is_first)
 
     def _judged(self, error: Exception) -> Exception:
         """What an error of the library means. Its text is not shown: there may be a signed address in it."""

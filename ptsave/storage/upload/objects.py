@@ -25,7 +25,7 @@ def check_file(address: Address, *, overwrite: bool = False) -> tuple[UploadStor
     if not address.key.strip("/") or address.key.endswith("/"):
         raise WriteError("the address names no object", str(address), "name a file in it")
     refuse_input_address(address)
-    seen = unless_unseen(lambda: asked(address, lambda: store.look(address)))
+    seen = unless_unseen(lambda: asked(address, lambda: store.look(address), is_first=True))
     if seen is not None and not overwrite:
         raise exists(address)
     names = unless_unseen(lambda: asked(address, lambda: store.names(address))) if seen is None else None
@@ -69,11 +69,11 @@ def check_folder(
     """
     store = upload_store(address)
     address = replace(address, key=address.key.strip("/"))
-    if address.key and asked(address, lambda: store.look(address)) is not None:
+    if address.key and asked(address, lambda: store.look(address), is_first=True) is not None:
         raise WriteError(
             "the destination is a file, and the format is a folder", str(address), "remove it first"
         )
-    listed = dict(asked(address, lambda: store.names(address)))
+    listed = dict(asked(address, lambda: store.names(address), is_first=True))
     if not overwrite:
         for name in sorted(listed, reverse=True):  # an index comes after its shards then
             one = address / name

@@ -7,7 +7,7 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import import_module
 from typing import TypeVar
@@ -167,14 +167,18 @@ class UploadStore(ABC):
         """
 
 
-def asked(address: Address, action: Callable[[], T], seconds: float | None = None) -> T:
+def asked(
+    address: Address, action: Callable[[], T], seconds: float | None = None, *, is_first: bool = False
+) -> T:
     """What `action` returns, tried again while what keeps it from that may pass, for at most `seconds`.
+
+    `is_first`: whether nothing was asked there before, so that nobody may answer at all.
 
     Raises: what `action` raises; WriteError when the deadline or the number of tries is over.
     """
-    deadline = Deadline.begin(address, writes=True)
+    deadline = Deadline.begin(address, writes=True, is_first=is_first)
     if seconds is not None and seconds < deadline.seconds:
-        deadline = Deadline(address, seconds, time.monotonic() + seconds, writes=True)
+        deadline = replace(deadline, seconds=seconds, end=time.monotonic() + seconds)
     return retried(lambda _: action(), deadline)
 
 

@@ -178,6 +178,20 @@ def test_a_server_that_ignores_if_match_is_found_out(root: Path, server: Server)
                 file.read_at(100_000, 100)
 
 
+def test_a_server_that_refuses_every_if_match_is_no_change(root: Path, server: Server) -> None:
+    """Which version is there is asked once more, without the condition."""
+
+    def refusing(request: Request, handler: Handler) -> Answer:
+        return Answer.of(412) if "if-match" in request.headers else handler(request)
+
+    with server.faulty(refusing), open_file(address_of(server)) as file:
+        assert file.read_at(100_000, 100) == DATA[100_000:100_100]
+        file.check_unchanged()
+        (root / "a.bin").write_bytes(DATA[::-1])
+        with pytest.raises(UnreadableError, match="was changed while it was read"):
+            file.read_at(200_000, 100)
+
+
 def _without(name: str) -> faults.Fault:
     def fault(request: Request, handler: Handler) -> Answer:
         request.headers.pop(name, None)

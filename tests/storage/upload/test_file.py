@@ -152,6 +152,19 @@ def test_a_lost_answer_is_no_conflict_with_oneself(store: Store, num_bytes: int)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("was_there", [False, True])
+def test_a_store_that_refuses_a_condition_that_holds_is_told_from_a_change(
+    was_there: bool, one_s3: S3
+) -> None:
+    if was_there:
+        one_s3.put("m", b"old")
+    with (
+        one_s3.server.faulty(s3_error(412, "PreconditionFailed"), on=PUT["s3"]),
+        pytest.raises(WriteError, match="refuses the condition of the write, which holds"),
+    ):
+        write(one_s3, content(KIB), overwrite=was_there)
+
+
 def test_a_lost_answer_to_each_request_is_no_matter(store: Store) -> None:
     data = content(LARGE)
     for on in (PART[scheme(store)], BEGIN, "HEAD", "GET", "POST .*compose", "DELETE"):
