@@ -17,7 +17,7 @@ from ptsave.core.accounts import Accounting, Accounts, account
 from ptsave.core.address import Location
 from ptsave.core.caps import SMALL_FILE_TENSORS, room
 from ptsave.core.finding import Finding
-from ptsave.core.nodes import GlobalUse, TensorEntry
+from ptsave.core.nodes import GlobalUse, Program, TensorEntry
 from ptsave.core.own_process import no_garbage_collection
 from ptsave.core.parts.training import Parts, find_parts, nested
 from ptsave.core.record import Record
@@ -118,6 +118,8 @@ class Checkpoint:
     record: Record | None = None
     notes: list[str] = field(default_factory=list)
     """What a reader wants a user to know: a TorchScript archive's code, an index's extra shard."""
+    programs: Sequence[Program] = ()
+    """What it says of the programs in it."""
     num_code_files: int = 0
     """How many files of code it carries that torch would run in an interpreter of its own."""
     beside: list[Finding] = field(default_factory=list)

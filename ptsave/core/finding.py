@@ -36,6 +36,7 @@ class Kind(Enum):
     IN_BOUNDS = "{count} [tensor lies|tensors lie] within the bounds of the file"
     MATCHES = "{count} [tensor matches its|tensors match their] {checksums}"
     UNPACKED = "unpacked, and the {kind} data matches the checksums that it states"
+    SHA1_MATCHES = "the file matches the SHA-1 that the model states"
     CRCS_MATCH = "{count} [record matches its|records match their] CRC-32"
     INDEX_AGREES = "the index and the shards agree"
     DAMAGED = "damaged: {why}"

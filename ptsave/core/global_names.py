@@ -51,7 +51,8 @@ _RUNNING_NAMES = _words(
     builtins.eval builtins.exec builtins.execfile builtins.exit builtins.file builtins.filter
     builtins.getattr builtins.globals builtins.help builtins.input builtins.locals builtins.map
     builtins.open builtins.print builtins.quit builtins.reload builtins.setattr builtins.vars
-    cloudpickle.cloudpickle._make_function dataclasses.make_dataclass functools.partial
+    cloudpickle.cloudpickle._make_function com.microsoft.EPContext com.microsoft.PythonOp
+    com.microsoft.PythonOpGrad com.microsoft.TritonOp dataclasses.make_dataclass functools.partial
     functools.partialmethod functools.reduce io.FileIO io.open io.open_code itertools.accumulate
     itertools.starmap joblib.load keras.models.load_model logging.FileHandler numpy.fromfile
     numpy.genfromtxt numpy.lib.npyio.load numpy.load numpy.loadtxt numpy.memmap numpy.save numpy.savetxt

@@ -1,9 +1,9 @@
-"""The nodes of a checkpoint's tree: tensors, inert names and inert objects."""
+"""The nodes of a checkpoint's tree: tensors, inert names and inert objects; and its programs, described."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -209,3 +209,30 @@ def add_uses(total: dict[str, GlobalUse], more: Mapping[str, GlobalUse]) -> None
     """Count the uses of another part of a checkpoint in; the first use of a name says what it is for."""
     for name, use in more.items():
         total.setdefault(name, GlobalUse(name, 0, use.used_for)).count += use.count
+
+
+@dataclass(frozen=True)
+class Port:
+    """One input or output."""
+
+    name: str
+    type: str
+    """The dtype of a tensor as torch spells it; else what it is: `sequence of float32`, `int`."""
+    shape: Sequence[int | str] | None = None
+    """Numbers, names of sizes that vary, `?` where one is not told; None where none is told."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program in a checkpoint, which nothing here runs."""
+
+    name: str
+    inputs: Sequence[Port] = ()
+    outputs: Sequence[Port] = ()
+    operators: Mapping[str, int] = field(default_factory=dict)
+    """How many nodes call each; those of a library behind its name: `com.microsoft.Gelu`."""
+    opsets: Mapping[str, int] = field(default_factory=dict)
+    """Of each domain of operators, the version."""
+    producer: str = ""
+    functions: Sequence[str] = ()
+    """Those that it defines itself."""

@@ -19,6 +19,7 @@ from ptsave.formats.folder_files import fingerprint
 from ptsave.formats.folder_rest import judge_rest
 from ptsave.formats.npz import read as npz_read
 from ptsave.formats.one_reading import check_one_reading
+from ptsave.formats.onnx import read as onnx_read
 from ptsave.formats.pickle.inert import names_in_errors
 from ptsave.formats.programs import pt2, torchscript
 from ptsave.formats.safetensors import read as safetensors_read
@@ -37,8 +38,12 @@ FILE_FORMATS: tuple[FileFormat, ...] = (
     tar.FORMAT,
     *npz_read.FORMATS,
     sharded_read.INDEX_FORMAT,
+    onnx_read.FORMAT,
 )
-MEMBER_FORMATS = tuple(known for known in FILE_FORMATS if known is not sharded_read.INDEX_FORMAT)
+MEMBER_FORMATS = (
+    *(known for known in FILE_FORMATS if known not in (sharded_read.INDEX_FORMAT, onnx_read.FORMAT)),
+    onnx_read.MEMBER_FORMAT,
+)
 """What a file may be that lies in another: there is no folder around it."""
 FOLDER_FORMATS: tuple[FolderFormat, ...] = (*sharded_read.FORMATS, unconsolidated.FORMAT, dcp_read.FORMAT)
 

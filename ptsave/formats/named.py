@@ -35,7 +35,9 @@ _UNPACK_FOLDER = "unpack it, then name the folder with the checkpoint's files"
 _NO_MEMBER = "none of its members is a checkpoint; what is an archive itself has to be unpacked first"
 _WEIGHTS = "name the file with the weights (.safetensors, .pt, .pth, .bin, .ckpt)"
 _OTHER = "use its own library to save the weights as safetensors or .npz"
-KINDS = "it reads torch files (.pt, .pth, .bin, .ckpt, .pt2), safetensors, .npz, .npy, and folders of these"
+KINDS = (
+    "it reads torch files (.pt, .pth, .bin, .ckpt, .pt2), safetensors, .npz, .npy, .onnx, folders of these"
+)
 
 
 class _Signature(NamedTuple):
@@ -130,10 +132,6 @@ def refusal(file: InputFile, head: bytes) -> PtsaveError:
         return _text(text, where)
     if file.read_at(max(file.size_bytes - 8, 0), min(file.size_bytes, 8)) == _TENSORFLOW_TABLE_END:
         return UnknownFormatError("the file is the index of a TensorFlow checkpoint", where, _OTHER)
-    if _is_protobuf_with_producer(head):
-        return UnknownFormatError(
-            "the file is an ONNX model", where, f"name the checkpoint it was exported from, or: {_OTHER}"
-        )
     if head[:3] == b"\x08\1\x12":
         return UnknownFormatError("the file is a TensorFlow SavedModel's graph", where, _OTHER)
     if _is_msgpack_of_names(head):
@@ -227,19 +225,6 @@ def _text(text: str, where: str) -> UnknownFormatError:
     return UnknownFormatError(f"the file is a text file that begins with {line!r}", where, _WEIGHTS)
 
 
-def _is_protobuf_with_producer(head: bytes) -> bool:
-    """Whether it begins as ONNX's ModelProto does: `ir_version` (field 1), then a readable text or the graph.
-
-    Source: onnx/onnx.proto: 1 ir_version, 2 producer_name, 3 producer_version, 7 graph, 8 opset_import.
-    """
-    if len(head) < 4 or head[0] != 0x08 or not 1 <= head[1] <= 32:
-        return False
-    if head[2] == 0x12 or head[2] == 0x1A:
-        text = head[4 : 4 + head[3]]
-        return bool(text) and all(32 <= byte < 127 for byte in text)
-    return head[2] in (0x3A, 0x42)
-
-
 def _is_msgpack_of_names(head: bytes) -> bool:
     """Whether it begins as a msgpack map whose first key is a readable text."""
     after = {0xDE: 3, 0xDF: 5}.get(head[0], 1 if 0x81 <= head[0] <= 0x8F else 0)
@@ -319,4 +304,4 @@ def _with_weights(folder: InputFolder) -> Iterator[str]:
 
 MAX_INNER = 16
 """The most folders of a folder without a checkpoint that are looked in, to say where one is."""
-WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".pt2", ".npy")
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".pt2", ".npy", ".onnx")

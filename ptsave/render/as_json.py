@@ -53,6 +53,7 @@ def inspection(result: Inspection, each: Each = list) -> dict[str, Any]:
         "record": jsonable(result.record),
         "record_imports": [jsonable(code) for code in result.named_code],
         "training": jsonable(result.training),
+        "programs": [jsonable(program) for program in result.programs],
         "left_out": each(jsonable(left) for left in result.left_out),
         "notes": list(result.notes),
         **measured,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ptsave.core.global_names import WORDS, kind_of
 from ptsave.core.names import escape
+from ptsave.core.nodes import Port, Program
 from ptsave.core.record import Record
 from ptsave.render import as_json
 from ptsave.render.run import show_folder, show_run
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from ptsave.verbs.stats import TensorStats
 
 
-MAX_LEFT_OUT = 20
-"""How many of the things that no tensor lists are shown."""
+MAX_LISTED = 20
+"""How many are shown of what no tensor lists, and of a program's inputs, operators and functions."""
 
 
 @dataclass
@@ -101,6 +102,8 @@ def _show_checkpoint(result: Inspection, tree: bool, depth: int | None, shows_al
         section("training state")
         for sentence in result.training.sentences:
             out(escape(sentence))
+    for program in result.programs:
+        _program(program)
     pairs("data", {escape(name): value(item) for name, item in result.data.items()})
     pairs(
         "metadata",
@@ -118,7 +121,7 @@ def _show_checkpoint(result: Inspection, tree: bool, depth: int | None, shows_al
         )
     if result.left_out:
         section("left out")
-        shown = result.left_out[:MAX_LEFT_OUT]
+        shown = result.left_out[:MAX_LISTED]
         table([(escape(left.name), escape(left.what), size(left.num_bytes)) for left in shown], right=(2,))
         if len(result.left_out) > len(shown):
             out(f"… {len(result.left_out) - len(shown)} more")
@@ -203,6 +206,33 @@ def _tree(root: ModuleNode, total_bytes: int, depth: int | None, shows_all: bool
     walk(root, "", 1)
     out()
     table(rows, right=(2, 3))
+
+
+def _program(program: Program) -> None:
+    """What goes in, what comes out, and how many nodes call which operator."""
+    section(f"program {escape(program.name)}".rstrip())
+    ports = [*(("input", one) for one in program.inputs), *(("output", one) for one in program.outputs)]
+    table([(what, *map(escape, _port(one))) for what, one in ports[:MAX_LISTED]])
+    if len(ports) > MAX_LISTED:
+        out(f"… {len(ports) - MAX_LISTED} more")
+    words = {
+        "operators": _some(f"{number} {name}" for name, number in program.operators.items()),
+        "opsets": _some(f"{domain or 'ai.onnx'} {number}" for domain, number in program.opsets.items()),
+        "functions": _some(program.functions),
+        "producer": program.producer,
+    }
+    table([(what, escape(text)) for what, text in words.items() if text])
+
+
+def _port(port: Port) -> tuple[str, str, str]:
+    return port.name, port.type, "" if port.shape is None else f"[{', '.join(map(str, port.shape))}]"
+
+
+def _some(words: Iterable[str]) -> str:
+    """The first of many words."""
+    listed = list(words)
+    more = len(listed) - MAX_LISTED
+    return ", ".join(listed[:MAX_LISTED]) + (f", … {more} more" if more > 0 else "")
 
 
 def _named_code(named: Sequence[NamedCode]) -> None:

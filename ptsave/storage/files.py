@@ -333,10 +333,12 @@ class InputFolder(ABC):
         """The names of the folders in it, sorted."""
 
     @abstractmethod
-    def inside(self, name: str) -> InputFolder:
+    def inside(self, name: str, *, follows_links: bool = True) -> InputFolder:
         """List the folder `name` in this one.
 
-        Raises: MissingFileError; UnreadableError.
+        `follows_links`: whether it may be a symbolic link, which may lead anywhere.
+
+        Raises: MissingFileError; UnreadableError; CorruptError for a link that is not followed.
         """
 
     @abstractmethod
@@ -416,8 +418,19 @@ class LocalFolder(InputFolder):
     def folders(self) -> list[str]:
         return [name for name in self.names if os.path.isdir(self.path / name)]
 
-    def inside(self, name: str) -> InputFolder:
-        return LocalFolder(self.path / name)
+    def inside(self, name: str, *, follows_links: bool = True) -> InputFolder:
+        inner = LocalFolder(self.path / name)
+        if not follows_links and not self._has(name, inner):
+            inner.close()
+            raise CorruptError("is a symbolic link to a folder", str(inner.path), _OUTSIDE_HINT)
+        return inner
+
+    def _has(self, name: str, inner: LocalFolder) -> bool:
+        """Whether the folder that is open as `inner` is the one that lies here under `name`."""
+        at = name if self._fd >= 0 else self.path / name
+        found = os.stat(at, dir_fd=self._fd if self._fd >= 0 else None, follow_symlinks=False)
+        opened = os.fstat(inner._fd) if inner._fd >= 0 else os.stat(inner.path)
+        return os.path.samestat(found, opened)
 
     def _open_fd(self, name: str, flags: int) -> int:
         """Open `name` relative to the folder that is open, and take the steps of a link one by one."""

@@ -15,6 +15,7 @@ from ptsave.core.tree import GONE, dotted, map_leaves, named_leaves, rewrite
 from ptsave.errors import LossyError, Option, Text
 from ptsave.formats.kinds.dense import can_be_dense
 from ptsave.formats.kinds.objects import META, NESTED, TensorSubclass, is_tensor_object, parameter_data
+from ptsave.formats.kinds.packed import is_packed
 from ptsave.formats.writers import Writer
 from ptsave.verbs.jsonable import jsonable
 
@@ -110,7 +111,7 @@ def _without_classes(plan: Checkpoint, dropped: list[str]) -> Checkpoint:
 
 def _inside(misfits: Mapping[str, Any], names: Iterable[str]) -> set[str]:
     """Those of `names` that belong to a tensor which lies in the tree as an object: sparse, quantized, …"""
-    objects = {name for name, leaf in misfits.items() if is_tensor_object(leaf)}
+    objects = {name for name, leaf in misfits.items() if is_tensor_object(leaf) or is_packed(leaf)}
     return {name for name in names if objects and not objects.isdisjoint(_above(name))}
 
 

@@ -12,7 +12,7 @@ from ptsave.core.accounts import LeftOut
 from ptsave.core.address import Address, Location
 from ptsave.core.checkpoint import Checkpoint, Wrapping
 from ptsave.core.names import MAX_ALIAS_CHARS, expect_matches, hint_for, matches
-from ptsave.core.nodes import GlobalUse, TensorEntry
+from ptsave.core.nodes import GlobalUse, Program, TensorEntry
 from ptsave.core.record import Record
 from ptsave.errors import LimitError, Option, UnknownFormatError, UsageError
 from ptsave.formats import open_checkpoint
@@ -87,6 +87,8 @@ class Inspection:
     named_code: Sequence[NamedCode]
     """What `--trust-recorded` imports, and calls, of what the record names."""
     training: Training | None
+    programs: Sequence[Program] = ()
+    """What the file says of the programs in it."""
     left_out: Sequence[LeftOut] = ()
     """What the file holds and no listed tensor has."""
     notes: Sequence[str] = field(default_factory=list)
@@ -190,6 +192,7 @@ def inspect(
         record=checkpoint.record,
         named_code=list(told.model.named_code) if told.model is not None else [],
         training=describe_training(checkpoint),
+        programs=checkpoint.programs,
         left_out=checkpoint.accounts.left_out,
         notes=[
             *checkpoint.notes,

@@ -66,7 +66,6 @@ FILES = {
     "HDF5 file": bytes(511) + b"x\x89HDF\r\n\x1a\n" + bytes(20),
     "TensorFlow Lite": b"\x1c\0\0\0TFL3" + bytes(20),
     "ExecuTorch": b"\x1c\0\0\0ET12" + bytes(20),
-    "ONNX": b"\x08\x07\x12\x07pytorch\x1a\x052.0.0:\x10" + bytes(20),
     "SavedModel's graph": b"\x08\x01\x12\x80\x10\x0a\x05" + bytes(20),
     "index of a TensorFlow": b"\xff" * 40 + bytes.fromhex("57fb808b247547db"),
     "msgpack": b"\x81\xa6params\x81\xa5Dense\xc0",

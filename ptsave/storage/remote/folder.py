@@ -80,7 +80,7 @@ class RemoteFolder(InputFolder):
     def folders(self) -> list[str]:
         return [name for name in self.names if self.listed[name].is_folder]
 
-    def inside(self, name: str) -> InputFolder:
+    def inside(self, name: str, *, follows_links: bool = True) -> InputFolder:
         self.check_name(name)
         return RemoteFolder(self.store, self.path / name)
 

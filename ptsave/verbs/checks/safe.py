@@ -16,6 +16,8 @@ def safe(subject: Subject) -> Iterator[Finding]:
     """Nothing in the file would run; lists every name that is not in the allow-list."""
     uses = subject.checkpoint.globals.values()
     level: Level
+    is_onnx = subject.checkpoint.format == "onnx"
+    taken = "a runtime runs what is registered under it" if is_onnx else "a plain unpickler imports it"
     for use in uses:
         kind = kind_of(use.name)
         is_exact = use.name in subject.allow
@@ -25,7 +27,7 @@ def safe(subject: Subject) -> Iterator[Finding]:
             level, outcome = "ok", "; allowed"
         else:
             also = "; only its full name allows it" if matches(use.name, subject.allow) else ""
-            level, outcome = "fail", f"; a plain unpickler imports it{also}"
+            level, outcome = "fail", f"; {taken}{also}"
         facts = {"used_for": use.used_for, "outcome": outcome}
         yield Finding("safe", level, use.name, KINDS[kind], use.count, facts=facts)
     yield from subject.checkpoint.beside
