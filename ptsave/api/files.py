@@ -109,6 +109,7 @@ def convert(
     contiguous: bool = False,
     dense: bool = False,
     extras: Extras = "fail",
+    metadata: Mapping[str, str] | None = None,
     shard_size: str | int = "5GB",
     digest: str = "xxh3_128",
     no_record: bool = False,
@@ -122,8 +123,9 @@ def convert(
     "optimizer" or a dotted key), `only` and `drop` are globs of names, `strip_prefix` ("auto": what wrappers
     put there) and `rename` (pattern → text, as re.sub) change names, `dtype` casts floating-point tensors,
     `contiguous` and `dense` (sparse and quantized tensors) lay them out plainly. `extras` says what becomes
-    of what the target cannot hold. With `dry_run` nothing is written. The result has `num_tensors`,
-    `num_bytes`, `dropped`, `renamed`, `dense` and `notes`.
+    of what the target cannot hold. `metadata` has texts to keep beside the tensors. With `dry_run` nothing is
+    written. The result has `num_tensors`, `num_bytes`, `dropped`, `renamed`, `dense`, `notes` and
+    `not_copied` (files beside the sources, such as a tokenizer's).
 
     Raises: UsageError; LossyError and other RefusedErrors, and there is no destination then, or the old one;
     UnreadableError for a source.
@@ -131,6 +133,7 @@ def convert(
     from ptsave.formats.base import WriteOptions, digest_algorithm
     from ptsave.verbs.convert import convert_paths, parse_size
     from ptsave.verbs.edit import parse_edits
+    from ptsave.verbs.texts import check_metadata
 
     with options_of(signature(convert).parameters):
         given = _given(locals(), convert)
@@ -151,6 +154,7 @@ def convert(
             format=format,
             select=select,
             extras=parse_extras(extras, "fail", "drop", "keep"),
+            metadata=check_metadata(metadata or {}),
             dry_run=dry_run,
             given=given,
         )

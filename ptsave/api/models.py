@@ -38,6 +38,7 @@ from ptsave.training.foreign import as_torch
 from ptsave.training.modules import plan_module, state_of, unwrap
 from ptsave.training.plain_data import as_plain_data
 from ptsave.training.state import TrainingState
+from ptsave.verbs.texts import check_holds, check_metadata
 
 PathLike = str | os.PathLike[str]
 Module = TypeVar("Module", bound=nn.Module)
@@ -51,6 +52,7 @@ def save(
     overwrite: bool = True,
     hyperparameters: Mapping[str, Any] | None = None,
     config: PathLike | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> Saved:
     """Write a model's weights, a state dict or a training's dictionary to `path`, with ptsave's record.
 
@@ -61,7 +63,7 @@ def save(
 
     The record keeps digests of the tensors and the environment. With `hyperparameters` (the keyword arguments
     that the module was made with) or `config` (the TOML that describes it) it also says how to build the
-    model again, which is tried first, without memory.
+    model again, which is tried first, without memory. `metadata` has texts to keep beside the tensors.
 
     Raises: LossyError naming what the format cannot hold; ExistsError; WriteError; UsageError. The
     old file is there then.
@@ -84,6 +86,8 @@ def save(
             tree = as_plain_data(tree, "")
         checkpoint = checkpoint_of(tree, destination)
         checkpoint.record = _record(module, spec) if spec is not None else Record(environment=environment())
+        checkpoint.metadata = check_metadata(metadata or {})
+        check_holds(target, checkpoint.metadata, checkpoint.tensors, record=True)
         if spec is not None:
             _check_rebuilds(spec, checkpoint)
         written = target.write(checkpoint, destination, WriteOptions(overwrite=overwrite))

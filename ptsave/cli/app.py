@@ -24,6 +24,7 @@ from ptsave.cli.options import (
     FormatName,
     Json,
     LeftOutWeights,
+    Metadata,
     MinCoverage,
     NoCheck,
     NoRecord,
@@ -104,6 +105,7 @@ def save(
     seed: Annotated[int, typer.Option(help="Seed of the weights that do not come from --weights.")] = 0,
     device: Device = "cpu",
     format: FormatName = None,
+    metadata: Metadata = None,
     digest: Digest = "xxh3_128",
     no_record: NoRecord = False,
     no_behaviour: Annotated[
@@ -121,6 +123,7 @@ def save(
     from ptsave.cli.save import save as run
     from ptsave.formats.base import WriteOptions, digest_algorithm
     from ptsave.verbs.request import refuse_unused, unused_by_save
+    from ptsave.verbs.texts import parse_metadata
 
     refuse_unused(
         given(context),
@@ -141,6 +144,7 @@ def save(
         seed=seed,
         device=device,
         format=format,
+        metadata=parse_metadata(metadata or ()),
         behaves=not no_behaviour,
         app_dir=app_dir,
     )
@@ -290,6 +294,7 @@ def convert(
     shard_size: Annotated[
         str, typer.Option(metavar="SIZE", help="Most bytes in one file of a sharded format, e.g. 5GB.")
     ] = "5GB",
+    metadata: Metadata = None,
     digest: Digest = "xxh3_128",
     no_record: NoRecord = False,
     no_check: NoCheck = False,
@@ -306,6 +311,7 @@ def convert(
     from ptsave.formats.base import WriteOptions, digest_algorithm
     from ptsave.verbs.convert import parse_size
     from ptsave.verbs.edit import parse_edits
+    from ptsave.verbs.texts import parse_metadata
 
     run(
         Mode(json, quiet, verbose),
@@ -321,6 +327,7 @@ def convert(
         format=format,
         select=select,
         extras=parse_extras(extras, "fail", "drop", "keep"),
+        metadata=parse_metadata(metadata or ()),
         dry_run=dry_run,
         given=given(context),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
 from ptsave.core.accounts import Extras
@@ -23,6 +23,7 @@ def convert(
     format: str | None,
     select: str | None,
     extras: Extras,
+    metadata: Mapping[str, str],
     dry_run: bool,
     given: Collection[str] = (),
 ) -> None:
@@ -39,6 +40,7 @@ def convert(
         format=format,
         select=select,
         extras=extras,
+        metadata=metadata,
         dry_run=dry_run,
         given=given,
         bar=partial(progress, mode),

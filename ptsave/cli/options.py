@@ -65,6 +65,10 @@ Tie = Annotated[
     list[str] | None,
     typer.Option("--tie", metavar="NAME", help="Name whose values a tied parameter takes."),
 ]
+Metadata = Annotated[
+    list[str] | None,
+    typer.Option("--metadata", metavar="KEY=VALUE", help="Text to keep beside the tensors; repeatable."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the destination if it exists.")]
 FormatName = Annotated[
     str | None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +29,7 @@ def save(
     seed: int,
     device: str,
     format: str | None,
+    metadata: Mapping[str, str],
     behaves: bool,
     app_dir: Path,
 ) -> None:
@@ -60,6 +61,7 @@ def save(
                 weights=weights,
                 wanted=wanted,
                 seed=seed,
+                metadata=metadata,
                 behaves=behaves,
                 app_dir=app_dir,
                 warn=warn,

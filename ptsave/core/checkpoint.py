@@ -134,6 +134,8 @@ class Checkpoint:
     """What the file says of its tensors and containers, and a reader could not keep."""
     files: ExitStack = field(default_factory=ExitStack)
     """Closes what is open."""
+    siblings: Sequence[str] = ()
+    """The other files in the folder that it is, by name."""
     held: Sequence[Held] = ()
     """What it was read from; none for a live model."""
     wrappings: Sequence[Wrapping] = ()
@@ -145,6 +147,11 @@ class Checkpoint:
         if self.format == LIVE:
             return sys.maxsize
         return sum(held.stored_bytes for held in self.held)
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """`metadata`, and what the record keeps of it for formats that have no place of their own."""
+        return {**(self.record.metadata if self.record is not None else {}), **self.metadata}
 
     @cached_property
     def tensors(self) -> dict[str, TensorEntry]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,14 @@ from ptsave.distributed.writer import tied_names, write_sharded
 from ptsave.errors import UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
+from ptsave.formats.writers import BY_NAME
 from ptsave.models.behaviour.observe import observe
 from ptsave.models.build import build_model
 from ptsave.models.save import Saved, new_record, unrecorded, with_allowed
 from ptsave.models.weights.fill import Warn, select_for
 from ptsave.models.weights.own_shard import num_local_bytes
 from ptsave.storage.opening import check_folder_destination, check_shared_destination
+from ptsave.verbs.texts import check_holds
 
 FORMAT = "dcp"
 
@@ -50,6 +53,7 @@ def save(
     *,
     weights: Location | None = None,
     seed: int = 0,
+    metadata: Mapping[str, str] | None = None,
     behaves: bool = True,
     app_dir: Path | None = None,
     wanted: Wanted = EXACT,
@@ -100,7 +104,9 @@ def save(
         filled = "its factory" if config.model.is_factory else f"fresh weights of seed {seed}"
     is_run = options.record and behaves
     behaviour = _behaviour(plan, model, config, group, reference, say) if is_run else None
+    record = replace(record, metadata=dict(metadata or {}))
     state = model.state_dict(keep_vars=True)
+    check_holds(BY_NAME[FORMAT], record.metadata, state, record=options.record)
     aliases = tied_names(state)
     tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
     unique = [value for name, value in tensors.items() if name not in aliases]

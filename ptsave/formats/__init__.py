@@ -147,6 +147,7 @@ def _read_folder(folder: InputFolder) -> Checkpoint:
         for known in FOLDER_FORMATS:
             if known.sniff(folder):
                 checkpoint = _holding(known.read(folder), folder)
+                checkpoint.siblings = [name for name in folder.names if name not in folder.opened]
                 try:
                     judge_rest(folder, checkpoint, open_file)
                 except BaseException:

@@ -213,10 +213,9 @@ def check_record(checkpoint: Checkpoint, aliases: Mapping[str, str], options: Wr
 
 def carried_metadata(checkpoint: Checkpoint) -> dict[str, str]:
     """The text beside the source's tensors, without what every writer makes anew."""
-    recorded = checkpoint.record.metadata if checkpoint.record is not None else {}
     return {
         key: text
-        for key, text in {**recorded, **checkpoint.metadata}.items()
+        for key, text in checkpoint.texts.items()
         if key not in (KEY, "format") and key not in checkpoint.tensors
     }
 

@@ -39,6 +39,8 @@ class Writer:
     """Whether it divides the tensors among files of a size."""
     keeps_record: bool = True
     """Whether it has a place for ptsave's record."""
+    keeps_texts: bool = False
+    """Whether it has a place for texts beside the tensors that is not the record's."""
     max_small_file_tensors: int = 80_000
     """Cap on the tensors out of a small file, whose few bytes can name many.
 
@@ -46,10 +48,10 @@ class Writer:
 
 
 WRITERS = (
-    Writer("safetensors", safetensors_write.write, (".safetensors",)),
+    Writer("safetensors", safetensors_write.write, (".safetensors",), keeps_texts=True),
     Writer("pt", torch_write.write, (".pt", ".pth", ".bin", ".ckpt"), torch_write.holds),
     Writer("npz", npz_write.write, (".npz",), keeps_record=False),
-    Writer("safetensors-sharded", sharded_write.write, is_folder=True, is_sharded=True),
+    Writer("safetensors-sharded", sharded_write.write, is_folder=True, is_sharded=True, keeps_texts=True),
     Writer(
         "dcp",
         dcp_write.write,

@@ -31,6 +31,7 @@ from ptsave.models.weights.fill import build_from
 from ptsave.models.weights.lazy import lazy_names, settle
 from ptsave.models.weights.live import checkpoint_of
 from ptsave.storage.reads import may_be_replaced
+from ptsave.verbs.texts import check_holds
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def save(
     weights: Location | None = None,
     seed: int = 0,
     device: str = "cpu",
+    metadata: Mapping[str, str] | None = None,
     behaves: bool = True,
     app_dir: Path | None = None,
     wanted: Wanted = EXACT,
@@ -87,7 +89,8 @@ def save(
 ) -> Saved:
     """Build the model, fill it from `weights` or with fresh ones, copy it to the CPU, and write it.
 
-    `behaves`: whether the record says what the model computes, where the config has inputs.
+    `metadata`: texts to keep beside the tensors. `behaves`: whether the record says what the model computes,
+    where the config has inputs.
 
     Raises: UsageError for the config, LossyError when the weights do not fit or the format cannot hold
     the state dict, and what reading and writing raise. Nothing is written then.
@@ -95,6 +98,7 @@ def save(
     # Before the work of building, or training, whose result would be lost.
     check_device(device)
     check_destination(destination, target, overwrite=options.overwrite)
+    check_holds(target, metadata or {}, (), record=options.record)
     if weights is None and wanted.select is not None:
         raise UsageError("--select chooses from --weights", "", "name a checkpoint with --weights")
     report: KeyReport | None = None
@@ -113,7 +117,9 @@ def save(
     checkpoint = checkpoint_of(model.state_dict(), destination)
     record = with_allowed(new_record(model, config, device), report)
     checkpoint.record = replace(record, behaviour=behaviour)
+    checkpoint.metadata = metadata or {}
     tensors = checkpoint.tensors
+    check_holds(target, checkpoint.metadata, tensors, record=options.record)
     unique = {entry.view: entry for entry in tensors.values()}.values()
     written = target.write(checkpoint, destination, options)
     for line in written.notes:

@@ -149,6 +149,7 @@ def converted(result: Conversion) -> dict[str, Any]:
         "renamed": dict(result.renamed),
         "dense": dict(result.dense),
         "notes": list(result.notes),
+        "not_copied": list(result.not_copied),
         "checked": result.checked,
         "dry_run": result.is_plan,
     }

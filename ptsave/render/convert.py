@@ -18,6 +18,8 @@ def show_converted(mode: Mode, result: Conversion) -> None:
         note(mode, line)
     sources = ", ".join(map(str, result.sources))
     what = f"{count(result.num_tensors, 'tensor')}, {size(result.num_bytes)}"
+    if result.not_copied:
+        note(mode, f"not copied, beside the weights: {', '.join(result.not_copied)}")
     if not result.is_plan:
         note(
             mode, f"converted {sources} to {result.destination} ({result.format}): {what}{checked_by(result)}"

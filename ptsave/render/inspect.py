@@ -105,6 +105,10 @@ def _show_checkpoint(result: Inspection, tree: bool, depth: int | None, shows_al
     for program in result.programs:
         _program(program)
     pairs("data", {escape(name): value(item) for name, item in result.data.items()})
+    kept = result.record.extras if result.record is not None else None
+    if isinstance(kept, dict):
+        kept = {name: item for name, item in kept.items() if name not in result.data}
+        pairs("data, kept in the record", {escape(str(name)): value(item) for name, item in kept.items()})
     pairs(
         "metadata",
         {escape(key): value(text) for key, text in result.metadata.items() if key != "ptsave"},

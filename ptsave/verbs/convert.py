@@ -33,6 +33,7 @@ from ptsave.formats.writers import Writer, check_destination, destination_writer
 from ptsave.verbs.edit import Edits, edit, is_dropped
 from ptsave.verbs.extras import fit_extras
 from ptsave.verbs.request import Bar, refuse_unused, unseen, unused_by_convert
+from ptsave.verbs.texts import check_holds, left_beside, lost, with_kept_values
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Conversion:
     dense: Mapping[str, str] = field(default_factory=dict)
     """What `--dense` made plain tensors of, by its name in the source, and what it was."""
     notes: Sequence[str] = ()
+    not_copied: Sequence[str] = ()
+    """Files beside the sources that loaders read with the weights: a configuration, a tokenizer."""
     is_plan: bool = False
     checked: str = ""
     """By what the destination was compared with what was written."""
@@ -67,12 +70,14 @@ def convert_paths(
     select: str | None,
     extras: Extras,
     dry_run: bool,
+    metadata: Mapping[str, str] | None = None,
     given: Collection[str] = (),
     bar: Bar = unseen,
 ) -> Conversion:
     """Write the tensors of all `paths` but the last to the last one, edited.
 
-    `given`: the options that were given, as flags, each of which must be of use.
+    `metadata`: texts to put beside the tensors, over those of the sources. `given`: the options that were
+    given, as flags, each of which must be of use.
 
     Raises: UsageError for an option, and what reading and writing raise.
     """
@@ -99,6 +104,7 @@ def convert_paths(
                 edits,
                 select=select,
                 extras=extras,
+                metadata=metadata,
                 dry_run=dry_run,
             )
 
@@ -113,6 +119,7 @@ def convert(
     *,
     select: str | None = None,
     extras: Extras = "fail",
+    metadata: Mapping[str, str] | None = None,
     dry_run: bool = False,
 ) -> Conversion:
     """Write the tensors of `sources` to `destination`; nothing is there when it fails.
@@ -144,16 +151,20 @@ def convert(
     source = sources[0]
     root = _as_written(edited.root, target, notes)
     notes.extend(_made_dense(edited.dense))
+    if target.holds is not None and select is None and len(sources) == 1 and extras != "drop":
+        root = with_kept_values(root, source.record.extras if source.record is not None else None)
     if target.name == "pt" and select is None and is_alone(source) and [*root] == [ROOT_NAME]:
         root = root[ROOT_NAME]  # a tensor that is alone in its file stays it
     plan = Checkpoint(
         source.format,
         source.path,
         root,
-        metadata=_merged_metadata(sources),
+        metadata={**(texts := _merged_texts(sources)), **(metadata or {})},
         record=_carried_record(sources, edits, edited.renamed, select),
         held=[held for source in sources for held in source.held],
     )
+    check_holds(target, metadata or {}, plan.tensors, record=options.record)
+    notes.extend(lost(target, texts, record=options.record))
     for one in sources:
         settle_left_out(_left_out(one, select, edits), extras, dropped, notes, str(one.path))
     plan = fit_extras(
@@ -185,6 +196,7 @@ def convert(
         renamed=edited.renamed,
         dense=edited.dense,
         notes=notes,
+        not_copied=left_beside(sources, destination, target),
         is_plan=dry_run,
     )
     if not dry_run:
@@ -322,10 +334,11 @@ def _merged(roots: Sequence[Any], sources: Sequence[Checkpoint]) -> Any:
     return merged
 
 
-def _merged_metadata(sources: Sequence[Checkpoint]) -> dict[str, str]:
+def _merged_texts(sources: Sequence[Checkpoint]) -> dict[str, str]:
+    """What the sources have beside their tensors; the first that has a key wins."""
     merged: dict[str, str] = {}
     for source in sources:
-        merged.update({key: text for key, text in source.metadata.items() if key not in merged})
+        merged.update({key: text for key, text in source.texts.items() if key not in merged})
     return merged
 
 

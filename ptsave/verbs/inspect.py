@@ -187,7 +187,7 @@ def inspect(
         num_bytes=sum(entry.num_bytes for entry in unique),
         dtypes=_by_dtype(unique),
         data=checkpoint.data,
-        metadata=checkpoint.metadata,
+        metadata=checkpoint.texts,
         globals=checkpoint.globals,
         record=checkpoint.record,
         named_code=list(told.model.named_code) if told.model is not None else [],

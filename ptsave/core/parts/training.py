@@ -109,10 +109,12 @@ def nested(root: Any, extras: Any) -> Any:
 
     `extras`: what the record has of the leaves that a flat file cannot hold.
     """
-    if not isinstance(root, dict) or not all(isinstance(leaf, TensorEntry) for leaf in root.values()):
-        return root
     if not isinstance(extras, dict):
         extras = {}
+    if not isinstance(root, dict) or not all(
+        isinstance(leaf, TensorEntry) or name in extras for name, leaf in root.items()
+    ):
+        return root
     if not extras and not any("state." in str(name) for name in root):
         return root
     tree: dict[str, Any] = {}
