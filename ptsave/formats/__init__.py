@@ -17,6 +17,7 @@ from ptsave.formats.dcp import read as dcp_read
 from ptsave.formats.dcp import unconsolidated
 from ptsave.formats.folder_files import fingerprint
 from ptsave.formats.folder_rest import judge_rest
+from ptsave.formats.gguf import read as gguf_read
 from ptsave.formats.npz import read as npz_read
 from ptsave.formats.one_reading import check_one_reading
 from ptsave.formats.onnx import read as onnx_read
@@ -38,6 +39,7 @@ FILE_FORMATS: tuple[FileFormat, ...] = (
     tar.FORMAT,
     *npz_read.FORMATS,
     sharded_read.INDEX_FORMAT,
+    gguf_read.FORMAT,
     onnx_read.FORMAT,
 )
 MEMBER_FORMATS = (

@@ -35,9 +35,7 @@ _UNPACK_FOLDER = "unpack it, then name the folder with the checkpoint's files"
 _NO_MEMBER = "none of its members is a checkpoint; what is an archive itself has to be unpacked first"
 _WEIGHTS = "name the file with the weights (.safetensors, .pt, .pth, .bin, .ckpt)"
 _OTHER = "use its own library to save the weights as safetensors or .npz"
-KINDS = (
-    "it reads torch files (.pt, .pth, .bin, .ckpt, .pt2), safetensors, .npz, .npy, .onnx, folders of these"
-)
+KINDS = "it reads torch files (.pt, .pth, .bin, .ckpt, .pt2), safetensors, ONNX, GGUF, NumPy, and folders"
 
 
 class _Signature(NamedTuple):
@@ -66,9 +64,6 @@ _SIGNATURES = (
     _Signature(0, b"Rar!\x1a\x07", "is a RAR archive", _UNPACK),
     _Signature(257, b"ustar", "is a tar archive", _UNPACK),
     _Signature(0, b"PK\7\x08", "is one part of a split zip archive", "join the parts first (zip -s 0)"),
-    _Signature(
-        0, b"GGUF", "is a GGUF model (llama.cpp)", "use llama.cpp or gguf-py; it holds no PyTorch state dict"
-    ),
     _Signature(0, b"lmgg", "is a GGML model (llama.cpp before GGUF)", "use the llama.cpp of its time"),
     _Signature(0, b"fmgg", "is a GGML model (llama.cpp before GGUF)", "use the llama.cpp of its time"),
     _Signature(0, b"tjgg", "is a GGML model (llama.cpp before GGUF)", "use the llama.cpp of its time"),
@@ -304,4 +299,4 @@ def _with_weights(folder: InputFolder) -> Iterator[str]:
 
 MAX_INNER = 16
 """The most folders of a folder without a checkpoint that are looked in, to say where one is."""
-WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".pt2", ".npy", ".onnx")
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".pt2", ".npy", ".onnx", ".gguf")

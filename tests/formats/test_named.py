@@ -61,7 +61,6 @@ FILES = {
     "zip archive, not a checkpoint; it holds 'a.txt'": zipped(a_dot_txt=b"x"),
     "empty zip": zipped(),
     "Keras model": zipped(config_dot_json=b"{}", model_dot_weights_dot_h5=b""),
-    "GGUF": b"GGUF\3\0\0\0" + bytes(20),
     "HDF5": b"\x89HDF\r\n\x1a\n" + bytes(20),
     "HDF5 file": bytes(511) + b"x\x89HDF\r\n\x1a\n" + bytes(20),
     "TensorFlow Lite": b"\x1c\0\0\0TFL3" + bytes(20),
