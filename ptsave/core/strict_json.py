@@ -14,6 +14,7 @@ MAX_VALUES = 5_000_000
 MAX_WIDE_BYTES = 25_000_000
 """Cap on a document with characters beyond ASCII, which Python holds in up to four times the memory."""
 _NEGATIVE_ZERO = re.compile(r"-0(?![0-9.eE])")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _HINT = "the file is damaged or was written by a faulty program; get it again from its source"
 
 
@@ -23,13 +24,16 @@ def parse_object(
     where: str,
     shrink: Callable[[dict[str, Any]], Any] | None = None,
     times: int = 1,
+    *,
+    is_finite: bool = False,
 ) -> dict[str, Any]:
     """The JSON object that `data` spells, bytes in UTF-8; a key that repeats in any object is refused, and so
     is -0.
 
     Keys at the top are Unicode text. `what` names the document in messages. `shrink` gives what stands for
     each object as soon as it is parsed; a document can hold more of them than memory holds dicts. `times`:
-    how many times the cap on values it may have.
+    how many times the cap on values it may have. `is_finite`: whether NaN and Infinity, which Python's own
+    reader takes and others do not, are refused.
 
     Raises: CorruptError, LimitError.
     """
@@ -43,7 +47,8 @@ def parse_object(
         del data
         hook = _without_negative_zero if _NEGATIVE_ZERO.search(text) else None
         made = _without_repeats if shrink is None else lambda pairs: shrink(_without_repeats(pairs))
-        parsed = json.loads(text, object_pairs_hook=made, parse_int=hook)
+        constant = _refused_constant if is_finite else None
+        parsed = json.loads(text, object_pairs_hook=made, parse_int=hook, parse_constant=constant)
     except _RepeatedKeyError as error:
         raise CorruptError(f"{what} has two keys {error.key!r}", where, _HINT) from None
     except RecursionError:
@@ -53,9 +58,14 @@ def parse_object(
         raise CorruptError(f"{what} is not JSON ({reason})", where, _HINT) from None
     if not isinstance(parsed, dict):
         raise CorruptError(f"{what} is not a JSON object", where, _HINT)
-    if "\\u" in text and any("\ud800" <= c <= "\udfff" for key in parsed for c in key):
+    if "\\u" in text and not all(map(is_unicode, parsed)):
         raise CorruptError(f"{what} has a key that is not Unicode text", where, _HINT)
     return parsed
+
+
+def is_unicode(text: str) -> bool:
+    """Whether `text` has no surrogate, which JSON's escapes can spell alone and UTF-8 cannot."""
+    return text.isascii() or _SURROGATE.search(text) is None
 
 
 def num_values(data: bytes | str) -> int:
@@ -67,6 +77,10 @@ def _without_negative_zero(digits: str) -> int:
     if digits == "-0":
         raise ValueError("a number is negative zero")
     return int(digits)
+
+
+def _refused_constant(spelled: str) -> float:
+    raise ValueError(f"{spelled} is no number")
 
 
 class _RepeatedKeyError(Exception):

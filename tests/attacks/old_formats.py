@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -131,6 +133,16 @@ for _name, _data in PT2_CONFIGS.items():
 def pt2_pickled_weight() -> bytes:
     config = pt2_weight(use_pickle=True)
     return pt2({"data/weights/model_weights_config.json": config, "data/weights/weight_0": tf.pt(EVIL)})
+
+
+@attack(REFUSED, says="two checkpoints in one")
+def pt2_of_both_layouts() -> bytes:
+    """torch.export.load takes the new one, and where that fails the old one."""
+    weights = tf.pt(OrderedDict(w=tf.tensor()))
+    old = {"serialized_exported_program.json": b"{}", "serialized_state_dict.pt": weights}
+    with zipfile.ZipFile(io.BytesIO(pt2({}))) as new:
+        entries = [Entry(name, new.read(name)) for name in new.namelist()]
+    return zip_bytes([*entries, *(Entry(name, data) for name, data in old.items())])
 
 
 # torch before 0.1.10

@@ -49,6 +49,12 @@ HEADERS: dict[str, str | bytes] = {
     "nested_objects_100_000_deep": '{"w":' * 100_000 + "1" + "}" * 100_000,
     "nested_in_an_unknown_key": one(more=',"x":' + "[" * 100_000 + "]" * 100_000),
     "nested_in_metadata": '{"__metadata__":{"a":' + "[" * 5000 + "]" * 5000 + "}}",
+    "nested_in_an_unknown_key_beyond_the_library": one(more=',"x":' + "[" * 128 + "]" * 128),
+    "unknown_key_of_nan": one(more=',"x":NaN'),
+    "unknown_key_of_infinity": one(more=',"x":1e999'),
+    "unknown_key_of_a_lone_surrogate": one(more=',"x":"\\ud83d"'),
+    "metadata_of_a_lone_surrogate": f'{{"__metadata__":{{"a":"\\ud83d"}},"w":{PLAIN}}}',
+    "metadata_key_of_a_lone_surrogate": f'{{"__metadata__":{{"\\ud83d":"a"}},"w":{PLAIN}}}',
     # duplicate keys
     "duplicate_tensor": f'{{"w":{PLAIN},"w":{PLAIN}}}',
     "duplicate_tensor_escaped": f'{{"w":{PLAIN},"\\u0077":{PLAIN}}}',

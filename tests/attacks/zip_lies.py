@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -322,6 +323,15 @@ def entry_over_the_directory() -> bytes:
 def unlisted_entry() -> bytes:
     """A local header that no directory entry names: a streaming reader would see it."""
     return zip_bytes([Entry("archive/data.pkl", BAD, listed=False), *entries()])
+
+
+@attack(REFUSED, says="UTF-8")
+def record_named_in_code_page_437() -> bytes:
+    """zipfile reads the name as the pickle spells it; torch reads names as UTF-8, and fails."""
+    storage = tf.storage(key="é")
+    made = tf.pt_entries(dump(OrderedDict(w=tf.tensor(of=storage))), {})
+    name, unmarked = "archive/data/é".encode("cp437"), {"flags": 0}
+    return zip_bytes([*made, Entry(name, tf.FOUR, local=unmarked, central=unmarked)])
 
 
 @attack(REFUSED)

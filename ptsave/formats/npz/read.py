@@ -47,7 +47,7 @@ _ORDER = re.compile(rf"{_S}['\"]fortran_order['\"]{_S}:{_S}(True|False){_S}")
 _SHAPE = re.compile(rf"{_S}['\"]shape['\"]{_S}:{_S}\(([0-9L,{_SPACES}]*)\){_S}")
 _SIZE = re.compile(r"(0{1,19}|[1-9][0-9]{0,18})(L?)")
 _FIXED = re.compile(
-    r"[<>=|](?:(?P<type>[biufcmMSVU])(?P<size>[0-9]{1,18})"
+    r"[<>|](?:(?P<type>[biufcmMSVU])(?P<size>[0-9]{1,18})"
     r"|(?P<unit>[mM]8\[(?:[1-9][0-9]{0,8})?(?:[YMWDhms]|ms|us|ns|ps|fs|as)\]))"
 )
 _ITEM_BYTES = {
@@ -248,9 +248,13 @@ def _bytes_of(descr: Any) -> int | None:
     if match is None:
         raise _NoDtypeError
     if match["unit"]:
+        if descr[0] == "|":
+            raise _NoDtypeError
         return 8
     size = int(match["size"])
     if size not in _ITEM_BYTES.get(match["type"], (size,)):
+        raise _NoDtypeError
+    if descr[0] == "|" and size > 1 and match["type"] not in "SV":  # a number has a byte order
         raise _NoDtypeError
     size *= 4 if match["type"] == "U" else 1  # in code points of 4 bytes
     if size > _MAX_ITEM_BYTES:

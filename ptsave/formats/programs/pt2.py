@@ -184,6 +184,11 @@ class _Archive:
                 what = f"the file is two checkpoints in one: torch.load and torch.jit.load read its {record}"
                 raise CorruptError(what, str(self.directory.file.path), _DAMAGED)
         if self.is_old:
+            if any(name.partition("/")[2] == _FORMAT_RECORD for name in self.directory.entries):
+                what = (
+                    "the file is two checkpoints in one: an exported program of the old and of the new layout"
+                )
+                raise CorruptError(what, str(self.directory.file.path), _DAMAGED)
             for one, other in (_OLD_WEIGHTS, _OLD_CONSTANTS):
                 if self.has(one) and self.has(other):
                     raise CorruptError(

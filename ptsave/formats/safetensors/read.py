@@ -6,8 +6,8 @@ Source: https://huggingface.co/docs/safetensors, "Format"; checked against the l
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import islice
-from math import prod
+from itertools import chain, islice
+from math import isfinite, prod
 from sys import intern
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from ptsave.core.dtypes import BY_SAFETENSORS, DType
 from ptsave.core.nodes import TensorEntry, contiguous_strides
 from ptsave.core.own_process import no_garbage_collection
 from ptsave.core.record import Record
-from ptsave.core.strict_json import parse_object
+from ptsave.core.strict_json import is_unicode, parse_object
 from ptsave.errors import CorruptError, LimitError, UnknownFormatError
 from ptsave.formats.base import FileFormat
 from ptsave.formats.safetensors import chunk_offsets
@@ -109,7 +109,7 @@ def read_header(file: InputFile) -> tuple[dict[str, TensorEntry], dict[str, str]
     text = file.read_at(8, header_bytes)
     if (described := text.count(b'"data_offsets"')) > times * MAX_TENSORS:  # before any of them is made
         raise LimitError("tensors", times * MAX_TENSORS, described, where)
-    header = parse_object(text, "the header", where, _shrink, times)
+    header = parse_object(text, "the header", where, _shrink, times, is_finite=True)
     del text
     metadata = _metadata(header.pop(_METADATA, None), where, times)
     if len(header) > times * MAX_TENSORS:
@@ -201,6 +201,8 @@ def _metadata(value: Any, where: str, times: int) -> dict[str, str]:
         return {}
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise CorruptError("the header's __metadata__ is not a table of texts", where, _DAMAGED)
+    if not all(map(is_unicode, chain(value, value.values()))):
+        raise CorruptError("the header's __metadata__ is not Unicode text", where, _DAMAGED)
     if len(value) > times * MAX_METADATA:
         raise LimitError("metadata_texts", times * MAX_METADATA, len(value), where)
     return value
@@ -214,11 +216,24 @@ class _Layout(NamedTuple):
 
 
 def _shrink(found: dict[str, Any]) -> Any:
-    """(dtype's tag, sizes, data offsets) for an object that describes a tensor; others as they are."""
+    """(dtype's tag, sizes, data offsets) for an object that describes a tensor; others as they are.
+
+    The library passes over further fields that it can read: these are, where nothing nests in them.
+    """
     tag, sizes, offsets = found.get("dtype"), found.get("shape"), found.get("data_offsets")
-    if type(tag) is str and type(sizes) is list and type(offsets) is list:
-        return intern(tag), tuple(sizes), tuple(offsets)
-    return found
+    if type(tag) is not str or type(sizes) is not list or type(offsets) is not list:
+        return found
+    if len(found) > 3 and not all(map(_is_readable, found.values())):
+        return found
+    return intern(tag), tuple(sizes), tuple(offsets)
+
+
+def _is_readable(value: Any) -> bool:
+    if isinstance(value, list):
+        return not any(isinstance(part, (list, dict)) for part in value)
+    if isinstance(value, float):
+        return isfinite(value)
+    return not isinstance(value, dict) and (not isinstance(value, str) or is_unicode(value))
 
 
 def _fields(name: str, info: Any, where: str) -> tuple[str, tuple[int, ...], int, int]:

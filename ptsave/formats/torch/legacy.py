@@ -125,16 +125,15 @@ class LegacyStorages:
                 self.notes.append("it carries the source code of its modules, which ptsave does not run")
                 self.notes[:] = dict.fromkeys(self.notes)
             return rest[0]
-        if tag not in ("storage", b"storage") or len(rest) not in (4, 5):
+        if tag not in ("storage", b"storage") or len(rest) != 5:
             raise CorruptError("the pickle refers to an object that is neither a storage nor a module")
-        kind, raw_key, location, count = rest[:4]
+        kind, raw_key, location, count, view = rest
         dtype = storage_type(kind)
         key = _key(raw_key)
         if dtype is None or type(count) is not int or not 0 <= count < 2**63:
             raise CorruptError(f"storage {str(key)[:40]} is described impossibly")
         check_location(location, count)
         root = self._root(key, kind.name, dtype, count)
-        view = rest[4] if len(rest) == 5 else None
         return root if view is None else self._view(view, key, root)
 
     def _root(self, key: Key, name: str, dtype: DType, count: int) -> StorageNode:

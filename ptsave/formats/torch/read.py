@@ -165,9 +165,12 @@ def check_layout(directory: ZipDirectory, top: str) -> None:
         raise CorruptError(f"torch looks for its records where the first one is, at {found!r}", where, _PACK)
     known = {f"{top}{name}".lower(): f"{top}{name}" for name in _FOUND_BY_NAME}
     longest = max(map(len, known))
-    for name in directory.entries:
+    for name, entry in directory.entries.items():
         if not name.startswith(top):
             raise CorruptError(f"the record {name[:40]!r} is outside the folder of all others", where, _PACK)
+        if not entry.is_utf8:
+            what = f"the archive does not spell the name {name[:40]!r} in UTF-8, and torch reads no other"
+            raise CorruptError(what, where, _PACK)
         if len(name) <= longest and known.get(name.lower(), name) != name:
             raise CorruptError(f"torch takes the record {name!r} for {known[name.lower()]!r}", where, _HINT)
     for name in _TEXTS:

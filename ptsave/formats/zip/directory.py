@@ -164,8 +164,9 @@ def parse_directory(archive: Archive, block: bytes, count: int) -> tuple[list[Zi
             deflated_bytes += packed
             inflated_bytes += unpacked
         known = crc if crc or not unpacked else None
-        unmarked = not is_ascii and not flags & _FLAG_UTF8 and name.encode() == raw_name
-        entries.append(ZipEntry(name, method, known, packed, unpacked, offset, -1, unmarked))
+        is_utf8 = is_ascii or name.encode() == raw_name
+        unmarked = is_utf8 and not is_ascii and not flags & _FLAG_UTF8
+        entries.append(ZipEntry(name, method, known, packed, unpacked, offset, -1, unmarked, is_utf8))
         positions.append(at)
         at = after
     deflated_bytes = min(deflated_bytes, archive.file.stored_bytes)  # they may have been inflated themselves

@@ -46,6 +46,8 @@ class ZipEntry:
     """Of the first data byte, from the beginning of the file, in bytes."""
     is_unmarked: bool = False
     """Whether the name is beyond ASCII, and not marked as UTF-8."""
+    is_utf8: bool = True
+    """Whether the archive spells the name in UTF-8; else it is of code page 437."""
 
 
 @dataclass(frozen=True, slots=True)
