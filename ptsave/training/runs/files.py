@@ -332,11 +332,14 @@ class RunFiles:
         return False
 
     def _remove(self, file: RunFile[Location]) -> bool:
+        """Remove a checkpoint; returns whether it is gone, which another thread may have seen to."""
         name = file.path.name
         with self._lock:
-            seen = self._known[name][0]
+            known = self._known.get(name)
+        if known is None:
+            return True
         try:
-            self._folder.remove(name, seen)
+            self._folder.remove(name, known[0])
         except PtsaveError as error:
             self.notes.append(f"cannot remove {file.path}: {error.what}")
             return False

@@ -28,6 +28,7 @@ from ptsave.storage.temporary import SUFFIX
 from ptsave.training.apart.restore import state_of
 from ptsave.training.runs import files
 from ptsave.training.runs.checkpoints import Checkpoints
+from ptsave.training.runs.retention import Retention
 
 
 class Weights:
@@ -626,6 +627,25 @@ def test_ranks_that_are_none_are_nobodys(ranks: object) -> None:
     state, notes = state_of({"step": 1, "world_size": "many", "ranks": ranks, "model_state_dict": {}})
     assert state == {"model_state_dict": {}}
     assert len(notes) == 1
+
+
+def test_another_thread_removes_what_is_superseded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    superseded = Retention.superseded
+    keeper = Checkpoints(tmp_path, keep_last=1)
+
+    def gone_meanwhile(retention: Retention, found: list[Any], just_written: Path) -> list[Any]:
+        gone = superseded(retention, found, just_written)
+        for file in gone:
+            file.path.unlink()
+        assert len(list(keeper._files.newest_first())) == 1
+        return gone
+
+    keeper.save(Weights(), step=0)
+    keeper.wait()
+    monkeypatch.setattr(Retention, "superseded", gone_meanwhile)
+    keeper.save(Weights(), step=1)
+    keeper.close()
+    assert names(tmp_path) == ["step-000000001.pt"]
 
 
 def test_two_threads_save_with_one_keeper(tmp_path: Path) -> None:
