@@ -47,24 +47,26 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep on one worker the tests that share what takes long to make: servers, and fixtures of a module."""
+    """Keep on one worker the tests that share what takes long to make: a file's, and those of one server."""
     from tests.servers.fixtures import server_of  # a plugin, which pytest imports first
 
     for item in items:
         if not isinstance(item, pytest.Function):
             continue
         group = "crash" if "trials" in item.fixturenames else server_of(item)
-        defined = item._fixtureinfo.name2fixturedefs.values()
-        if not group and any(of[-1].scope == "module" for of in defined):
-            group = item.nodeid.partition("::")[0]
-        if group:
-            item.add_marker(pytest.mark.xdist_group(group))
+        item.add_marker(pytest.mark.xdist_group(group or item.nodeid.partition("::")[0]))
+
+
+def pytest_collection() -> None:
+    """Collect no garbage until the tests are collected: what is made until then stays."""
+    gc.disable()
 
 
 def pytest_collection_finish() -> None:
     """Have the garbage collector pass over the modules and tests, half a million objects that stay."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

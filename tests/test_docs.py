@@ -60,18 +60,18 @@ def test_every_command_has_a_page_and_an_example(command: str, readme: str, root
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_flag_of_a_command_stands_in_its_help_on_its_page(
-    command: str, root: Path, ptsave: Command
+    command: str, root: Path, ptsave_here: Command
 ) -> None:
     page = (root / "docs" / "commands" / f"{command}.md").read_text(encoding="utf-8")
-    flags = set(re.findall(r"--[a-z][a-z-]+", ptsave(command, "--help").stdout)) - {"--help"}
+    flags = set(re.findall(r"--[a-z][a-z-]+", ptsave_here(command, "--help").stdout)) - {"--help"}
     assert flags
     assert {flag for flag in flags if flag not in page} == set()
 
 
-def test_every_flag_in_an_example_exists(pages: dict[Path, str], ptsave: Command) -> None:
+def test_every_flag_in_an_example_exists(pages: dict[Path, str], ptsave_here: Command) -> None:
     known = set()
     for command in ((), *((name,) for name in COMMANDS)):
-        known |= set(re.findall(r"--[a-z][a-z-]+", ptsave(*command, "--help").stdout))
+        known |= set(re.findall(r"--[a-z][a-z-]+", ptsave_here(*command, "--help").stdout))
     used = set()
     for text in pages.values():
         for line in re.findall(rf"(?<![\w/'\"])ptsave (?:{'|'.join(COMMANDS)}) [^\n`]*", text):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import ptsave
 from tests.support import Command
 
 Shell = subprocess.CompletedProcess[str]
@@ -61,8 +62,14 @@ def test_make_converts_quietly(make, tmp_path: Path) -> None:  # type: ignore[no
     assert state.keys() == {"weight", "bias"}
 
 
-def test_make_converts_again_only_when_the_source_is_newer(make, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    make("weights.safetensors")
+@pytest.fixture
+def converted(make, tmp_path: Path) -> bytes:  # type: ignore[no-untyped-def]
+    """weights.safetensors, which is newer than its source."""
+    ptsave.convert(tmp_path / "weights.pt", tmp_path / "weights.safetensors")
+    return (tmp_path / "weights.safetensors").read_bytes()
+
+
+def test_make_converts_again_only_when_the_source_is_newer(make, converted: bytes, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     before = (tmp_path / "weights.safetensors").stat()
     assert make("weights.safetensors").returncode == 0
     assert (tmp_path / "weights.safetensors").stat().st_ino == before.st_ino
@@ -74,9 +81,7 @@ def test_make_converts_again_only_when_the_source_is_newer(make, tmp_path: Path)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "html"])
-def test_make_stops_and_keeps_the_old_file(damage: str, make, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    make("weights.safetensors")
-    before = (tmp_path / "weights.safetensors").read_bytes()
+def test_make_stops_and_keeps_the_old_file(damage: str, make, converted: bytes, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     source = tmp_path / "weights.pt"
     data = bytearray(source.read_bytes())
     payload = data.index(torch.arange(6.0).numpy().tobytes())
@@ -96,7 +101,7 @@ def test_make_stops_and_keeps_the_old_file(damage: str, make, tmp_path: Path) ->
     assert done.stdout == ""
     assert re.search(r"^error: .*weights\.pt", done.stderr, re.MULTILINE), done.stderr
     assert "Error 3" in done.stderr  # make's own words for the exit code of the contract
-    assert (tmp_path / "weights.safetensors").read_bytes() == before
+    assert (tmp_path / "weights.safetensors").read_bytes() == converted
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [
         "Makefile",
         "weights.pt",

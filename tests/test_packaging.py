@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from email.parser import Parser
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -101,12 +102,14 @@ def _listed(name: str, text: str) -> set[str]:
 
 
 def _imported(paths: set[Path]) -> set[str]:
-    return {
-        name.partition(".")[0]
-        for path in paths
-        for node in ast.walk(ast.parse(path.read_bytes()))
-        for name in _imports(node)
-    }
+    return set().union(*map(_imported_by, paths))
+
+
+@cache
+def _imported_by(path: Path) -> set[str]:
+    """The packages that the statements of a file import."""
+    nodes = ast.walk(ast.parse(path.read_bytes()))
+    return {name.partition(".")[0] for node in nodes for name in _imports(node)}
 
 
 def _imports(node: ast.AST) -> list[str]:

@@ -28,8 +28,8 @@ from tests.support import Command as Ptsave
 
 DOCS = Path(__file__).parents[1] / "docs"
 MIB = 2**20
-SHAPE = Shape(num_ranks=256, num_tensors=40)
-HALF = Shape(num_ranks=256, num_tensors=20)
+SHAPE = Shape(num_ranks=256, num_tensors=16)
+HALF = Shape(num_ranks=256, num_tensors=8)
 INSPECT_MIB = 80
 """What `inspect` of SHAPE may take; Python with ptsave itself is 30 to 40 of them."""
 BYTES_A_CHUNK = 4096
@@ -63,7 +63,7 @@ def test_the_files_hold_a_terabyte_and_take_no_room(terabyte: Path) -> None:
 def test_inspect_lists_it(terabyte: Path, ptsave: Ptsave) -> None:
     found = json.loads(ptsave("inspect", "--json", terabyte).stdout)
     assert found["format"] == "dcp"
-    assert found["num_tensors"] == 40
+    assert found["num_tensors"] == SHAPE.num_tensors
     assert 0.99 * 2**40 < found["num_bytes"] <= 2**40
 
 
@@ -88,7 +88,7 @@ def reads():
     return int(next(line for line in open("/proc/self/io") if line.startswith("syscr")).split()[1])
 
 before = reads(), peak_kib()
-found = open_and_plan(Path(sys.argv[1]), Shape(256, 40))
+found = open_and_plan(Path(sys.argv[1]), Shape(256, 16))
 after = reads(), peak_kib()
 print(json.dumps({"reads": after[0] - before[0], "grown_kib": after[1] - before[1], **found}))
 """

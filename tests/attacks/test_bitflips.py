@@ -14,6 +14,7 @@ from ptsave.errors import PtsaveError
 from ptsave.formats import open_checkpoint
 from ptsave.verbs.checks.bytes import bytes_
 from ptsave.verbs.checks.subject import Subject
+from tests.support import some
 
 from .samples import BUILT, LIBRARIES, Contents, Sample, contents, spans
 from .test_truncation import assert_helpful
@@ -22,10 +23,10 @@ MAX_SECONDS = 2
 
 
 def flips(part: Path, bits: range) -> Iterator[tuple[int, int]]:
-    """Flip each of `bits` of each byte in the file, one at a time; yields the byte and the bit."""
+    """Flip each of `bits` of each byte, or of some bytes, one at a time; yields the byte and the bit."""
     fd = os.open(part, os.O_RDWR)
     try:
-        for position in range(os.fstat(fd).st_size):
+        for position in some(range(os.fstat(fd).st_size)):
             byte = os.pread(fd, 1, position)[0]
             for bit in bits:
                 os.pwrite(fd, bytes([byte ^ 1 << bit]), position)
@@ -70,7 +71,7 @@ def assert_flips_are_met(sample: Sample, bits: range = range(8)) -> int:
 @pytest.mark.parametrize("make", BUILT.values(), ids=BUILT)
 def test_one_bit_of_every_byte(make: Callable[[Path], Sample], tmp_path: Path) -> None:
     """The quick form: the bit that turns letters' case, which two readers may see differently."""
-    assert assert_flips_are_met(make(tmp_path), range(5, 6)) >= 80
+    assert assert_flips_are_met(make(tmp_path), range(5, 6)) >= len(some(range(80)))
 
 
 @pytest.mark.slow

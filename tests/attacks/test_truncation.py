@@ -10,6 +10,7 @@ import pytest
 
 from ptsave.errors import PtsaveError, UnreadableError
 from ptsave.formats import open_checkpoint
+from tests.support import some
 
 from .samples import BUILT, LIBRARIES, Contents, Sample, contents
 
@@ -26,12 +27,12 @@ def assert_helpful(error: PtsaveError) -> None:
 
 
 def assert_truncations_are_noticed(sample: Sample) -> int:
-    """Cut each part at each byte, from its end to its beginning; returns the number of cuts."""
+    """Cut each part at each byte, or at some, from its end to its beginning; returns the number of cuts."""
     whole = read(sample.path)
     tries = 0
     for part in sample.parts:
         data = part.read_bytes()
-        for length in range(len(data) - 1, -1, -1):
+        for length in some(range(len(data) - 1, -1, -1)):
             os.truncate(part, length)
             tries += 1
             try:
@@ -47,7 +48,7 @@ def assert_truncations_are_noticed(sample: Sample) -> int:
 
 @pytest.mark.parametrize("make", BUILT.values(), ids=BUILT)
 def test_every_length_of_a_small_file(make: Callable[[Path], Sample], tmp_path: Path) -> None:
-    assert assert_truncations_are_noticed(make(tmp_path)) >= 80
+    assert assert_truncations_are_noticed(make(tmp_path)) >= len(some(range(80)))
 
 
 @pytest.mark.slow

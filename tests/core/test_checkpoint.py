@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ptsave.core import checkpoint
 from ptsave.core.checkpoint import LIVE, Checkpoint, check_viewed
 from ptsave.core.dtypes import BY_NAME
 from ptsave.core.nodes import TensorEntry
@@ -34,7 +35,9 @@ def test_ties_and_few_views_have_none() -> None:
     assert len(views(900, 10**6).tensors) == 900
 
 
-def test_leaves_have_a_cap_that_grows_with_the_file() -> None:
-    with pytest.raises(LimitError, match="leaves = 500000"):
-        _ = Checkpoint("", Path("a"), dict.fromkeys(range(500_001))).data
-    assert len(Checkpoint(LIVE, Path("a"), dict.fromkeys(range(500_001))).data) == 500_001
+def test_leaves_have_a_cap_that_grows_with_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert checkpoint.MAX_LEAVES == 500_000
+    monkeypatch.setattr(checkpoint, "MAX_LEAVES", 5000)
+    with pytest.raises(LimitError, match="leaves = 5000"):
+        _ = Checkpoint("", Path("a"), dict.fromkeys(range(5001))).data
+    assert len(Checkpoint(LIVE, Path("a"), dict.fromkeys(range(5001))).data) == 5001

@@ -78,7 +78,7 @@ def bucket(one_s3: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
     return one_s3
 
 
-SMALL = (16, 40, 2, 64)
+SMALL = (16, 12, 2, 64)
 """Ranks, tensors, rows of each rank, columns: of 512 bytes a chunk."""
 MIDDLE = (8, 12, 32, 2048)
 """Of 256 KiB a chunk, 24 MiB in all."""
