@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import chain, islice
-from math import isfinite, prod
-from sys import intern
+from math import prod
+from sys import float_info, intern
 from typing import Any, NamedTuple
 
 from ptsave.core import record as records
@@ -43,6 +43,9 @@ _MAY_BE_CHUNKS = (
     "a tensor may be a chunk"
 )
 _F4 = BY_SAFETENSORS["F4"]
+_MAX_NESTING = 126
+"""How deep lists and objects may nest in the description of a tensor; serde_json reads 128 levels in all."""
+_LARGEST_NUMBER = float_info.max
 _WHITESPACE = b" \t\r\n"
 _INT64_MAX = 2**63 - 1
 _TRUNCATED = "copy or download the file again"
@@ -218,22 +221,32 @@ class _Layout(NamedTuple):
 def _shrink(found: dict[str, Any]) -> Any:
     """(dtype's tag, sizes, data offsets) for an object that describes a tensor; others as they are.
 
-    The library passes over further fields that it can read: these are, where nothing nests in them.
+    The library passes over further fields, where it can read them.
     """
     tag, sizes, offsets = found.get("dtype"), found.get("shape"), found.get("data_offsets")
     if type(tag) is not str or type(sizes) is not list or type(offsets) is not list:
         return found
-    if len(found) > 3 and not all(map(_is_readable, found.values())):
+    if len(found) > 3 and not _is_readable(found):
         return found
     return intern(tag), tuple(sizes), tuple(offsets)
 
 
-def _is_readable(value: Any) -> bool:
-    if isinstance(value, list):
-        return not any(isinstance(part, (list, dict)) for part in value)
-    if isinstance(value, float):
-        return isfinite(value)
-    return not isinstance(value, dict) and (not isinstance(value, str) or is_unicode(value))
+def _is_readable(found: dict[str, Any]) -> bool:
+    """Whether the library, which reads JSON more strictly than Python does, reads what is in `found`."""
+    level: list[Any] = [found]
+    for _ in range(_MAX_NESTING):
+        children = list(
+            chain.from_iterable(chain(c, c.values()) if isinstance(c, dict) else c for c in level)
+        )
+        for child in children:
+            if isinstance(child, str) and not is_unicode(child):
+                return False
+            if isinstance(child, (int, float)) and abs(child) > _LARGEST_NUMBER:
+                return False
+        level = [child for child in children if isinstance(child, (list, dict))]
+        if not level:
+            return True
+    return False
 
 
 def _fields(name: str, info: Any, where: str) -> tuple[str, tuple[int, ...], int, int]:

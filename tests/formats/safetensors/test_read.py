@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file, save_model
+from safetensors.torch import load, load_file, save_file, save_model
 
 from ptsave.core.dtypes import TABLE
 from ptsave.errors import CorruptError, LimitError, UnknownFormatError
@@ -65,7 +65,11 @@ def test_any_order_in_the_header(tmp_path: Path) -> None:
 
 
 def test_what_the_library_accepts_around_the_header(tmp_path: Path) -> None:
-    text = json.dumps({"__metadata__": None, "a": info() | {"more": [[1]]}})
+    deep: list[Any] = []
+    for _ in range(124):
+        deep = [deep]
+    text = json.dumps({"__metadata__": None, "a": info() | {"more": [[1]], "deep": deep, "wide": "é"}})
+    assert list(load(write(tmp_path / "m", f"{text}   ", b"ab").read_bytes())) == ["a"]
     with open_checkpoint(write(tmp_path / "m", f" {text}   ", b"ab")) as checkpoint:
         assert list(checkpoint.tensors) == ["a"]
 
