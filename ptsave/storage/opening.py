@@ -82,15 +82,17 @@ def open_file(where: Location) -> InputFile:
     return found
 
 
-def open_folder(where: Location) -> InputFolder:
+def open_folder(where: Location, *, by_name: bool = False) -> InputFolder:
     """List the folder at `where`. Of a web address nothing can be listed: its files are found by name.
+
+    `by_name`: whether they may be found by name, too, where the store does not let us list them.
 
     Raises: as `open_input`.
     """
     if isinstance(where, Address):
         from ptsave.storage.remote import open_prefix
 
-        return open_prefix(where)
+        return open_prefix(where, by_name=by_name)
     return LocalFolder(where)
 
 

@@ -19,7 +19,7 @@ from ptsave.core.finding import Finding, Kind, counted
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.record import Record
 from ptsave.core.strict_json import parse_object
-from ptsave.errors import CorruptError, LimitError, MissingFileError, UnreadableError
+from ptsave.errors import CorruptError, LimitError, MissingFileError, OutOfReachError, UnreadableError
 from ptsave.formats import named
 from ptsave.formats.base import HEAD_BYTES, FileFormat, FolderFormat
 from ptsave.formats.one_reading import check_one_reading
@@ -84,8 +84,8 @@ def read(folder: InputFolder) -> Checkpoint:
 
 
 def read_index(file: InputFile) -> Checkpoint:
-    """Open the sharded checkpoint whose index is `file`."""
-    folder = open_folder(file.path.parent)
+    """Open the sharded checkpoint whose index is `file`, by the names in it where nothing can be listed."""
+    folder = open_folder(file.path.parent, by_name=True)
     try:
         checkpoint = read_shards(file, folder)
     except BaseException:
@@ -246,6 +246,8 @@ def _opened(folder: InputFolder, name: str, first_bytes: int) -> Checkpoint | No
     """The shard `name`; None where the folder has no such file."""
     try:
         file = folder.open(name, first_bytes)
+    except OutOfReachError:  # it may be there
+        raise
     except MissingFileError:
         if name in folder.names:
             raise

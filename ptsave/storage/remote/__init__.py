@@ -47,11 +47,14 @@ def open_address(address: Address) -> InputFile | InputFolder:
     return RemoteFolder(store, address)
 
 
-def open_prefix(address: Address) -> InputFolder:
-    """The folder at `address`. Raises: MissingFileError when nothing is in it; UnreadableError."""
+def open_prefix(address: Address, *, by_name: bool = False) -> InputFolder:
+    """The folder at `address`. `by_name`: even where the store does not let us list it.
+
+    Raises: MissingFileError when nothing is in it; UnreadableError.
+    """
     store, address = _pinned(address)
     copy = store.local(address)
-    return RemoteFolder(store, address) if copy is None else LocalFolder(copy)
+    return RemoteFolder(store, address, by_name=by_name) if copy is None else LocalFolder(copy)
 
 
 def _pinned(address: Address) -> tuple[Store, Address]:

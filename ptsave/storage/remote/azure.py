@@ -28,6 +28,7 @@ from ptsave.storage.remote.store import (
     Unreachable,
     Version,
     changed,
+    forbidden,
     library,
     missing,
     no_access,
@@ -39,6 +40,11 @@ CONNECT_S = 15.0
 _HINT = (
     "check AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT and its key, and the container's rights"
 )
+
+_FORBIDDEN = frozenset(
+    ("AuthorizationFailure", "AuthorizationPermissionMismatch", "AuthorizationResourceTypeMismatch")
+)
+"""What an answer says to somebody whom it knows."""
 
 
 class AzureStore(Store):
@@ -129,10 +135,19 @@ class AzureStore(Store):
                     else:
                         yield Listed(name, one.size, tag=tag_of(one.etag))
         except Exception as error:
-            raise self.failed(address, error) from None
+            raise self.failed(address, error, right="list (l)") from None
 
-    def failed(self, address: Address, error: Exception, version: Version | None = None) -> Exception:
-        """What an error of the library means. Its text may show an address that is signed."""
+    def failed(
+        self,
+        address: Address,
+        error: Exception,
+        version: Version | None = None,
+        right: str = "read (r)",
+    ) -> Exception:
+        """What an error of the library means. Its text may show an address that is signed.
+
+        `right`: what was asked for takes it, a letter of a SAS token among its words.
+        """
         lib, name = self._errors, type(error).__name__
         if not isinstance(error, (lib.AzureError, OSError)):
             return error
@@ -150,6 +165,8 @@ class AzureStore(Store):
         code = code_of(error) or str(status)
         if status == 404:
             return missing(address, f"the store says {code}: check the container and the key")
+        if status == 403 and code in _FORBIDDEN:
+            return forbidden(address, f"the store answers {code}", f"the right to {right}", _HINT)
         if status in (401, 403):
             return no_access(address, f"the store answers {code}", _HINT)
         response = getattr(error, "response", None)

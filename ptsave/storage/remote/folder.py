@@ -10,7 +10,7 @@ from ptsave.storage.files import InputFile, InputFolder, LocalFile
 from ptsave.storage.remote.file import RemoteFile, waited
 from ptsave.storage.remote.pieces import HELD_BYTES, NUM_REQUESTS
 from ptsave.storage.remote.request import Deadline, retried
-from ptsave.storage.remote.store import Listed, Store
+from ptsave.storage.remote.store import Listed, NoAccessError, Store
 
 MAX_NAMES = 250_000
 """Cap on the names of one folder."""
@@ -44,8 +44,11 @@ class RemoteFolder(InputFolder):
     num_at_once = NUM_REQUESTS
     is_remote = True
 
-    def __init__(self, store: Store, address: Address) -> None:
-        """Raises: MissingFileError when nothing is there; UnreadableError."""
+    def __init__(self, store: Store, address: Address, *, by_name: bool = False) -> None:
+        """`by_name`: whether a folder that we may not list is one that cannot be listed.
+
+        Raises: MissingFileError when nothing is there; UnreadableError.
+        """
         self.path: Address = address
         self.store = store
         self._lock = threading.Lock()
@@ -53,9 +56,13 @@ class RemoteFolder(InputFolder):
         self.listed: dict[str, Listed] = {}
         """By name, folders included."""
         if store.has_folders:
-            self.listed = {one.name: one for one in listed(store, address)}
-            if not self.listed:
-                raise MissingFileError("no such object or folder", str(address), "check the address")
+            try:
+                self.listed = {one.name: one for one in listed(store, address)}
+                if not self.listed:
+                    raise MissingFileError("no such object or folder", str(address), "check the address")
+            except NoAccessError:
+                if not by_name:
+                    raise
         self.names = sorted(self.listed)
 
     def num_side_by_side(self, num_bytes: int) -> int:

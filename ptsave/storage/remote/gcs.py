@@ -34,6 +34,7 @@ from ptsave.storage.remote.store import (
     Passing,
     Store,
     Version,
+    forbidden,
     library,
     missing,
     no_access,
@@ -110,7 +111,7 @@ class GcsStore(Store):
                 response.close()
                 if response.status == 404:
                     raise no_bucket(address)
-                self.refuse(address, response.status, response.headers)
+                self.refuse(address, response.status, response.headers, right="list")
             page = json_of(response)
             try:
                 for one in page.get("items", ()):
@@ -162,15 +163,22 @@ class GcsStore(Store):
         return response
 
     def refuse(
-        self, address: Address, status: int, headers: Mapping[str, str], version: Version | None = None
+        self,
+        address: Address,
+        status: int,
+        headers: Mapping[str, str],
+        version: Version | None = None,
+        right: str = "get",
     ) -> None:
-        """Raise what a status other than success means."""
+        """Raise what a status other than success means. `right`: what was asked for takes it."""
         if status == 404:
             raise missing(address, "check the bucket and the key")
         if status in (401, 403):
             who = "you may not read it" if self._credentials else "it is not public, and nobody is logged in"
             hint = "check the bucket's rights, or log in as another" if self._credentials else _LOG_IN
-            raise no_access(address, f"{who} ({status})", hint)
+            if status == 401:
+                raise no_access(address, f"{who} ({status})", hint)
+            raise forbidden(address, f"{who} ({status})", f"storage.objects.{right}", hint)
         refuse_status(address, status, headers, version)
 
     def _no_credentials(self, address: Address, error: Exception) -> PtsaveError:

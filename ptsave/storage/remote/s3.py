@@ -20,7 +20,6 @@ from ptsave.storage.remote.pieces import NUM_REQUESTS
 from ptsave.storage.remote.request import WAIT_S, timeout_s
 from ptsave.storage.remote.store import (
     Answer,
-    ForbiddenError,
     Listed,
     Passing,
     Store,
@@ -28,6 +27,7 @@ from ptsave.storage.remote.store import (
     Unsatisfiable,
     Version,
     changed,
+    forbidden,
     library,
     missing,
     no_access,
@@ -53,6 +53,19 @@ _PASSING = frozenset(
     )
 )
 _WRONG_KEY = frozenset(("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"))
+_RIGHTS = {
+    "GetObject": "s3:GetObject (and s3:ListBucket: without it, what is not there is refused as well)",
+    "HeadObject": "s3:GetObject (and s3:ListBucket: without it, what is not there is refused as well)",
+    "ListObjectsV2": "s3:ListBucket",
+    "ListMultipartUploads": "s3:ListBucketMultipartUploads",
+    "ListParts": "s3:ListMultipartUploadParts",
+    "AbortMultipartUpload": "s3:AbortMultipartUpload",
+    "DeleteObject": "s3:DeleteObject",
+}
+"""What each request takes; every other one `s3:PutObject`.
+
+Source: Amazon S3 User Guide, "Required permissions for Amazon S3 API operations".
+"""
 _HINT = "check the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID, …) and the bucket's rights"
 
 
@@ -199,9 +212,10 @@ def refused(address: Address, error: ClientError, version: Version | None = None
     if status == 404:
         return missing(address)
     if code in _WRONG_KEY or status in (401, 403):
-        found = no_access(address, f"the store answers {status} {code}", _HINT)
-        is_known = code not in _WRONG_KEY and status == 403
-        return ForbiddenError(found.what, found.where, found.hint) if is_known else found
+        what = f"the store answers {status} {code}"
+        if code in _WRONG_KEY or status == 401:
+            return no_access(address, what, _HINT)
+        return forbidden(address, what, _RIGHTS.get(error.operation_name, "s3:PutObject"), _HINT)
     return UnreadableError(f"the store answers {status} {code}", str(address), "check the address and region")
 
 

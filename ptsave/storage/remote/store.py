@@ -109,7 +109,7 @@ class NoAccessError(MissingFileError, OutOfReachError):
 
 
 class ForbiddenError(NoAccessError):
-    """The store knows who we are, and does not let us read it, or know whether it is there."""
+    """The store knows who we are, and does not let us do that, or know whether it is there."""
 
 
 class Store(ABC):
@@ -200,6 +200,11 @@ def missing(address: Address, hint: str = "check the address") -> MissingFileErr
 def no_access(address: Address, what: str, hint: str) -> NoAccessError:
     """The error for an object that the store does not let us read."""
     return NoAccessError(f"no permission to read: {what}", str(address), hint)
+
+
+def forbidden(address: Address, what: str, right: str, hint: str) -> ForbiddenError:
+    """The error for what takes `right`, which whoever we are has not got."""
+    return ForbiddenError(f"no permission to read: {what}", str(address), f"it takes {right}; {hint}")
 
 
 def changed(address: Address) -> ChangedError:

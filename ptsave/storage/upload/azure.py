@@ -28,6 +28,7 @@ from ptsave.storage.upload.store import (
     Label,
     Receipt,
     Stored,
+    UnseenError,
     Upload,
     UploadStore,
     as_write_error,
@@ -37,6 +38,11 @@ from ptsave.storage.upload.store import (
 MD5 = "MD5"
 _CONFLICTS = frozenset(("BlobAlreadyExists", "BlobNotFound", "ConditionNotMet", "TargetConditionNotMet"))
 """What an answer says where a condition does not hold."""
+_RIGHTS = {"get_blob_properties": "read (r)", "walk_blobs": "list (l)", "delete_blob": "delete (d)"}
+"""What requests take that do not write.
+
+Source: https://learn.microsoft.com/rest/api/storageservices/create-service-sas, "Permissions for a blob".
+"""
 
 
 class AzureUploads(UploadStore):
@@ -68,7 +74,7 @@ class AzureUploads(UploadStore):
                     version = Version(0) if name.endswith("/") else Version(one.size, tag_of(one.etag))
                     found[name] = Found(version)
         except Exception as error:
-            raise self._refused(address, error) from None
+            raise self._refused(address, error, "walk_blobs") from None
         return found
 
     def put(self, address: Address, data: bytearray, crc32: int, label: Label, seen: Found | None) -> Stored:
@@ -84,7 +90,11 @@ class AzureUploads(UploadStore):
                 **self._condition(seen),
             )
         except Conflict:
-            if seen is not None or self.look(address) is not None:
+            try:
+                is_there = seen is not None or self.look(address) is not None
+            except UnseenError:
+                is_there = True
+            if is_there:
                 raise
             # blocks of a writer that was killed are there, which Azurite takes for an object, but not here
             upload = self.begin(address, label)
@@ -131,9 +141,9 @@ class AzureUploads(UploadStore):
         try:
             return getattr(blob, operation)(*wanted, **options, **_waits())
         except Exception as error:
-            raise self._refused(address, error) from None
+            raise self._refused(address, error, operation) from None
 
-    def _refused(self, address: Address, error: Exception) -> Exception:
+    def _refused(self, address: Address, error: Exception, operation: str) -> Exception:
         status, code = getattr(error, "status_code", 0), code_of(error)
         if code in _CONFLICTS or (status == 404 and not code):
             return Conflict()
@@ -156,7 +166,8 @@ class AzureUploads(UploadStore):
                 str(address),
                 "a lease, a policy or another tool may hold the object: look at it with the store's own tool",
             )
-        return as_write_error(self._store.failed(address, error))
+        right = _RIGHTS.get(operation, "create (c) or write (w)")
+        return as_write_error(self._store.failed(address, error, right=right))
 
 
 def _metadata(label: Label) -> dict[str, str]:

@@ -20,7 +20,7 @@ from ptsave.errors import ExistsError, Option, PtsaveError, RefusedError, WriteE
 from ptsave.storage.output import SentFile
 from ptsave.storage.remote.file import RemoteFile
 from ptsave.storage.remote.pieces import Workers
-from ptsave.storage.remote.store import store_of
+from ptsave.storage.remote.store import NoAccessError, store_of
 from ptsave.storage.upload.store import (
     MIB,
     Conflict,
@@ -316,7 +316,14 @@ class UploadFile(SentFile):
         Raises: WriteError when it does not hold what was sent.
         """
         found = at = 0
-        file = RemoteFile(store_of(self.destination), self.destination)
+        try:
+            file = RemoteFile(store_of(self.destination), self.destination)
+        except NoAccessError as error:
+            raise WriteError(
+                "the object is in place and was not checked: the store has no checksum, and may not be read",
+                str(self.destination),
+                (f"{error.hint}; ", Option("check", False), " leaves the check out"),
+            ) from None
         with file:
             if is_same(Found(file.version), Found(stored.version)):
                 file.expect([(0, file.size_bytes)])

@@ -38,6 +38,7 @@ from ptsave.storage.upload.store import (
     Label,
     Receipt,
     Stored,
+    UnseenError,
     Upload,
     UploadStore,
     as_write_error,
@@ -53,7 +54,15 @@ _TIDY_S = 20.0
 """How long to try to remove parts that nobody needs any more."""
 _KIND = "application/octet-stream"
 _FIELDS = "size,generation,crc32c,metadata"
+_RIGHTS = {
+    "GET": "get",
+    "POST": "create (and storage.objects.delete where an object is replaced)",
+    "DELETE": "delete",
+}
+"""What each request takes; a list takes `list`. Source: Cloud Storage, "IAM permissions for JSON methods"."""
 _DATA = "-data"
+_MARK = "mark"
+"""A part of no bytes, which tells whether parts may be read."""
 _ID = re.compile(rf"[0-9a-f]{{32}}({_DATA})?")
 
 
@@ -66,12 +75,19 @@ class GcsUploads(UploadStore):
             from google_crc32c import extend
         self._extend: Any = extend
         self._store = GcsStore(address, writes=True)
+        self._is_unseen = False
+        """Whether the store does not say what is there."""
+        self._sent: set[Address] = set()
+        """Parts that were sent and not removed."""
 
     def look(self, address: Address) -> Found | None:
         try:
             about = self._call(address, "GET", path_of(address), {"fields": _FIELDS})
         except MissingFileError:
             return None
+        except UnseenError:
+            self._is_unseen = True
+            raise
         return _found(about)
 
     def names(self, address: Address) -> Mapping[str, Found]:
@@ -83,11 +99,16 @@ class GcsUploads(UploadStore):
         return Stored(_found(about).version, CRC32C)
 
     def begin(self, address: Address, label: Label) -> Upload:
-        return Upload(address, f"{label.mark}{_DATA if label.is_data else ''}", label)
+        upload = Upload(address, f"{label.mark}{_DATA if label.is_data else ''}", label)
+        if self._is_unseen:  # who may not read parts cannot have them joined: found out before they are sent
+            part = self._part(upload, _MARK)
+            self._send(part, bytearray(), 0, {}, {})
+            self.look(part)
+        return upload
 
     def put_part(self, upload: Upload, number: int, data: bytearray, crc32: int) -> Receipt:
         crc32c = self._crc32c(data)
-        self._send(_part(upload, f"{number:05}"), data, crc32c, {}, {})
+        self._send(self._part(upload, f"{number:05}"), data, crc32c, {}, {})
         return Receipt(f"{crc32c:08x}", crc32, len(data), CRC32C)
 
     def complete(self, upload: Upload, parts: list[Receipt], crc32: int, seen: Found | None) -> Stored:
@@ -126,7 +147,7 @@ class GcsUploads(UploadStore):
         return Stored(version, CRC32C)
 
     def _join(self, upload: Upload, name: str, sources: Sequence[str]) -> Mapping[str, Any]:
-        return self._compose(_part(upload, name), [_part(upload, source) for source in sources], {}, {})
+        return self._compose(self._part(upload, name), [_part(upload, source) for source in sources], {}, {})
 
     def _compose(
         self,
@@ -151,11 +172,18 @@ class GcsUploads(UploadStore):
         except MissingFileError:
             raise Gone from None
 
+    def _part(self, upload: Upload, name: str) -> Address:
+        """Where a part is about to be sent to."""
+        self._sent.add(part := _part(upload, name))
+        return part
+
     def abort(self, upload: Upload) -> None:
         of = _part(upload, "")
-        parts = [replace(of, key=f"{of.key}{name}") for name, _ in self._listed(of, of.key)]
-        for _ in in_parallel(self.remove, parts, _NUM_AT_ONCE):
-            pass
+        parts = {part for part in self._sent if part.key.startswith(of.key)}
+        with contextlib.suppress(UnseenError):  # who may not list them knows those that were sent here
+            parts |= {replace(of, key=f"{of.key}{name}") for name, _ in self._listed(of, of.key)}
+        for part, _ in in_parallel(self.remove, sorted(parts, key=str), _NUM_AT_ONCE):
+            self._sent.discard(part)
 
     def abandoned(self, address: Address, own: str, *, is_folder: bool) -> Iterator[Upload]:
         where, name = _parts_of(address) if not is_folder else (f"{prefix_of(address)}{PARTS}/", "")
@@ -248,6 +276,9 @@ class GcsUploads(UploadStore):
     ) -> Mapping[str, Any]:
         """Ask once. Raises: Conflict; MissingFileError for 404; Passing; WriteError."""
         headers = {"Content-Type": kind, "Content-Length": str(sum(map(len, body)))} if body else {}
+        right = _RIGHTS[method]
+        if method == "GET" and path == path_of(replace(address, key="")):
+            right = "list"
         try:
             response = self._store.request(
                 address, path, wanted or {}, headers, min(WAIT_S, timeout_s()), method, body
@@ -259,11 +290,11 @@ class GcsUploads(UploadStore):
                 response.close()
                 if response.status == 412:
                     raise Conflict
-                self._store.refuse(address, response.status, response.headers)
+                self._store.refuse(address, response.status, response.headers, right=right)
             about = json_of(response)
             if response.status == 400 and "crc32c" in json.dumps(about).lower():
                 raise Passing("the bytes were damaged on the way")
-            self._store.refuse(address, response.status, response.headers)
+            self._store.refuse(address, response.status, response.headers, right=right)
         except Faulty as faulty:
             raise Passing(faulty.what) from None
         except UnreadableError as error:

@@ -17,7 +17,7 @@ from isal.isal_zlib import crc32 as crc32_of
 from ptsave.core.address import Address
 from ptsave.errors import MissingFileError, Option, WriteError
 from ptsave.storage.remote.s3 import S3Store, failed, refused
-from ptsave.storage.remote.store import ForbiddenError, Passing, Version
+from ptsave.storage.remote.store import Passing, Version
 from ptsave.storage.upload.store import (
     Conflict,
     Found,
@@ -25,7 +25,6 @@ from ptsave.storage.upload.store import (
     Label,
     Receipt,
     Stored,
-    UnseenError,
     Upload,
     UploadStore,
     as_write_error,
@@ -52,8 +51,6 @@ _CODES_PASSING = frozenset(
     )
 )
 """What passes beside what passes at reading: bytes that were damaged on the way, and a race."""
-_QUESTIONS = ("head_object", "list_objects_v2")
-"""What asks whether something is there."""
 CRC32, MD5 = "CRC-32", "MD5"
 
 
@@ -276,10 +273,7 @@ class S3Uploads(UploadStore):
         found = refused(address, error)
         if isinstance(found, MissingFileError) and operation == "head_object" and status == 404:
             return found
-        problem = as_write_error(found)
-        if isinstance(problem, WriteError) and isinstance(found, ForbiddenError) and operation in _QUESTIONS:
-            return UnseenError(problem.what, problem.where, problem.hint)
-        return problem
+        return as_write_error(found)
 
 
 def _condition(seen: Found | None) -> dict[str, str]:

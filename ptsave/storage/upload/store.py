@@ -15,7 +15,7 @@ from typing import TypeVar
 from ptsave.core.address import WEB, Address
 from ptsave.errors import RefusedError, UnreadableError, WriteError
 from ptsave.storage.remote.request import Deadline, retried
-from ptsave.storage.remote.store import Version
+from ptsave.storage.remote.store import ForbiddenError, Version
 
 KINDS = {
     "s3": "s3.S3Uploads",
@@ -98,7 +98,7 @@ class Gone(Exception):  # noqa: N818 (it may be that an earlier try has complete
 
 
 class UnseenError(WriteError):
-    """The store does not say whether something is there."""
+    """The store lets us not do that: where it was asked what is there, it does not say."""
 
 
 class UploadStore(ABC):
@@ -204,7 +204,8 @@ def as_write_error(error: Exception) -> Exception:
     if not isinstance(error, UnreadableError):
         return error
     what = re.sub(r"(permission to|may not) read", r"\1 write", error.what)
-    return WriteError(what, error.where, error.hint)
+    kind = UnseenError if isinstance(error, ForbiddenError) else WriteError
+    return kind(what, error.where, error.hint)
 
 
 @cache
