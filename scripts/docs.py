@@ -144,16 +144,18 @@ def formats() -> str:
     return table(
         ("format", "shape", "read", "written"),
         (
-            (f"`{known.name}`", shape, "yes", _written(BY_NAME.get(known.name)))
+            (f"`{known.name}`", shape, "yes", _written(known.name, BY_NAME.get(known.name)))
             for shape, group in (("file", FILE_FORMATS), ("folder", FOLDER_FORMATS))
             for known in group
         ),
     )
 
 
-def _written(writer: Writer | None) -> str:
+def _written(name: str, writer: Writer | None) -> str:
+    from ptsave.formats.writers import PROGRAMS
+
     if writer is None:
-        return "no"
+        return "from a model (`-c`)" if name in PROGRAMS else "no"
     suffixes = ", ".join(f"`{suffix}`" for suffix in writer.suffixes)
     return f"yes ({suffixes})" if suffixes else "yes"
 

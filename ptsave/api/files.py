@@ -99,6 +99,7 @@ def inspect(
 
 def convert(
     *paths: PathLike,
+    config: PathLike | None = None,
     format: str | None = None,
     select: str | None = None,
     only: Names = (),
@@ -116,6 +117,9 @@ def convert(
     no_check: bool = False,
     dry_run: bool = False,
     overwrite: bool = False,
+    set: Names = (),
+    app_dir: PathLike | None = None,
+    opset: int | None = None,
 ) -> Conversion:
     """Write the tensors of all paths but the last to the last one, in its format; say what became of them.
 
@@ -127,10 +131,15 @@ def convert(
     written. The result has `num_tensors`, `num_bytes`, `dropped`, `renamed`, `dense`, `notes` and
     `not_copied` (files beside the sources, such as a tokenizer's).
 
+    With a `config` and a last path that ends in `.pt2` or `.onnx`, the model of the config is filled and
+    exported (`opset`: of ONNX's operators). The program runs beside the model before it gets its name, and
+    `proof` is what was found.
+
     Raises: UsageError; LossyError and other RefusedErrors, and there is no destination then, or the old one;
     UnreadableError for a source.
     """
     from ptsave.formats.base import WriteOptions, digest_algorithm
+    from ptsave.formats.writers import program_format
     from ptsave.verbs.convert import convert_paths, parse_size
     from ptsave.verbs.edit import parse_edits
     from ptsave.verbs.texts import check_metadata
@@ -147,8 +156,32 @@ def convert(
         renames = [rename] if isinstance(rename, str) else rename
         cast = None if dtype is None else str(dtype)
         edits = parse_edits(_several(only), _several(drop), strip_prefix, renames, cast, contiguous, dense)
+        places = [located(path) for path in paths]
+        program = program_format(places[-1], format) if config is not None and places else None
+        if config is not None and program is not None:
+            from ptsave.export.convert import Export, export_path
+
+            if len(places) != 2:
+                raise UsageError("a program is exported from one checkpoint", "ptsave.convert", "name one")
+            source, destination = places
+            left_out = parse_extras(extras, "fail", "drop")
+            folder = Path() if app_dir is None else Path(app_dir)
+            request = Export(
+                source,
+                destination,
+                program,
+                located(config),
+                _several(set),
+                select,
+                left_out,
+                cast,
+                opset,
+                folder,
+                check_metadata(metadata or {}),
+            )
+            return export_path(request, options, given=given)
         return convert_paths(
-            [located(path) for path in paths],
+            places,
             options,
             edits,
             format=format,

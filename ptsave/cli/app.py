@@ -257,6 +257,12 @@ def convert(
         list[str],
         typer.Argument(metavar="SRC... DST", help="Checkpoints to read, and where to write."),
     ],
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "-c", "--config", metavar="CONFIG", help="TOML of the model, for a program: .pt2 or .onnx."
+        ),
+    ] = None,
     format: FormatName = None,
     select: Annotated[
         str | None,
@@ -295,17 +301,31 @@ def convert(
         str, typer.Option(metavar="SIZE", help="Most bytes in one file of a sharded format, e.g. 5GB.")
     ] = "5GB",
     metadata: Metadata = None,
+    opset: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Version of ONNX's operators, for .onnx.")
+    ] = None,
+    report: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Write how the program compares with the model: .json, .xml or .html."
+        ),
+    ] = None,
     digest: Digest = "xxh3_128",
     no_record: NoRecord = False,
     no_check: NoCheck = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
     overwrite: Overwrite = False,
+    set: Set = None,
+    app_dir: AppDir = Path(),
     threads: Threads = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write the same tensors in another format: renamed, selected, cast, merged or sharded if asked."""
+    """Write the same tensors in another format: renamed, selected, cast, merged or sharded if asked.
+
+    With -c, export the model to a program (.pt2, .onnx) that has run beside it before it gets its name.
+    """
     from ptsave.cli.convert import convert as run
     from ptsave.core.accounts import parse_extras
     from ptsave.formats.base import WriteOptions, digest_algorithm
@@ -329,6 +349,12 @@ def convert(
         extras=parse_extras(extras, "fail", "drop", "keep"),
         metadata=parse_metadata(metadata or ()),
         dry_run=dry_run,
+        config=located(config) if config is not None else None,
+        overrides=set or (),
+        app_dir=app_dir,
+        dtype=dtype,
+        opset=opset,
+        report=located(report) if report is not None else None,
         given=given(context),
     )
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import keyword
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -49,6 +51,8 @@ class RandomTensor:
     mean: float = 0.0
     std: float = 1.0
     """Of each of the two parts of a complex number."""
+    names: tuple[str, ...] = ()
+    """What each size is called, and empty where it has no name; `()` where none has."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ class InputsSpec:
             positional = expect(document.get("positional", []), list, place / "positional")
             named = expect(document.get("named", {}), dict, place / "named")
             file = document.get("file")
-            return cls(
+            spec = cls(
                 tuple(_parse_input(item, place / i) for i, item in enumerate(positional)),
                 {name: _parse_input(item, place / name) for name, item in named.items()},
                 None if file is None else expect(file, str, place / "file"),
@@ -147,6 +151,7 @@ class InputsSpec:
                 place=place,
                 is_recorded=True,
             )
+            return _check_sizes(spec, place)
         except (UsageError, RecursionError) as error:
             raise malformed(error, place) from error
 
@@ -164,6 +169,33 @@ class InputsSpec:
         """How many elements the tensors have that are generated, all together."""
         return sum(map(_num_elements, (*self.positional, *self.named.values())))
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Name → example of each named size (`shape = ["batch=4", 10]`), in the order of the inputs."""
+        found: dict[str, int] = {}
+        for spec in (*self.positional, *self.named.values()):
+            for tensor in _random_tensors(spec):
+                found.update((n, size) for n, size in zip(tensor.names, tensor.shape, strict=False) if n)
+        return found
+
+    def with_sizes(self, sizes: Mapping[str, int]) -> InputsSpec:
+        """The inputs at other values of named sizes; those that `sizes` lacks stay as they are."""
+
+        def resized(tensor: RandomTensor) -> RandomTensor:
+            named = zip(tensor.names, tensor.shape, strict=False)
+            shape = tuple(sizes.get(name, size) for name, size in named)
+            return replace(tensor, shape=shape) if tensor.names else tensor
+
+        return self.mapped(resized)
+
+    def mapped(self, change: Callable[[RandomTensor], InputSpec]) -> InputsSpec:
+        """The inputs with each tensor of generated numbers changed, wherever it is."""
+        return replace(
+            self,
+            positional=tuple(_mapped(spec, change) for spec in self.positional),
+            named={name: _mapped(spec, change) for name, spec in self.named.items()},
+        )
+
 
 def _needs_files(spec: InputSpec) -> bool:
     if isinstance(spec, (ListOf, DictOf)):
@@ -172,9 +204,23 @@ def _needs_files(spec: InputSpec) -> bool:
 
 
 def _num_elements(spec: InputSpec) -> int:
+    return sum(prod(tensor.shape) for tensor in _random_tensors(spec))
+
+
+def _random_tensors(spec: InputSpec) -> Iterator[RandomTensor]:
     if isinstance(spec, (ListOf, DictOf)):
-        return sum(map(_num_elements, _items(spec)))
-    return prod(spec.shape) if isinstance(spec, RandomTensor) else 0
+        for item in _items(spec):
+            yield from _random_tensors(item)
+    elif isinstance(spec, RandomTensor):
+        yield spec
+
+
+def _mapped(spec: InputSpec, change: Callable[[RandomTensor], InputSpec]) -> InputSpec:
+    if isinstance(spec, ListOf):
+        return ListOf(tuple(_mapped(item, change) for item in spec.items))
+    if isinstance(spec, DictOf):
+        return DictOf({key: _mapped(item, change) for key, item in spec.items.items()})
+    return change(spec) if isinstance(spec, RandomTensor) else spec
 
 
 def _items(spec: ListOf | DictOf) -> Iterable[InputSpec]:
@@ -188,13 +234,13 @@ def parse_inputs(value: Any, place: ConfigPlace, folder: Location) -> InputsSpec
     """
     if isinstance(value, list):
         positional = tuple(_parse_input(item, place / i) for i, item in enumerate(value))
-        return InputsSpec(positional, folder=folder, place=place)
+        return _check_sizes(InputsSpec(positional, folder=folder, place=place), place)
     table = dict(expect(value, dict, place))
     file = None
     if "file" in table and not isinstance(table["file"], dict):
         file = expect(table.pop("file"), str, place / "file")
     named = {name: _parse_input(item, place / name) for name, item in table.items()}
-    return InputsSpec((), named, file, folder, place)
+    return _check_sizes(InputsSpec((), named, file, folder, place), place)
 
 
 FORMS = {
@@ -263,10 +309,9 @@ def _refuse_code(value: Any, place: ConfigPlace) -> None:
 
 
 def _parse_random(table: Mapping[str, Any], place: ConfigPlace) -> RandomTensor:
-    shape = tuple(
-        expect(size, int, place / "shape" / i)
-        for i, size in enumerate(expect(table["shape"], list, place / "shape", "write shape = [4, 10]"))
-    )
+    given = expect(table["shape"], list, place / "shape", "write shape = [4, 10]")
+    sizes = [_parse_size(size, place / "shape" / i) for i, size in enumerate(given)]
+    shape, names = tuple(size for _, size in sizes), tuple(name for name, _ in sizes)
     if any(not 0 <= size <= MAX_SIZE for size in shape) or len(shape) > MAX_DIMENSIONS:
         raise (place / "shape").error(
             f"{list(shape[:MAX_DIMENSIONS])!s:.80} is not a shape",
@@ -284,8 +329,9 @@ def _parse_random(table: Mapping[str, Any], place: ConfigPlace) -> RandomTensor:
             "use a smaller batch",
         )
     seed = expect(table.get("seed", 0), int, place / "seed")
+    names = names if any(names) else ()
     if dtype.is_float:
-        return _parse_float_range(table, place, RandomTensor(shape, dtype, seed))
+        return _parse_float_range(table, place, RandomTensor(shape, dtype, seed, names=names))
     for key in ("mean", "std"):
         if key in table:
             raise (place / key).error(f"{key} is for floats", f"{dtype.name} takes low and high")
@@ -300,7 +346,36 @@ def _parse_random(table: Mapping[str, Any], place: ConfigPlace) -> RandomTensor:
             f"low = {low}, high = {high} is not a range of {dtype.name}",
             f"{least} <= low < high <= {most + 1}; high itself is never drawn",
         )
-    return RandomTensor(shape, dtype, seed, low, high)
+    return RandomTensor(shape, dtype, seed, low, high, names=names)
+
+
+def _parse_size(value: Any, place: ConfigPlace) -> tuple[str, int]:
+    """Name and value of a size: `"batch=4"`, or a bare number, whose name is empty.
+
+    Raises: UsageError.
+    """
+    if not isinstance(value, str):
+        return "", expect(value, int, place)
+    name, equals, number = (part.strip() for part in value.partition("="))
+    if not equals or not re.fullmatch(r"[0-9]{1,18}", number):
+        raise place.error(f"{value!r} is not a size", 'write a number, or a name with an example: "batch=4"')
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) or keyword.iskeyword(name):
+        raise place.error(f"{name!r} cannot name a size", "letters, digits and underscores, a letter first")
+    return name, int(number)
+
+
+def _check_sizes(spec: InputsSpec, place: ConfigPlace) -> InputsSpec:
+    """`spec`, once it is known that each name has one example.
+
+    Raises: UsageError.
+    """
+    sizes = spec.sizes
+    if spec.with_sizes(sizes) != spec:
+        tensors = [t for one in (*spec.positional, *spec.named.values()) for t in _random_tensors(one)]
+        pairs = [pair for t in tensors for pair in zip(t.names, t.shape, strict=False)]
+        name, other = next((n, size) for n, size in pairs if n and sizes[n] != size)
+        raise place.error(f"the size {name!r} is both {other} and {sizes[name]}", "give it one example")
+    return spec
 
 
 def _parse_float_range(table: Mapping[str, Any], place: ConfigPlace, spec: RandomTensor) -> RandomTensor:
@@ -318,9 +393,9 @@ def _parse_float_range(table: Mapping[str, Any], place: ConfigPlace, spec: Rando
         low, high = numbers.get("low", 0.0), numbers.get("high", 1.0)
         if not low < high or not math.isfinite(high - low):
             raise place.error(f"low = {low}, high = {high} is not a range", "low < high")
-        return RandomTensor(spec.shape, spec.dtype, spec.seed, low, high)
+        return replace(spec, low=low, high=high)
     mean, std = numbers.get("mean", 0.0), numbers.get("std", 1.0)
-    return RandomTensor(spec.shape, spec.dtype, spec.seed, mean=mean, std=std)
+    return replace(spec, mean=mean, std=std)
 
 
 def _finite_or_not(value: Any) -> Any:
@@ -359,7 +434,9 @@ def _input_to_plain(spec: InputSpec) -> dict[str, Any]:
         return {"file": spec.file} | ({} if spec.key is None else {"key": spec.key})
     if isinstance(spec, DataTensor):
         return {"data": to_plain(spec.data)} | ({} if spec.dtype is None else {"dtype": spec.dtype.name})
-    document: dict[str, Any] = {"shape": list(spec.shape), "dtype": spec.dtype.name, "seed": spec.seed}
+    named = zip(spec.names or ("",) * len(spec.shape), spec.shape, strict=True)
+    shape = [f"{name}={size}" if name else size for name, size in named]
+    document: dict[str, Any] = {"shape": shape, "dtype": spec.dtype.name, "seed": spec.seed}
     if spec.low is not None:
         return document | {"low": spec.low, "high": spec.high}
     return document | {"mean": spec.mean, "std": spec.std}

@@ -120,6 +120,8 @@ class Checkpoint:
     """What a reader wants a user to know: a TorchScript archive's code, an index's extra shard."""
     programs: Sequence[Program] = ()
     """What it says of the programs in it."""
+    constants: frozenset[str] = frozenset()
+    """Names of the tensors that a program computes with and no state dict has: masks, tables."""
     num_code_files: int = 0
     """How many files of code it carries that torch would run in an interpreter of its own."""
     beside: list[Finding] = field(default_factory=list)

@@ -217,6 +217,20 @@ class Kind(Enum):
     CHANGED = "differs after a round trip through {format}"
     OUTPUT_CHANGED = "the output differs after a round trip through {format}{how}"
     EQUAL_OUTPUTS = "[the output is|{count} outputs are] bitwise equal on {device}"
+
+    # --- exported programs ---
+    SAME_WEIGHTS = "{count} [tensor|tensors] of the program [is|are] the checkpoint's, bit by bit"
+    OTHER_WEIGHT = "is not the checkpoint's in the program: {how}"
+    NOT_IN_PROGRAM = "{count} [tensor is|tensors are] not used by the program: {places}"
+    CONSTANTS = "{count} [constant|constants] of the program that the exporter made: {places}"
+    SIZE_IS_BOUND = "is at most {most}: the model's code takes no more"
+    SIZE_NOT_RUN = "the model itself does not run at {sizes}: {why}"
+    PROGRAM_FAILS = "the exported program does not run: {why}"
+    PROGRAM_FAILS_AT = "the exported program is fixed: at {sizes}, where the model runs, it does not: {why}"
+    PROGRAM_DEPARTS = "first to depart: {module}, {relative:.2g} off"
+    PROGRAM_DEPARTS_BEFORE = (
+        "first to depart: the code of {module}, {relative:.2g} off in what it gives to {before!r}"
+    )
     ONE_PROCESS = "one process does it: run verify without torchrun, where the model fits"
 
 

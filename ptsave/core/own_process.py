@@ -7,10 +7,12 @@ the same time leave them set for good.
 from __future__ import annotations
 
 import gc
+import io
+import logging
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 _is_own_process = False
 
@@ -70,3 +72,22 @@ def without_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+@contextmanager
+def without_messages() -> Iterator[None]:
+    """Keep what an exporter prints, logs and warns of from whoever runs a command.
+
+    In somebody's own process it is their streams and loggers that get it.
+    """
+    if not _is_own_process:
+        yield
+        return
+    before = logging.root.manager.disable
+    nowhere = io.StringIO()
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stdout(nowhere), redirect_stderr(nowhere), without_warnings():
+            yield
+    finally:
+        logging.disable(before)

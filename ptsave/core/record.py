@@ -55,6 +55,8 @@ class Record:
     behaviour: Mapping[str, Any] | None = None
     inputs: Mapping[str, Any] | None = None
     """The TOML's `[inputs]`, so that a model can be run again."""
+    program: Mapping[str, Any] | None = None
+    """Of an exported program: its format, its named sizes, and for each output how far rounding goes."""
     extras: Any = None
     """Plain data that the container itself has no place for (`convert --extras keep`)."""
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -127,6 +129,7 @@ _SHAPES = {
     "environment": dict,
     "behaviour": dict,
     "inputs": dict,
+    "program": dict,
     "metadata": dict,
     "module_versions": dict,
     "belongs_to": str,

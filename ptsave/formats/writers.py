@@ -61,6 +61,15 @@ WRITERS = (
     ),
 )
 BY_NAME = {writer.name: writer for writer in WRITERS}
+PROGRAMS = {"pt2": ".pt2", "onnx": ".onnx"}
+"""Formats of exported programs, which `export` writes from a model, and the suffixes that choose them."""
+
+
+def program_format(path: Location, name: str | None) -> str | None:
+    """The format of PROGRAMS that is called `name`, else the one that the suffix of `path` chooses."""
+    if name is not None:
+        return name if name in PROGRAMS else None
+    return next((known for known, suffix in PROGRAMS.items() if path.suffix.lower() == suffix), None)
 
 
 def destination_writer(path: Location, name: str | None) -> Writer:
@@ -68,6 +77,9 @@ def destination_writer(path: Location, name: str | None) -> Writer:
 
     Raises: UsageError when there is no such format, or it cannot be written.
     """
+    if (program := program_format(path, name)) is not None:
+        what = f"a program ({program}) is exported from a model, not written from tensors alone"
+        raise UsageError(what, str(path), ("name the model with ", Option("config", "CONFIG")))
     if name is not None:
         if name not in BY_NAME:
             raise UsageError(

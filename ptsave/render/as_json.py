@@ -152,7 +152,7 @@ def converted(result: Conversion) -> dict[str, Any]:
         "not_copied": list(result.not_copied),
         "checked": result.checked,
         "dry_run": result.is_plan,
-    }
+    } | ({} if result.proof is None else {"proof": verdict(result.proof, result.destination)})
 
 
 def verdict(result: Verdict, path: Location, each: Each = list) -> dict[str, Any]:

@@ -26,6 +26,8 @@ def show_converted(mode: Mode, result: Conversion) -> None:
         )
         for name in result.dropped if mode.verbose else ():
             note(mode, f"dropped {name}")
+        for finding in result.proof.findings if result.proof is not None and mode.verbose else ():
+            note(mode, f"{finding.check}: {finding}")
         return
     out(escape(f"would convert {sources} ({', '.join(result.source_formats)})"))
     free = f"; {size(result.free_bytes)} free" if result.free_bytes is not None else ""

@@ -24,6 +24,7 @@ from ptsave.core.parts.select import MODEL, OPTIMIZER_KEYS, left_out_of, lookup_
 from ptsave.core.record import Digests, Record
 from ptsave.core.tree import map_tensors, state_dict_of
 from ptsave.core.values.resolved import resolved
+from ptsave.core.verdict import Verdict
 from ptsave.errors import LimitError, Option, PtsaveError, RefusedError, UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
@@ -59,6 +60,8 @@ class Conversion:
     is_plan: bool = False
     checked: str = ""
     """By what the destination was compared with what was written."""
+    proof: Verdict | None = None
+    """Of an exported program: what was found when it ran beside the model."""
 
 
 def convert_paths(

@@ -95,6 +95,26 @@ def unused_by_inspect(*, diff: bool, tree: bool, stats: bool, json: bool) -> dic
     return {}
 
 
+OF_EXPORT = ("--config", "--set", "--app-dir", "--opset", "--report")
+"""The flags of `convert` that are about the model of an exported program."""
+
+
+def unused_by_export(format: str, *, no_record: bool) -> dict[str, Text]:
+    """The flags of `convert` that these make useless where it exports a program."""
+    weights = ("--only", "--drop", "--strip-prefix", "--rename", "--contiguous", "--dense", "--dry-run")
+    why = "the config's model takes the weights by its own names, and the program is made of it"
+    unused: dict[str, Text] = dict.fromkeys(weights, why)
+    unused["--shard-size"] = "a program is one file, or two"
+    unused["--no-check"] = "a program gets its name once it has run beside the model"
+    unused["--threads"] = "no tensors are moved"
+    unused["--digest"] = "a program's digests are XXH3-128"
+    if no_record:
+        unused["--metadata"] = (option("--no-record"), " leaves it out")
+    if format != "onnx":
+        unused["--opset"] = "it is a version of ONNX"
+    return unused
+
+
 def unused_by_convert(*, is_sharded: bool, no_record: bool, dry_run: bool) -> dict[str, Text]:
     """The flags of `convert` that these make useless; `is_sharded`: whether it may write several files."""
     unused: dict[str, Text] = {}
@@ -104,4 +124,4 @@ def unused_by_convert(*, is_sharded: bool, no_record: bool, dry_run: bool) -> di
         unused["--threads"] = (option("--dry-run"), " moves nothing")
     if no_record:
         unused["--digest"] = (option("--no-record"), " leaves the digests out")
-    return unused
+    return unused | dict.fromkeys(OF_EXPORT, "it is about an exported program, which ends in .pt2 or .onnx")

@@ -20,8 +20,10 @@ from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.dtypes import BY_NAME, DType
 from ptsave.core.finding import counted
 from ptsave.core.nodes import GlobalUse, Opaque, TensorEntry, add_uses
+from ptsave.core.record import FILE_NAME, LONGEST_BYTES, MAX_BYTES, Record
 from ptsave.core.storage import Storage
 from ptsave.core.strict_json import parse_object
+from ptsave.core.tree import dotted
 from ptsave.errors import CorruptError, UnreadableError
 from ptsave.formats.base import FileFormat
 from ptsave.formats.pickle.inert import Loaded
@@ -58,6 +60,8 @@ _COMPILED = "data/aotinductor/"
 _TENSOR, _CUSTOM_OBJECT, _OPAQUE_OBJECT = "tensor_", "custom_obj_", "opaque_obj_"
 """How a constant's record begins says what reads it: raw numbers or torch.load, C++, pickle.loads."""
 _FORMAT_RECORD = "archive_format"
+RECORD = f"extra/{FILE_NAME}"
+"""The extra file that has ptsave's record."""
 _FOLDERS = (_WEIGHTS, _CONSTANTS, _MODELS, _SAMPLE_INPUTS, _COMPILED, "extra/")
 """Where torch looks for records by their names."""
 _OLD_PROGRAM = "serialized_exported_program.json"
@@ -129,7 +133,9 @@ def read(file: InputFile) -> Checkpoint:
             file.path,
             root,
             globals=archive.globals,
+            record=archive.record(),
             notes=[*archive.notes, *_notes(archive)],
+            constants=_constants(root, programs),
             num_code_files=len(programs),
         )
         checkpoint.dropped += archive.dropped
@@ -137,6 +143,16 @@ def read(file: InputFile) -> Checkpoint:
         checkpoint.checks.append(lambda: check_crcs(archive.directory))
         checkpoint.files = on_failure.pop_all()
     return checkpoint
+
+
+def _constants(root: Any, programs: dict[str, Any]) -> frozenset[str]:
+    """The names of the programs' constants in the tree `root`."""
+    return frozenset(
+        dotted((*(() if program is root else (name,)), "constants", constant))
+        for name, program in programs.items()
+        if isinstance(program, dict) and isinstance(program.get("constants"), dict)
+        for constant in program["constants"]
+    )
 
 
 def sniff(file: InputFile, head: bytes) -> bool:
@@ -215,6 +231,14 @@ class _Archive:
 
     def tell(self, name: str, count: int) -> None:
         add_uses(self.globals, {name: GlobalUse(name, count, "called")})
+
+    def record(self) -> Record | None:
+        """The record that `convert -c` wrote among the extra files."""
+        if not self.has(RECORD):
+            return None
+        file = self.directory.file
+        most = min(max(MAX_BYTES, file.stored_bytes), LONGEST_BYTES)
+        return Record.from_json(self.directory.read(self.top + RECORD, most), str(file.path))
 
     def where(self, record: str) -> str:
         return f"{self.directory.file.path}, record {self.top + record!r}"
@@ -426,7 +450,7 @@ def _notes(archive: _Archive) -> list[str]:
         notes.append(f"holds {files} of compiled code (AOTInductor), which torch loads and runs")
     if archive.records("data/executorch/"):
         notes.append("holds an ExecuTorch program, which is left out")
-    extra = archive.records("extra/")
+    extra = [name for name in archive.records("extra/") if f"extra/{name}" != RECORD]
     if extra:
         files = counted(len(extra), "extra file, which is", "extra files, which are")
         notes.append(f"holds {files} left out (such as {extra[0]})")

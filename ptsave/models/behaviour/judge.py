@@ -128,11 +128,16 @@ def make_judge(
     return Judge(now, [again, *runs(wide=False)], margin, unit)
 
 
-def judge_alone(model: nn.Module, arguments: Arguments) -> Judge:
-    """How far rounding goes in `model` here and now, with nothing recorded and on this kind of machine."""
-    now, again = watch(model, arguments), watch(model, arguments)
+def judge_alone(
+    model: nn.Module, arguments: Arguments, now: Trace | None = None, margin: float = MARGIN
+) -> Judge:
+    """How far rounding goes in `model` here and now, with nothing recorded.
+
+    `now`: a plain run of today, where there is one already.
+    """
+    now, again = now or watch(model, arguments), watch(model, arguments)
     seen = [sample for call in now.calls for sample in call.outputs.values()]
-    return make_judge(model, arguments, seen, now, again, margin=MARGIN, coarse=None, tf32=False)
+    return make_judge(model, arguments, seen, now, again, margin=margin, coarse=None, tf32=False)
 
 
 def _usual_epsilon(samples: Sequence[Sample]) -> float:

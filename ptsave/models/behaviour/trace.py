@@ -126,8 +126,13 @@ def output_samples(
     with buffers_restored(model):
         with _uncompiled(), seeded(0):
             output = run(model, cloned(arguments))
-        samples = _Samples(known or {})
-        return {path: samples.take(tensor, OUTPUT_VALUES) for path, tensor in _visible(output, MAX_OUTPUTS)}
+        return samples_of(output, known)
+
+
+def samples_of(output: Any, known: Mapping[str, Sample] | None = None) -> dict[str, Sample]:
+    """Output path → sample of what a forward pass returned; `known` as for `watch`."""
+    samples = _Samples(known or {})
+    return {path: samples.take(tensor, OUTPUT_VALUES) for path, tensor in _visible(output, MAX_OUTPUTS)}
 
 
 def cloned(value: Any) -> Any:

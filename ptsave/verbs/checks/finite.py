@@ -15,12 +15,13 @@ from ptsave.verbs.stats import non_finite
 
 
 def finite(subject: Subject) -> Iterator[Finding]:
-    """No NaN and no infinity in any floating-point tensor, but for a training's single numbers."""
+    """No NaN and no infinity in any floating-point tensor but a training's numbers and a program's masks."""
     looked = bad = 0
     spared = []
     judged = _holders_of_weights(subject.whole)
     for name, nans, infinities in non_finite(subject.checkpoint, subject.progress, subject.counts):
-        is_allowed = not nans and matches(name, subject.asked.infinite)
+        is_constant = name in subject.whole.constants
+        is_allowed = not nans and (is_constant or matches(name, subject.asked.infinite))
         is_number = not subject.checkpoint.tensors[name].shape and not name.startswith(judged)
         if (nans or infinities) and (is_allowed or is_number):
             spared.append(name)

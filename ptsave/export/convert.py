@@ -1,0 +1,333 @@
+"""convert to an exported program: built, filled, exported, run beside the model, and only then named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import nn
+
+from ptsave.config.inputs import InputsSpec
+from ptsave.config.toml import Config
+from ptsave.core.accounts import Extras
+from ptsave.core.address import Address, Location
+from ptsave.core.behaviour import Behaviour, Sample
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.dtypes import BY_NAME, parse_dtype
+from ptsave.core.finding import Finding, Kind, first_names
+from ptsave.core.parts.keys import Wanted
+from ptsave.core.parts.select import Selection
+from ptsave.core.record import Record
+from ptsave.core.values.cast import CASTABLE, can_cast, cast
+from ptsave.core.verdict import Verdict
+from ptsave.errors import LossyError, Option, RefusedError, UsageError
+from ptsave.export import pt2
+from ptsave.export.program import Program, export_program
+from ptsave.export.proof import CHECK, Case, Runtime, case_of, compare_weights, prove
+from ptsave.formats import open_checkpoint
+from ptsave.formats.base import WriteOptions
+from ptsave.models.behaviour.judge import output_key
+from ptsave.models.behaviour.observe import observe
+from ptsave.models.behaviour.trace import digest_of
+from ptsave.models.imports import in_front
+from ptsave.models.load import config_for, warn_if_changed
+from ptsave.models.save import new_record
+from ptsave.models.weights.fill import build_from, fit_of
+from ptsave.storage import atomic
+from ptsave.storage.opening import check_file_destination, replacing_file
+from ptsave.storage.scan import tensor_digest
+from ptsave.verbs.convert import Conversion
+from ptsave.verbs.request import refuse_unused, unused_by_export
+
+COPY_BYTES = 8 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Export:
+    """What to export, and how."""
+
+    source: Location
+    destination: Location
+    format: str
+    """`pt2` or `onnx`."""
+    config: Location | None
+    overrides: Sequence[str] = ()
+    select: str | None = None
+    extras: Extras = "fail"
+    dtype: str | None = None
+    opset: int | None = None
+    app_dir: Path = Path()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """Texts to keep in the record."""
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A model that is being exported."""
+
+    config: Config
+    model: nn.Module
+    inputs: InputsSpec
+    weights: Mapping[str, str]
+    """Name → digest of what the checkpoint has for it, in the model's dtype."""
+    aliases: Mapping[str, str]
+
+
+def export_path(
+    request: Export,
+    options: WriteOptions,
+    *,
+    given: Collection[str] = (),
+    report: Callable[[Verdict, Mapping[str, str | int | float]], None] | None = None,
+) -> Conversion:
+    """Export the model of a config, filled from a checkpoint, and compare the program with it.
+
+    `report` is called with the verdict of the comparison, be it yes or no.
+
+    Raises: LossyError when the program does not compute what the model does, and nothing is written then;
+    UsageError for an option or the config; RefusedError where torch cannot export the model; what reading,
+    building and writing raise.
+    """
+    refuse_unused(given, unused_by_export(request.format, no_record=not options.record))
+    if request.config is None:
+        raise UsageError(
+            f"a program ({request.format}) is exported from a model",
+            str(request.destination),
+            ("name its config with ", Option("config", "CONFIG")),
+        )
+    notes: list[str] = []
+    with ExitStack() as opened:
+        source = opened.enter_context(open_checkpoint(request.source))
+        check_file_destination(request.destination, overwrite=options.overwrite)
+        opened.enter_context(in_front(request.app_dir))
+        subject = _subject(request, source, notes)
+        program = export_program(subject.model, subject.inputs)
+        writer = _Pt2(subject, program)
+        example = case_of(subject.model, subject.inputs, writer.margin, subject.inputs.sizes)
+        behaviour = observe(subject.model, subject.inputs, "cpu")
+        if behaviour.determinism != "exact":
+            raise RefusedError(
+                "the model is not deterministic in eval mode: a program draws other random numbers than it",
+                subject.config.model.target,
+                "have it draw none in eval mode, or take them as an input",
+            )
+        record = _record(subject, program, writer, example, behaviour) if options.record else None
+        if record is not None:
+            record = replace(record, metadata={**source.metadata, **request.metadata})
+        verdicts: list[Verdict] = []
+
+        def check(path: Path) -> None:
+            verdict = _verdict(subject, program, writer, example, path)
+            verdicts.append(verdict)
+            if report is not None:
+                report(verdict, _facts(request, subject))
+            if not verdict.is_yes:
+                raise _not_the_same(verdict, request)
+
+        _write(request, options, lambda path: writer.write(record, path), check)
+        source.check_unchanged()
+    state = subject.model.state_dict(keep_vars=True).values()
+    tensors = {id(value): value for value in state if isinstance(value, torch.Tensor)}.values()
+    return Conversion(
+        sources=[source.path],
+        destination=request.destination,
+        source_formats=[source.format],
+        format=request.format,
+        num_tensors=len(tensors),
+        num_bytes=sum(tensor.nbytes for tensor in tensors),
+        free_bytes=None,
+        notes=notes,
+        checked="running it beside the model",
+        proof=verdicts[-1],
+    )
+
+
+class _Pt2:
+    """How a program becomes a `.pt2`."""
+
+    name = "pt2"
+    margin = pt2.Pt2Runtime.margin
+
+    def __init__(self, subject: _Subject, program: Program) -> None:
+        self._program = program
+
+    def digests(self) -> Any:
+        return pt2.digests_of(self._program)
+
+    def write(self, record: Record | None, path: Path) -> None:
+        pt2.write(self._program, record, path)
+
+    def runtime(self, path: Path) -> Runtime:
+        return pt2.Pt2Runtime(path)
+
+    def weights(self, path: Path) -> Mapping[str, str]:
+        return pt2.weights_of(path)
+
+
+def _subject(request: Export, source: Checkpoint, notes: list[str]) -> _Subject:
+    """The model, filled, in eval mode and in the dtype that is asked for."""
+    config = config_for(source, request.config, request.overrides, ())
+    if config.inputs is None:
+        raise UsageError("there is nothing to run the model on", str(config.path), "add an [inputs] table")
+    dtype = None if request.dtype is None else parse_dtype(request.dtype, str(Option("dtype")))
+    if dtype is not None and dtype.name not in CASTABLE:
+        raise UsageError(f"cannot cast to {dtype.name}", Option("dtype"), f"one of {', '.join(CASTABLE)}")
+    wanted = Wanted(select=request.select, extras=request.extras)
+    model, selection, _ = build_from(
+        config.model, source, "cpu", notes.append, app_dir=request.app_dir, wanted=wanted
+    )
+    warn_if_changed(model, source, notes.append)
+    if sentence := selection.sentence():
+        notes.append(sentence)
+    model.eval().requires_grad_(False)
+    inputs = config.inputs
+    if dtype is not None:
+        model.to(getattr(torch, dtype.name))
+        inputs = inputs.mapped(lambda t: replace(t, dtype=dtype) if can_cast(t.dtype) else t)
+    weights = _expected_weights(model, fit_of(model, selection, wanted)[0])
+    return _Subject(config, model, inputs, weights, _aliases(model))
+
+
+def _expected_weights(model: nn.Module, selection: Selection) -> dict[str, str]:
+    """Digest of what the checkpoint has for each tensor of the model, in the model's dtype.
+
+    Of what loading code made of other tensors, and of buffers that no checkpoint has, it is the model's own.
+    """
+    state = model.state_dict(keep_vars=True)
+    named = {**dict(model.named_buffers(remove_duplicate=False)), **state}
+    digests = {}
+    for name, tensor in named.items():
+        if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided:
+            continue
+        entry = selection.tensors.get(name) if name in state else None
+        dtype = BY_NAME[str(tensor.dtype).removeprefix("torch.")]
+        is_cast = entry is not None and entry.dtype != dtype
+        if entry is None or entry.shape != tuple(tensor.shape) or (is_cast and not can_cast(entry.dtype)):
+            digests[name] = digest_of(tensor.detach())
+        else:
+            digests[name] = tensor_digest(cast(entry, dtype) if is_cast else entry)
+    return digests
+
+
+def _aliases(model: nn.Module) -> dict[str, str]:
+    """Name of each tensor that is under another name, too → that one."""
+    first: dict[int, str] = {}
+    both: dict[str, str] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        other = first.setdefault(id(value), name)
+        if other != name:
+            both |= {name: other, other: name}
+    return both
+
+
+def _record(subject: _Subject, program: Program, writer: _Pt2, example: Case, behaviour: Behaviour) -> Record:
+    """What travels with the program: the model, its behaviour, digests, and how far rounding goes."""
+    judge = example.judge()
+
+    def allowed(path: str, sample: Sample) -> list[float]:
+        excess = judge.excess(sample, output_key(path))
+        return [excess.allowed, excess.noise]
+
+    described = new_record(subject.model, subject.config, "cpu")
+    return replace(
+        described,
+        digests=writer.digests(),
+        behaviour=behaviour.to_json(),
+        program={
+            "format": writer.name,
+            "sizes": dict(subject.inputs.sizes),
+            "bounds": {name: list(bounds) for name, bounds in program.bounds.items()},
+            "rounding": {path: allowed(path, sample) for path, sample in example.now.outputs.items()},
+        },
+    )
+
+
+def _verdict(subject: _Subject, program: Program, writer: _Pt2, example: Case, path: Path) -> Verdict:
+    """Whether what is at `path` is the model: its weights, and what it computes in its runtime."""
+    findings = list(compare_weights(subject.weights, writer.weights(path), subject.aliases))
+    try:
+        runtime = writer.runtime(path)
+    except Exception as error:  # each runtime has its own way to say that it cannot load a program
+        why = {"why": f"{type(error).__name__}: {error}"}
+        findings.append(Finding(CHECK, "fail", "", Kind.PROGRAM_FAILS, facts=why))
+    else:
+        findings += prove(subject.model, subject.inputs, program, runtime, example)
+    return Verdict(tuple(findings), _cause(findings))
+
+
+def _cause(findings: Sequence[Finding]) -> str:
+    """What is wrong with a program, in one line; empty where nothing is."""
+    failed = [finding for finding in findings if finding.level == "fail"]
+    if weights := [f.where for f in failed if f.kind is Kind.OTHER_WEIGHT]:
+        return f"other weights in the program: {first_names(weights)}"
+    if fails := [f for f in failed if f.kind in (Kind.PROGRAM_FAILS, Kind.PROGRAM_FAILS_AT)]:
+        return fails[0].message
+    outputs = [f.where for f in failed if f.kind in (Kind.OUTPUT_DIFFERS, Kind.OUTPUT_UNLIKE)]
+    begins = ""
+    for first in failed:
+        if first.kind is Kind.PROGRAM_DEPARTS:
+            begins = f" from {first.where!r} on ({first.facts['module']})"
+        elif first.kind is Kind.PROGRAM_DEPARTS_BEFORE:
+            begins = f", in the code of {first.facts['module']} before {first.facts['before']!r}"
+        if begins:
+            break
+    return f"the program computes otherwise: {first_names(outputs)} differs{begins}" if outputs else ""
+
+
+def _not_the_same(verdict: Verdict, request: Export) -> LossyError:
+    failed = [str(finding) for finding in verdict.findings if finding.level == "fail"]
+    return LossyError(
+        verdict.because,
+        str(request.destination),
+        ("nothing was written; ", Option("report", "FILE"), " shows each output"),
+        findings=failed,
+    )
+
+
+def _facts(request: Export, subject: _Subject) -> dict[str, str | int | float]:
+    return {
+        "path": str(request.destination),
+        "format": request.format,
+        "source": str(request.source),
+        "class": subject.config.model.target,
+        "torch": torch.__version__,
+    }
+
+
+def _write(
+    request: Export,
+    options: WriteOptions,
+    write: Callable[[Path], None],
+    check: Callable[[Path], None],
+) -> None:
+    """Write a file, check it, and only then let it take its name.
+
+    Raises: what writing and checking raise; the old file is there then.
+    """
+    where = request.destination
+    if isinstance(where, Address):
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / f"program.{request.format}"
+            write(path)
+            check(path)
+            size = path.stat().st_size
+            with replacing_file(where, size, overwrite=options.overwrite) as output, path.open("rb") as file:
+                output.reserve()
+                for offset in range(0, size, COPY_BYTES):
+                    output.write_at(offset, file.read(COPY_BYTES))
+        return
+    made: list[Path] = []
+    with atomic.replacing_file(
+        where,
+        0,
+        overwrite=options.overwrite,
+        sync=options.sync,
+        before_rename=lambda: check(made[0]),
+    ) as output:
+        made.append(output.path)
+        write(output.path)

@@ -1,0 +1,243 @@
+"""An exported program beside the model that it is of: weights by their digests, outputs by the judge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from ptsave.config.inputs import InputsSpec
+from ptsave.core.behaviour import Sample
+from ptsave.core.finding import Finding, Kind
+from ptsave.errors import UsageError
+from ptsave.export.program import Program
+from ptsave.models.behaviour.differences import compare_output
+from ptsave.models.behaviour.judge import Judge, Key, input_key, judge_alone, output_key, result_key
+from ptsave.models.behaviour.trace import Trace, samples_of, watch
+from ptsave.models.inputs import Arguments, make_inputs
+
+CHECK = "behaviour"
+WEIGHTS = "weights"
+
+
+@dataclass(frozen=True)
+class Value:
+    """What a program computed on its way, and in which module's scope."""
+
+    module: str
+    """Its fully qualified name, as the exporter noted it."""
+    tensor: torch.Tensor
+
+
+class Runtime(Protocol):
+    """What runs an exported program."""
+
+    margin: float
+    """The judge's margin: how many times rounding's own effect a difference may be."""
+
+    def run(self, arguments: Arguments) -> dict[str, torch.Tensor]:
+        """The program's outputs, by the paths that the model's have."""
+
+    def inside(self, arguments: Arguments) -> Iterator[Value]:
+        """Everything that the program computes on its way, in order."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One choice of the named sizes, and what the model computes there."""
+
+    sizes: Mapping[str, int]
+    arguments: Arguments
+    now: Trace
+    judge: Callable[[], Judge]
+    """Made when it is asked for: a program that gives the model's own bits needs none."""
+
+    @property
+    def shown(self) -> str:
+        """`batch=1, tokens=16`."""
+        return ", ".join(f"{name}={size}" for name, size in self.sizes.items())
+
+
+def case_of(model: nn.Module, inputs: InputsSpec, margin: float, sizes: Mapping[str, int]) -> Case:
+    """What `model` computes from `inputs` at `sizes`.
+
+    Raises: UsageError where it does not run.
+    """
+    arguments = make_inputs(inputs.with_sizes(sizes), model)
+    now = watch(model, arguments)
+    made: list[Judge] = []
+
+    def judge() -> Judge:
+        if not made:
+            made.append(judge_alone(model, arguments, now, margin))
+        return made[0]
+
+    return Case(sizes, arguments, now, judge)
+
+
+def prove(
+    model: nn.Module, inputs: InputsSpec, program: Program, runtime: Runtime, example: Case
+) -> Iterator[Finding]:
+    """Run the program beside the model: at the example's sizes, at 1, and at one larger of each."""
+    yield from _compared(runtime, example, "")
+    for name, (_, most) in program.bounds.items():
+        if most is not None:
+            yield Finding(CHECK, "ok", name, Kind.SIZE_IS_BOUND, facts={"most": most})
+    for sizes in other_sizes(inputs.sizes, program.bounds):
+        try:
+            case = case_of(model, inputs, runtime.margin, sizes)
+        except UsageError as error:
+            shown = ", ".join(f"{name}={size}" for name, size in sizes.items())
+            yield Finding(CHECK, "ok", "", Kind.SIZE_NOT_RUN, facts={"sizes": shown, "why": error.what})
+            continue
+        yield from _compared(runtime, case, f" ({case.shown})")
+
+
+def other_sizes(
+    examples: Mapping[str, int], bounds: Mapping[str, tuple[int, int | None]]
+) -> Iterator[dict[str, int]]:
+    """The sizes to try beside the examples: all at 1, and all at one more, as far as the model takes it."""
+    tried = [dict(examples)]
+    larger = {
+        name: size + 1 if (most := bounds.get(name, (0, None))[1]) is None else min(size + 1, most)
+        for name, size in examples.items()
+    }
+    for sizes in (dict.fromkeys(examples, 1), larger):
+        if sizes not in tried:
+            tried.append(sizes)
+            yield sizes
+
+
+def _compared(runtime: Runtime, case: Case, at: str) -> Iterator[Finding]:
+    try:
+        outputs = samples_of(runtime.run(case.arguments))
+    except Exception as error:  # each runtime has its own way to say that it cannot run a program
+        why = f"{type(error).__name__}: {_first_line(error)}"
+        kind = Kind.PROGRAM_FAILS_AT if at else Kind.PROGRAM_FAILS
+        yield Finding(CHECK, "fail", "", kind, facts={"sizes": case.shown, "why": why})
+        return
+    departed = False
+    for path in dict.fromkeys([*case.now.outputs, *outputs]):
+        finding = _output(case, path, outputs.get(path), at)
+        departed = departed or finding.level == "fail"
+        yield finding
+    if departed and (first := first_departure(runtime, case)) is not None:
+        facts: dict[str, Any] = {"module": first.kind, "relative": first.relative}
+        if not first.before:
+            yield Finding(CHECK, "fail", first.module, Kind.PROGRAM_DEPARTS, facts=facts)
+        else:
+            facts["before"] = first.before
+            yield Finding(CHECK, "fail", first.module, Kind.PROGRAM_DEPARTS_BEFORE, facts=facts)
+
+
+def _output(case: Case, path: str, found: Sample | None, at: str) -> Finding:
+    """The finding on one output of the program."""
+    where, expected = f"{path}{at}", case.now.outputs.get(path)
+    difference = compare_output(path, expected, found)
+    if difference.why_not or found is None or expected is None:
+        return Finding(CHECK, "fail", where, Kind.OUTPUT_UNLIKE, facts={"why_not": difference.why_not})
+    if expected.dtype != found.dtype:
+        why = {"why_not": f"dtype {expected.dtype} → {found.dtype}"}
+        return Finding(CHECK, "fail", where, Kind.OUTPUT_UNLIKE, facts=why)
+    if difference.is_bitwise_equal:
+        return Finding(CHECK, "ok", where, Kind.EQUAL_OUTPUT)
+    excess = case.judge().excess(found, output_key(path))
+    off = f"{excess.relative:.2g} relative off, rounding explains {excess.allowed:.2g}; {difference.figures}"
+    if excess.is_explained:
+        return Finding(CHECK, "ok", where, Kind.OUTPUT_EXPLAINED, facts={"off": off, "besides": ""})
+    return Finding(CHECK, "fail", where, Kind.OUTPUT_DIFFERS, facts={"off": off})
+
+
+# --- where it begins --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class First:
+    """Where a program is the first time not what the model is."""
+
+    module: str
+    kind: str
+    relative: float
+    before: str = ""
+    """The module inside it that is given other values already; empty where its own output departs first."""
+
+
+def first_departure(runtime: Runtime, case: Case) -> First | None:
+    """The first call of a module whose output the program does not compute; None where that cannot be told.
+
+    What a module is given and returns is looked for among all that the program computes, in its scope.
+    """
+    judge = case.judge()
+    values: dict[str, list[Sample]] = {}
+    try:
+        for value in runtime.inside(case.arguments):
+            samples = samples_of(value.tensor)
+            parts = value.module.split(".") if value.module else []
+            for depth in range(len(parts) + 1):
+                values.setdefault(".".join(parts[:depth]), []).extend(samples.values())
+    except Exception:  # a program may have values that its runtime does not give out
+        return None
+    kinds = {call.module: call.kind for call in case.now.calls}
+    given = {sample.digest for sample in samples_of((case.arguments.args, case.arguments.kwargs)).values()}
+    for call in case.now.calls:
+        if not call.module or call.module not in values:
+            continue
+        off = _departure(judge, call.outputs, values[call.module], partial(result_key, call))
+        if off is None:
+            continue
+        inputs = {path: sample for path, sample in call.inputs.items() if sample.digest not in given}
+        before = _departure(judge, inputs, values[""], partial(input_key, call))
+        if before is None:
+            return First(call.module, call.kind, off)
+        parent = call.module.rpartition(".")[0]
+        while parent not in kinds and parent:
+            parent = parent.rpartition(".")[0]
+        return First(parent, kinds.get(parent, ""), before, call.module)
+    return None
+
+
+def _departure(
+    judge: Judge, samples: Mapping[str, Sample], values: list[Sample], key: Callable[[str], Key]
+) -> float | None:
+    """How far the nearest of `values` is from one of the tensors of a call; None where each is among them."""
+    for path, sample in samples.items():
+        alike = [value for value in values if value.shape == sample.shape]
+        if not alike or any(value.digest == sample.digest for value in alike):
+            continue
+        found = [judge.excess(value, key(path)) for value in alike]
+        if not any(excess.is_explained for excess in found):
+            return min(excess.relative for excess in found)
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0][:300]
+
+
+# --- the weights ------------------------------------------------------------------------------------------
+
+
+def compare_weights(
+    expected: Mapping[str, str], found: Mapping[str, str], aliases: Mapping[str, str]
+) -> Iterator[Finding]:
+    """Digests of the checkpoint's tensors beside those of the program's, by name.
+
+    `aliases`: name of a tied tensor → another name of it. What the program has more are constants that the
+    exporter made, and a tensor that it has not is none that its graph uses: both are named.
+    """
+    same = [name for name in expected if found.get(name) == expected[name]]
+    for name in expected:
+        if name in found and found[name] != expected[name]:
+            how = {"how": "other values"}
+            yield Finding(WEIGHTS, "fail", name, Kind.OTHER_WEIGHT, facts=how)
+    if same:
+        yield Finding(WEIGHTS, "ok", "", Kind.SAME_WEIGHTS, len(same))
+    absent = [name for name in expected if name not in found and aliases.get(name, name) not in found]
+    if absent:
+        yield Finding(WEIGHTS, "ok", "", Kind.NOT_IN_PROGRAM, len(absent), tuple(absent))
+    if made := [name for name in found if name not in expected]:
+        yield Finding(WEIGHTS, "ok", "", Kind.CONSTANTS, len(made), tuple(made))

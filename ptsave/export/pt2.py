@@ -1,0 +1,100 @@
+"""torch.export's archive: written with ptsave's record, loaded again and run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Interpreter, Node
+
+from ptsave.core.own_process import without_messages
+from ptsave.core.record import FILE_NAME, Digests, Record
+from ptsave.core.values.digest import DEFAULT
+from ptsave.export.program import Program
+from ptsave.export.proof import Value
+from ptsave.formats import open_checkpoint
+from ptsave.models.behaviour.judge import MARGIN
+from ptsave.models.behaviour.trace import cloned, digest_of
+from ptsave.models.inputs import Arguments, output_tensors
+from ptsave.models.seeding import seeded
+from ptsave.storage.scan import tensor_digest
+
+STATE_DICT, CONSTANTS = "state_dict", "constants"
+"""Under which `formats.programs.pt2` lists the two tables of an archive that has constants."""
+
+
+def write(program: Program, record: Record | None, path: Path) -> None:
+    """Write the program to `path`, with the record as an extra file."""
+    extra = {} if record is None else {FILE_NAME: record.to_json()}
+    with (
+        without_messages(),
+        path.open("wb") as file,
+    ):  # given a path, torch names the archive's folder after it
+        torch.export.save(program.exported, file, extra_files=extra)
+
+
+def digests_of(program: Program) -> Digests:
+    """The digest of each tensor of the program, by the name that it is listed under in the file."""
+    exported = program.exported
+    constants = {name: value for name, value in exported.constants.items() if isinstance(value, torch.Tensor)}
+    prefixes = (f"{STATE_DICT}.", f"{CONSTANTS}.") if constants else ("", "")
+    named: dict[str, torch.Tensor] = {f"{prefixes[0]}{name}": t for name, t in exported.state_dict.items()}
+    named |= {f"{prefixes[1]}{name}": tensor for name, tensor in constants.items()}
+    return Digests(DEFAULT, {name: digest_of(tensor.detach()) for name, tensor in named.items()})
+
+
+def weights_of(path: Path) -> dict[str, str]:
+    """Digest of each tensor of the file at `path`, by its name in the model."""
+    with open_checkpoint(path) as checkpoint:
+        root = checkpoint.root
+        has_tables = isinstance(root, dict) and CONSTANTS in root and isinstance(root[CONSTANTS], dict)
+        digests = {}
+        for name, entry in checkpoint.tensors.items():
+            first, _, rest = name.partition(".")
+            is_in_table = has_tables and first in (STATE_DICT, CONSTANTS)
+            digests[rest if is_in_table else name] = tensor_digest(entry)
+        return digests
+
+
+class Pt2Runtime:
+    """A loaded archive, run by torch."""
+
+    margin = MARGIN
+
+    def __init__(self, path: Path) -> None:
+        with without_messages():
+            self._exported: ExportedProgram = torch.export.load(str(path))
+        self._module = self._exported.module()
+
+    def run(self, arguments: Arguments) -> dict[str, torch.Tensor]:
+        """The program's outputs by their paths."""
+        given = cloned(arguments)
+        with torch.no_grad(), seeded(0):
+            return output_tensors(self._module(*given.args, **given.kwargs))
+
+    def inside(self, arguments: Arguments) -> Iterator[Value]:
+        """What each node of the graph computes."""
+        given = cloned(arguments)
+        leaves = torch.utils._pytree.tree_leaves((given.args, given.kwargs))
+        values: list[Value] = []
+        with torch.no_grad(), seeded(0):
+            _Watching(self._module, values).run(*leaves)
+        yield from values
+
+
+class _Watching(Interpreter):
+    """Runs a graph node by node and keeps what the nodes in a module's scope give."""
+
+    def __init__(self, module: torch.fx.GraphModule, values: list[Value]) -> None:
+        super().__init__(module)
+        self._values = values
+
+    def run_node(self, n: Node) -> Any:
+        result = super().run_node(n)
+        stack = list((n.meta.get("nn_module_stack") or {}).values())
+        if stack and isinstance(result, torch.Tensor):
+            self._values.append(Value(str(stack[-1][0]).partition("@")[0], result))
+        return result

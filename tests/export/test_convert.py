@@ -1,0 +1,125 @@
+"""convert to an exported program: it gets its name once it has run beside the model, and not before."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import ptsave
+from ptsave.errors import UsageError
+from tests.export.conftest import Prepare
+from tests.support import Command
+
+X = '[inputs.x]\nshape = ["batch=4", 6]'
+XY = '[inputs.x]\nshape = ["batch=4", 4]\n[inputs.y]\nshape = ["batch=4", 4]\nseed = 1'
+
+
+def test_a_pt2_computes_what_the_model_does(prepare: Prepare, ptsave_here: Command, tmp_path: Path) -> None:
+    checkpoint, config = prepare("Mlp", X)
+    done = ptsave_here("convert", checkpoint, "model.pt2", "-c", config, "--json")
+    result = json.loads(done.stdout)
+    assert result["format"] == "pt2"
+    assert result["proof"]["verdict"] == "yes"
+    places = [f["where"] for f in result["proof"]["findings"] if f["check"] == "behaviour"]
+    assert places == ["output", "output (batch=1)", "output (batch=5)"]
+    model = ptsave.load(checkpoint, config=config)
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    x = torch.randn(7, 6)
+    torch.testing.assert_close(program(x=x), model(x), rtol=0, atol=0)
+
+
+def test_equal_input_gives_equal_bytes(prepare: Prepare, ptsave_here: Command, tmp_path: Path) -> None:
+    checkpoint, config = prepare("Mlp", X)
+    for name in ("one.pt2", "other.pt2"):
+        ptsave_here("convert", checkpoint, name, "-c", config)
+    assert (tmp_path / "one.pt2").read_bytes() == (tmp_path / "other.pt2").read_bytes()
+
+
+def test_the_weights_of_a_program_are_those_of_the_checkpoint(prepare: Prepare, ptsave_here: Command) -> None:
+    checkpoint, config = prepare("Mlp", X)
+    ptsave_here("convert", checkpoint, "model.pt2", "-c", config)
+    assert "same: 6 tensors" in ptsave_here("inspect", checkpoint, "--diff", "model.pt2").stdout
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause"),
+    [
+        ("weights", "in the code of tests.export.models.Mlp before 'fc2'"),
+        ("eps", "computes otherwise: output, output (batch=1), output (batch=5) differs"),
+        pytest.param("activation", "the program computes otherwise: output", marks=pytest.mark.slow),
+        ("fixed batch", "the model fixes the size 'batch'"),
+        pytest.param("train mode", "the program computes otherwise: output", marks=pytest.mark.slow),
+        pytest.param("dtype", "the program computes otherwise: output", marks=pytest.mark.slow),
+    ],
+)
+def test_a_program_that_computes_otherwise_gets_no_name(
+    fault: str, cause: str, prepare: Prepare, ptsave_here: Command, tmp_path: Path
+) -> None:
+    checkpoint, config = prepare("Mlp", X, fault=fault)
+    code = UsageError.exit_code if fault == "fixed batch" else 4
+    done = ptsave_here("convert", checkpoint, "model.pt2", "-c", config, "--report", "r.json", code=code)
+    assert cause in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} <= {"model.toml", "model.safetensors", "r.json"}
+    if code == 4:
+        assert json.loads((tmp_path / "r.json").read_text())["verdict"] == "no"
+
+
+def test_swapped_inputs_are_another_function(prepare: Prepare, ptsave_here: Command) -> None:
+    checkpoint, config = prepare("TwoInputs", XY, fault="swapped")
+    done = ptsave_here("convert", checkpoint, "model.pt2", "-c", config, code=4)
+    assert "the program computes otherwise: output" in done.stderr
+    assert "from 'a' on (torch.nn.modules.linear.Linear)" in done.stderr
+
+
+def test_an_old_file_stays_where_the_new_one_fails(
+    prepare: Prepare, ptsave_here: Command, tmp_path: Path
+) -> None:
+    checkpoint, config = prepare("Mlp", X, fault="eps")
+    (tmp_path / "model.pt2").write_bytes(b"old")
+    ptsave_here("convert", checkpoint, "model.pt2", "-c", config, code=4)
+    ptsave_here("convert", checkpoint, "model.pt2", "-c", config, "--overwrite", code=4)
+    assert (tmp_path / "model.pt2").read_bytes() == b"old"
+
+
+@pytest.mark.slow
+def test_half_precision_is_judged_by_what_rounds_there(prepare: Prepare, ptsave_here: Command) -> None:
+    checkpoint, config = prepare("Mlp", X)
+    for dtype in ("float16", "bfloat16"):
+        ptsave_here("convert", checkpoint, f"{dtype}.pt2", "-c", config, "--dtype", dtype)
+        shown = json.loads(ptsave_here("inspect", f"{dtype}.pt2", "--json").stdout)
+        assert {tensor["dtype"] for tensor in shown["tensors"]} == {dtype}
+
+
+def test_a_model_that_draws_random_numbers_has_no_program(prepare: Prepare, ptsave_here: Command) -> None:
+    checkpoint, config = prepare("Noisy", X)
+    done = ptsave_here("convert", checkpoint, "model.pt2", "-c", config, code=4)
+    assert "not deterministic" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--only", "fc*"], "--only would not be used"),
+        (["--opset", "18"], "--opset would not be used: it is a version of ONNX"),
+        (["--shard-size", "1GB"], "--shard-size would not be used"),
+    ],
+)
+def test_a_flag_without_use_is_refused(
+    flags: list[str], said: str, prepare: Prepare, ptsave_here: Command
+) -> None:
+    checkpoint, config = prepare("Mlp", X)
+    assert said in ptsave_here("convert", checkpoint, "model.pt2", "-c", config, *flags, code=2).stderr
+
+
+def test_a_program_needs_a_config_with_inputs(prepare: Prepare, ptsave_here: Command) -> None:
+    checkpoint, config = prepare("Mlp", "")
+    assert "-c CONFIG" in ptsave_here("convert", checkpoint, "model.pt2", code=2).stderr
+    done = ptsave_here("convert", checkpoint, "model.pt2", "-c", config, code=2)
+    assert "add an [inputs] table" in done.stderr
+    with pytest.raises(UsageError, match="exported from a model"):
+        ptsave.convert(checkpoint, "model.pt2")
+    done = ptsave_here("convert", checkpoint, "model.pt", "-c", config, code=2)
+    assert "--config would not be used" in done.stderr
