@@ -15,6 +15,7 @@ from ptsave.errors import AmbiguousError, UnreadableError
 from ptsave.formats import named
 from ptsave.formats.base import HEAD_BYTES
 from ptsave.formats.one_reading import check_begin, check_end
+from ptsave.formats.torch.tar_members import is_tar
 from ptsave.formats.wrapped.archives import (
     Archive,
     TarArchive,
@@ -83,6 +84,11 @@ def unwrap(file: InputFile, member: str, is_known: IsKnown) -> Unwrapped:
             )
         found.files = on_failure.pop_all()
     return found
+
+
+def is_archive(head: bytes) -> bool:
+    """Whether a file that begins with `head` is an archive of files, or a torch zip."""
+    return head.startswith(ZIP_MAGIC) or is_tar(head)
 
 
 def _head(file: InputFile) -> bytes:
@@ -187,5 +193,5 @@ def _only(archive: Archive, is_known: IsKnown) -> tuple[str, InputFile]:
         where,
         f"name one: {', '.join(listed[:MAX_NAMED])}{more}"
         + ("; or unpack it, and name the folder with the index and its shards" if is_sharded else ""),
-        candidates=listed[:1000],
+        candidates=listed,
     )

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from ptsave.core.address import HUB, WEB, Address, Location
-from ptsave.errors import UnreadableError
+from ptsave.core.address import HUB, WEB, Address, Location, located
+from ptsave.errors import AmbiguousError, RefusedError, UnknownFormatError, UnreadableError
 from ptsave.formats import FILE_FORMATS, FOLDER_FORMATS, open_checkpoint, run_folder
 from ptsave.formats.base import HEAD_BYTES
 from ptsave.formats.named import WEIGHT_SUFFIXES, is_named
+from ptsave.formats.wrapped.compression import compression_of
+from ptsave.formats.wrapped.unwrap import is_archive
 from ptsave.storage.files import InputFolder
 from ptsave.storage.opening import open_folder
 
@@ -26,9 +29,11 @@ class PlainFolder:
 
     path: Location
     members: Sequence[Location]
-    """What a format recognises by its content, and what is called as weights are; sorted by name."""
+    """What a format recognises by its content, in an archive or a compressed file too, and what is called as
+    weights are; sorted by name."""
     others: Sequence[str]
-    """The names of all other files, and of all other folders with a slash, which nothing looks into."""
+    """The names of all other files, in which nothing is found, and of all other folders, with a slash, which
+    nothing looks into."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +74,12 @@ def plain_folder(path: Location) -> PlainFolder | None:
             return None
         folders = set(folder.folders())
         files = [name for name in folder.names if name not in folders]
-        found = {name for name in files if _is_checkpoint(folder, name)}
-        members = found | {name for name in folders if _holds_checkpoint(folder, name)}
-    others = tuple(name for name in files if name not in found)
-    others += tuple(f"{name}/" for name in sorted(folders - members))
-    return PlainFolder(path, tuple(path / name for name in sorted(members)), others) if members else None
+        found = {name: _checkpoints_of(folder, name) for name in files}
+        found |= {name: [path / name] for name in folders if _holds_checkpoint(folder, name)}
+    members = tuple(member for name in sorted(found) for member in found[name])
+    others = tuple(name for name in files if not found[name])
+    others += tuple(f"{name}/" for name in sorted(folders - found.keys()))
+    return PlainFolder(path, members, others) if members else None
 
 
 def checkpoints_at(paths: Sequence[Location]) -> tuple[list[Location], list[str] | None]:
@@ -102,19 +108,43 @@ def _member(path: Location) -> Member:
             tensors = checkpoint.tensors.values()
             num_bytes = sum({entry.view: entry.num_bytes for entry in tensors}.values())
             return Member(path, checkpoint.format, len(tensors), num_bytes)
-    except UnreadableError as error:
+    except (UnreadableError, RefusedError) as error:
         return Member(path, problem=error.what)
 
 
-def _is_checkpoint(folder: InputFolder, name: str) -> bool:
+def _checkpoints_of(folder: InputFolder, name: str) -> list[Location]:
+    """The file `name` where it is a checkpoint, or those in it where it is an archive or compressed.
+
+    Where it may be one and cannot be opened, opening it again says why.
+    """
+    path = folder.path / name
     if name.endswith((*WEIGHT_SUFFIXES, ".pkl", ".pickle")):
-        return True
+        return [path]
     try:
         with folder.open(name, HEAD_BYTES) as file:
             head = file.read_at(0, min(HEAD_BYTES, file.size_bytes))
-            return head.startswith(PROTO) or any(known.sniff(file, head) for known in FILE_FORMATS)
+            if head.startswith(PROTO) or any(known.sniff(file, head) for known in FILE_FORMATS):
+                return [path]
     except UnreadableError:
-        return True  # opening it says why
+        return [path]
+    is_compressed = compression_of(head) is not None
+    if is_compressed and folder.is_remote:  # all of it would have to come
+        return []
+    return _wrapped_in(path) if is_compressed or is_archive(head) else []
+
+
+def _wrapped_in(path: Location) -> list[Location]:
+    """The checkpoints in the archive or the compressed file at `path`, which may be one of its members."""
+    try:
+        open_checkpoint(path).close()
+    except UnknownFormatError:
+        return []
+    except AmbiguousError as error:
+        candidates: Any = error.details.get("candidates", ())  # none of too many members
+        return [found for one in candidates for found in _wrapped_in(located(one))]
+    except (UnreadableError, RefusedError):
+        pass
+    return [path]
 
 
 def _holds_checkpoint(folder: InputFolder, name: str) -> bool:

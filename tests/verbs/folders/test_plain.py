@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import tarfile
+import zipfile
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -56,6 +59,42 @@ def test_nothing_is_passed_over_in_silence(folder: Path, capfd: pytest.CaptureFi
     found = plain_folder(folder)
     assert found is not None
     assert found.others == ("README.md", "more/")
+
+
+def test_what_lies_in_archives_is_verified_too(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    os.remove(folder / "cut.pt")
+    with zipfile.ZipFile(folder / "two.zip", "w") as archive:
+        archive.write(folder / "a.pt", "a.pt")
+        archive.write(folder / "weights-without-suffix", "b/model.safetensors")
+        archive.write(folder / "README.md", "README.md")
+    with tarfile.open(folder / "one.tar.gz", "w:gz") as tar:
+        tar.add(folder / "a.pt", "a.pt")
+    (folder / "a.pt.gz").write_bytes(gzip.compress((folder / "a.pt").read_bytes()))
+    with zipfile.ZipFile(folder / "texts.zip", "w") as archive:
+        archive.write(folder / "README.md", "README.md")
+    (folder / "text.gz").write_bytes(gzip.compress(b"a text"))
+    found = plain_folder(folder)
+    assert found is not None
+    assert [str(path)[len(str(folder)) + 1 :] for path in found.members] == [
+        "a.pt",
+        "a.pt.gz",
+        "one.tar.gz",
+        "sharded",
+        "two.zip::a.pt",
+        "two.zip::b/model.safetensors",
+        "weights-without-suffix",
+    ]
+    assert found.others == ("README.md", "text.gz", "texts.zip")
+    assert app.run(["verify", "models"]) == 0
+    data = (folder / "two.zip").read_bytes()
+    place = data.index(torch.ones(3).numpy().tobytes())
+    (folder / "two.zip").write_bytes(data[:place] + b"\1" + data[place + 1 :])
+    capfd.readouterr()
+    assert app.run(["verify", "models"]) == 1
+    assert "two.zip::a.pt" in capfd.readouterr().out
+    (folder / "two.zip").write_bytes(data[: len(data) // 2])
+    assert app.run(["verify", "models"]) == 3
+    assert app.run(["inspect", "models"]) == 0
 
 
 def test_what_is_no_plain_folder(folder: Path, tmp_path: Path) -> None:
