@@ -363,7 +363,7 @@ class _Archive:
         inner = read_directory(self.directory.file, *self.window(record))
         top = first_folder(inner)
         check_layout(inner, top)
-        storages = ZipStorages(inner, f"{top}data/", False, has_meta=True)
+        storages = ZipStorages(inner, f"{top}data/", False, is_script=True)
         if f"{top}data.pkl" not in inner.entries:
             raise CorruptError("the file holds no data.pkl", self.where(record), _DAMAGED)
         self._take(load_record(inner, f"{top}data.pkl", Shapes(torchscript.SHAPES, objects.build, storages)))

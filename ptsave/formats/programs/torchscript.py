@@ -25,8 +25,10 @@ from ptsave.core.nodes import GlobalUse, Opaque, TensorEntry, add_uses
 from ptsave.core.tree import is_scalar
 from ptsave.errors import CorruptError, LimitError
 from ptsave.formats.base import FileFormat
+from ptsave.formats.kinds.sparse import PARTS, is_sparse
 from ptsave.formats.pickle.inert import Loaded
 from ptsave.formats.pickle.module import OWN_ATTRIBUTES, is_plain
+from ptsave.formats.pickle.python_objects import is_name_only
 from ptsave.formats.pickle.shapes import UNKNOWN, Budget, Known, Shapes
 from ptsave.formats.programs.operators import names_in
 from ptsave.formats.torch import objects
@@ -39,6 +41,7 @@ from ptsave.formats.torch.read import (
     refuse_big_endian,
     top_folder,
 )
+from ptsave.formats.torch.storages import SCRIPT_DTYPES
 from ptsave.formats.zip.reader import ZipDirectory
 from ptsave.formats.zip.sniff import directory_of, sniffed_directory
 from ptsave.storage.files import InputFile
@@ -204,7 +207,7 @@ def read(file: InputFile) -> Checkpoint:
             return objects.build(target, state, budget)
 
         def unpickle(name: str) -> Loaded:
-            storages = ZipStorages(directory, f"{top}{name}/", False, has_meta=True)
+            storages = ZipStorages(directory, f"{top}{name}/", False, is_script=True)
             return load_record(directory, f"{top}{name}.pkl", Shapes(SHAPES, build, storages))
 
         loaded = unpickle("data")
@@ -269,16 +272,41 @@ def _first(args: tuple[Any, ...], budget: Budget) -> Any:
     return args[0] if args and isinstance(args[0], (list, dict)) else UNKNOWN
 
 
-SHAPES: dict[str, Any] = objects.NAMES | {
-    f"torch.jit._pickle.{name}": Known(f"torch.jit._pickle.{name}", _first)
-    for name in (
-        "build_intlist",
-        "build_doublelist",
-        "build_boollist",
-        "build_tensorlist",
-        "restore_type_tag",
-    )
-}
+_LAYOUTS = {1: "torch.sparse_coo", 2: "torch.sparse_csr"}
+"""Source: c10/core/Layout.h; TorchScript writes no other layouts."""
+
+
+def _rebuild_sparse(args: tuple[Any, ...], budget: Budget) -> Any:
+    """`_rebuild_sparse_tensor(layout, size, requires_grad, indices…, values, hooks)`, of a layout's number.
+
+    Source: torch/csrc/jit/serialization/pickler.cpp (`pushTensorReference`), unpickler.cpp
+    (`rebuildSparseTensor`): a coo tensor counts as not coalesced.
+    """
+    layout = _LAYOUTS.get(args[0], "") if args and type(args[0]) is int else ""
+    names = [name for name in PARTS.get(layout, ()) if name not in ("size", "is_coalesced")]
+    if not names or len(args) != len(names) + 4 or args[-1]:
+        return UNKNOWN
+    _, size, _requires_grad, *parts, _hooks = args
+    made = Opaque(layout, (), dict(zip(names, parts, strict=True)) | {"size": size})
+    return made if is_sparse(made) else UNKNOWN
+
+
+_SPARSE = "torch._utils._rebuild_sparse_tensor"
+SHAPES: dict[str, Any] = (
+    objects.NAMES
+    | {
+        f"torch.jit._pickle.{name}": Known(f"torch.jit._pickle.{name}", _first)
+        for name in (
+            "build_intlist",
+            "build_doublelist",
+            "build_boollist",
+            "build_tensorlist",
+            "restore_type_tag",
+        )
+    }
+    | {name: Known(name, is_name_only) for name in SCRIPT_DTYPES}
+    | {_SPARSE: Known(_SPARSE, _rebuild_sparse)}
+)
 """What stands for each dotted name that a pickle of TorchScript may use."""
 
 

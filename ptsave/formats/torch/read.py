@@ -225,10 +225,10 @@ class ZipStorages:
     """Finds the storages that a pickle names by persistent id among an archive's records."""
 
     def __init__(
-        self, directory: ZipDirectory, prefix: str, big_endian: bool, *, has_meta: bool = False
+        self, directory: ZipDirectory, prefix: str, big_endian: bool, *, is_script: bool = False
     ) -> None:
-        """`has_meta`: whether a storage on the meta device may have an empty record, as in TorchScript."""
-        self.has_meta = has_meta
+        """`is_script`: whether it is TorchScript's, where storages on the meta device have no bytes."""
+        self.is_script = is_script
         self.directory = directory
         self.prefix = prefix
         self.big_endian = big_endian
@@ -250,10 +250,10 @@ class ZipStorages:
             raise CorruptError(
                 "the pickle names a storage with bytes, which torch reads as the name of another record"
             )
-        dtype = storage_type(kind)
+        dtype = storage_type(kind, is_script=self.is_script)
         if dtype is None or type(key) is not str or (tag != "storage" and tag != b"storage"):
             raise CorruptError("the pickle refers to an object that is not a storage")
-        if self.has_meta and location == "meta" and self._has_no_bytes(key):
+        if self.is_script and location == "meta" and self._has_no_bytes(key):
             return MetaStorage(dtype)
         check_location(location, count)
         node = self._nodes.get(key)

@@ -26,6 +26,17 @@ for _name in ("torch.storage.UntypedStorage", "torch.UntypedStorage", "torch.sto
     STORAGE_DTYPES[_name] = UINT8
 
 
+def _in_cpp(dtype: DType) -> str:
+    name = "ComplexHalf" if dtype.name == "complex32" else dtype.name.capitalize()
+    return name.replace("Uint", "UInt")
+
+
+SCRIPT_DTYPES = {f"torch.{_in_cpp(dtype)}Storage": dtype for dtype in dtypes.TABLE if not dtype.storage_class}
+"""Dotted name of a storage class that only TorchScript has, whose pickles name every dtype so → its elements.
+
+Source: torch/csrc/jit/serialization/pickler.cpp (`pushStorageOfTensor`), c10/core/ScalarType.h."""
+
+
 class StorageNode(Opaque):
     """A storage that a pickle names: what tensors are rebuilt from, or a leaf by itself."""
 
@@ -80,8 +91,10 @@ class MetaStorage(Opaque):
         self.dtype = dtype
 
 
-def storage_type(kind: Any) -> DType | None:
+def storage_type(kind: Any, *, is_script: bool = False) -> DType | None:
     """The element type of a storage class as a pickle names it; None for anything else.
+
+    `is_script`: whether it is a pickle of TorchScript, which has more of them.
 
     Source: torch/serialization.py, `find_class`: any module's `XStorage` is torch's.
     """
@@ -89,6 +102,8 @@ def storage_type(kind: Any) -> DType | None:
         return None
     if kind.name in STORAGE_DTYPES:
         return STORAGE_DTYPES[kind.name]
+    if is_script and kind.name in SCRIPT_DTYPES:
+        return SCRIPT_DTYPES[kind.name]
     return dtypes.BY_STORAGE_CLASS.get(kind.name.rpartition(".")[2])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -10,8 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from ptsave import convert
 from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.dtypes import TABLE
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.tree import state_dict_of
 from ptsave.errors import CorruptError, LimitError
@@ -241,6 +245,48 @@ def test_a_script_model_does_not_need_torch(archive: Path) -> None:
     code = f"import sys; from ptsave.formats import open_checkpoint as o; o({str(archive)!r}).tensors; "
     code += "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class Holder(torch.nn.Module):
+    def __init__(self, **buffers: torch.Tensor) -> None:
+        super().__init__()
+        for name, buffer in buffers.items():
+            self.register_buffer(name, buffer)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+QUANTIZED = ("qint8", "quint8", "qint32", "quint4x2", "quint2x4")
+ELEMENTS = [d.name for d in TABLE if d.name not in QUANTIZED and not re.fullmatch(r"u?int[1-7]", d.name)]
+
+
+def test_every_dtype(tmp_path: Path) -> None:
+    """TorchScript names storage classes that torch.load has not: `Float8_e4m3fnStorage`, `UInt16Storage`."""
+    raw = torch.randint(0, 2, (3, 16), dtype=torch.uint8)
+    path = tmp_path / "m.pt"
+    buffers = {f"of_{name}": raw.clone().view(getattr(torch, name)) for name in ELEMENTS}
+    torch.jit.save(torch.jit.script(Holder(**buffers)), path)
+    with open_checkpoint(path) as checkpoint:
+        assert_holds(checkpoint, torch.jit.load(str(path)).state_dict())
+        assert all(finding.level in ("ok", "warn") for finding in safe(Subject(checkpoint)))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_sparse_buffers(tmp_path: Path) -> None:
+    """TorchScript numbers a layout, where torch.save names it; a coo tensor is never coalesced there."""
+    twice = torch.sparse_coo_tensor([[0, 0, 2], [1, 1, 0]], [1.0, 2.0, 3.0], (3, 4))
+    model = Holder(coo=twice, csr=torch.eye(3, dtype=torch.float64).to_sparse_csr(), dense=torch.ones(2))
+    path = tmp_path / "m.pt"
+    torch.jit.save(torch.jit.script(model), path)
+    with open_checkpoint(path) as checkpoint:
+        assert all(finding.level in ("ok", "warn") for finding in safe(Subject(checkpoint)))
+    convert(path, tmp_path / "m.safetensors", dense=True, extras="drop")
+    converted = load_file(tmp_path / "m.safetensors")
+    state = torch.jit.load(str(path)).state_dict()
+    assert converted.keys() == state.keys()
+    for name, value in state.items():
+        assert converted[name].equal(value.to_dense()), name
 
 
 def test_a_model_on_the_meta_device(tmp_path: Path) -> None:
