@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from . import gguf_lies as gguf
+from . import protobuf as pb
 from . import torch_files as tf
 from .numpy_lies import npy, npy_header
 from .old_formats import pt2
@@ -1098,3 +1100,203 @@ def pt2_expressions(n: int) -> Made:
 @kind()
 def pt2_long_expression(n: int) -> Made:
     return pt2({"models/model.json": ('{"a":{"as_expr":{"expr_str":"' + "(" * n + '"}}}').encode()})
+
+
+# --- ONNX ---------------------------------------------------------------------------------------------
+
+
+def scalar(i: int) -> bytes:
+    """A tensor of one byte."""
+    return pb.tensor(f"{i:x}", (), 2, b"a")
+
+
+@kind()
+def onnx_initializers(n: int) -> Made:
+    return pb.model(*map(scalar, range(n)))
+
+
+@kind()
+def onnx_packed_initializers(n: int) -> Made:
+    return pb.model(*(pb.tensor(f"{i:x}", (), 22, b"a") for i in range(n)))
+
+
+@kind()
+def onnx_sparse_initializers(n: int) -> Made:
+    index = pb.tensor("", (1,), 7, bytes(8))
+    more = (
+        pb.data(15, pb.data(1, pb.tensor(f"{i:x}", (1,), 2, b"a")) + pb.data(2, index) + pb.number(3, 9))
+        for i in range(n)
+    )
+    return pb.model(pb.tensor(), more=b"".join(more))
+
+
+@kind()
+def onnx_long_names(n: int) -> Made:
+    return pb.model(*(pb.tensor(f"{i:0100}", (), 2, b"a") for i in range(n)))
+
+
+@kind()
+def onnx_empty_initializers(n: int) -> Made:
+    return pb.model(*(pb.tensor(f"{i:x}", (0,), 2, None) for i in range(n)))
+
+
+@kind()
+def onnx_empty_nodes(n: int) -> Made:
+    return pb.model(pb.tensor(), nodes=(b"",) * n)
+
+
+@kind()
+def onnx_nodes(n: int) -> Made:
+    return pb.model(pb.tensor(), nodes=tuple(pb.node() for _ in range(n)))
+
+
+@kind()
+def onnx_kinds_of_nodes(n: int) -> Made:
+    return pb.model(pb.tensor(), nodes=tuple(pb.data(4, f"{i:x}") for i in range(n)))
+
+
+@kind()
+def onnx_unknown_operators(n: int) -> Made:
+    return pb.model(pb.tensor(), nodes=tuple(pb.data(4, f"{i:x}") + pb.data(7, "d") for i in range(n)))
+
+
+@kind()
+def onnx_constants(n: int) -> Made:
+    return pb.model(nodes=tuple(pb.data(4, "C") + pb.data(5, pb.data(5, scalar(0))) for _ in range(n)))
+
+
+@kind()
+def onnx_attributes(n: int) -> Made:
+    return pb.model(pb.tensor(), nodes=(pb.data(5, b"") * n,))
+
+
+@kind()
+def onnx_outputs_of_a_node(n: int) -> Made:
+    return pb.model(pb.tensor(), nodes=(pb.data(2, b"") * n,))
+
+
+@kind()
+def onnx_floats(n: int) -> Made:
+    return pb.model(pb.tensor(), nodes=(pb.data(5, (pb.tag(7, pb.FIXED32) + bytes(4)) * n),))
+
+
+@kind()
+def onnx_varints(n: int) -> Made:
+    return pb.model(pb.tensor(sizes=(n,), data_type=7, raw=None, more=pb.data(7, bytes(n))))
+
+
+@kind()
+def onnx_varints_of_a_byte(n: int) -> Made:
+    return pb.model(pb.tensor(sizes=(n,), data_type=2, raw=None, more=pb.data(5, b"\1" * n)))
+
+
+@kind()
+def onnx_tensors_of_varints(n: int) -> Made:
+    return pb.model(*(pb.tensor(f"{i:x}", (1,), 7, None, pb.data(7, b"\1")) for i in range(n)))
+
+
+@kind()
+def onnx_texts(n: int) -> Made:
+    return pb.model(pb.tensor("s", (n,), 8, None, pb.data(6, b"") * n))
+
+
+@kind()
+def onnx_graphs_in_graphs(n: int) -> Made:
+    inner = pb.data(5, pb.data(1, "g") + pb.data(6, pb.graph(scalar(0))))
+    return pb.model(pb.tensor(), nodes=tuple(pb.data(3, f"{i:x}") + inner for i in range(n)))
+
+
+@kind()
+def onnx_functions(n: int) -> Made:
+    return pb.model(
+        pb.tensor(), after=pb.OPSET + b"".join(pb.data(25, pb.data(1, f"{i:x}")) for i in range(n))
+    )
+
+
+@kind()
+def onnx_opsets(n: int) -> Made:
+    return pb.model(pb.tensor(), after=b"".join(pb.data(8, pb.data(1, f"{i:x}")) for i in range(n)))
+
+
+@kind()
+def onnx_metadata(n: int) -> Made:
+    entries = (pb.data(14, pb.entry(f"{i:x}", "")) for i in range(n))
+    return pb.model(pb.tensor(), after=pb.OPSET + b"".join(entries))
+
+
+@kind()
+def onnx_long_metadata(n: int) -> Made:
+    return pb.model(pb.tensor(), after=pb.OPSET + pb.data(14, pb.entry("k", "\x01" * n)))
+
+
+@kind()
+def onnx_inputs(n: int) -> Made:
+    return pb.model(pb.tensor(), more=b"".join(pb.data(11, pb.data(1, f"{i:x}")) for i in range(n)))
+
+
+@kind()
+def onnx_inputs_of_many_sizes(n: int) -> Made:
+    sizes = pb.data(1, pb.number(1, 1) + pb.data(2, pb.data(1, pb.data(2, "n")) * 60))
+    return pb.model(pb.tensor(), more=pb.data(11, pb.data(2, sizes)) * n)
+
+
+@kind()
+def onnx_unknown_fields(n: int) -> Made:
+    return pb.model(pb.tensor(), after=pb.OPSET + pb.number(15, 1) * n)
+
+
+@kind()
+def onnx_trainings(n: int) -> Made:
+    return pb.model(pb.tensor(), after=pb.OPSET + pb.data(20, pb.data(1, b"")) * n)
+
+
+# --- GGUF ---------------------------------------------------------------------------------------------
+
+
+@kind()
+def gguf_tensors(n: int) -> Made:
+    return gguf.gguf(*(gguf.info(f"{i:x}", (32,), 24, 32 * i) for i in range(n)), data=bytes(32 * n))
+
+
+@kind()
+def gguf_empty_tensors(n: int) -> Made:
+    return gguf.gguf(*(gguf.info(f"{i:x}", (0,)) for i in range(n)))
+
+
+@kind()
+def gguf_blocks(n: int) -> Made:
+    return gguf.gguf(*(gguf.info(f"{i:x}", (32,), 2, 32 * i) for i in range(n)), data=bytes(32 * n))
+
+
+@kind()
+def gguf_pairs(n: int) -> Made:
+    return gguf.gguf(gguf.info(), pairs=tuple(gguf.pair(f"{i:x}", gguf.U8, b"a") for i in range(n)))
+
+
+def gguf_array(kind: int, n: int, item: bytes) -> Made:
+    return gguf.gguf(gguf.info(), pairs=(gguf.pair("k", gguf.ARRAY, gguf.array(kind, n, item * n)),))
+
+
+@kind(1_000_000)
+def gguf_texts(n: int) -> Made:
+    return gguf_array(gguf.TEXT, n, gguf.text(""))
+
+
+@kind(1_000_000)
+def gguf_bytes(n: int) -> Made:
+    return gguf_array(gguf.U8, n, b"\xff")
+
+
+@kind(1_000_000)
+def gguf_floats(n: int) -> Made:
+    return gguf_array(gguf.F32, n, struct.pack("<f", 1 / 3))
+
+
+@kind(1_000_000)
+def gguf_arrays_in_an_array(n: int) -> Made:
+    return gguf_array(gguf.ARRAY, n, gguf.array(gguf.U8, 0))
+
+
+@kind()
+def gguf_long_text(n: int) -> Made:
+    return gguf.gguf(gguf.info(), pairs=(gguf.pair("k", gguf.TEXT, gguf.text(b"\xff" * n)),))

@@ -20,6 +20,7 @@ from ptsave.storage.windows import FileStorage
 from ptsave.verbs.convert import convert
 from ptsave.verbs.edit import Edits
 
+from . import gguf_lies, protobuf
 from . import torch_files as tf
 from .old_formats import pt2, pt2_weight, script
 from .pickles import Name, New
@@ -73,6 +74,24 @@ def _file(name: str, data: bytes, is_protected: bool = False, *compressed: str) 
     return make
 
 
+def _onnx() -> bytes:
+    """A model with a tensor as it is, one of varints (150 and 2), and one in a graph in its graph."""
+    inner = protobuf.graph(protobuf.tensor("k", (1,), 2, b"a"))
+    node = protobuf.node("If", protobuf.data(1, "then") + protobuf.data(6, inner), name="n")
+    numbers = protobuf.tensor("v", (2,), 7, raw=None, more=protobuf.data(7, b"\x96\1\2"))
+    return protobuf.model(protobuf.tensor(), numbers, nodes=(node,))
+
+
+def _beside(folder: Path) -> Sample:
+    """An ONNX model whose tensor lies in another file."""
+    home = folder / "model"
+    home.mkdir()
+    (home / "w.data").write_bytes(tf.FOUR)
+    path = home / "a.onnx"
+    path.write_bytes(protobuf.model(protobuf.external(length="16"), protobuf.tensor("v")))
+    return Sample(path, (path, home / "w.data"), False)
+
+
 def _all(home: Path, is_protected: bool = False) -> Sample:
     return Sample(home, tuple(sorted(path for path in home.iterdir() if path.is_file())), is_protected)
 
@@ -92,6 +111,9 @@ BUILT: dict[str, Callable[[Path], Sample]] = {
     "sharded": lambda folder: _all(tf.sharded(folder)),
     "dcp": lambda folder: _all(tf.dcp(folder)),
     "torchscript": _file("a.pt", script(New(Name("__torch__", "M"), state={"w": tf.tensor()})), True),
+    "onnx": _file("a.onnx", _onnx()),
+    "onnx_external": lambda folder: _beside(folder),
+    "gguf": _file("a.gguf", gguf_lies.SOUND),
     "pt2": _file(
         "a.pt2",
         pt2({"data/weights/model_weights_config.json": pt2_weight(), "data/weights/weight_0": tf.FOUR}),
@@ -199,6 +221,38 @@ def numpy_npz_compressed(folder: Path) -> Sample:
     return Sample(folder / "a.npz", (folder / "a.npz",), True)
 
 
+def onnx_model(folder: Path) -> Sample:
+    from onnx import TensorProto, helper, numpy_helper
+
+    state = {name: tensor.numpy() for name, tensor in _state().items()}
+    initializers = [numpy_helper.from_array(array, name) for name, array in state.items()]
+    initializers.append(helper.make_tensor("i", TensorProto.INT64, [2], [1, -1]))
+    node = helper.make_node(
+        "Constant", [], ["y"], value=helper.make_tensor("", TensorProto.FLOAT, [1], [2.0])
+    )
+    port = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 1])
+    path = folder / "a.onnx"
+    path.write_bytes(
+        helper.make_model(helper.make_graph([node], "g", [], [port], initializers)).SerializeToString()
+    )
+    return Sample(path, (path,), False)
+
+
+def gguf_file(folder: Path) -> Sample:
+    from gguf import GGUFWriter
+
+    path = folder / "a.gguf"
+    writer = GGUFWriter(path, "llama")
+    writer.add_array("tokens", ["a", "b"])
+    for name, tensor in _state().items():
+        writer.add_tensor(name, tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return Sample(path, (path,), False)
+
+
 def torch_dcp(folder: Path) -> Sample:
     import torch.distributed.checkpoint as dcp
 
@@ -237,6 +291,8 @@ LIBRARIES: dict[str, Callable[[Path], Sample]] = {
         numpy_npz,
         numpy_npz_compressed,
         torch_dcp,
+        onnx_model,
+        gguf_file,
     )
 }
 RECORDED = {"pt": "b.pt", "safetensors": "b.safetensors", "safetensors-sharded": "b", "dcp": "b"}

@@ -38,6 +38,8 @@ CONSTANTS = "CONSTANTS"
 """The key of the tensors in the attributes of nodes."""
 MAX_THINGS = 100_000
 """Cap on the tensors, the kinds of operators, the functions, and the other things of a small model."""
+_WITH_OPSETS = 3
+"""The `ir_version` since which a model says which operators it means."""
 MAX_NOTES = 20
 """How many files beside the model are told one by one."""
 MAX_NESTING = 30
@@ -222,8 +224,8 @@ class _Model:
                 self._function(value)
             else:
                 self._texts[field] = wire.text(value)
-        if graph is None or not version:
-            raise wire.corrupt("it has no graph, or no ir_version")
+        if graph is None or not version or (version >= _WITH_OPSETS and not self._opsets):
+            raise wire.corrupt("it ends before its graph and its opsets")
 
     def _graph(self, span: Span, prefix: str, depth: int) -> None:
         """`prefix`: what comes before the names of its tensors; `depth`: in how many graphs it lies."""

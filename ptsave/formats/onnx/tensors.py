@@ -112,7 +112,7 @@ class Tensors:
             raise wire.corrupt(f"tensor {name!r} is one segment of a longer one")
         is_external = found.get("data_location", 0) == 1
         if found.get("data_location", 0) > 1 or is_external != bool(place):
-            raise wire.corrupt(f"tensor {name!r} lies in this file, and does not")
+            raise wire.corrupt(f"tensor {name!r} is said to lie in this file, and in another")
         held = [field for field in _DATA if field in found or (field == "string_data" and texts)]
         if len(held) + is_external > 1:
             raise wire.corrupt(f"tensor {name!r} has two sets of values")
@@ -136,7 +136,7 @@ class Tensors:
         elif not held:
             storage = MemoryStorage(memoryview(b""))
         else:
-            storage = self._inline(name, held[0], found[held[0]], dtype)
+            storage = self._inline(name, held[0], found.get(held[0]), dtype)
         if storage.num_bytes != num_bytes:
             type_name = dtype.name if data_type in DTYPES else PACKED[data_type][0]
             raise self._unlike(name, shape, type_name, storage.num_bytes, "bytes")
@@ -190,11 +190,12 @@ class Tensors:
             raise self._wire.corrupt(f"where a tensor lies is said twice ({key[:40]!r})")
         place[key] = self._wire.text(found.get("value"))
 
-    def _inline(self, name: str, field: str, span: Span, dtype: DType) -> Storage:
+    def _inline(self, name: str, field: str, span: Span | None, dtype: DType) -> Storage:
+        """`span`: None for texts, which a tensor of numbers has not."""
         file = self._wire.file
-        if field == "raw_data":
+        if span is not None and field == "raw_data":
             return FileStorage(file, *_extent(span))
-        if field != _TYPED.get(dtype.name, "int32_data"):
+        if span is None or field != _TYPED.get(dtype.name, "int32_data"):
             raise self._wire.corrupt(f"tensor {name!r} of dtype {dtype} has its values in {field}")
         if field in ("float_data", "double_data"):  # little-endian words, as they are
             return FileStorage(file, *_extent(span))
