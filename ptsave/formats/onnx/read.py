@@ -98,15 +98,17 @@ def read(file: InputFile, *, has_folder: bool = True) -> Checkpoint:
         external = ExternalFiles(file, has_folder=has_folder)
         on_failure.callback(external.close)
         model = _Model(file, external)
+        root, constants = model.root()
         record = model.metadata.pop(records.KEY, None)
         checkpoint = Checkpoint(
             NAME,
             file.path,
-            model.root(),
+            root,
             model.metadata,
             globals=model.uses(),
             record=Record.from_json(record, str(file.path)) if record is not None else None,
             notes=model.notes(),
+            constants=constants,
             programs=[model.program()],
             dropped=[*model.wire.unknown, *model.dropped()],
         )
@@ -150,14 +152,17 @@ class _Model:
         self._read(Span(0, file.size_bytes))
         external.check_apart()
 
-    def root(self) -> dict[str, Any]:
+    def root(self) -> tuple[dict[str, Any], frozenset[str]]:
+        """The initializers and constants by name, and the names that the constants have in the checkpoint."""
         if taken := self._initializers.keys() & self._nested.keys():
             raise self.wire.corrupt(f"two initializers are called {min(taken)[:80]!r}")
         root = {**self._initializers, **self._nested}
         key = CONSTANTS
         while key in root:
             key += "_"
-        return {**root, key: self._constants} if self._constants else root
+        if not self._constants:
+            return root, frozenset()
+        return {**root, key: self._constants}, frozenset(f"{key}.{name}" for name in self._constants)
 
     def uses(self) -> dict[str, GlobalUse]:
         """The operators that may do more than compute."""

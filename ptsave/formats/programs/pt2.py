@@ -17,9 +17,8 @@ from typing import Any
 
 from ptsave.core.accounts import Part
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.dtypes import BY_NAME, DType
 from ptsave.core.finding import counted
-from ptsave.core.nodes import GlobalUse, Opaque, TensorEntry, add_uses
+from ptsave.core.nodes import GlobalUse, Opaque, Program, TensorEntry, add_uses
 from ptsave.core.record import FILE_NAME, LONGEST_BYTES, MAX_BYTES, Record
 from ptsave.core.storage import Storage
 from ptsave.core.strict_json import parse_object
@@ -29,6 +28,7 @@ from ptsave.formats.base import FileFormat
 from ptsave.formats.pickle.inert import Loaded
 from ptsave.formats.pickle.shapes import Shapes
 from ptsave.formats.programs import torchscript
+from ptsave.formats.programs.pt2_ports import SCALAR_TYPES, described
 from ptsave.formats.programs.pt2_program import code_in
 from ptsave.formats.torch import objects
 from ptsave.formats.torch.objects import torch_shapes
@@ -84,33 +84,6 @@ _BOOKKEEPING = (
 _STRIDED = 7  # schema.Layout
 _INT64_MAX = 2**63 - 1
 _DAMAGED = "the file is damaged; copy or download it again"
-_SCALAR_TYPES: dict[int, DType] = {
-    number: BY_NAME[name]
-    for number, name in {
-        1: "uint8",
-        2: "int8",
-        3: "int16",
-        4: "int32",
-        5: "int64",
-        6: "float16",
-        7: "float32",
-        8: "float64",
-        9: "complex32",
-        10: "complex64",
-        11: "complex128",
-        12: "bool",
-        13: "bfloat16",
-        28: "uint16",
-        29: "float8_e4m3fn",
-        30: "float8_e5m2",
-        31: "float8_e4m3fnuz",
-        32: "float8_e5m2fnuz",
-        33: "float8_e8m0fnu",
-        34: "uint32",
-        35: "uint64",
-    }.items()
-}
-"""Source: `schema.ScalarType`."""
 
 
 def read(file: InputFile) -> Checkpoint:
@@ -136,6 +109,7 @@ def read(file: InputFile) -> Checkpoint:
             record=archive.record(),
             notes=[*archive.notes, *_notes(archive)],
             constants=_constants(root, programs),
+            programs=archive.programs,
             num_code_files=len(programs),
         )
         checkpoint.dropped += archive.dropped
@@ -185,6 +159,7 @@ class _Archive:
         """Records that were read as a whole."""
         self.tensors: set[str] = set()
         """Records that are the plain numbers of tensors."""
+        self.programs: list[Program] = []
         self._dtypes: dict[str, Any] = {}
         self._records: list[Part] = []
         """Those of the torch zips inside it."""
@@ -226,8 +201,10 @@ class _Archive:
                 )
             where = self.where(record)
             text = self.directory.read(self.top + record, MAX_CONFIG_BYTES)
-            for code, count in Counter(code_in(parse_object(text, "the program", where))).items():
+            program = parse_object(text, "the program", where)
+            for code, count in Counter(code_in(program)).items():
                 self.tell(code, count)
+            self.programs.append(described(program, record.removeprefix(_MODELS).removesuffix(".json")))
 
     def tell(self, name: str, count: int) -> None:
         add_uses(self.globals, {name: GlobalUse(name, count, "called")})
@@ -412,7 +389,7 @@ def _tensor(meta: dict[str, Any], storage: Storage, kind: str) -> TensorEntry | 
     Raises: CorruptError when it does not lie in the storage; KeyError, TypeError, ValueError when the
     table is not of the right shape.
     """
-    dtype = _SCALAR_TYPES[meta["dtype"]]
+    dtype = SCALAR_TYPES[meta["dtype"]]
     shape = tuple(_integer(size) for size in meta["sizes"])
     strides = tuple(_integer(stride) for stride in meta["strides"])
     if meta["layout"] != _STRIDED or (prod(shape) and not storage.num_bytes):

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from ptsave.core.accounts import Part
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import counted
-from ptsave.core.nodes import GlobalUse, Opaque, TensorEntry, add_uses
+from ptsave.core.nodes import GlobalUse, Opaque, Program, TensorEntry, add_uses
 from ptsave.core.tree import is_scalar
 from ptsave.errors import CorruptError, LimitError
 from ptsave.formats.base import FileFormat
@@ -31,6 +31,7 @@ from ptsave.formats.pickle.module import OWN_ATTRIBUTES, is_plain
 from ptsave.formats.pickle.python_objects import is_name_only
 from ptsave.formats.pickle.shapes import UNKNOWN, Budget, Known, Shapes
 from ptsave.formats.programs.operators import names_in
+from ptsave.formats.programs.signatures import program_of
 from ptsave.formats.torch import objects
 from ptsave.formats.torch.read import (
     ZipStorages,
@@ -235,6 +236,7 @@ def read(file: InputFile) -> Checkpoint:
                 *notes,
                 f"holds TorchScript code ({counted(code.num_files, 'file', 'files')}), which is not run",
             ],
+            programs=_programs(directory, f"{top}code/", loaded.root),
             num_code_files=code.num_files,
             dropped=[*loaded.dropped, *constants.dropped],
         )
@@ -245,6 +247,17 @@ def read(file: InputFile) -> Checkpoint:
 
 
 FORMAT = FileFormat("torchscript", sniff, read)
+
+
+def _programs(directory: ZipDirectory, prefix: str, root: Any) -> list[Program]:
+    """What the code of the root's class says of its `forward`."""
+    module, _, class_name = root.name.rpartition(".") if isinstance(root, ScriptModule) else ("", "", "")
+    record = f"{prefix}{module.replace('.', '/')}.py"
+    if record not in directory.entries:
+        return []
+    code = directory.read(record, MAX_CODE_BYTES).decode("utf-8", "replace")
+    program = program_of(code, class_name)
+    return [program] if program is not None else []
 
 
 def _with_constants(root: Any, constants: Any) -> Any:

@@ -244,6 +244,7 @@ def test_tensors_in_nodes_subgraphs_and_functions(tmp_path: Path) -> None:
             "CONSTANTS.ConstantOfShape_3.value",
             "CONSTANTS.functions.F.b",
         ]
+        assert "CONSTANTS.c" in checkpoint.constants
         (program,) = checkpoint.programs
         assert program.operators == {"Constant": 4, "If": 1, "local.F": 1, "ConstantOfShape": 1}
         assert program.functions == ["local.F"]
