@@ -217,6 +217,19 @@ def inspect(
     ] = None,
     sort: Annotated[str, typer.Option(metavar="KEY", help="file, name, size or dtype.")] = "file",
     limit: Annotated[int | None, typer.Option(min=0, help="Show at most this many tensors.")] = None,
+    make_config: Annotated[
+        str | None,
+        typer.Option(
+            "--make-config", metavar="FILE", help="Write the TOML of the model, which load and save take."
+        ),
+    ] = None,
+    class_: Annotated[
+        str | None,
+        typer.Option(
+            "--class", metavar="PKG.MOD.NAME", help="With --make-config: the model's class, to be imported."
+        ),
+    ] = None,
+    app_dir: AppDir = Path(),
     diff: Annotated[
         str | None,
         typer.Option("--diff", metavar="OTHER", help="Compare with OTHER; exit 1 when they differ."),
@@ -228,12 +241,25 @@ def inspect(
     """Say what is in a checkpoint, of any format, or in a run's folder, without running any of it."""
     from ptsave.cli.inspect import compare
     from ptsave.cli.inspect import inspect as run
+    from ptsave.cli.inspect import make_config as write_config
     from ptsave.verbs.request import refuse_unused, unused_by_inspect
 
     mode, flags = Mode(json, quiet, verbose), given(context)
-    refuse_unused(flags, unused_by_inspect(diff=diff is not None, tree=tree, stats=stats, json=json))
+    refuse_unused(
+        flags,
+        unused_by_inspect(
+            diff=diff is not None,
+            tree=tree,
+            stats=stats,
+            json=json,
+            makes_config=make_config is not None,
+            has_class=class_ is not None,
+        ),
+    )
     places = [located(path) for path in paths]
-    if diff is None:
+    if make_config is not None:
+        write_config(mode, places, located(make_config), class_, app_dir)
+    elif diff is None:
         globs = filter or ()
         run(
             mode,

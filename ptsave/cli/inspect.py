@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from functools import partial
+from pathlib import Path
 
 from ptsave.core.address import Location
 from ptsave.core.own_process import no_garbage_collection
@@ -51,6 +52,31 @@ def inspect(
             else:
                 shown.run(result)
         shown.end()
+
+
+def make_config(
+    mode: Mode, paths: Sequence[Location], destination: Location, target: str | None, app_dir: Path
+) -> None:
+    """Write the TOML of the model that the one of `paths` belongs to: from its record, from the config.json
+    beside it, or from the class `target` and its signature. Say what was written.
+
+    Raises: UsageError where there is more than one path, and what making a config raises.
+    """
+    from ptsave.render.inspect import show_made
+
+    if len(paths) != 1:
+        raise UsageError("--make-config is about one checkpoint", "", "name one")
+    if target is None:
+        from ptsave.verbs.make_config import make_config as make
+
+        made = make(paths[0], destination)
+    else:
+        from ptsave.models.imports import in_front
+        from ptsave.models.make_config import make_config_of_class
+
+        with in_front(app_dir):
+            made = make_config_of_class(paths[0], destination, target, app_dir=app_dir)
+    show_made(mode, made)
 
 
 def compare(mode: Mode, paths: Sequence[Location], other: Location) -> bool:

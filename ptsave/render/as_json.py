@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ptsave.verbs.folders.plain import FolderInspection
     from ptsave.verbs.folders.runs import RunInspection
     from ptsave.verbs.inspect import Inspection, TensorRow
+    from ptsave.verbs.make_config import MadeConfig
 
 SCHEMA_VERSION = 1
 Each = Callable[[Iterable[Any]], Any]
@@ -153,6 +154,16 @@ def converted(result: Conversion) -> dict[str, Any]:
         "checked": result.checked,
         "dry_run": result.is_plan,
     } | ({} if result.proof is None else {"proof": verdict(result.proof, result.destination)})
+
+
+def made_config(result: MadeConfig) -> dict[str, Any]:
+    """The object of `inspect --make-config --json`."""
+    return {
+        "config": str(result.path),
+        "source": result.source,
+        "class": result.target,
+        "notes": list(result.notes),
+    }
 
 
 def verdict(result: Verdict, path: Location, each: Each = list) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from ptsave.core.nodes import Port, Program
 from ptsave.core.record import Record
 from ptsave.render import as_json
 from ptsave.render.run import show_folder, show_run
-from ptsave.render.terminal import Mode, document, out, pairs, section, table
+from ptsave.render.terminal import Mode, document, note, out, pairs, section, table
 from ptsave.render.words import count, shape, size, value
 from ptsave.verbs.inspect import Inspection, ModuleNode, TensorRow, alike
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ptsave.core.checkpoint import Wrapping
     from ptsave.verbs.folders.plain import FolderInspection
     from ptsave.verbs.folders.runs import RunInspection
+    from ptsave.verbs.make_config import MadeConfig
     from ptsave.verbs.stats import TensorStats
 
 
@@ -266,3 +267,13 @@ def _record(record: Record | None) -> None:
     if record.behaviour is not None:
         known["behaviour"] = "recorded"
     pairs("record", known)
+
+
+def show_made(mode: Mode, made: MadeConfig) -> None:
+    """What `inspect --make-config` prints."""
+    if mode.json:
+        document(as_json.made_config(made))
+        return
+    for line in made.notes:
+        note(mode, line)
+    note(mode, f"wrote {made.path} from {made.source}: {made.target}")

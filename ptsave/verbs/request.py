@@ -83,16 +83,25 @@ def unused_by_load(*, has_config: bool, has_outputs: bool, allows_missing: bool)
     return unused
 
 
-def unused_by_inspect(*, diff: bool, tree: bool, stats: bool, json: bool) -> dict[str, Text]:
+def unused_by_inspect(
+    *, diff: bool, tree: bool, stats: bool, json: bool, makes_config: bool = False, has_class: bool = False
+) -> dict[str, Text]:
     """The flags of `inspect` that these make useless."""
+    shown = ("--tree", "--depth", "--stats", "--filter", "--sort", "--limit")
+    unused: dict[str, Text] = {}
+    if makes_config:
+        unused |= dict.fromkeys((*shown, "--diff"), (option("--make-config"), " shows no tensors"))
+    else:
+        unused["--class"] = ("it is about ", option("--make-config"))
+    if not has_class:
+        unused["--app-dir"] = ("it is where ", option("--class"), " is imported from")
     if diff:
-        shown = ("--tree", "--depth", "--stats", "--filter", "--sort", "--limit")
-        return dict.fromkeys(shown, (option("--diff"), " compares all tensors"))
-    if tree and stats:
-        return {"--tree": (option("--stats"), " shows a table")}
-    if not tree or json:
-        return {"--depth": ("it is about what ", option("--tree"), " prints")}
-    return {}
+        unused |= dict.fromkeys(shown, (option("--diff"), " compares all tensors"))
+    elif tree and stats:
+        unused["--tree"] = (option("--stats"), " shows a table")
+    elif not makes_config and (not tree or json):
+        unused["--depth"] = ("it is about what ", option("--tree"), " prints")
+    return unused
 
 
 OF_EXPORT = ("--config", "--set", "--app-dir", "--opset", "--report")
