@@ -37,12 +37,19 @@ AMBIENT = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "TERM", "GITHUB_ACTIONS", "PTSA
 def pytest_configure(config: pytest.Config) -> None:
     """Have hypothesis try fewer examples where only the fast tests run; the whole suite tries all.
 
+    However long an example takes, it passes: machines are noisy.
+
     An interrupt is heeded, as some tests send it to themselves: a shell has its background jobs ignore it.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     support.is_quick = "not slow" in config.option.markexpr
-    hypothesis.settings.register_profile("quick", max_examples=support.examples(100))
-    hypothesis.settings.load_profile("quick")
+    hypothesis.settings.register_profile(
+        "patient",
+        max_examples=support.examples(100),
+        deadline=None,
+        suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    )
+    hypothesis.settings.load_profile("patient")
 
 
 @pytest.hookimpl(tryfirst=True)
