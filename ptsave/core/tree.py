@@ -6,6 +6,7 @@ price that sharing has. What nests may be shared or hold itself, and leaves may 
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -222,24 +223,28 @@ def leaves(root: Any) -> Iterator[tuple[Path, Any]]:
 
     Raises: LimitError past MAX_REPEATS, 4 * MAX_NAME_CHARS or MAX_DEPTH.
     """
-    return _leaves(root, (), lambda path, key, text: (*path, key), 4 * MAX_NAME_CHARS)
+    return _leaves(root, (), lambda path, key, text: (*path, key), 4 * MAX_NAME_CHARS, sys.maxsize)
 
 
-def named_leaves(root: Any, max_name_chars: int = 4 * MAX_NAME_CHARS) -> Iterator[tuple[str | None, Any]]:
+def named_leaves(
+    root: Any, max_name_chars: int = 4 * MAX_NAME_CHARS, max_leaves: int = sys.maxsize
+) -> Iterator[tuple[str | None, Any]]:
     """Every leaf of `root` as `leaves` yields it, with its dotted path; None for a root that is a leaf.
 
     `max_name_chars`: MAX_NAME_CHARS for the first walk, on which the length of all later ones depends; more
-    where the file is large.
+    where the file is large. `max_leaves`: a cap on the leaves, of which each container is as many as two.
 
-    Raises: LimitError past MAX_REPEATS, `max_name_chars` or MAX_DEPTH.
+    Raises: LimitError past MAX_REPEATS, `max_name_chars`, `max_leaves` or MAX_DEPTH.
     """
-    return _leaves(
-        root, None, lambda above, key, text: text if above is None else f"{above}.{text}", max_name_chars
-    )
+
+    def spell(above: str | None, key: Any, text: str) -> str:
+        return text if above is None else f"{above}.{text}"
+
+    return _leaves(root, None, spell, max_name_chars, max_leaves)
 
 
 def _leaves(
-    root: Any, top: _T, spell: Callable[[_T, Any, str], _T], max_name_chars: int
+    root: Any, top: _T, spell: Callable[[_T, Any, str], _T], max_name_chars: int, max_leaves: int
 ) -> Iterator[tuple[_T, Any]]:
     """Every leaf of `root` with its place: `top` is that of `root`, and `spell(place, key, text)` that of the
     value under a key, whose text is given, of the container at a place."""
@@ -250,11 +255,14 @@ def _leaves(
         if children is None:
             return
     open_ids: set[int] = {id(root)}
-    chars = 0
+    chars = num_leaves = 0
     stack: list[tuple[_T, int, Iterator[tuple[Any, Any]], int]] = [(top, 0, children, id(root))]
     while stack:
         place, place_chars, children, container = stack[-1]
         for key, value in children:
+            num_leaves += 1
+            if num_leaves > max_leaves:
+                raise LimitError("leaves", max_leaves, "more")
             text = key if type(key) is str else str(key)
             key_chars = place_chars + 1 + (len(text) if text.isascii() else _SPELLED_CHARS * len(text))
             chars += key_chars
@@ -269,6 +277,7 @@ def _leaves(
                 walk.charge_text(value)
                 yield here, value
                 continue
+            num_leaves += 1
             if id(value) in open_ids:
                 yield here, CYCLE
                 continue
