@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any
 
 from ptsave.core.nodes import Opaque, TensorEntry
-from ptsave.core.tree import are_scalars, dotted, items_of, named_leaves, walk
+from ptsave.core.tree import are_scalars, dotted, is_scalar, items_of, named_leaves, walk
 from ptsave.errors import AmbiguousError, Option
 
 MODEL_KEYS = (
@@ -244,9 +244,11 @@ def _parts(node: dict[Any, Any], where: str, is_known: bool, met: set[int]) -> I
     if any(map(_is_weight, own.values())):
         yield Candidate(where, own, is_known, is_own=True)
     for key, child in node.items():
-        path = dotted((key,), where)
-        if isinstance(child, TensorEntry) or id(child) in met or _is_training(key, child):
+        if isinstance(child, TensorEntry) or is_scalar(child):
             continue
+        if id(child) in met or _is_training(key, child):
+            continue
+        path = dotted((key,), where)
         knows = is_known and key in MODEL_KEYS
         if is_state_dict(child):
             if knows or _holds(child, _is_weight):
@@ -317,7 +319,9 @@ def _of_tensors(node: Any) -> Iterable[tuple[Any, Any]]:
 
 def _beside_training(node: Any) -> Iterable[tuple[Any, Any]]:
     if isinstance(node, dict):
-        return [(key, child) for key, child in node.items() if not _is_training(key, child)]
+        return [
+            (key, child) for key, child in node.items() if is_scalar(child) or not _is_training(key, child)
+        ]
     if isinstance(node, Opaque):
         return node.children() if node.shared else ()
     return items_of(node)

@@ -304,6 +304,8 @@ class _Search:
 
     def _take_number(self, place: Place, leaf: Any) -> None:
         """Take `leaf` down where its key says that it counts or measures something."""
+        if leaf is None or isinstance(leaf, (str, bytes)):
+            return
         path = list(map(str, place))
         above = {part.lower() for part in path[:-1]}
         if len(path) > 4 or above & _SETTINGS or (above and path[0] in MODEL_KEYS):
