@@ -341,7 +341,7 @@ def test_a_large_file_is_not_read(tmp_path: Path) -> None:
     graph = b"\x2a" + varint(len(fields) + num_bytes) + fields
     path = tmp_path / "m.onnx"
     with path.open("wb") as out:
-        out.write(b"\x08\x0a\x3a" + varint(len(graph) + num_bytes) + graph)
+        out.write(b"\x08\x0a" + b"\x42\x02\x10\x15" + b"\x3a" + varint(len(graph) + num_bytes) + graph)
         out.truncate(out.tell() + num_bytes)
     with open_checkpoint(path) as checkpoint:
         assert checkpoint.tensors["w"].num_bytes == num_bytes
