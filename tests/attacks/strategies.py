@@ -53,6 +53,7 @@ from .pickles import (
     put,
     text,
 )
+from .program_strategies import gguf_files, models
 from .zips import DEFLATED, SENTINEL, STORED, Entry, zip64_extra, zip_bytes
 
 NUMBERS = st.one_of(
@@ -365,5 +366,7 @@ STRATEGIES: dict[str, st.SearchStrategy[bytes]] = {
     "differential": st.one_of(st.integers(0, 2**64 - 1).map(lambda seed: program(Random(seed))), _trees()),
     "zip": _archives(),
     "safetensors": _headers(),
+    "onnx": models(),
+    "gguf": gguf_files(),
 }
 """By the name of the fuzz target that takes the bytes."""
