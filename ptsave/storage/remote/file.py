@@ -55,6 +55,7 @@ class RemoteFile(InputFile):
         self.size_bytes = 0
         self._lock = threading.RLock()
         self._waiting: list[Callable[[], None]] = []
+        self._is_checking = False
         self._error: UnreadableError | None = None
         self._spool: IO[bytes] | None = None
         self._pid = os.getpid()
@@ -115,19 +116,29 @@ class RemoteFile(InputFile):
             raise self.too_short(offset_bytes, len(buffer))
         if self._waiting:
             with self._lock:
-                waiting, self._waiting = self._waiting, []
-                try:
-                    for check in waiting:
-                        check()
-                except BaseException:
-                    self._waiting = waiting
-                    raise
+                if not self._is_checking:  # a check reads as well
+                    self._check_first()
         self._read(offset_bytes, buffer)
+
+    def _check_first(self) -> None:
+        """Do what has to be done before tensors are read. Other threads that read wait for it, and where it
+        fails none of them goes on."""
+        self._is_checking = True
+        try:
+            while self._waiting:
+                self._raise_error()
+                self._waiting[0]()
+                del self._waiting[0]
+        finally:
+            self._is_checking = False
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
 
     def _read(self, offset: int, buffer: memoryview, counts: bool = True) -> None:
         """Fill `buffer`; the bytes are in the object. `counts`: whether they are what was expected."""
-        if self._error is not None:
-            raise self._error
+        self._raise_error()
         if self._spool is not None:
             self._read_spool(offset, buffer)
             return
@@ -283,8 +294,7 @@ class RemoteFile(InputFile):
 
     def check_unchanged(self) -> None:
         """Every answer was of the version that was opened, or was refused."""
-        if self._error is not None:
-            raise self._error
+        self._raise_error()
 
     def check_in_place(self) -> None:
         self.check_unchanged()

@@ -258,6 +258,8 @@ def ranged(
         raise Faulty("the server compresses the file though asked not to")
     length = headers.get("content-length", "")
     stated = int(length) if re.fullmatch(r"\d{1,18}", length) else -1
+    if length and stated < 0:
+        raise Faulty("the server says a length that is none")
     if status == 416:
         match = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
         if match is not None and match[1] is None and begin >= int(match[3]):

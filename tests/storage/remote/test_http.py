@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ptsave.core.address import Address, located
-from ptsave.errors import LimitError, MissingFileError, PtsaveError, UnreadableError, UsageError
+from ptsave.errors import CorruptError, LimitError, MissingFileError, PtsaveError, UnreadableError, UsageError
 from ptsave.storage.opening import open_file
 from ptsave.storage.remote import file as remote_file
 from tests.servers import faults
@@ -200,6 +201,23 @@ def _without(name: str) -> faults.Fault:
     return fault
 
 
+def test_a_check_before_tensors_that_fails_lets_no_thread_go_on(server: Server) -> None:
+    """Threads that read meanwhile wait for it, and none of them gets a byte."""
+
+    def check() -> None:
+        file.read_at(250_000, 100)  # asks the server
+        raise CorruptError("on purpose")
+
+    with open_file(address_of(server)) as file, ThreadPoolExecutor(4) as pool:
+        file.before_tensors(check)
+        buffers = [bytearray(100) for _ in range(4)]
+        reads = [pool.submit(file.read_into, 0, memoryview(buffer)) for buffer in buffers]
+        for read in reads:
+            with pytest.raises(CorruptError, match="on purpose"):
+                read.result()
+        assert not any(map(any, buffers))
+
+
 def test_an_etag_that_changes_with_each_answer_is_refused(server: Server) -> None:
     with server.faulty(_without("if-match"), faults.changing_etag()):
         file = open_file(address_of(server))
@@ -216,6 +234,7 @@ def test_an_etag_that_changes_with_each_answer_is_refused(server: Server) -> Non
         (faults.header("Content-Range", f"bytes 0-{BLOCK - 1}/10"), "asked for bytes"),
         (faults.header("Content-Range", None), "does not say which part"),
         (faults.header("Content-Range", "bytes 0-1e9/9"), "does not say which part"),
+        (faults.header("Content-Length", "-5"), "a length that is none"),
         (faults.header("Content-Encoding", "gzip"), "compresses"),
         (faults.status(400), "answers 400"),
         (faults.status(418), "answers 418"),
