@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import ptsave
 from ptsave.config.inputs import FORMS
 from ptsave.config.model import MARKERS
 from ptsave.config.toml import MESH_DIMENSIONS, PARALLEL_STYLES
@@ -144,4 +146,9 @@ def test_the_site_is_built_without_a_warning(root: Path, tmp_path: Path, clean_e
         built = tmp_path / "site" / ("" if name.name == "index" else name) / "index.html"
         fetched = re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=\"?(https?:[^\" >]*)", built.read_text())
         assert fetched == [], page
+    reference = (tmp_path / "site" / "api" / "index.html").read_text()
+    for name in set(ptsave.__all__) - {"__version__"}:
+        assert f'id="ptsave.{name}"' in reference, name
+    for parameter in inspect.signature(ptsave.load).parameters:
+        assert parameter in reference
     assert (tmp_path / "site" / "search" / "search_index.json").stat().st_size > 10_000

@@ -50,6 +50,7 @@ def test_the_wheel_says_what_it_is(wheel: zipfile.ZipFile) -> None:
     scripts = configparser.ConfigParser()
     scripts.read_string(wheel.read(name.replace("METADATA", "entry_points.txt")).decode())
     assert dict(scripts["console_scripts"]) == {"ptsave": "ptsave.__main__:main"}
+    assert dict(scripts["pytest11"]) == {"ptsave": "ptsave.pytest_plugin"}
 
 
 def test_the_console_script_and_the_module_are_the_same_program(

@@ -258,6 +258,7 @@ def load(
         if device is not None:
             check_device(device)
         if model is not None:
+            _check_module(model)
             if config is not None or trust_recorded:
                 raise UsageError(
                     "a model that is there needs no config", "ptsave.load", "give one of the two"
@@ -289,6 +290,19 @@ def load(
     for note in notes:
         warnings.warn(note, stacklevel=2)
     return model
+
+
+def _check_module(model: object) -> None:
+    """Raise UsageError for what is no module: a class that was not called, a state dict, …"""
+    if isinstance(model, nn.Module):
+        return
+    if isinstance(model, type):
+        what = f"{model.__name__} is a class, and weights go into a module that was made"
+        hint = f'call it first: ptsave.load(path, {model.__name__}(…)), or describe it: config="model.toml"'
+    else:
+        what = f"a {type(model).__name__} is not a module"
+        hint = 'the order is ptsave.load(path, model); without a module: config="model.toml"'
+    raise UsageError(what, "ptsave.load: model", hint)
 
 
 def _trusted(trust_recorded: bool | str | Sequence[str]) -> Sequence[str]:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from html import escape as html_escape
+from itertools import islice
 
 from ptsave.errors import Text, UsageError
+
+MAX_ROWS = 200
+"""How many rows of a table a notebook shows; the result itself has all."""
 
 MAX_ALIAS_CHARS = 16 * 1024 * 1024
 """Cap on the names of tied tensors together: a long name stands beside each tensor that shares its bytes."""
@@ -73,3 +78,21 @@ def hint_for(name: str, names: Iterable[str], kind: str = "names") -> str:
         return f"there are no {kind} here"
     more = ", …" if len(names) > MAX_LISTED else ""
     return f"known {kind}: {', '.join(names[:MAX_LISTED])}{more}"
+
+
+def html_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]], num_rows: int) -> str:
+    """A table of `num_rows` rows, of which the first MAX_ROWS are shown."""
+    body = "".join(f"<tr>{_cells(row, 'td')}</tr>" for row in islice(rows, MAX_ROWS))
+    more = f"<p>… {num_rows - MAX_ROWS:,} more</p>" if num_rows > MAX_ROWS else ""
+    return (
+        f"<p><b>{_text(title)}</b></p><table><thead><tr>{_cells(header, 'th')}</tr></thead>"
+        f"<tbody>{body}</tbody></table>{more}"
+    )
+
+
+def _cells(row: Sequence[object], tag: str) -> str:
+    return "".join(f'<{tag} style="text-align:left">{_text(cell)}</{tag}>' for cell in row)
+
+
+def _text(value: object) -> str:
+    return html_escape(escape(str(value)))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ptsave.core.finding import LEVELS, Finding, Level
+from ptsave.core.names import escape, html_table
 from ptsave.errors import Option, VerdictError
 
 
@@ -71,6 +72,14 @@ class Verdict:
         level: Level = "warn" if self.is_strict and not self._has("fail") else "fail"
         found = next((str(finding) for finding in self.findings if finding.level == level), "")
         raise VerdictError(f"the verdict is no: {self.because}", "", found or "see its findings")
+
+    def __repr__(self) -> str:
+        return f"<verdict {self.answer}: {escape(self.because)}>"
+
+    def _repr_html_(self) -> str:
+        rows = ((found.check, found.level, found) for found in self.findings)
+        title = f"{self.answer}: {self.because}"
+        return html_table(title, ("check", "level", "finding"), rows, len(self.findings))
 
     def _has(self, level: Level) -> bool:
         return any(finding.level == level for finding in self.findings)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptsave.core.address import Address, Location
 from ptsave.core.finding import counted
-from ptsave.core.names import escape, hint_for
+from ptsave.core.names import escape, hint_for, html_table
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.parts.placeholders import placeholders, refuse
 from ptsave.core.parts.select import left_out_of, select_model
@@ -74,8 +74,8 @@ class OpenCheckpoint(Mapping[str, "torch.Tensor"]):
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """Text beside the tensors (safetensors' `__metadata__`)."""
-        return self._checkpoint.metadata
+        """Text beside the tensors: safetensors' `__metadata__`, and what `--metadata` put into the record."""
+        return self._checkpoint.texts
 
     @property
     def record(self) -> Record | None:
@@ -165,6 +165,14 @@ class OpenCheckpoint(Mapping[str, "torch.Tensor"]):
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def _ipython_key_completions_(self) -> list[str]:
+        """What a notebook completes `checkpoint["` with."""
+        return list(self.tensors)
+
+    def _repr_html_(self) -> str:
+        rows = ((e.name, e.dtype.name, list(e.shape), f"{e.num_bytes:,}") for e in self.tensors.values())
+        return html_table(repr(self)[1:-1], ("name", "dtype", "shape", "bytes"), rows, len(self))
 
     def __repr__(self) -> str:
         tensors = counted(len(self), "tensor", "tensors")

@@ -17,6 +17,7 @@ from ptsave.core.address import Address, Location
 from ptsave.core.caps import room
 from ptsave.core.checkpoint import ROOT_NAME, Checkpoint, check_viewed
 from ptsave.core.finding import counted
+from ptsave.core.names import escape
 from ptsave.core.nodes import PARAMETER_, UNRESOLVED, Opaque, TensorEntry
 from ptsave.core.own_process import no_garbage_collection
 from ptsave.core.parts.placeholders import placeholders, refuse
@@ -62,6 +63,11 @@ class Conversion:
     """By what the destination was compared with what was written."""
     proof: Verdict | None = None
     """Of an exported program: what was found when it ran beside the model."""
+
+    def __repr__(self) -> str:
+        tensors = counted(self.num_tensors, "tensor", "tensors")
+        made = "would be" if self.is_plan else "was"
+        return f"<{escape(str(self.destination))!r} {made} converted: {self.format}, {tensors}>"
 
 
 def convert_paths(

@@ -82,6 +82,12 @@ class Diff:
     data_only_in_b: tuple[str, ...] = ()
     data_changed: tuple[DataDiff, ...] = ()
 
+    def __repr__(self) -> str:
+        if self.is_same:
+            return f"<diff: same, {counted(len(self.tensors), 'tensor', 'tensors')}>"
+        different = f"{len(self.different)} of {len(self.tensors)} tensors in both differ"
+        return f"<diff: {different}; {len(self.only_in_a)} only in a, {len(self.only_in_b)} only in b>"
+
     @property
     def prefix(self) -> str:
         """What all names that are in one side alone begin with, if they are the other's but for that."""

@@ -11,7 +11,8 @@ from ptsave.config.recorded import told_by
 from ptsave.core.accounts import LeftOut
 from ptsave.core.address import Address, Location
 from ptsave.core.checkpoint import Checkpoint, Wrapping
-from ptsave.core.names import MAX_ALIAS_CHARS, expect_matches, hint_for, matches
+from ptsave.core.finding import counted
+from ptsave.core.names import MAX_ALIAS_CHARS, escape, expect_matches, hint_for, html_table, matches
 from ptsave.core.nodes import GlobalUse, Program, TensorEntry
 from ptsave.core.record import Record
 from ptsave.errors import LimitError, Option, UnknownFormatError, UsageError
@@ -94,6 +95,23 @@ class Inspection:
     notes: Sequence[str] = field(default_factory=list)
     stats: Sequence[TensorStats] | None = None
     """Of the tensors in `rows`, in their order, where they were asked for."""
+
+    def __repr__(self) -> str:
+        return f"<inspection of {self._title}>"
+
+    def _repr_html_(self) -> str:
+        header = ("name", "dtype", "shape", "bytes", "tied to")
+        rows = (
+            (e.name, e.dtype.name, list(e.shape), f"{e.num_bytes:,}", row.alias_of or "")
+            for row in self.rows
+            for e in (row.entry,)
+        )
+        return html_table(self._title, header, rows, len(self.rows))
+
+    @property
+    def _title(self) -> str:
+        tensors = counted(self.num_tensors, "tensor", "tensors")
+        return f"{escape(str(self.path))!r}: {self.format}, {tensors}, {self.num_elements:,} elements"
 
     @property
     def tree(self) -> ModuleNode:

@@ -1,0 +1,69 @@
+"""The pytest plugin: "still the same model" as one line of a test suite.
+
+    def test_the_model_is_still_the_same(ptsave_verify):
+        ptsave_verify("models/net.pt", config="models/net.toml")
+
+`pytest --ptsave-update` records anew what the models compute, where that has changed on purpose.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pytest
+
+if TYPE_CHECKING:
+    import os
+
+    from ptsave.core.verdict import Verdict
+
+_BEFORE_UPDATE = ("bytes", "safe", "whole", "finite", "keys")
+"""The checks that have to pass before behaviour is recorded anew: all that say whether the file is sound."""
+
+
+class Verify(Protocol):
+    """The fixture `ptsave_verify`: takes what `ptsave.verify` takes."""
+
+    def __call__(self, path: str | os.PathLike[str], **options: Any) -> Verdict: ...
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--ptsave-update`."""
+    parser.getgroup("ptsave").addoption(
+        "--ptsave-update",
+        action="store_true",
+        help="Record anew what the models of ptsave_verify compute today, in their checkpoints.",
+    )
+
+
+@pytest.fixture
+def ptsave_verify(request: pytest.FixtureRequest) -> Verify:
+    """Verify a checkpoint as `ptsave.verify` does; where the answer is no, fail the test with all findings.
+
+    Returns the verdict. With `--ptsave-update` the behaviour is recorded anew, into the checkpoint, where its
+    bytes, names and shapes are right; one that has no `config` (or `trust_recorded`) is verified as always.
+    """
+    is_update: bool = request.config.getoption("--ptsave-update")
+
+    def verify(path: str | os.PathLike[str], **options: Any) -> Verdict:
+        __tracebackhide__ = True
+        import ptsave
+
+        if is_update and (options.get("config") or options.get("trust_recorded")):
+            verdict = ptsave.verify(path, **{**options, "checks": _BEFORE_UPDATE, "record": True})
+        else:
+            verdict = ptsave.verify(path, **options)
+        if not verdict.is_yes:
+            pytest.fail(_in_words(path, verdict), pytrace=False)
+        return verdict
+
+    return verify
+
+
+def _in_words(path: str | os.PathLike[str], verdict: Verdict) -> str:
+    """The verdict and its findings, one a line, and what to do where the change was wanted."""
+    lines = [f"{path}: {verdict.because}", ""]
+    lines += [f"{found.check:<10} {found.level:<8} {found}" for found in verdict.findings]
+    if any(found.check == "behaviour" and found.level == "fail" for found in verdict.findings):
+        lines += ["", "if this was meant: pytest --ptsave-update records what the model computes today"]
+    return "\n".join(lines)

@@ -1,0 +1,69 @@
+"""What a notebook shows of results: short, escaped, complete keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import ptsave
+from ptsave.core.names import MAX_ROWS, html_table
+from ptsave.errors import UsageError
+
+HOSTILE = "<script>alert(1)</script>\x1b[31m"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    torch.save({"a": torch.ones(2, 3), HOSTILE: torch.ones(1)}, tmp_path / "w.pt")
+    return tmp_path / "w.pt"
+
+
+def test_reprs_are_short(path: Path) -> None:
+    assert repr(ptsave.inspect(path)) == f"<inspection of {str(path)!r}: pt, 2 tensors, 7 elements>"
+    assert repr(ptsave.inspect(path, diff=path)) == "<diff: same, 2 tensors>"
+    converted = ptsave.convert(path, path.with_suffix(".safetensors"), only="a")
+    assert repr(converted).endswith("w.safetensors' was converted: safetensors, 1 tensor>")
+    changed = ptsave.inspect(path, diff=path.with_suffix(".safetensors"))
+    assert repr(changed) == "<diff: 0 of 1 tensors in both differ; 1 only in a, 0 only in b>"
+    assert repr(ptsave.verify(path, checks="bytes")) == "<verdict yes: passed bytes>"
+
+
+def test_tables_are_escaped(path: Path) -> None:
+    with ptsave.open(path) as checkpoint:
+        assert checkpoint._ipython_key_completions_() == ["a", HOSTILE]
+        shown = [
+            checkpoint._repr_html_(),
+            ptsave.inspect(path)._repr_html_(),
+            ptsave.verify(path)._repr_html_(),
+        ]
+    for page in shown[:2]:
+        assert "&lt;script&gt;" in page
+        assert "[2, 3]" in page
+    for page in shown:
+        assert "<script" not in page
+        assert "\x1b" not in page
+        assert page.count("<table") == page.count("</table>") == 1
+    assert "yes: passed" in shown[2]
+
+
+def test_a_long_table_is_cut() -> None:
+    page = html_table("t", ("n",), ((i,) for i in range(10_000)), 10_000)
+    assert page.count("<tr>") == MAX_ROWS + 1
+    assert f"… {10_000 - MAX_ROWS:,} more" in page
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (nn.Linear, "Linear is a class, and weights go into a module that was made"),
+        ({"a": 1}, "a dict is not a module"),
+        ("cuda", "a str is not a module"),
+    ],
+)
+def test_what_is_no_module(path: Path, model: object, words: str) -> None:
+    with pytest.raises(UsageError, match=words) as raised:
+        ptsave.load(path, model)  # type: ignore[call-overload]
+    assert "ptsave.load(path, " in raised.value.hint
