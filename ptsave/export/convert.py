@@ -6,8 +6,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,20 +13,23 @@ from torch import nn
 from ptsave.config.inputs import InputsSpec
 from ptsave.config.toml import Config
 from ptsave.core.accounts import Extras
-from ptsave.core.address import Address, Location
+from ptsave.core.address import Location
 from ptsave.core.behaviour import Behaviour, Sample
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.dtypes import BY_NAME, parse_dtype
 from ptsave.core.finding import Finding, Kind, first_names
 from ptsave.core.parts.keys import Wanted
 from ptsave.core.parts.select import Selection
-from ptsave.core.record import Record
+from ptsave.core.record import Digests, Record
 from ptsave.core.values.cast import CASTABLE, can_cast, cast
 from ptsave.core.verdict import Verdict
 from ptsave.errors import LossyError, Option, RefusedError, UsageError
-from ptsave.export import pt2
+from ptsave.export.files import write_program
+from ptsave.export.onnx import OnnxTarget, check_installed
 from ptsave.export.program import Program, export_program
-from ptsave.export.proof import CHECK, Case, Runtime, case_of, compare_weights, prove
+from ptsave.export.proof import CHECK, Case, case_of, compare_weights, prove
+from ptsave.export.pt2 import Pt2Target
+from ptsave.export.target import Target
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
 from ptsave.models.behaviour.judge import output_key
@@ -38,13 +39,10 @@ from ptsave.models.imports import in_front
 from ptsave.models.load import config_for, warn_if_changed
 from ptsave.models.save import new_record
 from ptsave.models.weights.fill import build_from, fit_of
-from ptsave.storage import atomic
-from ptsave.storage.opening import check_file_destination, replacing_file
+from ptsave.storage.opening import check_file_destination
 from ptsave.storage.scan import tensor_digest
 from ptsave.verbs.convert import Conversion
 from ptsave.verbs.request import refuse_unused, unused_by_export
-
-COPY_BYTES = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -100,6 +98,8 @@ def export_path(
             str(request.destination),
             ("name its config with ", Option("config", "CONFIG")),
         )
+    if request.format == "onnx":
+        check_installed()
     notes: list[str] = []
     with ExitStack() as opened:
         source = opened.enter_context(open_checkpoint(request.source))
@@ -107,8 +107,8 @@ def export_path(
         opened.enter_context(in_front(request.app_dir))
         subject = _subject(request, source, notes)
         program = export_program(subject.model, subject.inputs)
-        writer = _Pt2(subject, program)
-        example = case_of(subject.model, subject.inputs, writer.margin, subject.inputs.sizes)
+        target = _target(request, program)
+        example = case_of(subject.model, subject.inputs, target.margin, subject.inputs.sizes)
         behaviour = observe(subject.model, subject.inputs, "cpu")
         if behaviour.determinism != "exact":
             raise RefusedError(
@@ -116,20 +116,24 @@ def export_path(
                 subject.config.model.target,
                 "have it draw none in eval mode, or take them as an input",
             )
-        record = _record(subject, program, writer, example, behaviour) if options.record else None
-        if record is not None:
-            record = replace(record, metadata={**source.metadata, **request.metadata})
+        texts = {**source.metadata, **request.metadata}
+
+        def record(digests: Digests) -> Record:
+            made = _record(subject, program, target, example, behaviour, digests)
+            return replace(made, metadata=texts)
+
         verdicts: list[Verdict] = []
 
         def check(path: Path) -> None:
-            verdict = _verdict(subject, program, writer, example, path)
+            verdict = _verdict(subject, program, target, example, path)
             verdicts.append(verdict)
             if report is not None:
                 report(verdict, _facts(request, subject))
             if not verdict.is_yes:
                 raise _not_the_same(verdict, request)
 
-        _write(request, options, lambda path: writer.write(record, path), check)
+        made = record if options.record else None
+        write_program(request.destination, target, made, options, check)
         source.check_unchanged()
     state = subject.model.state_dict(keep_vars=True).values()
     tensors = {id(value): value for value in state if isinstance(value, torch.Tensor)}.values()
@@ -145,28 +149,6 @@ def export_path(
         checked="running it beside the model",
         proof=verdicts[-1],
     )
-
-
-class _Pt2:
-    """How a program becomes a `.pt2`."""
-
-    name = "pt2"
-    margin = pt2.Pt2Runtime.margin
-
-    def __init__(self, subject: _Subject, program: Program) -> None:
-        self._program = program
-
-    def digests(self) -> Any:
-        return pt2.digests_of(self._program)
-
-    def write(self, record: Record | None, path: Path) -> None:
-        pt2.write(self._program, record, path)
-
-    def runtime(self, path: Path) -> Runtime:
-        return pt2.Pt2Runtime(path)
-
-    def weights(self, path: Path) -> Mapping[str, str]:
-        return pt2.weights_of(path)
 
 
 def _subject(request: Export, source: Checkpoint, notes: list[str]) -> _Subject:
@@ -225,7 +207,19 @@ def _aliases(model: nn.Module) -> dict[str, str]:
     return both
 
 
-def _record(subject: _Subject, program: Program, writer: _Pt2, example: Case, behaviour: Behaviour) -> Record:
+def _target(request: Export, program: Program) -> Target:
+    """The program in the format that is asked for."""
+    return Pt2Target(program) if request.format == "pt2" else OnnxTarget(program, request.opset)
+
+
+def _record(
+    subject: _Subject,
+    program: Program,
+    target: Target,
+    example: Case,
+    behaviour: Behaviour,
+    digests: Digests,
+) -> Record:
     """What travels with the program: the model, its behaviour, digests, and how far rounding goes."""
     judge = example.judge()
 
@@ -234,12 +228,14 @@ def _record(subject: _Subject, program: Program, writer: _Pt2, example: Case, be
         return [excess.allowed, excess.noise]
 
     described = new_record(subject.model, subject.config, "cpu")
+    state = subject.model.state_dict()
     return replace(
         described,
-        digests=writer.digests(),
+        digests=digests,
         behaviour=behaviour.to_json(),
         program={
-            "format": writer.name,
+            "format": target.name,
+            "constants": [n for n in digests.tensors if n.removeprefix("state_dict.") not in state],
             "sizes": dict(subject.inputs.sizes),
             "bounds": {name: list(bounds) for name, bounds in program.bounds.items()},
             "rounding": {path: allowed(path, sample) for path, sample in example.now.outputs.items()},
@@ -247,16 +243,16 @@ def _record(subject: _Subject, program: Program, writer: _Pt2, example: Case, be
     )
 
 
-def _verdict(subject: _Subject, program: Program, writer: _Pt2, example: Case, path: Path) -> Verdict:
+def _verdict(subject: _Subject, program: Program, target: Target, example: Case, path: Path) -> Verdict:
     """Whether what is at `path` is the model: its weights, and what it computes in its runtime."""
-    findings = list(compare_weights(subject.weights, writer.weights(path), subject.aliases))
+    findings = list(compare_weights(subject.weights, target.weights(path), subject.aliases))
     try:
-        runtime = writer.runtime(path)
+        runtime = target.runtime(path)
     except Exception as error:  # each runtime has its own way to say that it cannot load a program
         why = {"why": f"{type(error).__name__}: {error}"}
         findings.append(Finding(CHECK, "fail", "", Kind.PROGRAM_FAILS, facts=why))
     else:
-        findings += prove(subject.model, subject.inputs, program, runtime, example)
+        findings += prove(subject.model, subject.inputs, program, runtime, target.margin, example)
     return Verdict(tuple(findings), _cause(findings))
 
 
@@ -297,37 +293,3 @@ def _facts(request: Export, subject: _Subject) -> dict[str, str | int | float]:
         "class": subject.config.model.target,
         "torch": torch.__version__,
     }
-
-
-def _write(
-    request: Export,
-    options: WriteOptions,
-    write: Callable[[Path], None],
-    check: Callable[[Path], None],
-) -> None:
-    """Write a file, check it, and only then let it take its name.
-
-    Raises: what writing and checking raise; the old file is there then.
-    """
-    where = request.destination
-    if isinstance(where, Address):
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / f"program.{request.format}"
-            write(path)
-            check(path)
-            size = path.stat().st_size
-            with replacing_file(where, size, overwrite=options.overwrite) as output, path.open("rb") as file:
-                output.reserve()
-                for offset in range(0, size, COPY_BYTES):
-                    output.write_at(offset, file.read(COPY_BYTES))
-        return
-    made: list[Path] = []
-    with atomic.replacing_file(
-        where,
-        0,
-        overwrite=options.overwrite,
-        sync=options.sync,
-        before_rename=lambda: check(made[0]),
-    ) as output:
-        made.append(output.path)
-        write(output.path)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from torch import nn
 
 from ptsave.config.inputs import InputsSpec
@@ -15,6 +14,7 @@ from ptsave.core.behaviour import Sample
 from ptsave.core.finding import Finding, Kind
 from ptsave.errors import UsageError
 from ptsave.export.program import Program
+from ptsave.export.target import Runtime
 from ptsave.models.behaviour.differences import compare_output
 from ptsave.models.behaviour.judge import Judge, Key, input_key, judge_alone, output_key, result_key
 from ptsave.models.behaviour.trace import Trace, samples_of, watch
@@ -22,28 +22,6 @@ from ptsave.models.inputs import Arguments, make_inputs
 
 CHECK = "behaviour"
 WEIGHTS = "weights"
-
-
-@dataclass(frozen=True)
-class Value:
-    """What a program computed on its way, and in which module's scope."""
-
-    module: str
-    """Its fully qualified name, as the exporter noted it."""
-    tensor: torch.Tensor
-
-
-class Runtime(Protocol):
-    """What runs an exported program."""
-
-    margin: float
-    """The judge's margin: how many times rounding's own effect a difference may be."""
-
-    def run(self, arguments: Arguments) -> dict[str, torch.Tensor]:
-        """The program's outputs, by the paths that the model's have."""
-
-    def inside(self, arguments: Arguments) -> Iterator[Value]:
-        """Everything that the program computes on its way, in order."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +58,12 @@ def case_of(model: nn.Module, inputs: InputsSpec, margin: float, sizes: Mapping[
 
 
 def prove(
-    model: nn.Module, inputs: InputsSpec, program: Program, runtime: Runtime, example: Case
+    model: nn.Module,
+    inputs: InputsSpec,
+    program: Program,
+    runtime: Runtime,
+    margin: float,
+    example: Case,
 ) -> Iterator[Finding]:
     """Run the program beside the model: at the example's sizes, at 1, and at one larger of each."""
     yield from _compared(runtime, example, "")
@@ -89,7 +72,7 @@ def prove(
             yield Finding(CHECK, "ok", name, Kind.SIZE_IS_BOUND, facts={"most": most})
     for sizes in other_sizes(inputs.sizes, program.bounds):
         try:
-            case = case_of(model, inputs, runtime.margin, sizes)
+            case = case_of(model, inputs, margin, sizes)
         except UsageError as error:
             shown = ", ".join(f"{name}={size}" for name, size in sizes.items())
             yield Finding(CHECK, "ok", "", Kind.SIZE_NOT_RUN, facts={"sizes": shown, "why": error.what})

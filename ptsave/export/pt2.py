@@ -11,10 +11,10 @@ from torch.export import ExportedProgram
 from torch.fx import Interpreter, Node
 
 from ptsave.core.own_process import without_messages
-from ptsave.core.record import FILE_NAME, Digests, Record
+from ptsave.core.record import FILE_NAME, Digests
 from ptsave.core.values.digest import DEFAULT
 from ptsave.export.program import Program
-from ptsave.export.proof import Value
+from ptsave.export.target import RecordOf, Value
 from ptsave.formats import open_checkpoint
 from ptsave.models.behaviour.judge import MARGIN
 from ptsave.models.behaviour.trace import cloned, digest_of
@@ -26,43 +26,58 @@ STATE_DICT, CONSTANTS = "state_dict", "constants"
 """Under which `formats.programs.pt2` lists the two tables of an archive that has constants."""
 
 
-def write(program: Program, record: Record | None, path: Path) -> None:
-    """Write the program to `path`, with the record as an extra file."""
-    extra = {} if record is None else {FILE_NAME: record.to_json()}
-    with (
-        without_messages(),
-        path.open("wb") as file,
-    ):  # given a path, torch names the archive's folder after it
-        torch.export.save(program.exported, file, extra_files=extra)
+class Pt2Target:
+    """A program as an archive of torch.export, as `convert` writes it."""
 
+    name = "pt2"
+    margin = MARGIN
+    needs_data = False
 
-def digests_of(program: Program) -> Digests:
-    """The digest of each tensor of the program, by the name that it is listed under in the file."""
-    exported = program.exported
-    constants = {name: value for name, value in exported.constants.items() if isinstance(value, torch.Tensor)}
-    prefixes = (f"{STATE_DICT}.", f"{CONSTANTS}.") if constants else ("", "")
-    named: dict[str, torch.Tensor] = {f"{prefixes[0]}{name}": t for name, t in exported.state_dict.items()}
-    named |= {f"{prefixes[1]}{name}": tensor for name, tensor in constants.items()}
-    return Digests(DEFAULT, {name: digest_of(tensor.detach()) for name, tensor in named.items()})
+    def __init__(self, program: Program) -> None:
+        self._exported = program.exported
 
+    @property
+    def num_bytes(self) -> int:
+        """Of all weights."""
+        return sum(tensor.nbytes for tensor in self._exported.state_dict.values())
 
-def weights_of(path: Path) -> dict[str, str]:
-    """Digest of each tensor of the file at `path`, by its name in the model."""
-    with open_checkpoint(path) as checkpoint:
-        root = checkpoint.root
-        has_tables = isinstance(root, dict) and CONSTANTS in root and isinstance(root[CONSTANTS], dict)
-        digests = {}
-        for name, entry in checkpoint.tensors.items():
-            first, _, rest = name.partition(".")
-            is_in_table = has_tables and first in (STATE_DICT, CONSTANTS)
-            digests[rest if is_in_table else name] = tensor_digest(entry)
-        return digests
+    def write(self, path: Path, record: RecordOf | None, data: Path | None, location: str) -> None:
+        """Write the program to `path`, with the record as an extra file."""
+        extra = {} if record is None else {FILE_NAME: record(self._digests()).to_json()}
+        # Given a path, torch names the archive's folder after it.
+        with without_messages(), path.open("wb") as file:
+            torch.export.save(self._exported, file, extra_files=extra)
+
+    def complete(self, path: Path, record: RecordOf | None) -> None:
+        """Nothing: all is written at once."""
+
+    def _digests(self) -> Digests:
+        """The digest of each tensor of the program, by the name that it is listed under in the file."""
+        exported = self._exported
+        constants = {name: t for name, t in exported.constants.items() if isinstance(t, torch.Tensor)}
+        prefixes = (f"{STATE_DICT}.", f"{CONSTANTS}.") if constants else ("", "")
+        named: dict[str, torch.Tensor] = {
+            f"{prefixes[0]}{name}": t for name, t in exported.state_dict.items()
+        }
+        named |= {f"{prefixes[1]}{name}": tensor for name, tensor in constants.items()}
+        return Digests(DEFAULT, {name: digest_of(tensor.detach()) for name, tensor in named.items()})
+
+    def weights(self, path: Path) -> dict[str, str]:
+        """Digest of each tensor of the file at `path`, by its name in the model."""
+        with open_checkpoint(path) as checkpoint:
+            tensors, has_constants = checkpoint.tensors, bool(checkpoint.constants)
+            return {
+                name.partition(".")[2] if has_constants else name: tensor_digest(entry)
+                for name, entry in tensors.items()
+            }
+
+    def runtime(self, path: Path) -> Pt2Runtime:
+        """What runs the file at `path`."""
+        return Pt2Runtime(path)
 
 
 class Pt2Runtime:
     """A loaded archive, run by torch."""
-
-    margin = MARGIN
 
     def __init__(self, path: Path) -> None:
         with without_messages():

@@ -29,7 +29,7 @@ class Mlp(nn.Module):
         if fault == "fixed batch":
             y = y.reshape(4, -1)
         if fault == "train mode":
-            y = functional.dropout(y, 0.5, training=True)
+            y = functional.batch_norm(y, None, None, training=True)
         if fault == "dtype":
             y = y.half().float()
         out: Tensor = self.fc2(y)

@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import onnx
+import onnxruntime
 import pytest
 import torch
 
 import ptsave
-from ptsave.errors import UsageError
+from ptsave.errors import RefusedError, UsageError
+from ptsave.export.onnx import check_installed
 from tests.export.conftest import Prepare
 from tests.support import Command
 
 X = '[inputs.x]\nshape = ["batch=4", 6]'
 XY = '[inputs.x]\nshape = ["batch=4", 4]\n[inputs.y]\nshape = ["batch=4", 4]\nseed = 1'
+
+
+FORMATS = ("pt2", pytest.param("onnx", marks=pytest.mark.slow))
 
 
 def test_a_pt2_computes_what_the_model_does(prepare: Prepare, ptsave_here: Command, tmp_path: Path) -> None:
@@ -31,11 +37,14 @@ def test_a_pt2_computes_what_the_model_does(prepare: Prepare, ptsave_here: Comma
     torch.testing.assert_close(program(x=x), model(x), rtol=0, atol=0)
 
 
-def test_equal_input_gives_equal_bytes(prepare: Prepare, ptsave_here: Command, tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", FORMATS)
+def test_equal_input_gives_equal_bytes(
+    format: str, prepare: Prepare, ptsave_here: Command, tmp_path: Path
+) -> None:
     checkpoint, config = prepare("Mlp", X)
-    for name in ("one.pt2", "other.pt2"):
-        ptsave_here("convert", checkpoint, name, "-c", config)
-    assert (tmp_path / "one.pt2").read_bytes() == (tmp_path / "other.pt2").read_bytes()
+    for name in ("one", "other"):
+        ptsave_here("convert", checkpoint, f"{name}.{format}", "-c", config)
+    assert (tmp_path / f"one.{format}").read_bytes() == (tmp_path / f"other.{format}").read_bytes()
 
 
 def test_the_weights_of_a_program_are_those_of_the_checkpoint(prepare: Prepare, ptsave_here: Command) -> None:
@@ -44,6 +53,7 @@ def test_the_weights_of_a_program_are_those_of_the_checkpoint(prepare: Prepare, 
     assert "same: 6 tensors" in ptsave_here("inspect", checkpoint, "--diff", "model.pt2").stdout
 
 
+@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize(
     ("fault", "cause"),
     [
@@ -56,20 +66,22 @@ def test_the_weights_of_a_program_are_those_of_the_checkpoint(prepare: Prepare, 
     ],
 )
 def test_a_program_that_computes_otherwise_gets_no_name(
-    fault: str, cause: str, prepare: Prepare, ptsave_here: Command, tmp_path: Path
+    format: str, fault: str, cause: str, prepare: Prepare, ptsave_here: Command, tmp_path: Path
 ) -> None:
     checkpoint, config = prepare("Mlp", X, fault=fault)
     code = UsageError.exit_code if fault == "fixed batch" else 4
-    done = ptsave_here("convert", checkpoint, "model.pt2", "-c", config, "--report", "r.json", code=code)
+    to = f"model.{format}"
+    done = ptsave_here("convert", checkpoint, to, "-c", config, "--report", "r.json", code=code)
     assert cause in done.stderr
     assert {path.name for path in tmp_path.iterdir()} <= {"model.toml", "model.safetensors", "r.json"}
     if code == 4:
         assert json.loads((tmp_path / "r.json").read_text())["verdict"] == "no"
 
 
-def test_swapped_inputs_are_another_function(prepare: Prepare, ptsave_here: Command) -> None:
+@pytest.mark.parametrize("format", FORMATS)
+def test_swapped_inputs_are_another_function(format: str, prepare: Prepare, ptsave_here: Command) -> None:
     checkpoint, config = prepare("TwoInputs", XY, fault="swapped")
-    done = ptsave_here("convert", checkpoint, "model.pt2", "-c", config, code=4)
+    done = ptsave_here("convert", checkpoint, f"model.{format}", "-c", config, code=4)
     assert "the program computes otherwise: output" in done.stderr
     assert "from 'a' on (torch.nn.modules.linear.Linear)" in done.stderr
 
@@ -123,3 +135,47 @@ def test_a_program_needs_a_config_with_inputs(prepare: Prepare, ptsave_here: Com
         ptsave.convert(checkpoint, "model.pt2")
     done = ptsave_here("convert", checkpoint, "model.pt", "-c", config, code=2)
     assert "--config would not be used" in done.stderr
+
+
+def test_an_onnx_model_computes_what_the_model_does(
+    prepare: Prepare, ptsave_here: Command, tmp_path: Path
+) -> None:
+    checkpoint, config = prepare("Mlp", X)
+    done = ptsave_here("convert", checkpoint, "model.onnx", "-c", config, "--json", "--opset", "18")
+    assert json.loads(done.stdout)["proof"]["verdict"] == "yes"
+    model = ptsave.load(checkpoint, config=config)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    x = torch.randn(7, 6)
+    (output,) = session.run(None, {"x": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(output), model(x))
+    found = onnx.load(tmp_path / "model.onnx")
+    onnx.checker.check_model(found, full_check=True)
+    assert [one.version for one in found.opset_import if not one.domain] == [18]
+    assert found.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert b"stack_trace" not in (tmp_path / "model.onnx").read_bytes()
+
+
+@pytest.mark.slow
+def test_weights_beyond_what_one_file_holds_lie_beside_it(
+    prepare: Prepare, ptsave_here: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ptsave.export.onnx.MAX_INLINE_BYTES", 100)
+    checkpoint, config = prepare("Mlp", X)
+    kept = {"model.toml", "model.safetensors"}
+    ptsave_here("convert", checkpoint, "model.onnx", "-c", config)
+    assert {path.name for path in tmp_path.iterdir()} == {*kept, "model.onnx", "model.onnx.data"}
+    assert "yes: " in ptsave_here("verify", "model.onnx").stdout
+    ptsave_here("convert", checkpoint, "model.onnx", "-c", config, "--overwrite")
+    assert {path.name for path in tmp_path.iterdir()} == {*kept, "model.onnx", "model.onnx.data.2"}
+    assert "yes: " in ptsave_here("verify", "model.onnx").stdout
+    checkpoint, config = prepare("Mlp", X, fault="eps")
+    ptsave_here("convert", checkpoint, "model.onnx", "-c", config, "--overwrite", code=4)
+    assert {path.name for path in tmp_path.iterdir()} == {*kept, "model.onnx", "model.onnx.data.2"}
+    assert "yes: " in ptsave_here("verify", "model.onnx").stdout
+
+
+def test_without_the_packages_of_onnx_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ptsave.export.onnx.PACKAGES", ("onnx", "onnx_of_tomorrow"))
+    with pytest.raises(RefusedError, match="onnx_of_tomorrow, which is not installed") as caught:
+        check_installed()
+    assert caught.value.hint == "pip install 'ptsave[export]'"

@@ -99,16 +99,17 @@ def read(file: InputFile, *, has_folder: bool = True) -> Checkpoint:
         on_failure.callback(external.close)
         model = _Model(file, external)
         root, constants = model.root()
-        record = model.metadata.pop(records.KEY, None)
+        text = model.metadata.pop(records.KEY, None)
+        record = Record.from_json(text, str(file.path)) if text is not None else None
         checkpoint = Checkpoint(
             NAME,
             file.path,
             root,
             model.metadata,
             globals=model.uses(),
-            record=Record.from_json(record, str(file.path)) if record is not None else None,
+            record=record,
             notes=model.notes(),
-            constants=constants,
+            constants=constants | _constants(record),
             programs=[model.program()],
             dropped=[*model.wire.unknown, *model.dropped()],
         )
@@ -117,6 +118,13 @@ def read(file: InputFile, *, has_folder: bool = True) -> Checkpoint:
         checkpoint.checks.append(external.check_sums)
         checkpoint.files = on_failure.pop_all()
     return checkpoint
+
+
+def _constants(record: Record | None) -> frozenset[str]:
+    """Which of the initializers no state dict has, as the record of an export says."""
+    names = (record.program or {}).get("constants") if record is not None else None
+    listed = names if isinstance(names, list) else ()
+    return frozenset(name for name in listed if isinstance(name, str))
 
 
 FORMAT = FileFormat(NAME, sniff, read)

@@ -1,0 +1,235 @@
+"""ONNX: translated by torch's own exporter, written with ptsave's record, run by onnxruntime."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from ptsave.core import record as records
+from ptsave.core.own_process import without_messages
+from ptsave.core.record import Digests
+from ptsave.core.values.digest import DEFAULT
+from ptsave.errors import RefusedError
+from ptsave.export.program import Program, flat_arguments, input_nodes
+from ptsave.export.target import RecordOf, Value
+from ptsave.formats import open_checkpoint
+from ptsave.models.behaviour.judge import FOREIGN_MARGIN
+from ptsave.models.behaviour.trace import cloned
+from ptsave.models.inputs import Arguments, output_tensors
+from ptsave.storage.scan import tensor_digest
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+MAX_INLINE_BYTES = 2**31 - 2**26
+"""The most bytes of weights in the file itself: a message of Protocol Buffers has less than 2 GiB."""
+ALIGNMENT = 4096
+"""Where each tensor of a file of weights begins, so that runtimes can map it."""
+_STACK_TRACE = "pkg.torch.onnx.stack_trace"
+_SCOPES = "pkg.torch.onnx.name_scopes"
+"""The key of a node's metadata under which torch's exporter keeps the modules that it is in.
+
+Source: torch/onnx/_internal/exporter/_core.py of torch 2.13.
+"""
+
+
+def check_installed() -> None:
+    """Raises: RefusedError where a package of the extra is missing."""
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        what = (
+            f"exporting to ONNX needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not"
+        )
+        raise RefusedError(f"{what} installed", "", "pip install 'ptsave[export]'")
+
+
+class OnnxTarget:
+    """A program in ONNX, as `convert` writes it."""
+
+    name = "onnx"
+    margin = FOREIGN_MARGIN
+
+    def __init__(self, program: Program, opset: int | None) -> None:
+        """Translate `program`; `opset` is the version of ONNX's operators, None for the exporter's choice.
+
+        Weights stay as they are, under their names in the state dict: what folds and fuses them is left to
+        runtimes, which do it when they load a model.
+
+        Raises: RefusedError where torch cannot translate it.
+        """
+        self._program = program
+        try:
+            with torch.no_grad(), without_messages():
+                made = torch.onnx.export(
+                    program.exported, (), dynamo=True, optimize=False, verbose=False, opset_version=opset
+                )
+        except Exception as error:  # torch has no common base for what it raises here
+            raise _refused(error) from error
+        assert made is not None
+        self._model: Any = made.model
+        self._tidy()
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all weights."""
+        return sum(value.const_value.nbytes for value in self._model.graph.initializers.values())
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the weights have to lie in a file of their own."""
+        return self.num_bytes > MAX_INLINE_BYTES
+
+    def _tidy(self) -> None:
+        """Call torch's symbols what `[inputs]` calls the sizes, and say nothing of where the code lay."""
+        import onnx_ir
+
+        names = self._program.names
+        pattern = re.compile(rf"\b({'|'.join(map(re.escape, names)) or '(?!)'})\b")
+
+        def renamed(size: Any) -> Any:
+            if not isinstance(size, onnx_ir.SymbolicDim) or size.value is None:
+                return size
+            return onnx_ir.SymbolicDim(pattern.sub(lambda found: names[found[0]], str(size.value)))
+
+        graph = self._model.graph
+        for node in graph.all_nodes():
+            node.metadata_props.pop(_STACK_TRACE, None)
+        values = [*graph.inputs, *(value for node in graph.all_nodes() for value in node.outputs)]
+        for value in values:
+            if value.shape is not None and not value.shape.frozen:
+                value.shape = onnx_ir.Shape([renamed(size) for size in value.shape])
+
+    def write(self, path: Path, record: RecordOf | None, data: Path | None, location: str) -> None:
+        """Write the model to `path`, and its weights to `data`, where they have a file of their own, which
+        the model calls `location`. The record is for `complete`."""
+        import onnx_ir
+
+        kept = {} if data is None else self._write_data(data, location)
+        try:
+            proto = onnx_ir.to_proto(self._model)
+            path.write_bytes(proto.SerializeToString(deterministic=True))
+        finally:
+            for name, tensor in kept.items():
+                self._model.graph.initializers[name].const_value = tensor
+
+    def complete(self, path: Path, record: RecordOf | None) -> None:
+        """Add the record, with the digests of what is in the file at `path`, to its metadata.
+
+        A message that is appended to another one is merged with it: so much of a file is written, not all.
+
+        Source: protobuf.dev, "Encoding", "Last One Wins".
+        """
+        import onnx
+
+        if record is None:
+            return
+        with open_checkpoint(path) as checkpoint:
+            digests = {name: tensor_digest(entry) for name, entry in checkpoint.tensors.items()}
+        text = record(Digests(DEFAULT, digests)).to_json()
+        entry = onnx.StringStringEntryProto(key=records.KEY, value=text)
+        with path.open("ab") as file:
+            file.write(onnx.ModelProto(metadata_props=[entry]).SerializeToString(deterministic=True))
+
+    def runtime(self, path: Path) -> OnnxRuntime:
+        """What runs the file at `path`."""
+        return OnnxRuntime(path, self._program)
+
+    def weights(self, path: Path) -> dict[str, str]:
+        """Digest of each tensor of the file at `path`, by its name in the model."""
+        with open_checkpoint(path) as checkpoint:
+            return {name: tensor_digest(entry) for name, entry in checkpoint.tensors.items()}
+
+    def _write_data(self, data: Path, location: str) -> dict[str, Any]:
+        """Write the weights one after the other; in the model, say where they lie. Returns what was there."""
+        import onnx_ir
+
+        kept, offset = {}, 0
+        with data.open("wb") as file:
+            for name, value in self._model.graph.initializers.items():
+                tensor = value.const_value
+                offset += -offset % ALIGNMENT
+                file.seek(offset)
+                file.write(tensor.tobytes())
+                value.const_value = onnx_ir.ExternalTensor(
+                    location, offset, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name
+                )
+                kept[name], offset = tensor, offset + tensor.nbytes
+        return kept
+
+
+def _refused(error: Exception) -> RefusedError:
+    """The error for a program that torch cannot translate, with the operator where torch says it."""
+    reason = str(error.__cause__ or error).strip().partition("\n")[0]
+    operator = re.search(
+        r"No ONNX function found for <OpOverload\(op='([^']+)'", str(error.__cause__ or error)
+    )
+    what = (
+        f"ONNX has no operator for {operator[1]}" if operator else f"torch.onnx cannot translate it: {reason}"
+    )
+    return RefusedError(what, "torch.onnx.export", "export a .pt2, or have the model compute it otherwise")
+
+
+class OnnxRuntime:
+    """A model in a file, run by onnxruntime on the CPU."""
+
+    margin = FOREIGN_MARGIN
+
+    def __init__(self, path: Path, program: Program) -> None:
+        self._path = path
+        self._exported = program.exported
+        self._session = session(path)
+
+    def run(self, arguments: Arguments) -> dict[str, torch.Tensor]:
+        """The program's outputs by the paths that the model's have."""
+        arrays = self._session.run(None, self._feeds(arguments))
+        waiting = [torch.from_numpy(array) for array in reversed(arrays)]
+        signature = self._exported.graph_signature
+        leaves = [waiting.pop() if isinstance(name, str) else name for name in signature.user_outputs]
+        if waiting:
+            raise ValueError(f"{len(arrays)} outputs for {len(leaves)} of the model")
+        return output_tensors(pytree.tree_unflatten(leaves, self._exported.call_spec.out_spec))
+
+    def _feeds(self, arguments: Arguments) -> dict[str, Any]:
+        wanted = {node.name for node in self._session.get_inputs()}
+        leaves = flat_arguments(self._exported, cloned(arguments))
+        pairs = zip(input_nodes(self._exported), leaves, strict=True)
+        return {node.name: leaf.numpy() for node, leaf in pairs if node.name in wanted}
+
+    def inside(self, arguments: Arguments) -> Iterator[Value]:
+        """What each node computes, from a copy of the model in which all of it is an output."""
+        import onnx
+
+        model = onnx.load(self._path, load_external_data=False)
+        known = {output.name for output in model.graph.output}
+        scopes: dict[str, str] = {}
+        for node in model.graph.node:
+            found = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "[]")
+            modules = ast.literal_eval(found)
+            scopes.update((name, modules[-2] if len(modules) > 1 else "") for name in node.output if name)
+        named = [name for name in scopes if name not in known]
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in named)
+        copy = self._path.with_name(f"{self._path.name}.all")
+        try:
+            copy.write_bytes(model.SerializeToString())
+            inside = session(copy)
+            arrays = inside.run(None, self._feeds(arguments))
+            names = [output.name for output in inside.get_outputs()]
+        finally:
+            copy.unlink(missing_ok=True)
+        for name, array in zip(names, arrays, strict=True):
+            if hasattr(array, "dtype"):
+                yield Value(scopes.get(name, "").partition("@")[0], torch.from_numpy(array))
+
+
+def session(path: Path) -> Any:
+    """The model at `path`, loaded by onnxruntime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what it has to say, it raises
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
