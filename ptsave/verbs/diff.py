@@ -66,6 +66,10 @@ class DataDiff:
     b: Any
 
 
+MAX_RELATIVE = 10.0
+"""Beyond it a relative difference is not shown: it is one to a value near zero."""
+
+
 @dataclass(frozen=True)
 class Diff:
     """All that differs between checkpoints a and b."""
@@ -149,7 +153,8 @@ def _how_values_differ(values: ValueDiff) -> list[str]:
     num_finite = values.num_different - sum(odd.values())
     if num_finite:
         differ = counted(num_finite, "value differs by", "values differ by up to")
-        relative = f" ({values.max_rel:.3g} relative)" if num_finite == values.num_different else ""
+        is_telling = num_finite == values.num_different and values.max_rel < MAX_RELATIVE
+        relative = f" ({values.max_rel:.3g} relative)" if is_telling else ""
         words.append(f"{differ} {values.max_finite:.3g}{relative}")
     words += [f"{counted(number, 'value is', 'values are')} {what}" for what, number in odd.items() if number]
     return words

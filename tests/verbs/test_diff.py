@@ -23,7 +23,7 @@ from ptsave.core.storage import BLOCK_BYTES, MemoryStorage, Storage
 from ptsave.core.values.compare import ValueDiff
 from ptsave.errors import CorruptError
 from ptsave.formats import open_checkpoint
-from ptsave.verbs.diff import DataDiff, Diff, TensorDiff, describe, diff
+from ptsave.verbs.diff import DataDiff, Diff, TensorDiff, describe, diff, diff_paths
 
 NAN, INF = math.nan, math.inf
 
@@ -385,3 +385,14 @@ def test_nan_and_infinity_are_told_apart() -> None:
     )
     alone = values_diff(torch.tensor([NAN, 1.0]), torch.tensor([0.0, 1.0]))
     assert "inf" not in describe(TensorDiff("a", "float32", "float32", (2,), (2,), False, alone))
+
+
+def test_a_relative_difference_to_nearly_nothing_is_left_out(tmp_path: Path) -> None:
+    torch.save({"a": torch.tensor([1.0, 0.0]), "b": torch.tensor([1.0])}, tmp_path / "a.pt")
+    torch.save({"a": torch.tensor([1.0, 1e-9]), "b": torch.tensor([1.5])}, tmp_path / "b.pt")
+    different = diff_paths(tmp_path / "b.pt", tmp_path / "a.pt").different
+    found = {tensor.name: describe(tensor) for tensor in different}
+    assert found == {
+        "a": "1 value differs by 1e-09",
+        "b": "1 value differs by 0.5 (0.5 relative)",
+    }
