@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 from typing import TextIO
@@ -23,7 +24,20 @@ def prepare() -> None:
     if sys.stderr is None:
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        stream.reconfigure(errors=_PLAINLY)  # type: ignore[union-attr]
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    """What is printed where the stream's encoding (Windows' cp1252, ASCII) lacks a character."""
+    assert isinstance(error, UnicodeEncodeError)
+    lacking = error.object[error.start : error.end]
+    known = "".join(_ASCII.get(c) or c.encode("ascii", "backslashreplace").decode() for c in lacking)
+    return known, error.end
+
+
+_PLAINLY = "ptsave.plainly"
+_ASCII = {"→": "->", "…": "...", "×": "x", "·": ".", "└": "`", "├": "|", "│": "|", "─": "-"}
+codecs.register_error(_PLAINLY, _plainly)
 
 
 def flush() -> None:

@@ -12,14 +12,14 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TypeAlias
 from urllib.parse import quote, unquote
 
 from ptsave.errors import UsageError
 
 _ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://(?P<rest>.*)", re.DOTALL)
-_COLLAPSED = re.compile(r"(?:s3|gs|az|hf|https?|abfss?|memory|sftp):/+[^/]")
+_COLLAPSED = re.compile(r"(?:s3|gs|az|hf|https?|abfss?|memory|sftp):[/\\]+[^/\\]")
 _HUB = re.compile(
     r"(?P<repo>(?:(?:models|datasets|spaces)/)?[^/@]+/[^/@]+)"
     r"(?:@(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+))?(?:/(?P<path>.*))?",
@@ -30,6 +30,7 @@ _BARE_REVISION = re.compile(r"refs/(?:pr|convert)/[^/%]+|[^/%]+")
 """One that needs no quoting: of another branch the slashes would begin the path."""
 _VERSION_ID = re.compile(r"(?P<key>.*)\?versionId=(?P<revision>[^&?]+)", re.DOTALL)
 _GENERATION = re.compile(r"(?P<key>.*)#(?P<revision>\d+)", re.DOTALL)
+_DRIVE = re.compile(r"[A-Za-z]:")
 WEB = ("http", "https")
 HUB = "hf"
 IN = "::"
@@ -134,13 +135,26 @@ def located(where: str | os.PathLike[str] | Address) -> Location:
         return Path(where)
     scheme, rest = match["scheme"].lower(), match["rest"]
     if scheme == "file":
-        return Path(unquote(rest.removeprefix("localhost")))
+        return Path(_path_in_url(unquote(rest), is_windows=isinstance(Path(), PureWindowsPath)))
     # an IPv6 host has two colons, too
     host_end = 0 if scheme == "memory" else rest.find("/")
     at = rest.find(IN, host_end) if host_end >= 0 else -1
     if at > host_end and rest[at + len(IN) :]:
         return replace(_address(scheme, rest[:at]), member=rest[at + len(IN) :])
     return _address(scheme, rest)
+
+
+def _path_in_url(rest: str, *, is_windows: bool) -> str:
+    """The path that follows `file://`: on Windows `/C:/x` is of a drive, and `HOST/x` of another machine.
+
+    Source: RFC 8089, appendix E.
+    """
+    host, slash, path = rest.partition("/")
+    if not is_windows:
+        return rest.removeprefix("localhost")
+    if host in ("", "localhost"):
+        return path if _DRIVE.match(path) else slash + path
+    return rest if _DRIVE.match(host) else f"//{rest}"
 
 
 def _address(scheme: str, rest: str) -> Address:

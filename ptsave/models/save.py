@@ -30,6 +30,7 @@ from ptsave.models.verify.subject import ModelSubject
 from ptsave.models.weights.fill import build_from
 from ptsave.models.weights.lazy import lazy_names, settle
 from ptsave.models.weights.live import checkpoint_of
+from ptsave.storage import system
 from ptsave.storage.reads import may_be_replaced
 from ptsave.verbs.texts import check_holds
 
@@ -227,6 +228,9 @@ def add_behaviour(subject: ModelSubject) -> Recorded:
         behaviour=behaviour,
     )
     renewed = replace(source, record=record, held=[Replaced(held) for held in source.held])
+    closing = (
+        source.close if system.IS_WINDOWS else None
+    )  # all is read then, and what is open stays in its place
     with may_be_replaced():
-        target.write(renewed, source.path, WriteOptions(overwrite=True))
+        target.write(renewed, source.path, WriteOptions(overwrite=True, before_commit=closing))
     return Recorded(config.model.target, source.path, num_bytes(behaviour))

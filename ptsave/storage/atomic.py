@@ -17,9 +17,9 @@ from ptsave.errors import ExistsError, Option, WriteError
 from ptsave.stopping import unfinished
 from ptsave.storage import system
 from ptsave.storage.output import LocalOutputFile
-from ptsave.storage.reads import refuse_input
+from ptsave.storage.reads import is_in_use, refuse_input
 from ptsave.storage.temporary import create, remove_litter, temporary_name
-from ptsave.storage.write_errors import errors_of, write_error
+from ptsave.storage.write_errors import errors_of, in_use, write_error
 
 _open: set[int] = set()
 """Descriptors of files in the making."""
@@ -159,6 +159,10 @@ def check_file_destination(
     if not overwrite:
         raise ExistsError("the destination exists", where, (Option("overwrite", True), " replaces it"))
     _refuse_foreign_in_sticky(target, old)
+    if system.IS_WINDOWS and not old.st_mode & stat.S_IWUSR:
+        raise WriteError("the destination is read-only", where, "attrib -r allows writing over it")
+    if is_in_use(target):
+        raise in_use(where)
     return target, old
 
 
@@ -166,7 +170,9 @@ def resolved(destination: str | os.PathLike[str]) -> Path:
     """Where `destination` really lies."""
     if "\0" in os.fspath(destination):
         raise WriteError("the destination's name has a NUL character", repr(destination), "name a file")
-    target = Path(os.path.realpath(destination))
+    if why_not := system.why_not_a_name(Path(destination).name):
+        raise WriteError(f"no file can have this name: {why_not}", str(destination), "choose another name")
+    target = system.reachable(Path(os.path.realpath(destination)))
     if os.path.islink(target):
         raise WriteError("the destination is a loop of symbolic links", str(destination), "remove the link")
     return target
@@ -178,7 +184,7 @@ def check_parent(target: Path, where: str) -> None:
     try:
         is_folder = stat.S_ISDIR(os.stat(folder).st_mode)
     except FileNotFoundError:
-        raise WriteError("the folder does not exist", str(folder), "make it first: mkdir -p") from None
+        raise WriteError("the folder does not exist", str(folder), "make it first") from None
     except OSError as error:
         raise write_error(folder, error) from None
     if not is_folder:

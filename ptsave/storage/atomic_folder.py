@@ -30,9 +30,9 @@ from ptsave.storage.atomic import (
 )
 from ptsave.storage.move import WRITEBACK_BYTES
 from ptsave.storage.output import LocalOutputFile, OutputFolder
-from ptsave.storage.reads import refuse_inputs_in
+from ptsave.storage.reads import is_in_use, refuse_inputs_in
 from ptsave.storage.temporary import create, remove_litter, remove_temporary, temporary_name
-from ptsave.storage.write_errors import check_room, errors_of
+from ptsave.storage.write_errors import check_room, errors_of, in_use
 
 
 class LocalOutputFolder(OutputFolder):
@@ -273,6 +273,9 @@ def check_folder_destination(destination: str | os.PathLike[str], *, overwrite: 
             "the destination exists", where, (Option("overwrite", True), " replaces the checkpoint in it")
         )
     refuse_inputs_in(target, where)
+    for name in names:
+        if is_in_use(target / name):
+            raise in_use(str(target / name))
     check_parent(target / "data", where)
     return target
 

@@ -240,6 +240,8 @@ class LocalFile(DescriptorFile):
 
 def unreadable(path: Location, error: OSError) -> UnreadableError:
     """The error of ours that says what the system said about reading `path`."""
+    if isinstance(path, Path) and (why_not := system.why_not_a_name(path.name)):
+        return MissingFileError(f"no such file: {why_not}", str(path), "check the path")
     if error.errno == errno.ENOENT:
         return MissingFileError("no such file", str(path), "check the path")
     if error.errno in (errno.EACCES, errno.EPERM):
@@ -416,10 +418,10 @@ class LocalFolder(InputFolder):
         return version[2] if version is not None else None
 
     def folders(self) -> list[str]:
-        return [name for name in self.names if os.path.isdir(self.path / name)]
+        return [name for name in self.names if os.path.isdir(system.reachable(self.path / name))]
 
     def inside(self, name: str, *, follows_links: bool = True) -> InputFolder:
-        inner = LocalFolder(self.path / name)
+        inner = LocalFolder(system.reachable(self.path / name))
         if not follows_links and not self._has(name, inner):
             inner.close()
             raise CorruptError("is a symbolic link to a folder", str(inner.path), _OUTSIDE_HINT)
@@ -427,7 +429,7 @@ class LocalFolder(InputFolder):
 
     def _has(self, name: str, inner: LocalFolder) -> bool:
         """Whether the folder that is open as `inner` is the one that lies here under `name`."""
-        at = name if self._fd >= 0 else self.path / name
+        at = name if self._fd >= 0 else system.reachable(self.path / name)
         found = os.stat(at, dir_fd=self._fd if self._fd >= 0 else None, follow_symlinks=False)
         opened = os.fstat(inner._fd) if inner._fd >= 0 else os.stat(inner.path)
         return os.path.samestat(found, opened)
@@ -454,7 +456,7 @@ class LocalFolder(InputFolder):
 
     def _open_path(self, name: str, flags: int) -> int:
         """Open `name` on Windows, where nothing is opened relative to a folder, and look at what it was."""
-        target = self.path / name
+        target = system.reachable(self.path / name)
         if target.is_symlink():
             self._steps_of_link(name)
         fd = os.open(target, flags)
@@ -516,7 +518,7 @@ class LocalFolder(InputFolder):
     def _version(self, name: str) -> Version | None:
         """That of the file which has the name now."""
         try:
-            at = name if self._fd >= 0 else self.path / name
+            at = name if self._fd >= 0 else system.reachable(self.path / name)
             return version_of(os.stat(at, dir_fd=self._fd if self._fd >= 0 else None))
         except OSError:
             return None

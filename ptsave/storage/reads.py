@@ -15,12 +15,15 @@ from pathlib import Path
 
 from ptsave.core.address import Address, Location
 from ptsave.errors import RefusedError
+from ptsave.storage import system
 
 Identity = tuple[int, int]
 """A file's device and inode."""
 
 _addresses: ContextVar[set[Address] | None] = ContextVar("addresses that were read", default=None)
 _files: ContextVar[dict[Identity, Path] | None] = ContextVar("files that were read", default=None)
+
+_is_update: ContextVar[bool] = ContextVar("whether what was read is being updated", default=False)
 
 
 @contextmanager
@@ -36,11 +39,16 @@ def noted() -> Iterator[None]:
 
 @contextmanager
 def may_be_replaced() -> Iterator[None]:
-    """In the block, what was read may be written over: the caller means to update its own input."""
+    """In the block, what was read may be written over: the caller means to update its own input.
+
+    Where no open file can be replaced (on Windows), the caller closes it before the new one takes its name.
+    """
     token, token_of_addresses = _files.set(None), _addresses.set(None)
+    token_of_update = _is_update.set(True)
     try:
         yield
     finally:
+        _is_update.reset(token_of_update)
         _files.reset(token)
         _addresses.reset(token_of_addresses)
 
@@ -96,6 +104,11 @@ def _is_input(read: Location, where: str) -> RefusedError:
         where,
         "name another destination, and move it there when you are content with it",
     )
+
+
+def is_in_use(path: Path) -> bool:
+    """Whether a process has the file open so that it cannot be replaced, and will not close it in time."""
+    return not _is_update.get() and system.is_in_use(path)
 
 
 def refuse_inputs_in(folder: Path, where: str) -> None:

@@ -42,6 +42,8 @@ def write_error(target: Path, error: OSError, num_bytes: int = 0) -> PtsaveError
         )
     if error.errno == errno.EROFS:
         return WriteError("the file system is read-only", where, "write elsewhere")
+    if system.means_in_use(error) or system.is_in_use(target):
+        return in_use(where)
     if error.errno in (errno.EACCES, errno.EPERM):
         return WriteError("no permission to write", where, "check the folder's owner and mode")
     if error.errno == errno.ENOTDIR:
@@ -49,8 +51,17 @@ def write_error(target: Path, error: OSError, num_bytes: int = 0) -> PtsaveError
     if error.errno == errno.ENAMETOOLONG:
         return WriteError("the name is too long", where, "shorten it")
     if error.errno == errno.ENOENT:
-        return WriteError("the folder is gone", where, "make it first: mkdir -p")
+        return WriteError("the folder is gone", where, "make it first")
     return WriteError(f"cannot write: {error.strerror or error}", where, "check the disk and the path")
+
+
+def in_use(where: str) -> WriteError:
+    """The error for a file that cannot be replaced or removed, since a process has it open."""
+    return WriteError(
+        "the file is in use: a program has it open, or a model that was loaded lazily from it",
+        where,
+        "close it there, or name another destination",
+    )
 
 
 def check_room(folder: Path, num_bytes: int, target: Path) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pytest
 
-from ptsave.core.address import Address, beside, located
+from ptsave.core.address import _COLLAPSED, Address, _path_in_url, beside, located
 from ptsave.errors import UsageError
 
 
@@ -94,3 +94,30 @@ def test_an_address_that_went_through_a_path_is_told() -> None:
 )
 def test_a_file_that_a_config_names_lies_beside_it(folder: str, name: str, found: str) -> None:
     assert str(beside(located(folder), name)) == found
+
+
+@pytest.mark.parametrize(
+    ("url", "linux", "windows"),
+    [
+        ("/tmp/a.pt", "/tmp/a.pt", "/tmp/a.pt"),
+        ("localhost/tmp/a.pt", "/tmp/a.pt", "/tmp/a.pt"),
+        ("/C:/runs/a.pt", "/C:/runs/a.pt", "C:/runs/a.pt"),
+        ("C:/runs/a.pt", "C:/runs/a.pt", "C:/runs/a.pt"),
+        ("server/share/a.pt", "server/share/a.pt", "//server/share/a.pt"),
+    ],
+)
+def test_the_path_of_a_file_url(url: str, linux: str, windows: str) -> None:
+    assert _path_in_url(url, is_windows=False) == linux
+    assert _path_in_url(url, is_windows=True) == windows
+
+
+@pytest.mark.parametrize(
+    "text", ["C:\\runs\\a.pt", "C:/runs/a.pt", "C:a.pt", "\\\\server\\share\\a.pt", "C://a.pt"]
+)
+def test_a_path_of_windows_is_no_address(text: str) -> None:
+    assert located(text) == Path(text)
+    assert not _COLLAPSED.match(str(PureWindowsPath(text)))
+
+
+def test_an_address_that_went_through_a_path_of_windows() -> None:
+    assert _COLLAPSED.match(str(PureWindowsPath("s3://bucket/a.pt")))

@@ -88,3 +88,31 @@ def test_a_platform_is_asked_about_in_one_file_alone() -> None:
         if path.name != "system.py" and asks.search(path.read_text(encoding="utf-8"))
     }
     assert found == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("model.pt", ""),
+        ("CONSOLE.pt", ""),
+        (".metadata", ""),
+        ("com0.pt", ""),
+        ("con", "keeps the name 'con' for a device"),
+        ("NUL .tar.gz", "for a device"),
+        ("LPT9.pt", "keeps the name 'LPT9' for a device"),
+        ("COM².pt", "for a device"),
+        ("a.pt.", "drops a dot or a space at the end"),
+        ("a.pt ", "drops a dot or a space at the end"),
+        ("a:b.pt", "allows no ':'"),
+        ("a\\b.pt", r"allows no '\\'"),
+        ("a\x01.pt", r"allows no '\x01'"),
+        ("wh?t*.pt", "allows no '?'"),
+    ],
+)
+def test_names_that_windows_refuses(name: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = system.refused_by_windows(name)
+    assert why in found
+    assert bool(why) == bool(found)
+    assert system.why_not_a_name(name) == ""
+    monkeypatch.setattr(system, "IS_WINDOWS", True)
+    assert system.why_not_a_name(name) == found

@@ -24,7 +24,7 @@ from ptsave.models.load import arguments_for
 from ptsave.models.verify.behaviour import loaded, too_much
 from ptsave.models.verify.subject import ModelSubject
 from ptsave.models.weights.live import checkpoint_of
-from ptsave.storage.system import trim_memory
+from ptsave.storage import system
 
 CHECK = "roundtrip"
 DEFAULT_FORMAT = "pt"
@@ -64,7 +64,7 @@ def roundtrip(subject: ModelSubject) -> Iterator[Finding]:
         subject.release()
         for name, path in written.items():
             yield from _reread(subject, name, path, before, outputs)
-            trim_memory()
+            system.trim_memory()
 
 
 def _first_outputs(subject: ModelSubject, model: nn.Module) -> Samples | None:
@@ -93,8 +93,9 @@ def _reread(
     """Load what was written, and check it against what was there before."""
     try:
         with open_checkpoint(path) as copy:
-            # Nobody cuts this file short while it is mapped, and every byte of it is compared below.
-            model = subject.load(copy, select_model(copy), is_mapped=True)
+            # Nobody cuts this file short while it is mapped, and every byte of it is compared below. Windows
+            # would not remove it as long as anything of the model is still there.
+            model = subject.load(copy, select_model(copy), is_mapped=not system.IS_WINDOWS)
     except PtsaveError as error:
         yield Finding(CHECK, "fail", name, Kind.CANNOT_REREAD, facts={"why": str(error)})
         return

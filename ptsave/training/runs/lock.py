@@ -1,9 +1,10 @@
 """One training a folder: who writes a run's checkpoints holds its lock until it ends, however it ends.
 
-On a disk the lock is the system's own on a small file, which the system takes back when its process dies.
-Where a file system has no locks (and on Windows) the file itself is a lease: its holder renews its time, and
-one that was not renewed for a while counts for nothing. In a store it is a lease as well: see `lease`. The
-keepers of one process share a lock. Reading takes none.
+On a disk the lock is the system's own on a small file, which the system takes back when its process dies: a
+flock, or on Windows that the file is open, since nobody can remove it then. Where a file system has no locks
+the file itself is a lease: its holder renews its time, and one that was not renewed for a while counts for
+nothing. In a store it is a lease as well: see `lease`. The keepers of one process share a lock. Reading takes
+none.
 """
 
 from __future__ import annotations
@@ -162,7 +163,9 @@ class FileLock(Lock):
 
     def _try(self) -> bool:
         """Take the lock if it is free; False where another process has it, or was quicker."""
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+        if system.IS_WINDOWS:
+            return self._try_to_remove()
+        flags = os.O_RDWR | os.O_CREAT | system.O_NOFOLLOW | system.O_PLAIN
         is_new = not os.path.lexists(self.path)
         fd = os.open(self.path, flags, 0o666)
         is_mine = False
@@ -173,7 +176,7 @@ class FileLock(Lock):
             is_mine = locked is not False and self._is_at_path(fd)
             if is_mine:
                 os.ftruncate(fd, 0)
-                os.write(fd, json.dumps(asdict(self._holder)).encode() + b"\n")
+                self._sign(fd)
         finally:
             if not is_mine:
                 os.close(fd)
@@ -188,6 +191,25 @@ class FileLock(Lock):
         else:
             self._fd = let_go_when_forked(fd)
         return True
+
+    def _try_to_remove(self) -> bool:
+        """Take the lock on Windows: its holder has the file open, so that nobody else can remove it."""
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                os.unlink(self.path)
+            except PermissionError:
+                return False
+        try:
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | system.O_PLAIN, 0o666)
+        except (FileExistsError, PermissionError):  # one that was quicker; one that is being removed
+            return False
+        self._fd = let_go_when_forked(fd)
+        self._sign(fd)
+        return True
+
+    def _sign(self, fd: int) -> None:
+        """Say in the lock's file whose it is."""
+        os.write(fd, json.dumps(asdict(self._holder)).encode() + b"\n")
 
     def _is_at_path(self, fd: int) -> bool:
         """Whether the file that was locked is the one that others will find."""
@@ -216,9 +238,14 @@ class FileLock(Lock):
     def release(self) -> None:
         self._stop.set()
         is_ours = os.getpid() == self._pid and self._is_ours()
+        if system.IS_WINDOWS:  # which removes no file that is open
+            self._close()
         with contextlib.suppress(OSError):
             if is_ours:
                 os.unlink(self.path)
+        self._close()
+
+    def _close(self) -> None:
         if self._fd >= 0 and still_ours(self._fd):
             os.close(self._fd)
         self._fd = -1
@@ -251,13 +278,15 @@ def holder_of(folder: Path) -> Holder | None:
     """Who holds the lock of `folder`, of other processes; None where nobody does, or it cannot be told."""
     path = folder / NAME
     try:
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-    except OSError:
-        return None
-    try:
         status = os.stat(folder)
         if is_mine((status.st_dev, status.st_ino)):
             return None  # this process's own
+        if system.IS_WINDOWS:
+            return _read(path) if system.is_in_use(path) else None
+        fd = os.open(path, os.O_RDONLY | system.O_NOFOLLOW | system.O_NONBLOCK | system.O_PLAIN)
+    except OSError:
+        return None
+    try:
         is_free = system.lock(fd, shared=True)
         is_held = not is_free if is_free is not None else not _is_stale(fd)
         return _read(path) if is_held else None
