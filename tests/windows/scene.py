@@ -1,0 +1,55 @@
+"""Running a function of a test on the emulation of Windows, in a process of its own."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="the emulation stands on Linux's /proc")
+
+
+def command(script: Path, *, with_torch: bool = False) -> list[str]:
+    """What runs `script` there."""
+    return [
+        sys.executable,
+        "-m",
+        "tests.windows.machine",
+        *(["--torch"] if with_torch else []),
+        str(script),
+    ]
+
+
+def environment() -> dict[str, str]:
+    """The variables of a program whose output goes into a file there: its encoding is cp1252."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PTSAVE", "NO_COLOR"))}
+    return kept | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "cp1252", "COLUMNS": "100"}
+
+
+def written(scene: Callable[[], None], folder: Path) -> Path:
+    """The script that calls `scene`, which imports what it needs."""
+    path = folder / f".{scene.__name__}.py"
+    path.write_text(f"{textwrap.dedent(inspect.getsource(scene))}\n\n{scene.__name__}()\n", encoding="utf-8")
+    return path
+
+
+def on_windows(scene: Callable[[], None], folder: Path, *, with_torch: bool = False) -> str:
+    """What `scene` prints in `folder`; it must end without an error."""
+    done = subprocess.run(
+        command(written(scene, folder), with_torch=with_torch),
+        cwd=folder,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=240,
+    )
+    output = done.stdout.decode("cp1252") + done.stderr.decode("cp1252")
+    assert done.returncode == 0, output
+    return output
