@@ -44,3 +44,21 @@ def test_a_reader_that_has_what_it_wanted(many: Path) -> None:
 def test_a_verdict_is_the_same_without_a_reader(many: Path) -> None:
     assert to_nobody("verify", many, "--checks", "finite", "--quiet") == (1, "")
     assert to_nobody("verify", many, "--checks", "bytes", "--quiet") == (0, "")
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_what_an_encoding_lacks_is_printed_plainly(encoding: str) -> None:
+    text = "a → b … 3 × 4 ├─ 蛇"
+    program = f"from ptsave import streams; streams.prepare(); print({text!a})"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=True,
+    )
+    expected = {
+        "cp1252": "a -> b … 3 × 4 |- \\u86c7",
+        "ascii": "a -> b ... 3 x 4 |- \\u86c7",
+        "utf-8": text,
+    }
+    assert done.stdout.decode(encoding).rstrip() == expected[encoding]
