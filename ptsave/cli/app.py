@@ -36,7 +36,10 @@ from ptsave.cli.options import (
     Tie,
     TrustRecorded,
     Verbose,
+    check_names,
+    dtypes,
     given,
+    one_of,
     wanted_of,
     with_patterns,
 )
@@ -215,7 +218,14 @@ def inspect(
         list[str] | None,
         typer.Option("--filter", metavar="GLOB", help="Show the tensors whose names match; repeatable."),
     ] = None,
-    sort: Annotated[str, typer.Option(metavar="KEY", help="file, name, size or dtype.")] = "file",
+    sort: Annotated[
+        str,
+        typer.Option(
+            metavar="KEY",
+            help="file, name, size or dtype.",
+            autocompletion=one_of("file", "name", "size", "dtype"),
+        ),
+    ] = "file",
     limit: Annotated[int | None, typer.Option(min=0, help="Show at most this many tensors.")] = None,
     make_config: Annotated[
         str | None,
@@ -311,7 +321,10 @@ def convert(
         typer.Option(metavar="REGEX=TO", help="Replace in names, as re.sub does; repeatable."),
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(metavar="DTYPE", help="Cast floating-point tensors, e.g. bfloat16.")
+        str | None,
+        typer.Option(
+            metavar="DTYPE", help="Cast floating-point tensors, e.g. bfloat16.", autocompletion=dtypes
+        ),
     ] = None,
     contiguous: Annotated[
         bool, typer.Option("--contiguous", help="Lay strided views out row by row.")
@@ -321,7 +334,11 @@ def convert(
     ] = False,
     extras: Annotated[
         str,
-        typer.Option(metavar="HOW", help="What the target cannot hold: fail, drop or keep (as JSON)."),
+        typer.Option(
+            metavar="HOW",
+            help="What the target cannot hold: fail, drop or keep (as JSON).",
+            autocompletion=one_of("fail", "drop", "keep"),
+        ),
     ] = "fail",
     shard_size: Annotated[
         str, typer.Option(metavar="SIZE", help="Most bytes in one file of a sharded format, e.g. 5GB.")
@@ -405,7 +422,10 @@ def verify(
         typer.Option("--close", help="Accept values of OTHER within the tolerance of their dtypes."),
     ] = False,
     checks: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Run these checks only; see --list-checks.")
+        str | None,
+        typer.Option(
+            metavar="A,B", help="Run these checks only; see --list-checks.", autocompletion=check_names
+        ),
     ] = None,
     list_checks: Annotated[bool, typer.Option("--list-checks", help="Say what each check proves.")] = False,
     allow: Annotated[

@@ -5,6 +5,7 @@
 
 import os
 import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,40 @@ import typer
 
 if TYPE_CHECKING:
     from ptsave.core.parts.keys import Wanted
+
+
+def formats(incomplete: str) -> list[str]:
+    """The formats that are written and whose names begin with `incomplete`; a shell asks for them."""
+    from ptsave.formats.writers import BY_NAME
+
+    return _beginning(incomplete, BY_NAME)
+
+
+def dtypes(incomplete: str) -> list[str]:
+    """The floating-point dtypes whose names begin so."""
+    from ptsave.core.dtypes import BY_NAME
+
+    return _beginning(incomplete, (name for name, dtype in BY_NAME.items() if dtype.is_float))
+
+
+def check_names(incomplete: str) -> list[str]:
+    """The checks of `verify`, after those that stand before the last comma."""
+    from ptsave.verbs.checks import FILE_CHECKS
+    from ptsave.verbs.verify import MODEL_CHECKS
+
+    done, comma, last = incomplete.rpartition(",")
+    names = dict.fromkeys((*FILE_CHECKS, *MODEL_CHECKS))
+    return [done + comma + name for name in _beginning(last, names) if name not in done.split(",")]
+
+
+def one_of(*names: str) -> Callable[[str], list[str]]:
+    """Completes one of some words."""
+    return lambda incomplete: _beginning(incomplete, names)
+
+
+def _beginning(incomplete: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.startswith(incomplete)]
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors and results only.")]
@@ -28,7 +63,15 @@ AppDir = Annotated[
     Path,
     typer.Option("--app-dir", metavar="DIR", help="Folder to import the model's class from.", readable=False),
 ]
-Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps, …")]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="DEVICE",
+        help="cpu, cuda, cuda:1, mps, …",
+        autocompletion=one_of("cpu", "cuda", "cuda:0", "mps", "xpu"),
+    ),
+]
 Select = Annotated[
     str | None,
     typer.Option("--select", metavar="KEY.PATH", help="Key of the state dict inside the checkpoint."),
@@ -36,7 +79,10 @@ Select = Annotated[
 LeftOutWeights = Annotated[
     str,
     typer.Option(
-        "--extras", metavar="HOW", help="What the checkpoint holds and no state dict has: fail or drop."
+        "--extras",
+        metavar="HOW",
+        help="What the checkpoint holds and no state dict has: fail or drop.",
+        autocompletion=one_of("fail", "drop"),
     ),
 ]
 AllowMissing = Annotated[
@@ -72,7 +118,12 @@ Metadata = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the destination if it exists.")]
 FormatName = Annotated[
     str | None,
-    typer.Option("--format", metavar="FORMAT", help="Format to write; default: as the suffix says."),
+    typer.Option(
+        "--format",
+        metavar="FORMAT",
+        help="Format to write; default: as the suffix says.",
+        autocompletion=formats,
+    ),
 ]
 
 
@@ -98,7 +149,15 @@ Threads = Annotated[
 ]
 NoRecord = Annotated[bool, typer.Option("--no-record", help="Leave ptsave's record out.")]
 NoCheck = Annotated[bool, typer.Option("--no-check", help="Do not read back what was written.")]
-Digest = Annotated[str, typer.Option("--digest", metavar="ALGORITHM", help="xxh3_128, blake3 or sha256.")]
+Digest = Annotated[
+    str,
+    typer.Option(
+        "--digest",
+        metavar="ALGORITHM",
+        help="xxh3_128, blake3 or sha256.",
+        autocompletion=one_of("xxh3_128", "blake3", "sha256"),
+    ),
+]
 TrustRecorded = Annotated[
     list[str] | None,
     typer.Option(

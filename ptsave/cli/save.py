@@ -12,7 +12,7 @@ from ptsave.core.address import Location
 from ptsave.core.parts.keys import Wanted
 from ptsave.distributed.group import is_first_rank
 from ptsave.formats.base import WriteOptions
-from ptsave.formats.writers import destination_writer
+from ptsave.formats.writers import check_destination, destination_writer
 from ptsave.render.models import show_saved
 from ptsave.render.terminal import Mode, warn
 
@@ -41,6 +41,7 @@ def save(
         if group is None:
             writer = destination_writer(destination, format)
             config = load_config(config_path, overrides)
+            check_destination(destination, writer, overwrite=options.overwrite)
             from ptsave.models.save import save as save_alone  # takes seconds: after what may be refused
 
             run = partial(save_alone, target=writer, device=device)

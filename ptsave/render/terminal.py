@@ -92,9 +92,16 @@ def failure(problem: PtsaveError, *, json: bool) -> None:
 
 
 def styled(text: str, code: str, stream: TextIO | None = None) -> str:
-    """`text` in the colour or weight of an SGR code where `stream`, by default stdout, is a terminal."""
+    """`text` in the colour or weight of an SGR code where `stream`, by default stdout, is a terminal.
+
+    NO_COLOR turns colour off, and FORCE_COLOR on where it would be off for another reason. Source:
+    no-color.org and force-color.org: a variable that is there and not empty counts, whatever it says.
+    """
     stream = stream or sys.stdout
-    if os.environ.get("NO_COLOR") or not stream.isatty() or os.environ.get("TERM") == "dumb":
+    is_for_colour = bool(os.environ.get("FORCE_COLOR")) or (
+        stream.isatty() and os.environ.get("TERM") != "dumb"
+    )
+    if os.environ.get("NO_COLOR") or not is_for_colour:
         return text
     return f"\x1b[{code}m{text}\x1b[0m"
 

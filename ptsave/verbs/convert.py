@@ -34,7 +34,7 @@ from ptsave.formats.stored import PLAIN_KINDS
 from ptsave.formats.writers import Writer, check_destination, destination_writer
 from ptsave.verbs.edit import Edits, edit, is_dropped
 from ptsave.verbs.extras import fit_extras
-from ptsave.verbs.request import Bar, refuse_unused, unseen, unused_by_convert
+from ptsave.verbs.request import Bar, halved, refuse_unused, unseen, unused_by_convert
 from ptsave.verbs.texts import check_holds, left_beside, lost, with_kept_values
 
 
@@ -102,9 +102,8 @@ def convert_paths(
         checkpoints = [opened.enter_context(open_checkpoint(path)) for path in sources]
         if not dry_run:
             check_destination(destination, target, overwrite=options.overwrite)
-        total = num_bytes_of(checkpoints) * (2 if options.check else 1)
-        with bar("converting", total) as advance:
-            options = replace(options, progress=advance)
+        with bar("converting", num_bytes_of(checkpoints)) as advance:
+            options = replace(options, progress=halved(advance) if options.check else advance)
             return convert(
                 checkpoints,
                 destination,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from threading import Lock
 
 from ptsave.errors import Option, Text, UsageError
 
@@ -21,6 +22,23 @@ Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 def unseen(label: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
     """A Bar that shows nothing."""
     yield lambda num_bytes: None
+
+
+def halved(advance: Callable[[int], None]) -> Callable[[int], None]:
+    """What tells `advance` half of the bytes that it is told itself, from any thread.
+
+    Each byte is written and read back: so a bar ends at the file's size."""
+    lock, seen, told = Lock(), 0, 0
+
+    def half(num_bytes: int) -> None:
+        nonlocal seen, told
+        with lock:
+            seen += num_bytes
+            step = seen // 2 - told
+            told += step
+        advance(step)
+
+    return half
 
 
 def option(flag: str) -> Option:

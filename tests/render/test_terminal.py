@@ -45,3 +45,23 @@ def test_many_threads_have_one_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     (bar,) = bars
     assert bar.tasks[0].completed == 2400
     assert not bar.live.is_started
+
+
+@pytest.mark.parametrize(
+    ("variables", "is_coloured"),
+    [
+        ({}, False),
+        ({"FORCE_COLOR": "1"}, True),
+        ({"FORCE_COLOR": ""}, False),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False),
+        ({"FORCE_COLOR": "1", "TERM": "dumb"}, True),
+    ],
+)
+def test_colour_is_forced_where_asked(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], is_coloured: bool
+) -> None:
+    for name in ("NO_COLOR", "FORCE_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, text in variables.items():
+        monkeypatch.setenv(name, text)
+    assert terminal.styled("word", "1", io.StringIO()) == ("\x1b[1mword\x1b[0m" if is_coloured else "word")
