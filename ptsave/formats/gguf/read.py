@@ -20,6 +20,7 @@ from ptsave.core.caps import room
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import counted
 from ptsave.core.nodes import TensorEntry, contiguous_strides
+from ptsave.core.own_process import no_garbage_collection
 from ptsave.core.storage import Storage, SwappedStorage
 from ptsave.errors import LimitError, UnreadableError
 from ptsave.formats.base import FileFormat
@@ -69,9 +70,10 @@ def read(file: InputFile) -> Checkpoint:
             most = MAX_THINGS * room(file.stored_bytes)
             if count > most:
                 raise LimitError(f"gguf_{what}", most, count, str(file.path))
-        metadata, alignment, num_files = _metadata(cursor, num_keys)
-        infos = _infos(cursor, num_tensors, alignment)
-        tensors, ends = _tensors(file, cursor, infos)
+        with no_garbage_collection():
+            metadata, alignment, num_files = _metadata(cursor, num_keys)
+            infos = _infos(cursor, num_tensors, alignment)
+            tensors, ends = _tensors(file, cursor, infos)
         order = "big" if cursor.order == ">" else "little"
         checkpoint = Checkpoint(
             NAME, file.path, tensors, metadata, notes=[f"GGUF of version {version}, {order}-endian"]

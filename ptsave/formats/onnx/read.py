@@ -21,6 +21,7 @@ from ptsave.core.caps import room
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import counted
 from ptsave.core.nodes import GlobalUse, Port, Program
+from ptsave.core.own_process import no_garbage_collection
 from ptsave.core.record import Record
 from ptsave.core.tree import MAX_NAME_CHARS
 from ptsave.errors import LimitError
@@ -97,7 +98,8 @@ def read(file: InputFile, *, has_folder: bool = True) -> Checkpoint:
         on_failure.callback(file.close)
         external = ExternalFiles(file, has_folder=has_folder)
         on_failure.callback(external.close)
-        model = _Model(file, external)
+        with no_garbage_collection():
+            model = _Model(file, external)
         root, constants = model.root()
         text = model.metadata.pop(records.KEY, None)
         record = Record.from_json(text, str(file.path)) if text is not None else None

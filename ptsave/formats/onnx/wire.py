@@ -25,7 +25,8 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 DAMAGED = "the file is damaged or was written by a faulty program; get it again from its source"
 _TRUNCATED = "copy or download the file again"
 _BLOCK_BYTES = 16 * 1024
-_FAR_BLOCK_BYTES = 1024 * 1024
+"""How much is read behind something that was skipped; twice as much each time that what follows is wanted."""
+_MOST_BLOCK_BYTES = 1024 * 1024
 _LONGEST_HEADER = 20
 """Bytes of a tag and of the number or length behind it, at most."""
 
@@ -67,7 +68,7 @@ class WireReader:
         """The fields that their messages are not known to have, in words."""
         self._num_left = self._most = MAX_FIELDS * room(file.stored_bytes)
         self._data, self._start = b"", 0
-        self._block_bytes = _FAR_BLOCK_BYTES if file.is_remote else _BLOCK_BYTES
+        self._block_bytes = _BLOCK_BYTES
 
     def read(self, message: Message, span: Span) -> Iterator[tuple[str, Any]]:
         """The fields of the message in `span`, in order: the name of each with its number, or with the Span
@@ -173,7 +174,9 @@ class WireReader:
     def _around(self, at: int) -> tuple[bytes, int]:
         """Bytes of the file and where they begin, the header of the field at `at` among them."""
         end = self._start + len(self._data)
-        if not self._start <= at or (at + _LONGEST_HEADER > end and end < self.file.size_bytes):
+        if at < self._start or (at + _LONGEST_HEADER > end and end < self.file.size_bytes):
+            follows = self._start <= at <= end
+            self._block_bytes = min(2 * self._block_bytes, _MOST_BLOCK_BYTES) if follows else _BLOCK_BYTES
             self._start = at
             self._data = self.file.read_at(at, min(self._block_bytes, self.file.size_bytes - at))
         return self._data, self._start
