@@ -29,7 +29,8 @@ class OutputDifference:
     why_not: str = ""
     """Set where the two cannot be compared: another shape, missing, NaN."""
     max_absolute: float = 0.0
-    max_relative: float = 0.0
+    max_relative: float | None = None
+    """Of the recorded values that are farther from zero than atol; None where there are none."""
     max_ulps: float = 0.0
     rtol: float = 0.0
     atol: float = 0.0
@@ -37,9 +38,10 @@ class OutputDifference:
     @property
     def figures(self) -> str:
         """The measured differences in words."""
+        relative = "" if self.max_relative is None else f"max relative {self.max_relative:.3g}, "
         return (
-            f"max absolute {self.max_absolute:.3g}, max relative {self.max_relative:.3g}, "
-            f"{self.max_ulps:.3g} ULP (rtol {self.rtol:g}, atol {self.atol:g})"
+            f"max absolute {self.max_absolute:.3g}, {relative}{self.max_ulps:.3g} ULP "
+            f"(rtol {self.rtol:g}, atol {self.atol:g})"
         )
 
 
@@ -70,7 +72,7 @@ def compare_output(
     same = (a == b) | (a.isnan() & b.isnan())
     gap = torch.where(same, 0.0, (a - b).abs())
     largest = float(gap.max()) if gap.numel() else 0.0
-    tiny = torch.finfo(torch.float32).tiny
+    is_far = a.abs() > max(atol, torch.finfo(torch.float32).tiny)  # from zero
     return OutputDifference(
         path,
         is_void=is_void,
@@ -78,7 +80,7 @@ def compare_output(
         and distance(old.sketch, new.sketch)
         <= SKETCH_MARGIN * (atol * old.num_elements**0.5 + rtol * min(old.norm, new.norm)),
         max_absolute=largest,
-        max_relative=float((gap / a.abs().clamp_min(tiny)).max()) if largest else 0.0,
+        max_relative=float((gap[is_far] / a[is_far].abs()).max()) if largest and is_far.any() else None,
         max_ulps=_ulps(gap, a, dtype) if largest else 0.0,
         rtol=rtol,
         atol=atol,
