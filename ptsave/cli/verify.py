@@ -133,7 +133,7 @@ def _verify_together(request: Request, group: Group, listener: Listener) -> Outc
     """The ranks share the bytes and run the model together; all come to the same verdict."""
     from ptsave.distributed.verify import sharded_subject, verify_model
 
-    asked, start, began = request.asked, time.monotonic(), group.speak(listener.began)
+    asked, start, times = request.asked, time.monotonic(), verb.Times(group.speak(listener.began))
     for flag in ("--against", "--record", "--through"):
         if flag in asked.given:
             raise UsageError((option(flag), " is for one process"), "", "run it without torchrun")
@@ -148,15 +148,15 @@ def _verify_together(request: Request, group: Group, listener: Listener) -> Outc
             opened.enter_context(in_front(request.app_dir))
             model = sharded_subject(group, request, source, group.speak(listener.warn))
             subject = replace(subject, parameters=model.parameters)
-        findings = _shared_findings(subject, group, began)
+        findings = _shared_findings(subject, group, times.began)
         if model is None:
             verdict = verb.without_model(subject, findings)
         else:
-            verdict = verify_model(model, asked.names, findings, began)
+            verdict = verify_model(model, asked.names, findings, times.began)
         source.check_unchanged()
         target = model.config.model.target if model is not None else None
         facts = verb.facts(source, target, request.device, time.monotonic() - start)
-        verdict = replace(verdict, is_strict=request.is_strict)
+        verdict = replace(verdict, is_strict=request.is_strict, seconds=times.ended())
         return verdict, {**facts, "ranks": group.size}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -36,6 +36,8 @@ class Verdict:
     """Every recorded call of a module in order, where a replay differed: how the difference grows."""
     is_strict: bool = False
     """Whether warnings count as failures."""
+    seconds: Mapping[str, float] = field(default_factory=dict, compare=False, repr=False)
+    """Check → how long it took; what one check reads for others is a part of its own time."""
     parameters: Collection[str] | None = field(default=None, compare=False, repr=False)
     """Those of the Python function that returns it; None for a command, which spells options as flags."""
 

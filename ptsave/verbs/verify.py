@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 from ptsave.core.address import Location
@@ -143,6 +144,30 @@ def total_bytes(names: Sequence[str], checkpoint: Checkpoint, other: Checkpoint 
     passes = sum(name in names for name in ("bytes", "finite", "against"))
     beside = sum(entry.num_bytes for entry in other.tensors.values()) if other is not None else 0
     return size * passes + beside
+
+
+class Times:
+    """How long each check takes: from its beginning to that of the next one, or to the end."""
+
+    def __init__(self, told: Began = lambda check: None) -> None:
+        """`told` is told the name of each."""
+        self._told = told
+        self._running: tuple[str, float] | None = None
+        self._seconds: dict[str, float] = {}
+
+    def began(self, check: str) -> None:
+        """Note that `check` begins, for the first time or again."""
+        self.ended()
+        self._told(check)
+        self._running = check, time.monotonic()
+
+    def ended(self) -> Mapping[str, float]:
+        """Note that no further check is running. Returns the seconds of each."""
+        if self._running is not None:
+            check, start = self._running
+            self._seconds[check] = self._seconds.get(check, 0.0) + time.monotonic() - start
+            self._running = None
+        return self._seconds
 
 
 def verify_file(subject: Subject, began: Began) -> list[Finding]:

@@ -60,7 +60,7 @@ def verify_path(request: Request, listener: Listener) -> Outcome:
     """
     if is_run(request.path):
         return verify_run(request, listener)
-    asked, start = request.asked, time.monotonic()
+    asked, start, times = request.asked, time.monotonic(), verb.Times(listener.began)
     with ExitStack() as opened:
         source = opened.enter_context(open_checkpoint(request.path))
         if asked.records and source.wrappings:
@@ -80,14 +80,14 @@ def verify_path(request: Request, listener: Listener) -> Outcome:
             subject = Subject(source, other, asked, request.allow, advance, select=request.select)
             if model is not None:
                 subject = replace(subject, parameters=model.parameters, tolerance=model.config.tolerance)
-            findings = verb.verify_file(subject, listener.began)
+            findings = verb.verify_file(subject, times.began)
         if model is None:
             verdict = verb.without_model(subject, findings)
         else:
             from ptsave.models.verify.run import verify_model
 
-            verdict = verify_model(model, asked.names, findings, listener.began)
-        verdict = replace(verdict, is_strict=request.is_strict)
+            verdict = verify_model(model, asked.names, findings, times.began)
+        verdict = replace(verdict, is_strict=request.is_strict, seconds=times.ended())
         source.check_unchanged()
         if other is not None:
             other.check_unchanged()

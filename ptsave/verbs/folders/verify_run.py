@@ -14,7 +14,7 @@ from ptsave.formats.run_folder import RunFile
 from ptsave.verbs.checks import FILE_CHECKS
 from ptsave.verbs.checks.subject import Asked, Subject
 from ptsave.verbs.folders.runs import FORMAT
-from ptsave.verbs.verify import Began
+from ptsave.verbs.verify import Began, Times
 
 READING_CHECKS = ("bytes", "finite")
 """Those that read every byte."""
@@ -33,15 +33,16 @@ def verify_run(
     None needs a model or a second checkpoint: the flags that give one are refused for a run.
     """
     findings: list[Finding] = []
+    times = Times()
     damaged: set[str] = set()
     for file in files:
         began(file.path.name)
-        for finding in _findings(file, asked, allow, progress):
+        for finding in _findings(file, asked, allow, progress, times.began):
             if (finding.check, finding.level) == ("bytes", "fail"):
                 damaged.add(file.path.name)
             where = f"{file.path.name}: {finding.where}" if finding.where else file.path.name
             findings.append(replace(finding, where=where))
-    return Verdict(tuple(findings), _what_resumes(files, damaged))
+    return Verdict(tuple(findings), _what_resumes(files, damaged), seconds=times.ended())
 
 
 def total_bytes(files: Sequence[RunFile[Location]], asked: Asked) -> int:
@@ -64,7 +65,11 @@ def facts(
 
 
 def _findings(
-    file: RunFile[Location], asked: Asked, allow: Sequence[str], progress: Callable[[int], None] | None
+    file: RunFile[Location],
+    asked: Asked,
+    allow: Sequence[str],
+    progress: Callable[[int], None] | None,
+    began: Began,
 ) -> Iterator[Finding]:
     if file.problem:
         yield Finding("bytes", "fail", "", Kind.UNREADABLE, facts={"why": file.problem})
@@ -74,6 +79,7 @@ def _findings(
             subject = Subject(checkpoint, None, asked, allow, progress)
             for name, check in FILE_CHECKS.items():
                 if name in asked.names and name != "against":
+                    began(name)
                     yield from check(subject)
             checkpoint.check_unchanged()
     except UnreadableError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from xml.etree import ElementTree
 
@@ -149,3 +150,10 @@ def test_every_character_gives_xml_that_parses() -> None:
 def test_the_moment_is_in_utc() -> None:
     when = datetime(2024, 2, 3, 1, 30, tzinfo=timezone(timedelta(hours=2)))
     assert suite_of(junit(GOOD, "a.pt", 0, when=when)).timestamp == "2024-02-02T23:30:00"
+
+
+def test_the_first_case_of_a_check_has_its_time() -> None:
+    verdict = replace(MANY, seconds={"bytes": 1.5, "none": 9.0})
+    times = [case.time for case in suite_of(junit(verdict, "a.pt", 2.0))]
+    assert times == [1.5, *[0.0] * (len(MANY.findings) - 1)]
+    assert [case.time for case in suite_of(junit(MANY, "a.pt", 2.0))] == [0.0] * len(MANY.findings)
