@@ -100,14 +100,21 @@ def replacing_file(
         if sync and sync_name:
             sync_names(target)
     finally:
+        if system.IS_WINDOWS:  # nor removed; elsewhere the lock outlives the name
+            _close(fd)
+            fd = -1
         if not renamed:
             with contextlib.suppress(OSError):
                 system.again(os.unlink, path)
         unfinished.discard(str(path))
-        if fd >= 0:
-            _open.discard(fd)
-            with contextlib.suppress(OSError):
-                os.close(fd)
+        _close(fd)
+
+
+def _close(fd: int) -> None:
+    if fd >= 0:
+        _open.discard(fd)
+        with contextlib.suppress(OSError):
+            os.close(fd)
 
 
 def write_file(destination: str | os.PathLike[str], data: bytes, *, overwrite: bool = False) -> None:

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.windows.scene import linux_only, on_windows
 
@@ -249,3 +249,73 @@ def test_what_is_compressed_is_unpacked_into_a_file_that_goes(
         if before is not None:
             os.environ["TMPDIR"] = before
     assert not [*(tmp_path / "temp").iterdir()]
+
+
+def failing() -> None:
+    import os
+
+    import pytest
+
+    from ptsave.cli.app import run
+    from ptsave.errors import PtsaveError
+    from ptsave.storage.atomic import replacing_file
+    from ptsave.storage.atomic_folder import replacing_folder
+
+    for name in ("safetensors", "safetensors-sharded", "dcp", "npz", "pt"):
+        assert run(["convert", "damaged.pt", f"to-{name}", "--format", name]) == 3
+
+    def file(error: type[BaseException]) -> None:
+        with replacing_file("out", 3) as output:
+            output.write_at(0, b"new")
+            raise error("now")
+
+    def folder(error: type[BaseException]) -> None:
+        with replacing_folder("folder", 3) as made, made.data_file("data", 3) as data:
+            data.write_at(0, b"new")
+            raise error("now")
+
+    for write in (file, folder):
+        for error in (KeyboardInterrupt, PtsaveError):
+            with pytest.raises(error):
+                write(error)
+    assert sorted(os.listdir()) == [".failing.py", "damaged.pt", "m.pt"]
+
+
+def test_what_fails_leaves_nothing(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
+    data = bytearray((tmp_path / "m.pt").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "damaged.pt").write_bytes(data)
+    on_windows(failing, tmp_path)
+
+
+def hostile_names() -> None:
+    from ptsave.cli.app import run
+
+    for number in range(8):
+        assert run(["inspect", f"index-{number}"]) == 3, number
+        assert run(["convert", f"index-{number}", "out.pt"]) == 3, number
+    assert run(["verify", "."]) == 3
+
+
+def test_an_index_reaches_nothing_outside_its_folder(
+    tmp_path: Path, weights: dict[str, torch.Tensor]
+) -> None:
+    save_file(weights, tmp_path / "out.safetensors")
+    names = (
+        r"..\out.safetensors",
+        "../out.safetensors",
+        "C:out.safetensors",
+        r"C:\out.safetensors",
+        "NUL",
+        "model:stream.safetensors",
+        "model.safetensors.",
+        "MODEL.safetensors",
+    )
+    for number, name in enumerate(names):
+        folder = tmp_path / f"index-{number}"
+        folder.mkdir()
+        save_file(weights, folder / "other.safetensors")
+        index = {"metadata": {}, "weight_map": dict.fromkeys(weights, name)}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    output = on_windows(hostile_names, tmp_path)
+    assert "a bug in ptsave" not in output
