@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import inspect
 import io
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +34,7 @@ from ptsave.core.values import random
 from ptsave.errors import UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
+from ptsave.formats.npz.write import write as write_npz
 from ptsave.formats.safetensors.write import write as write_safetensors
 from ptsave.models.build import plain_value
 from ptsave.models.weights.live import checkpoint_of
@@ -305,11 +305,8 @@ def check_outputs(path: Location, *, overwrite: bool = False) -> None:
     check_file_destination(path, overwrite=overwrite)
 
 
-Writer: TypeAlias = Callable[[Location, dict[str, Tensor], bool], None]
-
-
-def _writer(path: Location) -> Writer:
-    writers: dict[str, Writer] = {".safetensors": _write_safetensors, ".npz": _write_npz, ".npy": _write_npy}
+def _writer(path: Location) -> Callable[[Location, dict[str, Tensor], bool], None]:
+    writers = {".safetensors": _write_safetensors, ".npz": _write_npz, ".npy": _write_npy}
     writer = writers.get(path.suffix.lower())
     if writer is None:
         raise UsageError(
@@ -327,13 +324,8 @@ def _write_safetensors(path: Location, tensors: dict[str, Tensor], overwrite: bo
 
 
 def _write_npz(path: Location, tensors: dict[str, Tensor], overwrite: bool) -> None:
-    buffer = io.BytesIO()
-    # Not np.savez: it takes the names as keyword arguments beside its own (`file`, `allow_pickle`).
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, tensor in tensors.items():
-            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as entry:
-                np.lib.format.write_array(entry, _array(path, name, tensor), allow_pickle=False)
-    write_file(path, buffer.getvalue(), overwrite=overwrite)
+    _check_numpy_has(tensors, path)
+    write_npz(checkpoint_of(tensors, path), path, WriteOptions(overwrite=overwrite, record=False))
 
 
 def _write_npy(path: Location, tensors: dict[str, Tensor], overwrite: bool) -> None:
@@ -343,18 +335,19 @@ def _write_npy(path: Location, tensors: dict[str, Tensor], overwrite: bool) -> N
             str(path),
             "end the name in .npz or .safetensors",
         )
+    _check_numpy_has(tensors, path)
+    (tensor,) = tensors.values()
     buffer = io.BytesIO()
-    for name, tensor in tensors.items():
-        np.lib.format.write_array(buffer, _array(path, name, tensor), allow_pickle=False)
+    np.lib.format.write_array(buffer, tensor.resolve_conj().resolve_neg().numpy(), allow_pickle=False)
     write_file(path, buffer.getvalue(), overwrite=overwrite)
 
 
-def _array(path: Location, name: str, tensor: Tensor) -> np.ndarray[Any, Any]:
-    try:
-        return tensor.resolve_conj().resolve_neg().numpy()
-    except TypeError as error:
-        raise UsageError(
-            f"NumPy has no {str(tensor.dtype).removeprefix('torch.')}, the dtype of {name!r}",
-            str(path),
-            "end the name in .safetensors",
-        ) from error
+def _check_numpy_has(tensors: Mapping[str, Tensor], path: Location) -> None:
+    """Raise UsageError for a dtype that NumPy lacks."""
+    for name, tensor in tensors.items():
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        known = BY_NAME.get(dtype)
+        if known is None or known.numpy is None:
+            raise UsageError(
+                f"NumPy has no {dtype}, the dtype of {name!r}", str(path), "end the name in .safetensors"
+            )
