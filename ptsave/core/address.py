@@ -221,16 +221,6 @@ def beside(folder: Location, name: str) -> Location:
     return folder
 
 
-def on_disk(where: Location, what: str) -> Path:
-    """`where`, which must be a path; `what` says what cannot be elsewhere.
-
-    Raises: UsageError.
-    """
-    if isinstance(where, Address):
-        raise UsageError(f"{what} must be on this machine", str(where), "name a path")
-    return where
-
-
 def _web(scheme: str, rest: str) -> Address:
     rest = rest.partition("#")[0]
     host, slash, key = rest.partition("/")
