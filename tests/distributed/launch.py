@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ptsave.formats import open_checkpoint
+from ptsave.storage.scan import tensor_digest
 from tests.conftest import AMBIENT, ROOT
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
@@ -55,3 +57,9 @@ def run_cases(num_ranks: int, folder: Path, cases: list[dict[str, Any]]) -> list
 def errors(stderr: str) -> list[str]:
     """The lines with which ptsave says what went wrong."""
     return [line for line in stderr.splitlines() if line.startswith("error:")]
+
+
+def digests(path: Path) -> dict[str, str]:
+    """The digest of each tensor of a checkpoint, by name."""
+    with open_checkpoint(path) as checkpoint:
+        return {name: tensor_digest(entry) for name, entry in checkpoint.tensors.items()}

@@ -11,10 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ptsave.formats import open_checkpoint
-from ptsave.storage.scan import tensor_digest
-from tests.distributed.launch import TORCHRUN, environment, errors, ptsave, torchrun
-from tests.distributed.models import write_models
+from tests.distributed.launch import TORCHRUN, digests, environment, errors, torchrun
 from tests.servers.faults import lost_answer, s3_error
 from tests.servers.serving import Answer, Handler, Request
 from tests.servers.stores import S3, Store
@@ -22,28 +19,6 @@ from tests.servers.stores import S3, Store
 pytestmark = pytest.mark.slow
 
 OF_TWO_RANKS = [r"\.metadata", r"__0_\d+_0\.distcp", r"__1_\d+_0\.distcp", r"ptsave\.json"]
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model, its configs, and two sets of weights."""
-    folder = tmp_path_factory.mktemp("made")
-    write_models(folder)
-    ptsave(folder, "save", "plain.toml", "old.safetensors")
-    ptsave(folder, "save", "plain.toml", "m.safetensors", "--seed", "5")
-    ptsave(folder, "convert", "old.safetensors", "old", "--format", "dcp")
-    return folder
-
-
-@pytest.fixture
-def studio(made: Path, tmp_path: Path) -> Path:
-    """A copy of it for each test."""
-    return Path(shutil.copytree(made, tmp_path / "studio"))
-
-
-def digests(path: Path) -> dict[str, str]:
-    with open_checkpoint(path) as checkpoint:
-        return {name: tensor_digest(entry) for name, entry in checkpoint.tensors.items()}
 
 
 def names(store: Store) -> list[str]:
@@ -70,7 +45,7 @@ def assert_of_two_ranks(store: Store) -> None:
 
 def put_old(store: Store, studio: Path) -> list[str]:
     """Put another checkpoint into the folder; returns its names."""
-    for path in (studio / "old").iterdir():
+    for path in (studio / "ckpt").iterdir():
         store.put(f"ckpt/{path.name}", path.read_bytes())
     return names(store)
 
@@ -145,7 +120,7 @@ def test_what_a_killed_rank_leaves_is_removed_by_the_next_save(
     assert f"rank {rank} died, or hangs" in line
     left = names(one_s3)
     assert set(old) <= set(left)
-    assert one_s3.get("ckpt/.metadata") == (studio / "old" / ".metadata").read_bytes()
+    assert one_s3.get("ckpt/.metadata") == (studio / "ckpt" / ".metadata").read_bytes()
     if rank == 1:
         assert left == old
     done = torchrun(2, *save(one_s3, "--overwrite"), cwd=studio, **one_s3.env)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -11,37 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from ptsave.formats import open_checkpoint
-from ptsave.storage.scan import tensor_digest
-from tests.distributed.launch import environment, errors, ptsave, torchrun
-from tests.distributed.models import write_models
+from tests.distributed.launch import digests, environment, errors, torchrun
 
 pytestmark = pytest.mark.slow
 
 PROMPT_SECONDS = 100
 """Far more than leaving takes on a loaded machine, and far less than a collective's own timeout."""
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model, its configs, other weights, and an older checkpoint."""
-    folder = tmp_path_factory.mktemp("made")
-    write_models(folder)
-    ptsave(folder, "save", "plain.toml", "old.safetensors")
-    ptsave(folder, "save", "plain.toml", "m.safetensors", "--seed", "5")
-    ptsave(folder, "convert", "old.safetensors", "ckpt", "--format", "dcp")
-    return folder
-
-
-@pytest.fixture
-def studio(made: Path, tmp_path: Path) -> Path:
-    """A copy of it for each test."""
-    return Path(shutil.copytree(made, tmp_path / "studio"))
-
-
-def digests(path: Path) -> dict[str, str]:
-    with open_checkpoint(path) as checkpoint:
-        return {name: tensor_digest(entry) for name, entry in checkpoint.tensors.items()}
 
 
 def sabotaged(

@@ -17,8 +17,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from ptsave.cli import app
 from ptsave.formats import open_checkpoint
 from ptsave.models.behaviour.trace import digest_of
-from ptsave.storage.scan import tensor_digest
-from tests.distributed.launch import errors, ptsave, run_cases, torchrun
+from tests.distributed.launch import digests, errors, ptsave, run_cases, torchrun
 from tests.distributed.models import write_models
 
 
@@ -35,11 +34,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def studio(made: Path, tmp_path: Path) -> Path:
     """A copy of it for each test."""
     return Path(shutil.copytree(made, tmp_path / "studio"))
-
-
-def digests(path: Path) -> dict[str, str]:
-    with open_checkpoint(path) as checkpoint:
-        return {name: tensor_digest(entry) for name, entry in checkpoint.tensors.items()}
 
 
 def save(studio: Path, ranks: int, config: str, destination: str, *more: str) -> None:

@@ -111,6 +111,15 @@ def gcs(start: Start) -> Iterator[Gcs]:
 
 
 @pytest.fixture
+def found_by_ptsave(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this process find the server of the bucket that the test has."""
+    for name in ("store", "each", "s3", "one_s3", "azure", "gcs"):
+        if name in request.fixturenames:
+            for key, value in request.getfixturevalue(name).env.items():
+                monkeypatch.setenv(key, value)
+
+
+@pytest.fixture
 def hub() -> Iterator[Hub]:
     """A Hub without repositories."""
     with hub_server() as server:

@@ -71,10 +71,8 @@ def upload(store: S3, folder: Path) -> Address:
 
 
 @pytest.fixture
-def bucket(one_s3: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
+def bucket(one_s3: S3, found_by_ptsave: None) -> S3:
     """A bucket that ptsave finds."""
-    for key, value in one_s3.env.items():
-        monkeypatch.setenv(key, value)
     return one_s3
 
 

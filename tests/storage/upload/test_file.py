@@ -35,14 +35,12 @@ from tests.storage.upload.objects import (
 )
 
 BEGIN = r"POST .*\?uploads"
+NOTHING_THERE = pytest.param(False, marks=pytest.mark.slow)
+"""Of whether an object is there already: the fast tests see what becomes of it."""
 
 
 @pytest.fixture(autouse=True)
-def _environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("s3", "one_s3", "store", "each"):
-        if name in request.fixturenames:
-            for key, value in request.getfixturevalue(name).env.items():
-                monkeypatch.setenv(key, value)
+def _environment(found_by_ptsave: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(UploadStore, "min_part_bytes", PART_BYTES)
     monkeypatch.setattr(UploadStore, "part_unit_bytes", KIB)
 
@@ -198,7 +196,7 @@ def test_retry_after_is_obeyed_and_the_deadline_holds(each: Store, monkeypatch: 
     assert each.names() == left(each) == []
 
 
-@pytest.mark.parametrize("was_there", [False, True])
+@pytest.mark.parametrize("was_there", [NOTHING_THERE, True])
 @pytest.mark.parametrize(
     "error", [(403, "AccessDenied"), (400, "ExpiredToken"), (400, "InvalidArgument"), (501, "NotImplemented")]
 )
@@ -215,7 +213,7 @@ def test_a_refusal_leaves_the_old_and_no_parts(
     assert one_s3.leftovers() == []
 
 
-@pytest.mark.parametrize("was_there", [False, True])
+@pytest.mark.parametrize("was_there", [NOTHING_THERE, True])
 @pytest.mark.parametrize("code", [400, 403, 404])
 @pytest.mark.parametrize("on", [PART, COMPLETE])
 def test_a_refusal_of_any_kind_of_store_leaves_the_old_and_no_parts(

@@ -18,10 +18,8 @@ MAIN = "index.json"
 
 
 @pytest.fixture
-def folder(store: Store, monkeypatch: pytest.MonkeyPatch) -> Address:
+def folder(store: Store, found_by_ptsave: None) -> Address:
     """An empty folder on each server in turn."""
-    for key, value in store.env.items():
-        monkeypatch.setenv(key, value)
     return address(f"{store.address}/run")
 
 
@@ -127,9 +125,9 @@ def test_of_two_writers_one_gets_the_name(store: Store, folder: Address) -> None
     assert store.names() == ["run/data-1", f"run/{MAIN}"]
 
 
-def test_an_interrupt_while_it_tidies_up_keeps_nothing(each: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    for key, value in each.env.items():
-        monkeypatch.setenv(key, value)
+def test_an_interrupt_while_it_tidies_up_keeps_nothing(
+    each: Store, found_by_ptsave: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     where = address(f"{each.address}/run")
     asks = iter([KeyboardInterrupt])
     remove = UploadFolder._remove_briefly

@@ -27,11 +27,7 @@ SAYS_OTHER = "process 1 on elsewhere, since then"
 
 
 @pytest.fixture(autouse=True)
-def _environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("one_s3", "store", "each"):
-        if name in request.fixturenames:
-            for key, value in request.getfixturevalue(name).env.items():
-                monkeypatch.setenv(key, value)
+def _environment(found_by_ptsave: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(lease, "FRESH_SECONDS", 0.0)
     lease._watched.clear()

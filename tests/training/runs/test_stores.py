@@ -50,11 +50,7 @@ class Weights:
 
 
 @pytest.fixture(autouse=True)
-def _environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("s3", "one_s3", "store", "each"):
-        if name in request.fixturenames:
-            for key, value in request.getfixturevalue(name).env.items():
-                monkeypatch.setenv(key, value)
+def _environment(found_by_ptsave: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(UploadStore, "min_part_bytes", PART_BYTES)
     monkeypatch.setattr(UploadStore, "part_unit_bytes", KIB)
 
