@@ -31,7 +31,8 @@ from ptsave.models.imports import import_path
 from ptsave.models.load import config_for, warn_if_changed
 from ptsave.models.save import Saved, new_record
 from ptsave.models.trust import ALL
-from ptsave.models.weights.fill import build_from, fill, fit_of, select_for
+from ptsave.models.weights.fill import build_from, fill
+from ptsave.models.weights.fitting import fit_of, select_for
 from ptsave.models.weights.live import checkpoint_of
 from ptsave.models.weights.sharded import has_sharded
 from ptsave.training.foreign import as_torch

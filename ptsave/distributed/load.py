@@ -28,7 +28,8 @@ from ptsave.formats import open_checkpoint
 from ptsave.models.build import build_model
 from ptsave.models.inputs import check_outputs, output_tensors, write_tensors
 from ptsave.models.load import Loaded, arguments_for, config_for, summary, warn_if_changed
-from ptsave.models.weights.fill import Warn, fill, select_for
+from ptsave.models.weights.fill import Warn, fill
+from ptsave.models.weights.fitting import select_for
 from ptsave.models.weights.loading_code import NeedsValuesError
 from ptsave.models.weights.own_shard import OWN_PARTS, num_local_bytes
 

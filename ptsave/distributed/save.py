@@ -27,7 +27,8 @@ from ptsave.formats.writers import BY_NAME
 from ptsave.models.behaviour.observe import observe
 from ptsave.models.build import build_model
 from ptsave.models.save import Saved, new_record, unrecorded, with_allowed
-from ptsave.models.weights.fill import Warn, select_for
+from ptsave.models.weights.fill import Warn
+from ptsave.models.weights.fitting import select_for
 from ptsave.models.weights.own_shard import num_local_bytes
 from ptsave.storage.opening import check_folder_destination, check_shared_destination
 from ptsave.verbs.texts import check_holds

@@ -38,7 +38,8 @@ from ptsave.models.behaviour.trace import digest_of
 from ptsave.models.imports import in_front
 from ptsave.models.load import config_for, warn_if_changed
 from ptsave.models.save import new_record
-from ptsave.models.weights.fill import build_from, fit_of
+from ptsave.models.weights.fill import build_from
+from ptsave.models.weights.fitting import fit_of
 from ptsave.storage.opening import check_file_destination
 from ptsave.storage.scan import tensor_digest
 from ptsave.verbs.convert import Conversion

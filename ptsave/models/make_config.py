@@ -18,7 +18,7 @@ from ptsave.errors import PtsaveError, UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.models.build import build_model
 from ptsave.models.imports import import_object
-from ptsave.models.weights.fill import fit_of
+from ptsave.models.weights.fitting import fit_of
 from ptsave.storage.opening import check_file_destination
 from ptsave.verbs.make_config import MadeConfig, write_config
 

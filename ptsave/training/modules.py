@@ -16,7 +16,7 @@ from ptsave.core.parts.keys import EXACT, KeyReport, Wanted
 from ptsave.core.parts.select import PARALLEL_WRAPPER, WRAPPERS, Selection, strip_wrappers, under_prefix
 from ptsave.core.storage import MemoryStorage
 from ptsave.errors import LossyError
-from ptsave.models.weights.fill import fit_of, goes_by_name
+from ptsave.models.weights.fitting import fit_of, goes_by_name
 from ptsave.models.weights.loading_code import (
     NeedsValuesError,
     Outcome,

@@ -33,7 +33,7 @@ from ptsave.distributed.plan import make_plan
 from ptsave.errors import PtsaveError
 from ptsave.formats import open_checkpoint
 from ptsave.models.build import build_model
-from ptsave.models.weights.fill import select_for
+from ptsave.models.weights.fitting import select_for
 from ptsave.models.weights.own_shard import gathered
 from ptsave.training.foreign import read_training
 from ptsave.training.runs.sharded_read import read_parts

@@ -19,7 +19,8 @@ from ptsave.errors import CorruptError
 from ptsave.models.behaviour.replay import Replay
 from ptsave.models.build import build_model
 from ptsave.models.verify.fresh import Fresh
-from ptsave.models.weights.fill import build_filled, expected_of, fit_of, select_for
+from ptsave.models.weights.fill import build_filled
+from ptsave.models.weights.fitting import expected_of, fit_of, select_for
 from ptsave.models.weights.lazy import lazy_names
 from ptsave.models.weights.mapped import ALLOCATOR_BYTES
 from ptsave.storage.system import trim_memory
