@@ -134,24 +134,36 @@ class WindowStorage(Storage):
         self.inner.expect(self._begin + offset_bytes, num_bytes)
 
 
-class SwappedStorage(Storage):
-    """Big-endian bytes, presented little-endian.
+class ChangedStorage(Storage):
+    """The elements of another storage, each changed as it is read, wherever a read begins and ends.
 
     The container's CRC is of the bytes as they lie in the file.
     """
 
-    def __init__(self, inner: Storage, word_bytes: int) -> None:
+    def __init__(self, inner: Storage, element_bytes: int) -> None:
         self.inner: Storage = inner
         self.num_bytes = inner.num_bytes
-        self.word_bytes = word_bytes
+        self.element_bytes = element_bytes
+
+    @abstractmethod
+    def changed(self, elements: bytearray) -> bytearray:
+        """What the bytes of whole elements become; the last one is cut where the storage is."""
 
     def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
-        word = self.word_bytes
-        start = offset_bytes - offset_bytes % word
-        end = min(-(-(offset_bytes + len(buffer)) // word) * word, self.num_bytes)
-        source = bytearray(end - start)
-        self.inner.read_into(start, memoryview(source))
-        swapped = bytearray(len(source))
+        size = self.element_bytes
+        skipped = offset_bytes % size
+        begin, end = offset_bytes - skipped, -(-(offset_bytes + len(buffer)) // size) * size
+        elements = bytearray(min(end, self.num_bytes) - begin)
+        self.inner.read_into(begin, memoryview(elements))
+        buffer[:] = memoryview(self.changed(elements))[skipped : skipped + len(buffer)]
+
+
+class SwappedStorage(ChangedStorage):
+    """Big-endian words, presented little-endian."""
+
+    def changed(self, elements: bytearray) -> bytearray:
+        word = self.element_bytes
+        swapped = bytearray(len(elements))
         for i in range(word):
-            swapped[i::word] = source[word - 1 - i :: word]
-        buffer[:] = memoryview(swapped)[offset_bytes - start : offset_bytes - start + len(buffer)]
+            swapped[i::word] = elements[word - 1 - i :: word]
+        return swapped

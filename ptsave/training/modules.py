@@ -13,7 +13,13 @@ from torch import nn
 from ptsave.core.finding import counted
 from ptsave.core.parts.fits import covers, insist, misfit
 from ptsave.core.parts.keys import EXACT, KeyReport, Wanted
-from ptsave.core.parts.select import PARALLEL_WRAPPER, WRAPPERS, Selection, strip_wrappers, under_prefix
+from ptsave.core.parts.select import (
+    PARALLEL_WRAPPER,
+    Selection,
+    strip_wrappers,
+    under_prefix,
+    without_wrappers,
+)
 from ptsave.core.storage import MemoryStorage
 from ptsave.errors import LossyError
 from ptsave.models.weights.fitting import fit_of, goes_by_name
@@ -50,9 +56,8 @@ def unwrap(module: nn.Module) -> nn.Module:
 def clean_names(names: Iterable[str]) -> dict[str, str]:
     """Name of a live module → the architecture's name, without what compiling or checkpointing an inner
     module puts into it; as they are where two names would become one."""
-    names = list(names)
-    cleaned = {name: ".".join(part for part in name.split(".") if part not in WRAPPERS) for name in names}
-    return cleaned if len(set(cleaned.values())) == len(names) else {name: name for name in names}
+    cleaned = {name: without_wrappers(name) for name in names}
+    return cleaned if len(set(cleaned.values())) == len(cleaned) else {name: name for name in cleaned}
 
 
 def state_of(module: nn.Module) -> OrderedDict[str, Any]:
@@ -66,8 +71,7 @@ def state_of(module: nn.Module) -> OrderedDict[str, Any]:
     if versions is not None:
         # The innermost module of a name has the version that counts, and comes last.
         result._metadata = OrderedDict(
-            (".".join(part for part in name.split(".") if part not in WRAPPERS), version)
-            for name, version in versions.items()
+            (without_wrappers(name), version) for name, version in versions.items()
         )
     return result  # type: ignore[no-any-return]
 

@@ -241,8 +241,12 @@ def strip_wrappers(selection: Selection) -> Selection:
         return selection
     metadata = selection.metadata
     if isinstance(metadata, Mapping):  # the innermost module of a name comes last, and counts
-        front = _num_in_front(*next(iter(renamed.items())))
-        metadata = {_without_wrappers(str(where), front): about for where, about in metadata.items()}
+        old, new = next(iter(renamed.items()))
+        num_in_front = without_wrappers(old).count(".") - new.count(".")  # `module.`
+        metadata = {
+            ".".join(without_wrappers(str(where)).split(".")[num_in_front:]): about
+            for where, about in metadata.items()
+        }
     return replace(_renamed(selection, renamed), metadata=metadata, stripped=stripped)
 
 
@@ -273,14 +277,9 @@ def _renamed(selection: Selection, names: Mapping[str, str]) -> Selection:
     )
 
 
-def _num_in_front(old: str, new: str) -> int:
-    """How many parts in front of a name (`module.`) were removed, beside those of WRAPPERS."""
-    return sum(part not in WRAPPERS for part in old.split(".")) - len(new.split("."))
-
-
-def _without_wrappers(where: str, num_in_front: int) -> str:
-    """The path of a module without what wrappers put into it."""
-    return ".".join([part for part in where.split(".") if part not in WRAPPERS][num_in_front:])
+def without_wrappers(name: str) -> str:
+    """The name of a tensor or a module without the parts that WRAPPERS have put into it."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def named_as(selection: Selection, wanted: Iterable[str]) -> Selection:
@@ -315,7 +314,7 @@ def without(selection: Selection, names: Iterable[str]) -> Selection:
 def strip_wrapper_names(names: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
     """Old name → new name without wrappers, and the prefixes (with their dot) that were removed."""
     names = list(names)
-    renamed = {name: ".".join(p for p in name.split(".") if p not in WRAPPERS) for name in names}
+    renamed = {name: without_wrappers(name) for name in names}
     stripped = [f"{w}." for w in WRAPPERS if any(w in name.split(".") for name in names)]
     prefix = f"{PARALLEL_WRAPPER}."
     while renamed and all(new.startswith(prefix) for new in renamed.values()):

@@ -41,7 +41,7 @@ from ptsave.formats.stored import (
     write_pieces,
 )
 from ptsave.formats.torch.archive import ItemFrame, TorchArchive, emit_tensor
-from ptsave.formats.torch.storage_plan import Part, PartView, View, plan_storages
+from ptsave.formats.torch.storage_plan import Part, PartView, View, names_by_view, plan_storages
 from ptsave.formats.torch.write import digest_moves, part_moves
 from ptsave.formats.zip.layout import ALIGN_BYTES, LARGE_BYTES, PAGE_BYTES
 from ptsave.storage.move import Move, check_back, move
@@ -71,9 +71,7 @@ def write(checkpoint: Checkpoint, destination: Location, options: WriteOptions) 
     """
     check_folder_destination(destination, overwrite=options.overwrite)
     refuse_special_kinds(checkpoint, "dcp")
-    names: dict[View, list[str]] = {}
-    for name, entry in checkpoint.tensors.items():
-        names.setdefault(entry.view, []).append(name)
+    names = names_by_view(checkpoint.tensors)
     layout = _Layout(checkpoint, names, options)
     notes: list[str] = []
     most = MAX_SMALL_FILE_ITEMS if room(checkpoint.source_bytes) == 1 else sys.maxsize

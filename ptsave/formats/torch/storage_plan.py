@@ -45,6 +45,14 @@ class PartView:
     strides: tuple[int, ...]
 
 
+def names_by_view(tensors: Mapping[str, TensorEntry]) -> dict[View, list[str]]:
+    """The names of each view of a storage, in order: more than one where tensors are tied."""
+    names: dict[View, list[str]] = {}
+    for name, entry in tensors.items():
+        names.setdefault(entry.view, []).append(name)
+    return names
+
+
 def plan_storages(views: Mapping[View, TensorEntry]) -> tuple[list[Part], dict[View, PartView]]:
     """The parts, in the order of first use, and each view's place.
 

@@ -28,7 +28,7 @@ from ptsave.formats.stored import (
     write_pieces,
 )
 from ptsave.formats.torch.archive import TorchArchive, emit_quantized, emit_tensor
-from ptsave.formats.torch.storage_plan import Part, PartView, View, plan_storages
+from ptsave.formats.torch.storage_plan import Part, PartView, View, names_by_view, plan_storages
 from ptsave.formats.zip.layout import Entry
 from ptsave.storage.move import Move, move
 from ptsave.storage.opening import check_file_destination
@@ -44,9 +44,7 @@ def write(checkpoint: Checkpoint, destination: Location, options: WriteOptions) 
     """
     check_file_destination(destination, overwrite=options.overwrite)
     refuse_special_kinds(checkpoint, "pt", UNRESOLVED)
-    names: dict[View, list[str]] = {}
-    for name, entry in checkpoint.tensors.items():
-        names.setdefault(entry.view, []).append(name)
+    names = names_by_view(checkpoint.tensors)
     parts, places = plan_storages({view: checkpoint.tensors[same[0]] for view, same in names.items()})
     aliases = distinct(checkpoint.tensors).aliases
     draft = record_text(checkpoint, placeholder_digests(checkpoint.tensors, options), aliases, options)

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.parts.keys import KeyReport
-from ptsave.core.parts.select import WRAPPERS, Selection
+from ptsave.core.parts.select import Selection, without_wrappers
 from ptsave.errors import LossyError
 from ptsave.models.torch_texts import is_about, is_not_copied, loading_errors
 from ptsave.models.weights.shapes_only import ShapesOnly
@@ -82,7 +82,7 @@ def versions(model: nn.Module, selection: Selection) -> OrderedDict[str, dict[st
         return None
     known = {k: v for k, v in selection.metadata.items() if isinstance(k, str) and isinstance(v, dict)}
     for name, _ in model.named_modules(remove_duplicate=False):
-        plain = ".".join(part for part in name.split(".") if part not in WRAPPERS)
+        plain = without_wrappers(name)
         if name not in known and plain in known:
             known[name] = known[plain]
     return OrderedDict((name, dict(about)) for name, about in known.items())

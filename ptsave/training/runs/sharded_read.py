@@ -10,7 +10,7 @@ import torch
 from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.nodes import TensorEntry
-from ptsave.core.parts.select import PARALLEL_WRAPPER, WRAPPERS
+from ptsave.core.parts.select import PARALLEL_WRAPPER, without_wrappers
 from ptsave.core.tree import leaves
 from ptsave.distributed.group import Group
 from ptsave.errors import OutOfReachError, PtsaveError, UnreadableError
@@ -117,8 +117,8 @@ def _candidates(path: tuple[str, ...], names: Names) -> Iterator[torch.Tensor]:
     if path in names:
         yield names[path]
     for key in reversed(path[-2:]):
-        clean = ".".join(part for part in key.split(".") if part not in WRAPPERS)
-        clean = clean.rpartition(":")[2]  # the name of a parameter that is in none of the models
+        # after a colon: the name of a parameter that is in none of the models
+        clean = without_wrappers(key).rpartition(":")[2]
         first, _, rest = clean.partition(".")
         if first == PARALLEL_WRAPPER:
             clean = rest
