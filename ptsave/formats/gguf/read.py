@@ -26,7 +26,7 @@ from ptsave.errors import LimitError, UnreadableError
 from ptsave.formats.base import FileFormat
 from ptsave.formats.gguf.cursor import TEXT, Cursor
 from ptsave.formats.gguf.types import BLOCKS, DTYPES
-from ptsave.formats.kinds.packed import packed
+from ptsave.formats.kinds.packed import MAX_OBJECTS, packed
 from ptsave.storage.files import InputFile
 from ptsave.storage.windows import FileStorage
 
@@ -155,6 +155,9 @@ def _tensors(
     following = dict(pairwise(begins))
     tensors: dict[str, Any] = {}
     ends: list[tuple[int, int]] = [(cursor.at, cursor.at)]
+    num_objects = sum(info.type not in DTYPES for info in infos)
+    if num_objects > (most := MAX_OBJECTS * room(file.stored_bytes)):
+        raise LimitError("gguf_objects", most, num_objects, str(file.path))
     for info in infos:
         name, shape, kind, begin = info
         row = shape[-1] if shape else 1

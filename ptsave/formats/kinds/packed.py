@@ -12,6 +12,8 @@ from ptsave.core.nodes import Opaque, TensorEntry, contiguous_strides
 from ptsave.core.storage import Storage
 
 LIBRARIES = ("gguf", "onnx")
+MAX_OBJECTS = 20_000
+"""Cap on the tensors of a small file that are objects: each is listed with what it is made of."""
 
 
 def packed(

@@ -11,7 +11,6 @@ Source: onnx/onnx.proto; onnx's docs/IR.md.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sized
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -20,12 +19,13 @@ from ptsave.core import record as records
 from ptsave.core.caps import room
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import counted
-from ptsave.core.nodes import GlobalUse, Port, Program
+from ptsave.core.nodes import GlobalUse, Opaque, Port, Program
 from ptsave.core.own_process import no_garbage_collection
 from ptsave.core.record import Record
 from ptsave.core.tree import MAX_NAME_CHARS
 from ptsave.errors import LimitError
 from ptsave.formats.base import FileFormat
+from ptsave.formats.kinds.packed import MAX_OBJECTS
 from ptsave.formats.onnx import schema
 from ptsave.formats.onnx.external import ExternalFiles
 from ptsave.formats.onnx.operators import is_plain, named
@@ -140,7 +140,7 @@ class _Model:
     def __init__(self, file: InputFile, external: ExternalFiles) -> None:
         self.wire = WireReader(file)
         self.metadata: dict[str, str] = {}
-        self._where = str(file.path)
+        self._where, self._times = str(file.path), room(file.stored_bytes)
         self._external = external
         self._tensors = Tensors(self.wire, external)
         self._initializers: dict[str, Any] = {}
@@ -156,7 +156,7 @@ class _Model:
         self._texts: dict[str, str] = {}
         self._numbers_in_nodes: dict[str, None] = {}
         """The operators whose attributes are what a model has learned."""
-        self._num_training = 0
+        self._num_training = self._num_objects = 0
         self._name_chars = 0
         self._copies: Counter[str] = Counter()
         self._read(Span(0, file.size_bytes))
@@ -223,14 +223,14 @@ class _Model:
                 domain, number = self._operator_set(value)
                 if self._opsets.setdefault(domain, number) != number:
                     raise wire.corrupt(f"two versions of the operators of {domain[:80]!r}")
-                self._limit("opsets", self._opsets)
+                self._limit("opsets", len(self._opsets))
             elif field == "metadata_props":
                 found: dict[str, Any] = dict(wire.read(schema.ENTRY, value))
                 key = wire.text(found.get("key"))
                 if key in self.metadata:
                     raise wire.corrupt(f"two texts under {key[:80]!r} in metadata_props")
                 self.metadata[key] = wire.text(found.get("value"))
-                self._limit("metadata_texts", self.metadata)
+                self._limit("metadata_texts", len(self.metadata))
             elif field == "training_info":
                 for part, inner in wire.read(schema.TRAINING, value):
                     self._graph(inner, f"training_info.{self._num_training}.{part}.", 1)
@@ -259,7 +259,7 @@ class _Model:
             elif depth == 0:
                 ports = self._inputs if field == "input" else self._outputs
                 ports.append(port(wire, value))
-                self._limit("graph_inputs_and_outputs", ports)
+                self._limit("graph_inputs_and_outputs", len(ports))
 
     def _node(self, span: Span, prefix: str, number: int, depth: int) -> None:
         """`number`: which node of its graph it is."""
@@ -273,7 +273,7 @@ class _Model:
                 texts[field] = wire.text(value)
         domain, op_type = texts.get("domain", ""), texts.get("op_type", "")
         self._operators[domain, op_type] += 1
-        self._limit("operators", self._operators)
+        self._limit("operators", len(self._operators))
         if has_numbers and domain == "ai.onnx.ml":
             self._numbers_in_nodes[op_type] = None
 
@@ -313,7 +313,7 @@ class _Model:
             else:
                 texts[field] = wire.text(value)
         self._functions[texts.get("domain", ""), texts.get("name", "")] = None
-        self._limit("functions", self._functions)
+        self._limit("functions", len(self._functions))
 
     def _operator_set(self, span: Span) -> tuple[str, int]:
         found: dict[str, Any] = dict(self.wire.read(schema.OPERATOR_SET, span))
@@ -330,7 +330,10 @@ class _Model:
         if self._name_chars > MAX_NAME_CHARS:
             raise LimitError("name_chars", MAX_NAME_CHARS, "more", self._where)
         tensors[name] = tensor
-        self._limit("tensors", tensors)
+        self._limit("tensors", len(tensors))
+        if isinstance(tensor, Opaque):
+            self._num_objects += 1
+            self._limit("objects", self._num_objects, MAX_OBJECTS)
 
     def _unused(self, prefix: str, name: str) -> str:
         """`name`, or `name~2`, … where a constant is called so: names of nodes may repeat."""
@@ -340,8 +343,8 @@ class _Model:
             unused = f"{name}~{self._copies[name] + 1}"
         return unused
 
-    def _limit(self, what: str, things: Sized) -> None:
+    def _limit(self, what: str, count: int, most: int = MAX_THINGS) -> None:
         """Raises: LimitError."""
-        most = MAX_THINGS * room(self.wire.file.stored_bytes)
-        if len(things) > most:
+        most *= self._times
+        if count > most:
             raise LimitError(f"onnx_{what}", most, "more", self._where)

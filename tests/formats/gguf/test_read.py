@@ -16,9 +16,10 @@ from gguf.quants import quantize
 
 import ptsave
 from ptsave.core.values.gather import contiguous
-from ptsave.errors import CorruptError, LossyError, UnreadableError
+from ptsave.errors import CorruptError, LimitError, LossyError, UnreadableError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.gguf.types import BLOCKS, DTYPES
+from ptsave.formats.kinds.packed import MAX_OBJECTS
 from ptsave.verbs.checks.subject import Subject
 from ptsave.verbs.checks.whole import whole
 
@@ -224,6 +225,12 @@ def test_bytes_of_no_tensor_are_named(tmp_path: Path) -> None:
         named = [f.where for f in whole(Subject(checkpoint)) if f.level == "fail"]
     start = len(data) - 192
     assert named == [f"bytes {start + 32} to {start + 96}", f"bytes {start + 128} to {start + 192}"]
+
+
+def test_there_is_a_cap_on_the_quantized_tensors_of_a_small_file(tmp_path: Path) -> None:
+    infos = (info(f"{i}", (0,), 2) for i in range(MAX_OBJECTS + 1))
+    with pytest.raises(LimitError, match="gguf_objects"):
+        opened(gguf(*infos), tmp_path / "m")
 
 
 def test_one_of_several_files_says_so(tmp_path: Path) -> None:

@@ -18,15 +18,18 @@ from onnx import TensorProto, helper, numpy_helper
 from ptsave.core.nodes import Port
 from ptsave.core.values.digest import DEFAULT
 from ptsave.core.values.gather import contiguous
-from ptsave.errors import UnknownFormatError
+from ptsave.errors import LimitError, UnknownFormatError
 from ptsave.formats import open_checkpoint
+from ptsave.formats.kinds.packed import MAX_OBJECTS
 from ptsave.formats.onnx import schema
+from ptsave.formats.onnx.read import MAX_THINGS
 from ptsave.formats.onnx.tensors import DTYPES
 from ptsave.formats.onnx.tensors import PACKED as ALL_PACKED
 from ptsave.formats.onnx.wire import BYTES, FIXED32, FIXED64, VARINT
 from ptsave.verbs.checks.safe import safe
 from ptsave.verbs.checks.subject import Subject
 from ptsave.verbs.checks.whole import whole
+from tests.attacks import protobuf as pb
 
 from .models import FLOAT, model, save, tensor
 
@@ -353,6 +356,22 @@ def varint(number: int) -> bytes:
         made += bytes([number & 0x7F | 0x80])
         number >>= 7
     return made + bytes([number])
+
+
+@pytest.mark.parametrize(
+    ("cap", "made"),
+    [
+        (
+            "onnx_objects",
+            lambda: pb.model(*(pb.tensor(f"{i}", (), 22, b"a") for i in range(MAX_OBJECTS + 1))),
+        ),
+        ("onnx_operators", lambda: pb.model(nodes=tuple(pb.data(4, f"{i}") for i in range(MAX_THINGS + 1)))),
+    ],
+)
+def test_there_are_caps_on_what_a_small_file_lists(cap: str, made: Any, tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(made())
+    with pytest.raises(LimitError, match=cap):
+        open_checkpoint(tmp_path / "m.onnx")
 
 
 # --- the tables -------------------------------------------------------------------------------------------
