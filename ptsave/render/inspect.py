@@ -13,7 +13,7 @@ from ptsave.core.record import Record
 from ptsave.render import as_json
 from ptsave.render.run import show_folder, show_run
 from ptsave.render.terminal import Mode, document, note, out, pairs, section, table
-from ptsave.render.words import count, shape, size, value
+from ptsave.render.words import bars, count, shape, size, value
 from ptsave.verbs.inspect import Inspection, ModuleNode, TensorRow, alike
 
 if TYPE_CHECKING:
@@ -167,17 +167,18 @@ def _stats(measured: Sequence[TensorStats]) -> None:
     def number(x: float | None) -> str:
         return "-" if x is None else f"{x:.6g}"
 
-    header = ("name", "min", "max", "mean", "std", "norm", "zeros", "NaN", "inf")
+    header = ("name", "min", "max", "mean", "std", "norm", "zeros", "NaN", "inf", "from min to max")
     rows = [
         (
             escape(s.name),
             *map(number, (s.min, s.max, s.mean, s.std, s.norm)),
             *map(str, (s.zeros, s.nans, s.infs)),
+            bars(s.histogram),
         )
         for s in measured
     ]
     out()
-    table(rows, header, right=range(1, len(header)))
+    table(rows, header, right=range(1, len(header) - 1))
 
 
 def _tree(root: ModuleNode, total_bytes: int, depth: int | None, shows_all: bool) -> None:

@@ -40,6 +40,15 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def bars(counts: Sequence[int]) -> str:
+    """A line of blocks, each as high as its count is beside the largest; one that is not 0 is never empty."""
+    most = max(counts, default=0)
+    return "".join(_BLOCKS[0 if not n else max(1, round(8 * n / most))] for n in counts)
+
+
+_BLOCKS = " ▁▂▃▄▅▆▇█"
+
+
 def shape(sizes: Sequence[int]) -> str:
     """`[4, 10]`."""
     return f"[{', '.join(map(str, sizes))}]"
