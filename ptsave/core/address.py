@@ -92,7 +92,7 @@ class Address:
         return self.parent / name
 
     def at(self, revision: str) -> Address:
-        """The same at one commit or version."""
+        """This address at one commit or version."""
         return replace(self, revision=revision)
 
     def __str__(self) -> str:

@@ -40,28 +40,28 @@ class Storage(ABC):
 
     num_bytes: int
     crc32: int | None = None
-    """What the container says that the CRC-32 of all the bytes is; None where it says nothing."""
+    """The CRC-32 of all bytes that the container records; None where it records none."""
     checks_itself: bool = False
-    """Whether whoever reads all of it in order hears where it is not what the container says."""
+    """Whether reading all bytes in order raises an error where they do not match the container's checksum."""
     buffer: memoryview | None = None
     """The bytes, where they are in memory."""
     file: File | None = None
-    """The file in which the bytes lie as they are, so that the kernel can move them."""
+    """The file that holds the bytes unchanged, so that the kernel can move them."""
     offset_bytes: int = 0
-    """Where in `file` they begin."""
+    """Where in `file` the bytes begin."""
     inner: Storage | None = None
-    """The storage that this is a part of, or another form of."""
+    """The storage that this one is a part or a changed form of."""
     sources: Sequence[Storage] = ()
-    """The storages that this is put together from."""
+    """The storages that this one is put together from."""
     parts: Sequence[Run] = ()
-    """The same, where it is runs of them end to end."""
+    """The runs of other storages that are this one when put end to end; empty where it is made otherwise."""
 
     @abstractmethod
     def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
         """Fill `buffer` with the storage's bytes from `offset_bytes`."""
 
     def expect(self, offset_bytes: int, num_bytes: int) -> None:
-        """Say that a part will be read, so that what is remote can be asked for together and ahead."""
+        """Announce that a part will be read, so that remote bytes can be requested together and ahead."""
         if self.file is not None:
             self.file.expect([(self.offset_bytes + offset_bytes, num_bytes)])
         elif self.inner is not None:
@@ -71,7 +71,7 @@ class Storage(ABC):
                 source.expect(0, source.num_bytes)
 
     def remote_place(self) -> tuple[int, int] | None:
-        """Sorts storages as they lie on other machines; None for what lies on this one."""
+        """A key that sorts storages by their place in remote files; None for bytes on this machine."""
         if self.file is not None:
             return (id(self.file), self.offset_bytes) if self.file.is_remote else None
         inner = self.inner or next(iter(self.sources), None)
@@ -97,7 +97,7 @@ class Storage(ABC):
                 pending.append(one.inner)
 
     def checksums(self) -> list[tuple[Storage, int]]:
-        """The nearest of `origins` that their container knows the CRC-32 of, each with it."""
+        """The nearest of `origins` whose CRC-32 their container records, each with that CRC-32."""
         if self.crc32 is not None:
             return [(self, self.crc32)]
         sources = self.sources if self.inner is None else (self.inner,)
@@ -147,7 +147,7 @@ class ChangedStorage(Storage):
 
     @abstractmethod
     def changed(self, elements: bytearray) -> bytearray:
-        """What the bytes of whole elements become; the last one is cut where the storage is."""
+        """Return `elements` changed: whole elements, but for the last one where the storage ends in it."""
 
     def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
         size = self.element_bytes

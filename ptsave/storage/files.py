@@ -39,22 +39,22 @@ class InputFile(ABC):
     """
 
     path: Location
-    """For messages; never opened again."""
+    """For messages only: it is never opened a second time."""
     size_bytes: int
     fd: int = -1
     """Its descriptor, so that the kernel can move and map its bytes; -1 where there is none."""
     fd_offset_bytes: int = 0
-    """Where it begins in what the descriptor is of: it may be a part of that."""
+    """Where this file begins in the file of the descriptor; not 0 for a member of an archive."""
     whole: Storage | None = None
-    """All its bytes, where something around it says what their CRC-32 is."""
+    """All bytes of the file, where the archive around it records their CRC-32."""
     is_remote: bool = False
     """Whether each read may take a round trip to another machine."""
     memo: dict[str, object]
-    """What was found out about it that several readers ask for; forgotten when it is closed."""
+    """Results about the file that several readers need, by name; cleared when the file is closed."""
 
     @property
     def stored_bytes(self) -> int:
-        """How many bytes somebody had to give for it: caps grow with them. Compressed ones are fewer."""
+        """The bytes that the file takes as it is stored (fewer when compressed); caps grow with them."""
         return self.size_bytes
 
     @abstractmethod
@@ -86,15 +86,15 @@ class InputFile(ABC):
         """
 
     def expect(self, extents: Iterable[Extent]) -> None:
-        """Say what will be read, so that a remote file can ask for neighbours together and ahead."""
+        """Announce what will be read, so that a remote file can request neighbours together and ahead."""
         return
 
     def forget(self, extents: Iterable[Extent]) -> None:
-        """Say that these will not be read again, so that a remote file need not hold them."""
+        """Announce that these will not be read again, so that a remote file can let go of them."""
         return
 
     def share(self, num_files: int) -> None:
-        """Say that so many files, this one among them, are read in turn, a little of each at a time."""
+        """Announce that `num_files` files, this one included, are read in turn, a little at a time."""
         return
 
     def holds(self, offset_bytes: int, num_bytes: int) -> bool:
@@ -102,7 +102,7 @@ class InputFile(ABC):
         return not self.is_remote
 
     def before_tensors(self, check: Callable[[], None]) -> None:
-        """Have `check` done before any tensor's bytes are used: now, or where that takes a request, then."""
+        """Call `check` before any tensor's bytes are used: now, or at the first read if it asks for bytes."""
         check()
 
     def too_short(self, offset_bytes: int, num_bytes: int) -> UnreadableError:
@@ -115,7 +115,7 @@ class InputFile(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of it."""
+        """Close the file."""
 
     def __enter__(self) -> InputFile:
         return self
@@ -128,7 +128,7 @@ class DescriptorFile(InputFile):
     """A regular file open for reading, by its descriptor."""
 
     def _opened(self, status: os.stat_result) -> None:
-        """Take what `fd` says of it, from now on that one version."""
+        """Record the size and the version that `fd` has now: every later read must find this version."""
         self._lock = threading.Lock()
         self.size_bytes = status.st_size
         self.version = version_of(status)
@@ -284,19 +284,19 @@ class InputFolder(ABC):
     """A folder open for reading, wherever it lies; its files are opened by bare name, and none outside it."""
 
     path: Location
-    """For messages; never opened again."""
+    """For messages only: it is never opened a second time."""
     names: Sequence[str]
-    """Of its files (and of a local folder's folders), sorted."""
+    """The names of its files (and of a local folder's folders), sorted."""
     num_at_once: int = 1
-    """How many of its files it pays to open at once."""
+    """How many of its files to open at the same time."""
 
     is_remote: bool = False
     """Whether each read of its files may take a round trip to another machine."""
     is_glanced_at: bool = False
-    """Whether nobody will read tensors of it, so that what takes a request for each may be left out."""
+    """Whether no tensor will be read, so that checks which take a request for each file may be left out."""
 
     def num_side_by_side(self, num_bytes: int) -> int:
-        """How many of its files it pays to read at once, of each of which `num_bytes` are expected."""
+        """How many of its files to read at the same time, where `num_bytes` of each are expected."""
         return 1
 
     _opened: list[tuple[str, Any]]
@@ -304,12 +304,12 @@ class InputFolder(ABC):
 
     @property
     def size_bytes(self) -> int:
-        """Of the files that were opened."""
+        """The bytes of all files that were opened."""
         return sum(file.size_bytes for _, file in self._opened)
 
     @property
     def stored_bytes(self) -> int:
-        """The same: files in a folder are never compressed."""
+        """The bytes of all opened files as they are stored: files in a folder are never compressed."""
         return self.size_bytes
 
     @property
@@ -328,7 +328,7 @@ class InputFolder(ABC):
 
     @abstractmethod
     def size_of(self, name: str) -> int | None:
-        """The bytes of the file `name`, which is not opened; None where there is none."""
+        """The size in bytes of the file `name`, without opening it; None where there is no such file."""
 
     @abstractmethod
     def folders(self) -> list[str]:
@@ -516,7 +516,7 @@ class LocalFolder(InputFolder):
         raise changed(self.path)
 
     def _version(self, name: str) -> Version | None:
-        """That of the file which has the name now."""
+        """The version of the file that has the name now; None where there is none."""
         try:
             at = name if self._fd >= 0 else system.reachable(self.path / name)
             return version_of(os.stat(at, dir_fd=self._fd if self._fd >= 0 else None))

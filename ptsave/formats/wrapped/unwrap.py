@@ -31,7 +31,7 @@ from ptsave.storage.files import InputFile
 MAX_LOOKS = 10_000
 """Cap on the members of an archive that are looked at, to find the one that is a checkpoint."""
 MAX_REMOTE_LOOKS = 64
-"""The same where each may take a request."""
+"""Cap on them where each look may take a request."""
 MAX_NAMED = 20
 """How many candidates an error names."""
 
