@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime, timedelta, timezone
 
 import numpy as np
@@ -45,7 +46,7 @@ def test_a_signature_in_place_of_a_key(container: Azure, monkeypatch: pytest.Mon
             container.put("model.safetensors", save(ONE))
         with open_checkpoint(f"{container.address}{where}") as checkpoint:
             assert list(checkpoint.tensors) == ["a"]
-    monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", signature[:-8])
+    monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", re.sub("sig=[^&]*", "sig=AAAA", signature))
     with pytest.raises(MissingFileError) as caught:
         open_checkpoint(f"{container.address}/a.safetensors")
     assert caught.value.what.startswith("no permission to read")
