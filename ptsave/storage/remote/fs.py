@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ptsave.core.address import Address
-from ptsave.errors import RefusedError
+from ptsave.errors import OutOfReachError, RefusedError
 from ptsave.storage.remote.store import (
     Answer,
     Listed,
@@ -52,6 +52,12 @@ class FsspecStore(Store):
                 f"to read {address.scheme}:// takes a library that is not installed: {error.name or '?'}",
                 str(address),
                 f"install what fsspec's {address.scheme} file system takes",
+            ) from None
+        except OSError as error:
+            raise OutOfReachError(
+                f"cannot read: no connection to the server ({type(error).__name__})",
+                str(address),
+                "check the address and the network",
             ) from None
         except Exception as error:
             raise no_access(

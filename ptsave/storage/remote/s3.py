@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ptsave.core.address import Address
@@ -187,7 +188,17 @@ def client_of(pid: int, surroundings: tuple[tuple[str, str], ...]) -> Any:
         response_checksum_validation="when_required",
         **options,
     )
-    return session.create_client("s3", config=config)
+    client = session.create_client("s3", config=config)
+    client.meta.events.register("before-call.s3.HeadBucket", _no_region)
+    return client
+
+
+def _no_region(**_: object) -> tuple[Any, Any]:
+    """The answer to botocore's own question where a bucket is, which it asks when a redirect does not say so.
+
+    A server that redirects everything redirects that, too, and botocore would ask again without an end.
+    """
+    return SimpleNamespace(status_code=200), {"ResponseMetadata": {"HTTPHeaders": {}}}
 
 
 @lru_cache(maxsize=1)

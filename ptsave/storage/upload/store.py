@@ -12,7 +12,7 @@ from functools import cache
 from importlib import import_module
 from typing import TypeVar
 
-from ptsave.core.address import WEB, Address
+from ptsave.core.address import HUB, WEB, Address
 from ptsave.errors import RefusedError, UnreadableError, WriteError
 from ptsave.storage.remote.request import Deadline, retried
 from ptsave.storage.remote.store import ForbiddenError, Version
@@ -225,8 +225,12 @@ def upload_store(address: Address) -> UploadStore:
         raise RefusedError(
             "an address of one version can only be read", str(address), "leave the version out of it"
         )
+    if address.scheme == HUB:
+        what = "no run is kept on the Hub: each checkpoint would be a commit, and none would ever go"
+        raise RefusedError(what, str(address), elsewhere)
     if address.scheme not in KINDS:
-        raise RefusedError(f"nothing can be written to {address.scheme}://", str(address), elsewhere)
+        what = f"{address.scheme}:// can only be read: it has no way to make a file at once, where none is"
+        raise RefusedError(what, str(address), elsewhere)
     module, _, name = KINDS[address.scheme].partition(".")
     store: UploadStore = getattr(_module(module), name)(address)
     return store

@@ -106,6 +106,14 @@ def test_what_passes_is_tried_again(fault: faults.Fault, bucket: S3) -> None:
         assert file.read_at(0, len(DATA)) == DATA
 
 
+def test_a_redirect_is_not_followed(bucket: S3) -> None:
+    """botocore asks where the bucket is, and that is redirected as well."""
+    elsewhere = faults.redirect("http://127.0.0.1:1/elsewhere")
+    with bucket.server.faulty(elsewhere), pytest.raises(UnreadableError, match="the store answers 307"):
+        open_file(address_of(bucket, "run/a.bin"))
+    assert bucket.server.count() == 1
+
+
 @pytest.mark.parametrize(
     ("code", "name"), [(403, "AccessDenied"), (403, "SignatureDoesNotMatch"), (400, "ExpiredToken")]
 )

@@ -397,7 +397,7 @@ def test_parts_are_large_enough_for_any_object(monkeypatch: pytest.MonkeyPatch) 
         ("s3://b/m.pt?versionId=1", "can only be read"),
         ("s3://b", "names no object"),
         ("s3://b/run/", "names no object"),
-        ("ftp://b/m.pt", "nothing can be written"),
+        ("ftp://b/m.pt", "ftp:// can only be read"),
     ],
 )
 def test_what_cannot_be_written_to_is_refused_at_once(text: str, message: str) -> None:

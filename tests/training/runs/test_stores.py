@@ -304,9 +304,9 @@ def test_nothing_tells_a_secret(one_s3: S3) -> None:
 @pytest.mark.parametrize(
     ("where", "what"),
     [
-        ("hf://owner/repo/run", "nothing can be written to hf://"),
+        ("hf://owner/repo/run", "each checkpoint would be a commit"),
         ("https://host/run", "a web address can only be read"),
-        ("memory://run", "nothing can be written to memory://"),
+        ("memory://run", "memory:// can only be read"),
         ("s3://bucket/run?versionId=3", "an address of one version can only be read"),
     ],
 )
