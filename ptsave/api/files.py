@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from inspect import signature
+from inspect import signature as signature_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from ptsave.core.accounts import Extras, parse_extras
-from ptsave.core.address import located
+from ptsave.core.address import Location, located
 from ptsave.errors import UsageError, options_of
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def inspect(
     from ptsave.verbs.inspect import inspect_path
     from ptsave.verbs.request import refuse_unused, unused_by_inspect
 
-    with options_of(signature(inspect).parameters):
+    with options_of(signature_of(inspect).parameters):
         given = _given(locals(), inspect)
         if not paths:
             raise UsageError("inspect needs a path", "ptsave.inspect", "name what to look into")
@@ -112,7 +112,11 @@ def convert(
     extras: Extras = "fail",
     metadata: Mapping[str, str] | None = None,
     shard_size: str | int = "5GB",
-    digest: str = "xxh3_128",
+    digest: str | None = None,
+    sign: PathLike | Sequence[PathLike] = (),
+    sign_only: Names = (),
+    expires: str | None = None,
+    signature: PathLike | None = None,
     no_record: bool = False,
     no_check: bool = False,
     dry_run: bool = False,
@@ -127,9 +131,12 @@ def convert(
     "optimizer" or a dotted key), `only` and `drop` are globs of names, `strip_prefix` ("auto": what wrappers
     put there) and `rename` (pattern → text, as re.sub) change names, `dtype` casts floating-point tensors,
     `contiguous` and `dense` (sparse and quantized tensors) lay them out plainly. `extras` says what becomes
-    of what the target cannot hold. `metadata` has texts to keep beside the tensors. With `dry_run` nothing is
-    written. The result has `num_tensors`, `num_bytes`, `dropped`, `renamed`, `dense`, `notes` and
-    `not_copied` (files beside the sources, such as a tokenizer's).
+    of what the target cannot hold. `metadata` has texts to keep beside the tensors. `sign` names private keys
+    (PEM; the password of an encrypted one is in PTSAVE_KEY_PASSWORD) that sign the tensors, or those of
+    `sign_only`, until `expires` (YYYY-MM-DD); the signature goes into the record, and into the file
+    `signature`. With `dry_run` nothing is written. The result has `num_tensors`, `num_bytes`, `dropped`,
+    `renamed`, `dense`, `signed_by`, `notes` and `not_copied` (files beside the sources, such as a
+    tokenizer's).
 
     With a `config` and a last path that ends in `.pt2` or `.onnx`, the model of the config is filled and
     exported (`opset`: of ONNX's operators). The program runs beside the model before it gets its name, and
@@ -140,17 +147,24 @@ def convert(
     """
     from ptsave.formats.base import WriteOptions, digest_algorithm
     from ptsave.formats.writers import program_format
+    from ptsave.sign.signer import signer_of
     from ptsave.verbs.convert import convert_paths, parse_size
     from ptsave.verbs.edit import parse_edits
     from ptsave.verbs.texts import check_metadata
 
-    with options_of(signature(convert).parameters):
+    with options_of(signature_of(convert).parameters):
         given = _given(locals(), convert)
         options = WriteOptions(
             overwrite=overwrite,
             record=not no_record,
             digest=digest_algorithm(digest),
             check=not no_check,
+            signer=signer_of(
+                several_paths(sign),
+                _several(sign_only),
+                expires,
+                None if signature is None else located(signature),
+            ),
             shard_bytes=parse_size(str(shard_size)),
         )
         renames = [rename] if isinstance(rename, str) else rename
@@ -203,6 +217,10 @@ def verify(
     checks: Names | None = None,
     allow: Names = (),
     allow_infinite: Names = (),
+    signed_by: PathLike | Sequence[PathLike] = (),
+    signature: PathLike | Sequence[PathLike] = (),
+    rename: Mapping[str, str] | Sequence[str] = (),
+    only: Names = (),
     through: Names | None = None,
     strict: bool = False,
     record: bool = False,
@@ -215,7 +233,10 @@ def verify(
 
     The options are those of `ptsave verify`, which lists the `checks`: without a `config` (or
     `trust_recorded`, as for `ptsave.load`) those that need a model are skipped, and named as that. `against`
-    is a second checkpoint that must hold the same.
+    is a second checkpoint that must hold the same. `signed_by` names public keys or certificates (PEM) that
+    must each have signed it, or folders of keys of which one must; `signature` names files with signatures
+    beside those in the record, `rename` (pattern → text, as re.sub) makes the names that were signed of
+    today's, and `only` are globs of the signed names that count.
 
     >>> verdict = ptsave.verify("model.pt", config="net.toml")
     >>> verdict.is_yes, verdict.because, verdict.findings
@@ -225,10 +246,11 @@ def verify(
     all. That a checkpoint is damaged, unsafe or another one is no error: the verdict says it.
     """
     from ptsave.models.verify.one import Listener, Request, verify_path
+    from ptsave.verbs.signing import signed_by_of
     from ptsave.verbs.verify import choose
 
     notes: list[str] = []
-    with options_of(signature(verify).parameters):
+    with options_of(signature_of(verify).parameters):
         trusted = ["*"] if trust_recorded is True else _several(trust_recorded or ())
         asked = choose(
             _listed(checks),
@@ -240,6 +262,12 @@ def verify(
             record=record,
             given=_given(locals(), verify),
             infinite=_several(allow_infinite),
+            signed_by=signed_by_of(
+                several_paths(signed_by),
+                several_paths(signature),
+                [rename] if isinstance(rename, str) else rename,
+                _several(only),
+            ),
         )
         folder = Path() if app_dir is None else Path(app_dir)
         request = Request(
@@ -248,18 +276,23 @@ def verify(
         verdict, _ = verify_path(request, Listener(notes.append))
     for note in notes:
         warnings.warn(note, stacklevel=2)
-    return verdict.of(frozenset(signature(verify).parameters))
+    return verdict.of(frozenset(signature_of(verify).parameters))
 
 
 def _given(values: Mapping[str, Any], function: Any) -> list[str]:
     """Those options of a function that have another value than its default, as the flags of the command."""
-    parameters = signature(function).parameters.values()
+    parameters = signature_of(function).parameters.values()
     options = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
     return [f"--{p.name.replace('_', '-')}" for p in options if values[p.name] is not p.default]
 
 
 def _several(names: Names) -> Sequence[str]:
     return [names] if isinstance(names, str) else list(names)
+
+
+def several_paths(paths: PathLike | Sequence[PathLike]) -> list[Location]:
+    """One path, or several."""
+    return [located(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
 
 
 def _listed(names: Names | None) -> str | None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from inspect import signature
+from inspect import signature as signature_of
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import torch
 from torch import nn
 
+from ptsave.api.files import several_paths
 from ptsave.config.model import ConfigPlace, parse_model
 from ptsave.config.toml import Config, load_config
 from ptsave.core.accounts import Extras, settle_left_out
@@ -35,10 +36,12 @@ from ptsave.models.weights.fill import build_from, fill
 from ptsave.models.weights.fitting import fit_of, select_for
 from ptsave.models.weights.live import checkpoint_of
 from ptsave.models.weights.sharded import has_sharded
+from ptsave.sign.signer import signer_of
 from ptsave.training.foreign import as_torch
 from ptsave.training.modules import plan_module, state_of, unwrap
 from ptsave.training.plain_data import as_plain_data
 from ptsave.training.state import TrainingState
+from ptsave.verbs.signing import check_signed, settled, write_beside
 from ptsave.verbs.texts import check_holds, check_metadata
 
 PathLike = str | os.PathLike[str]
@@ -54,6 +57,8 @@ def save(
     hyperparameters: Mapping[str, Any] | None = None,
     config: PathLike | None = None,
     metadata: Mapping[str, str] | None = None,
+    sign: PathLike | Sequence[PathLike] = (),
+    signature: PathLike | None = None,
 ) -> Saved:
     """Write a model's weights, a state dict or a training's dictionary to `path`, with ptsave's record.
 
@@ -66,15 +71,23 @@ def save(
     that the module was made with) or `config` (the TOML that describes it) it also says how to build the
     model again, which is tried first, without memory. `metadata` has texts to keep beside the tensors.
 
+    `sign` names private keys (PEM; the password of an encrypted one is in PTSAVE_KEY_PASSWORD) that sign the
+    tensors in the record, which has SHA-256 digests then; `signature` is a file for the signature, too.
+
     Raises: LossyError naming what the format cannot hold; ExistsError; WriteError; UsageError. The
     old file is there then.
     """
-    with options_of(signature(save).parameters):
+    with options_of(signature_of(save).parameters):
         first: object = path
         if not isinstance(first, (str, os.PathLike)) and isinstance(value, (str, os.PathLike)):
             raise UsageError("the path comes before what is saved", "ptsave.save", "ptsave.save(path, value)")
         destination = located(path)
         target = destination_writer(destination, format)
+        signer = signer_of(several_paths(sign), beside=None if signature is None else located(signature))
+        if signature is not None and signer is None:
+            raise UsageError("nothing is signed", "ptsave.save: signature", "name a key with sign=")
+        options = settled(WriteOptions(overwrite=overwrite, signer=signer), is_named=False)
+        check_signed(destination, target, options)
         spec: Config | None = None
         if isinstance(value, nn.Module):
             module = unwrap(value)
@@ -91,7 +104,8 @@ def save(
         check_holds(target, checkpoint.metadata, checkpoint.tensors, record=True)
         if spec is not None:
             _check_rebuilds(spec, checkpoint)
-        written = target.write(checkpoint, destination, WriteOptions(overwrite=overwrite))
+        written = target.write(checkpoint, destination, options)
+        write_beside(options)
     for note in written.notes:
         warnings.warn(note, stacklevel=2)
     unique = {entry.view: entry for entry in checkpoint.tensors.values()}.values()
@@ -104,6 +118,7 @@ def save(
         num_elements=sum(entry.num_elements for entry in unique),
         num_bytes=sum(entry.num_bytes for entry in unique),
         checked=written.checked,
+        signed_by=signer.names if signer is not None else (),
     )
 
 
@@ -255,7 +270,7 @@ def load(
     notes: list[str] = []
     allowed = Allowed(globs(allow_missing), globs(allow_unexpected))
     wanted = Wanted(allowed, globs(tie), select, extras, min_coverage)
-    with options_of(signature(load).parameters), open_checkpoint(path) as checkpoint:
+    with options_of(signature_of(load).parameters), open_checkpoint(path) as checkpoint:
         if device is not None:
             check_device(device)
         if model is not None:

@@ -21,6 +21,7 @@ from ptsave.cli.options import (
     ConfigPath,
     Device,
     Digest,
+    Expires,
     FormatName,
     Json,
     LeftOutWeights,
@@ -32,6 +33,9 @@ from ptsave.cli.options import (
     Quiet,
     Select,
     Set,
+    Sign,
+    SignatureFile,
+    SignOnly,
     Threads,
     Tie,
     TrustRecorded,
@@ -40,6 +44,7 @@ from ptsave.cli.options import (
     dtypes,
     given,
     one_of,
+    signer_for,
     wanted_of,
     with_patterns,
 )
@@ -109,7 +114,11 @@ def save(
     device: Device = "cpu",
     format: FormatName = None,
     metadata: Metadata = None,
-    digest: Digest = "xxh3_128",
+    digest: Digest = None,
+    sign: Sign = None,
+    sign_only: SignOnly = None,
+    expires: Expires = None,
+    signature: SignatureFile = None,
     no_record: NoRecord = False,
     no_behaviour: Annotated[
         bool, typer.Option("--no-behaviour", help="Do not run the model to record what it computes.")
@@ -125,22 +134,26 @@ def save(
     """Build the model of CONFIG, fill it, and write its state dict with a record of what it is."""
     from ptsave.cli.save import save as run
     from ptsave.formats.base import WriteOptions, digest_algorithm
-    from ptsave.verbs.request import refuse_unused, unused_by_save
+    from ptsave.verbs.request import refuse_unused, unused_by_save, unused_without_sign
     from ptsave.verbs.texts import parse_metadata
 
-    refuse_unused(
-        given(context),
-        unused_by_save(
-            has_weights=weights is not None, allows_missing=bool(allow_missing), no_record=no_record
-        ),
+    unused = unused_by_save(
+        has_weights=weights is not None, allows_missing=bool(allow_missing), no_record=no_record
+    )
+    refuse_unused(given(context), unused | unused_without_sign(signs=bool(sign)))
+    options = WriteOptions(
+        overwrite=overwrite,
+        record=not no_record,
+        digest=digest_algorithm(digest),
+        check=not no_check,
+        signer=signer_for(sign, sign_only, expires, signature),
     )
     run(
         Mode(json, quiet, verbose),
         located(config),
         located(destination),
-        WriteOptions(
-            overwrite=overwrite, record=not no_record, digest=digest_algorithm(digest), check=not no_check
-        ),
+        options,
+        is_digest_named=digest is not None,
         overrides=set or [],
         weights=located(weights) if weights is not None else None,
         wanted=wanted_of(select, extras, allow_missing, allow_unexpected, tie, min_coverage),
@@ -353,7 +366,11 @@ def convert(
             metavar="FILE", help="Write how the program compares with the model: .json, .xml or .html."
         ),
     ] = None,
-    digest: Digest = "xxh3_128",
+    digest: Digest = None,
+    sign: Sign = None,
+    sign_only: SignOnly = None,
+    expires: Expires = None,
+    signature: SignatureFile = None,
     no_record: NoRecord = False,
     no_check: NoCheck = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
@@ -384,6 +401,7 @@ def convert(
             record=not no_record,
             digest=digest_algorithm(digest),
             check=not no_check,
+            signer=signer_for(sign, sign_only, expires, signature),
             shard_bytes=parse_size(shard_size),
         ),
         parse_edits(only, drop, strip_prefix, rename, dtype, contiguous, dense),
@@ -439,6 +457,25 @@ def verify(
         list[str] | None,
         typer.Option(metavar="GLOB", help="Tensors that may hold infinities, such as masks; repeatable."),
     ] = None,
+    signed_by: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY",
+            help="Public key or certificate (PEM) that must have signed it, or a folder of keys; repeatable.",
+        ),
+    ] = None,
+    signature: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="A signature in a file of its own; repeatable."),
+    ] = None,
+    rename: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REGEX=TO", help="Make the names that were signed of today's; repeatable."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Tensors that must be signed, by signed name; repeatable."),
+    ] = None,
     through: Annotated[
         str | None,
         typer.Option(metavar="A,B", help="Formats that `roundtrip` goes through; default: its own."),
@@ -466,6 +503,7 @@ def verify(
     from ptsave.models.verify.one import Request
     from ptsave.verbs.folders.plain import checkpoints_at
     from ptsave.verbs.request import refuse_unused
+    from ptsave.verbs.signing import signed_by_of
     from ptsave.verbs.verify import OF_LIST_CHECKS, choose
 
     mode, flags = Mode(json, quiet, verbose), given(context)
@@ -486,6 +524,12 @@ def verify(
         record=record,
         given=flags,
         infinite=allow_infinite or (),
+        signed_by=signed_by_of(
+            [located(key) for key in signed_by or ()],
+            [located(file) for file in signature or ()],
+            rename or (),
+            only or (),
+        ),
     )
     places, beside = checkpoints_at([located(checkpoint) for checkpoint in checkpoints])
     request = Request(places[0], asked, allow or (), set or [], select, device, app_dir, strict)

@@ -6,6 +6,8 @@
 import os
 import re
 from collections.abc import Callable, Iterable
+import sys
+from getpass import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +15,7 @@ import typer
 
 if TYPE_CHECKING:
     from ptsave.core.parts.keys import Wanted
+    from ptsave.sign.signer import Signer
 
 
 def formats(incomplete: str) -> list[str]:
@@ -150,13 +153,29 @@ Threads = Annotated[
 NoRecord = Annotated[bool, typer.Option("--no-record", help="Leave ptsave's record out.")]
 NoCheck = Annotated[bool, typer.Option("--no-check", help="Do not read back what was written.")]
 Digest = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--digest",
         metavar="ALGORITHM",
-        help="xxh3_128, blake3 or sha256.",
+        help="xxh3_128, blake3 or sha256; default: xxh3_128, and with --sign sha256.",
         autocompletion=one_of("xxh3_128", "blake3", "sha256"),
     ),
+]
+Sign = Annotated[
+    list[str] | None,
+    typer.Option("--sign", metavar="KEY", help="Sign with the private key in this PEM file; repeatable."),
+]
+SignOnly = Annotated[
+    list[str] | None,
+    typer.Option("--sign-only", metavar="GLOB", help="Sign the tensors whose names match; repeatable."),
+]
+Expires = Annotated[
+    str | None,
+    typer.Option("--expires", metavar="DATE", help="Last day on which the signature holds, YYYY-MM-DD."),
+]
+SignatureFile = Annotated[
+    str | None,
+    typer.Option("--signature", metavar="FILE", help="Also write the signature into a file of its own."),
 ]
 TrustRecorded = Annotated[
     list[str] | None,
@@ -185,6 +204,23 @@ def wanted_of(
 
     allowed = Allowed(allow_missing or (), allow_unexpected or ())
     return Wanted(allowed, tie or (), select, parse_extras(extras, "fail", "drop"), min_coverage)
+
+
+def signer_for(
+    keys: list[str] | None, only: list[str] | None, expires: str | None, beside: str | None
+) -> "Signer | None":
+    """The signer that the options ask for; a password is asked for on a terminal.
+
+    Raises: UsageError; RefusedError and MissingFileError for a key.
+    """
+    if not keys:
+        return None
+    from ptsave.core.address import located
+    from ptsave.sign.signer import signer_of
+
+    prompt = getpass if sys.stdin.isatty() else None
+    where = located(beside) if beside is not None else None
+    return signer_of([located(key) for key in keys], only or (), expires, where, prompt)
 
 
 def given(context: typer.Context) -> list[str]:

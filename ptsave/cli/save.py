@@ -11,10 +11,12 @@ from ptsave.config.toml import load_config
 from ptsave.core.address import Location
 from ptsave.core.parts.keys import Wanted
 from ptsave.distributed.group import is_first_rank
+from ptsave.errors import Option, UsageError
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.writers import check_destination, destination_writer
 from ptsave.render.models import show_saved
 from ptsave.render.terminal import Mode, warn
+from ptsave.verbs.signing import check_signed, settled, write_beside
 
 
 def save(
@@ -23,6 +25,7 @@ def save(
     destination: Location,
     options: WriteOptions,
     *,
+    is_digest_named: bool,
     overrides: Sequence[str],
     weights: Location | None,
     wanted: Wanted,
@@ -37,9 +40,11 @@ def save(
 
     Raises: UsageError for a flag, and what `models.save.save` raises.
     """
+    options = settled(options, is_named=is_digest_named)
     with launched(device) as group:
         if group is None:
             writer = destination_writer(destination, format)
+            check_signed(destination, writer, options)
             config = load_config(config_path, overrides)
             check_destination(destination, writer, overwrite=options.overwrite)
             from ptsave.models.save import save as save_alone  # takes seconds: after what may be refused
@@ -50,6 +55,9 @@ def save(
             from ptsave.distributed.save import save as save_on_ranks
 
             check_format(format)
+            if options.signer is not None:
+                hint = "save without it, then `ptsave convert --sign`"
+                raise UsageError((Option("sign"), " is for one process"), "", hint)
             config = load_config(config_path, overrides)
             run = partial(save_on_ranks, group)
         from ptsave.models.imports import in_front
@@ -67,5 +75,6 @@ def save(
                 app_dir=app_dir,
                 warn=warn,
             )
+        write_beside(options)
         if is_first_rank():
             show_saved(mode, saved)

@@ -86,7 +86,7 @@ def verify_all(
 
     Raises: UsageError for flags that do not go together, or are about one checkpoint.
     """
-    for flag in ("--against", "--record"):
+    for flag in ("--against", "--record", "--signature"):
         if flag in request.asked.given:
             raise UsageError((option(flag), " is about one checkpoint"), "", f"such as {paths[0]}")
     if is_under_torchrun():
@@ -134,7 +134,7 @@ def _verify_together(request: Request, group: Group, listener: Listener) -> Outc
     from ptsave.distributed.verify import sharded_subject, verify_model
 
     asked, start, times = request.asked, time.monotonic(), verb.Times(group.speak(listener.began))
-    for flag in ("--against", "--record", "--through"):
+    for flag in ("--against", "--record", "--through", "--signed-by"):
         if flag in asked.given:
             raise UsageError((option(flag), " is for one process"), "", "run it without torchrun")
     with ExitStack() as opened:

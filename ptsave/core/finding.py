@@ -157,6 +157,42 @@ class Kind(Enum):
     OTHER_FAILS = "{other} does not run: {why}"
     CANNOT_COMPARE = "the outputs cannot be compared: {why}"
 
+    # --- signature ---
+    NOT_SIGNED = "it is not signed"
+    STRIPPED = "its statement has no signature: somebody took it off"
+    FOREIGN = "it is signed by {found}, and not by {trusted}"
+    FORGED_SIGNATURE = "it names {key}, which did not sign this: the statement or its signature was changed"
+    MALFORMED_SIGNATURE = "a signature cannot be read: {why}"
+    WEAK_DIGEST = "{key} signed digests of {algorithm}, for which other tensors can be made"
+    SIGNATURE_EXPIRED = "the signature by {key} expired after {day}"
+    KEY_OUT_OF_DATE = "the certificate {key} does not hold today: it is for {begin} to {end}"
+    SIGNED_OTHER_NAMES = (
+        "{key} signed {signed} tensors, {found} are here: some were added, dropped or renamed"
+    )
+    SIGNED_RENAMED = "{key} signed these values under other names: a map undoes that: <rename=RULE>"
+    SIGNED_OTHER_LAYOUT = "{key} signed tensors of these names with another dtype or shape"
+    SIGNED_SWAPPED = "{key} signed these names and these values, and not together: some were swapped"
+    SIGNED_OTHER_VALUES = "{key} signed tensors of these names and shapes with other values"
+    SIGNED_OTHER_TIES = "{key} signed other ties: tensors that share memory here, or did when it was signed"
+    SIGNED_OTHER_DATA = "{key} signed other values beside the tensors: one was changed, added or dropped"
+    SIGNED_OTHER_MODEL = "{key} signed another class, or other arguments or code of it, than the record names"
+    SIGNED_INCONSISTENT = "{key} signed a statement that contradicts itself"
+    SIGNED_CHANGED = "is not what {key} signed"
+    SIGNED_ADDED = "is not among what {key} signed"
+    SIGNED_GONE = "was signed by {key}, and is not here"
+    CONTRADICTS = "statements by trusted keys contradict each other: {holding} of {count} hold"
+    CANNOT_BE_SIGNED = "nothing that was signed can look like this: {why}"
+    SIGNED_UNREAD = "its values could not be read, and are held to no signature"
+    SIGNED = "{key} signed {count} [tensor|tensors]{more}"
+    SIGNED_IN_PART = (
+        "{count} [tensor (|tensors (such as ]{first!r}) [is|are] not covered: the signature is of {only}"
+    )
+    NOT_COVERED = "{count} [object (|objects (such as ]{first!r}) [is|are] covered by name, not by content"
+    MODEL_NOT_COVERED = "names a class that no signature covers"
+    BESIDE_SIGNATURE = "no signature covers the metadata, the environment, the behaviour and the code itself"
+    OTHER_SIGNATURE = "another signature, by {found}, was not checked"
+    SIGNATURE_UNCHECKED = "signed by {found}; not checked: <signed_by=KEY>"
+
     # --- keys ---
     MISSING = "missing"
     MISSING_NEAR = "missing; the file has {near!r}"

@@ -7,7 +7,7 @@ zip entry `<top>/ptsave.json` (pt), the index's `metadata` (sharded), `ptsave.js
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -63,6 +63,8 @@ class Record:
     """A safetensors file's `__metadata__`, in containers that have no place of their own for it."""
     module_versions: Mapping[str, Any] | None = None
     """A state dict's `_metadata`, which torch reads module versions from, in containers without it."""
+    signatures: Sequence[Mapping[str, Any]] = ()
+    """DSSE envelopes with statements about the tensors, whatever the format; `sign` reads and writes them."""
     belongs_to: str | None = None
     """Where the record is a file of its own (dcp): the XXH3-128 of the `.metadata` that it was written with.
     Another one means that something else has been saved there since, and the record is void."""
@@ -74,7 +76,7 @@ class Record:
         document: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.name == "unknown" or value is None or value == {}:
+            if f.name == "unknown" or value is None or value == {} or value == ():
                 continue
             if isinstance(value, Digests):
                 value = {"algorithm": value.algorithm, "tensors": dict(value.tensors)}
@@ -133,6 +135,7 @@ _SHAPES = {
     "metadata": dict,
     "module_versions": dict,
     "belongs_to": str,
+    "signatures": list,
 }
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.names import hint_for
+from ptsave.core.values.digest import DEFAULT
 from ptsave.errors import Option, UsageError
 from ptsave.storage.files import InputFile, InputFolder
+
+if TYPE_CHECKING:
+    from ptsave.sign.signer import Signer
 
 HEAD_BYTES = 4096
 """How much of a file's beginning `sniff` is given."""
@@ -37,6 +41,8 @@ class WriteOptions:
     miss, and to tell what moving the bytes costs from what the disk costs."""
     shard_bytes: int = 5 * 1000**3
     """Most bytes of tensors in one file of a sharded format."""
+    signer: Signer | None = None
+    """Signs the digests, which are SHA-256 or BLAKE3 then, for the record."""
     before_commit: Callable[[], None] | None = None
     """Called last, before the destination takes its name; may still refuse."""
     progress: Callable[[int], None] | None = None
@@ -77,11 +83,12 @@ class FolderFormat:
     read: Callable[[InputFolder], Checkpoint]
 
 
-def digest_algorithm(text: str) -> DigestAlgorithm:
-    """The algorithm that `--digest` names.
+def digest_algorithm(text: str | None) -> DigestAlgorithm:
+    """The algorithm that `--digest` names; the default where it names none.
 
     Raises: UsageError with the nearest one.
     """
+    text = DEFAULT if text is None else text
     if text not in DIGEST_ALGORITHMS:
         raise UsageError(
             f"no digest algorithm {text!r}", Option("digest"), hint_for(text, DIGEST_ALGORITHMS, "algorithms")

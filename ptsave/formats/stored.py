@@ -160,39 +160,41 @@ def with_source_checks(moves: list[Move]) -> list[Move]:
     return [*moves, *checks]
 
 
-def placeholder_digests(names: Iterable[str], options: WriteOptions) -> dict[str, str]:
-    """Digests of the right width, to lay a header out with before the bytes have passed."""
-    return dict.fromkeys(names, "0" * HEX_DIGITS[options.digest])
-
-
 def record_text(
     checkpoint: Checkpoint,
-    digests: Mapping[str, str],
+    digests: Mapping[str, str] | None,
     aliases: Mapping[str, str],
     options: WriteOptions,
     *,
     keeps_metadata: bool = False,
     belongs_to: str | None = None,
 ) -> bytes | None:
-    """The JSON of the source's record, extended; None when none is wanted.
+    """The JSON of the source's record, extended and signed; None when none is wanted.
 
-    `keeps_metadata`: the container has a place of its own for `checkpoint.metadata`. `belongs_to`: the
-    digest of the main file, where the record is a file beside it.
+    `digests`: those of all tensors by name. None gives a draft of the same length, to lay a header out with
+    before the bytes have passed. `keeps_metadata`: the container has a place of its own for
+    `checkpoint.metadata`. `belongs_to`: the digest of the main file, where the record is a file beside it.
 
     Raises: LossyError when it would be longer than one that is read back.
     """
     if not options.record:
         return None
     record = checkpoint.record or Record()
+    known = digests if digests is not None else _no_digests(checkpoint, options)
+    signatures, num_spaces = record.signatures, 0
+    if options.signer is not None:
+        envelope, num_spaces = options.signer.sign(checkpoint, options.digest, digests)
+        signatures = (*signatures, envelope)
     extended = replace(
         record,
-        digests=Digests(options.digest, digests),
+        digests=Digests(options.digest, known),
+        signatures=signatures,
         aliases=aliases,
         metadata={} if keeps_metadata else carried_metadata(checkpoint),
         module_versions=module_versions(checkpoint.root) or record.module_versions,
         belongs_to=belongs_to,
     )
-    text = extended.to_json().encode()
+    text = extended.to_json().encode() + b" " * num_spaces
     if len(text) > LONGEST_BYTES:
         raise LossyError(
             f"the record would have {len(text)} bytes, and is read back up to the cap record_bytes = "
@@ -203,12 +205,17 @@ def record_text(
     return text
 
 
+def _no_digests(checkpoint: Checkpoint, options: WriteOptions) -> dict[str, str]:
+    """Digests of the width of those that are not known yet."""
+    return dict.fromkeys(checkpoint.tensors, "0" * HEX_DIGITS[options.digest])
+
+
 def check_record(checkpoint: Checkpoint, aliases: Mapping[str, str], options: WriteOptions) -> None:
     """See that a record with digests of all tensors can be written, before anything is.
 
     Raises: LossyError.
     """
-    record_text(checkpoint, placeholder_digests(checkpoint.tensors, options), aliases, options)
+    record_text(checkpoint, None, aliases, options)
 
 
 def carried_metadata(checkpoint: Checkpoint) -> dict[str, str]:

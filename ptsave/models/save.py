@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,8 @@ class Saved:
     """How much of the model came from the weights; None where all of it is fresh."""
     checked: str = ""
     """By what the destination was compared with what was written."""
+    signed_by: Sequence[str] = ()
+    """The ids of the keys that signed it."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ def save(
         left=report.left if report is not None else (),
         coverage=report.coverage if report is not None else None,
         checked=written.checked,
+        signed_by=options.signer.names if options.signer is not None else (),
     )
 
 

@@ -152,6 +152,7 @@ def converted(result: Conversion) -> dict[str, Any]:
         "notes": list(result.notes),
         "not_copied": list(result.not_copied),
         "checked": result.checked,
+        "signed_by": list(result.signed_by),
         "dry_run": result.is_plan,
     } | ({} if result.proof is None else {"proof": verdict(result.proof, result.destination)})
 

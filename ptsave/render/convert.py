@@ -5,7 +5,7 @@ from __future__ import annotations
 from ptsave.core.names import escape
 from ptsave.render import as_json
 from ptsave.render.terminal import Mode, document, note, out, pairs, section
-from ptsave.render.words import checked_by, count, size
+from ptsave.render.words import checked_by, count, signed_by, size
 from ptsave.verbs.convert import Conversion
 
 
@@ -22,7 +22,9 @@ def show_converted(mode: Mode, result: Conversion) -> None:
         note(mode, f"not copied, beside the weights: {', '.join(result.not_copied)}")
     if not result.is_plan:
         note(
-            mode, f"converted {sources} to {result.destination} ({result.format}): {what}{checked_by(result)}"
+            mode,
+            f"converted {sources} to {result.destination} ({result.format}): "
+            f"{what}{signed_by(result)}{checked_by(result)}",
         )
         for name in result.dropped if mode.verbose else ():
             note(mode, f"dropped {name}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ptsave.core.names import escape
 from ptsave.render import as_json
 from ptsave.render.terminal import Mode, document, note, table
-from ptsave.render.words import checked_by, count, shape, size
+from ptsave.render.words import checked_by, count, shape, signed_by, size
 
 if TYPE_CHECKING:
     from ptsave.core.parts.coverage import Coverage, Part
@@ -29,7 +29,8 @@ def show_saved(mode: Mode, result: Saved) -> None:
     note(
         mode,
         f"saved {result.model} to {result.destination} ({result.format}): "
-        f"{_totals(result)}{behaviour}, from {result.weights}{_over_ranks(result)}{checked_by(result)}",
+        f"{_totals(result)}{behaviour}, from {result.weights}{_over_ranks(result)}{signed_by(result)}"
+        f"{checked_by(result)}",
     )
     _show_coverage(mode, result.coverage, result.fresh, result.left)
 

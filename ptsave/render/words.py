@@ -35,6 +35,11 @@ def checked_by(result: Conversion | Saved) -> str:
     return f"; checked by {result.checked}" if result.checked else "; not checked"
 
 
+def signed_by(result: Conversion | Saved) -> str:
+    """Whose keys signed what was written."""
+    return f"; signed by {', '.join(result.signed_by)}" if result.signed_by else ""
+
+
 def count(number: int, noun: str) -> str:
     """`1 tensor`, `1,024 tensors`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 from isal.isal_zlib import crc32, crc32_combine
@@ -113,20 +113,21 @@ class Reading:
     source_offset: int
     """In bytes."""
     num_bytes: int
-    algorithm: str | None = None
+    algorithms: Sequence[str] = ()
     """What to digest it with."""
     prefix: bytes = b""
     """What is digested before it."""
     look: Callable[[memoryview], None] | None = None
     """What sees each block, on the thread that reads."""
     crc32: int = 0
-    digest: str = ""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """Algorithm → digest."""
     error: UnreadableError | None = None
     """Why it could not be read."""
 
 
 def read_all(readings: Sequence[Reading], progress: Progress | None = None) -> None:
-    """Read every run, filling in its `crc32` and `digest`, or its `error`."""
+    """Read every run, filling in its `crc32` and `digests`, or its `error`."""
     for one in readings:
         one.source.expect(one.source_offset, one.num_bytes)
     run_tasks(
@@ -136,7 +137,7 @@ def read_all(readings: Sequence[Reading], progress: Progress | None = None) -> N
 
 
 def _read(one: Reading, progress: Progress | None, buffer: memoryview, stopped: Stopped) -> None:
-    sums = Sums([hasher(one.algorithm, one.prefix)] if one.algorithm is not None else [])
+    sums = Sums([hasher(algorithm, one.prefix) for algorithm in one.algorithms])
     run = (one.source, one.source_offset, one.num_bytes)
     try:
         for block in scan(*run, sums, buffer, stopped=stopped, progress=progress):
@@ -145,7 +146,7 @@ def _read(one: Reading, progress: Progress | None, buffer: memoryview, stopped: 
     except UnreadableError as error:
         one.error = error
         return
-    one.crc32, one.digest = sums.crc32, "".join(sums.digests)
+    one.crc32, one.digests = sums.crc32, dict(zip(one.algorithms, sums.digests, strict=True))
 
 
 class Check:

@@ -399,6 +399,11 @@ def keep_owner_and_mode(old_path: Path, old: os.stat_result, fd: int) -> None:
     os.fchmod(fd, stat.S_IMODE(old.st_mode))
 
 
+def others_may_read(fd: int) -> bool:
+    """Whether users other than its owner may read the file. Windows says that otherwise: False there."""
+    return HAS_OWNERS and bool(os.fstat(fd).st_mode & (stat.S_IRGRP | stat.S_IROTH))
+
+
 def set_non_blocking(fd: int) -> None:
     """Have a write to the pipe `fd` fail when the pipe is full. Windows' pipes cannot."""
     if sys.platform != "win32":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ptsave.config.recorded import told_by
@@ -34,13 +34,22 @@ class _Job:
     """The tensor whose values, row by row, they are."""
 
 
+Found = dict[object, Mapping[str, str]]
+"""View of a tensor → algorithm → digest."""
+
+
 def audit(
-    checkpoint: Checkpoint, progress: Callable[[int], None] | None = None, counts: Counts | None = None
+    checkpoint: Checkpoint,
+    progress: Callable[[int], None] | None = None,
+    counts: Counts | None = None,
+    signed: Collection[str] = (),
+    found: Found | None = None,
 ) -> Iterator[Finding]:
     """Check a checkpoint's bytes against whatever its container and its record say that they are.
 
     The bounds were checked when it was opened. `counts` takes the NaNs and infinities of the floating-point
-    tensors that are read on the way, where they are wanted.
+    tensors that are read on the way, where they are wanted; `found` takes the digests of all tensors, those
+    of the algorithms in `signed` among them.
     """
     for part, fault in told_by(checkpoint).faults.items():
         if isinstance(fault, CorruptError):
@@ -48,9 +57,9 @@ def audit(
     tensors = checkpoint.tensors
     yield Finding(CHECK, "ok", "", Kind.IN_BOUNDS, len(tensors))
     digests = _known_digests(checkpoint)
-    if digests is not None:
+    if digests is not None or signed:
         check_viewed(tensors.values())
-    jobs = _jobs(tensors, digests)
+    jobs = _jobs(tensors, digests, signed)
     counters: dict[object, tuple[_Job, NonFinite]] = {}
     for job in jobs if counts is not None else ():
         if job.entry is not None and job.entry.dtype.is_float:
@@ -58,6 +67,8 @@ def audit(
             job.reading.look = counter.look
             counters[job.entry.view] = job, counter
     read_all([job.reading for job in jobs], progress)
+    if found is not None:
+        found.update((job.entry.view, job.reading.digests) for job in jobs if job.entry is not None)
     for view, (job, counter) in counters.items():
         if counts is not None and job.reading.error is None:
             counts[view] = counter.nans, counter.infinities
@@ -71,9 +82,9 @@ def audit(
         if job.expected_crc32 not in (None, job.reading.crc32):
             damaged.update((name, "its bytes do not match their CRC-32") for name in job.crc_names)
         if digests is not None and job.digest_names:
-            found = job.reading.digest
+            own = job.reading.digests[digests.algorithm]
             for name in job.digest_names:
-                if digests.tensors[name] == found or name in damaged:
+                if digests.tensors[name] == own or name in damaged:
                     continue
                 if checkpoint.record is not None and checkpoint.record.was_cast(tensors[name].dtype):
                     cast.append(name)
@@ -95,8 +106,20 @@ def _known_digests(checkpoint: Checkpoint) -> Digests | None:
     return digests if digests is not None and digests.algorithm in HEX_DIGITS else None
 
 
-def _jobs(tensors: dict[str, TensorEntry], digests: Digests | None) -> list[_Job]:
-    """The fewest passes: a storage's CRC and the digest of the tensor that fills it share one."""
+def digests_of(
+    checkpoint: Checkpoint, algorithms: Collection[str], progress: Callable[[int], None] | None = None
+) -> Found:
+    """The digests of all tensors, each read once; those that cannot be read are left out."""
+    check_viewed(checkpoint.tensors.values())
+    jobs = [job for job in _jobs(checkpoint.tensors, None, algorithms) if job.entry is not None]
+    read_all([job.reading for job in jobs], progress)
+    return {job.entry.view: job.reading.digests for job in jobs if job.entry is not None}
+
+
+def _jobs(
+    tensors: dict[str, TensorEntry], digests: Digests | None, signed: Collection[str] = ()
+) -> list[_Job]:
+    """The fewest passes: a storage's CRC and the digests of the tensor that fills it share one."""
     views: dict[object, list[TensorEntry]] = {}
     storages: dict[int, list[TensorEntry]] = {}
     for entry in tensors.values():
@@ -115,11 +138,12 @@ def _jobs(tensors: dict[str, TensorEntry], digests: Digests | None) -> list[_Job
             and storage.crc32 is not None
             and id(storage) not in filled
         )
-        if not known and not fills:
+        if not known and not fills and not signed:
             continue
         reading = Reading(*contiguous(resolved(entry)), entry.num_bytes)
-        if known and digests is not None:
-            reading.algorithm, reading.prefix = digests.algorithm, prefix(entry.dtype, entry.shape)
+        reading.prefix = prefix(entry.dtype, entry.shape)
+        own = (digests.algorithm,) if known and digests is not None else ()
+        reading.algorithms = tuple(dict.fromkeys((*own, *signed)))
         on_storage: tuple[str, ...] = ()
         if fills:
             filled.add(id(storage))

@@ -34,7 +34,8 @@ from ptsave.formats.stored import PLAIN_KINDS
 from ptsave.formats.writers import Writer, check_destination, destination_writer
 from ptsave.verbs.edit import Edits, edit, is_dropped
 from ptsave.verbs.extras import fit_extras
-from ptsave.verbs.request import Bar, halved, refuse_unused, unseen, unused_by_convert
+from ptsave.verbs.request import Bar, halved, refuse_unused, unseen, unused_by_convert, unused_without_sign
+from ptsave.verbs.signing import check_signed, settled, with_signatures, write_beside
 from ptsave.verbs.texts import check_holds, left_beside, lost, with_kept_values
 
 
@@ -63,6 +64,8 @@ class Conversion:
     """By what the destination was compared with what was written."""
     proof: Verdict | None = None
     """Of an exported program: what was found when it ran beside the model."""
+    signed_by: Sequence[str] = ()
+    """The ids of the keys that signed it."""
 
     def __repr__(self) -> str:
         tensors = counted(self.num_tensors, "tensor", "tensors")
@@ -97,11 +100,14 @@ def convert_paths(
         format = "safetensors-sharded"
     target = destination_writer(destination, format)
     unused = unused_by_convert(is_sharded=target.is_sharded, no_record=not options.record, dry_run=dry_run)
+    unused |= unused_without_sign(signs=options.signer is not None)
     refuse_unused(given, unused)
     with ExitStack() as opened:
         checkpoints = [opened.enter_context(open_checkpoint(path)) for path in sources]
         if not dry_run:
             check_destination(destination, target, overwrite=options.overwrite)
+            check_signed(destination, target, options)
+        options = settled(options, checkpoints, is_named="--digest" in given)
         with bar("converting", num_bytes_of(checkpoints)) as advance:
             options = replace(options, progress=halved(advance) if options.check else advance)
             return convert(
@@ -184,6 +190,7 @@ def convert(
         has_record=options.record and target.keeps_record,
         model=lambda: _model_key(sources, select),
     )
+    plan = with_signatures(plan, sources, edited.renamed, options, target, notes)
     if num_before and not plan.tensors:
         hint = ("loosen ", Option("select"), ", ", Option("only"), " or ", Option("drop"))
         raise RefusedError("nothing is left to write", str(source.path), hint)
@@ -206,9 +213,11 @@ def convert(
         notes=notes,
         not_copied=left_beside(sources, destination, target),
         is_plan=dry_run,
+        signed_by=options.signer.names if options.signer is not None else (),
     )
     if not dry_run:
         written = target.write(plan, destination, options)
+        write_beside(options)
         notes.extend(written.notes)
         result = replace(result, checked=written.checked)
         for name, storage in edited.casts.items():

@@ -101,14 +101,18 @@ def parse_edits(
         only=only or (),
         drop=drop or (),
         strip_prefix=strip_prefix,
-        rename=_renames(rename or ()),
+        rename=renames_of(rename or ()),
         dtype=None if dtype is None else parse_dtype(dtype, Option("dtype"), CASTABLE, "cannot cast to"),
         contiguous=contiguous,
         dense=dense,
     )
 
 
-def _renames(given: Sequence[str] | Mapping[str, str]) -> list[tuple[re.Pattern[str], str]]:
+def renames_of(given: Sequence[str] | Mapping[str, str]) -> list[tuple[re.Pattern[str], str]]:
+    """Renames from texts as the flag takes them, or from pattern → text.
+
+    Raises: UsageError.
+    """
     if isinstance(given, Mapping):
         return [rename_of(pattern, to, pattern) for pattern, to in given.items()]
     return [parse_rename(text) for text in given]

@@ -87,6 +87,14 @@ _COVERS_ALL: dict[str, Text] = {
 }
 
 
+def unused_without_sign(*, signs: bool) -> dict[str, Text]:
+    """The flags of `save` and `convert` that nothing uses where nothing is signed."""
+    if signs:
+        return {}
+    about = ("--signature", "--sign-only", "--expires")
+    return dict.fromkeys(about, ("nothing is signed without ", option("--sign")))
+
+
 def unused_by_load(*, has_config: bool, has_outputs: bool, allows_missing: bool) -> dict[str, Text]:
     """The flags of `load` that these make useless."""
     unused: dict[str, Text] = {}
@@ -135,6 +143,8 @@ def unused_by_export(format: str, *, no_record: bool) -> dict[str, Text]:
     unused["--no-check"] = "a program gets its name once it has run beside the model"
     unused["--threads"] = "no tensors are moved"
     unused["--digest"] = "a program's digests are XXH3-128"
+    signing = ("--sign", "--sign-only", "--expires", "--signature")
+    unused |= dict.fromkeys(signing, "sign the checkpoint, and hold the program to that signature")
     if no_record:
         unused["--metadata"] = (option("--no-record"), " leaves it out")
     if format != "onnx":
@@ -148,7 +158,12 @@ def unused_by_convert(*, is_sharded: bool, no_record: bool, dry_run: bool) -> di
     if not is_sharded:
         unused["--shard-size"] = "it divides a folder, whose name has no suffix, and this is one file"
     if dry_run:
-        unused["--threads"] = (option("--dry-run"), " moves nothing")
+        nothing: Text = (option("--dry-run"), " writes nothing")
+        unused |= {
+            "--threads": (option("--dry-run"), " moves nothing"),
+            "--signature": nothing,
+            "--sign": nothing,
+        }
     if no_record:
         unused["--digest"] = (option("--no-record"), " leaves the digests out")
     return unused | dict.fromkeys(OF_EXPORT, "it is about an exported program, which ends in .pt2 or .onnx")

@@ -12,6 +12,7 @@ from ptsave.core.names import hint_for
 from ptsave.core.verdict import Verdict
 from ptsave.errors import Option, Text, UsageError
 from ptsave.formats.writers import BY_NAME
+from ptsave.sign.trusted import SignedBy
 from ptsave.verbs.cause import damage, difference, resumption
 from ptsave.verbs.checks import FILE_CHECKS
 from ptsave.verbs.checks.subject import Asked, Subject
@@ -40,10 +41,18 @@ USED_BY: Mapping[str, Sequence[str]] = {
     "--allow": ("safe",),
     "--threads": ("bytes", *MODEL_CHECKS, RECORD),
     "--allow-infinite": ("finite",),
+    "--signed-by": ("signature",),
+    "--signature": ("signature",),
+    "--rename": ("signature",),
+    "--only": ("signature",),
 }
 """Which checks, and whether `--record`, look at a flag. One that nothing would look at is refused."""
 OF_A_MODEL = ("--select", "--device", "--through", "--app-dir", RECORD)
 """The flags that are about the model which a config or the record names."""
+
+
+OF_SIGNATURES = ("--signature", "--rename", "--only")
+SIGNED_BY = Option("signed_by", "KEY")
 
 
 def choose(
@@ -57,6 +66,7 @@ def choose(
     record: bool = False,
     given: Sequence[str] = (),
     infinite: Sequence[str] = (),
+    signed_by: SignedBy | None = None,
 ) -> Asked:
     """What the flags ask for: without `--checks`, all, and `against` where there is a second checkpoint.
 
@@ -86,6 +96,7 @@ def choose(
         record,
         given,
         infinite,
+        signed_by,
     )
     _refuse_unused(asked)
     return asked
@@ -111,6 +122,9 @@ def _refuse_unused(asked: Asked) -> None:
         if flag == "--close" and not asked.has_other:
             hint: Text = ("name a second checkpoint with ", Option("against", "OTHER"))
             raise UsageError((option(flag), " is for a comparison"), "", hint)
+        if flag in OF_SIGNATURES and asked.signed_by is None:
+            hint = ("name a key with ", SIGNED_BY)
+            raise UsageError((option(flag), " is about signatures"), "", hint)
         if flag in USED_BY and users.isdisjoint(USED_BY[flag]):
             checks = " or ".join(name for name in USED_BY[flag] if name != RECORD)
             hint = (f"leave it out, or add {checks} to ", Option("checks"))
@@ -121,6 +135,9 @@ def _refuse_unused(asked: Asked) -> None:
     if "against" in asked.names and not asked.has_other:
         hint = ("name it with ", Option("against", "OTHER"))
         raise UsageError("the check against needs a second checkpoint", Option("checks"), hint)
+    if "signature" in asked.names and asked.signed_by is None:
+        hint = ("name it with ", SIGNED_BY)
+        raise UsageError("the check signature needs a key", Option("checks"), hint)
     for name in MODEL_CHECKS:
         if name in asked.names and not asked.has_model:
             hint = ("name its config with ", CONFIG)
@@ -142,6 +159,7 @@ def total_bytes(names: Sequence[str], checkpoint: Checkpoint, other: Checkpoint 
     """How many bytes the checks of the file will read, for a progress bar."""
     size = sum(entry.num_bytes for entry in checkpoint.tensors.values())
     passes = sum(name in names for name in ("bytes", "finite", "against"))
+    passes += "signature" in names and "bytes" not in names
     beside = sum(entry.num_bytes for entry in other.tensors.values()) if other is not None else 0
     return size * passes + beside
 

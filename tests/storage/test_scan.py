@@ -85,11 +85,11 @@ def test_a_stop_ends_it_before_the_next_block() -> None:
 
 def test_what_cannot_be_read_is_told_of_one_reading_and_the_others_go_on() -> None:
     whole = MemoryStorage(memoryview(DATA))
-    hurt, fine = Reading(Unreadable(), 0, len(DATA)), Reading(whole, 0, len(DATA), "sha256", b"x")
+    hurt, fine = Reading(Unreadable(), 0, len(DATA)), Reading(whole, 0, len(DATA), ("sha256",), b"x")
     read_all([hurt, fine])
     assert hurt.error is not None
     assert hurt.error.what == "damaged"
-    assert (fine.crc32, fine.digest) == (crc32(DATA), hashlib.sha256(b"x" + DATA).hexdigest())
+    assert (fine.crc32, fine.digests) == (crc32(DATA), {"sha256": hashlib.sha256(b"x" + DATA).hexdigest()})
     assert crc32_of(whole) == crc32(DATA)
 
 

@@ -25,7 +25,6 @@ from ptsave.formats.stored import (
     distinct,
     expected_digests,
     overlaps,
-    placeholder_digests,
     record_text,
     refuse_data,
     refuse_special_kinds,
@@ -55,9 +54,8 @@ def write(checkpoint: Checkpoint, destination: Location, options: WriteOptions) 
     check_file_destination(destination, overwrite=options.overwrite)
     refuse_unwritable(checkpoint)
     stored = distinct(checkpoint.tensors)
-    zeros = placeholder_digests(checkpoint.tensors, options)
     layout = lay_out(stored.kept)
-    start_bytes = len(header_bytes(layout, _metadata(checkpoint, stored, zeros, options)))
+    start_bytes = len(header_bytes(layout, _metadata(checkpoint, stored, None, options)))
     moves = tensor_moves(checkpoint, stored, layout, start_bytes, options)
     num_bytes = start_bytes + layout.data_bytes
     with replacing_checked(checkpoint, destination, num_bytes, options) as (output, spans):
@@ -170,7 +168,7 @@ def refuse_unwritable(checkpoint: Checkpoint, format_name: str = "safetensors") 
 
 
 def _metadata(
-    checkpoint: Checkpoint, stored: Distinct, digests: Mapping[str, str], options: WriteOptions
+    checkpoint: Checkpoint, stored: Distinct, digests: Mapping[str, str] | None, options: WriteOptions
 ) -> dict[str, str]:
     metadata = {"format": "pt", **carried_metadata(checkpoint)}
     for alias, kept in stored.aliases.items():

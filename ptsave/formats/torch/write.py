@@ -19,7 +19,6 @@ from ptsave.formats.pickle.emit import Emitter, can_emit
 from ptsave.formats.stored import (
     distinct,
     expected_digests,
-    placeholder_digests,
     record_text,
     refuse_special_kinds,
     replacing_checked,
@@ -47,7 +46,7 @@ def write(checkpoint: Checkpoint, destination: Location, options: WriteOptions) 
     names = names_by_view(checkpoint.tensors)
     parts, places = plan_storages({view: checkpoint.tensors[same[0]] for view, same in names.items()})
     aliases = distinct(checkpoint.tensors).aliases
-    draft = record_text(checkpoint, placeholder_digests(checkpoint.tensors, options), aliases, options)
+    draft = record_text(checkpoint, None, aliases, options)
     archive = TorchArchive(0, _pickle(checkpoint, places), parts, draft)
     moves = part_moves(parts, archive.data)
     by_view = digest_moves(checkpoint, parts, places, names, moves, options)

@@ -14,6 +14,7 @@ from ptsave.verbs.checks.bytes import bytes_
 from ptsave.verbs.checks.finite import finite
 from ptsave.verbs.checks.resume import resume
 from ptsave.verbs.checks.safe import safe
+from ptsave.verbs.checks.signature import signature
 from ptsave.verbs.checks.subject import Subject
 from ptsave.verbs.checks.whole import whole
 
@@ -22,6 +23,7 @@ Check = Callable[[Subject], Iterator[Finding]]
 FILE_CHECKS: dict[str, Check] = {
     "bytes": bytes_,
     "safe": safe,
+    "signature": signature,
     "whole": whole,
     "finite": finite,
     "resume": resume,

@@ -10,6 +10,8 @@ from ptsave.config.toml import Tolerance
 from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.parts.select import Content, comparable
+from ptsave.sign.trusted import Authentic, SignedBy, authenticated
+from ptsave.verbs.audit import Found
 from ptsave.verbs.stats import Counts
 
 
@@ -38,6 +40,8 @@ class Asked:
     """The flags of the command line, spelled in full."""
     infinite: Sequence[str] = ()
     """Globs of the tensors in which `finite` accepts infinities."""
+    signed_by: SignedBy | None = None
+    """Whose signatures it must have."""
 
     @property
     def has_model(self) -> bool:
@@ -68,6 +72,16 @@ class Subject:
     """What `checkpoint` is one rank's share of."""
     counts: Counts = field(default_factory=dict)
     """The NaNs and infinities that were counted while another check read the tensors."""
+
+    signed_digests: Found = field(default_factory=dict)
+    """The digests that signatures need, as far as another check has read the tensors for them."""
+
+    @cached_property
+    def authentic(self) -> Authentic:
+        """What the keys that the user trusts have signed; nothing where no signature was asked for."""
+        return (
+            Authentic() if self.asked.signed_by is None else authenticated(self.whole, self.asked.signed_by)
+        )
 
     @property
     def whole(self) -> Checkpoint:

@@ -1,0 +1,1 @@
+"""Signatures of tensors, whatever the format that holds them: keys, statements, envelopes."""

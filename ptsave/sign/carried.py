@@ -1,0 +1,63 @@
+"""What becomes of signatures when a checkpoint is written again: which still hold for what is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.finding import first_names
+from ptsave.errors import CorruptError, LimitError, LossyError
+from ptsave.sign.envelope import parse_envelope
+from ptsave.sign.keys import short
+from ptsave.sign.statement import Statement, content_of, parse_statement, statement_of
+
+
+@dataclass
+class Carried:
+    """The signatures that are written along, and what there is to say of all."""
+
+    signatures: list[Mapping[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def carried(
+    documents: Sequence[Mapping[str, Any]], plan: Checkpoint, renamed: Mapping[str, str], *, signs_anew: bool
+) -> Carried:
+    """Those of `documents` that still hold for `plan`, as far as names, dtypes, shapes, ties and data tell.
+
+    `renamed`: old name → new name. A signature of the old names is kept, for a map undoes a renaming, unless
+    `plan` is signed anew. No signature is checked.
+    """
+    result = Carried()
+    old_names = {new: old for old, new in renamed.items()}
+    for document in documents:
+        try:
+            envelope = parse_envelope(document, "")
+            statement = parse_statement(envelope.payload, "")
+        except (CorruptError, LimitError) as error:
+            result.notes.append(f"a signature stays behind: {error.what}")
+            continue
+        who = first_names([short(one.key_id) for one in envelope.signatures])
+        if _fits(statement, plan, {}):
+            result.signatures.append(document)
+        elif renamed and not signs_anew and _fits(statement, plan, old_names):
+            result.signatures.append(document)
+            how = "verify --rename with the opposite rules still holds each tensor to it"
+            result.notes.append(f"the signature by {who} is of the old names: {how}")
+        else:
+            how = "what is written is not what was signed"
+            result.notes.append(f"the signature by {who} is void and stays behind: {how}")
+    return result
+
+
+def _fits(signed: Statement, plan: Checkpoint, names: Mapping[str, str]) -> bool:
+    """Whether all but the values are as they were signed."""
+    try:
+        content = content_of(plan, dict.fromkeys(plan.tensors, ""), signed.only, names)
+        found = statement_of(content, signed.algorithm)
+    except LossyError:
+        return False
+    kept = ("num_tensors", "names", "layout", "ties", "num_data", "data")
+    return all(getattr(signed, name) == getattr(found, name) for name in kept)

@@ -1,0 +1,149 @@
+"""The check `signature`: somebody whom the user trusts has signed these tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
+from itertools import islice
+
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.finding import Finding, Kind, counted, first_names
+from ptsave.core.names import matches
+from ptsave.errors import LossyError
+from ptsave.sign.keys import PublicKey
+from ptsave.sign.statement import (
+    ALGORITHMS,
+    Content,
+    Statement,
+    content_of,
+    differences,
+    statement_of,
+    tensors_root,
+)
+from ptsave.sign.trusted import CHECK, SignedBy, signatories
+from ptsave.verbs.audit import digests_of
+from ptsave.verbs.checks.subject import Subject
+
+MAX_NAMED = 100
+"""How many tensors that are not as they were signed are named one by one."""
+
+
+def signature(subject: Subject) -> Iterator[Finding]:
+    """A trusted key signed these names, shapes, values, ties and plain data, whatever the format was."""
+    asked, checkpoint = subject.asked.signed_by, subject.checkpoint
+    if asked is None:
+        if found := signatories(checkpoint):
+            yield Finding(CHECK, "skipped", "", Kind.SIGNATURE_UNCHECKED, facts={"found": first_names(found)})
+        return
+    yield from subject.authentic.findings
+    statements = subject.authentic.statements
+    results = [list(_held_to(subject, asked, key, statement)) for key, statement in statements]
+    holding = sum(all(finding.level != "fail" for finding in found) for found in results)
+    for found_of_one in results:
+        yield from found_of_one
+    if 0 < holding < len(results):
+        facts = {"holding": holding}
+        yield Finding(CHECK, "fail", "", Kind.CONTRADICTS, len(results), facts=facts)
+    if holding:
+        yield Finding(CHECK, "skipped", "", Kind.BESIDE_SIGNATURE)
+
+
+def _held_to(subject: Subject, asked: SignedBy, key: PublicKey, signed: Statement) -> Iterator[Finding]:
+    """What is to be said of one statement by a trusted key."""
+    by: dict[str, str | int | float] = {"key": key.name}
+    if signed.algorithm not in ALGORITHMS:
+        yield Finding(CHECK, "fail", "", Kind.WEAK_DIGEST, facts={**by, "algorithm": signed.algorithm[:40]})
+        return
+    if signed.is_expired(datetime.now(timezone.utc).date().isoformat()):
+        yield Finding(CHECK, "fail", "", Kind.SIGNATURE_EXPIRED, facts={**by, "day": signed.expires or ""})
+        return
+    checkpoint, algorithm = subject.checkpoint, signed.algorithm
+    if not subject.signed_digests:
+        subject.signed_digests.update(digests_of(checkpoint, subject.authentic.algorithms, subject.progress))
+    known = {name: subject.signed_digests.get(e.view, {}) for name, e in checkpoint.tensors.items()}
+    unread = [name for name, digests in known.items() if algorithm not in digests]
+    for name in unread:
+        yield Finding(CHECK, "fail", name, Kind.SIGNED_UNREAD)
+    if unread:
+        return
+    digests = {name: found[algorithm] for name, found in known.items()}
+    names = _signed_names(checkpoint, asked)
+    try:
+        content = content_of(checkpoint, digests, signed.only, names, within=asked.only)
+        found = statement_of(content, algorithm)
+    except LossyError as error:
+        yield Finding(CHECK, "fail", "", Kind.CANNOT_BE_SIGNED, facts={"why": str(error)})
+        return
+    kinds = list(differences(signed, found))
+    facts = {**by, "signed": signed.num_tensors, "found": found.num_tensors}
+    for kind in kinds:
+        yield Finding(CHECK, "fail", "", kind, facts=facts)
+    if kinds:
+        yield from islice(_named(checkpoint, content, signed, names, by), MAX_NAMED)
+        return
+    more = f" and {counted(signed.num_data, 'value', 'values')} beside them" if signed.num_data else ""
+    if signed.model is not None and found.model is not None:
+        more += ", and the class that the record names"
+    more += f"; until {signed.expires}" if signed.expires is not None else ""
+    yield Finding(CHECK, "ok", "", Kind.SIGNED, signed.num_tensors, facts={**by, "more": more})
+    yield from _not_covered(checkpoint, content, signed, asked, names)
+
+
+def _not_covered(
+    checkpoint: Checkpoint, content: Content, signed: Statement, asked: SignedBy, names: Mapping[str, str]
+) -> Iterator[Finding]:
+    """What a statement that holds says nothing of."""
+    left = [name for name in checkpoint.tensors if names.get(name, name) not in content.digests]
+    if left:
+        only = {"only": ", ".join((*signed.only, *asked.only))}
+        yield Finding(CHECK, "warn", "", Kind.SIGNED_IN_PART, len(left), tuple(left[:3]), only)
+    if content.not_covered:
+        bare = tuple(content.not_covered[:3])
+        yield Finding(CHECK, "warn", "", Kind.NOT_COVERED, len(content.not_covered), bare)
+    if signed.model is None and content.model is not None:
+        yield Finding(CHECK, "warn", "record", Kind.MODEL_NOT_COVERED)
+
+
+def _signed_names(checkpoint: Checkpoint, asked: SignedBy) -> dict[str, str]:
+    """Name in the file → the name that was signed, where a map says that it is another."""
+    names = {}
+    for name in (*checkpoint.tensors, *checkpoint.data):
+        signed = name
+        for pattern, replacement in asked.rename:
+            signed = pattern.sub(replacement, signed)
+        if signed != name:
+            names[name] = signed
+    return names
+
+
+def _named(
+    checkpoint: Checkpoint,
+    content: Content,
+    signed: Statement,
+    names: Mapping[str, str],
+    by: Mapping[str, str | int | float],
+) -> Iterator[Finding]:
+    """The tensors that are not as they were signed, where the record's digests are those that were signed."""
+    recorded = checkpoint.record.digests if checkpoint.record is not None else None
+    if recorded is None or recorded.algorithm != signed.algorithm:
+        return
+    original = _proved(recorded.tensors, signed, names)
+    for name, digest in original.items():
+        if name not in content.digests:
+            yield Finding(CHECK, "fail", name, Kind.SIGNED_GONE, facts=by)
+        elif content.digests[name] != digest:
+            yield Finding(CHECK, "fail", name, Kind.SIGNED_CHANGED, facts=by)
+    for name in content.digests if original else ():
+        if name not in original:
+            yield Finding(CHECK, "fail", name, Kind.SIGNED_ADDED, facts=by)
+
+
+def _proved(recorded: Mapping[str, str], signed: Statement, names: Mapping[str, str]) -> Mapping[str, str]:
+    """The recorded digests if it was these that were signed; else nothing."""
+    digests = {names.get(name, name): digest for name, digest in recorded.items()}
+    digests = {name: d for name, d in digests.items() if not signed.only or matches(name, signed.only)}
+    try:
+        is_signed = tensors_root(digests) == signed.root
+    except LossyError:
+        return {}
+    return digests if is_signed else {}
