@@ -5,8 +5,8 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable
 import sys
+from collections.abc import Callable, Iterable
 from getpass import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated

@@ -13,8 +13,8 @@ from ptsave.core.verdict import Verdict
 from ptsave.errors import Option, Text, UsageError
 from ptsave.formats.writers import BY_NAME
 from ptsave.sign.trusted import SignedBy
-from ptsave.verbs.cause import damage, difference, resumption
 from ptsave.verbs.checks import FILE_CHECKS
+from ptsave.verbs.checks.cause import damage, difference, resumption
 from ptsave.verbs.checks.subject import Asked, Subject
 from ptsave.verbs.request import option
 

@@ -15,7 +15,7 @@ from ptsave.models.source import changed_parts, source_digest
 from ptsave.models.verify.behaviour import coarser_dtype
 from ptsave.models.verify.subject import ModelSubject
 from ptsave.storage.scan import tensor_digest
-from ptsave.verbs.cause import damage, difference, resumption
+from ptsave.verbs.checks.cause import damage, difference, resumption
 
 
 def attribute(subject: ModelSubject, findings: Sequence[Finding]) -> str:
