@@ -39,6 +39,8 @@ SIGNALS = (*ASKING, *(number for name in _ENDING if (number := getattr(signal, n
 
 received = 0
 """The number of the signal that came; 0 when none did."""
+_FIRST_FILE, _MANY_FILES = 3, 65_536
+"""The first descriptor after the standard streams, and more than a process has."""
 unfinished: set[str] = set()
 """Files, and folders of files, that this process has begun and nobody else sees."""
 
@@ -114,6 +116,7 @@ def _on_unraisable(caught: UnraisableHookArgs) -> None:
 
 
 def _leave() -> NoReturn:
+    os.closerange(_FIRST_FILE, _MANY_FILES)  # on Windows no file that is open is removed
     _remove_unfinished()
     die()
     os._exit(exit_code())

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.windows.scene import linux_only, on_windows
+from tests.windows.scene import command, environment, linux_only, on_windows, written
 
 pytestmark = linux_only
 
@@ -319,3 +319,26 @@ def test_an_index_reaches_nothing_outside_its_folder(
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     output = on_windows(hostile_names, tmp_path)
     assert "a bug in ptsave" not in output
+
+
+def impatient() -> None:
+    import signal
+
+    from ptsave import stopping
+    from ptsave.storage.atomic import replacing_file
+
+    stopping.install()
+    with replacing_file("out", 3) as output:
+        output.write_at(0, b"new")
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            print("asked once", flush=True)
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_second_interrupt_leaves_nothing(tmp_path: Path) -> None:
+    words = command(written(impatient, tmp_path))
+    done = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (130, "asked once\n"), done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [".impatient.py"]
