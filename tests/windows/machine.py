@@ -1,6 +1,6 @@
 """An emulation of Windows as a Python program sees it.
 
-`python -m tests.windows.machine [--torch] SCRIPT|-m MODULE ARGUMENTS` runs something on it.
+`python -m tests.windows.machine [--with LIBRARIES] SCRIPT|-m MODULE ARGUMENTS` runs something on it.
 
 No Windows machine is needed, and nothing here proves what a real one does. Below is a module `nt` (see
 `calls`); `os`, `ntpath`, `pathlib`, `shutil`, `tempfile` and `zipfile` are Python's own files, loaded once
@@ -20,7 +20,7 @@ import runpy
 import signal
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.machinery import SOURCE_SUFFIXES, FileFinder, SourceFileLoader
 from typing import Any
 
@@ -173,10 +173,26 @@ def find_in_nt_folder(path: str) -> FileFinder:
     return FileFinder(host(path), (SourceFileLoader, SOURCE_SUFFIXES))
 
 
-def begin(*, with_torch: bool) -> None:
-    """Make this process one on Windows."""
-    for name in (*PRELOADED, *(("torch", "torch._dynamo", "torch.export") if with_torch else ())):
+OPENERS = (("torch._C", "PyTorchFileReader"), ("onnxruntime", "InferenceSession"))
+"""What opens a path by itself: it gets Linux's."""
+
+
+def with_host_path(call: Callable[..., Any]) -> Callable[..., Any]:
+    """`call`, whose first argument may be one of Windows' paths."""
+
+    def called(path: Any, *rest: Any, **named: Any) -> Any:
+        return call(host(path) if isinstance(path, str) and "\\" in path else path, *rest, **named)
+
+    return called
+
+
+def begin(libraries: Sequence[str] = ()) -> None:
+    """Make this process one on Windows, with libraries that are Linux's."""
+    for name in (*PRELOADED, *libraries):
         importlib.import_module(name)
+    for name, opener_name in OPENERS:
+        if (module := sys.modules.get(name)) is not None:
+            setattr(module, opener_name, with_host_path(getattr(module, opener_name)))
     nt_libraries["nt"] = nt_module()
     kept = {name: sys.modules.pop(name, None) for name in (*NT_LIBRARIES.split(), "os.path")}
     kept |= {name: sys.modules.pop(name) for name in [*sys.modules] if name.startswith("typer.")}
@@ -212,9 +228,9 @@ def begin(*, with_torch: bool) -> None:
 def main() -> None:
     """Run a script or a module on the emulation."""
     words = sys.argv[1:]
-    with_torch = words[:1] == ["--torch"]
-    words = words[with_torch:]
-    begin(with_torch=with_torch)
+    libraries = words[1].split(",") if words[0] == "--with" else []
+    words = words[2:] if libraries else words
+    begin(libraries)
     if words[0] == "-m":
         sys.argv = words[1:]
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)

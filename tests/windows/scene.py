@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,13 +16,17 @@ ROOT = Path(__file__).parents[2]
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="the emulation stands on Linux's /proc")
 
 
-def command(script: Path, *, with_torch: bool = False) -> list[str]:
-    """What runs `script` there."""
+TORCH = ("torch", "torch._dynamo", "torch.export")
+ONNX = (*TORCH, "onnx", "onnxruntime", "onnxscript", "torch.onnx")
+
+
+def command(script: Path, libraries: Sequence[str] = ()) -> list[str]:
+    """What runs `script` there, beside libraries that are loaded as Linux has them."""
     return [
         sys.executable,
         "-m",
         "tests.windows.machine",
-        *(["--torch"] if with_torch else []),
+        *(["--with", ",".join(libraries)] if libraries else []),
         str(script),
     ]
 
@@ -40,10 +44,10 @@ def written(scene: Callable[[], None], folder: Path) -> Path:
     return path
 
 
-def on_windows(scene: Callable[[], None], folder: Path, *, with_torch: bool = False) -> str:
+def on_windows(scene: Callable[[], None], folder: Path, libraries: Sequence[str] = ()) -> str:
     """What `scene` prints in `folder`; it must end without an error."""
     done = subprocess.run(
-        command(written(scene, folder), with_torch=with_torch),
+        command(written(scene, folder), libraries),
         cwd=folder,
         env=environment(),
         stdin=subprocess.DEVNULL,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.windows.scene import command, environment, linux_only, on_windows, written
+from tests.windows.scene import ONNX, TORCH, command, environment, linux_only, on_windows, written
 
 pytestmark = [linux_only, pytest.mark.slow]
 
@@ -44,7 +44,7 @@ def whole_models() -> None:
 
 def test_models_are_saved_loaded_and_verified(tmp_path: Path) -> None:
     (tmp_path / "model.toml").write_text(CONFIG)
-    output = on_windows(whole_models, tmp_path, with_torch=True)
+    output = on_windows(whole_models, tmp_path, TORCH)
     assert "Traceback" not in output
     assert sorted(torch.load(tmp_path / "model.pt", weights_only=True)) == [
         "fc1.bias",
@@ -88,7 +88,7 @@ def mapped_models() -> None:
 
 def test_a_model_that_is_mapped_is_not_saved_over(tmp_path: Path) -> None:
     (tmp_path / "model.toml").write_text(CONFIG)
-    on_windows(mapped_models, tmp_path, with_torch=True)
+    on_windows(mapped_models, tmp_path, TORCH)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         ".mapped_models.py",
         "copy-model.pt",
@@ -153,7 +153,7 @@ def training() -> None:
 
 
 def test_a_training_saves_resumes_and_removes_what_nobody_has_open(tmp_path: Path) -> None:
-    on_windows(training, tmp_path, with_torch=True)
+    on_windows(training, tmp_path, TORCH)
 
 
 def endless() -> None:
@@ -195,7 +195,7 @@ def second() -> None:
 
 def test_one_training_a_folder_and_a_killed_one_is_gone_at_once(tmp_path: Path) -> None:
     first = subprocess.Popen(
-        command(written(endless, tmp_path), with_torch=True),
+        command(written(endless, tmp_path), TORCH),
         cwd=tmp_path,
         env=environment(),
         stdout=subprocess.PIPE,
@@ -204,15 +204,42 @@ def test_one_training_a_folder_and_a_killed_one_is_gone_at_once(tmp_path: Path) 
     assert first.stdout is not None
     try:
         assert first.stdout.readline() == "saved 0\n"
-        refused = on_windows(second, tmp_path, with_torch=True)
+        refused = on_windows(second, tmp_path, TORCH)
         assert f"refused another training writes its checkpoints here: process {first.pid} on" in refused
     finally:
         first.kill()
         first.wait()
         first.stdout.close()
     assert (tmp_path / "run" / ".ptsave-lock").exists()
-    assert "refused" not in on_windows(second, tmp_path, with_torch=True)
+    assert "refused" not in on_windows(second, tmp_path, TORCH)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         "step-000000000.pt",
         "step-000000001.pt",
+    ]
+
+
+def programs() -> None:
+    from ptsave.cli.app import run
+
+    assert run(["save", "model.toml", "model.pt"]) == 0
+    for name in ("model.pt2", "model.onnx"):
+        words = ["convert", "model.pt", name, "-c", "model.toml"]
+        assert run(words) == 0, name
+        assert run([*words, "--overwrite"]) == 0, name
+        assert run(["inspect", name]) == 0, name
+        assert run(["verify", name, "--quiet"]) == 0, name
+        with open(name, "rb"):
+            assert run([*words, "--overwrite"]) == 4, name
+
+
+def test_models_are_exported_and_run_in_their_runtimes(tmp_path: Path) -> None:
+    (tmp_path / "model.toml").write_text(CONFIG)
+    output = on_windows(programs, tmp_path, ONNX)
+    assert output.count("in use") == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".programs.py",
+        "model.onnx",
+        "model.pt",
+        "model.pt2",
+        "model.toml",
     ]
