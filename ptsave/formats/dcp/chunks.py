@@ -176,12 +176,24 @@ class TiledStorage(Storage):
     def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset_bytes`."""
         end = offset_bytes + len(buffer)
-        for i in range(bisect_right(self._reach, offset_bytes), len(self._tiles)):
+        for tile in self._tiles_in(offset_bytes, end):
+            tile.copy(offset_bytes, end, buffer)
+
+    def expect(self, offset_bytes: int, num_bytes: int) -> None:
+        end = offset_bytes + num_bytes
+        for tile in self._tiles_in(offset_bytes, end):
+            low, high = tile.between(offset_bytes, end)
+            if low < high:
+                tile.source.expect(tile.begin + low, high - low)
+
+    def _tiles_in(self, begin: int, end: int) -> Iterator[_Tile]:
+        """The tiles that may have some of the tensor's bytes [begin, end)."""
+        for i in range(bisect_right(self._reach, begin), len(self._tiles)):
             tile = self._tiles[i]
             if tile.first >= end:
-                break
-            if tile.last > offset_bytes:
-                tile.copy(offset_bytes, end, buffer)
+                return
+            if tile.last > begin:
+                yield tile
 
 
 class _Tile:
@@ -201,7 +213,7 @@ class _Tile:
 
     def copy(self, start: int, end: int, buffer: memoryview) -> None:
         """Put what the box has of the tensor's bytes [start, end) into `buffer`."""
-        low, high = self._before(start), self._before(end)
+        low, high = self.between(start, end)
         for piece in range(low, high, BLOCK_BYTES):
             data = memoryview(bytearray(min(BLOCK_BYTES, high - piece)))
             self.source.read_into(self.begin + piece, data)
@@ -210,6 +222,10 @@ class _Tile:
                 rows = data[at : at + count * repeats]
                 _scatter(rows, buffer[position - start :], count, repeats, step)
                 at += len(rows)
+
+    def between(self, start: int, end: int) -> tuple[int, int]:
+        """Which of the box's bytes are among the tensor's bytes [start, end)."""
+        return self._before(start), self._before(end)
 
     def _before(self, position: int) -> int:
         """How many of the box's bytes come before the tensor's byte `position`."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ptsave.core.dtypes import BY_NAME
 from ptsave.core.nodes import TensorEntry, contiguous_strides
-from ptsave.core.storage import MemoryStorage
+from ptsave.core.storage import MemoryStorage, Storage
 from ptsave.errors import CorruptError, LimitError
 from ptsave.formats.dcp import chunks
 from ptsave.formats.dcp.chunks import Box, ConcatenatedStorage, TiledStorage, assemble, check_cover
@@ -68,6 +68,41 @@ def check_reading(shape: Shape, boxes: list[Box], dtype: str, data: st.DataObjec
         buffer = bytearray(end - start)
         entry.storage.read_into(start, memoryview(buffer))
         assert buffer == array.tobytes()[start:end]
+
+
+class Asked(Storage):
+    """Says what it was told to expect, and what was read of it."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self.num_bytes = num_bytes
+        self.expected: set[int] = set()
+        self.was_read: set[int] = set()
+
+    def expect(self, offset_bytes: int, num_bytes: int) -> None:
+        self.expected |= set(range(offset_bytes, offset_bytes + num_bytes))
+
+    def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
+        self.was_read |= set(range(offset_bytes, offset_bytes + len(buffer)))
+
+
+@given(tilings(), st.data())
+def test_of_a_part_as_much_is_expected_as_is_read(
+    tiling: tuple[Shape, list[Box]], data: st.DataObject
+) -> None:
+    """Whoever reads a part of a tensor on another machine asks for no other bytes."""
+    shape, boxes = tiling
+    asked = [Asked(box.num_elements * 4) for box in boxes]
+    entries = [
+        (box, TensorEntry("", BY_NAME["float32"], box.sizes, contiguous_strides(box.sizes), storage, 0))
+        for box, storage in zip(boxes, asked, strict=True)
+    ]
+    storage = assemble("w", shape, entries).storage
+    begin = data.draw(st.integers(0, storage.num_bytes))
+    num_bytes = data.draw(st.integers(0, storage.num_bytes - begin))
+    storage.expect(begin, num_bytes)
+    storage.read_into(begin, memoryview(bytearray(num_bytes)))
+    assert [one.expected for one in asked] == [one.was_read for one in asked]
+    assert sum(len(one.was_read) for one in asked) == num_bytes
 
 
 def test_many_narrow_rows() -> None:
