@@ -34,7 +34,7 @@ from ptsave.formats.stored import PLAIN_KINDS
 from ptsave.formats.writers import Writer, check_destination, destination_writer
 from ptsave.verbs.edit import Edits, edit, is_dropped
 from ptsave.verbs.extras import fit_extras
-from ptsave.verbs.request import Bar, halved, refuse_unused, unseen, unused_by_convert, unused_without_sign
+from ptsave.verbs.request import Bar, reading, refuse_unused, unseen, unused_by_convert, unused_without_sign
 from ptsave.verbs.signing import check_signed, settled, with_signatures, write_beside
 from ptsave.verbs.texts import check_holds, left_beside, lost, with_kept_values
 
@@ -108,8 +108,10 @@ def convert_paths(
             check_destination(destination, target, overwrite=options.overwrite)
             check_signed(destination, target, options)
         options = settled(options, checkpoints, is_named="--digest" in given)
-        with bar("converting", num_bytes_of(checkpoints)) as advance:
-            options = replace(options, progress=halved(advance) if options.check else advance)
+        size_bytes = sum(checkpoint.source_bytes for checkpoint in checkpoints)
+        passing_bytes = num_bytes_of(checkpoints) * (2 if options.check else 1)
+        with reading(bar, "converting", size_bytes, passing_bytes) as advance:
+            options = replace(options, progress=advance)
             return convert(
                 checkpoints,
                 destination,

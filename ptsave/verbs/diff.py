@@ -22,7 +22,7 @@ from ptsave.core.values.numbers import has_values, values_per_element
 from ptsave.formats import open_checkpoint
 from ptsave.formats.pickle.shapes import Payload
 from ptsave.storage.scan import scan
-from ptsave.verbs.request import Bar, unseen
+from ptsave.verbs.request import Bar, reading, unseen
 from ptsave.verbs.sharing import sharing_groups
 
 Progress = Callable[[int], None]
@@ -167,7 +167,7 @@ def diff_paths(a: Location, b: Location, bar: Bar = unseen) -> Diff:
     """
     with open_checkpoint(a) as one, open_checkpoint(b) as other:
         total = sum(entry.num_bytes for side in (one, other) for entry in side.tensors.values())
-        with bar("comparing", total) as advance:
+        with reading(bar, "comparing", one.source_bytes + other.source_bytes, total) as advance:
             found = diff(one, other, progress=advance)
         one.check_unchanged()
         other.check_unchanged()

@@ -18,7 +18,7 @@ from ptsave.core.record import Record
 from ptsave.errors import LimitError, Option, UnknownFormatError, UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.storage.files import InputFile, InputFolder
-from ptsave.verbs.request import ALWAYS, Bar, option, unseen
+from ptsave.verbs.request import ALWAYS, Bar, option, reading, unseen
 from ptsave.verbs.training import Training, describe_training
 
 if TYPE_CHECKING:
@@ -162,7 +162,9 @@ def _measured(checkpoint: Checkpoint, result: Inspection, bar: Bar) -> list[Tens
     from ptsave.verbs.stats import stats
 
     names = [row.entry.name for row in result.rows]
-    with bar("reading", sum(row.entry.num_bytes for row in result.rows)) as advance:
+    num_bytes = sum(row.entry.num_bytes for row in result.rows)
+    size_bytes = min(num_bytes, checkpoint.source_bytes)  # not all may be asked for, and some may be tied
+    with reading(bar, "reading", size_bytes, num_bytes) as advance:
         measured = list(stats(checkpoint, names, progress=advance))
     checkpoint.check_unchanged()
     return measured

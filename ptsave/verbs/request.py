@@ -24,21 +24,26 @@ def unseen(label: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
     yield lambda num_bytes: None
 
 
-def halved(advance: Callable[[int], None]) -> Callable[[int], None]:
-    """What tells `advance` half of the bytes that it is told itself, from any thread.
+@contextmanager
+def reading(bar: Bar, label: str, size_bytes: int, passing_bytes: int) -> Iterator[Callable[[int], None]]:
+    """A bar that ends at `size_bytes`, the size of the files, while about `passing_bytes` pass.
 
-    Each byte is written and read back: so a bar ends at the file's size."""
+    Some bytes pass several times, such as what is written and read back, and those of tied tensors once.
+    Yields what is told the bytes as they pass, from any thread.
+    """
     lock, seen, told = Lock(), 0, 0
+    with bar(label, size_bytes) as advance:
 
-    def half(num_bytes: int) -> None:
-        nonlocal seen, told
-        with lock:
-            seen += num_bytes
-            step = seen // 2 - told
-            told += step
-        advance(step)
+        def pass_on(num_bytes: int) -> None:
+            nonlocal seen, told
+            with lock:
+                seen += num_bytes
+                step = min(seen * size_bytes // max(passing_bytes, 1), size_bytes) - told
+                told += step
+            advance(step)
 
-    return half
+        yield pass_on
+        advance(size_bytes - told)
 
 
 def option(flag: str) -> Option:

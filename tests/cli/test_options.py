@@ -9,7 +9,6 @@ import pytest
 
 from ptsave.cli.options import check_names, dtypes, formats, one_of
 from ptsave.formats.writers import BY_NAME
-from ptsave.verbs.request import halved
 from tests.support import Command
 
 ROOT = Path(__file__).parents[2]
@@ -52,11 +51,3 @@ def test_a_destination_in_the_way_is_refused_before_torch_is_imported(
     done = ptsave("save", config, tmp_path / "net.pt", code=4, env=env)
     assert "exists" in done.stderr
     assert (tmp_path / "net.pt").read_text() == "old"
-
-
-def test_progress_is_told_half_of_what_passes_twice() -> None:
-    told: list[int] = []
-    advance = halved(told.append)
-    for num_bytes in (3, 3, 1, 5, 0, 8):
-        advance(num_bytes)
-    assert sum(told) == 10

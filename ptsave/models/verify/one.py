@@ -16,7 +16,7 @@ from ptsave.formats import open_checkpoint
 from ptsave.verbs import verify as verb
 from ptsave.verbs.checks.subject import Asked, Subject
 from ptsave.verbs.folders.runs import is_run, refuse_flags
-from ptsave.verbs.request import Bar, unseen
+from ptsave.verbs.request import Bar, reading, unseen
 
 if TYPE_CHECKING:
     from ptsave.models.save import Recorded
@@ -76,7 +76,9 @@ def verify_path(request: Request, listener: Listener) -> Outcome:
             model = subject_of(request, source, other, listener.warn)
             other = model.other
         listener.opened()
-        with listener.bar("reading", verb.total_bytes(asked.names, source, other)) as advance:
+        size_bytes = source.source_bytes + (other.source_bytes if other is not None else 0)
+        passing_bytes = verb.total_bytes(asked.names, source, other)
+        with reading(listener.bar, "reading", size_bytes, passing_bytes) as advance:
             subject = Subject(source, other, asked, request.allow, advance, select=request.select)
             if model is not None:
                 subject = replace(subject, parameters=model.parameters, tolerance=model.config.tolerance)
@@ -111,7 +113,8 @@ def verify_run(request: Request, listener: Listener) -> Outcome:
     refuse_flags(path, verb.about_one(asked))
     start, files = time.monotonic(), list_run(path)
     listener.opened()
-    with listener.bar("reading", verb_of_run.total_bytes(files, asked)) as advance:
+    size_bytes, passing_bytes = sum(file.num_bytes for file in files), verb_of_run.total_bytes(files, asked)
+    with reading(listener.bar, "reading", size_bytes, passing_bytes) as advance:
         verdict = verb_of_run.verify_run(
             files, asked, allow=request.allow, progress=advance, began=listener.began
         )
