@@ -86,6 +86,9 @@ def test_a_training_checkpoint_with_all_kinds_of_values(tmp_path: Path) -> None:
     kept = tmp_path / "train.safetensors"
     ptsave.convert(path, kept, extras="keep")
     assert ptsave.verify(kept, signed_by=public, checks="signature").is_yes
+    back = tmp_path / "back.pt"
+    ptsave.convert(kept, back)
+    assert ptsave.verify(back, signed_by=public, checks="signature").is_yes
     again = tmp_path / "again.dcp"
     ptsave.convert(path, again, format="dcp")
     verdict = ptsave.verify(again, signed_by=public, checks="signature")
@@ -146,6 +149,28 @@ def test_the_program_of_the_docs_agrees(tmp_path: Path, root: Path) -> None:
     hurt[-1] ^= 1
     (tmp_path / "b.safetensors").write_bytes(hurt)
     assert says(tmp_path / "b.safetensors", public) == (1, "this key signed other tensors")
+
+
+def test_signing_reads_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ptsave.storage.files import LocalFile
+
+    secret, _ = write_pair(tmp_path, "k")
+    ptsave.save(tmp_path / "a.pt", state())
+    read: list[tuple[int, int]] = []
+    original = LocalFile.read_into
+
+    def counted(file: LocalFile, offset_bytes: int, buffer: memoryview) -> None:
+        if str(file.path) == str(tmp_path / "a.pt"):
+            read.append((offset_bytes, len(buffer)))
+        original(file, offset_bytes, buffer)
+
+    monkeypatch.setattr(LocalFile, "read_into", counted)
+    ptsave.convert(tmp_path / "a.pt", tmp_path / "b.safetensors", digest="sha256")
+    plain = sorted(read)
+    assert plain
+    read.clear()
+    ptsave.convert(tmp_path / "a.pt", tmp_path / "c.safetensors", digest="sha256", sign=secret)
+    assert sorted(read) == plain
 
 
 def test_it_is_small_for_many_tensors(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ PAYLOAD_TYPE = "application/vnd.in-toto+json"
 MAX_ENVELOPES = 64
 """Cap on the statements in one record or file."""
 MAX_SIGNATURES = 64
-"""Cap on the signatures of one statement."""
+"""Cap on the signatures of all statements: each that names a trusted key is checked."""
 MAX_BYTES = 4 * 1024 * 1024
 """Cap on one statement, and on a file with some."""
 _HINT = "the file is damaged or was changed; sign the checkpoint again"

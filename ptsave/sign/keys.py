@@ -103,7 +103,7 @@ class Trust:
 
 def short(key_id: str) -> str:
     """A key's name for a person: the first digits of its id."""
-    return f"SHA256:{key_id[:16]}"
+    return f"SHA256:{key_id[:16]}" if key_id else "a key that it does not name"
 
 
 def private_key(where: Location, prompt: Prompt | None = None) -> PrivateKey:

@@ -287,7 +287,8 @@ def _sha256(items: list[Any]) -> str:
 def _data_of(checkpoint: Checkpoint) -> tuple[dict[str, Any], list[str]]:
     """What is not a tensor, in JSON, and the names of what says too little of itself.
 
-    Values that a flat format keeps in the record are here under the names that they had in the tree.
+    Values that a flat format keeps in the record are here under the names that they had in the tree, where
+    `convert` puts them back, and they stay in the record.
 
     Raises: LossyError.
     """
@@ -302,9 +303,10 @@ def _data_of(checkpoint: Checkpoint) -> tuple[dict[str, Any], list[str]]:
     kept = checkpoint.record.extras if isinstance(checkpoint.record, Record) else None
     if isinstance(kept, dict):
         for name, value in kept.items():
-            if name in data:
+            kept_value = plain(value)
+            if name in data and canonical(data[name]) != canonical(kept_value):
                 raise LossyError("two values have one name", repr(name), "rename one of them")
-            data[name] = plain(value)
+            data[name] = kept_value
     elif kept is not None:
         data[""] = plain(kept)
     return data, not_covered

@@ -10,7 +10,7 @@ from typing import Any
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import Finding, Kind, first_names
 from ptsave.errors import CorruptError, LimitError
-from ptsave.sign.envelope import MAX_ENVELOPES, Envelope, parse_envelope
+from ptsave.sign.envelope import MAX_ENVELOPES, MAX_SIGNATURES, Envelope, parse_envelope
 from ptsave.sign.keys import PublicKey, Trust, short
 from ptsave.sign.statement import ALGORITHMS, Statement, parse_statement
 
@@ -56,7 +56,10 @@ def signatories(checkpoint: Checkpoint) -> list[str]:
 
 
 def authenticated(checkpoint: Checkpoint, asked: SignedBy) -> Authentic:
-    """Find out what the trusted keys have signed."""
+    """Find out what the trusted keys have signed.
+
+    A signature is checked with the key that it names alone, so that many keys and signatures cost no more.
+    """
     result = Authentic()
     say = result.findings.append
     envelopes: list[Envelope] = []
@@ -71,6 +74,9 @@ def authenticated(checkpoint: Checkpoint, asked: SignedBy) -> Authentic:
             envelopes.append(parse_envelope(document, str(checkpoint.path)))
         except (CorruptError, LimitError) as error:
             say(Finding(CHECK, "fail", "", Kind.MALFORMED_SIGNATURE, facts={"why": error.what}))
+    if (number := sum(len(envelope.signatures) for envelope in envelopes)) > MAX_SIGNATURES:
+        why = {"why": LimitError("signatures", MAX_SIGNATURES, number).what}
+        return Authentic([], [Finding(CHECK, "fail", "", Kind.MALFORMED_SIGNATURE, facts=why)])
     if not documents:
         say(Finding(CHECK, "fail", "", Kind.NOT_SIGNED))
     elif envelopes and not any(envelope.signatures for envelope in envelopes):
@@ -82,9 +88,9 @@ def authenticated(checkpoint: Checkpoint, asked: SignedBy) -> Authentic:
         signers = []
         for number, envelope in enumerate(envelopes):
             for key in trust.keys:
-                valid = [
-                    i for i, s in enumerate(envelope.signatures) if key.signed(s.value, envelope.message)
-                ]
+                named = [i for i, one in enumerate(envelope.signatures) if one.key_id == key.key_id]
+                message = envelope.message if named else b""
+                valid = [i for i in named if key.signed(envelope.signatures[i].value, message)]
                 genuine |= {(number, i) for i in valid}
                 if not valid:
                     continue

@@ -272,6 +272,15 @@ def too_many_signatures(s: Signed) -> None:
     s.envelope["signatures"] *= 65
 
 
+def too_many_signatures_in_all(s: Signed) -> None:
+    s.envelope["signatures"] *= 33
+    s.record["signatures"] *= 2
+
+
+def signature_that_names_no_key(s: Signed) -> None:
+    del s.envelope["signatures"][0]["keyid"]
+
+
 def signed_spaces(s: Signed) -> None:
     s.sign_payload(json.dumps(s.payload).encode())
 
@@ -355,6 +364,8 @@ ATTACKS: dict[Callable[[Signed], None], set[Kind]] = {
     envelope_that_is_a_number: {Kind.MALFORMED_SIGNATURE},
     too_many_envelopes: {Kind.MALFORMED_SIGNATURE},
     too_many_signatures: {Kind.MALFORMED_SIGNATURE},
+    too_many_signatures_in_all: {Kind.MALFORMED_SIGNATURE},
+    signature_that_names_no_key: {Kind.FOREIGN},
     signed_spaces: {Kind.MALFORMED_SIGNATURE},
     signed_twice_in_one: {Kind.MALFORMED_SIGNATURE},
     signed_for_another_purpose: {Kind.MALFORMED_SIGNATURE},
