@@ -25,6 +25,7 @@ from ptsave.formats.pickle.inert import names_in_errors
 from ptsave.formats.programs import pt2, torchscript
 from ptsave.formats.safetensors import read as safetensors_read
 from ptsave.formats.safetensors import sharded_read
+from ptsave.formats.safetensors.main_file import CONFIG
 from ptsave.formats.torch import legacy, tar
 from ptsave.formats.torch import read as torch_read
 from ptsave.storage.files import InputFile, InputFolder, LocalFolder, unchanged
@@ -149,7 +150,8 @@ def _read_folder(folder: InputFolder) -> Checkpoint:
         for known in FOLDER_FORMATS:
             if known.sniff(folder):
                 checkpoint = _holding(known.read(folder), folder)
-                checkpoint.siblings = [name for name in folder.names if name not in folder.opened]
+                read = folder.opened - {CONFIG}
+                checkpoint.siblings = [name for name in folder.names if name not in read]
                 try:
                     judge_rest(folder, checkpoint, open_file)
                 except BaseException:

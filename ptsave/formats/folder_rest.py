@@ -19,6 +19,7 @@ from ptsave.core.nodes import GlobalUse, add_uses
 from ptsave.errors import PtsaveError
 from ptsave.formats.dcp import read as dcp_read
 from ptsave.formats.safetensors import sharded_read
+from ptsave.formats.safetensors.main_file import INDEX
 from ptsave.storage.files import InputFile, InputFolder
 
 MAX_OTHERS = 200
@@ -57,7 +58,7 @@ def judge_rest(
         judge.open(dcp_read.METADATA, lambda: dcp_read.read(folder))
     for name in filter(_RANK_METADATA.fullmatch, folder.names):
         judge.open(name, lambda name=name: _rank_metadata(folder, name))  # type: ignore[misc]
-    for name in filter(sharded_read.INDEX.fullmatch, folder.names):
+    for name in filter(INDEX.fullmatch, folder.names):
         judge.open(name, lambda name=name: sharded_read.read_shards(folder.open(name), folder))  # type: ignore[misc]
     for name in filter(_TAKEN.fullmatch, folder.names):
         judge.open(name, lambda name=name: open_file(folder.open(name)))  # type: ignore[misc]

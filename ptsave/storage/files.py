@@ -12,7 +12,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +301,11 @@ class InputFolder(ABC):
 
     _opened: list[tuple[str, Any]]
     """The files that were opened, and their names."""
+
+    @cached_property
+    def memo(self) -> dict[str, object]:
+        """What readers have found out about it, by who did."""
+        return {}
 
     @property
     def size_bytes(self) -> int:

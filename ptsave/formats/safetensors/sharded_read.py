@@ -1,7 +1,6 @@
 """Folders with the tensors of one model in several files, and the index that says which is where.
 
-Source: huggingface_hub `serialization/_base.py` and `_torch.py` (the index's fields), transformers
-`modeling_utils.py` (which file of a folder is taken first).
+Source: huggingface_hub `serialization/_base.py` and `_torch.py` (the index's fields).
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from ptsave.formats import named
 from ptsave.formats.base import HEAD_BYTES, FileFormat, FolderFormat
 from ptsave.formats.one_reading import check_one_reading
 from ptsave.formats.safetensors import read as safetensors_read
+from ptsave.formats.safetensors.main_file import INDEX, file_of_config, indexes, main_file
 from ptsave.formats.torch import legacy
 from ptsave.formats.torch import read as torch_read
 from ptsave.storage.fetch import in_parallel
@@ -38,19 +38,6 @@ MAX_INDEX_BYTES = 512 * 1024**2
 MAX_SHARDS = 20_000
 """Cap on the files of one checkpoint."""
 
-_PREFERRED = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-    "adapter_model.safetensors",
-    "adapter_model.bin",
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.safetensors.index.json",
-    "diffusion_pytorch_model.bin",
-)
-INDEX = re.compile(r".+\.(?P<suffix>safetensors|bin)\.index(?:\.(?P<variant>[\w-]+))?\.json")
-"""An index's name: `model.safetensors.index.json`, or a variant's `model.safetensors.index.fp16.json`."""
 _SHARD = re.compile(
     r"(?P<stem>(?!shard-\d+-model).+)-(?P<number>\d{4,6})-of-(?P<count>\d{4,6})\.(?P<suffix>safetensors|bin|pt|pth)"
 )
@@ -69,15 +56,15 @@ def read(folder: InputFolder) -> Checkpoint:
 
     Raises: CorruptError, MissingFileError, LimitError, UnreadableError.
     """
-    name = _main_file(folder)
+    name = main_file(folder)
     if name is None:
         raise _half_written(folder)
     index = INDEX.fullmatch(name)
     if index is None:
         return _open_shard(folder.open(name))
     kind = (index["suffix"], index["variant"] is None)
-    same = [i[0] for i in _indexes(folder) if (i["suffix"], i["variant"] is None) == kind]
-    if len(same) > 1:
+    same = [i[0] for i in indexes(folder) if (i["suffix"], i["variant"] is None) == kind]
+    if len(same) > 1 and name != file_of_config(folder):
         hint = f"name one: {', '.join(same[:5])}"
         raise UnreadableError("the folder holds several checkpoints", str(folder.path), hint)
     return read_shards(folder.open(name), folder)
@@ -104,14 +91,14 @@ def sniff_index(file: InputFile, head: bytes) -> bool:
 
 
 def _is_safetensors(folder: InputFolder) -> bool:
-    name = _main_file(folder)
+    name = main_file(folder)
     if name is not None:
         return ".safetensors" in name
     return any(match["suffix"] == "safetensors" for match in _shards(folder))
 
 
 def _is_torch(folder: InputFolder) -> bool:
-    return not _is_safetensors(folder) and (_main_file(folder) is not None or any(_shards(folder)))
+    return not _is_safetensors(folder) and (main_file(folder) is not None or any(_shards(folder)))
 
 
 FORMATS = (
@@ -119,17 +106,6 @@ FORMATS = (
     FolderFormat(TORCH, _is_torch, read),
 )
 INDEX_FORMAT = FileFormat("sharded-index", sniff_index, read_index)
-
-
-def _main_file(folder: InputFolder) -> str | None:
-    """The file to begin with: the one that transformers would take, else an index of another name."""
-    preferred = [name for name in _PREFERRED if name in folder.names]
-    others = sorted(_indexes(folder), key=lambda i: (i["suffix"] != "safetensors", i["variant"] is not None))
-    return next(iter(preferred + [index[0] for index in others]), None)
-
-
-def _indexes(folder: InputFolder) -> list[re.Match[str]]:
-    return [match for name in folder.names if (match := INDEX.fullmatch(name))]
 
 
 def _shards(folder: InputFolder) -> Iterator[re.Match[str]]:
