@@ -16,7 +16,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 from ptsave.core.accounts import Part
-from ptsave.core.caps import room
+from ptsave.core.caps import check_metadata, room
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import counted
 from ptsave.core.nodes import TensorEntry, contiguous_strides
@@ -72,6 +72,7 @@ def read(file: InputFile) -> Checkpoint:
                 raise LimitError(f"gguf_{what}", most, count, str(file.path))
         with no_garbage_collection():
             metadata, alignment, num_files = _metadata(cursor, num_keys)
+            check_metadata(metadata, file.stored_bytes, str(file.path))
             infos = _infos(cursor, num_tensors, alignment)
             tensors, ends = _tensors(file, cursor, infos)
         order = "big" if cursor.order == ">" else "little"

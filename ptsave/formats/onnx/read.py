@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from ptsave.core import record as records
-from ptsave.core.caps import room
+from ptsave.core.caps import check_metadata, room
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import counted
 from ptsave.core.nodes import GlobalUse, Opaque, Port, Program
@@ -103,6 +103,7 @@ def read(file: InputFile, *, has_folder: bool = True) -> Checkpoint:
         root, constants = model.root()
         text = model.metadata.pop(records.KEY, None)
         record = Record.from_json(text, str(file.path)) if text is not None else None
+        check_metadata(model.metadata, file.stored_bytes, str(file.path))
         checkpoint = Checkpoint(
             NAME,
             file.path,
