@@ -245,6 +245,7 @@ def verify(
     Raises: UsageError, also for an option that no check would use; UnreadableError for what cannot be read at
     all. That a checkpoint is damaged, unsafe or another one is no error: the verdict says it.
     """
+    from ptsave.export import run_pt2
     from ptsave.models.verify.one import Listener, Request, verify_path
     from ptsave.verbs.signing import signed_by_of
     from ptsave.verbs.verify import choose
@@ -271,7 +272,7 @@ def verify(
         )
         folder = Path() if app_dir is None else Path(app_dir)
         request = Request(
-            located(path), asked, _several(allow), _several(set), select, device, folder, strict
+            located(path), asked, _several(allow), _several(set), select, device, folder, strict, run_pt2
         )
         verdict, _ = verify_path(request, Listener(notes.append))
     for note in notes:

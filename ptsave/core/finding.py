@@ -267,6 +267,13 @@ class Kind(Enum):
     PROGRAM_DEPARTS_BEFORE = (
         "first to depart: the code of {module}, {relative:.2g} off in what it gives to {before!r}"
     )
+    NO_PROGRAM_RECORD = "it is no exported program with a record, as `convert -c` writes them"
+    PROGRAM_UNSAFE = "it is not run: it names what is not in the allow-list (check safe)"
+    NO_RUNTIME = "it is not run: {why}"
+    SAME_NODES = "{count} [node is|nodes are] those that were exported"
+    OTHER_NODE = "is not the node that was exported: {operator}"
+    NEW_NODE = "is a node that was not exported: {operator}"
+    GONE_NODE = "was a node when it was exported, and is none now"
     ONE_PROCESS = "one process does it: run verify without torchrun, where the model fits"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,12 +37,14 @@ from ptsave.models.behaviour.judge import output_key
 from ptsave.models.behaviour.observe import observe
 from ptsave.models.behaviour.trace import digest_of
 from ptsave.models.imports import in_front
+from ptsave.models.inputs import make_inputs
 from ptsave.models.load import config_for, warn_if_changed
 from ptsave.models.save import new_record
 from ptsave.models.weights.fill import build_from
 from ptsave.models.weights.fitting import fit_of
 from ptsave.storage.opening import check_file_destination
 from ptsave.storage.scan import tensor_digest
+from ptsave.verbs.checks.cause import runtime_version
 from ptsave.verbs.convert import Conversion
 from ptsave.verbs.request import refuse_unused, unused_by_export
 
@@ -108,7 +111,7 @@ def export_path(
         opened.enter_context(in_front(request.app_dir))
         subject = _subject(request, source, notes)
         program = export_program(subject.model, subject.inputs)
-        target = _target(request, program)
+        target = _target(request, subject, program)
         example = case_of(subject.model, subject.inputs, target.margin, subject.inputs.sizes)
         behaviour = observe(subject.model, subject.inputs, "cpu")
         if behaviour.determinism != "exact":
@@ -119,9 +122,9 @@ def export_path(
             )
         texts = {**source.metadata, **request.metadata}
 
-        def record(digests: Digests) -> Record:
+        def record(digests: Digests, facts: Mapping[str, Any]) -> Record:
             made = _record(subject, program, target, example, behaviour, digests)
-            return replace(made, metadata=texts)
+            return replace(made, metadata=texts, program={**(made.program or {}), **facts})
 
         verdicts: list[Verdict] = []
 
@@ -208,9 +211,11 @@ def _aliases(model: nn.Module) -> dict[str, str]:
     return both
 
 
-def _target(request: Export, program: Program) -> Target:
+def _target(request: Export, subject: _Subject, program: Program) -> Target:
     """The program in the format that is asked for."""
-    return Pt2Target(program) if request.format == "pt2" else OnnxTarget(program, request.opset)
+    if request.format == "pt2":
+        return Pt2Target(program)
+    return OnnxTarget(program, make_inputs(subject.inputs, subject.model), request.opset)
 
 
 def _record(
@@ -236,6 +241,7 @@ def _record(
         behaviour=behaviour.to_json(),
         program={
             "format": target.name,
+            "runtime": runtime_version(target.name),
             "constants": [n for n in digests.tensors if n.removeprefix("state_dict.") not in state],
             "sizes": dict(subject.inputs.sizes),
             "bounds": {name: list(bounds) for name, bounds in program.bounds.items()},

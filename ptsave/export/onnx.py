@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -21,9 +20,10 @@ from ptsave.export.program import Program, flat_arguments, input_nodes
 from ptsave.export.target import RecordOf, Value
 from ptsave.formats import open_checkpoint
 from ptsave.models.behaviour.judge import FOREIGN_MARGIN
-from ptsave.models.behaviour.trace import cloned
+from ptsave.models.behaviour.trace import cloned, digest_of
 from ptsave.models.inputs import Arguments, output_tensors
 from ptsave.storage.scan import tensor_digest
+from ptsave.verbs.programs.onnx import module_of, node_digests, session
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 MAX_INLINE_BYTES = 2**31 - 2**26
@@ -31,11 +31,6 @@ MAX_INLINE_BYTES = 2**31 - 2**26
 ALIGNMENT = 4096
 """Where each tensor of a file of weights begins, so that runtimes can map it."""
 _STACK_TRACE = "pkg.torch.onnx.stack_trace"
-_SCOPES = "pkg.torch.onnx.name_scopes"
-"""The key of a node's metadata under which torch's exporter keeps the modules that it is in.
-
-Source: torch/onnx/_internal/exporter/_core.py of torch 2.13.
-"""
 
 
 def check_installed() -> None:
@@ -54,8 +49,10 @@ class OnnxTarget:
     name = "onnx"
     margin = FOREIGN_MARGIN
 
-    def __init__(self, program: Program, opset: int | None) -> None:
+    def __init__(self, program: Program, example: Arguments, opset: int | None) -> None:
         """Translate `program`; `opset` is the version of ONNX's operators, None for the exporter's choice.
+
+        `example`: the arguments whose digests the record has, by the inputs' names.
 
         Weights stay as they are, under their names in the state dict: what folds and fuses them is left to
         runtimes, which do it when they load a model.
@@ -63,6 +60,8 @@ class OnnxTarget:
         Raises: RefusedError where torch cannot translate it.
         """
         self._program = program
+        leaves = zip(input_nodes(program.exported), flat_arguments(program.exported, example), strict=True)
+        self._inputs = {n.name: digest_of(leaf) for n, leaf in leaves if isinstance(leaf, torch.Tensor)}
         try:
             with torch.no_grad(), without_messages():
                 made = torch.onnx.export(
@@ -130,10 +129,24 @@ class OnnxTarget:
             return
         with open_checkpoint(path) as checkpoint:
             digests = {name: tensor_digest(entry) for name, entry in checkpoint.tensors.items()}
-        text = record(Digests(DEFAULT, digests)).to_json()
+        facts = {
+            "inputs": self._inputs,
+            "outputs": self._outputs(),
+            "nodes": {name: digest for name, (digest, _) in node_digests(path).items()},
+        }
+        text = record(Digests(DEFAULT, digests), facts).to_json()
         entry = onnx.StringStringEntryProto(key=records.KEY, value=text)
         with path.open("ab") as file:
             file.write(onnx.ModelProto(metadata_props=[entry]).SerializeToString(deterministic=True))
+
+    def _outputs(self) -> list[str]:
+        """The path of each output of the graph among what the model returns."""
+        exported = self._program.exported
+        names = exported.graph_signature.user_outputs
+        stand_ins = [torch.empty(0) if isinstance(name, str) else name for name in names]
+        tree = pytree.tree_unflatten(stand_ins, exported.call_spec.out_spec)
+        paths = {id(tensor): path for path, tensor in output_tensors(tree).items()}
+        return [paths[id(one)] for one in stand_ins if isinstance(one, torch.Tensor)]
 
     def runtime(self, path: Path) -> OnnxRuntime:
         """What runs the file at `path`."""
@@ -208,9 +221,7 @@ class OnnxRuntime:
         known = {output.name for output in model.graph.output}
         scopes: dict[str, str] = {}
         for node in model.graph.node:
-            found = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "[]")
-            modules = ast.literal_eval(found)
-            scopes.update((name, modules[-2] if len(modules) > 1 else "") for name in node.output if name)
+            scopes.update((name, module_of(node)) for name in node.output if name)
         named = [name for name in scopes if name not in known]
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in named)
         copy = self._path.with_name(f"{self._path.name}.all")
@@ -223,13 +234,4 @@ class OnnxRuntime:
             copy.unlink(missing_ok=True)
         for name, array in zip(names, arrays, strict=True):
             if hasattr(array, "dtype"):
-                yield Value(scopes.get(name, "").partition("@")[0], torch.from_numpy(array))
-
-
-def session(path: Path) -> Any:
-    """The model at `path`, loaded by onnxruntime."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what it has to say, it raises
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+                yield Value(scopes.get(name, ""), torch.from_numpy(array))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,9 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Interpreter, Node
 
+from ptsave.config.inputs import InputsSpec
+from ptsave.core.behaviour import Sample
+from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.own_process import without_messages
 from ptsave.core.record import FILE_NAME, Digests
 from ptsave.core.values.digest import DEFAULT
@@ -17,9 +22,10 @@ from ptsave.export.program import Program
 from ptsave.export.target import RecordOf, Value
 from ptsave.formats import open_checkpoint
 from ptsave.models.behaviour.judge import MARGIN
-from ptsave.models.behaviour.trace import cloned, digest_of
-from ptsave.models.inputs import Arguments, output_tensors
+from ptsave.models.behaviour.trace import cloned, digest_of, samples_of
+from ptsave.models.inputs import Arguments, make_inputs, output_tensors
 from ptsave.models.seeding import seeded
+from ptsave.storage.files import InputFile
 from ptsave.storage.scan import tensor_digest
 
 STATE_DICT, CONSTANTS = "state_dict", "constants"
@@ -43,7 +49,7 @@ class Pt2Target:
 
     def write(self, path: Path, record: RecordOf | None, data: Path | None, location: str) -> None:
         """Write the program to `path`, with the record as an extra file."""
-        extra = {} if record is None else {FILE_NAME: record(self._digests()).to_json()}
+        extra = {} if record is None else {FILE_NAME: record(self._digests(), {}).to_json()}
         # Given a path, torch names the archive's folder after it.
         with without_messages(), path.open("wb") as file:
             torch.export.save(self._exported, file, extra_files=extra)
@@ -98,6 +104,20 @@ class Pt2Runtime:
         with torch.no_grad(), seeded(0):
             _Watching(self._module, values).run(*leaves)
         yield from values
+
+
+def run_pt2(checkpoint: Checkpoint, inputs: InputsSpec) -> Mapping[str, Sample]:
+    """What the program of an open archive computes from `inputs`, by the paths of its outputs.
+
+    The bytes that were checked are those that torch is given: nothing is opened again.
+    """
+    (file,) = (held for held in checkpoint.held if isinstance(held, InputFile))
+    data = io.BytesIO(file.read_at(0, file.size_bytes))
+    with without_messages():
+        module = torch.export.load(data).module()
+    arguments = make_inputs(replace(inputs, is_recorded=False), module)
+    with torch.no_grad(), seeded(0):
+        return samples_of(module(*arguments.args, **arguments.kwargs))
 
 
 class _Watching(Interpreter):

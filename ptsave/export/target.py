@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from ptsave.core.record import Digests, Record
 from ptsave.models.inputs import Arguments
 
-RecordOf = Callable[[Digests], Record]
-"""Makes the record of a program, given the digests of what is in its file."""
+RecordOf = Callable[[Digests, Mapping[str, Any]], Record]
+"""Makes the record of a program, given the digests of what is in its file and what else is known of it."""
 
 
 @dataclass(frozen=True)

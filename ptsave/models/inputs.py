@@ -6,7 +6,6 @@ import inspect
 import io
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ptsave.config.arrays import generated
 from ptsave.config.inputs import (
     DataTensor,
     DictOf,
@@ -30,7 +30,6 @@ from ptsave.core.dtypes import BY_NAME
 from ptsave.core.names import hint_for
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.tree import dotted, items_of, walk
-from ptsave.core.values import random
 from ptsave.errors import UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
@@ -161,21 +160,9 @@ def random_tensor(spec: RandomTensor, stream: str) -> Tensor:
 
     Floats narrower than 32 bits are float32 numbers rounded to nearest.
     """
-    count, dtype = prod(spec.shape), getattr(torch, spec.dtype.name)
-    if not spec.dtype.is_float:
-        integers = np.empty(count, "uint8" if spec.dtype.kind == "bool" else spec.dtype.name)
-        low, high = int(spec.low or 0), 2 if spec.high is None else int(spec.high)
-        random.fill_integers(integers, low, high, spec.seed, stream)
-        return torch.from_numpy(integers).to(dtype).reshape(spec.shape)
-    is_complex = spec.dtype.kind == "complex"
-    is_wide = spec.dtype.name in ("float64", "complex128")
-    floats = np.empty(count * (2 if is_complex else 1), "float64" if is_wide else "float32")
-    if spec.low is not None and spec.high is not None:
-        random.fill_uniform(floats, spec.low, spec.high, spec.seed, stream)
-    else:
-        random.fill_normal(floats, spec.mean, spec.std, spec.seed, stream)
-    tensor = torch.from_numpy(floats)
-    if is_complex:
+    dtype = getattr(torch, spec.dtype.name)
+    tensor = torch.from_numpy(generated(spec, stream))
+    if spec.dtype.kind == "complex":
         tensor = torch.view_as_complex(tensor.reshape(-1, 2))
     return tensor.to(dtype).reshape(spec.shape)
 

@@ -1,12 +1,4 @@
-"""Sketches: a tensor in sixteen numbers, from which the size of a difference can be told.
-
-Each element, with a sign that is pseudo-random and fixed, is added to one of sixteen sums. That is linear,
-so the sketches of two tensors differ by the sketch of their difference; and its length is, in expectation,
-that of the whole difference: not one element is left out, as it would be in a sample of values.
-
-Source: Charikar, Chen, Farach-Colton, "Finding frequent items in data streams", ICALP 2002 (CountSketch);
-Alon, Matias, Szegedy, "The space complexity of approximating the frequency moments", STOC 1996.
-"""
+"""Sketches of tensors, as `core.values.sketch` has them of arrays, on the device that a tensor is on."""
 
 from __future__ import annotations
 
@@ -17,13 +9,7 @@ import torch
 from torch.nn import functional
 
 from ptsave.core.behaviour import SKETCH_PLACES
-from ptsave.core.values import random
-
-BLOCK_ELEMENTS = (1 << 15) - SKETCH_PLACES
-"""Added up at once: few enough that they stay in the cache, that little is rounded away, and that torch
-(below 2**15) does not call up its threads. After that many elements the signs repeat, all turned or none."""
-HUGE = 1e30
-"""Larger elements (masks of the least float there is) are counted, for beside them no other would show."""
+from ptsave.core.values.sketch import BLOCK_ELEMENTS, HUGE, block_signs, turns
 
 
 class Measured(NamedTuple):
@@ -67,15 +53,9 @@ def _measured(flat: torch.Tensor) -> tuple[float, tuple[float, ...]]:
 
 @cache
 def _signs(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    return _random_signs("sketch", BLOCK_ELEMENTS).to(device, dtype)
+    return torch.from_numpy(block_signs()).to(device, dtype)
 
 
 @cache
 def _turns(num_blocks: int) -> torch.Tensor:
-    return _random_signs("sketch turns", num_blocks)
-
-
-def _random_signs(stream: str, count: int) -> torch.Tensor:
-    """-1 or 1, in float64."""
-    bits = random.bits(random.key(0, stream), 0, count) & 1
-    return torch.from_numpy(bits.astype("float64") * 2 - 1)
+    return torch.from_numpy(turns(num_blocks))

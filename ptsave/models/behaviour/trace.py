@@ -20,6 +20,7 @@ from ptsave.core.behaviour import CALL_VALUES, OUTPUT_VALUES, Call, Sample
 from ptsave.core.dtypes import BY_NAME
 from ptsave.core.tree import own_kind, rewrite
 from ptsave.core.values.digest import DEFAULT, hasher, prefix
+from ptsave.core.values.sketch import STEP
 from ptsave.errors import UsageError
 from ptsave.models.behaviour.differences import epsilon
 from ptsave.models.behaviour.sketch import measure
@@ -33,8 +34,6 @@ MAX_TENSORS = 4
 """How many tensors of one module's inputs, and of its outputs, are looked at."""
 MAX_OUTPUTS = 1000
 """How many of the model's own outputs are."""
-_STEP = 2_654_435_761
-"""A prime, so that multiples of it visit every place of a tensor once before any twice."""
 
 
 def _alone(run: Callable[[], Trace]) -> Trace:
@@ -338,7 +337,7 @@ def _flat(tensor: torch.Tensor) -> torch.Tensor:
 
 @cache
 def _places(size: int, count: int) -> torch.Tensor:
-    return torch.arange(min(count, size)) * _STEP % max(size, 1)
+    return torch.arange(min(count, size)) * STEP % max(size, 1)
 
 
 def _name(dtype: torch.dtype) -> str:

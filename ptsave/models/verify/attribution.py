@@ -15,7 +15,7 @@ from ptsave.models.source import changed_parts, source_digest
 from ptsave.models.verify.behaviour import coarser_dtype
 from ptsave.models.verify.subject import ModelSubject
 from ptsave.storage.scan import tensor_digest
-from ptsave.verbs.checks.cause import damage, difference, resumption
+from ptsave.verbs.checks.cause import damage, difference, program_cause, resumption
 
 
 def attribute(subject: ModelSubject, findings: Sequence[Finding]) -> str:
@@ -25,6 +25,7 @@ def attribute(subject: ModelSubject, findings: Sequence[Finding]) -> str:
         _ties,
         _weights,
         _keys,
+        _program,
         _other,
         _resume,
         _dtype,
@@ -234,6 +235,10 @@ def _other(subject: ModelSubject, findings: Sequence[Finding]) -> str:
         return line
     found = subject.compared
     return f"another function than {subject.other.path}: the tensors are equal{_from(found) if found else ''}"
+
+
+def _program(subject: ModelSubject, findings: Sequence[Finding]) -> str:
+    return program_cause(findings, subject.checkpoint)
 
 
 def _resume(subject: ModelSubject, findings: Sequence[Finding]) -> str:

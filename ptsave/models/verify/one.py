@@ -14,7 +14,7 @@ from ptsave.core.verdict import Verdict
 from ptsave.errors import RefusedError
 from ptsave.formats import open_checkpoint
 from ptsave.verbs import verify as verb
-from ptsave.verbs.checks.subject import Asked, Subject
+from ptsave.verbs.checks.subject import Asked, RunPt2, Subject
 from ptsave.verbs.folders.runs import is_run, refuse_flags
 from ptsave.verbs.request import Bar, reading, unseen
 
@@ -38,6 +38,8 @@ class Request:
     app_dir: Path = Path()
     is_strict: bool = False
     """Whether warnings count as failures."""
+    run_pt2: RunPt2 | None = None
+    """What runs an exported program of torch's."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,9 @@ def verify_path(request: Request, listener: Listener) -> Outcome:
         size_bytes = source.source_bytes + (other.source_bytes if other is not None else 0)
         passing_bytes = verb.total_bytes(asked.names, source, other)
         with reading(listener.bar, "reading", size_bytes, passing_bytes) as advance:
-            subject = Subject(source, other, asked, request.allow, advance, select=request.select)
+            subject = Subject(
+                source, other, asked, request.allow, advance, select=request.select, run_pt2=request.run_pt2
+            )
             if model is not None:
                 subject = replace(subject, parameters=model.parameters, tolerance=model.config.tolerance)
             findings = verb.verify_file(subject, times.began)

@@ -12,6 +12,7 @@ from ptsave.core.finding import Finding
 from ptsave.verbs.checks.against import against
 from ptsave.verbs.checks.bytes import bytes_
 from ptsave.verbs.checks.finite import finite
+from ptsave.verbs.checks.program import program
 from ptsave.verbs.checks.resume import resume
 from ptsave.verbs.checks.safe import safe
 from ptsave.verbs.checks.signature import signature
@@ -27,6 +28,7 @@ FILE_CHECKS: dict[str, Check] = {
     "whole": whole,
     "finite": finite,
     "resume": resume,
+    "program": program,
     "against": against,
 }
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import metadata
 
 from ptsave.core.address import Location
-from ptsave.core.finding import Finding, first_names, places
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.finding import Finding, Kind, first_names, places
 from ptsave.core.parts.select import Content
 
 
@@ -31,3 +33,30 @@ def resumption(findings: Sequence[Finding]) -> str:
     if not bad:
         return ""
     return f"training state does not fit: {bad[0]}"
+
+
+def program_cause(findings: Sequence[Finding], checkpoint: Checkpoint) -> str:
+    """What explains that a program is not what was recorded; empty where it is."""
+    failed = [finding for finding in findings if finding.check == "program" and finding.level == "fail"]
+    program = (checkpoint.record.program if checkpoint.record is not None else None) or {}
+    nodes = [f for f in failed if f.kind in (Kind.OTHER_NODE, Kind.NEW_NODE, Kind.GONE_NODE)]
+    if nodes:
+        first = nodes[0]
+        operator = first.facts.get("operator")
+        more = f" and {len(nodes) - 1} more" if len(nodes) > 1 else ""
+        return f"another graph: {first.where}{f' ({operator})' if operator else ''}{more}"
+    if not failed:
+        return ""
+    then, now = program.get("runtime"), runtime_version(str(program.get("format")))
+    if then != now:
+        return f"another runtime: {then} → {now}, {failed[0]}"
+    return f"changed numerics: weights, graph and runtime are those that were recorded; {failed[0]}"
+
+
+def runtime_version(format: str) -> str:
+    """`onnxruntime 1.32.0`: what runs the programs of a format here."""
+    package = "onnxruntime" if format == "onnx" else "torch"
+    try:
+        return f"{package} {metadata.version(package)}"
+    except metadata.PackageNotFoundError:
+        return f"no {package}"

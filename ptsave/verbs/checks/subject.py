@@ -6,13 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from ptsave.config.inputs import InputsSpec
 from ptsave.config.toml import Tolerance
 from ptsave.core.address import Location
+from ptsave.core.behaviour import Sample
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.parts.select import Content, comparable
 from ptsave.sign.trusted import Authentic, SignedBy, authenticated
 from ptsave.verbs.audit import Found
 from ptsave.verbs.stats import Counts
+
+RunPt2 = Callable[[Checkpoint, InputsSpec], Mapping[str, Sample]]
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ class Subject:
     """The key of the model's state dict, where the user named it."""
     shared: Checkpoint | None = None
     """What `checkpoint` is one rank's share of."""
+    run_pt2: RunPt2 | None = None
+    """What runs a `.pt2` on inputs, where torch is at hand."""
     counts: Counts = field(default_factory=dict)
     """The NaNs and infinities that were counted while another check read the tensors."""
 

@@ -1,0 +1,120 @@
+"""The check `program`: an exported program computes today, in its own runtime, what its record says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ptsave.config.recorded import told_by
+from ptsave.core.behaviour import Behaviour, Sample
+from ptsave.core.finding import Finding, Kind
+from ptsave.errors import UnreadableError
+from ptsave.verbs.checks.subject import Subject
+from ptsave.verbs.programs.onnx import node_digests, run_onnx
+
+CHECK = "program"
+FORMATS = ("onnx", "pt2")
+
+
+def program(subject: Subject) -> Iterator[Finding]:
+    """An exported program has its nodes, and computes what was recorded, in its own runtime."""
+    checkpoint = subject.whole
+    record = checkpoint.record
+    if checkpoint.format not in FORMATS or record is None or record.program is None:
+        if subject.asked.by_name:
+            yield Finding(CHECK, "skipped", "", Kind.NO_PROGRAM_RECORD)
+        return
+    told = told_by(checkpoint)
+    if told.behaviour is None or told.behaviour_inputs is None:
+        why = next((fault.what for fault in told.faults.values()), "there is none")
+        yield Finding(CHECK, "fail", "record", Kind.UNREADABLE, facts={"why": why})
+        return
+    if told.behaviour_inputs.needs_files:
+        yield Finding(CHECK, "skipped", "", Kind.INPUTS_IN_FILES)
+        return
+    if checkpoint.globals:
+        yield Finding(CHECK, "skipped", "", Kind.PROGRAM_UNSAFE)
+        return
+    try:
+        if checkpoint.format == "onnx":
+            missing = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
+            if missing or not isinstance(checkpoint.path, Path):
+                why = f"{', '.join(missing)} is not installed" if missing else "onnxruntime reads local files"
+                yield Finding(CHECK, "skipped", "", Kind.NO_RUNTIME, facts={"why": why})
+                return
+            yield from _nodes(checkpoint.path, record.program)
+            found: Mapping[str, Sample] = run_onnx(checkpoint.path, told.behaviour_inputs, record.program)
+        elif subject.run_pt2 is None:
+            yield Finding(CHECK, "skipped", "", Kind.NO_RUNTIME, facts={"why": "torch runs it"})
+            return
+        else:
+            found = subject.run_pt2(checkpoint, told.behaviour_inputs)
+    except UnreadableError:
+        raise
+    except Exception as error:  # each runtime has its own way to say that it cannot run a program
+        why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"
+        yield Finding(CHECK, "fail", "", Kind.PROGRAM_FAILS, facts={"why": why})
+        return
+    yield from _outputs(told.behaviour, found, record.program)
+
+
+def _nodes(path: Path, recorded: Mapping[str, Any]) -> Iterator[Finding]:
+    """Nodes that are not what was exported."""
+    then = recorded.get("nodes")
+    if not isinstance(then, dict):
+        return
+    now = node_digests(path)
+    changed = [name for name in now if name in then and then[name] != now[name][0]]
+    added = [name for name in now if name not in then]
+    gone = [str(name) for name in then if name not in now]
+    for names, kind in ((changed, Kind.OTHER_NODE), (added, Kind.NEW_NODE)):
+        for name in names:
+            yield Finding(CHECK, "fail", name, kind, facts={"operator": now[name][1] or "the graph's"})
+    for name in gone:
+        yield Finding(CHECK, "fail", name, Kind.GONE_NODE)
+    if not (changed or added or gone):
+        yield Finding(CHECK, "ok", "", Kind.SAME_NODES, len(now) - 1)
+
+
+def _outputs(
+    recorded: Behaviour, found: Mapping[str, Sample], program: Mapping[str, Any]
+) -> Iterator[Finding]:
+    rounding = program.get("rounding")
+    for path, then in recorded.outputs.items():
+        now = found.get(path)
+        if now is None:
+            why = {"why_not": "the program does not return it"}
+            yield Finding(CHECK, "fail", path, Kind.OUTPUT_UNLIKE, facts=why)
+        elif (now.shape, now.dtype) != (then.shape, then.dtype):
+            why = {"why_not": f"{then.dtype} {list(then.shape)} → {now.dtype} {list(now.shape)}"}
+            yield Finding(CHECK, "fail", path, Kind.OUTPUT_UNLIKE, facts=why)
+        elif now.digest == then.digest:
+            yield Finding(CHECK, "ok", path, Kind.EQUAL_OUTPUT)
+        else:
+            allowed = _allowed(rounding, path)
+            relative = _relative(then, now)
+            off = f"{relative:.2g} relative off, rounding explains {allowed:.2g}"
+            is_explained = relative <= allowed and then.num_odd == now.num_odd
+            kind = Kind.OUTPUT_EXPLAINED if is_explained else Kind.OUTPUT_DIFFERS
+            facts = {"off": off, "besides": ""}
+            yield Finding(CHECK, "ok" if is_explained else "fail", path, kind, facts=facts)
+
+
+MOST_ALLOWED = 0.25
+"""No record excuses more: beyond it, nothing would be compared."""
+
+
+def _allowed(rounding: Any, path: str) -> float:
+    """How far an output may be from the recorded one: each is as far from the exact one as rounding goes."""
+    both = rounding.get(path) if isinstance(rounding, dict) else None
+    if not isinstance(both, list) or not all(type(x) in (int, float) and x >= 0 for x in both):
+        return 0.0
+    return min(float(sum(both)), MOST_ALLOWED)
+
+
+def _relative(then: Sample, now: Sample) -> float:
+    off = math.dist(then.sketch, now.sketch) if len(then.sketch) == len(now.sketch) else math.inf
+    return off / then.norm if then.norm else (math.inf if off else 0.0)

@@ -1,0 +1,93 @@
+"""ONNX models: run by onnxruntime, and their nodes as digests. Needs no torch."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ptsave.config.arrays import arrays
+from ptsave.config.inputs import InputsSpec
+from ptsave.core.behaviour import Sample
+from ptsave.core.values.digest import DEFAULT, hasher
+from ptsave.core.values.sketch import sample_of
+
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""The key of a node's metadata under which torch's exporter keeps the modules that it is in.
+
+Source: torch/onnx/_internal/exporter/_core.py of torch 2.13.
+"""
+INTERFACE = "inputs, outputs and operators' versions"
+"""What the digests call that part of a model that is no node."""
+
+
+def session(path: Path) -> Any:
+    """The model at `path`, loaded by onnxruntime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what it has to say, it raises
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def module_of(node: Any) -> str:
+    """The module in whose code a node is, by the exporter's note; empty for the model itself."""
+    text = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), "")
+    try:
+        scopes = ast.literal_eval(text) if text else []
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return ""
+    if not isinstance(scopes, list) or len(scopes) < 2 or not isinstance(scopes[-2], str):
+        return ""
+    return scopes[-2].partition("@")[0]
+
+
+def node_digests(path: Path) -> dict[str, tuple[str, str]]:
+    """Name of each node of the model at `path` → its digest, and its operator and module for a person."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    graph = model.graph
+    found: dict[str, tuple[str, str]] = {}
+    for number, node in enumerate(graph.node):
+        where, described = module_of(node), node.op_type
+        del node.metadata_props[:]
+        name = node.name or f"node {number}"
+        found[name] = (
+            _digest(node.SerializeToString(deterministic=True)),
+            (f"{described} in {where!r}" if where else described),
+        )
+    del graph.node[:], graph.initializer[:], graph.sparse_initializer[:], graph.value_info[:]
+    del graph.metadata_props[:], model.metadata_props[:]
+    for field in ("producer_name", "producer_version", "model_version", "doc_string"):
+        model.ClearField(field)
+    found[INTERFACE] = _digest(model.SerializeToString(deterministic=True)), ""
+    return found
+
+
+def _digest(data: bytes) -> str:
+    return hasher(DEFAULT, data).hexdigest()[:16]
+
+
+def run_onnx(path: Path, inputs: InputsSpec, program: Mapping[str, Any]) -> dict[str, Sample]:
+    """What the model at `path` computes from `inputs`, by the paths of the outputs.
+
+    `program`: what the record says; an input of the graph is known by the digest of what it was given.
+
+    Raises: ValueError where the record does not fit the model; what onnxruntime raises.
+    """
+    made = {sample_of(array).digest: array for array in arrays(inputs)}
+    loaded = session(path)
+    wanted, paths = program.get("inputs"), program.get("outputs")
+    if not isinstance(wanted, dict) or not isinstance(paths, list):
+        raise ValueError("the record does not say what goes into the program")
+    feeds = {}
+    for node in loaded.get_inputs():
+        if wanted.get(node.name) not in made:
+            raise ValueError(f"the record has no input {node.name!r}")
+        feeds[node.name] = made[wanted[node.name]]
+    results = loaded.run(None, feeds)
+    if len(results) != len(paths):
+        raise ValueError(f"{len(results)} outputs, {len(paths)} when it was recorded")
+    return {str(name): sample_of(array) for name, array in zip(paths, results, strict=True)}
