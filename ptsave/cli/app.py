@@ -253,6 +253,10 @@ def inspect(
         ),
     ] = None,
     app_dir: AppDir = Path(),
+    report: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Also write a page to search and sort: .html."),
+    ] = None,
     diff: Annotated[
         str | None,
         typer.Option("--diff", metavar="OTHER", help="Compare with OTHER; exit 1 when they differ."),
@@ -293,6 +297,7 @@ def inspect(
             globs=globs,
             sort=sort,
             limit=limit,
+            report=located(report) if report is not None else None,
             given=flags,
         )
     elif not compare(mode, places, located(diff)):

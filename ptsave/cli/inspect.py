@@ -10,7 +10,7 @@ from ptsave.core.address import Location
 from ptsave.core.own_process import no_garbage_collection
 from ptsave.errors import UsageError
 from ptsave.render.inspect import Inspections
-from ptsave.render.terminal import Mode, progress
+from ptsave.render.terminal import Mode, note, progress
 from ptsave.verbs.folders.plain import FolderInspection
 from ptsave.verbs.inspect import Inspection, inspect_path
 
@@ -25,6 +25,7 @@ def inspect(
     globs: Sequence[str],
     sort: str,
     limit: int | None,
+    report: Location | None = None,
     given: Collection[str] = (),
 ) -> None:
     """Show what is in each of `paths`: a checkpoint, the folder of a run, or a plain one.
@@ -34,6 +35,12 @@ def inspect(
     Raises: UsageError for a flag, and what opening a checkpoint raises.
     """
     shown = Inspections(mode, many=len(paths) > 1)
+    if report is not None:
+        from ptsave.render.report.inspection import check_inspection_report
+
+        if len(paths) > 1:
+            raise UsageError("a page is about one checkpoint", f"--report {report}", "name one")
+        check_inspection_report(report)
     with no_garbage_collection():
         for path in paths:
             result = inspect_path(
@@ -45,6 +52,8 @@ def inspect(
                 given=given,
                 bar=partial(progress, mode),
             )
+            if report is not None:
+                _write_report(mode, report, result)
             if isinstance(result, Inspection):
                 shown.checkpoint(result, tree=tree, depth=depth)
             elif isinstance(result, FolderInspection):
@@ -52,6 +61,19 @@ def inspect(
             else:
                 shown.run(result)
         shown.end()
+
+
+def _write_report(mode: Mode, path: Location, result: object) -> None:
+    """Write the page about `result`.
+
+    Raises: UsageError for a folder of checkpoints; WriteError.
+    """
+    from ptsave.render.report.inspection import write_inspection
+
+    if not isinstance(result, Inspection):
+        raise UsageError("a page is about one checkpoint", f"--report {path}", "name one of the folder")
+    write_inspection(path, result)
+    note(mode, f"wrote {path}")
 
 
 def make_config(

@@ -120,6 +120,8 @@ def unused_by_inspect(
     """The flags of `inspect` that these make useless."""
     shown = ("--tree", "--depth", "--stats", "--filter", "--sort", "--limit")
     unused: dict[str, Text] = {}
+    if diff or makes_config:
+        unused["--report"] = "it is a page about one checkpoint"
     if makes_config:
         unused |= dict.fromkeys((*shown, "--diff"), (option("--make-config"), " shows no tensors"))
     else:

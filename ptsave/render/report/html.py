@@ -1,4 +1,4 @@
-"""A verdict as one HTML page that asks for nothing from anywhere.
+"""A verdict as one HTML page that asks for nothing from anywhere, and what all pages have.
 
 The style and the script are inlined from `page.css` and `page.js`. A content security policy with their
 digests lets nothing else in, so that even a name that slipped through the escapes could neither run nor
@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape as escape_html
 from importlib.resources import files
 
@@ -27,27 +27,33 @@ MAX_CHARS = 500
 
 def html(verdict: Verdict, path: str, facts: Mapping[str, object]) -> str:
     """The page about the checkpoint at `path`; `facts` are shown in their order."""
+    word = verdict.answer
+    title = f"{word}: {text(path)} – ptsave verify"
+    return document(
+        title, [*_head(verdict, path, word), *_facts(facts), *_growth(verdict), *_findings(verdict)]
+    )
+
+
+def document(title: str, body: Iterable[str]) -> str:
+    """A page of `body` with the style and the script of all pages, which lets nothing else in; `title` is
+    escaped already."""
     style, script = _asset("page.css"), _asset("page.js")
     policy = f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {_digest(script)}"
-    word = verdict.answer
     parts = [
         "<!DOCTYPE html>",
         '<html lang="en">',
         "<head>",
         '<meta charset="utf-8">',
-        f'<meta http-equiv="Content-Security-Policy" content="{_text(policy)}">',
+        f'<meta http-equiv="Content-Security-Policy" content="{text(policy)}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         '<meta name="color-scheme" content="light dark">',
         '<meta name="referrer" content="no-referrer">',
         '<link rel="icon" href="data:,">',
-        f"<title>{word}: {_text(path)} – ptsave verify</title>",
+        f"<title>{title}</title>",
         f"<style>{style}</style>",
         "</head>",
         "<body>",
-        *_head(verdict, path, word),
-        *_facts(facts),
-        *_growth(verdict),
-        *_findings(verdict),
+        *body,
         f"<script>{script}</script>",
         "</body>",
         "</html>",
@@ -58,14 +64,14 @@ def html(verdict: Verdict, path: str, facts: Mapping[str, object]) -> str:
 def _head(verdict: Verdict, path: str, word: str) -> Iterator[str]:
     yield f'<header class="{word}">'
     yield '<p class="tool">ptsave verify</p>'
-    yield f'<h1><span class="word">{word}</span> <code>{_text(path)}</code></h1>'
-    yield f'<p class="outcome">{_text(_sentence(verdict.outcome))}</p>'
+    yield f'<h1><span class="word">{word}</span> <code>{text(path)}</code></h1>'
+    yield f'<p class="outcome">{text(_sentence(verdict.outcome))}</p>'
     if verdict.cause:
-        yield f'<p class="cause"><strong>Cause</strong> {_text(verdict.cause)}</p>'
+        yield f'<p class="cause"><strong>Cause</strong> {text(verdict.cause)}</p>'
     yield '<ul class="checks">'
     for check, findings in verdict.by_check.items():
         level = level_of(findings)
-        yield f'<li class="{level}"><span class="level">{level}</span> {_text(check)}</li>'
+        yield f'<li class="{level}"><span class="level">{level}</span> {text(check)}</li>'
     yield "</ul>"
     yield "</header>"
 
@@ -76,7 +82,7 @@ def _facts(facts: Mapping[str, object]) -> Iterator[str]:
         return
     yield '<dl class="facts">'
     for name, value in shown.items():
-        yield f"<div><dt>{_text(name)}</dt><dd>{_text(fact(name, value))}</dd></div>"
+        yield f"<div><dt>{text(name)}</dt><dd>{text(fact(name, value))}</dd></div>"
     yield "</dl>"
 
 
@@ -106,12 +112,12 @@ def _growth(verdict: Verdict) -> Iterator[str]:
 
 def _call_row(index: int, call: Departure) -> str:
     repeat = f" (call {call.number + 1})" if call.number else ""
-    name = f"<code>{_text(call.module)}</code>{repeat}" if call.module else f"the whole model{repeat}"
+    name = f"<code>{text(call.module)}</code>{repeat}" if call.module else f"the whole model{repeat}"
     value = repr(call.relative) if math.isfinite(call.relative) else "1e999"  # JavaScript's infinity
     package, dot, kind = call.kind.rpartition(".")
     return (
         f'<tr><td data-v="{index}">{index + 1:,}</td><td>{name}</td>'
-        f'<td><span class="package">{_text(package + dot)}</span>{_text(kind)}</td>'
+        f'<td><span class="package">{text(package + dot)}</span>{text(kind)}</td>'
         f'<td class="number" data-v="{value}">{amount(call.relative)}</td></tr>'
     )
 
@@ -144,8 +150,8 @@ def _finding_row(finding: Finding) -> str:
     level = finding.level
     return (
         f'<tr class="{level}"><td data-v="{LEVELS.index(level)}"><span class="level">{level}</span></td>'
-        f"<td>{_text(finding.check)}</td><td><code>{_text(finding.where)}</code></td>"
-        f"<td>{_text(finding.message)}</td></tr>"
+        f"<td>{text(finding.check)}</td><td><code>{text(finding.where)}</code></td>"
+        f"<td>{text(finding.message)}</td></tr>"
     )
 
 
@@ -167,7 +173,7 @@ def _table(
 # --- text ---------------------------------------------------------------------------------------------
 
 
-def _text(value: object) -> str:
+def text(value: object) -> str:
     """`value` as the text of an element or of a quoted attribute."""
     shown = clean(value)
     if len(shown) > MAX_CHARS:

@@ -1,0 +1,141 @@
+"""The page of `inspect --report`, in a real browser: areas, search and sorting, on a phone and on a desk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ptsave.cli.app import run
+from ptsave.render.report.inspection import MAX_PAGE_BYTES
+from ptsave.render.report.treemap import MAX_AREAS, areas, boxes
+from ptsave.verbs.inspect import Inspection, inspect_path
+from tests.render.report.browser import Browser, open_browser
+from tests.render.report.test_page import DESK, PHONE, needs_browser, overflow, rows
+
+EVIL = "<img src=x onerror=alert(1)>.weight"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with open_browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+def layers(number: int) -> dict[str, torch.Tensor]:
+    return {f"model.layers.{i // 10}.part{i % 10}.weight": torch.ones(1 + i % 7, 3) for i in range(number)}
+
+
+def write(folder: Path, state: dict[str, torch.Tensor], *flags: str) -> Path:
+    torch.save(state, folder / "w.pt")
+    assert run(["inspect", str(folder / "w.pt"), "--report", str(folder / "page.html"), "-q", *flags]) == 0
+    return folder / "page.html"
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [DESK, PHONE])
+def test_ten_thousand_tensors_are_searched_and_sorted(browser: Browser, tmp_path: Path, width: int) -> None:
+    page = write(tmp_path, layers(10_000), "--stats")
+    assert page.stat().st_size <= MAX_PAGE_BYTES
+    browser.show(page, width)
+    total = browser.run("return document.querySelectorAll('#tensors tbody tr').length")
+    assert total == 10_000
+    assert browser.run("return document.querySelectorAll('.treemap rect').length") <= MAX_AREAS
+    browser.run(
+        "const f = document.querySelector('input[type=search]'); f.value = 'LAYERS.12. part3';"
+        "f.dispatchEvent(new Event('input'))"
+    )
+    assert [row[0] for row in rows(browser, "#tensors")] == ["model.layers.12.part3.weight"]
+    assert overflow(browser) <= 0
+    browser.run(
+        "const f = document.querySelector('input[type=search]'); f.value = '';"
+        "f.dispatchEvent(new Event('input'))"
+    )
+    browser.click("#tensors th button", 3)
+    browser.click("#tensors th button", 3)
+    first = browser.run("return document.querySelector('#tensors tbody tr').cells[3].innerText")
+    assert first == "84 B"
+    assert browser.requests(page) == [page.as_uri()]
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_names_are_text_and_can_be_read(browser: Browser, tmp_path: Path, scheme: str) -> None:
+    page = write(tmp_path, {EVIL: torch.ones(64, 64), "other.weight": torch.ones(2)}, "--stats")
+    browser.protocol(
+        "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}]
+    )
+    browser.show(page, DESK)
+    assert browser.run("return document.querySelectorAll('img').length") == 0
+    assert rows(browser, "#tensors")[0][0] == EVIL
+    ink, area = browser.run(
+        "const of = (s, p) => getComputedStyle(document.querySelector(s))[p].match(/\\d+/g).map(Number);"
+        "return [of('.treemap text', 'fill'), of('.treemap rect', 'fill')]"
+    )
+    assert abs(sum(ink) - sum(area)) > 250
+    browser.protocol("Emulation.setEmulatedMedia", features=[])
+
+
+@needs_browser
+def test_areas_lie_in_the_drawing_and_name_modules(browser: Browser, tmp_path: Path) -> None:
+    page = write(tmp_path, {"big.weight": torch.ones(300, 100), "small.weight": torch.ones(100, 100)})
+    for width in (DESK, PHONE):
+        browser.show(page, width)
+        titles = browser.run(
+            "return [...document.querySelectorAll('.treemap title')].map(t => t.textContent)"
+        )
+        assert titles == [
+            "big.weight: 117.2 KiB, 75.0%, 30,000 elements",
+            "small.weight: 39.1 KiB, 25.0%, 10,000 elements",
+        ]
+        sizes = browser.run(
+            "return [...document.querySelectorAll('.treemap rect')].map(r => r.getBoundingClientRect())"
+            ".map(b => b.width * b.height)"
+        )
+        assert sizes[0] / sizes[1] == pytest.approx(3, rel=0.1)
+        assert overflow(browser) <= 0
+
+
+def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"w": torch.ones(1)}, tmp_path / "w.pt")
+    path = str(tmp_path / "w.pt")
+    for flags in (
+        ["--report", "x.json"],
+        ["--report", "x.html", "--diff", path],
+        [path, "--report", "x.html"],
+    ):
+        assert run(["inspect", path, *flags]) == 2
+        assert "hint: " in capsys.readouterr().err
+
+
+def test_a_filter_is_counted_at_the_foot(tmp_path: Path) -> None:
+    page = write(tmp_path, layers(20), "--limit", "5").read_text()
+    assert "Not shown: 15 tensors." in page
+    assert page.count("<tr><td>") == 5
+
+
+@given(st.lists(st.integers(1, 10**12), min_size=1, max_size=60))
+def test_boxes_fill_the_drawing_in_proportion(sizes: list[int]) -> None:
+    sizes = sorted(sizes, reverse=True)
+    found = boxes(sizes)
+    shares = np.array([box.width * box.height for box in found])
+    np.testing.assert_allclose(shares / 10_000, np.array(sizes) / sum(sizes), rtol=1e-5, atol=1e-8)
+    for box in found:
+        assert min(box.left, box.top) > -1e-3
+        assert max(box.left + box.width, box.top + box.height) < 100 + 1e-3
+
+
+def test_areas_make_up_the_file(tmp_path: Path) -> None:
+    torch.save(layers(3_000), tmp_path / "w.pt")
+    result = inspect_path(tmp_path / "w.pt")
+    assert isinstance(result, Inspection)
+    drawn = areas(result.tree)
+    assert len(drawn) <= MAX_AREAS
+    assert all(a.num_bytes >= b.num_bytes for a, b in pairwise(drawn))
+    assert sum(area.num_bytes for area in drawn) > 0.4 * result.num_bytes
