@@ -144,7 +144,11 @@ def config_for(
         raise UsageError(
             "the checkpoint does not say what class it belongs to",
             str(checkpoint.path),
-            ("name a config with ", Option("config", "CONFIG")),
+            (
+                "name a config with ",
+                Option("config", "CONFIG"),
+                "; `ptsave inspect --make-config` writes one",
+            ),
         )
     named = list(told.model.named_code)
     if not trusted:

@@ -79,6 +79,14 @@ def test_an_older_config_is_left_alone(capsys: pytest.CaptureFixture[str]) -> No
     assert Path("model.toml").read_text() == "mine"
 
 
+def test_a_load_without_a_config_says_how_to_get_one(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"w": torch.ones(1)}, "w.pt")
+    assert run(["load", "w.pt"]) == 2
+    assert (
+        "name a config with -c CONFIG; `ptsave inspect --make-config` writes one" in capsys.readouterr().err
+    )
+
+
 def test_where_nothing_says_it(capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"w": torch.ones(1)}, "w.pt")
     assert run(["inspect", "w.pt", "--make-config", "model.toml"]) == 2
