@@ -155,6 +155,35 @@ def fill(
     had memory already is filled in part; NeedsValuesError for a model without memory that cannot be filled
     before it has values of its own.
     """
+    selection, report = _settled(model, source, selection, warn, wanted)
+    state = model.state_dict(keep_vars=True)
+    if report.fresh and any(isinstance(value, torch.Tensor) and value.is_meta for value in state.values()):
+        raise NeedsValuesError(f"{report.fresh[0]!r} keeps its initial value")
+    chosen = _chosen(state, selection)
+    whole = {names[0]: selection.tensors[names[0]].named(selection.original[names[0]]) for names in chosen}
+    if is_checked and (unheld := cast_since(whole.values(), source.record)):
+        are = counted(len(unheld), "tensor is", "tensors are")
+        why = f"the record says that the dtype was another one ({unheld[0]})"
+        warn(f"{are} not checked against the recorded digest: {why}")
+    reading = _Reading(source, device, parts, is_checked, is_mapped, align_bytes)
+    if not goes_by_name(model, selection, report):
+        _through_code(model, selection, report, reading)
+    elif parts is WHOLE and _only_copies(model, state):
+        _in_place(model, whole, reading)
+    else:
+        _by_name(model, selection, report, chosen, whole, reading)
+    _move(model, device)
+    source.check_unchanged()
+    return report
+
+
+def _settled(
+    model: nn.Module, source: Checkpoint, selection: Selection, warn: Warn, wanted: Wanted
+) -> tuple[Selection, KeyReport]:
+    """What of `selection` goes into `model`, and how it fits; `warn` is told what the caller should know.
+
+    Raises: LossyError where it does not fit, or what is taken holds weights that may not be left out.
+    """
     said: list[str] = []
     settle_left_out(left_out_of(source, selection.where), wanted.extras, [], said, str(source.path))
     for note in said:
@@ -166,46 +195,12 @@ def fill(
     if report.fresh and source.training_parts.optimizers:
         trained = f"what it has of {first_names(report.fresh)} is of other parameters"
         warn(f"the optimizer's state in the checkpoint is not loaded; {trained}")
-    state = model.state_dict(keep_vars=True)
     if report.recast:
         name, want, found = report.recast[0]
         cast = counted(len(report.recast), "tensor is cast", "tensors are cast")
         warn(f"{cast} to the model's dtype ({name}: {found} → {want})")
     _compare_recomputed(model, report.recomputed, selection, warn)
-    is_skeleton = any(isinstance(value, torch.Tensor) and value.is_meta for value in state.values())
-    if is_skeleton and report.fresh:
-        raise NeedsValuesError(f"{report.fresh[0]!r} keeps its initial value")
-    chosen = _chosen(state, selection)
-    own = {name: state[name] for names in tied_names(state) if names[0] in report.fresh for name in names}
-    is_by_name = goes_by_name(model, selection, report)
-    whole = {names[0]: selection.tensors[names[0]].named(selection.original[names[0]]) for names in chosen}
-    if is_checked and (unheld := cast_since(whole.values(), source.record)):
-        are = counted(len(unheld), "tensor is", "tensors are")
-        why = f"the record says that the dtype was another one ({unheld[0]})"
-        warn(f"{are} not checked against the recorded digest: {why}")
-    if parts is WHOLE and is_by_name and _only_copies(model, state):
-        _move(model, device)
-        state = model.state_dict(keep_vars=True)
-        digests = recorded_digests(whole.values(), source.record)
-        targets = {name: _as_saved(state[name], entry) for name, entry in whole.items()}
-        stream_into(targets, whole, digests=digests, is_checked=is_checked and not is_mapped)
-        source.check_unchanged()
-        return report
-    reading = _Reading(source, device, parts, is_checked, is_mapped, align_bytes)
-    if not is_by_name:
-        _through_code(model, selection, report, reading)
-        _move(model, device)
-        source.check_unchanged()
-        return report
-    filled: Any = OrderedDict(own)
-    wants = {name: state[name] for name in whole}
-    for names, (name, tensor) in zip(chosen, reading.parts_of(whole, wants), strict=True):
-        filled.update(dict.fromkeys(names, _like(wants[name], tensor)))
-    filled._metadata = versions(model, selection)
-    model.load_state_dict(filled, strict=True, assign=is_skeleton)
-    _move(model, device)
-    source.check_unchanged()
-    return report
+    return selection, report
 
 
 class _Reading(NamedTuple):
@@ -273,6 +268,36 @@ def _move(model: nn.Module, device: str | None) -> None:
 def _home(tensor: torch.Tensor) -> torch.device:
     """Where what a tensor holds goes: a tensor without memory gets it on the CPU."""
     return torch.device("cpu") if tensor.is_meta else tensor.device
+
+
+def _in_place(model: nn.Module, whole: Mapping[str, TensorEntry], reading: _Reading) -> None:
+    """Fill the model's own memory, on the device where it is to be."""
+    _move(model, reading.device)
+    state = model.state_dict(keep_vars=True)
+    targets = {name: _as_saved(state[name], entry) for name, entry in whole.items()}
+    digests = recorded_digests(whole.values(), reading.source.record)
+    stream_into(targets, whole, digests=digests, is_checked=reading.is_checked and not reading.is_mapped)
+
+
+def _by_name(
+    model: nn.Module,
+    selection: Selection,
+    report: KeyReport,
+    chosen: Sequence[Sequence[str]],
+    whole: Mapping[str, TensorEntry],
+    reading: _Reading,
+) -> None:
+    """Read new tensors for `load_state_dict`: a skeleton takes them, a model over ranks copies them."""
+    state = model.state_dict(keep_vars=True)
+    is_skeleton = any(isinstance(value, torch.Tensor) and value.is_meta for value in state.values())
+    filled: Any = OrderedDict(
+        (name, state[name]) for names in tied_names(state) if names[0] in report.fresh for name in names
+    )
+    wants = {name: state[name] for name in whole}
+    for names, (name, tensor) in zip(chosen, reading.parts_of(whole, wants), strict=True):
+        filled.update(dict.fromkeys(names, _like(wants[name], tensor)))
+    filled._metadata = versions(model, selection)
+    model.load_state_dict(filled, strict=True, assign=is_skeleton)
 
 
 def _through_code(model: nn.Module, selection: Selection, report: KeyReport, reading: _Reading) -> None:
