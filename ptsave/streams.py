@@ -37,6 +37,7 @@ def _plainly(error: UnicodeError) -> tuple[str, int]:
 
 _PLAINLY = "ptsave.plainly"
 _ASCII = {"→": "->", "…": "...", "×": "x", "·": ".", "└": "`", "├": "|", "│": "|", "─": "-"}
+_ASCII |= dict(zip("▁▂▃▄▅▆▇█", "_.:-=*#@", strict=True))
 codecs.register_error(_PLAINLY, _plainly)
 
 

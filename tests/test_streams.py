@@ -48,7 +48,7 @@ def test_a_verdict_is_the_same_without_a_reader(many: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
 def test_what_an_encoding_lacks_is_printed_plainly(encoding: str) -> None:
-    text = "a → b … 3 × 4 ├─ 蛇"
+    text = "a → b … 3 × 4 ├─ ▁█ 蛇"
     program = f"from ptsave import streams; streams.prepare(); print({text!a})"
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -57,8 +57,8 @@ def test_what_an_encoding_lacks_is_printed_plainly(encoding: str) -> None:
         check=True,
     )
     expected = {
-        "cp1252": "a -> b … 3 × 4 |- \\u86c7",
-        "ascii": "a -> b ... 3 x 4 |- \\u86c7",
+        "cp1252": "a -> b … 3 × 4 |- _@ \\u86c7",
+        "ascii": "a -> b ... 3 x 4 |- _@ \\u86c7",
         "utf-8": text,
     }
     assert done.stdout.decode(encoding).rstrip() == expected[encoding]
