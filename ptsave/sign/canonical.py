@@ -19,6 +19,7 @@ from ptsave.errors import LossyError
 MAX_EXACT_INT = 2**53 - 1
 """Source: RFC 8785, section 3.2.2.3: numbers are IEEE 754 doubles."""
 _MAX_INT_BITS = 4096
+_spelled_quickly = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def canonical(value: Any) -> bytes:
@@ -34,7 +35,7 @@ def array_of_texts(items: list[Any]) -> bytes:
 
     Raises: LossyError for text that is not Unicode.
     """
-    return _utf8(json.dumps(items, ensure_ascii=False, separators=(",", ":")))
+    return _utf8(_spelled_quickly(items))
 
 
 def _utf8(text: str) -> bytes:

@@ -292,14 +292,16 @@ def _data_of(checkpoint: Checkpoint) -> tuple[dict[str, Any], list[str]]:
 
     Raises: LossyError.
     """
-    data: dict[str, Any] = {}
-    not_covered = []
-    above = {name[:at] for name in checkpoint.data for at, char in enumerate(name) if char == "."}
-    above |= {name[:at] for name in checkpoint.tensors for at, char in enumerate(name) if char == "."}
-    for name, leaf in checkpoint.data.items():
-        if isinstance(leaf, Opaque) and leaf.num_parts and not leaf.is_call_of_scalars and name not in above:
-            not_covered.append(name)
-        data[name] = plain(leaf)
+    data = {name: plain(leaf) for name, leaf in checkpoint.data.items()}
+    not_covered = [
+        name
+        for name, leaf in checkpoint.data.items()
+        if isinstance(leaf, Opaque) and leaf.num_parts and not leaf.is_call_of_scalars
+    ]
+    if not_covered:  # unless what is in them is listed under their names
+        names = (*checkpoint.data, *checkpoint.tensors)
+        above = {name[:at] for name in names for at, char in enumerate(name) if char == "."}
+        not_covered = [name for name in not_covered if name not in above]
     kept = checkpoint.record.extras if isinstance(checkpoint.record, Record) else None
     if isinstance(kept, dict):
         for name, value in kept.items():

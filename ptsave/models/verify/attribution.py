@@ -15,7 +15,7 @@ from ptsave.models.source import changed_parts, source_digest
 from ptsave.models.verify.behaviour import coarser_dtype
 from ptsave.models.verify.subject import ModelSubject
 from ptsave.storage.scan import tensor_digest
-from ptsave.verbs.checks.cause import damage, difference, program_cause, resumption
+from ptsave.verbs.checks.cause import damage, difference, program_cause, resumption, unsigned
 
 
 def attribute(subject: ModelSubject, findings: Sequence[Finding]) -> str:
@@ -33,6 +33,7 @@ def attribute(subject: ModelSubject, findings: Sequence[Finding]) -> str:
         _buffers,
         _outside,
         _numerics,
+        _signature,
     ):
         if line := clue(subject, findings):
             return line
@@ -244,6 +245,10 @@ def _program(subject: ModelSubject, findings: Sequence[Finding]) -> str:
 def _resume(subject: ModelSubject, findings: Sequence[Finding]) -> str:
     failed = {finding.check for finding in findings if finding.level == "fail"}
     return resumption(findings) if failed == {"resume"} else ""
+
+
+def _signature(subject: ModelSubject, findings: Sequence[Finding]) -> str:
+    return unsigned(findings)
 
 
 def _precision(dtypes: Mapping[str, int]) -> str:

@@ -60,3 +60,9 @@ def runtime_version(format: str) -> str:
         return f"{package} {metadata.version(package)}"
     except metadata.PackageNotFoundError:
         return f"no {package}"
+
+
+def unsigned(findings: Sequence[Finding]) -> str:
+    """Why no signature holds that should; empty where one does, or none was asked for."""
+    bad = [finding for finding in findings if (finding.check, finding.level) == ("signature", "fail")]
+    return f"not what was signed, or not by whom: {bad[0]}" if bad else ""

@@ -382,6 +382,7 @@ def test_an_attack_is_a_no_with_its_cause(attack: Callable[[Signed], None], sign
     attack(signed)
     verdict = check(signed.written(), signed.public)
     assert not verdict.is_yes
+    assert verdict.because.startswith("not what was signed, or not by whom: ")
     assert kinds(verdict) == ATTACKS[attack], [str(f) for f in verdict.findings]
 
 
