@@ -82,3 +82,60 @@ class Noisy(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.fc(x) + torch.randn(3)
         return out
+
+
+class Lstm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(6, 8, num_layers=2, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.lstm(x)[0])
+        return out
+
+
+class Experts(nn.Module):
+    """Two of four experts a row, each weighted by the gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(6, 4)
+        self.experts = nn.ModuleList(nn.Linear(6, 3) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.gate(x).softmax(-1).topk(2)
+        given = torch.stack([expert(x) for expert in self.experts], 1)
+        taken = given.gather(1, chosen.unsqueeze(-1).expand(-1, -1, 3))
+        return (taken * weights.unsqueeze(-1)).sum(1)
+
+
+class Dict(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 3), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> dict[str, object]:
+        return {"logits": self.a(x), "more": (self.b(x), x.argmax(-1))}
+
+
+class Unshuffle(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.PixelUnshuffle(2), nn.PixelShuffle(2)
+        self.conv = nn.Conv2d(12, 12, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.up(self.conv(self.down(x)))
+        return out
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, *, mask: Tensor) -> Tensor:
+        scores = self.fc(x) @ x.transpose(1, 2)
+        scores = scores.masked_fill(~mask[:, None], -1e4)
+        return scores.softmax(-1) @ x
