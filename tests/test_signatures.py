@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import subprocess
@@ -10,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 
@@ -95,6 +97,22 @@ def test_a_training_checkpoint_with_all_kinds_of_values(tmp_path: Path) -> None:
     assert verdict.is_yes, [str(f) for f in verdict.findings]
     dropped = ptsave.convert(path, tmp_path / "bare.safetensors", extras="drop")
     assert any("is void" in note for note in dropped.notes)
+
+
+def test_what_objects_hold_is_signed(tmp_path: Path) -> None:
+    def made(loss: float, rate: float) -> Path:
+        path = tmp_path / f"{loss}-{rate}.pt"
+        options = argparse.Namespace(rate=rate)
+        torch.save({"w": torch.ones(2), "loss": numpy.float64(loss), "options": options}, path)
+        return path
+
+    secret, public = write_pair(tmp_path, "k")
+    beside = tmp_path / "signature"
+    first = made(3.0, 0.1)
+    ptsave.convert(first, tmp_path / "kept.safetensors", extras="keep", sign=secret, signature=beside)
+    for path, holds in ((first, True), (made(4.0, 0.1), False), (made(3.0, 0.2), False)):
+        verdict = ptsave.verify(path, signed_by=public, signature=beside, checks="signature")
+        assert verdict.is_yes == holds, path
 
 
 @pytest.mark.parametrize(
