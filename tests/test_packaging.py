@@ -75,31 +75,49 @@ def test_bash_completes_the_commands(ptsave: Command) -> None:
     assert done.stdout.split() == ["inspect"]
 
 
+EXTRAS = {
+    "storage/remote": ["http", "s3", "gcs", "azure", "hf", "fs"],
+    "storage/upload": ["http", "s3", "gcs", "azure", "hf", "fs"],
+    "formats/wrapped/zstd.py": ["zst"],
+    "sign": ["sign"],
+    "verbs/programs/onnx.py": ["export"],
+    "models": ["torch"],
+    "distributed": ["torch"],
+    "training": ["torch"],
+    "api": ["torch"],
+    "examples": ["torch"],
+    "export": ["torch", "export"],
+}
+"""Room or file → the extras whose packages it may import; all else imports the dependencies alone."""
+
+
 def test_every_dependency_is_imported_and_every_import_is_one(root: Path) -> None:
-    """Libraries of stores, of zstd, and torch, are extras: imported by their own files and rooms alone."""
     text = (root / "pyproject.toml").read_text()
     listed = _listed("dependencies", text)
-    stores = {"http", "s3", "gcs", "azure", "hf", "fs", "zst"} & set(re.findall(r"^(\w+) = \[", text, re.M))
-    extras = {name for store in stores for name in _listed(store, text)}
-    paths = set((root / "ptsave").rglob("*.py"))
-    paths.discard(root / "ptsave" / "pytest_plugin.py")  # pytest imports it, and nothing else does
-    rooms = [root / "ptsave" / "storage" / name for name in ("remote", "upload")]
-    of_stores = {path for room in rooms for path in room.rglob("*.py")}
-    with_torch = {root / "ptsave" / name for name in ("models", "distributed", "training", "api", "examples")}
-    of_torch = {path for room in with_torch for path in room.rglob("*.py")}
-    of_stores.add(root / "ptsave" / "formats" / "wrapped" / "zstd.py")
     # click comes with the releases of typer that do not carry it
     own = set(sys.stdlib_module_names) | {"ptsave", "click"}
-    assert _imported(paths - of_stores - of_torch) - own <= listed
-    assert _imported(of_torch) - own <= listed | _listed("torch", text)
-    assert _imported(of_stores) - own <= listed | extras
+    paths = set((root / "ptsave").rglob("*.py"))
+    paths.discard(root / "ptsave" / "pytest_plugin.py")  # pytest imports it, and nothing else does
+    for room, extras in EXTRAS.items():
+        place = root / "ptsave" / room
+        inside = set(place.rglob("*.py")) if place.is_dir() else {place}
+        allowed = listed.union(*(_listed(extra, text) for extra in extras))
+        assert inside
+        assert _imported(inside) - own <= allowed, room
+        paths -= inside
+    assert _imported(paths) - own <= listed
     assert listed <= _imported(paths)
 
 
 def _listed(name: str, text: str) -> set[str]:
     """What a list of requirements installs, as it is imported."""
     (found,) = re.findall(rf"^{name} = \[(.*?)\]$", text, re.M | re.S)
-    imported_as = {"google-auth": "google", "google-crc32c": "google_crc32c", "azure-storage-blob": "azure"}
+    imported_as = {
+        "google-auth": "google",
+        "google-crc32c": "google_crc32c",
+        "azure-storage-blob": "azure",
+        "onnx-ir": "onnx_ir",
+    }
     return {imported_as.get(listed, listed) for listed in re.findall(r'"([\w-]+)', found)}
 
 
