@@ -269,6 +269,7 @@ class Kind(Enum):
     )
     NO_PROGRAM_RECORD = "it is no exported program with a record, as `convert -c` writes them"
     PROGRAM_UNSAFE = "it is not run: it names what is not in the allow-list (check safe)"
+    PROGRAM_NOT_RUN = "it is not run: name this check (<checks=program>) where you trust the file"
     NO_RUNTIME = "it is not run: {why}"
     SAME_NODES = "{count} [node is|nodes are] those that were exported"
     OTHER_NODE = "is not the node that was exported: {operator}"

@@ -68,3 +68,4 @@ def test_an_architecture_is_exported_compared_and_verified(
     done = ptsave_here("convert", checkpoint, f"model.{format}", "-c", config, "--json")
     assert json.loads(done.stdout)["proof"]["verdict"] == "yes"
     assert "yes: " in ptsave_here("verify", f"model.{format}").stdout
+    assert "yes: " in ptsave_here("verify", f"model.{format}", "--checks", "program").stdout

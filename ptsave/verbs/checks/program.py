@@ -19,8 +19,12 @@ CHECK = "program"
 FORMATS = ("onnx", "pt2")
 
 
+MAX_NODES = 100_000
+"""Cap on the nodes that are compared with those that were exported."""
+
+
 def program(subject: Subject) -> Iterator[Finding]:
-    """An exported program has its nodes, and computes what was recorded, in its own runtime."""
+    """An exported program has its nodes and, where this check is named, computes what was recorded."""
     checkpoint = subject.whole
     record = checkpoint.record
     if checkpoint.format not in FORMATS or record is None or record.program is None:
@@ -38,20 +42,22 @@ def program(subject: Subject) -> Iterator[Finding]:
     if checkpoint.globals:
         yield Finding(CHECK, "skipped", "", Kind.PROGRAM_UNSAFE)
         return
+    if why := _cannot_run(subject):
+        yield Finding(CHECK, "skipped", "", Kind.NO_RUNTIME, facts={"why": why})
+        return
+    path = checkpoint.path
     try:
-        if checkpoint.format == "onnx":
-            missing = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
-            if missing or not isinstance(checkpoint.path, Path):
-                why = f"{', '.join(missing)} is not installed" if missing else "onnxruntime reads local files"
-                yield Finding(CHECK, "skipped", "", Kind.NO_RUNTIME, facts={"why": why})
-                return
-            yield from _nodes(checkpoint.path, record.program)
-            found: Mapping[str, Sample] = run_onnx(checkpoint.path, told.behaviour_inputs, record.program)
-        elif subject.run_pt2 is None:
-            yield Finding(CHECK, "skipped", "", Kind.NO_RUNTIME, facts={"why": "torch runs it"})
+        if isinstance(path, Path) and checkpoint.format == "onnx":
+            yield from _nodes(path, record.program)
+        if not subject.asked.by_name:  # a runtime works for as long as the file has it work
+            yield Finding(CHECK, "skipped", "", Kind.PROGRAM_NOT_RUN)
             return
-        else:
+        found: Mapping[str, Sample]
+        if subject.run_pt2 is not None and checkpoint.format == "pt2":
             found = subject.run_pt2(checkpoint, told.behaviour_inputs)
+        else:
+            assert isinstance(path, Path)
+            found = run_onnx(path, told.behaviour_inputs, record.program)
     except UnreadableError:
         raise
     except Exception as error:  # each runtime has its own way to say that it cannot run a program
@@ -59,6 +65,18 @@ def program(subject: Subject) -> Iterator[Finding]:
         yield Finding(CHECK, "fail", "", Kind.PROGRAM_FAILS, facts={"why": why})
         return
     yield from _outputs(told.behaviour, found, record.program)
+
+
+def _cannot_run(subject: Subject) -> str:
+    """Why there is nothing here to run the program with; empty where there is."""
+    checkpoint = subject.whole
+    if checkpoint.format == "pt2":
+        return "" if subject.run_pt2 is not None else "torch runs it"
+    if missing := [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]:
+        return f"{', '.join(missing)} is not installed"
+    if sum(sum(one.operators.values()) for one in checkpoint.programs) > MAX_NODES:
+        return f"it has more than {MAX_NODES:,} nodes"
+    return "" if isinstance(checkpoint.path, Path) else "onnxruntime reads local files"
 
 
 def _nodes(path: Path, recorded: Mapping[str, Any]) -> Iterator[Finding]:

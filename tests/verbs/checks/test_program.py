@@ -105,7 +105,8 @@ def test_each_fault_of_an_onnx_model_is_a_no_with_its_cause(ptsave_here: Command
     assert "nodes are those that were exported" in done
     model = onnx.load(tmp_path / "model.onnx")
     onnx.save(model, tmp_path / "again.onnx")
-    ptsave_here("verify", "again.onnx")
+    done = ptsave_here("verify", "again.onnx").stdout
+    assert "it is not run: name this check (--checks program)" in done
     for fault, cause in FAULTS.items():
         changed = onnx.ModelProto()
         changed.CopyFrom(model)
@@ -119,7 +120,10 @@ def test_a_pt2_runs_again_and_says_where_it_is_another(ptsave_here: Command, tmp
     (tmp_path / "model.toml").write_text(CONFIG)
     ptsave_here("save", "model.toml", "model.safetensors")
     ptsave_here("convert", "model.safetensors", "model.pt2", "-c", "model.toml")
-    assert "program    ok       output: bitwise equal" in ptsave_here("verify", "model.pt2").stdout
+    assert (
+        "program    ok       output: bitwise equal"
+        in ptsave_here("verify", "model.pt2", "--checks", "program").stdout
+    )
     with (
         zipfile.ZipFile(tmp_path / "model.pt2") as old,
         zipfile.ZipFile(tmp_path / "changed.pt2", "w") as new,
