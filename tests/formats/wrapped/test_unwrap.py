@@ -37,7 +37,7 @@ from tests.attacks.samples import BUILT, Contents, contents
 from tests.formats.wrapping import COMPRESSED, NAME, WRAPPERS, tarred, zipped
 from tests.support import examples, some
 
-FILES = [name for name in BUILT if name not in ("sharded", "dcp")]
+FILES = [name for name in BUILT if name not in ("sharded", "dcp", "onnx_external")]
 WRITTEN = [writer.name for writer in BY_NAME.values() if not writer.is_folder]
 
 
@@ -63,6 +63,14 @@ def test_every_format_in_every_wrapper(sample: str, wrapper: str, tmp_path: Path
         assert inner.wrappings
         kinds = {one.kind for one in inner.wrappings}
         assert all(kind in kinds for kind in ("gzip", "zstd", "xz", "tar", "zip") if kind in wrapper.split())
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_a_model_whose_tensors_lie_beside_it_is_refused(wrapper: str, tmp_path: Path) -> None:
+    bare = BUILT["onnx_external"](tmp_path).path
+    (tmp_path / "wrapped").write_bytes(WRAPPERS[wrapper](bare.read_bytes()))
+    with pytest.raises(UnreadableError, match="lies in another file, 'w.data', and this one in an archive"):
+        open_checkpoint(tmp_path / "wrapped")
 
 
 @settings(
