@@ -69,7 +69,7 @@ def test_every_format_in_every_wrapper(sample: str, wrapper: str, tmp_path: Path
 def test_a_model_whose_tensors_lie_beside_it_is_refused(wrapper: str, tmp_path: Path) -> None:
     bare = BUILT["onnx_external"](tmp_path).path
     (tmp_path / "wrapped").write_bytes(WRAPPERS[wrapper](bare.read_bytes()))
-    with pytest.raises(UnreadableError, match="lies in another file, 'w.data', and this one in an archive"):
+    with pytest.raises(UnreadableError, match=r"lies in another file, 'w\.data', and this one in an archive"):
         open_checkpoint(tmp_path / "wrapped")
 
 
