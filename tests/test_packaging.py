@@ -70,6 +70,14 @@ def test_shell_completion_is_offered(shell: str, ptsave: Command) -> None:
     assert f"_PTSAVE_COMPLETE=complete_{shell}" in script
 
 
+def test_a_shell_without_completion_is_a_usage_error(clean_env: dict[str, str]) -> None:
+    """And not exit code 1, which only a verdict of no has."""
+    line = f"{sys.executable} -m ptsave --show-completion; exit $?"
+    done = subprocess.run(["sh", "-c", line], env=clean_env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "error: completion is for bash, zsh, fish and PowerShell" in done.stderr
+
+
 def test_bash_completes_the_commands(ptsave: Command) -> None:
     done = ptsave(env={"_PTSAVE_COMPLETE": "complete_bash", "COMP_WORDS": "ptsave in", "COMP_CWORD": "1"})
     assert done.stdout.split() == ["inspect"]

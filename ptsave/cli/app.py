@@ -583,7 +583,11 @@ def run(arguments: list[str]) -> int:
     """Run one command, and say what went wrong if something did; returns the exit code."""
     try:
         with noted(), own_process():
-            return _command()(with_patterns(arguments), prog_name="ptsave", standalone_mode=False) or EXIT_OK
+            code = _command()(with_patterns(arguments), prog_name="ptsave", standalone_mode=False) or EXIT_OK
+        if code == EXIT_NO and not {"--show-completion", "--install-completion"}.isdisjoint(arguments):
+            hint = "run it in one of them, or name it: --show-completion zsh"
+            raise UsageError("completion is for bash, zsh, fish and PowerShell", "", hint)
+        return code
     except TyperUsageError as error:  # its `message` is empty where an argument is missing
         problem: PtsaveError = UsageError(error.format_message().rstrip("."), "", _usage_hint(error))
     except PtsaveError as error:
