@@ -17,7 +17,7 @@ def main() -> NoReturn:
     """Import the command line and run it."""
     stopping.install()
     try:
-        from ptsave.cli.app import main as command_line
+        from ptsave.cli.main import main as command_line
 
         command_line()
     except KeyboardInterrupt:

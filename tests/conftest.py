@@ -115,7 +115,7 @@ def ptsave_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Command:
     """Run `ptsave ARGUMENTS` as `ptsave` does, but in this process, which saves the start of another."""
-    from ptsave.cli import app
+    from ptsave.cli import main
 
     def run(
         *arguments: object, code: int = 0, cwd: Path | None = None, env: dict[str, str] | None = None
@@ -128,7 +128,7 @@ def ptsave_here(
             for name, value in (env or {}).items():
                 process.setenv(name, value)
             capfd.readouterr()
-            done = subprocess.CompletedProcess(words, app.run(words), *capfd.readouterr())
+            done = subprocess.CompletedProcess(words, main.run(words), *capfd.readouterr())
         assert "Traceback" not in done.stderr, done.stderr
         assert done.returncode == code, (done.args, done.returncode, done.stdout, done.stderr)
         return done

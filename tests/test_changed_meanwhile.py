@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ptsave.cli import app
+from ptsave.cli import main
 from ptsave.errors import UnreadableError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
@@ -56,7 +56,7 @@ def _make(kind: str, folder: Path, num_bytes: int = NUM_BYTES) -> tuple[Path, Pa
     else:
         save_file(state, folder / "flat")
         words = ["convert", folder / "flat", path, "--format", kind, "--no-record"]
-        assert app.run([*map(str, words), "-q"]) == 0
+        assert main.run([*map(str, words), "-q"]) == 0
         return path, next(path.glob("*.distcp" if kind == "dcp" else "*.safetensors"))
     return path, path
 
@@ -142,7 +142,7 @@ def test_no_verdict_of_what_is_written_to(
     monkeypatch.chdir(tmp_path)
     shutil.copy(path, "other")
     with written_to(data):
-        code = app.run(line.format(path.name).split())
+        code = main.run(line.format(path.name).split())
     out, err = capfd.readouterr()
     assert code == 3, (out, err)
     assert "was changed while it was read" in err
@@ -171,7 +171,7 @@ def test_no_model_of_what_is_written_to(
     Path("c.toml").write_text(LARGE)
     save_file({"weight": torch.ones(5000, 5000), "bias": torch.ones(5000)}, "a.safetensors")
     with written_to(Path("a.safetensors")):
-        code = app.run(line.split())
+        code = main.run(line.split())
     assert code == 3
     assert "was changed while it was read" in capfd.readouterr().err
     assert not Path("out.pt").exists()
@@ -181,7 +181,7 @@ def test_no_model_of_what_is_written_to(
 def test_recording_replaces_the_version_that_was_read_alone(tmp_path: Path, format: str) -> None:
     def save(path: Path, seed: int, *flags: str) -> None:
         words = ["save", SIMPLE, path, "--format", format, "--seed", seed, "-q", *flags]
-        assert app.run([str(word) for word in words]) == 0
+        assert main.run([str(word) for word in words]) == 0
 
     def contents() -> dict[str, bytes]:
         path = tmp_path / "net"
@@ -201,7 +201,7 @@ def test_recording_replaces_the_version_that_was_read_alone(tmp_path: Path, form
         record(lambda: save(tmp_path / "net", 1, "--overwrite", "--no-record"))
     newer = contents()
     save(tmp_path / "again", 1, "--no-record")
-    assert app.run(["inspect", str(tmp_path / "net"), "--diff", str(tmp_path / "again")]) == 0
+    assert main.run(["inspect", str(tmp_path / "net"), "--diff", str(tmp_path / "again")]) == 0
     assert contents() == newer
     record(lambda: None)
     assert contents() != newer

@@ -7,19 +7,19 @@ from typing import Any
 import pytest
 import typer.main
 
-from ptsave.cli import app
+from ptsave.cli.app import app
 
 COMMANDS = ("save", "load", "inspect", "convert", "verify")
 
 
 def parameters(command: str) -> list[Any]:
     """The arguments and options of a command, as Typer made them."""
-    group: Any = typer.main.get_command(app.app)
+    group: Any = typer.main.get_command(app)
     return list(group.commands[command].params)
 
 
 def test_the_commands_are_those_of_the_contract() -> None:
-    group: Any = typer.main.get_command(app.app)
+    group: Any = typer.main.get_command(app)
     assert tuple(group.commands) == COMMANDS
 
 

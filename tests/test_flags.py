@@ -11,7 +11,8 @@ import pytest
 import torch
 import typer.main
 
-from ptsave.cli import app
+from ptsave.cli import main
+from ptsave.cli.app import app
 from ptsave.verbs.checks import FILE_CHECKS
 from ptsave.verbs.verify import ALWAYS, MODEL_CHECKS, OF_LIST_CHECKS, RECORD, USED_BY
 
@@ -23,7 +24,7 @@ SIMPLE = Path(__file__).parents[1] / "configs" / "simple_net.toml"
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, a list of tensors and a run's folder."""
     folder = tmp_path_factory.mktemp("made")
-    assert app.run(["save", str(SIMPLE), str(folder / "net.pt"), "-q"]) == 0
+    assert main.run(["save", str(SIMPLE), str(folder / "net.pt"), "-q"]) == 0
     np.savez(folder / "x.npz", x=np.zeros((4, 10), "float32"))
     (folder / "run").mkdir()
     torch.save({"step": 1, "model_state_dict": {"w": torch.ones(2)}}, folder / "run" / "step-000000001.pt")
@@ -40,14 +41,14 @@ def run(
 
     def call(*arguments: object) -> tuple[int, str]:
         capfd.readouterr()
-        code = app.run([str(a) for a in arguments])
+        code = main.run([str(a) for a in arguments])
         return code, capfd.readouterr().err
 
     return call
 
 
 def test_the_table_has_every_flag_of_verify() -> None:
-    command = typer.main.get_command(app.app).commands["verify"]  # type: ignore[attr-defined]
+    command = typer.main.get_command(app).commands["verify"]  # type: ignore[attr-defined]
     flags = {
         max(parameter.opts, key=len)
         for parameter in command.params

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ptsave.cli import app
+from ptsave.cli import main
 
 Run = Callable[..., tuple[int, str]]
 SIMPLE = Path(__file__).parents[1] / "configs" / "simple_net.toml"
@@ -32,7 +32,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "convert net.pt sharded --format safetensors-sharded --shard-size 10KB",
             "convert net.pt dcp --format dcp",
         ):
-            assert app.run([*words.split(), "-q"]) == 0
+            assert main.run([*words.split(), "-q"]) == 0
     np.savez(folder / "x.npz", x=np.zeros((4, 10), "float32"))
     (folder / "run").mkdir()
     torch.save({"step": 1, "model_state_dict": {"w": torch.ones(2)}}, folder / "run/step-000000001.pt")
@@ -49,7 +49,7 @@ def run(
 
     def call(line: str) -> tuple[int, str]:
         capfd.readouterr()
-        code = app.run(line.split())
+        code = main.run(line.split())
         return code, capfd.readouterr().err
 
     return call

@@ -11,7 +11,7 @@ import pytest
 import torch
 from jsonschema import Draft202012Validator
 
-from ptsave.cli.app import run
+from ptsave.cli.main import run
 
 ROOT = Path(__file__).parents[1]
 SCHEMA: dict[str, Any] = json.loads((ROOT / "docs" / "schemas" / "ptsave.schema.json").read_text())

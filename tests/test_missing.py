@@ -11,7 +11,7 @@ import pytest
 import torch
 import typer
 
-from ptsave.cli import app
+from ptsave.cli import main
 from tests.support import Command
 
 SIMPLE = Path(__file__).parents[1] / "configs" / "simple_net.toml"
@@ -41,8 +41,8 @@ def test_a_device_that_is_not_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], line: str, device: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert app.run(["save", str(SIMPLE), "net.pt", "-q"]) == 0
-    code = app.run([*line.format(SIMPLE).split(), "--device", device])
+    assert main.run(["save", str(SIMPLE), "net.pt", "-q"]) == 0
+    code = main.run([*line.format(SIMPLE).split(), "--device", device])
     err = capfd.readouterr().err
     assert code == 2, err
     assert "device" in err

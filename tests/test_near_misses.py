@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ptsave.cli import app
+from ptsave.cli import main
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_glob_that_fits_nothing(
     line: str, glob: str, hint: str, file: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert app.run(line.format(glob).split()) == 2
+    assert main.run(line.format(glob).split()) == 2
     err = capfd.readouterr().err
     assert f"no name matches {glob!r} (--{line.split('--')[1].split()[0]})" in err
     assert f"hint: {hint}" in err
@@ -41,7 +41,7 @@ def test_a_glob_that_fits_nothing(
 
 def test_globs_reach_nested_names_and_data(file: str) -> None:
     torch.save({"model": {"w": torch.ones(2)}, "epoch": 3}, "nested.pt")
-    assert app.run(["convert", "nested.pt", "b.pt", "--drop", "epoch"]) == 0
+    assert main.run(["convert", "nested.pt", "b.pt", "--drop", "epoch"]) == 0
     assert torch.load("b.pt").keys() == {"model"}
 
 
@@ -50,14 +50,14 @@ def test_globs_reach_nested_names_and_data(file: str) -> None:
     [("fp16", "float16"), ("half", "float16"), ("bf16", "bfloat16"), ("torch.bf16", "bfloat16")],
 )
 def test_dtypes_as_people_write_them(written: str, name: str, file: str) -> None:
-    assert app.run(["convert", file, "b.pt", "--dtype", written]) == 0
+    assert main.run(["convert", file, "b.pt", "--dtype", written]) == 0
     assert {value.dtype for value in torch.load("b.pt").values()} == {getattr(torch, name)}
 
 
 def test_a_shard_size_makes_shards(file: str, capfd: pytest.CaptureFixture[str]) -> None:
-    assert app.run(f"convert {file} shards --shard-size 24".split()) == 0
+    assert main.run(f"convert {file} shards --shard-size 24".split()) == 0
     assert len([*Path("shards").glob("*.safetensors")]) == 2
-    assert app.run(f"convert {file} b.safetensors --shard-size 24".split()) == 2
+    assert main.run(f"convert {file} b.safetensors --shard-size 24".split()) == 2
     assert "this is one file" in capfd.readouterr().err
 
 
@@ -66,11 +66,11 @@ def test_a_prefix_of_all_names_is_one_line(
     one: str, other: str, file: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     torch.save({f"module.{name}": value for name, value in torch.load(file).items()}, "m.pt")
-    assert app.run(["inspect", one, "--diff", other]) == 1
+    assert main.run(["inspect", one, "--diff", other]) == 1
     lines = capfd.readouterr().out.splitlines()
     assert lines[0] == "~  module.*  begins 4 names in m.pt alone: not compared"
     assert len(lines) == 2
-    assert app.run(["inspect", one, "--diff", other, "--json"]) == 1
+    assert main.run(["inspect", one, "--diff", other, "--json"]) == 1
     assert len(json.loads(capfd.readouterr().out)["only_in_b"]) == 4
 
 
@@ -79,15 +79,15 @@ def test_a_prefix_of_some_names_is_none(file: str, capfd: pytest.CaptureFixture[
     torch.save(
         {f"module.{name}" if i else f"x.{name}": torch.ones(3) for i, name in enumerate(names)}, "m.pt"
     )
-    assert app.run(["inspect", file, "--diff", "m.pt"]) == 1
+    assert main.run(["inspect", file, "--diff", "m.pt"]) == 1
     assert len(capfd.readouterr().out.splitlines()) == 9
 
 
 def test_the_word_model_is_the_model_wherever_it_is(file: str, capfd: pytest.CaptureFixture[str]) -> None:
     """As convert has it; a key of this name comes first, and another word is still no key."""
     torch.save({"state_dict": torch.load(file), "epoch": 3}, "training.pt")
-    assert app.run(f"verify {file} --against training.pt --select model --checks against".split()) == 0
+    assert main.run(f"verify {file} --against training.pt --select model --checks against".split()) == 0
     torch.save({"model": {"w": torch.zeros(1)}, "state_dict": torch.load(file)}, "both.pt")
-    assert app.run(f"verify {file} --against both.pt --select model --checks against".split()) == 1
-    assert app.run(f"verify {file} --against training.pt --select modell --checks against".split()) == 2
+    assert main.run(f"verify {file} --against both.pt --select model --checks against".split()) == 1
+    assert main.run(f"verify {file} --against training.pt --select modell --checks against".split()) == 2
     assert "has no key 'modell'" in capfd.readouterr().err

@@ -19,7 +19,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from ptsave.cli.app import run
+from ptsave.cli.main import run
 from ptsave.formats import open_checkpoint
 from ptsave.models.weights.tensors import read_tensors
 

@@ -18,7 +18,7 @@ HEAVY = ("torch", "numpy", "transformers")
 
 DRIVER = f"""
 import json, sys
-from ptsave.cli.app import main
+from ptsave.cli.main import main
 
 for arguments in json.loads(sys.argv[1]):
     sys.argv[1:] = arguments
@@ -112,7 +112,7 @@ def test_help_imports_nothing_heavy(clean_env: dict[str, str]) -> None:
 
 def test_help_imports_no_command(clean_env: dict[str, str]) -> None:
     code = (
-        "import sys\nfrom ptsave.cli import app as cli\ncli.run(['--help'])\n"
+        "import sys\nfrom ptsave.cli import main as cli\ncli.run(['--help'])\n"
         "parts = ('cli.convert', 'core.record', 'formats', 'render.as_json', 'render.report', 'verbs')\n"
         "print([part for part in parts if f'ptsave.{part}' in sys.modules])"
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ptsave.cli import app
+from ptsave.cli import main
 
 NUM_TENSORS = 300
 CONFIG = """
@@ -22,7 +22,7 @@ args = {input_size = 4, hidden_size = 3, output_size = 2}
 
 def run(capfd: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, list[str], list[str]]:
     """Exit code and the lines of stdout and stderr."""
-    code = app.run([str(argument) for argument in arguments])
+    code = main.run([str(argument) for argument in arguments])
     out, err = capfd.readouterr()
     return code, out.splitlines(), err.splitlines()
 
@@ -84,7 +84,7 @@ def test_recording_says_how_large_the_record_is(
 def test_a_check_of_the_file_imports_no_report() -> None:
     """Nor torch, nor the training's parsers for what they do not need."""
     code = (
-        "import sys\nfrom ptsave.cli import app as cli\n"
+        "import sys\nfrom ptsave.cli import main as cli\n"
         "cli.run(['verify', sys.argv[1], '--checks', 'bytes'])\n"
         "print(sorted({'torch', 'ptsave.render.report', 'xml.etree'} & sys.modules.keys()))"
     )

@@ -14,7 +14,7 @@ import pytest
 import safetensors
 import safetensors.torch
 
-from ptsave.cli import app
+from ptsave.cli import main
 
 PACKAGE = "nets"
 
@@ -146,7 +146,7 @@ class Workshop:
     def run(self, *arguments: object) -> tuple[int, str, str]:
         """Exit code, stdout and stderr of one command."""
         self._capfd.readouterr()
-        code = app.run([str(a) for a in arguments])
+        code = main.run([str(a) for a in arguments])
         out, err = self._capfd.readouterr()
         assert "Traceback" not in err, err
         return code, out, err

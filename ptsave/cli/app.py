@@ -1,19 +1,14 @@
-"""The command line: flags → one command, and its errors → exit codes. Commands never catch.
+"""The command line: flags → one command. Commands never catch; `cli.main` turns errors into exit codes.
 
 Imports inside the commands keep `--help` and the torch-free commands quick.
 """
 
-import os
-import sys
-import traceback
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
-from ptsave import __version__, stopping, streams
+from ptsave import __version__
 from ptsave.cli.options import (
     AllowMissing,
     AllowUnexpected,
@@ -46,22 +41,11 @@ from ptsave.cli.options import (
     one_of,
     signer_for,
     wanted_of,
-    with_patterns,
 )
 from ptsave.core.address import located
-from ptsave.core.own_process import own_process
-from ptsave.distributed.group import is_first_rank, is_under_torchrun, let_first_speak
-from ptsave.errors import EXIT_INTERRUPTED, EXIT_NO, EXIT_OK, PtsaveError, RefusedError, UsageError
-from ptsave.render.terminal import Mode, failure, out
-from ptsave.storage.reads import noted
-
-try:
-    from typer._click.exceptions import UsageError as TyperUsageError
-except ModuleNotFoundError:  # before 0.26, Typer used the Click that is installed
-    from click.exceptions import UsageError as TyperUsageError  # type: ignore[assignment,import-not-found,unused-ignore]
-
-LIBRARIES = ("torch", "numpy", "safetensors", "xxhash", "blake3", "isal", "rich", "tomli")
-"""What ptsave imports when it is needed."""
+from ptsave.distributed.group import is_first_rank
+from ptsave.errors import EXIT_NO, EXIT_OK, UsageError
+from ptsave.render.terminal import Mode, out
 
 app = typer.Typer(
     name="ptsave",
@@ -70,8 +54,6 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich would double the time that --help takes
     pretty_exceptions_enable=False,
 )
-
-# --- the commands -----------------------------------------------------------------------------------
 
 
 def _version(wanted: bool) -> None:
@@ -546,102 +528,3 @@ def verify(
         code = EXIT_OK if command.verify(mode, request, where) else EXIT_NO
     if code:
         raise typer.Exit(code)
-
-
-# --- leaving ----------------------------------------------------------------------------------------
-
-
-def main() -> NoReturn:
-    """Run the command line and leave with an exit code of the contract."""
-    stopping.install()
-    try:
-        streams.prepare()
-        code = run(sys.argv[1:])
-        streams.flush()
-    except PtsaveError as problem:
-        failure(problem, json=False)
-        code = problem.exit_code
-    except KeyboardInterrupt:
-        code = EXIT_INTERRUPTED
-    except SystemExit as left:  # a rank that lets another one speak
-        code = int(left.code or 0)
-    stopping.finish()
-    if is_under_torchrun():
-        # Threads of torch.distributed may outlive its groups, and abort a Python that is being taken down.
-        stopping.die()
-        os._exit(stopping.exit_code() if stopping.received else code)
-    stopping.leave(code)
-
-
-@cache
-def _command() -> Callable[..., int | None]:
-    """Return what parses a command line and runs it; Typer reads it from the signatures above, once."""
-    return typer.main.get_command(app)
-
-
-def run(arguments: list[str]) -> int:
-    """Run one command, and say what went wrong if something did; returns the exit code."""
-    try:
-        with noted(), own_process():
-            code = _command()(with_patterns(arguments), prog_name="ptsave", standalone_mode=False) or EXIT_OK
-        if code == EXIT_NO and not {"--show-completion", "--install-completion"}.isdisjoint(arguments):
-            hint = "run it in one of them, or name it: --show-completion zsh"
-            raise UsageError("completion is for bash, zsh, fish and PowerShell", "", hint)
-        return code
-    except TyperUsageError as error:  # its `message` is empty where an argument is missing
-        problem: PtsaveError = UsageError(error.format_message().rstrip("."), "", _usage_hint(error))
-    except PtsaveError as error:
-        problem = error
-    except (KeyboardInterrupt, typer.Abort):
-        return EXIT_INTERRUPTED
-    except OSError as error:
-        problem = _refused_by_the_system(error)
-    except ImportError as error:
-        problem = _not_installed(error)
-    except Exception as error:
-        problem = _bug(error)
-    if stopping.received:  # code in between made another error of the interrupt
-        return stopping.exit_code()
-    if isinstance(problem, UsageError) and "rank" not in problem.details:
-        let_first_speak()  # the same command line on every rank: one says so
-    if os.environ.get("PTSAVE_DEBUG"):
-        traceback.print_exception(problem.__cause__ or problem)
-    failure(problem, json="--json" in arguments)
-    return problem.exit_code
-
-
-def _usage_hint(error: TyperUsageError) -> str:
-    return f"see `{error.ctx.command_path if error.ctx is not None else 'ptsave'} --help`"
-
-
-def _refused_by_the_system(error: OSError) -> PtsaveError:
-    what = error.strerror or str(error)
-    problem = RefusedError(
-        f"the system reports: {what}", str(error.filename or ""), "check the disk and the path"
-    )
-    problem.__cause__ = error
-    return problem
-
-
-def _not_installed(error: ImportError) -> PtsaveError:
-    """The error for a library of ours that is not there, or that this machine cannot load."""
-    library = (error.name or "").partition(".")[0]
-    if library not in LIBRARIES:
-        return _bug(error)
-    what = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be imported: {error}"
-    hint = f"pip install {library}"
-    if library == "torch":
-        hint = "pip install 'ptsave[torch]'; pytorch.org/get-started has the smaller build for CPUs alone"
-    problem = RefusedError(f"this needs {library}, which {what}", "", hint)
-    problem.__cause__ = error
-    return problem
-
-
-def _bug(error: Exception) -> PtsaveError:
-    problem = PtsaveError(
-        f"a bug in ptsave: {type(error).__name__}: {error}",
-        "",
-        "run it again with PTSAVE_DEBUG=1 for a traceback, and report it",
-    )
-    problem.__cause__ = error
-    return problem

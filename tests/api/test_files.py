@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import ptsave
-from ptsave.cli.app import run
+from ptsave.cli.main import run
 from ptsave.errors import ExistsError, LossyError, MissingFileError, UsageError, VerdictError
 from ptsave.render import as_json
 from ptsave.verbs.folders.runs import RunInspection

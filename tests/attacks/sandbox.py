@@ -155,7 +155,7 @@ def _serve() -> None:
 
 def warm() -> None:
     """Run one command here, so that what it imports late is there before the first fork."""
-    main = importlib.import_module("ptsave.cli.app").main
+    main = importlib.import_module("ptsave.cli.main").main
     tempfile.gettempdir()  # finds out by writing to it
     sys.argv = ["ptsave", "inspect", str(Path(__file__) / "missing"), "--quiet"]
     with open(os.devnull, "w") as nowhere, contextlib.suppress(SystemExit):
@@ -191,7 +191,7 @@ def _child(arguments: Sequence[str], cwd: str) -> None:
         sys.addaudithook(watch)
         sys.argv = ["ptsave", *arguments]
         try:
-            from ptsave.cli.app import main
+            from ptsave.cli.main import main
 
             main()
         except SystemExit as leaving:

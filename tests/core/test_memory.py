@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ptsave.cli import app
+from ptsave.cli import main
 from ptsave.core.own_process import no_garbage_collection, own_process
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
@@ -28,7 +28,7 @@ def test_the_collector_is_left_alone_in_somebody_elses_process(tmp_path: Path) -
     with own_process(), no_garbage_collection():
         assert not gc.isenabled()
     assert gc.isenabled()
-    assert app.run(["inspect", str(tmp_path / "a.pt"), "-q"]) == 0
+    assert main.run(["inspect", str(tmp_path / "a.pt"), "-q"]) == 0
     with no_garbage_collection():
         assert gc.isenabled()
 

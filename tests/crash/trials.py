@@ -27,7 +27,7 @@ PRELOADED = (
     "torch._dynamo",  # which an optimizer imports when it is made
     "xxhash",
     "ptsave.__main__",
-    "ptsave.cli.app",
+    "ptsave.cli.main",
     "ptsave.examples",
     "ptsave.models.load",
     "ptsave.models.save",

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
-from ptsave.cli.app import main
+from ptsave.cli.main import main
 from ptsave.distributed import writer
 from ptsave.distributed.group import Group
 from ptsave.storage.atomic_folder import LocalOutputFolder

@@ -125,7 +125,7 @@ def test_ranks_that_do_not_agree(studio: Path) -> None:
     """Each rank reads its own file of that name, as on machines whose folders were not copied alike."""
     (studio / "differ.py").write_text(
         "import os, sys\nsys.argv[1:] = [a.replace('RANK', os.environ['RANK']) for a in sys.argv[1:]]\n"
-        "from ptsave.cli.app import main\nmain()\n"
+        "from ptsave.cli.main import main\nmain()\n"
     )
     for rank in range(2):
         text = (studio / "dp.toml").read_text()

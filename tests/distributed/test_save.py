@@ -14,7 +14,7 @@ from torch.distributed import TCPStore
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from ptsave.cli import app
+from ptsave.cli import main
 from ptsave.formats import open_checkpoint
 from ptsave.models.behaviour.trace import digest_of
 from tests.distributed.launch import digests, errors, ptsave, run_cases, torchrun
@@ -64,20 +64,20 @@ def test_a_folder_of_one_rank_is_the_file_it_was_made_of(
     write_models(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    assert app.run(["save", "plain.toml", "m.safetensors"]) == 0
+    assert main.run(["save", "plain.toml", "m.safetensors"]) == 0
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     ranks = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": True}
     with monkeypatch.context() as launch:
         for name, value in {**ranks, **where, "TORCHELASTIC_RUN_ID": "one", "PTSAVE_TIMEOUT": 60}.items():
             launch.setenv(name, str(value))
-        assert app.run(["save", "dp.toml", "ckpt", "--weights", "m.safetensors"]) == 0
+        assert main.run(["save", "dp.toml", "ckpt", "--weights", "m.safetensors"]) == 0
     assert not torch.distributed.is_initialized()
     assert sorted(os.listdir("ckpt")) == [".metadata", "__0_0.distcp", "ptsave.json"]
     assert_made_of(Path("ckpt"), Path("m.safetensors"))
-    assert app.run(["verify", "ckpt", "-c", "plain.toml"]) == 0
-    assert app.run(["convert", "ckpt", "back.safetensors"]) == 0
-    assert app.run(["inspect", "back.safetensors", "--diff", "m.safetensors"]) == 0
+    assert main.run(["verify", "ckpt", "-c", "plain.toml"]) == 0
+    assert main.run(["convert", "ckpt", "back.safetensors"]) == 0
+    assert main.run(["inspect", "back.safetensors", "--diff", "m.safetensors"]) == 0
     del sys.modules["odd"]
 
 

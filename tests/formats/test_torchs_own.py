@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import nn
 
-from ptsave.cli import app
+from ptsave.cli import main
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.tree import state_dict_of
 from ptsave.errors import PtsaveError
@@ -99,7 +99,7 @@ def assert_converts(path: Path, expected: Any, name: str) -> None:
     """`convert` to .pt keeps every tensor of `expected`; it refuses what REFUSALS names, and nothing else."""
     target, said = path.with_name("converted.pt"), StringIO()
     with redirect_stderr(said):
-        code = app.run(["convert", str(path), str(target), "--overwrite", "-q"])
+        code = main.run(["convert", str(path), str(target), "--overwrite", "-q"])
     refusal = next((what for kind, what in REFUSALS.items() if name.removeprefix("nn.").startswith(kind)), "")
     if refusal:
         assert code == 4, (name, code)

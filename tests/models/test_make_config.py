@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from ptsave.cli.app import run
+from ptsave.cli.main import run
 from ptsave.config.toml import load_config
 from ptsave.examples import TinyTransformer
 

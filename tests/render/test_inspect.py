@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ptsave.cli import app
+from ptsave.cli import main
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
 
     def lines(shapes: dict[str, int], *more: str) -> list[str]:
         torch.save({name: torch.zeros(size) for name, size in shapes.items()}, "a.pt")
-        assert app.run(["inspect", "a.pt", "--tree", *more]) == 0
+        assert main.run(["inspect", "a.pt", "--tree", *more]) == 0
         return [" ".join(line.split()) for line in capfd.readouterr().out.splitlines()[2:]]
 
     return lines
@@ -56,5 +56,5 @@ def test_a_gap_in_the_numbers_is_no_run(tree) -> None:  # type: ignore[no-untype
 def test_depth(tree, capfd: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
     assert len(tree(ALIKE, "--depth", "1")) == 1
     assert len(tree(ALIKE, "--depth", "2")) == 2
-    assert app.run(["inspect", "a.pt", "--depth", "2"]) == 2
+    assert main.run(["inspect", "a.pt", "--depth", "2"]) == 2
     assert "--depth would not be used" in capfd.readouterr().err

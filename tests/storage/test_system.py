@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import ptsave
-from ptsave.cli.app import run
+from ptsave.cli.main import run
 from ptsave.storage import system
 
 FLAGS = sorted(name for name in vars(system) if name.startswith("HAS_"))

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import ptsave
-from ptsave.cli import app
+from ptsave.cli import main
 from ptsave.errors import PtsaveError, UsageError
 from ptsave.storage import system
 from ptsave.storage.fetch import fetching
@@ -48,8 +48,8 @@ def test_everything_works_without_threads(tmp_path: Path, monkeypatch: pytest.Mo
         keeper.save(state, step=1)
         keeper.wait()
         assert keeper.resume(state) == 2
-    assert app.run(["convert", "a.pt", "b.safetensors", "-q"]) == 0
-    assert app.run(["verify", "b.safetensors", "-q"]) == 0
+    assert main.run(["convert", "a.pt", "b.safetensors", "-q"]) == 0
+    assert main.run(["verify", "b.safetensors", "-q"]) == 0
 
 
 @pytest.mark.usefixtures("no_threads")
@@ -112,7 +112,7 @@ def test_convert_takes_little_memory_and_writes_the_same_on_any_number_of_thread
 CONVERT = ["convert", "m.pt", "o.safetensors", "--overwrite", "--quiet"]
 PEAK = """
 import sys
-from ptsave.cli.app import run
+from ptsave.cli.main import run
 assert run(sys.argv[1:]) == 0
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
@@ -122,7 +122,7 @@ def test_threads_that_nothing_would_use_are_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(VARIABLE, "2")  # which is put back
-    assert app.run(["convert", "m.pt", "o.safetensors", "--dry-run", "--threads", "2"]) == 2
+    assert main.run(["convert", "m.pt", "o.safetensors", "--dry-run", "--threads", "2"]) == 2
     assert "--threads would not be used" in capsys.readouterr().err
-    assert app.run(["verify", "m.pt", "--checks", "safe", "--threads", "2"]) == 2
+    assert main.run(["verify", "m.pt", "--checks", "safe", "--threads", "2"]) == 2
     assert "--threads would not be used" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import StepLR
 from torch.optim.swa_utils import AveragedModel
 
 import ptsave
-from ptsave.cli.app import run as run_cli
+from ptsave.cli.main import run as run_cli
 from ptsave.errors import CorruptError, LossyError, MissingFileError, UsageError
 
 NO_RNG = "rng_state: random numbers go on from elsewhere"

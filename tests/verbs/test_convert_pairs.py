@@ -16,7 +16,7 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from ptsave.cli import app
+from ptsave.cli import main
 from tests.formats.write_cases import assert_same
 
 TARGETS = {
@@ -161,7 +161,7 @@ def test_every_pair_of_formats(
     flags = ["--extras", "drop"] if source == "torchscript" else []
     flags += ["--shard-size", "100KB"] if target == "safetensors-sharded" else []
     command = ["convert", sources[source], path, "--format", target, "-q", *flags]
-    assert app.run([str(word) for word in command]) == 0
+    assert main.run([str(word) for word in command]) == 0
     found = READERS[target](path, net)
     expected = net.state_dict()
     left_out = expected.keys() - found.keys()
@@ -191,7 +191,7 @@ def test_a_second_round_trip_changes_no_byte(
     def convert(start: Path, name: str, to: str) -> Path:
         size = ["--shard-size", "100KB"] if to == "safetensors-sharded" else []
         words = ["convert", start, tmp_path / name, "--format", to, "-q", *size]
-        assert app.run([str(word) for word in words]) == 0
+        assert main.run([str(word) for word in words]) == 0
         return tmp_path / name
 
     first = convert(convert(sources[source], "1", target), "2", "pt")

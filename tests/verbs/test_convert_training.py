@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
-from ptsave.cli import app
+from ptsave.cli import main
 from tests.formats.write_cases import assert_same
 
 Params = list[dict[str, Any]]
@@ -108,7 +108,7 @@ def assert_goes_on(found: dict[str, Any], optimizer: str, net: Net, opt: torch.o
 
 
 def convert(*words: object) -> None:
-    assert app.run(["convert", *map(str, words), "-q"]) == 0
+    assert main.run(["convert", *map(str, words), "-q"]) == 0
 
 
 def quietly(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
@@ -204,7 +204,7 @@ def test_what_safetensors_keeps_of_a_training(tmp_path: Path) -> None:
     _, _, state = trained("adam")
     torch.save(state, tmp_path / "start.pt")
     out = tmp_path / "kept.safetensors"
-    assert app.run(["convert", str(tmp_path / "start.pt"), str(out), "-q"]) == 4
+    assert main.run(["convert", str(tmp_path / "start.pt"), str(out), "-q"]) == 4
     assert not out.exists()
     convert(tmp_path / "start.pt", out, "--extras", "keep")
     with safe_open(out, "pt") as file:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import ptsave
-from ptsave.cli.app import run
+from ptsave.cli.main import run
 from ptsave.formats import open_checkpoint
 from ptsave.formats.writers import BY_NAME
 

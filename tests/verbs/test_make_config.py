@@ -17,7 +17,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from ptsave.cli.app import run
+from ptsave.cli.main import run
 from ptsave.config.toml import load_config
 from ptsave.errors import UnsafeError, UsageError
 from ptsave.verbs.make_config import from_transformers

@@ -18,7 +18,7 @@ from torch import nn
 from torch.testing._internal.two_tensor import TwoTensor
 
 import ptsave
-from ptsave.cli import app
+from ptsave.cli import main
 from ptsave.errors import LossyError
 from ptsave.formats import open_checkpoint
 from ptsave.storage.scan import tensor_digest
@@ -35,7 +35,7 @@ def no_warnings() -> Iterator[None]:
 
 
 def run(*arguments: object) -> int:
-    return app.run([str(argument) for argument in arguments])
+    return main.run([str(argument) for argument in arguments])
 
 
 # --- what torch loads ---------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import ptsave
-from ptsave.cli.app import run
+from ptsave.cli.main import run
 from ptsave.errors import UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.verbs.texts import parse_metadata

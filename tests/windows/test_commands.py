@@ -34,7 +34,7 @@ def files_in(folder: Path) -> list[str]:
 
 
 def every_way() -> None:
-    from ptsave.cli.app import run
+    from ptsave.cli.main import run
 
     formats = ("pt", "safetensors", "safetensors-sharded", "dcp", "npz")
     for name in formats:
@@ -63,7 +63,7 @@ def test_every_format_becomes_every_other_and_replaces_itself(
 
 def reports() -> None:
     from ptsave import streams
-    from ptsave.cli.app import run
+    from ptsave.cli.main import run
 
     streams.prepare()
     assert run(["inspect", "m.pt", "--tree"]) == 0
@@ -90,7 +90,7 @@ def test_a_console_without_unicode_and_reports_with_it(
 def held() -> None:
     import os
 
-    from ptsave.cli.app import run
+    from ptsave.cli.main import run
 
     assert run(["convert", "m.pt", "f.safetensors"]) == 0
     assert run(["convert", "m.pt", "shards", "--format", "safetensors-sharded"]) == 0
@@ -153,7 +153,7 @@ def test_what_somebody_opens_meanwhile_stays_and_nothing_is_left(
 
 
 def bad_names() -> None:
-    from ptsave.cli.app import run
+    from ptsave.cli.main import run
 
     for name in ("CON", "nul.pt", "com1.tar.pt", "a:b.pt", "ab:c.pt", "a?.pt", 'a".pt', "a<b.pt", "a|.pt"):
         assert run(["convert", "m.pt", name, "--format", "pt"]) == 4, name
@@ -177,7 +177,7 @@ def test_names_that_windows_takes_for_something_else_are_refused(
 def deep_folders() -> None:
     import os
 
-    from ptsave.cli.app import run
+    from ptsave.cli.main import run
 
     deep = os.path.join(os.getcwd(), *["d" * 90] * 3)
     os.makedirs("\\\\?\\" + deep)
@@ -200,7 +200,7 @@ def litter() -> None:
     import os
     import time
 
-    from ptsave.cli.app import run
+    from ptsave.cli.main import run
 
     old, young, held = (f".out.pt.12345-0000000{i}.ptsave-tmp" for i in range(3))
     for name in (old, young, held):
@@ -220,7 +220,7 @@ def test_a_killed_writers_file_goes_when_nobody_has_it_open(
 
 
 def unpacked() -> None:
-    from ptsave.cli.app import run
+    from ptsave.cli.main import run
 
     for name in ("m.pt.gz", "m.zip::m.pt", "deflated.zip"):
         assert run(["verify", name, "--quiet"]) == 0, name
@@ -256,7 +256,7 @@ def failing() -> None:
 
     import pytest
 
-    from ptsave.cli.app import run
+    from ptsave.cli.main import run
     from ptsave.errors import PtsaveError
     from ptsave.storage.atomic import replacing_file
     from ptsave.storage.atomic_folder import replacing_folder
@@ -289,7 +289,7 @@ def test_what_fails_leaves_nothing(tmp_path: Path, weights: dict[str, torch.Tens
 
 
 def hostile_names() -> None:
-    from ptsave.cli.app import run
+    from ptsave.cli.main import run
 
     for number in range(8):
         assert run(["inspect", f"index-{number}"]) == 3, number

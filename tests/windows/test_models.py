@@ -26,7 +26,7 @@ dtype = "float32"
 
 
 def whole_models() -> None:
-    from ptsave.cli.app import run
+    from ptsave.cli.main import run
 
     for name in ("model.pt", "model.safetensors", "shards", "dcp"):
         form = ["--format", name] if name == "dcp" else []
@@ -179,7 +179,7 @@ def second() -> None:
     from torch import nn
 
     import ptsave
-    from ptsave.cli.app import run
+    from ptsave.cli.main import run
     from ptsave.errors import RefusedError
 
     model = nn.Linear(2, 2)
@@ -219,7 +219,7 @@ def test_one_training_a_folder_and_a_killed_one_is_gone_at_once(tmp_path: Path) 
 
 
 def programs() -> None:
-    from ptsave.cli.app import run
+    from ptsave.cli.main import run
 
     assert run(["save", "model.toml", "model.pt"]) == 0
     for name in ("model.pt2", "model.onnx"):

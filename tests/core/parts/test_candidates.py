@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import ptsave
-from ptsave.cli.app import run
+from ptsave.cli.main import run
 from ptsave.core.parts.select import Selection, select_model
 from ptsave.errors import AmbiguousError
 from ptsave.formats import open_checkpoint

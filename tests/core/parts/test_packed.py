@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ptsave.cli.app import run
+from ptsave.cli.main import run
 
 FP8 = torch.randn(4, 4).to(torch.float8_e4m3fn)
 INTS = torch.arange(16, dtype=torch.int32).view(4, 4)

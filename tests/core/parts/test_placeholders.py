@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import ptsave
-from ptsave.cli.app import run as run_cli
+from ptsave.cli.main import run as run_cli
 from ptsave.errors import LossyError
 
 

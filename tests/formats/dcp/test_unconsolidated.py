@@ -12,7 +12,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
-from ptsave.cli import app
+from ptsave.cli import main
 from ptsave.errors import CorruptError
 from ptsave.formats import open_checkpoint
 from tests.formats.torch_reading import assert_same
@@ -111,8 +111,8 @@ def test_a_rank_s_file_alone(folder: Path, tmp_path_factory: pytest.TempPathFact
         assert "'rows' from [4, 0] on" in left.what
         assert "'columns' from [0, 4] on" in left.what
         assert "'one'" not in left.what
-    assert app.run(["convert", str(second), str(out), "-q"]) == 4
-    assert app.run(["convert", str(folder), str(out), "-q"]) == 0
+    assert main.run(["convert", str(second), str(out), "-q"]) == 4
+    assert main.run(["convert", str(folder), str(out), "-q"]) == 0
 
 
 def test_an_index_of_a_rank_s_file(folder: Path) -> None:

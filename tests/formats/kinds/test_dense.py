@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ptsave.cli.app import run
+from ptsave.cli.main import run
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.values.gather import contiguous
 from ptsave.errors import LimitError, LossyError

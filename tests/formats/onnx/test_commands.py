@@ -11,7 +11,7 @@ import torch
 from onnx import helper, numpy_helper
 
 import ptsave
-from ptsave.cli import app
+from ptsave.cli import main
 from ptsave.errors import LossyError
 from ptsave.formats import open_checkpoint
 from tests.attacks.samples import contents
@@ -46,7 +46,7 @@ def test_a_state_dict_under_a_key_is_found(tmp_path: Path) -> None:
 def test_another_value_is_a_difference(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = saved(tmp_path / "a.onnx")
     other = saved(tmp_path / "b.onnx", STATE | {"fc.bias": np.zeros(2, "f4")})
-    assert app.run(["inspect", str(path), "--diff", str(other), "--json"]) == 1
+    assert main.run(["inspect", str(path), "--diff", str(other), "--json"]) == 1
     assert [t["name"] for t in json.loads(capfd.readouterr().out)["tensors"]] == ["fc.bias"]
 
 
@@ -65,7 +65,7 @@ def test_texts_and_packed_integers_are_not_converted_unasked(tmp_path: Path) -> 
 def test_inspect_says_what_goes_in_and_comes_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     nodes = [helper.make_node("Gelu", ["x"], ["y"], domain="com.microsoft")]
     path = save(model([tensor("w")], nodes, opsets=(("", 21), ("com.microsoft", 1))), tmp_path / "m.onnx")
-    assert app.run(["inspect", str(path)]) == 0
+    assert main.run(["inspect", str(path)]) == 0
     shown = capfd.readouterr().out
     for line in (
         "program",
@@ -76,7 +76,7 @@ def test_inspect_says_what_goes_in_and_comes_out(tmp_path: Path, capfd: pytest.C
         "producer   test 1",
     ):
         assert line in shown.splitlines()
-    assert app.run(["inspect", str(path), "--json"]) == 0
+    assert main.run(["inspect", str(path), "--json"]) == 0
     (program,) = json.loads(capfd.readouterr().out)["programs"]
     assert program["inputs"] == [{"name": "x", "type": "float32", "shape": ["batch", 3]}]
     assert program["operators"] == {"com.microsoft.Gelu": 1}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._export.serde.schema import SCHEMA_VERSION
 from torch._export.serde.serialize import serialize
 
-from ptsave.cli import app
+from ptsave.cli import main
 from ptsave.core.nodes import Opaque
 from ptsave.errors import CorruptError
 from ptsave.formats import open_checkpoint
@@ -97,7 +97,7 @@ def test_constants_without_a_state_dict(tmp_path: Path) -> None:
     """An empty state dict is not in the way of a format that holds tensors only."""
     program = export(OnlyConstants(), tmp_path / "m.pt2")
     (value,) = program.constants.values()
-    assert app.run(["convert", str(tmp_path / "m.pt2"), str(tmp_path / "m.safetensors"), "-q"]) == 0
+    assert main.run(["convert", str(tmp_path / "m.pt2"), str(tmp_path / "m.safetensors"), "-q"]) == 0
     with open_checkpoint(tmp_path / "m.safetensors") as checkpoint:
         (entry,) = checkpoint.tensors.values()
         assert_same(entry, value)

@@ -390,7 +390,7 @@ def test_memory_does_not_grow_with_the_file(wrapper: str, tmp_path: Path) -> Non
 
 PEAK = """
 import resource, sys
-from ptsave.cli.app import run
+from ptsave.cli.main import run
 code = run(sys.argv[1:])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
 sys.exit(code)

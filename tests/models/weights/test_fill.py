@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import ptsave
-from ptsave.cli.app import run
+from ptsave.cli.main import run
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.parts.select import select_model
 from ptsave.errors import AmbiguousError, CorruptError, LossyError

@@ -19,7 +19,7 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils import prune as torch_prune
 
 import ptsave
-from ptsave.cli.app import run
+from ptsave.cli.main import run
 from ptsave.config.model import ConfigPlace, parse_model
 from ptsave.core.parts.select import select_model
 from ptsave.errors import LossyError, UsageError

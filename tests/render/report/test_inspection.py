@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptsave.cli.app import run
+from ptsave.cli.main import run
 from ptsave.render.report.inspection import MAX_PAGE_BYTES
 from ptsave.render.report.treemap import MAX_AREAS, areas, boxes
 from ptsave.verbs.inspect import Inspection, inspect_path

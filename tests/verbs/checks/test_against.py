@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ptsave.cli.app import run
+from ptsave.cli.main import run
 from ptsave.formats import open_checkpoint
 from ptsave.verbs.diff import TensorDiff
 from ptsave.verbs.stats import stats

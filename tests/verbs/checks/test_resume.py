@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from ptsave.cli.app import run as run_cli
+from ptsave.cli.main import run as run_cli
 from ptsave.core.finding import Finding
 from ptsave.formats import open_checkpoint
 from ptsave.verbs.checks.resume import has_training_state, resumable

@@ -19,7 +19,7 @@ from torch import nn
 from torch.distributed import checkpoint as dcp
 
 import ptsave
-from ptsave.cli import app
+from ptsave.cli import main
 from ptsave.errors import LossyError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.torch.tensors import OWN_ATTRIBUTES
@@ -37,12 +37,12 @@ class Module(nn.Module):
 
 def verdict(path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[dict[str, Any]]]:
     capsys.readouterr()
-    code = app.run(["verify", str(path), "--checks", "whole", "--json"])
+    code = main.run(["verify", str(path), "--checks", "whole", "--json"])
     return code, json.loads(capsys.readouterr().out)["findings"]
 
 
 def convert(*words: object) -> int:
-    return app.run(["convert", *map(str, words), "--overwrite", "-q"])
+    return main.run(["convert", *map(str, words), "--overwrite", "-q"])
 
 
 def test_all_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,7 +102,7 @@ def test_what_no_state_dict_has(made: Any, name: str | None, tmp_path: Path, cap
     assert not target.exists()
     assert convert(source, target, "--extras", "drop") == 0
     capsys.readouterr()
-    app.run(["inspect", str(source), "--json"])
+    main.run(["inspect", str(source), "--json"])
     assert json.loads(capsys.readouterr().out)["left_out"]
 
 
@@ -123,8 +123,8 @@ def test_load_and_state_dict_refuse_too(tmp_path: Path) -> None:
     load = ["load", str(tmp_path / "l.pt"), "-c", str(config)]
     save = ["save", str(config), str(tmp_path / "out.pt"), "--weights", str(tmp_path / "l.pt")]
     for words in (load, save):
-        assert app.run(words) == 4
-        assert app.run([*words, "--extras", "drop"]) == 0
+        assert main.run(words) == 4
+        assert main.run([*words, "--extras", "drop"]) == 0
 
 
 def test_a_record_that_nothing_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -365,7 +365,7 @@ def test_from_pt_to_pt_unchanged(make: Any, is_alone: bool, tmp_path: Path, caps
     assert convert(source, target) == 0
     found = torch.load(target, weights_only=True)
     assert same(found if is_alone else found["t"], tensor)
-    assert app.run(["verify", str(target), "--checks", "bytes,whole"]) == 0
+    assert main.run(["verify", str(target), "--checks", "bytes,whole"]) == 0
     assert convert(source, target, "--extras", "drop") == 0
     assert same(*(torch.load(path) if is_alone else torch.load(path)["t"] for path in (source, target)))
 
@@ -376,7 +376,7 @@ def test_conjugate_views_are_resolved_where_the_format_has_no_bit(tmp_path: Path
     plain = torch.randn(3, 4, dtype=torch.complex64)
     state = {"z": plain, "c": plain.conj(), "i": plain.clone().conj().mul(1), "tied": plain.conj()}
     torch.save(state, tmp_path / "a.pt")
-    assert app.run(["convert", str(tmp_path / "a.pt"), str(tmp_path / "b.safetensors")]) == 0
+    assert main.run(["convert", str(tmp_path / "a.pt"), str(tmp_path / "b.safetensors")]) == 0
     assert "resolved" in capsys.readouterr().err
     found = load_file(tmp_path / "b.safetensors")
     for name, tensor in state.items():
@@ -417,7 +417,7 @@ def test_a_bit_is_set_by_its_name(bits: dict[str, bool], tmp_path: Path) -> None
 def test_a_subclass_goes_by_its_plain_bytes(tmp_path: Path, capsys: Any) -> None:
     torch.save({"t": torch.randn(3).as_subclass(Marked)}, tmp_path / "a.pt")  # type: ignore[no-untyped-call]
     for name in ("b.pt", "b.safetensors"):
-        assert app.run(["convert", str(tmp_path / "a.pt"), str(tmp_path / name), "--extras", "drop"]) == 0
+        assert main.run(["convert", str(tmp_path / "a.pt"), str(tmp_path / name), "--extras", "drop"]) == 0
         assert "plain tensors" in capsys.readouterr().err
         with ptsave.open(tmp_path / name) as opened:
             assert torch.equal(opened["t"], torch.load(tmp_path / "a.pt", weights_only=False)["t"])
@@ -474,7 +474,7 @@ def test_plain_attributes_of_a_parameter_are_noted(tmp_path: Path, capsys: Any) 
     assert verdict(source, capsys)[0] == 0
     assert convert(source, tmp_path / "b.safetensors") == 0
     capsys.readouterr()
-    assert app.run(["inspect", str(source), "--json"]) == 0
+    assert main.run(["inspect", str(source), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert any("'tag'" in note and "'partition_dim'" in note for note in result["notes"])
     assert not result["left_out"]

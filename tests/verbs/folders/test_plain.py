@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 import ptsave
-from ptsave.cli import app
+from ptsave.cli import main
 from ptsave.errors import UnknownFormatError
 from ptsave.verbs.folders.plain import FolderInspection, plain_folder
 
@@ -52,10 +52,10 @@ def test_nothing_is_passed_over_in_silence(folder: Path, capfd: pytest.CaptureFi
     os.remove(folder / "cut.pt")
     (folder / "more").mkdir()
     torch.save({"w": torch.ones(1)}, folder / "more" / "hidden.pt")
-    assert app.run(["verify", "models"]) == 0
+    assert main.run(["verify", "models"]) == 0
     assert capfd.readouterr().out.splitlines()[-1].endswith("models/README.md, models/more")
     (folder / "old.pkl").write_bytes(b"cposix\nsystem\n.")
-    assert app.run(["verify", "models"]) != 0
+    assert main.run(["verify", "models"]) != 0
     found = plain_folder(folder)
     assert found is not None
     assert found.others == ("README.md", "more/")
@@ -85,16 +85,16 @@ def test_what_lies_in_archives_is_verified_too(folder: Path, capfd: pytest.Captu
         "weights-without-suffix",
     ]
     assert found.others == ("README.md", "text.gz", "texts.zip")
-    assert app.run(["verify", "models"]) == 0
+    assert main.run(["verify", "models"]) == 0
     data = (folder / "two.zip").read_bytes()
     place = data.index(torch.ones(3).numpy().tobytes())
     (folder / "two.zip").write_bytes(data[:place] + b"\1" + data[place + 1 :])
     capfd.readouterr()
-    assert app.run(["verify", "models"]) == 1
+    assert main.run(["verify", "models"]) == 1
     assert "two.zip::a.pt" in capfd.readouterr().out
     (folder / "two.zip").write_bytes(data[: len(data) // 2])
-    assert app.run(["verify", "models"]) == 3
-    assert app.run(["inspect", "models"]) == 0
+    assert main.run(["verify", "models"]) == 3
+    assert main.run(["inspect", "models"]) == 0
 
 
 def test_what_is_no_plain_folder(folder: Path, tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_what_is_no_plain_folder(folder: Path, tmp_path: Path) -> None:
 
 
 def test_inspect_lists_what_is_there(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert app.run(["inspect", "models"]) == 0
+    assert main.run(["inspect", "models"]) == 0
     lines = capfd.readouterr().out.splitlines()
     assert lines[0] == "models: folder, 4 checkpoints, 36 B"
     assert [line.split()[:3] for line in lines[3:5]] == [["a.pt", "pt", "1"], ["cut.pt", "truncated:", "the"]]
@@ -115,20 +115,20 @@ def test_inspect_lists_what_is_there(folder: Path, capfd: pytest.CaptureFixture[
     result = ptsave.inspect("models")
     assert isinstance(result, FolderInspection)
     assert [member.num_tensors for member in result.checkpoints] == [1, 0, 1, 1]
-    assert app.run(["inspect", "models", "--stats"]) == 2
+    assert main.run(["inspect", "models", "--stats"]) == 2
     assert "--stats is about one checkpoint" in capfd.readouterr().err
 
 
 def test_a_verdict_for_each_and_the_worst_exit_code(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert app.run(["verify", "models", "--checks", "bytes,finite"]) == 3
+    assert main.run(["verify", "models", "--checks", "bytes,finite"]) == 3
     said = capfd.readouterr()
     assert said.out.splitlines()[-1] == "4 checkpoints: 3 yes, 1 error; not looked into: models/README.md"
     assert "yes: models/sharded passed bytes, finite" in said.out
     assert "error: truncated" in said.err
     os.remove(folder / "cut.pt")
-    assert app.run(["verify", "models", "-q"]) == 0
+    assert main.run(["verify", "models", "-q"]) == 0
     torch.save({"w": torch.tensor(float("nan")).repeat(3)}, folder / "nan.pt")
-    assert app.run(["verify", "models/a.pt", "models/nan.pt", "--json"]) == 1
+    assert main.run(["verify", "models/a.pt", "models/nan.pt", "--json"]) == 1
     document = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert document["counts"] == {"yes": 1, "no": 1, "error": 0}
     assert [one["verdict"] for one in document["verdicts"]] == ["yes", "no"]
@@ -137,7 +137,7 @@ def test_a_verdict_for_each_and_the_worst_exit_code(folder: Path, capfd: pytest.
 def test_a_pickle_in_a_folder_is_no_yes(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     os.remove(folder / "cut.pt")
     (folder / "tokenizer").write_bytes(b"\x80\x04cposix\nsystem\n\x94.")
-    assert app.run(["verify", "models"]) != 0
+    assert main.run(["verify", "models"]) != 0
     assert "tokenizer" in capfd.readouterr().err
 
 
@@ -145,23 +145,23 @@ def test_a_link_that_leads_out_is_verified_too(folder: Path, tmp_path: Path) -> 
     os.remove(folder / "cut.pt")
     (tmp_path / "outside.pt").write_bytes((folder / "a.pt").read_bytes()[:-300])
     (folder / "link").symlink_to(tmp_path / "outside.pt")
-    assert app.run(["verify", "models"]) == 3
+    assert main.run(["verify", "models"]) == 3
 
 
 def test_reports_have_a_suite_each(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert app.run(["verify", "models", "--checks", "bytes", "-q", "--report", "r.xml"]) == 3
+    assert main.run(["verify", "models", "--checks", "bytes", "-q", "--report", "r.xml"]) == 3
     suites = ElementTree.parse("r.xml").getroot()
     assert [suite.get("id") for suite in suites] == ["0", "1", "2", "3"]
     assert [suite.get("name") for suite in suites][1] == "models/cut.pt"
     assert [suite.get("errors") for suite in suites] == ["0", "1", "0", "0"]
-    assert app.run(["verify", "models", "--checks", "bytes", "-q", "--report", "r.json"]) == 3
+    assert main.run(["verify", "models", "--checks", "bytes", "-q", "--report", "r.json"]) == 3
     assert json.loads(Path("r.json").read_text())["counts"]["yes"] == 3
-    assert app.run(["verify", "models", "--report", "r.html"]) == 2
+    assert main.run(["verify", "models", "--report", "r.html"]) == 2
     assert "a page is about one checkpoint" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("flag", ["--record", "--against models/a.pt"])
 def test_what_is_about_one_checkpoint(flag: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     config = "" if "against" in flag else "-c models/README.md"
-    assert app.run(f"verify models/a.pt models/sharded {flag} {config}".split()) == 2
+    assert main.run(f"verify models/a.pt models/sharded {flag} {config}".split()) == 2
     assert f"{flag.split()[0]} is about one checkpoint" in capfd.readouterr().err

@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from ptsave.cli import app
+from ptsave.cli import main
 from ptsave.examples import SimpleNet, TinyTransformer
 
 Run = Callable[..., tuple[int, str, str]]
@@ -28,7 +28,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
 
     def call(*arguments: object) -> tuple[int, str, str]:
         capfd.readouterr()
-        code = app.run([str(a) for a in arguments])
+        code = main.run([str(a) for a in arguments])
         out, err = capfd.readouterr()
         assert "Traceback" not in err
         return code, out, err
