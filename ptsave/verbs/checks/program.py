@@ -47,11 +47,15 @@ def program(subject: Subject) -> Iterator[Finding]:
         return
     path = checkpoint.path
     try:
+        nodes: list[Finding] = []
         if isinstance(path, Path) and checkpoint.format == "onnx":
-            yield from _nodes(path, record.program)
+            nodes += _nodes(path, record.program)
         if not subject.asked.by_name:  # a runtime works for as long as the file has it work
-            yield Finding(CHECK, "skipped", "", Kind.PROGRAM_NOT_RUN)
+            failed = [finding for finding in nodes if finding.level == "fail"]
+            compared = {"nodes": "its nodes are those that were exported; " if nodes else ""}
+            yield from failed or [Finding(CHECK, "skipped", "", Kind.PROGRAM_NOT_RUN, facts=compared)]
             return
+        yield from nodes
         found: Mapping[str, Sample]
         if subject.run_pt2 is not None and checkpoint.format == "pt2":
             found = subject.run_pt2(checkpoint, told.behaviour_inputs)
