@@ -210,7 +210,9 @@ def _item(node: Any) -> TensorAbout | None:
     chunks = fields["chunks"]
     if type(chunks) is not list:
         raise _ShapeError("a tensor's chunks are malformed")
-    return TensorAbout(dtype, shape, requires_grad, tuple(map(_box, chunks)))
+    distinct = {id(chunk): chunk for chunk in chunks}  # a small file can have one stand there a million times
+    read = {key: _box(chunk) for key, chunk in distinct.items()}
+    return TensorAbout(dtype, shape, requires_grad, tuple(read[id(chunk)] for chunk in chunks))
 
 
 def _properties(node: Any) -> tuple[DType, bool]:
