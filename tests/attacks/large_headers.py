@@ -199,6 +199,11 @@ def code_of_blank_lines() -> bytes:
 
 
 @attack(REFUSED, SHOWN, DESCRIBED)
+def code_of_a_class_before_spaces() -> bytes:
+    return scripted(CLASS + b"\nclass a" + b" " * 10_000_000)
+
+
+@attack(REFUSED, SHOWN, DESCRIBED)
 def code_of_class_lines() -> bytes:
     return scripted(b"class M(Module):\n" * 2_000_000)
 

@@ -11,7 +11,7 @@ from ptsave.core.nodes import Port, Program
 
 MAX_SIGNATURE_CHARS = 64 * 1024
 """Cap on how much of the code is looked at for one signature; a longer one is not told."""
-_FORWARD = re.compile(r"^[ \t]+def[ \t]+forward\(", re.MULTILINE)
+_FORWARD = re.compile(r"def[ \t]+forward\(")
 _PIECE = re.compile(
     r"""[^"'()\[\]{},]{1,4096}|"(?:[^"\\\n]|\\.){0,4096}"|'(?:[^'\\\n]|\\.){0,4096}'|[^"']""", re.DOTALL
 )
@@ -21,11 +21,13 @@ _RETURNS = re.compile(r"\)[ \t]{0,100}->[ \t]{0,100}([^:\n]{1,4096}):")
 def program_of(code: str, class_name: str) -> Program | None:
     """The program that a module of the class is whose code is in `code`: what its `forward` takes, but for
     `self`, and what it returns. None where it has no `forward`."""
-    begin = re.search(rf"^class[ \t]+{re.escape(class_name)}\b", code, re.MULTILINE)
+    line = rf"class[ \t]+{re.escape(class_name)}\b"
+    begin = re.match(line, code) or re.search(rf"\n{line}", code)
     if begin is None:
         return None
     end = code.find("\nclass ", begin.end())
-    head = _FORWARD.search(code, begin.end(), end if end >= 0 else len(code))
+    methods = _FORWARD.finditer(code, begin.end(), end if end >= 0 else len(code))
+    head = next((method for method in methods if code[method.start() - 1] in " \t"), None)
     if head is None:
         return None
     parameters, at = _parameters(code, head.end())

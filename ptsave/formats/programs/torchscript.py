@@ -83,11 +83,11 @@ constants of the compact form of the code, which are those of `constants.pkl` ag
 # Each always ends: the text is as hostile as the rest of the file. What it does not find is listed all the
 # same, after what it finds.
 _STATEMENT = re.compile(
-    r"^[ \t]*class[ \t]+(?P<name>\w{1,4096})[ \t]*(?P<base>\([ \t]*\w{1,100}[ \t]*\))?[ \t]*:"
-    r"|\b__(?P<which>parameters|buffers)__\s{0,100}=\s{0,100}\["
-    r"|\b(?P<sets>__setstate__)\b",
-    re.MULTILINE,
+    r"class[ \t]+(?P<name>\w{1,4096})[ \t]*(?:(?P<base>\([ \t]*\w{1,100}[ \t]*\))[ \t]*)?:"
+    r"|__(?P<which>parameters|buffers)__\s{0,100}=\s{0,100}\["
+    r"|__(?P<sets>setstate)__\b"
 )
+"""Each begins with a letter that is sought at once, whatever lies before it: see `_statements`."""
 _ITEM = re.compile(
     r"""\s+|,|\#[^\n]*|\\\n"""
     r"""|"([^"\\\n]*(?:\\.[^"\\\n]*){0,4096})"|'([^'\\\n]*(?:\\.[^'\\\n]*){0,4096})'"""
@@ -349,6 +349,24 @@ class _Code(NamedTuple):
     """What it names that does more than compute."""
 
 
+def _statements(text: str) -> Iterator[re.Match[str]]:
+    """What _STATEMENT finds: classes at the beginning of a line, and the other names as whole words."""
+    at = looked = 0
+    while (found := _STATEMENT.search(text, at)) is not None:
+        begin = found.start()
+        if found["name"] is not None:
+            line = text.rfind("\n", looked, begin) + 1  # what is further back is no blank
+            is_one = (line > 0 or looked == 0) and not text[max(line, looked) : begin].strip(" \t")
+        else:
+            is_one = begin == 0 or not (text[begin - 1].isalnum() or text[begin - 1] == "_")
+        if is_one:
+            yield found
+            at = looked = found.end()
+        else:
+            at = begin + 1
+            looked = at
+
+
 def _code(directory: ZipDirectory, prefix: str) -> _Code:
     """Raises: LimitError."""
     names = [name for name in directory.entries if name.startswith(prefix) and name.endswith(".py")]
@@ -367,7 +385,7 @@ def _code(directory: ZipDirectory, prefix: str) -> _Code:
         add_uses(uses, {use: GlobalUse(use, 1, "called") for use in names_in(text, where)})
         lists: dict[str, frozenset[str]] = {}
         qualified = ""
-        for found in _STATEMENT.finditer(text):
+        for found in _statements(text):
             which = found["which"]
             if found["sets"] is not None:
                 setting.add(qualified)
