@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -72,7 +73,8 @@ class Trial:
     def resume(self) -> Ended:
         """Go on after SIGSTOP, as often as it comes: every thread may be stopped once."""
         while self.process.is_alive():
-            os.kill(self.pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):  # it may have ended since
+                os.kill(self.pid, signal.SIGCONT)
             self.process.join(RESUME_SECONDS)
         return self.wait()
 
