@@ -95,6 +95,7 @@ class Kind(Enum):
     NOT_FINITE = "{nans} NaN, {infinities} infinite"
     SCALE_NOT_FINITE = "its scale is {scale}"
     INFINITE_ALLOWED = "infinite where that is allowed"
+    INFINITE_CONSTANT = "infinite; the file says that it is a constant of its program, as a mask is"
     NO_WEIGHT = "not finite, and neither a weight nor an optimizer's state"
     NO_FLOATS = "there is no floating-point tensor"
     ALL_FINITE = "{count} floating-point [tensor|tensors], every element finite"

@@ -37,8 +37,12 @@ def finite(subject: Subject) -> Iterator[Finding]:
             bad += 1
             yield Finding("finite", "fail", name, Kind.SCALE_NOT_FINITE, facts={"scale": scale})
     for name in spared:
-        is_allowed = matches(name, subject.asked.infinite)
-        yield Finding("finite", "ok", name, Kind.INFINITE_ALLOWED if is_allowed else Kind.NO_WEIGHT)
+        if matches(name, subject.asked.infinite):
+            yield Finding("finite", "ok", name, Kind.INFINITE_ALLOWED)
+        elif name in subject.whole.constants:  # only the file says so
+            yield Finding("finite", "warn", name, Kind.INFINITE_CONSTANT)
+        else:
+            yield Finding("finite", "ok", name, Kind.NO_WEIGHT)
     if not looked and not bad:
         yield Finding("finite", "skipped", "", Kind.NO_FLOATS)
     elif not bad:
