@@ -26,9 +26,9 @@ from ptsave.storage.upload.store import (
     Found,
     Gone,
     Label,
+    NotAllowedError,
     Receipt,
     Stored,
-    UnseenError,
     Upload,
     UploadStore,
     as_write_error,
@@ -92,7 +92,7 @@ class AzureUploads(UploadStore):
         except Conflict:
             try:
                 is_there = seen is not None or self.look(address) is not None
-            except UnseenError:
+            except NotAllowedError:
                 is_there = True
             if is_there:
                 raise

@@ -27,9 +27,9 @@ from ptsave.storage.upload.store import (
     Found,
     Gone,
     Label,
+    NotAllowedError,
     Receipt,
     Stored,
-    UnseenError,
     Upload,
     UploadStore,
     asked,
@@ -360,7 +360,7 @@ class UploadFile(SentFile):
     def _look(self, seconds: float | None = None) -> Found | None:
         try:
             return asked(self.destination, lambda: self._store.look(self.destination), seconds)
-        except UnseenError:
+        except NotAllowedError:
             if self._seen is not None:
                 raise
             self._is_unseen = True

@@ -36,9 +36,9 @@ from ptsave.storage.upload.store import (
     Found,
     Gone,
     Label,
+    NotAllowedError,
     Receipt,
     Stored,
-    UnseenError,
     Upload,
     UploadStore,
     as_write_error,
@@ -85,7 +85,7 @@ class GcsUploads(UploadStore):
             about = self._call(address, "GET", path_of(address), {"fields": _FIELDS})
         except MissingFileError:
             return None
-        except UnseenError:
+        except NotAllowedError:
             self._is_unseen = True
             raise
         return _found(about)
@@ -180,7 +180,7 @@ class GcsUploads(UploadStore):
     def abort(self, upload: Upload) -> None:
         of = _part(upload, "")
         parts = {part for part in self._sent if part.key.startswith(of.key)}
-        with contextlib.suppress(UnseenError):  # who may not list them knows those that were sent here
+        with contextlib.suppress(NotAllowedError):  # who may not list them knows those that were sent here
             parts |= {replace(of, key=f"{of.key}{name}") for name, _ in self._listed(of, of.key)}
         for part, _ in in_parallel(self.remove, sorted(parts, key=str), _NUM_AT_ONCE):
             self._sent.discard(part)

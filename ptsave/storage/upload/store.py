@@ -97,8 +97,8 @@ class Gone(Exception):  # noqa: N818 (it may be that an earlier try has complete
     """There is no such upload: it was completed, or somebody has removed it."""
 
 
-class UnseenError(WriteError):
-    """The store lets us not do that: where it was asked what is there, it does not say."""
+class NotAllowedError(WriteError):
+    """The store lets us not do that: put an object there, or be told what is there."""
 
 
 class UploadStore(ABC):
@@ -190,7 +190,7 @@ def unless_unseen(action: Callable[[], T]) -> T | None:
     """
     try:
         return action()
-    except UnseenError:
+    except NotAllowedError:
         return None
 
 
@@ -204,7 +204,7 @@ def as_write_error(error: Exception) -> Exception:
     if not isinstance(error, UnreadableError):
         return error
     what = re.sub(r"(permission to|may not) read", r"\1 write", error.what)
-    kind = UnseenError if isinstance(error, ForbiddenError) else WriteError
+    kind = NotAllowedError if isinstance(error, ForbiddenError) else WriteError
     return kind(what, error.where, error.hint)
 
 

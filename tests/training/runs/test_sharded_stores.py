@@ -68,7 +68,7 @@ def test_what_the_store_refuses_of_one_rank_costs_one_checkpoint(one_s3: S3, tmp
         ranks = run(one_s3, 2, tmp_path, mesh=DP2, total=5, keep=9)
     for one in ranks:  # what a save has failed with is told by the next one
         ((step, kind, what),) = one["errors"]
-        assert (step, kind) == (3, "WriteError")
+        assert (step, kind) == (3, "NotAllowedError")
         assert "no permission to write" in what
     assert steps(one_s3, 2) == [0, 1, 4]
 
