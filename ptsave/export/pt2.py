@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile, ZipInfo
 
 import torch
 from torch.export import ExportedProgram
@@ -16,20 +17,24 @@ from ptsave.config.inputs import InputsSpec
 from ptsave.core.behaviour import Sample
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.own_process import without_messages
-from ptsave.core.record import FILE_NAME, Digests
+from ptsave.core.record import Digests
 from ptsave.core.values.digest import DEFAULT
 from ptsave.export.program import Program
 from ptsave.export.target import RecordOf, Value
 from ptsave.formats import open_checkpoint
+from ptsave.formats.programs.pt2 import RECORD
 from ptsave.models.behaviour.judge import MARGIN
 from ptsave.models.behaviour.trace import cloned, digest_of, samples_of
 from ptsave.models.inputs import Arguments, make_inputs, output_tensors
 from ptsave.models.seeding import seeded
-from ptsave.storage.files import InputFile
 from ptsave.storage.scan import tensor_digest
+from ptsave.verbs.programs.pt2 import file_of, node_digests
 
 STATE_DICT, CONSTANTS = "state_dict", "constants"
 """Under which `formats.programs.pt2` lists the two tables of an archive that has constants."""
+
+FOLDER = "archive"
+"""What torch calls the folder in an archive that it writes into an open file."""
 
 
 class Pt2Target:
@@ -41,6 +46,7 @@ class Pt2Target:
 
     def __init__(self, program: Program) -> None:
         self._exported = program.exported
+        self._names = program.names
 
     @property
     def num_bytes(self) -> int:
@@ -48,14 +54,20 @@ class Pt2Target:
         return sum(tensor.nbytes for tensor in self._exported.state_dict.values())
 
     def write(self, path: Path, record: RecordOf | None, data: Path | None, location: str) -> None:
-        """Write the program to `path`, with the record as an extra file."""
-        extra = {} if record is None else {FILE_NAME: record(self._digests(), {}).to_json()}
+        """Write the program to `path`. The record is for `complete`."""
         # Given a path, torch names the archive's folder after it.
         with without_messages(), path.open("wb") as file:
-            torch.export.save(self._exported, file, extra_files=extra)
+            torch.export.save(self._exported, file)
 
     def complete(self, path: Path, record: RecordOf | None) -> None:
-        """Nothing: all is written at once."""
+        """Add the record as an extra file, with the digests of the nodes that the file at `path` has."""
+        if record is None:
+            return
+        with open_checkpoint(path) as checkpoint:
+            nodes = {name: digest for name, (digest, _) in node_digests(file_of(checkpoint)).items()}
+        text = record(self._digests(), {"nodes": nodes, "symbols": dict(self._names)}).to_json()
+        with ZipFile(path, "a") as archive:
+            archive.writestr(ZipInfo(f"{FOLDER}/{RECORD}"), text)
 
     def _digests(self) -> Digests:
         """The digest of each tensor of the program, by the name that it is listed under in the file."""
@@ -111,7 +123,7 @@ def run_pt2(checkpoint: Checkpoint, inputs: InputsSpec) -> Mapping[str, Sample]:
 
     The bytes that were checked are those that torch is given: nothing is opened again.
     """
-    (file,) = (held for held in checkpoint.held if isinstance(held, InputFile))
+    file = file_of(checkpoint)
     data = io.BytesIO(file.read_at(0, file.size_bytes))
     with without_messages():
         module = torch.export.load(data).module()

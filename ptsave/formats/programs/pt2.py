@@ -28,7 +28,7 @@ from ptsave.formats.base import FileFormat
 from ptsave.formats.pickle.inert import Loaded
 from ptsave.formats.pickle.shapes import Shapes
 from ptsave.formats.programs import torchscript
-from ptsave.formats.programs.pt2_ports import SCALAR_TYPES, described
+from ptsave.formats.programs.pt2_ports import SCALAR_TYPES, described, with_names
 from ptsave.formats.programs.pt2_program import code_in
 from ptsave.formats.torch import objects
 from ptsave.formats.torch.objects import torch_shapes
@@ -100,16 +100,17 @@ def read(file: InputFile) -> Checkpoint:
         archive = _Archive(directory_of(file))
         programs = {name: archive.program(name) for name in archive.model_names()}
         archive.judge_others()
+        record = archive.record()
         root: Any = next(iter(programs.values())) if len(programs) == 1 else programs
         checkpoint = Checkpoint(
             FORMAT.name,
             file.path,
             root,
             globals=archive.globals,
-            record=archive.record(),
+            record=record,
             notes=[*archive.notes, *_notes(archive)],
             constants=_constants(root, programs),
-            programs=archive.programs,
+            programs=with_names(archive.programs, record),
             num_code_files=len(programs),
         )
         checkpoint.dropped += archive.dropped
@@ -127,6 +128,19 @@ def _constants(root: Any, programs: dict[str, Any]) -> frozenset[str]:
         if isinstance(program, dict) and isinstance(program.get("constants"), dict)
         for constant in program["constants"]
     )
+
+
+def programs_in(file: InputFile) -> dict[str, Any]:
+    """The exported programs of an archive that `read` took, by name, as their JSON is."""
+    directory = directory_of(file)
+    front = first_folder(directory) + _MODELS
+    return {
+        name.removeprefix(front).removesuffix(".json"): parse_object(
+            directory.read(name, MAX_CONFIG_BYTES), "the program", f"{file.path}, record {name!r}"
+        )
+        for name in directory.entries
+        if name.startswith(front)
+    }
 
 
 def sniff(file: InputFile, head: bytes) -> bool:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ptsave.core.dtypes import BY_NAME, DType
 from ptsave.core.nodes import Port, Program
+from ptsave.core.record import Record
 
 MAX_EXPRESSION_CHARS = 200
 """How much of the expression of one size is told."""
@@ -44,37 +46,38 @@ SCALAR_TYPES: dict[int, DType] = {
 }
 """Source: `schema.ScalarType`."""
 _SYMBOL = re.compile(r"Symbol\('(\w{1,100})'[^()]{0,100}\)")
+_WORD = re.compile(r"\w{1,100}")
 _OPERATORS = "torch.ops."
 
 
 def described(program: Any, name: str) -> Program:
     """The program called `name`, as far as its JSON says what it is: nothing of it is relied upon."""
-    module = _table(program, "graph_module")
-    graph, signature = _table(module, "graph"), _table(module, "signature")
-    targets = (node.get("target") for node in _list(graph, "nodes") if isinstance(node, dict))
+    module = table(program, "graph_module")
+    graph, signature = table(module, "graph"), table(module, "signature")
+    targets = (node.get("target") for node in listed(graph, "nodes") if isinstance(node, dict))
     operators = Counter(text.removeprefix(_OPERATORS) for text in targets if isinstance(text, str))
     version = program.get("torch_version")
     return Program(
         name,
-        inputs=[*_ports(graph, _list(signature, "input_specs"), ("user_input", "constant_input"))],
-        outputs=[*_ports(graph, _list(signature, "output_specs"), ("user_output", "loss_output"))],
+        inputs=[*_ports(graph, listed(signature, "input_specs"), ("user_input", "constant_input"))],
+        outputs=[*_ports(graph, listed(signature, "output_specs"), ("user_output", "loss_output"))],
         operators=dict(operators.most_common()),
-        opsets={k: v for k, v in _table(program, "opset_version").items() if type(v) is int},
+        opsets={k: v for k, v in table(program, "opset_version").items() if type(v) is int},
         producer=f"torch {version}" if isinstance(version, str) else "",
     )
 
 
 def _ports(graph: dict[str, Any], specs: list[Any], kinds: tuple[str, ...]) -> Iterator[Port]:
-    values = _table(graph, "tensor_values")
+    values = table(graph, "tensor_values")
     for spec in specs:
         for kind in kinds:
-            about = _table(spec, kind)
+            about = table(spec, kind)
             if not about:
                 continue
-            argument = _table(about, "arg") or _table(about, "value")
-            tensor = _table(argument, "as_tensor").get("name")
+            argument = table(about, "arg") or table(about, "value")
+            tensor = table(argument, "as_tensor").get("name")
             if isinstance(tensor, str):
-                yield _tensor_port(tensor, _table(values, tensor))
+                yield _tensor_port(tensor, table(values, tensor))
                 continue
             form, value = next(iter(argument.items()), ("?", None))
             name = about.get("name", "")
@@ -85,7 +88,7 @@ def _ports(graph: dict[str, Any], specs: list[Any], kinds: tuple[str, ...]) -> I
 def _tensor_port(name: str, meta: dict[str, Any]) -> Port:
     number = meta.get("dtype")
     dtype = SCALAR_TYPES.get(number) if type(number) is int else None
-    sizes = _list(meta, "sizes") if "sizes" in meta else None
+    sizes = listed(meta, "sizes") if "sizes" in meta else None
     shape = None if sizes is None else tuple(map(_size, sizes))
     return Port(name, dtype.name if dtype is not None else "?", shape)
 
@@ -94,17 +97,37 @@ def _size(size: Any) -> int | str:
     """A `SymInt`: a number, or an expression in which the symbols stand for themselves."""
     if not isinstance(size, dict):
         return "?"
-    number, text = size.get("as_int"), _table(size, "as_expr").get("expr_str")
+    number, text = size.get("as_int"), table(size, "as_expr").get("expr_str")
     if type(number) is int:
         return number
     return _SYMBOL.sub(r"\1", text[:MAX_EXPRESSION_CHARS]) if isinstance(text, str) else "?"
 
 
-def _table(holder: Any, key: str) -> dict[str, Any]:
+def with_names(programs: Sequence[Program], record: Record | None) -> list[Program]:
+    """The programs with the names that the record has for torch's symbols: `batch` for `s77`."""
+    names = table(record.program if record is not None else None, "symbols")
+
+    def size(size: int | str) -> int | str:
+        if isinstance(size, int):
+            return size
+        return _WORD.sub(lambda found: str(names.get(found[0], found[0]))[:MAX_EXPRESSION_CHARS], size)
+
+    def ports(ports: Sequence[Port]) -> list[Port]:
+        return [
+            port if port.shape is None else replace(port, shape=tuple(map(size, port.shape)))
+            for port in ports
+        ]
+
+    return [replace(one, inputs=ports(one.inputs), outputs=ports(one.outputs)) for one in programs]
+
+
+def table(holder: Any, key: str) -> dict[str, Any]:
+    """The JSON object under `key`; an empty one where there is none."""
     value = holder.get(key) if isinstance(holder, dict) else None
     return value if isinstance(value, dict) else {}
 
 
-def _list(holder: dict[str, Any], key: str) -> list[Any]:
+def listed(holder: dict[str, Any], key: str) -> list[Any]:
+    """The JSON array under `key`; an empty one where there is none."""
     value = holder.get(key)
     return value if isinstance(value, list) else []

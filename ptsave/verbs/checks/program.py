@@ -10,15 +10,16 @@ from typing import Any
 
 from ptsave.config.recorded import told_by
 from ptsave.core.behaviour import Behaviour, Sample
+from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import Finding, Kind
 from ptsave.errors import UnreadableError
 from ptsave.verbs.checks.subject import Subject
+from ptsave.verbs.programs import pt2
+from ptsave.verbs.programs.nodes import Nodes
 from ptsave.verbs.programs.onnx import node_digests, run_onnx
 
 CHECK = "program"
 FORMATS = ("onnx", "pt2")
-
-
 MAX_NODES = 100_000
 """Cap on the nodes that are compared with those that were exported."""
 
@@ -31,6 +32,22 @@ def program(subject: Subject) -> Iterator[Finding]:
         if subject.asked.by_name:
             yield Finding(CHECK, "skipped", "", Kind.NO_PROGRAM_RECORD)
         return
+    if why := _cannot_look(checkpoint):
+        yield Finding(CHECK, "skipped", "", Kind.NO_RUNTIME, facts={"why": why})
+        return
+    try:
+        nodes = [*_nodes(_digests(checkpoint), record.program)]
+    except UnreadableError:
+        raise
+    except Exception as error:  # what the onnx library raises has no common base
+        yield Finding(CHECK, "fail", "", Kind.UNREADABLE, facts={"why": first_line(error)})
+        return
+    if not subject.asked.by_name:  # a runtime works for as long as the file has it work
+        failed = [finding for finding in nodes if finding.level == "fail"]
+        compared = {"nodes": "its nodes are those that were exported; " if nodes else ""}
+        yield from failed or [Finding(CHECK, "skipped", "", Kind.PROGRAM_NOT_RUN, facts=compared)]
+        return
+    yield from nodes
     told = told_by(checkpoint)
     if told.behaviour is None or told.behaviour_inputs is None:
         why = next((fault.what for fault in told.faults.values()), "there is none")
@@ -42,53 +59,62 @@ def program(subject: Subject) -> Iterator[Finding]:
     if checkpoint.globals:
         yield Finding(CHECK, "skipped", "", Kind.PROGRAM_UNSAFE)
         return
-    if why := _cannot_run(subject):
+    if why := cannot_run(checkpoint, has_torch=subject.run_pt2 is not None):
         yield Finding(CHECK, "skipped", "", Kind.NO_RUNTIME, facts={"why": why})
         return
-    path = checkpoint.path
     try:
-        nodes: list[Finding] = []
-        if isinstance(path, Path) and checkpoint.format == "onnx":
-            nodes += _nodes(path, record.program)
-        if not subject.asked.by_name:  # a runtime works for as long as the file has it work
-            failed = [finding for finding in nodes if finding.level == "fail"]
-            compared = {"nodes": "its nodes are those that were exported; " if nodes else ""}
-            yield from failed or [Finding(CHECK, "skipped", "", Kind.PROGRAM_NOT_RUN, facts=compared)]
-            return
-        yield from nodes
         found: Mapping[str, Sample]
         if subject.run_pt2 is not None and checkpoint.format == "pt2":
             found = subject.run_pt2(checkpoint, told.behaviour_inputs)
         else:
-            assert isinstance(path, Path)
-            found = run_onnx(path, told.behaviour_inputs, record.program)
+            assert isinstance(checkpoint.path, Path)
+            found = run_onnx(checkpoint.path, told.behaviour_inputs, record.program)
     except UnreadableError:
         raise
     except Exception as error:  # each runtime has its own way to say that it cannot run a program
-        why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"
-        yield Finding(CHECK, "fail", "", Kind.PROGRAM_FAILS, facts={"why": why})
+        yield Finding(CHECK, "fail", "", Kind.PROGRAM_FAILS, facts={"why": first_line(error)})
         return
     yield from _outputs(told.behaviour, found, record.program)
 
 
-def _cannot_run(subject: Subject) -> str:
-    """Why there is nothing here to run the program with; empty where there is."""
-    checkpoint = subject.whole
+def first_line(error: Exception) -> str:
+    """What a runtime raised, on one line."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"
+
+
+def cannot_run(checkpoint: Checkpoint, *, has_torch: bool) -> str:
+    """Why there is nothing here to run a program with; empty where there is."""
     if checkpoint.format == "pt2":
-        return "" if subject.run_pt2 is not None else "torch runs it"
-    if missing := [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]:
-        return f"{', '.join(missing)} is not installed"
+        return "" if has_torch else "torch runs it"
+    if find_spec("onnxruntime") is None:
+        return "onnxruntime is not installed"
+    return _cannot_look(checkpoint)
+
+
+def _cannot_look(checkpoint: Checkpoint) -> str:
+    """Why the nodes of a program are not looked at; empty where they are."""
     if sum(sum(one.operators.values()) for one in checkpoint.programs) > MAX_NODES:
         return f"it has more than {MAX_NODES:,} nodes"
+    if checkpoint.format == "pt2":
+        return ""
+    if find_spec("onnx") is None:
+        return "onnx is not installed"
     return "" if isinstance(checkpoint.path, Path) else "onnxruntime reads local files"
 
 
-def _nodes(path: Path, recorded: Mapping[str, Any]) -> Iterator[Finding]:
+def _digests(checkpoint: Checkpoint) -> Nodes:
+    """The nodes of a program as they are today."""
+    if checkpoint.format == "pt2":
+        return pt2.node_digests(pt2.file_of(checkpoint))
+    assert isinstance(checkpoint.path, Path)
+    return node_digests(checkpoint.path)
+
+
+def _nodes(now: Nodes, recorded: Mapping[str, Any]) -> Iterator[Finding]:
     """Nodes that are not what was exported."""
     then = recorded.get("nodes")
-    if not isinstance(then, dict):
+    if not isinstance(then, dict) or not now:
         return
-    now = node_digests(path)
     changed = [name for name in now if name in then and then[name] != now[name][0]]
     added = [name for name in now if name not in then]
     gone = [str(name) for name in then if name not in now]

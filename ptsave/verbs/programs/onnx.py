@@ -10,16 +10,14 @@ from typing import Any
 from ptsave.config.arrays import arrays
 from ptsave.config.inputs import InputsSpec
 from ptsave.core.behaviour import Sample
-from ptsave.core.values.digest import DEFAULT, hasher
 from ptsave.core.values.sketch import sample_of
+from ptsave.verbs.programs.nodes import INTERFACE, Nodes, digest
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 """The key of a node's metadata under which torch's exporter keeps the modules that it is in.
 
 Source: torch/onnx/_internal/exporter/_core.py of torch 2.13.
 """
-INTERFACE = "inputs, outputs and operators' versions"
-"""What the digests call that part of a model that is no node."""
 
 
 def session(path: Path) -> Any:
@@ -43,31 +41,27 @@ def module_of(node: Any) -> str:
     return scopes[-2].partition("@")[0]
 
 
-def node_digests(path: Path) -> dict[str, tuple[str, str]]:
+def node_digests(path: Path) -> Nodes:
     """Name of each node of the model at `path` → its digest, and its operator and module for a person."""
     import onnx
 
     model = onnx.load(path, load_external_data=False)
     graph = model.graph
-    found: dict[str, tuple[str, str]] = {}
+    found: Nodes = {}
     for number, node in enumerate(graph.node):
         where, described = module_of(node), node.op_type
         del node.metadata_props[:]
         name = node.name or f"node {number}"
         found[name] = (
-            _digest(node.SerializeToString(deterministic=True)),
+            digest(node.SerializeToString(deterministic=True)),
             (f"{described} in {where!r}" if where else described),
         )
     del graph.node[:], graph.initializer[:], graph.sparse_initializer[:], graph.value_info[:]
     del graph.metadata_props[:], model.metadata_props[:]
     for field in ("producer_name", "producer_version", "model_version", "doc_string"):
         model.ClearField(field)
-    found[INTERFACE] = _digest(model.SerializeToString(deterministic=True)), ""
+    found[INTERFACE] = digest(model.SerializeToString(deterministic=True)), ""
     return found
-
-
-def _digest(data: bytes) -> str:
-    return hasher(DEFAULT, data).hexdigest()[:16]
 
 
 def run_onnx(path: Path, inputs: InputsSpec, program: Mapping[str, Any]) -> dict[str, Sample]:

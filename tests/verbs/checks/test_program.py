@@ -138,6 +138,11 @@ def test_a_pt2_runs_again_and_says_where_it_is_another(ptsave_here: Command, tmp
                 assert data.count(b'"as_float": 1e-05') == 1
                 data = data.replace(b'"as_float": 1e-05', b'"as_float": 3e-01')
             new.writestr(entry.filename, data)
+    done = ptsave_here("verify", "model.pt2").stdout
+    assert "program    skipped  its nodes are those that were exported" in done
+    assert "[batch, 6]" in ptsave_here("inspect", "model.pt2").stdout
+    done = ptsave_here("verify", "changed.pt2", code=1).stdout
+    assert "another graph: layer_norm (aten.layer_norm.default)" in done
     done = ptsave_here("verify", "changed.pt2", "--checks", "program", code=1).stdout
     assert "output: differs" in done
 

@@ -1,0 +1,54 @@
+"""Programs of torch.export: their nodes as digests. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.formats.programs.pt2 import programs_in
+from ptsave.formats.programs.pt2_ports import listed, table
+from ptsave.storage.files import InputFile
+from ptsave.verbs.programs.nodes import INTERFACE, Nodes, digest
+
+
+def node_digests(file: InputFile) -> Nodes:
+    """Name of each node of the programs in an archive → its digest, and its operator and module for a person.
+
+    Source: torch/_export/serde/schema.py (`Node`) and serialize.py (`serialize_metadata`) of torch 2.13.
+    """
+    found: Nodes = {}
+    programs = programs_in(file)
+    for program, document in programs.items():
+        front = f"{program}." if len(programs) > 1 else ""
+        graph = table(table(document, "graph_module"), "graph")
+        nodes = [node for node in listed(graph, "nodes") if isinstance(node, dict)]
+        graph.pop("nodes", None)
+        for number, node in enumerate(nodes):
+            where = _module_of(node.pop("metadata", None))
+            operator = str(node.get("target")).removeprefix("torch.ops.")
+            name = f"{front}{node.get('name') or f'node {number}'}"
+            found[name] = _digest(node), f"{operator} in {where!r}" if where else operator
+        document.pop("torch_version", None)
+        found[f"{front}{INTERFACE}"] = _digest(document), ""
+    return found
+
+
+def file_of(checkpoint: Checkpoint) -> InputFile:
+    """The open file of an archive: the bytes that were checked."""
+    (file,) = (held for held in checkpoint.held if isinstance(held, InputFile))
+    return file
+
+
+def _module_of(metadata: Any) -> str:
+    """The module in whose code a node is, by torch's note; empty for the model itself."""
+    stack = metadata.get("nn_module_stack") if isinstance(metadata, dict) else None
+    if not isinstance(stack, str):
+        return ""
+    # `key,path,class` of each module, from the outside in; a path may have a call's number: `fc@1`.
+    parts = stack.rpartition(";")[2].split(",")
+    return parts[1].partition("@")[0] if len(parts) > 2 else ""
+
+
+def _digest(document: Any) -> str:
+    return digest(json.dumps(document, sort_keys=True).encode())
