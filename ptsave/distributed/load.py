@@ -57,7 +57,7 @@ def load(
     say = group.speak(warn)
     if outputs is not None:
         check_outputs(outputs, overwrite=overwrite)
-    with open_checkpoint(path) as checkpoint:
+    with open_checkpoint(path, in_part=True) as checkpoint:
         config = config_for(checkpoint, config_path, overrides, trusted)
         check_same_config(group, config)
         check_same_folder(group, checkpoint)

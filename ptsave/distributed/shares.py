@@ -54,7 +54,8 @@ def check_bytes(group: Group, checkpoint: Checkpoint, names: Iterable[str]) -> N
         known = {
             n: d for n, d in digests.tensors.items() if n in tensors and not record.was_cast(tensors[n].dtype)
         }
-    if not known and not any(_has_crc32(entry.storage) for entry in tensors.values()):
+    if not known:
+        _check_crc32(group, str(checkpoint.path), tensors.values())
         return
     found = read_back(group, str(checkpoint.path), share_of(tensors, group.rank, group.size), algorithm)
     for name, digest in known.items():
@@ -62,8 +63,35 @@ def check_bytes(group: Group, checkpoint: Checkpoint, names: Iterable[str]) -> N
             raise damaged(str(checkpoint.path), name, f"recorded {algorithm} digest")
 
 
-def _has_crc32(storage: Storage) -> bool:
-    return any(source.crc32 is not None or source.checks_itself for source in storage.sources or (storage,))
+def _check_crc32(group: Group, where: str, entries: Iterable[TensorEntry]) -> None:
+    """Check the parts of tensors that have CRC-32s; those in one file on another machine by one rank.
+
+    Raises: CorruptError naming a tensor that is damaged.
+    """
+    names = {
+        part: entry.name
+        for entry in entries
+        for part in entry.storage.sources or (entry.storage,)
+        if part.crc32 is not None or part.checks_itself
+    }
+    places: dict[Storage, Hashable] = {part: (part.remote_place() or (id(part),))[0] for part in names}
+    sizes: dict[Hashable, int] = {}
+    for part, place in places.items():
+        sizes[place] = sizes.get(place, 0) + part.num_bytes
+    mine = divided(sizes, group.rank, group.size)
+
+    def read(part: Storage, buffer: memoryview, stopped: Stopped) -> None:
+        sums = Sums()
+        for _ in scan(part, 0, part.num_bytes, sums, buffer, stopped=stopped):
+            pass
+        if part.crc32 not in (None, sums.crc32):
+            raise damaged(where, names[part], "CRC-32")
+
+    parts = [part for part in names if places[part] in mine]
+    for part in parts:
+        part.expect(0, part.num_bytes)
+    tasks = [(part.num_bytes, partial(read, part)) for part in parts]
+    group.together(lambda: run_tasks(tasks, [part.remote_place() for part in parts]))
 
 
 def read_back(group: Group, where: str, share: Mapping[str, TensorEntry], algorithm: str) -> dict[str, str]:

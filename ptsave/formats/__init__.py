@@ -54,21 +54,24 @@ MAX_TRIES = 10
 """How often a folder is opened that is saved over again and again."""
 
 
-def open_checkpoint(path: str | os.PathLike[str] | Address, *, at_a_glance: bool = False) -> Checkpoint:
+def open_checkpoint(
+    path: str | os.PathLike[str] | Address, *, at_a_glance: bool = False, in_part: bool = False
+) -> Checkpoint:
     """Open whatever checkpoint `path` is, a path or an address, recognised by content; nothing in it runs.
 
-    `at_a_glance`: no tensor of it will be read; what takes a request for each may be left out.
+    `at_a_glance`: no tensor of it will be read; what takes a request for each may be left out. `in_part`: one
+    of several processes opens it, each of which reads some of it.
 
     Raises: MissingFileError, UnknownFormatError, CorruptError, LimitError.
     """
     with names_in_errors():
-        return _open(path, at_a_glance)
+        return _open(path, at_a_glance, in_part)
 
 
-def _open(path: str | os.PathLike[str] | Address, at_a_glance: bool) -> Checkpoint:
+def _open(path: str | os.PathLike[str] | Address, at_a_glance: bool, in_part: bool) -> Checkpoint:
     found, member = open_outer(located(path))
     if isinstance(found, InputFolder):
-        found.is_glanced_at = at_a_glance
+        found.is_glanced_at, found.is_read_in_part = at_a_glance, in_part
         return _open_folder(found)
     try:
         with unchanged(found):

@@ -294,6 +294,8 @@ class InputFolder(ABC):
     """Whether each read of its files may take a round trip to another machine."""
     is_glanced_at: bool = False
     """Whether no tensor will be read, so that checks which take a request for each file may be left out."""
+    is_read_in_part: bool = False
+    """Whether some tensors will be read, or parts of them, so that files need not be opened before that."""
 
     def num_side_by_side(self, num_bytes: int) -> int:
         """How many of its files to read at the same time, where `num_bytes` of each are expected."""

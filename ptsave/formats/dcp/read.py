@@ -95,7 +95,7 @@ def read(folder: InputFolder) -> Checkpoint:
         checkpoint.parts.append(reader.parts)
         checkpoint.checks.append(reader.check)
         checkpoint.parts_of_checks += reader.parts_of_check()
-        checkpoint.files = on_failure.pop_all()
+        checkpoint.files = reader.owner = on_failure.pop_all()
     return checkpoint
 
 
@@ -175,6 +175,8 @@ class _Reader:
         self.folder = folder
         self.is_glance = folder.is_glanced_at and folder.is_remote
         """Whether the items of tensors are not looked into."""
+        self.is_in_part = folder.is_read_in_part and folder.is_remote
+        """Whether a file is opened only when something of it is read."""
         self._where = str(folder.path / METADATA)
         data = _read_metadata(folder) if metadata is None else metadata
         self.metadata = parse_metadata(data, self._where)
@@ -185,7 +187,8 @@ class _Reader:
         self.dropped: dict[str, None] = {}
         """Each text once, in order: every item of a folder may have some of its own."""
         self.has_stale_record = False
-        self._owner = owner
+        self.owner = owner
+        """Closes the files."""
         self._files: dict[str, InputFile] = {}
         self._parts = [TorchParts()]
         """Those who have read the items."""
@@ -214,17 +217,22 @@ class _Reader:
             if not (place.transforms or (self.is_glance and is_tensor)):
                 kind = shapes.get((name, offsets)) if offsets is not None else None
                 items.setdefault(place, (name, kind))
-        read = read_side_by_side(self.folder, items, lambda item: self._file(item[1], item[0]), self._gaps)
-        for file_name, found in read.items():
-            for (place, name), loaded in found.loaded:
-                self._keep(place, name, loaded)
-            self._parts.append(found.parts)
-            self._left[file_name] = found.left
+        read = read_side_by_side(
+            self.folder,
+            items,
+            lambda item: self._file(item[1], item[0]),
+            self._gaps,
+            in_part=self.is_in_part,
+        )
+        for (place, name), loaded in read.loaded:
+            self._keep(place, name, loaded)
+        self._parts += read.parts
+        self._left |= read.left
         self._share(len(self._files))  # of a tensor, each rank has a part
 
     def _share(self, num_files: int) -> None:
         """Say how many files are read in turn."""
-        for file in self._files.values():
+        for file in [*self._files.values()]:
             file.share(num_files)
 
     def value(self, name: str) -> Any:
@@ -321,7 +329,7 @@ class _Reader:
                 file = self.folder.open(place.file_name)
             except MissingFileError as error:
                 raise self._missing(name, error) from None
-            self._owner.callback(file.close)
+            self.owner.callback(file.close)
             self._files[place.file_name] = file
         return self._files[place.file_name]
 
@@ -340,14 +348,16 @@ class _Reader:
                 with self.folder.open(name) as file:
                     yield Part(name, FileStorage(file, 0, file.size_bytes))
         for name, file in self._files.items():
-            left = self._left[name] if name in self._left else left_in(file, self._gaps(name, file))
+            left = self._left.get(name)
+            if left is None:
+                left = left_in(file, self._gaps(name, file.size_bytes))
             for begin, size in left:
                 yield Part(f"{name}, bytes {begin} to {begin + size}", FileStorage(file, begin, size))
 
-    def _gaps(self, name: str, file: InputFile) -> Iterator[Extent]:
-        """What of a file no item has."""
+    def _gaps(self, name: str, size_bytes: int) -> Iterator[Extent]:
+        """What of a file of that size no item has."""
         reach = 0
-        for begin, end in (*self._claimed.get(name, ()), (file.size_bytes, file.size_bytes)):
+        for begin, end in (*self._claimed.get(name, ()), (size_bytes, size_bytes)):
             if begin > reach:
                 yield reach, begin - reach
             reach = max(reach, end)
@@ -365,11 +375,19 @@ class _Reader:
     def check(self) -> Iterator[Finding]:
         """Check every record of every item against its CRC-32, and the metadata against the record."""
         yield from self._check_record()
-        yield from self._check_files(self._files)
+        yield from self._check_files(self._names_of_files())
 
     def parts_of_check(self) -> list[Callable[[], Iterator[Finding]]]:
-        """`check`, divided by file, so that several processes can share the work."""
-        return [self._check_record, *(partial(self._check_files, (name,)) for name in self._files)]
+        """`check`, divided by file, so that several processes can share the work.
+
+        Of those with names by rank, each comes at the place of its rank, which may read it anyway.
+        """
+        names = sorted(self._names_of_files(), key=lambda name: (len(name), name))
+        return [*(partial(self._check_files, (name,)) for name in names), self._check_record]
+
+    def _names_of_files(self) -> Collection[str]:
+        """The files that have items."""
+        return {place.file_name for place in self._by_place}
 
     def _check_record(self) -> Iterator[Finding]:
         if self.has_stale_record:
@@ -385,10 +403,10 @@ class _Reader:
         if self.folder.is_remote:  # neighbours arrive together
             items.sort(key=lambda item: item[0][:3])
             self._share(1)
-            for place, _ in items:
-                self._files[place.file_name].expect([(place.offset_bytes, place.num_bytes)])
+            for place, name in items:
+                self._file(name, place).expect([(place.offset_bytes, place.num_bytes)])
         for place, name in items:
-            file = self._files[place.file_name]
+            file = self._file(name, place)
             # read again: to keep them all would take more memory than the tensors' names
             directory = read_directory(file, place.offset_bytes, place.num_bytes)
             yield from ((name, directory.storage(record)) for record in directory.entries)

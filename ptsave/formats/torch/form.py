@@ -54,13 +54,22 @@ class Form:
     loaded: Loaded
     """What the archive says, of the first one's storage."""
 
-    def read(self, file: InputFile, offset_bytes: int) -> Loaded | None:
-        """What the archive at `offset_bytes` says; None where it is of another form."""
+    def head_of(self, file: InputFile, offset_bytes: int) -> bytes:
+        """What the archive at `offset_bytes` has before its storage; nothing where it is of another form."""
+        head = file.read_at(offset_bytes, self.head_bytes)
+        is_alike = all(head.startswith(text[: max(len(head) - at, 0)], at) for at, text in self.fixed)
+        return head if is_alike else b""
+
+    def read(self, file: InputFile, offset_bytes: int, head: bytes = b"") -> Loaded | None:
+        """What the archive at `offset_bytes` says; None where it is of another form.
+
+        `head`: what it has before its storage, where that was read.
+        """
         if self.num_bytes <= _SHORT_BYTES:
             whole = file.read_at(offset_bytes, self.num_bytes)
             bare = whole[: self.head_bytes] + whole[self.num_bytes - self.tail_bytes :]
         else:
-            bare = file.read_at(offset_bytes, self.head_bytes)
+            bare = head or file.read_at(offset_bytes, self.head_bytes)
             bare += file.read_at(offset_bytes + self.num_bytes - self.tail_bytes, self.tail_bytes)
         for at, text in self.fixed:
             if not bare.startswith(text, at):

@@ -35,7 +35,7 @@ def problem_of(path: Location, group: Group) -> str:
 
     def look() -> str:
         try:
-            with open_checkpoint(path) as checkpoint:
+            with open_checkpoint(path, in_part=True) as checkpoint:
                 return _first_problem(checkpoint, group)
         except OutOfReachError:
             raise
@@ -68,7 +68,7 @@ def read_parts(
     Raises: UnreadableError; what `choose` raises.
     """
     try:
-        with open_checkpoint(path) as checkpoint:
+        with open_checkpoint(path, in_part=True) as checkpoint:
             chosen, notes = choose(checkpoint.root)
             root = named(chosen)
             wanted = _wanted(root, _names(live))

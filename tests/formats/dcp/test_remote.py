@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -135,26 +136,26 @@ def read(where: Address) -> None:
             pass
 
 
-@pytest.mark.parametrize("where_in", [0.5, 0.02, 0.999], ids=["data", "head", "tail"])
-@pytest.mark.parametrize("number", [0, 7])
+@pytest.mark.parametrize("where_in", ["data", "head", "tail"])
+@pytest.mark.parametrize(("layout", "rank", "number"), [(SMALL, 3, 0), (SMALL, 3, 7), (LARGE, 1, 1)])
 def test_damage_in_an_item_is_found_by_whoever_reads_it(
-    bucket: S3, tmp_path: Path, number: int, where_in: float
+    bucket: S3, tmp_path: Path, layout: tuple[int, int, int, int], rank: int, number: int, where_in: str
 ) -> None:
-    """In the first item of its kind, and in one that is looked into later."""
-    local = write_ranks(tmp_path / "dcp", *SMALL)
-    path, metadata = local / "__3_0.distcp", pickle.loads((local / ".metadata").read_bytes())
+    """In the first item of its kind, in one that is looked into later, and in one whose end is read last."""
+    local = write_ranks(tmp_path / "dcp", *layout)
+    path, metadata = local / f"__{rank}_0.distcp", pickle.loads((local / ".metadata").read_bytes())
     (place,) = (
         about
         for index, about in metadata.storage_data.items()
         if index.fqn == f"layers.{number}.weight" and about.relative_path == path.name
     )
     data = bytearray(path.read_bytes())
-    data[place.offset + int(place.length * where_in)] ^= 4
+    data[place.offset + {"data": place.length // 2, "head": 40, "tail": place.length - 3}[where_in]] ^= 4
     path.write_bytes(data)
     where = upload(bucket, local)
     with pytest.raises(CorruptError):
         ptsave.convert(str(where), tmp_path / "a.pt")
-    if (number, where_in) != (0, 0.5):  # checksums of parts say nothing of a tensor that is read whole
+    if (number, where_in) != (0, "data"):  # checksums of parts say nothing of a tensor that is read whole
         with pytest.raises(CorruptError):
             read(where)
     assert not (tmp_path / "a.pt").exists()
@@ -175,14 +176,47 @@ def test_part_of_a_tensor_takes_its_files_alone(bucket: S3, tmp_path: Path) -> N
     assert bucket.server.num_bytes_out < 4 * rows.num_bytes
 
 
-def test_an_item_that_is_written_in_another_way(bucket: S3, tmp_path: Path) -> None:
+def opened(bucket: S3) -> set[str]:
+    """The data files that were asked for since the last time, by rank."""
+    found = {match[1] for one in bucket.server.log if (match := re.search(r"__(\d+)_0\.distcp", one.target))}
+    bucket.server.reset()
+    return found
+
+
+@pytest.mark.parametrize("layout", [MIDDLE, LARGE])
+def test_who_reads_some_of_it_opens_the_files_of_that(
+    bucket: S3, tmp_path: Path, layout: tuple[int, int, int, int]
+) -> None:
+    """As a rank does: beside the first file, which has the first chunk of each shape."""
+    ranks, _, rows, columns = layout
+    local = write_ranks(tmp_path / "dcp", *layout)
+    where = upload(bucket, local)
+    with open_checkpoint(where, in_part=True) as checkpoint:
+        assert opened(bucket) == {"0"}
+        entry = checkpoint.tensors["layers.1.weight"]
+        ((_, part),) = read_tensors({"a": window(entry, Box(((ranks - 1) * rows, 0), (rows, columns)))})
+        assert torch.equal(part, torch.full((rows, columns), 1 + (ranks - 1) / 16))
+        assert opened(bucket) == {str(ranks - 1)}
+        for number, check in enumerate(checkpoint.parts_of_checks[1:ranks], start=1):
+            assert not any(finding.level == "fail" for finding in check())
+            assert opened(bucket) == {str(number)}
+        assert not checkpoint.accounts.left_out
+    with (local / f"__{ranks - 1}_0.distcp").open("ab") as file:
+        file.write(b"more")
+    with open_checkpoint(upload(bucket, local), in_part=True) as checkpoint:
+        assert len(checkpoint.accounts.left_out) == 1
+        assert opened(bucket) == {"0", str(ranks - 1)}
+
+
+@pytest.mark.parametrize("rows", [2, 8192])
+def test_an_item_that_is_written_in_another_way(bucket: S3, tmp_path: Path, rows: int) -> None:
     """Of the same length, dtype and shape: a parameter is none of its neighbours' form."""
-    local = write_ranks(tmp_path / "dcp", 1, 3, 2, 64)
+    local = write_ranks(tmp_path / "dcp", 1, 3, rows, 64)
     metadata = pickle.loads((local / ".metadata").read_bytes())
     data = bytearray((local / "__0_0.distcp").read_bytes())
     place = next(about for index, about in metadata.storage_data.items() if index.fqn == "layers.2.weight")
     made = io.BytesIO()
-    torch.save(torch.full((2, 64), 2.0, requires_grad=True), made)
+    torch.save(torch.full((rows, 64), 2.0, requires_grad=True), made)
     assert len(made.getvalue()) == place.length
     data[place.offset : place.offset + place.length] = made.getvalue()
     (local / "__0_0.distcp").write_bytes(data)
@@ -192,17 +226,17 @@ def test_an_item_that_is_written_in_another_way(bucket: S3, tmp_path: Path) -> N
         assert digests == {name: tensor_digest(entry) for name, entry in there.tensors.items()}
 
 
-@pytest.mark.parametrize("at_a_glance", [False, True])
-def test_files_that_are_missing_or_short(bucket: S3, tmp_path: Path, at_a_glance: bool) -> None:
+@pytest.mark.parametrize("how", [{}, {"at_a_glance": True}, {"in_part": True}])
+def test_files_that_are_missing_or_short(bucket: S3, tmp_path: Path, how: dict[str, bool]) -> None:
     local = write_ranks(tmp_path / "dcp", *SMALL)
     short = local / "__4_0.distcp"
     short.write_bytes(short.read_bytes()[:-600])
     where = upload(bucket, local)
     with pytest.raises(CorruptError, match="truncated"):
-        open_checkpoint(where, at_a_glance=at_a_glance)
+        open_checkpoint(where, **how)
     bucket.client.delete_object(Bucket=bucket.bucket, Key="run/__4_0.distcp")
     with pytest.raises(MissingFileError, match="though the metadata places 'layers"):
-        open_checkpoint(where, at_a_glance=at_a_glance)
+        open_checkpoint(where, **how)
 
 
 def test_what_was_only_glanced_at_has_no_values(bucket: S3, tmp_path: Path) -> None:
