@@ -8,12 +8,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
 if TYPE_CHECKING:
-    import os
+    from pathlib import Path
 
     from ptsave.core.verdict import Verdict
 
@@ -42,13 +43,17 @@ def ptsave_verify(request: pytest.FixtureRequest) -> Verify:
 
     Returns the verdict. With `--ptsave-update` the behaviour is recorded anew, into the checkpoint, where its
     bytes, names and shapes are right; one that has no `config` (or `trust_recorded`) is verified as always.
+    What a `ptsave.lock` in pytest's root folder pins must be what was approved.
     """
     is_update: bool = request.config.getoption("--ptsave-update")
+    lock = request.config.rootpath / "ptsave.lock"
 
     def verify(path: str | os.PathLike[str], **options: Any) -> Verdict:
         __tracebackhide__ = True
         import ptsave
 
+        if "lock" not in options and _is_pinned(lock, path):
+            options["lock"] = lock
         if is_update and (options.get("config") or options.get("trust_recorded")):
             verdict = ptsave.verify(path, **{**options, "checks": _BEFORE_UPDATE, "record": True})
         else:
@@ -58,6 +63,18 @@ def ptsave_verify(request: pytest.FixtureRequest) -> Verify:
         return verdict
 
     return verify
+
+
+def _is_pinned(lock: Path, path: str | os.PathLike[str]) -> bool:
+    """Whether the lock, where there is one, has a pin of a checkpoint."""
+    if not os.path.lexists(lock):
+        return False
+    from ptsave.config.lock import read_lock
+    from ptsave.core.address import located
+    from ptsave.formats import open_checkpoint
+
+    with open_checkpoint(located(path), at_a_glance=True) as checkpoint:
+        return bool(read_lock(lock).pins_of(checkpoint))
 
 
 def _in_words(path: str | os.PathLike[str], verdict: Verdict) -> str:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from ptsave.verbs.signing import write_pin
+from tests.config.test_lock import PIN
+
 NET = """
 from torch import nn
 
@@ -60,6 +63,11 @@ def test_in_a_suite(suite: Path, clean_env: dict[str, str], root: Path) -> None:
     recorded = (suite / "net.pt").read_bytes()
     assert run("--ptsave-update")[0] == 0
     assert (suite / "net.pt").read_bytes() == recorded
+    write_pin(suite / "ptsave.lock", suite / "net.pt", PIN)
+    code, said = run()
+    assert code == 1, said
+    assert "signature  fail     it is not what " in said
+    (suite / "ptsave.lock").unlink()
     (suite / "net.pt").write_bytes(recorded.replace(b"fc.weight", b"fd.weight"))
     (suite / "test_net.py").write_text(TEST.format(options=', config="net.toml"'))
     damaged = (suite / "net.pt").read_bytes()

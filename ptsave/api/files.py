@@ -124,6 +124,7 @@ def convert(
     set: Names = (),
     app_dir: PathLike | None = None,
     opset: int | None = None,
+    lock: PathLike | None = None,
 ) -> Conversion:
     """Write the tensors of all paths but the last to the last one, in its format; say what became of them.
 
@@ -134,8 +135,9 @@ def convert(
     of what the target cannot hold. `metadata` has texts to keep beside the tensors. `sign` names private keys
     (PEM; the password of an encrypted one is in PTSAVE_KEY_PASSWORD) that sign the tensors, or those of
     `sign_only`, until `expires` (YYYY-MM-DD); the signature goes into the record, and into the file
-    `signature`. With `dry_run` nothing is written. The result has `num_tensors`, `num_bytes`, `dropped`,
-    `renamed`, `dense`, `signed_by`, `notes` and `not_copied` (files beside the sources, such as a
+    `signature`. Sources that a `ptsave.lock` pins, that of the current folder or the one that `lock` names,
+    must be what was approved. With `dry_run` nothing is written. The result has `num_tensors`, `num_bytes`,
+    `dropped`, `renamed`, `dense`, `signed_by`, `notes` and `not_copied` (files beside the sources, such as a
     tokenizer's).
 
     With a `config` and a last path that ends in `.pt2` or `.onnx`, the model of the config is filled and
@@ -171,6 +173,7 @@ def convert(
         cast = None if dtype is None else str(dtype)
         edits = parse_edits(_several(only), _several(drop), strip_prefix, renames, cast, contiguous, dense)
         places = [located(path) for path in paths]
+        pins = None if lock is None else located(lock)
         program = program_format(places[-1], format) if config is not None and places else None
         if config is not None and program is not None:
             from ptsave.export.convert import Export, export_path
@@ -192,6 +195,7 @@ def convert(
                 opset,
                 folder,
                 check_metadata(metadata or {}),
+                pins,
             )
             return export_path(request, options, given=given)
         return convert_paths(
@@ -202,6 +206,7 @@ def convert(
             select=select,
             extras=parse_extras(extras, "fail", "drop", "keep"),
             metadata=check_metadata(metadata or {}),
+            lock=pins,
             dry_run=dry_run,
             given=given,
         )
@@ -221,6 +226,8 @@ def verify(
     signature: PathLike | Sequence[PathLike] = (),
     rename: Mapping[str, str] | Sequence[str] = (),
     only: Names = (),
+    pin: bool = False,
+    lock: PathLike | None = None,
     through: Names | None = None,
     strict: bool = False,
     record: bool = False,
@@ -236,7 +243,8 @@ def verify(
     is a second checkpoint that must hold the same. `signed_by` names public keys or certificates (PEM) that
     must each have signed it, or folders of keys of which one must; `signature` names files with signatures
     beside those in the record, `rename` (pattern → text, as re.sub) makes the names that were signed of
-    today's, and `only` are globs of the signed names that count.
+    today's, and `only` are globs of the signed names that count. What a `ptsave.lock` pins, that of the
+    current folder or the one that `lock` names, must be what was approved; `pin` approves what passes, there.
 
     >>> verdict = ptsave.verify("model.pt", config="net.toml")
     >>> verdict.is_yes, verdict.because, verdict.findings
@@ -269,6 +277,8 @@ def verify(
                 [rename] if isinstance(rename, str) else rename,
                 _several(only),
             ),
+            pin=pin,
+            lock=None if lock is None else located(lock),
         )
         folder = Path() if app_dir is None else Path(app_dir)
         request = Request(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from inspect import signature as signature_of
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -23,7 +24,6 @@ from ptsave.core.parts.keys import Allowed, Wanted
 from ptsave.core.parts.select import Selection, left_out_of, select_model
 from ptsave.core.record import Record
 from ptsave.errors import UsageError, options_of
-from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.writers import destination_writer
 from ptsave.models.build import build_model, check_device
@@ -41,7 +41,7 @@ from ptsave.training.foreign import as_torch
 from ptsave.training.modules import plan_module, state_of, unwrap
 from ptsave.training.plain_data import as_plain_data
 from ptsave.training.state import TrainingState
-from ptsave.verbs.signing import check_signed, settled, write_beside
+from ptsave.verbs.signing import check_signed, lock_for, open_pinned, settled, write_beside
 from ptsave.verbs.texts import check_holds, check_metadata
 
 PathLike = str | os.PathLike[str]
@@ -201,6 +201,7 @@ def load(
     allow_unexpected: Sequence[str] = ...,
     tie: Sequence[str] = ...,
     min_coverage: float = ...,
+    lock: PathLike | None = ...,
 ) -> Module: ...
 
 
@@ -220,6 +221,7 @@ def load(
     allow_unexpected: Sequence[str] = ...,
     tie: Sequence[str] = ...,
     min_coverage: float = ...,
+    lock: PathLike | None = ...,
 ) -> nn.Module: ...
 
 
@@ -238,6 +240,7 @@ def load(
     allow_unexpected: Sequence[str] = (),
     tie: Sequence[str] = (),
     min_coverage: float = 0.5,
+    lock: PathLike | None = None,
 ) -> nn.Module:
     """Load a model's weights strictly, from any checkpoint, and return the model.
 
@@ -261,16 +264,22 @@ def load(
     those that fit one of `allow_unexpected` are left in the file; a name of another shape has to fit one of
     each. A file with less than the share `min_coverage` (from 0 to 1) of the model's elements is refused.
     Where the file has different values under two names of one parameter, `tie` names the one to take.
+    What a `ptsave.lock` pins, that of the current folder or the one that `lock` names, must be what was
+    approved (`ptsave verify --pin`): it is read once for that before it is loaded.
     A model's extra state is left alone with `allow_missing=["*_extra_state"]` and the same for unexpected.
 
     Raises: LossyError with every name that is missing, unexpected or of another shape, and the module is as
-    it was; UsageError; MissingFileError, UnknownFormatError, LimitError; CorruptError, and a `model` that is
-    filled in place has the tensors that came before the damaged one.
+    it was; RefusedError for what departs from its pin; UsageError; MissingFileError, UnknownFormatError,
+    LimitError; CorruptError, and a `model` that is filled in place has the tensors that came before the
+    damaged one.
     """
     notes: list[str] = []
     allowed = Allowed(globs(allow_missing), globs(allow_unexpected))
     wanted = Wanted(allowed, globs(tie), select, extras, min_coverage)
-    with options_of(signature_of(load).parameters), open_checkpoint(path) as checkpoint:
+    with ExitStack() as opened:
+        opened.enter_context(options_of(signature_of(load).parameters))
+        pins = lock_for(None if lock is None else located(lock))
+        checkpoint = opened.enter_context(open_pinned(located(path), pins))
         if device is not None:
             check_device(device)
         if model is not None:

@@ -20,6 +20,7 @@ from ptsave.cli.options import (
     FormatName,
     Json,
     LeftOutWeights,
+    Lock,
     Metadata,
     MinCoverage,
     NoCheck,
@@ -38,6 +39,7 @@ from ptsave.cli.options import (
     check_names,
     dtypes,
     given,
+    location_of,
     one_of,
     signer_for,
     wanted_of,
@@ -92,6 +94,7 @@ def save(
     allow_unexpected: AllowUnexpected = None,
     min_coverage: MinCoverage = 0.5,
     tie: Tie = None,
+    lock: Lock = None,
     seed: Annotated[int, typer.Option(help="Seed of the weights that do not come from --weights.")] = 0,
     device: Device = "cpu",
     format: FormatName = None,
@@ -145,6 +148,7 @@ def save(
         metadata=parse_metadata(metadata or ()),
         behaves=not no_behaviour,
         app_dir=app_dir,
+        lock=location_of(lock),
     )
 
 
@@ -160,6 +164,7 @@ def load(
     allow_unexpected: AllowUnexpected = None,
     min_coverage: MinCoverage = 0.5,
     tie: Tie = None,
+    lock: Lock = None,
     device: Device = "cpu",
     inputs: Annotated[
         str | None,
@@ -195,6 +200,7 @@ def load(
         outputs=located(outputs) if outputs is not None else None,
         overwrite=overwrite,
         app_dir=app_dir,
+        lock=location_of(lock),
     )
 
 
@@ -358,6 +364,7 @@ def convert(
     sign_only: SignOnly = None,
     expires: Expires = None,
     signature: SignatureFile = None,
+    lock: Lock = None,
     no_record: NoRecord = False,
     no_check: NoCheck = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
@@ -403,6 +410,7 @@ def convert(
         dtype=dtype,
         opset=opset,
         report=located(report) if report is not None else None,
+        lock=location_of(lock),
         given=given(context),
     )
 
@@ -463,6 +471,8 @@ def verify(
         list[str] | None,
         typer.Option(metavar="GLOB", help="Tensors that must be signed, by signed name; repeatable."),
     ] = None,
+    pin: Annotated[bool, typer.Option("--pin", help="After a yes, pin what is here in ptsave.lock.")] = False,
+    lock: Lock = None,
     through: Annotated[
         str | None,
         typer.Option(metavar="A,B", help="Formats that `roundtrip` goes through; default: its own."),
@@ -518,6 +528,8 @@ def verify(
             rename or (),
             only or (),
         ),
+        pin=pin,
+        lock=location_of(lock),
     )
     places, beside = checkpoints_at([located(checkpoint) for checkpoint in checkpoints])
     request = Request(places[0], asked, allow or (), set or [], select, device, app_dir, strict, run_pt2)

@@ -36,6 +36,7 @@ def convert(
     dtype: str | None = None,
     opset: int | None = None,
     report: Location | None = None,
+    lock: Location | None = None,
     given: Collection[str] = (),
 ) -> None:
     """Write the tensors of all `paths` but the last to the last one, edited, and say so.
@@ -51,7 +52,7 @@ def convert(
         source = one_source(paths)
         to = paths[-1]
         request = Export(
-            source, to, program, config, overrides, select, extras, dtype, opset, app_dir, metadata
+            source, to, program, config, overrides, select, extras, dtype, opset, app_dir, metadata, lock
         )
         to_report = None if report is None else _reporter(report, paths[-1])
         show_converted(mode, export_path(request, options, given=given, report=to_report))
@@ -64,6 +65,7 @@ def convert(
         select=select,
         extras=extras,
         metadata=metadata,
+        lock=lock,
         dry_run=dry_run,
         given=given,
         bar=partial(progress, mode),

@@ -11,9 +11,9 @@ from ptsave.cli.launch import launched
 from ptsave.core.address import Location
 from ptsave.core.parts.keys import Wanted
 from ptsave.distributed.group import is_first_rank
-from ptsave.formats import open_checkpoint
 from ptsave.render.models import show_loaded
 from ptsave.render.terminal import Mode, warn
+from ptsave.verbs.signing import lock_for, open_pinned
 
 
 def load(
@@ -29,6 +29,7 @@ def load(
     outputs: Location | None,
     overwrite: bool,
     app_dir: Path,
+    lock: Location | None,
 ) -> None:
     """Rebuild the model, load its weights, run it if there is something to run it on or for, and say so.
 
@@ -36,14 +37,15 @@ def load(
     """
     with launched(device) as group, ExitStack() as opened:
         if group is None:
-            checkpoint = opened.enter_context(open_checkpoint(path))  # before torch, which takes its time
+            found = open_pinned(path, lock_for(lock))  # before torch, which takes its time
+            checkpoint = opened.enter_context(found)
             from ptsave.models.load import load as load_alone
 
             run = partial(load_alone, checkpoint, device=device)
         else:
             from ptsave.distributed.load import load as load_on_ranks
 
-            run = partial(load_on_ranks, group, path)
+            run = partial(load_on_ranks, group, path, lock=lock)
         from ptsave.models.imports import in_front
 
         with in_front(app_dir):

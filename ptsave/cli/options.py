@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from ptsave.core.address import Location
     from ptsave.core.parts.keys import Wanted
     from ptsave.sign.signer import Signer
 
@@ -177,6 +178,10 @@ SignatureFile = Annotated[
     str | None,
     typer.Option("--signature", metavar="FILE", help="Also write the signature into a file of its own."),
 ]
+Lock = Annotated[
+    str | None,
+    typer.Option("--lock", metavar="FILE", help="Lock of what was approved; default: ./ptsave.lock."),
+]
 TrustRecorded = Annotated[
     list[str] | None,
     typer.Option(
@@ -221,6 +226,13 @@ def signer_for(
     prompt = getpass if sys.stdin.isatty() else None
     where = located(beside) if beside is not None else None
     return signer_of([located(key) for key in keys], only or (), expires, where, prompt)
+
+
+def location_of(where: str | None) -> "Location | None":
+    """What an option names, where it is given."""
+    from ptsave.core.address import located
+
+    return None if where is None else located(where)
 
 
 def given(context: typer.Context) -> list[str]:

@@ -35,6 +35,7 @@ def save(
     metadata: Mapping[str, str],
     behaves: bool,
     app_dir: Path,
+    lock: Location | None,
 ) -> None:
     """Build the model, fill it, write it, and say so.
 
@@ -73,6 +74,7 @@ def save(
                 metadata=metadata,
                 behaves=behaves,
                 app_dir=app_dir,
+                lock=lock,
                 warn=warn,
             )
         write_beside(options)

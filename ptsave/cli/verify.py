@@ -24,6 +24,7 @@ from ptsave.render.verify import (
     checking,
     show_checks,
     show_one,
+    show_pinned,
     show_recorded,
     show_summary,
     show_verdict,
@@ -31,6 +32,7 @@ from ptsave.render.verify import (
 )
 from ptsave.verbs import verify as verb
 from ptsave.verbs.checks import FILE_CHECKS, SHARED_CHECKS
+from ptsave.verbs.checks.signature import signature
 from ptsave.verbs.checks.subject import Subject
 from ptsave.verbs.folders.runs import is_run
 from ptsave.verbs.request import option
@@ -61,7 +63,8 @@ def verify(mode: Mode, request: Request, report: Location | None) -> bool:
             check_report_path(report)
 
     bar = partial(progress, mode)
-    listener = Listener(warn, bar, checking(mode), check_report, partial(show_recorded, mode))
+    said = (partial(show_recorded, mode), partial(show_pinned, mode))
+    listener = Listener(warn, bar, checking(mode), check_report, *said)
     if is_run(request.path):
         if not is_first_rank():
             return True  # one process does it, and says what came of it
@@ -95,7 +98,8 @@ def verify_all(
         from ptsave.render.report import check_reports_path
 
         check_reports_path(report)
-    listener = Listener(warn, partial(progress, mode), checking(mode))
+    bar, pinned = partial(progress, mode), partial(show_pinned, mode)
+    listener = Listener(warn, bar, checking(mode), pinned=pinned)
     results: list[tuple[Location, Outcome | PtsaveError]] = []
     for path in paths:
         try:
@@ -134,7 +138,7 @@ def _verify_together(request: Request, group: Group, listener: Listener) -> Outc
     from ptsave.distributed.verify import sharded_subject, verify_model
 
     asked, start, times = request.asked, time.monotonic(), verb.Times(group.speak(listener.began))
-    for flag in ("--against", "--record", "--through", "--signed-by"):
+    for flag in ("--against", "--record", "--through", "--pin"):
         if flag in asked.given:
             raise UsageError((option(flag), " is for one process"), "", "run it without torchrun")
     with ExitStack() as opened:
@@ -162,6 +166,7 @@ def _verify_together(request: Request, group: Group, listener: Listener) -> Outc
 
 def _shared_findings(subject: Subject, group: Group, began: verb.Began) -> list[Finding]:
     """What the checks of the file find; where a check can be shared, each rank looks at its own tensors."""
+    from ptsave.distributed.pinned import gathered
     from ptsave.distributed.verify import merged, share
 
     own = replace(subject, checkpoint=share(group, subject.checkpoint), shared=subject.checkpoint)
@@ -169,6 +174,9 @@ def _shared_findings(subject: Subject, group: Group, began: verb.Began) -> list[
     for name, check in FILE_CHECKS.items():
         if name in subject.asked.names:
             began(name)
+            if check is signature and subject.signed_algorithms:
+                parts = gathered(group, own.checkpoint.tensors, own.digests(), subject.checkpoint.tensors)
+                subject.signed_digests.update(parts)
             findings += merged(group, list(check(own))) if name in SHARED_CHECKS else check(subject)
     return findings
 

@@ -72,7 +72,7 @@ def load_config(path: Location, overrides: Sequence[str] = ()) -> Config:
 
     Raises: MissingFileError; UnreadableError; UsageError for a syntax error, an unknown key or a wrong type.
     """
-    document = _read_toml(path)
+    document = read_toml(path, "the config")
     for override in overrides:
         _override(document, override)
     try:
@@ -96,7 +96,12 @@ def _parse(document: dict[str, Any], path: Location) -> Config:
     )
 
 
-def _read_toml(path: Location) -> dict[str, Any]:
+def read_toml(path: Location, what: str) -> dict[str, Any]:
+    """The TOML at `path`; `what`: what errors call it.
+
+    Raises: MissingFileError; UnreadableError; LimitError; UsageError for a syntax error.
+    """
+    hint = _TOML_HINT if what == "the config" else ""
     with open_file(path) as file:
         if file.size_bytes > MAX_CONFIG_BYTES:
             raise LimitError("MAX_CONFIG_BYTES", MAX_CONFIG_BYTES, file.size_bytes, str(path))
@@ -104,11 +109,11 @@ def _read_toml(path: Location) -> dict[str, Any]:
     try:
         return tomllib.loads(text.decode("utf-8-sig"))
     except UnicodeDecodeError:
-        raise UsageError("the config is not text", str(path), _TOML_HINT) from None
+        raise UsageError(f"{what} is not text", str(path), hint) from None
     except RecursionError:
-        raise UsageError("the config nests too deeply", str(path), _TOML_HINT) from None
+        raise UsageError(f"{what} nests too deeply", str(path), hint) from None
     except ValueError as error:  # a TOMLDecodeError names the line and the column
-        raise UsageError(f"the config is not valid TOML: {error}", str(path), _TOML_HINT) from None
+        raise UsageError(f"{what} is not valid TOML: {error}", str(path), hint) from None
 
 
 def _override(document: dict[str, Any], text: str) -> None:

@@ -159,6 +159,9 @@ class Kind(Enum):
     CANNOT_COMPARE = "the outputs cannot be compared: {why}"
 
     # --- signature ---
+    PINNED = "{lock} pins what is here: {count} [tensor|tensors], {digest}"
+    NOT_PINNED = "it is not what {lock} pins: {why}"
+    NOT_IN_LOCK = "{lock} has no pin of it"
     NOT_SIGNED = "it is not signed"
     STRIPPED = "its statement has no signature: somebody took it off"
     FOREIGN = "it is signed by {found}, and not by {trusted}"

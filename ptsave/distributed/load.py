@@ -16,6 +16,7 @@ from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.parts.keys import EXACT, KeyReport, Wanted
 from ptsave.core.parts.select import Selection, without
 from ptsave.distributed.group import Group
+from ptsave.distributed.pinned import open_pinned
 from ptsave.distributed.plan import Plan, make_plan
 from ptsave.distributed.sameness import (
     check_same_config,
@@ -24,7 +25,6 @@ from ptsave.distributed.sameness import (
     look,
 )
 from ptsave.distributed.shares import check_bytes
-from ptsave.formats import open_checkpoint
 from ptsave.models.build import build_model
 from ptsave.models.inputs import check_outputs, output_tensors, write_tensors
 from ptsave.models.load import Loaded, arguments_for, config_for, summary, warn_if_changed
@@ -46,6 +46,7 @@ def load(
     overwrite: bool = False,
     app_dir: Path | None = None,
     wanted: Wanted = EXACT,
+    lock: Location | None = None,
     warn: Warn,
 ) -> Loaded:
     """Rebuild the model over all ranks, load its weights strictly, and with `inputs` or `outputs` run it.
@@ -57,7 +58,7 @@ def load(
     say = group.speak(warn)
     if outputs is not None:
         check_outputs(outputs, overwrite=overwrite)
-    with open_checkpoint(path, in_part=True) as checkpoint:
+    with open_pinned(group, path, lock) as checkpoint:
         config = config_for(checkpoint, config_path, overrides, trusted)
         check_same_config(group, config)
         check_same_folder(group, checkpoint)

@@ -17,11 +17,11 @@ from ptsave.core.parts.keys import EXACT, KeyReport, Wanted
 from ptsave.core.record import Record
 from ptsave.distributed.group import Group
 from ptsave.distributed.load import shard_and_fill
+from ptsave.distributed.pinned import open_pinned
 from ptsave.distributed.plan import Plan, make_plan
 from ptsave.distributed.sameness import check_same_config, check_same_folder
 from ptsave.distributed.writer import tied_names, write_sharded
 from ptsave.errors import UsageError
-from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.writers import BY_NAME
 from ptsave.models.behaviour.observe import observe
@@ -58,6 +58,7 @@ def save(
     behaves: bool = True,
     app_dir: Path | None = None,
     wanted: Wanted = EXACT,
+    lock: Location | None = None,
     warn: Warn,
 ) -> Saved:
     """Build the model over all ranks, fill it from `weights` or with fresh ones, and write it from all.
@@ -78,7 +79,7 @@ def save(
     reference: Record | None = None
     report: KeyReport | None = None
     if weights is not None:
-        with open_checkpoint(weights) as source:
+        with open_pinned(group, weights, lock) as source:
             check_same_folder(group, source)
             skeleton = build_model(config.model, device="meta", app_dir=app_dir)
             selection = select_for(skeleton, source, wanted)

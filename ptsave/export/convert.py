@@ -31,7 +31,6 @@ from ptsave.export.program import Program, export_program
 from ptsave.export.proof import CHECK, Case, case_of, compare_weights, prove
 from ptsave.export.pt2 import Pt2Target
 from ptsave.export.target import Target
-from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
 from ptsave.models.behaviour.judge import output_key
 from ptsave.models.behaviour.observe import observe
@@ -47,6 +46,7 @@ from ptsave.storage.scan import tensor_digest
 from ptsave.verbs.checks.cause import runtime_version
 from ptsave.verbs.convert import Conversion
 from ptsave.verbs.request import refuse_unused, unused_by_export
+from ptsave.verbs.signing import lock_for, open_pinned
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ class Export:
     app_dir: Path = Path()
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Texts to keep in the record."""
+    lock: Location | None = None
+    """The `ptsave.lock` that pins the source, if not that of the current folder."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def export_path(
         check_installed()
     notes: list[str] = []
     with ExitStack() as opened:
-        source = opened.enter_context(open_checkpoint(request.source))
+        source = opened.enter_context(open_pinned(request.source, lock_for(request.lock)))
         check_file_destination(request.destination, overwrite=options.overwrite)
         opened.enter_context(in_front(request.app_dir))
         subject = _subject(request, source, notes)

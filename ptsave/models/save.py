@@ -17,7 +17,6 @@ from ptsave.core.parts.coverage import Coverage
 from ptsave.core.parts.keys import EXACT, KeyReport, Wanted
 from ptsave.core.record import Record
 from ptsave.errors import RefusedError, UsageError
-from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.writers import BY_NAME, Writer, check_destination
 from ptsave.models.behaviour.observe import observe
@@ -32,6 +31,7 @@ from ptsave.models.weights.lazy import lazy_names, settle
 from ptsave.models.weights.live import checkpoint_of
 from ptsave.storage import system
 from ptsave.storage.reads import may_be_replaced
+from ptsave.verbs.signing import lock_for, open_pinned
 from ptsave.verbs.texts import check_holds
 
 
@@ -88,12 +88,14 @@ def save(
     behaves: bool = True,
     app_dir: Path | None = None,
     wanted: Wanted = EXACT,
+    lock: Location | None = None,
     warn: Callable[[str], None],
 ) -> Saved:
     """Build the model, fill it from `weights` or with fresh ones, copy it to the CPU, and write it.
 
     `metadata`: texts to keep beside the tensors. `behaves`: whether the record says what the model computes,
-    where the config has inputs.
+    where the config has inputs. `lock`: the `ptsave.lock` that pins the weights, if not that of the current
+    folder.
 
     Raises: UsageError for the config, LossyError when the weights do not fit or the format cannot hold
     the state dict, and what reading and writing raise. Nothing is written then.
@@ -106,7 +108,7 @@ def save(
         raise UsageError("--select chooses from --weights", "", "name a checkpoint with --weights")
     report: KeyReport | None = None
     if weights is not None:
-        with open_checkpoint(weights) as source:
+        with open_pinned(weights, lock_for(lock)) as source:
             model, selection, report = build_from(
                 config.model, source, device, warn, app_dir=app_dir, seed=seed, wanted=wanted
             )

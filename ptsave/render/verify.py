@@ -17,6 +17,7 @@ from ptsave.render.terminal import PATIENCE_SECONDS, Mode, document, failure, no
 from ptsave.render.words import count, size
 
 if TYPE_CHECKING:
+    from ptsave.config.lock import Pin
     from ptsave.models.save import Recorded
 
 
@@ -59,6 +60,11 @@ def show_recorded(mode: Mode, result: Recorded) -> None:
     """What `verify --record` prints."""
     taken = size(result.num_bytes)
     note(mode, f"recorded the behaviour of {result.model} in {result.path}: the record takes {taken}")
+
+
+def show_pinned(mode: Mode, lock: Location, pin: Pin) -> None:
+    """What `verify --pin` prints."""
+    note(mode, f"pinned in {lock}: {pin.digest}")
 
 
 def show_verdict(mode: Mode, result: Verdict, path: Location) -> None:

@@ -107,17 +107,25 @@ def _known_digests(checkpoint: Checkpoint) -> Digests | None:
 
 
 def digests_of(
-    checkpoint: Checkpoint, algorithms: Collection[str], progress: Callable[[int], None] | None = None
+    tensors: Mapping[str, TensorEntry],
+    algorithms: Collection[str],
+    progress: Callable[[int], None] | None = None,
 ) -> Found:
     """The digests of all tensors, each read once; those that cannot be read are left out."""
-    check_viewed(checkpoint.tensors.values())
-    jobs = [job for job in _jobs(checkpoint.tensors, None, algorithms) if job.entry is not None]
+    check_viewed(tensors.values())
+    jobs = [job for job in _jobs(tensors, None, algorithms) if job.entry is not None]
     read_all([job.reading for job in jobs], progress)
     return {job.entry.view: job.reading.digests for job in jobs if job.entry is not None}
 
 
+def named_digests(checkpoint: Checkpoint, found: Found, algorithm: str) -> dict[str, str]:
+    """Those digests in `found` that are of `algorithm`, by name; none of a tensor that could not be read."""
+    known = {name: found.get(entry.view, {}) for name, entry in checkpoint.tensors.items()}
+    return {name: digests[algorithm] for name, digests in known.items() if algorithm in digests}
+
+
 def _jobs(
-    tensors: dict[str, TensorEntry], digests: Digests | None, signed: Collection[str] = ()
+    tensors: Mapping[str, TensorEntry], digests: Digests | None, signed: Collection[str] = ()
 ) -> list[_Job]:
     """The fewest passes: a storage's CRC and the digests of the tensor that fills it share one."""
     views: dict[object, list[TensorEntry]] = {}

@@ -27,7 +27,6 @@ from ptsave.core.tree import map_tensors, state_dict_of
 from ptsave.core.values.resolved import resolved
 from ptsave.core.verdict import Verdict
 from ptsave.errors import LimitError, Option, PtsaveError, RefusedError, UsageError
-from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.pickle.shapes import MAX_TENSORS as LISTED_TENSORS
 from ptsave.formats.stored import PLAIN_KINDS
@@ -35,7 +34,7 @@ from ptsave.formats.writers import Writer, check_destination, destination_writer
 from ptsave.verbs.edit import Edits, edit, is_dropped
 from ptsave.verbs.extras import fit_extras
 from ptsave.verbs.request import Bar, reading, refuse_unused, unseen, unused_by_convert, unused_without_sign
-from ptsave.verbs.signing import check_signed, settled, with_signatures, write_beside
+from ptsave.verbs.signing import check_signed, lock_for, open_pinned, settled, with_signatures, write_beside
 from ptsave.verbs.texts import check_holds, left_beside, lost, with_kept_values
 
 
@@ -83,13 +82,15 @@ def convert_paths(
     extras: Extras,
     dry_run: bool,
     metadata: Mapping[str, str] | None = None,
+    lock: Location | None = None,
     given: Collection[str] = (),
     bar: Bar = unseen,
 ) -> Conversion:
     """Write the tensors of all `paths` but the last to the last one, edited.
 
-    `metadata`: texts to put beside the tensors, over those of the sources. `given`: the options that were
-    given, as flags, each of which must be of use.
+    `metadata`: texts to put beside the tensors, over those of the sources. `lock`: the `ptsave.lock` that
+    pins the sources, if not that of the current folder. `given`: the options that were given, as flags, each
+    of which must be of use.
 
     Raises: UsageError for an option, and what reading and writing raise.
     """
@@ -102,8 +103,9 @@ def convert_paths(
     unused = unused_by_convert(is_sharded=target.is_sharded, no_record=not options.record, dry_run=dry_run)
     unused |= unused_without_sign(signs=options.signer is not None)
     refuse_unused(given, unused)
+    pins = lock_for(lock)
     with ExitStack() as opened:
-        checkpoints = [opened.enter_context(open_checkpoint(path)) for path in sources]
+        checkpoints = [opened.enter_context(open_pinned(path, pins)) for path in sources]
         if not dry_run:
             check_destination(destination, target, overwrite=options.overwrite)
             check_signed(destination, target, options)

@@ -78,6 +78,7 @@ def unused_by_save(*, has_weights: bool, allows_missing: bool, no_record: bool) 
     if not has_weights:
         unused["--select"] = ("it chooses from ", option("--weights"))
         unused["--extras"] = ("it is about what ", option("--weights"), " would leave out")
+        unused["--lock"] = ("it pins ", option("--weights"))
         unused |= dict.fromkeys(
             ("--allow-missing", "--allow-unexpected", "--tie"), ("it is about ", option("--weights"))
         )

@@ -1,24 +1,48 @@
-"""What a command does about signatures: which digests it takes, what it carries along, whose it asks for."""
+"""What a command does about signatures and pins: which digests it takes, what it carries along, whose it asks
+for, and whether a checkpoint is what a `ptsave.lock` says was approved."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import shlex
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
+from ptsave.config.lock import FILE_NAME, Lock, Pin, lock_bytes, read_lock
 from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.finding import Kind, first_names
+from ptsave.core.nodes import TensorEntry
 from ptsave.core.record import Record
-from ptsave.errors import Option, Text, UsageError
+from ptsave.errors import LossyError, MissingFileError, Option, RefusedError, Text, UsageError
+from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions, digest_algorithm
 from ptsave.formats.writers import Writer
 from ptsave.sign.carried import carried
 from ptsave.sign.envelope import read_envelope
 from ptsave.sign.keys import trusted
 from ptsave.sign.signer import signed_digest
-from ptsave.sign.statement import ALGORITHMS
+from ptsave.sign.statement import ALGORITHMS, content_of, differences, statement_of
 from ptsave.sign.trusted import SignedBy
 from ptsave.storage.opening import check_file_destination, write_file
+from ptsave.storage.reads import may_be_replaced
+from ptsave.verbs.audit import Found, digests_of, named_digests
 from ptsave.verbs.edit import renames_of
+
+_WHY: Mapping[Kind, str] = {
+    Kind.SIGNED_OTHER_NAMES: "tensors were added, dropped or renamed",
+    Kind.SIGNED_RENAMED: "the values have other names",
+    Kind.SIGNED_OTHER_LAYOUT: "a dtype or a shape is another one",
+    Kind.SIGNED_SWAPPED: "values were swapped between names",
+    Kind.SIGNED_OTHER_VALUES: "values of tensors are others",
+    Kind.SIGNED_INCONSISTENT: "its statement contradicts itself",
+    Kind.SIGNED_OTHER_TIES: "other tensors share memory",
+    Kind.SIGNED_OTHER_DATA: "values beside the tensors were changed, added or dropped",
+    Kind.SIGNED_OTHER_MODEL: "the record names another class, or other arguments or code of it",
+}
+Read = Callable[[Mapping[str, TensorEntry], Collection[str]], Found]
+"""What reads tensors for their digests of some algorithms."""
 
 
 def settled(options: WriteOptions, sources: Sequence[Checkpoint] = (), *, is_named: bool) -> WriteOptions:
@@ -103,3 +127,94 @@ def signed_by_of(
         return None
     beside = [read_envelope(file) for file in files]
     return SignedBy([trusted(key) for key in keys], beside, renames_of(rename), only)
+
+
+# --- pins ---
+
+
+def lock_for(named: Location | None) -> Lock | None:
+    """The lock that the user names, or else that of the current folder, where it has one.
+
+    Raises: MissingFileError; UnreadableError; UsageError for what is no lock.
+    """
+    if named is not None:
+        return read_lock(named, is_named=True)
+    return read_lock(Path(FILE_NAME)) if os.path.lexists(FILE_NAME) else None
+
+
+def open_pinned(where: Location, lock: Lock | None) -> Checkpoint:
+    """Open the checkpoint at `where`, which must be what the lock pins; for that it is read once.
+
+    Raises: RefusedError with what departs; what opening and reading raise.
+    """
+    return pinned(open_checkpoint(where), lock)
+
+
+def pinned(checkpoint: Checkpoint, lock: Lock | None, read: Read = digests_of) -> Checkpoint:
+    """`checkpoint` if it is what the lock pins, or has no pin; else it is closed. `read`: what reads it.
+
+    Raises: RefusedError with what departs; UnreadableError.
+    """
+    try:
+        _hold(checkpoint, lock, read)
+    except BaseException:
+        checkpoint.close()
+        raise
+    return checkpoint
+
+
+def _hold(checkpoint: Checkpoint, lock: Lock | None, read: Read) -> None:
+    if lock is None:
+        return
+    where, named = str(checkpoint.path), ["--lock", str(lock.path)] if lock.is_named else []
+    approve = shlex.join(["ptsave", "verify", where, "--pin", *named])
+    pins = lock.pins_of(checkpoint)
+    if not pins and lock.is_named:
+        raise RefusedError(f"{lock.path} has no pin of it", where, f"to approve it: {approve}")
+    found = read(checkpoint.tensors, algorithms_of(pins)) if pins else {}
+    for pin in pins:
+        if why := departure(checkpoint, pin, found):
+            what = f"it is not what {lock.path} pins: {why}"
+            raise RefusedError(what, where, f"if it was meant: {approve}")
+
+
+def algorithms_of(pins: Sequence[Pin]) -> list[str]:
+    """The digests that it takes to compare a checkpoint with pins."""
+    return sorted({pin.statement.algorithm for pin in pins})
+
+
+def departure(checkpoint: Checkpoint, pin: Pin, found: Found) -> str:
+    """In what a checkpoint is not what was pinned; empty where it is. `found`: the digests of its tensors."""
+    try:
+        here = pin_of(checkpoint, found, pin.statement.algorithm).statement
+    except LossyError as error:
+        return str(error)
+    kinds = list(differences(pin.statement, here))
+    if not kinds and pin.statement.model is None and here.model is not None:
+        kinds = [Kind.SIGNED_OTHER_MODEL]
+    return "; ".join(_WHY[kind] for kind in kinds)
+
+
+def pin_of(checkpoint: Checkpoint, found: Found, algorithm: str, signed_by: Collection[str] = ()) -> Pin:
+    """The pin of a checkpoint as it is. `found`: the digests of its tensors.
+
+    Raises: LossyError where a tensor could not be read, or for what no statement can say.
+    """
+    digests = named_digests(checkpoint, found, algorithm)
+    if unread := [name for name in checkpoint.tensors if name not in digests]:
+        raise LossyError(f"tensors could not be read ({first_names(unread)})", "", "see the check bytes")
+    return Pin(statement_of(content_of(checkpoint, digests), algorithm), tuple(signed_by))
+
+
+def write_pin(path: Location, where: Location, pin: Pin) -> None:
+    """Put a pin into the lock at `path`, which need not be there yet; its other pins stay.
+
+    Raises: what reading and writing a lock raise.
+    """
+    try:
+        lock = read_lock(path)
+    except MissingFileError:
+        lock = Lock(path)
+    pins = {**lock.pins, lock.name_of(where): pin}
+    with may_be_replaced():
+        write_file(path, lock_bytes(replace(lock, pins=pins)), overwrite=True)

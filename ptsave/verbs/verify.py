@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
+from ptsave.config.lock import FILE_NAME
 from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import Finding, Kind, places
@@ -17,6 +19,7 @@ from ptsave.verbs.checks import FILE_CHECKS
 from ptsave.verbs.checks.cause import damage, difference, program_cause, resumption, unsigned
 from ptsave.verbs.checks.subject import Asked, Subject
 from ptsave.verbs.request import option
+from ptsave.verbs.signing import lock_for
 
 Began = Callable[[str], None]
 
@@ -45,6 +48,8 @@ USED_BY: Mapping[str, Sequence[str]] = {
     "--signature": ("signature",),
     "--rename": ("signature",),
     "--only": ("signature",),
+    "--lock": ("signature",),
+    "--pin": ("signature",),
 }
 """Which checks, and whether `--record`, look at a flag. One that nothing would look at is refused."""
 OF_A_MODEL = ("--select", "--device", "--through", "--app-dir", RECORD)
@@ -67,6 +72,8 @@ def choose(
     given: Sequence[str] = (),
     infinite: Sequence[str] = (),
     signed_by: SignedBy | None = None,
+    pin: bool = False,
+    lock: Location | None = None,
 ) -> Asked:
     """What the flags ask for: without `--checks`, all, and `against` where there is a second checkpoint.
 
@@ -97,6 +104,8 @@ def choose(
         given,
         infinite,
         signed_by,
+        None if pin else lock_for(lock),
+        (lock or Path(FILE_NAME)) if pin else None,
     )
     _refuse_unused(asked)
     return asked
@@ -130,12 +139,16 @@ def _refuse_unused(asked: Asked) -> None:
             hint = (f"leave it out, or add {checks} to ", Option("checks"))
             by = Option("checks", ",".join(asked.names))
             raise UsageError((option(flag), " would not be used by ", by), "", hint)
+    if asked.records and asked.pin_into is not None:
+        what = (option(RECORD), " changes what ", option("--pin"), " approves")
+        raise UsageError(what, "", "record first, then pin")
     if not asked.by_name:
         return
     if "against" in asked.names and not asked.has_other:
         hint = ("name it with ", Option("against", "OTHER"))
         raise UsageError("the check against needs a second checkpoint", Option("checks"), hint)
-    if "signature" in asked.names and asked.signed_by is None:
+    has_pin = asked.lock is not None or asked.pin_into is not None
+    if "signature" in asked.names and asked.signed_by is None and not has_pin:
         hint = ("name it with ", SIGNED_BY)
         raise UsageError("the check signature needs a key", Option("checks"), hint)
     for name in MODEL_CHECKS:

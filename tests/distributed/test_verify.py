@@ -15,6 +15,7 @@ import torch
 import ptsave as package
 from tests.distributed.launch import environment, errors, ptsave, torchrun
 from tests.distributed.models import CODE, write_models
+from tests.sign.keys_made import write_pair
 
 pytestmark = pytest.mark.slow
 
@@ -147,3 +148,20 @@ def test_the_checks_are_listed_once(studio: Path) -> None:
     done = torchrun(2, "verify", "--list-checks", "--json", cwd=studio)
     assert done.returncode == 0, done.stderr
     assert "roundtrip" in json.loads(done.stdout)["checks"]
+
+
+def test_signatures_and_pins(studio: Path) -> None:
+    """The ranks share the reading for both; what departs from its pin is loaded on none."""
+    secret, public = write_pair(studio, "k")
+    ptsave(studio, "convert", "m.dcp", "signed.dcp", "--format", "dcp", "--sign", str(secret))
+    ptsave(studio, "verify", "signed.dcp", "--signed-by", str(public), "--pin")
+    result = verify(studio, "signed.dcp", "dp.toml", "--signed-by", str(public), "--checks", "signature,keys")
+    kinds = [f["kind"] for f in result["findings"] if f["check"] == "signature"]
+    assert kinds == ["pinned", "signed", "beside_signature"]
+    ptsave(studio, "save", "plain.toml", "other.pt", "--seed", "3")
+    ptsave(studio, "convert", "other.pt", "signed.dcp", "--format", "dcp", "--overwrite")
+    done = torchrun(2, "load", "signed.dcp", "-c", "dp.toml", cwd=studio)
+    assert done.returncode
+    assert errors(done.stderr) == [
+        "error: it is not what ptsave.lock pins: values of tensors are others (signed.dcp)"
+    ]

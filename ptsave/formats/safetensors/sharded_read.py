@@ -79,7 +79,7 @@ def read_index(file: InputFile) -> Checkpoint:
         folder.close()
         raise
     checkpoint.files.callback(folder.close)
-    checkpoint.held = (folder,)
+    checkpoint.held = (folder, file)
     return checkpoint
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ptsave.config.lock import Pin
 from ptsave.core.address import Location
 from ptsave.core.verdict import Verdict
 from ptsave.errors import RefusedError
@@ -17,6 +18,7 @@ from ptsave.verbs import verify as verb
 from ptsave.verbs.checks.subject import Asked, RunPt2, Subject
 from ptsave.verbs.folders.runs import is_run, refuse_flags
 from ptsave.verbs.request import Bar, reading, unseen
+from ptsave.verbs.signing import pin_of, write_pin
 
 if TYPE_CHECKING:
     from ptsave.models.save import Recorded
@@ -53,6 +55,8 @@ class Listener:
     opened: Callable[[], None] = lambda: None
     """Called once it is known which files are read."""
     recorded: Callable[[Recorded], None] = lambda recorded: None
+    pinned: Callable[[Location, Pin], None] = lambda lock, pin: None
+    """Called with the lock that has a new pin."""
 
 
 def verify_path(request: Request, listener: Listener) -> Outcome:
@@ -101,6 +105,11 @@ def verify_path(request: Request, listener: Listener) -> Outcome:
             from ptsave.models.save import add_behaviour
 
             listener.recorded(add_behaviour(model))
+        if asked.pin_into is not None and verdict.is_yes:
+            keys = sorted({key.key_id for key, _ in subject.authentic.statements})
+            pin = pin_of(source, subject.digests(), subject.pin_algorithm, keys)
+            write_pin(asked.pin_into, source.path, pin)
+            listener.pinned(asked.pin_into, pin)
         target = model.config.model.target if model is not None else None
         return verdict, verb.facts(source, target, request.device, time.monotonic() - start)
 

@@ -12,5 +12,5 @@ from ptsave.verbs.checks.subject import Subject
 def bytes_(subject: Subject) -> Iterator[Finding]:
     """Container bounds, zip CRCs and every recorded digest; names the damaged tensor."""
     counts = subject.counts if "finite" in subject.asked.names else None
-    signed = subject.authentic.algorithms if "signature" in subject.asked.names else ()
+    signed = subject.signed_algorithms if "signature" in subject.asked.names else ()
     yield from audit(subject.checkpoint, subject.progress, counts, signed, subject.signed_digests)

@@ -63,6 +63,8 @@ def runtime_version(format: str) -> str:
 
 
 def unsigned(findings: Sequence[Finding]) -> str:
-    """Why no signature holds that should; empty where one does, or none was asked for."""
+    """Why no signature or pin holds that should; empty where one does, or none was asked for."""
     bad = [finding for finding in findings if (finding.check, finding.level) == ("signature", "fail")]
+    if bad and bad[0].kind in (Kind.NOT_PINNED, Kind.NOT_IN_LOCK):
+        return f"not what was approved: {bad[0]}"
     return f"not what was signed, or not by whom: {bad[0]}" if bad else ""

@@ -21,8 +21,9 @@ from ptsave.sign.statement import (
     tensors_root,
 )
 from ptsave.sign.trusted import CHECK, SignedBy, signatories
-from ptsave.verbs.audit import digests_of
+from ptsave.verbs.audit import named_digests
 from ptsave.verbs.checks.subject import Subject
+from ptsave.verbs.signing import departure
 
 MAX_NAMED = 100
 """How many tensors that are not as they were signed are named one by one."""
@@ -30,6 +31,7 @@ MAX_NAMED = 100
 
 def signature(subject: Subject) -> Iterator[Finding]:
     """A trusted key signed these names, shapes, values, ties and plain data, whatever the format was."""
+    yield from _pinned(subject)
     asked, checkpoint = subject.asked.signed_by, subject.checkpoint
     if asked is None:
         if found := signatories(checkpoint):
@@ -48,6 +50,22 @@ def signature(subject: Subject) -> Iterator[Finding]:
         yield Finding(CHECK, "skipped", "", Kind.BESIDE_SIGNATURE)
 
 
+def _pinned(subject: Subject) -> Iterator[Finding]:
+    """Whether it is what the lock says was approved."""
+    lock = subject.asked.lock
+    if lock is None:
+        return
+    of = {"lock": str(lock.path)}
+    if lock.is_named and not subject.pins:
+        yield Finding(CHECK, "fail", "", Kind.NOT_IN_LOCK, facts=of)
+    for pin in subject.pins:
+        if why := departure(subject.checkpoint, pin, subject.digests()):
+            yield Finding(CHECK, "fail", "", Kind.NOT_PINNED, facts={**of, "why": why})
+        else:
+            facts = {**of, "digest": pin.digest}
+            yield Finding(CHECK, "ok", "", Kind.PINNED, pin.statement.num_tensors, facts=facts)
+
+
 def _held_to(subject: Subject, asked: SignedBy, key: PublicKey, signed: Statement) -> Iterator[Finding]:
     """What is to be said of one statement by a trusted key."""
     by: dict[str, str | int | float] = {"key": key.name}
@@ -58,15 +76,12 @@ def _held_to(subject: Subject, asked: SignedBy, key: PublicKey, signed: Statemen
         yield Finding(CHECK, "fail", "", Kind.SIGNATURE_EXPIRED, facts={**by, "day": signed.expires or ""})
         return
     checkpoint, algorithm = subject.checkpoint, signed.algorithm
-    if not subject.signed_digests:
-        subject.signed_digests.update(digests_of(checkpoint, subject.authentic.algorithms, subject.progress))
-    known = {name: subject.signed_digests.get(e.view, {}) for name, e in checkpoint.tensors.items()}
-    unread = [name for name, digests in known.items() if algorithm not in digests]
+    digests = named_digests(checkpoint, subject.digests(), algorithm)
+    unread = [name for name in checkpoint.tensors if name not in digests]
     for name in unread:
         yield Finding(CHECK, "fail", name, Kind.SIGNED_UNREAD)
     if unread:
         return
-    digests = {name: found[algorithm] for name, found in known.items()}
     names = _signed_names(checkpoint, asked)
     try:
         content = content_of(checkpoint, digests, signed.only, names, within=asked.only)

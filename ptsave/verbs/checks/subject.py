@@ -7,13 +7,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from ptsave.config.inputs import InputsSpec
+from ptsave.config.lock import Lock, Pin
 from ptsave.config.toml import Tolerance
 from ptsave.core.address import Location
 from ptsave.core.behaviour import Sample
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.parts.select import Content, comparable
+from ptsave.sign.signer import signed_digest
 from ptsave.sign.trusted import Authentic, SignedBy, authenticated
-from ptsave.verbs.audit import Found
+from ptsave.verbs.audit import Found, digests_of
+from ptsave.verbs.signing import algorithms_of
 from ptsave.verbs.stats import Counts
 
 RunPt2 = Callable[[Checkpoint, InputsSpec], Mapping[str, Sample]]
@@ -46,6 +49,10 @@ class Asked:
     """Globs of the tensors in which `finite` accepts infinities."""
     signed_by: SignedBy | None = None
     """Whose signatures it must have."""
+    lock: Lock | None = None
+    """What it must be, where that has a pin of it."""
+    pin_into: Location | None = None
+    """The lock that takes a pin of what passes."""
 
     @property
     def has_model(self) -> bool:
@@ -80,7 +87,7 @@ class Subject:
     """The NaNs and infinities that were counted while another check read the tensors."""
 
     signed_digests: Found = field(default_factory=dict)
-    """The digests that signatures need, as far as another check has read the tensors for them."""
+    """The digests that signatures and pins need, as far as the tensors were read for them."""
 
     @cached_property
     def authentic(self) -> Authentic:
@@ -88,6 +95,32 @@ class Subject:
         return (
             Authentic() if self.asked.signed_by is None else authenticated(self.whole, self.asked.signed_by)
         )
+
+    @cached_property
+    def pins(self) -> list[Pin]:
+        """What it must be, as the lock says."""
+        return [] if self.asked.lock is None else self.asked.lock.pins_of(self.whole)
+
+    @cached_property
+    def pin_algorithm(self) -> str:
+        """Whose digests a new pin has: those of a signature or the record, where they prove something."""
+        record = self.whole.record
+        recorded = record.digests.algorithm if record is not None and record.digests is not None else None
+        return next(iter(self.authentic.algorithms), signed_digest(None, recorded))
+
+    @property
+    def signed_algorithms(self) -> list[str]:
+        """The digests that signatures and pins need."""
+        new = [self.pin_algorithm] if self.asked.pin_into is not None else []
+        return list(dict.fromkeys((*self.authentic.algorithms, *algorithms_of(self.pins), *new)))
+
+    def digests(self) -> Found:
+        """Those digests of all tensors, which are read for them now if no check has read them yet."""
+        if not self.signed_digests:
+            self.signed_digests.update(
+                digests_of(self.checkpoint.tensors, self.signed_algorithms, self.progress)
+            )
+        return self.signed_digests
 
     @property
     def whole(self) -> Checkpoint:
