@@ -6,7 +6,6 @@ import fnmatch
 import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from html import escape as html_escape
 from itertools import islice
 
 from ptsave.errors import Text, UsageError
@@ -95,4 +94,6 @@ def _cells(row: Sequence[object], tag: str) -> str:
 
 
 def _text(value: object) -> str:
+    from html import escape as html_escape  # its table of entities is long, and only notebooks need it
+
     return html_escape(escape(str(value)))

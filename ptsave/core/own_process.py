@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import io
-import logging
 import sys
 import warnings
 from collections.abc import Iterator
@@ -83,6 +82,8 @@ def without_messages() -> Iterator[None]:
     if not _is_own_process:
         yield
         return
+    import logging  # only exporters need it
+
     before = logging.root.manager.disable
     nowhere = io.StringIO()
     logging.disable(logging.WARNING)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import stat
 import sys
@@ -185,6 +184,8 @@ def is_alive(pid: int) -> bool:
 
 def machine() -> str:
     """What tells whose numbers of processes are ours: a digest of the boot and the namespace; or nothing."""
+    import hashlib  # OpenSSL comes with it, which reading takes nothing of
+
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             boot = file.read()

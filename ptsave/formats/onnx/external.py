@@ -5,7 +5,6 @@ Source: onnx/onnx.proto, `TensorProto.external_data`; onnx's docs/ExternalData.m
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -92,6 +91,8 @@ class ExternalFiles:
     def check_sums(self) -> Iterator[Finding]:
         """Read each file that the model states the SHA-1 of."""
         for location, expected in self._checksums.items():
+            import hashlib  # OpenSSL comes with it, which most files take nothing of
+
             sha1 = hashlib.sha1(usedforsecurity=False)
             whole = self._whole[location]
             for block in scan(whole, 0, whole.num_bytes):
