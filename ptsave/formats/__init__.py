@@ -7,48 +7,78 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
+from importlib import import_module
+from typing import Any
 
 from ptsave.core.address import Address, located
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.errors import UnreadableError
 from ptsave.formats import named
 from ptsave.formats.base import HEAD_BYTES, FileFormat, FolderFormat
-from ptsave.formats.dcp import read as dcp_read
-from ptsave.formats.dcp import unconsolidated
 from ptsave.formats.folder_files import fingerprint
-from ptsave.formats.folder_rest import judge_rest
-from ptsave.formats.gguf import read as gguf_read
-from ptsave.formats.npz import read as npz_read
 from ptsave.formats.one_reading import check_one_reading
-from ptsave.formats.onnx import read as onnx_read
 from ptsave.formats.pickle.inert import names_in_errors
-from ptsave.formats.programs import pt2, torchscript
+from ptsave.formats.programs import sniff as programs
 from ptsave.formats.safetensors import read as safetensors_read
-from ptsave.formats.safetensors import sharded_read
 from ptsave.formats.safetensors.main_file import CONFIG
 from ptsave.formats.torch import legacy, tar
 from ptsave.formats.torch import read as torch_read
+from ptsave.formats.zip.sniff import ZIP_MAGIC
 from ptsave.storage.files import InputFile, InputFolder, LocalFolder, unchanged
 from ptsave.storage.opening import open_outer
 
-FILE_FORMATS: tuple[FileFormat, ...] = (
+
+def _lazy_file(name: str, module: str, *begins: bytes, constant: str = "FORMAT") -> FileFormat:
+    """The format that `module` has as `constant`. It is imported for the files that begin as it does."""
+    return FileFormat(
+        name,
+        lambda file, head: head.startswith(begins) and _constant(module, constant).sniff(file, head),
+        lambda file: _constant(module, constant).read(file),
+    )
+
+
+def _lazy_folder(name: str, module: str, *, constant: str = "FORMAT") -> FolderFormat:
+    """The format that `module` has as `constant`. It is imported for folders alone."""
+    return FolderFormat(
+        name,
+        lambda folder: _constant(module, constant).sniff(folder),
+        lambda folder: _constant(module, constant).read(folder),
+    )
+
+
+def _constant(module: str, name: str) -> Any:
+    return getattr(import_module(f"{__name__}.{module}"), name)
+
+
+_ONNX = b"\x08"
+_JSON = (b" ", b"\t", b"\r", b"\n", b"{")
+MEMBER_FORMATS: tuple[FileFormat, ...] = (
     safetensors_read.FORMAT,
-    torchscript.FORMAT,
-    pt2.FORMAT,
+    replace(_lazy_file(programs.TORCHSCRIPT, "programs.torchscript"), sniff=programs.is_torchscript),
+    replace(_lazy_file(programs.PT2, "programs.pt2"), sniff=programs.is_pt2),
     torch_read.FORMAT,
     legacy.FORMAT,
     tar.FORMAT,
-    *npz_read.FORMATS,
-    sharded_read.INDEX_FORMAT,
-    gguf_read.FORMAT,
-    onnx_read.FORMAT,
-)
-MEMBER_FORMATS = (
-    *(known for known in FILE_FORMATS if known not in (sharded_read.INDEX_FORMAT, onnx_read.FORMAT)),
-    onnx_read.MEMBER_FORMAT,
+    _lazy_file("npz", "npz.read", ZIP_MAGIC, constant="NPZ"),
+    _lazy_file("npy", "npz.read", b"\x93NUMPY", constant="NPY"),
+    _lazy_file("gguf", "gguf.read", b"GGUF"),
+    _lazy_file("onnx", "onnx.read", _ONNX, constant="MEMBER_FORMAT"),
 )
 """What a file may be that lies in another: there is no folder around it."""
-FOLDER_FORMATS: tuple[FolderFormat, ...] = (*sharded_read.FORMATS, unconsolidated.FORMAT, dcp_read.FORMAT)
+FILE_FORMATS: tuple[FileFormat, ...] = (
+    *MEMBER_FORMATS[:-1],
+    _lazy_file("onnx", "onnx.read", _ONNX),
+    _lazy_file(
+        "sharded-index", "safetensors.sharded_read", b" ", b"\t", b"\r", b"\n", b"{", constant="INDEX_FORMAT"
+    ),
+)
+FOLDER_FORMATS: tuple[FolderFormat, ...] = (
+    _lazy_folder("safetensors-sharded", "safetensors.sharded_read", constant="SAFETENSORS_FORMAT"),
+    _lazy_folder("pt-sharded", "safetensors.sharded_read", constant="TORCH_FORMAT"),
+    _lazy_folder("dcp-safetensors", "dcp.unconsolidated"),
+    _lazy_folder("dcp", "dcp.read"),
+)
 
 MAX_TRIES = 10
 """How often a folder is opened that is saved over again and again."""
@@ -155,6 +185,8 @@ def _read_folder(folder: InputFolder) -> Checkpoint:
                 checkpoint = _holding(known.read(folder), folder)
                 read = folder.opened - {CONFIG}
                 checkpoint.siblings = [name for name in folder.names if name not in read]
+                from ptsave.formats.folder_rest import judge_rest  # what that takes only folders need
+
                 try:
                     judge_rest(folder, checkpoint, open_file)
                 except BaseException:

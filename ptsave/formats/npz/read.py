@@ -344,4 +344,3 @@ def _first_record_is_array(file: InputFile, head: bytes) -> bool:
 
 NPZ = FileFormat("npz", _first_record_is_array, read_npz)
 NPY = FileFormat("npy", lambda file, head: head[:6] == _MAGIC, read_npy)
-FORMATS = (NPZ, NPY)

@@ -30,6 +30,7 @@ from ptsave.formats.pickle.shapes import Shapes
 from ptsave.formats.programs import torchscript
 from ptsave.formats.programs.pt2_ports import SCALAR_TYPES, described, with_names
 from ptsave.formats.programs.pt2_program import code_in
+from ptsave.formats.programs.sniff import FORMAT_RECORD, OLD_PROGRAM, PT2, is_pt2
 from ptsave.formats.torch import objects
 from ptsave.formats.torch.objects import torch_shapes
 from ptsave.formats.torch.part import TorchParts
@@ -46,7 +47,7 @@ from ptsave.formats.torch.storages import StorageNode
 from ptsave.formats.torch.tensors import tensor
 from ptsave.formats.zip.checks import check_crcs
 from ptsave.formats.zip.reader import STORED, ZipDirectory, read_directory
-from ptsave.formats.zip.sniff import ZIP_MAGIC, directory_of, sniffed_directory
+from ptsave.formats.zip.sniff import ZIP_MAGIC, directory_of
 from ptsave.storage.files import InputFile
 
 MAX_CONFIG_BYTES = 100_000_000
@@ -59,12 +60,10 @@ _SAMPLE_INPUTS = "data/sample_inputs/"
 _COMPILED = "data/aotinductor/"
 _TENSOR, _CUSTOM_OBJECT, _OPAQUE_OBJECT = "tensor_", "custom_obj_", "opaque_obj_"
 """How a constant's record begins says what reads it: raw numbers or torch.load, C++, pickle.loads."""
-_FORMAT_RECORD = "archive_format"
 RECORD = f"extra/{FILE_NAME}"
 """The extra file that has ptsave's record."""
 _FOLDERS = (_WEIGHTS, _CONSTANTS, _MODELS, _SAMPLE_INPUTS, _COMPILED, "extra/")
 """Where torch looks for records by their names."""
-_OLD_PROGRAM = "serialized_exported_program.json"
 _OLD_WEIGHTS = ("serialized_state_dict.pt", "serialized_state_dict.json")
 _OLD_CONSTANTS = ("serialized_constants.pt", "serialized_constants.json")
 """Torch zips all of them, whatever the name says: torch 2.1 called them .json."""
@@ -72,13 +71,13 @@ _OLD_INPUTS = "serialized_example_inputs.pt"
 _NO_TENSORS = ("data/sample_inputs/", "models/", "extra/", ".data/")
 """Folders whose records are no weights: examples of inputs, the program, the user's own files."""
 _BOOKKEEPING = (
-    _FORMAT_RECORD,
+    FORMAT_RECORD,
     "archive_version",
     "byteorder",
     "version",
     ".format_version",
     ".storage_alignment",
-    _OLD_PROGRAM,
+    OLD_PROGRAM,
     _OLD_INPUTS,
 )
 _STRIDED = 7  # schema.Layout
@@ -103,7 +102,7 @@ def read(file: InputFile) -> Checkpoint:
         record = archive.record()
         root: Any = next(iter(programs.values())) if len(programs) == 1 else programs
         checkpoint = Checkpoint(
-            FORMAT.name,
+            PT2,
             file.path,
             root,
             globals=archive.globals,
@@ -143,15 +142,7 @@ def programs_in(file: InputFile) -> dict[str, Any]:
     }
 
 
-def sniff(file: InputFile, head: bytes) -> bool:
-    """A zip with torch.export's marker, or with the exported program of the old layout."""
-    directory = sniffed_directory(file, head)
-    return directory is not None and (
-        _OLD_PROGRAM in directory.entries or f"{first_folder(directory)}{_FORMAT_RECORD}" in directory.entries
-    )
-
-
-FORMAT = FileFormat("pt2", sniff, read)
+FORMAT = FileFormat(PT2, is_pt2, read)
 
 
 class _Archive:
@@ -159,7 +150,7 @@ class _Archive:
 
     def __init__(self, directory: ZipDirectory) -> None:
         self.directory = directory
-        self.is_old = _OLD_PROGRAM in directory.entries
+        self.is_old = OLD_PROGRAM in directory.entries
         self.top = "" if self.is_old else first_folder(directory)
         if not self.is_old:
             check_layout(directory, self.top)
@@ -189,7 +180,7 @@ class _Archive:
                 what = f"the file is two checkpoints in one: torch.load and torch.jit.load read its {record}"
                 raise CorruptError(what, str(self.directory.file.path), _DAMAGED)
         if self.is_old:
-            if any(name.partition("/")[2] == _FORMAT_RECORD for name in self.directory.entries):
+            if any(name.partition("/")[2] == FORMAT_RECORD for name in self.directory.entries):
                 what = (
                     "the file is two checkpoints in one: an exported program of the old and of the new layout"
                 )
@@ -199,7 +190,7 @@ class _Archive:
                     raise CorruptError(
                         f"the file has both {one} and {other}", str(self.directory.file.path), _DAMAGED
                     )
-            inputs, programs = [_OLD_INPUTS], [_OLD_PROGRAM]
+            inputs, programs = [_OLD_INPUTS], [OLD_PROGRAM]
         else:
             inputs = [f"{_SAMPLE_INPUTS}{name}" for name in self.records(_SAMPLE_INPUTS)]
             programs = [f"{_MODELS}{name}" for name in self.records(_MODELS)]

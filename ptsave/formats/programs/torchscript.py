@@ -32,6 +32,7 @@ from ptsave.formats.pickle.python_objects import is_name_only
 from ptsave.formats.pickle.shapes import UNKNOWN, Budget, Known, Shapes
 from ptsave.formats.programs.operators import names_in
 from ptsave.formats.programs.signatures import program_of
+from ptsave.formats.programs.sniff import TORCHSCRIPT, is_torchscript
 from ptsave.formats.torch import objects
 from ptsave.formats.torch.read import (
     ZipStorages,
@@ -40,11 +41,10 @@ from ptsave.formats.torch.read import (
     load_record,
     records_of,
     refuse_big_endian,
-    top_folder,
 )
 from ptsave.formats.torch.storages import SCRIPT_DTYPES
 from ptsave.formats.zip.reader import ZipDirectory
-from ptsave.formats.zip.sniff import directory_of, sniffed_directory
+from ptsave.formats.zip.sniff import directory_of
 from ptsave.storage.files import InputFile
 
 MAX_CODE_BYTES = 32 * 1024 * 1024
@@ -170,15 +170,6 @@ class ScriptObject(Opaque):
             yield from super().children()
 
 
-def sniff(file: InputFile, head: bytes) -> bool:
-    """A zip archive with a `constants.pkl` and a `data.pkl`, which `torch.load` takes for TorchScript too."""
-    directory = sniffed_directory(file, head)
-    if directory is None:
-        return False
-    top = top_folder(directory)
-    return top is not None and f"{top}constants.pkl" in directory.entries
-
-
 def read(file: InputFile) -> Checkpoint:
     """Open a TorchScript archive. Tensors are windows into its records.
 
@@ -228,7 +219,7 @@ def read(file: InputFile) -> Checkpoint:
         if traced is not None:
             notes.append("holds the inputs that it was traced with, which are no part of the module")
         checkpoint = Checkpoint(
-            FORMAT.name,
+            TORCHSCRIPT,
             file.path,
             root,
             globals=uses,
@@ -246,7 +237,7 @@ def read(file: InputFile) -> Checkpoint:
     return checkpoint
 
 
-FORMAT = FileFormat("torchscript", sniff, read)
+FORMAT = FileFormat(TORCHSCRIPT, is_torchscript, read)
 
 
 def _programs(directory: ZipDirectory, prefix: str, root: Any) -> list[Program]:

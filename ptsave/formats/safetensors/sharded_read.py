@@ -101,10 +101,8 @@ def _is_torch(folder: InputFolder) -> bool:
     return not _is_safetensors(folder) and (main_file(folder) is not None or any(_shards(folder)))
 
 
-FORMATS = (
-    FolderFormat(SAFETENSORS, _is_safetensors, read),
-    FolderFormat(TORCH, _is_torch, read),
-)
+SAFETENSORS_FORMAT = FolderFormat(SAFETENSORS, _is_safetensors, read)
+TORCH_FORMAT = FolderFormat(TORCH, _is_torch, read)
 INDEX_FORMAT = FileFormat("sharded-index", sniff_index, read_index)
 
 
