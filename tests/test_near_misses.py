@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+import ptsave
 from ptsave.cli import main
 
 
@@ -91,3 +94,45 @@ def test_the_word_model_is_the_model_wherever_it_is(file: str, capfd: pytest.Cap
     assert main.run(f"verify {file} --against both.pt --select model --checks against".split()) == 1
     assert main.run(f"verify {file} --against training.pt --select modell --checks against".split()) == 2
     assert "has no key 'modell'" in capfd.readouterr().err
+
+
+class Net(nn.Module):
+    def __init__(self, num_classes: int = 2) -> None:
+        super().__init__()
+        self.fc, self.norm = nn.Linear(3, 4), nn.BatchNorm1d(4)  # whose loading code is asked
+        self.head = nn.Linear(4, num_classes)
+
+
+WAYS_OUT = {
+    "under a key": (
+        lambda state: {"state_dict": {f"model.{name}": value for name, value in state.items()}, "epoch": 1},
+        "the model's tensors are all under 'state_dict.model': select=\"state_dict.model\"",
+    ),
+    "under a key of a wrapper": (
+        lambda state: {"other.weight": torch.ones(9, 9), **{f"module.net.{n}": v for n, v in state.items()}},
+        "the model's tensors are all under 'module.net': select=\"module.net\"",
+    ),
+    "renamed": (
+        lambda state: {name.replace("fc", "linear"): value for name, value in state.items()},
+        "`ptsave convert` with --rename '^linear\\.=fc.' (then all 9 fit) makes a checkpoint that does",
+    ),
+    "another head": (
+        lambda state: {**state, "head.weight": torch.ones(7, 4), "head.bias": torch.ones(7)},
+        'or let what differs be: allow_missing="head.*" allow_unexpected="head.*"',
+    ),
+    "one too many": (
+        lambda state: {**state, "extra": torch.ones(7)},
+        'or leave it there: allow_unexpected="extra"',
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WAYS_OUT)
+def test_a_misfit_says_what_would_fit(case: str, tmp_path: Path) -> None:
+    change, hint = WAYS_OUT[case]
+    torch.save(change(Net().state_dict()), tmp_path / "a.pt")
+    with pytest.raises(ptsave.PtsaveError) as failed:
+        ptsave.load(tmp_path / "a.pt", Net())
+    assert failed.value.hint.endswith(hint)
+    if found := re.search(r'select="(.*)"', hint):
+        ptsave.load(tmp_path / "a.pt", Net(), select=found[1])

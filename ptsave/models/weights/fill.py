@@ -16,14 +16,14 @@ from ptsave.core.accounts import settle_left_out
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import counted, first_names
 from ptsave.core.nodes import TensorEntry
-from ptsave.core.parts.fits import insist, misfit
+from ptsave.core.parts.fits import insist, misfit, way_out
 from ptsave.core.parts.keys import EXACT, KeyReport, Wanted
 from ptsave.core.parts.placeholders import placeholders, refuse
 from ptsave.core.parts.select import Selection, left_out_of
 from ptsave.core.values.digest import cast_since, recorded_digests
 from ptsave.errors import LossyError
 from ptsave.models.build import build_model
-from ptsave.models.weights.fitting import fit_of, goes_by_name, select_for
+from ptsave.models.weights.fitting import expected_of, fit_of, goes_by_name, select_for
 from ptsave.models.weights.live import is_plain
 from ptsave.models.weights.loading_code import (
     Given,
@@ -191,7 +191,8 @@ def _settled(
     selection, report = fit_of(model, selection, wanted)
     if not report.fits:
         refuse(placeholders(source.root, dict(selection.tensors)), (), str(source.path))
-    insist(report, wanted, source.path)
+    help_out = "" if report.fits else way_out(report, expected_of(model), selection)
+    insist(report, wanted, source.path, help_out)
     if report.fresh and source.training_parts.optimizers:
         trained = f"what it has of {first_names(report.fresh)} is of other parameters"
         warn(f"the optimizer's state in the checkpoint is not loaded; {trained}")

@@ -97,6 +97,7 @@ def judged(model: nn.Module, selection: Selection, by_name: KeyReport) -> tuple[
     values = state_dict(model, selection, without_memory(selection.tensors))
     try:
         copied = _on_meta(model)
+        _count_batches(copied, values)
         with ShapesOnly():
             outcome = give(copied, values, assign=False)
     except Exception as error:  # the user's code, on what it was not written for: no answer
@@ -120,6 +121,20 @@ def judged(model: nn.Module, selection: Selection, by_name: KeyReport) -> tuple[
         },
     )
     return report, ""
+
+
+def _count_batches(model: nn.Module, values: OrderedDict[str, Any]) -> None:
+    """Give `values` the counters that batch norms make up where a file has none and does not say its version.
+
+    Theirs would have memory, and torch warns of what it copies into a model without.
+    Source: torch/nn/modules/batchnorm.py, `_NormBase._load_from_state_dict`.
+    """
+    metadata = getattr(values, "_metadata", None) or {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        counter = getattr(module, "num_batches_tracked", None)
+        is_old = (metadata.get(path, {}).get("version") or 1) < module._version
+        if isinstance(module, nn.modules.batchnorm._NormBase) and is_old and counter is not None:
+            values.setdefault(f"{path}.num_batches_tracked".removeprefix("."), counter)
 
 
 def without_memory(entries: Mapping[str, TensorEntry]) -> dict[str, torch.Tensor]:
