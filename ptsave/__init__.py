@@ -71,7 +71,12 @@ def __getattr__(name: str) -> Any:
         return errors
     if name not in _HOMES:
         raise AttributeError(f"module 'ptsave' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
+    try:
+        value = getattr(import_module(_HOMES[name]), name)
+    except ImportError as error:
+        from ptsave.errors import not_installed
+
+        raise not_installed(error) or error from error
     globals()[name] = value
     return value
 

@@ -209,3 +209,21 @@ def options_of(parameters: Collection[str]) -> Iterator[None]:
     except PtsaveError as error:
         error.parameters = frozenset(parameters)
         raise
+
+
+LIBRARIES = ("torch", "numpy", "safetensors", "xxhash", "blake3", "isal", "rich", "tomli")
+"""What ptsave imports when it is needed."""
+
+
+def not_installed(error: ImportError) -> RefusedError | None:
+    """The error for one of LIBRARIES that is not there, or that cannot be imported here; None for another."""
+    library = (error.name or "").partition(".")[0]
+    if library not in LIBRARIES:
+        return None
+    what = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be imported: {error}"
+    hint = f"pip install {library}"
+    if library == "torch":
+        hint = "pip install 'ptsave[torch]'; pytorch.org/get-started has the smaller build for CPUs alone"
+    problem = RefusedError(f"this needs {library}, which {what}", "", hint)
+    problem.__cause__ = error
+    return problem

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer.main
 from torch import nn
 
 import ptsave
 from ptsave.cli import main
+from ptsave.cli.app import app
+from ptsave.cli.elsewhere import COMMANDS, FLAGS
 
 
 @pytest.fixture
@@ -136,3 +139,39 @@ def test_a_misfit_says_what_would_fit(case: str, tmp_path: Path) -> None:
     assert failed.value.hint.endswith(hint)
     if found := re.search(r'select="(.*)"', hint):
         ptsave.load(tmp_path / "a.pt", Net(), select=found[1])
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("diff a.pt b.pt", "did you mean `ptsave inspect A --diff B`?"),
+        ("convert a.pt b.pt --force", "did you mean --overwrite? see `ptsave convert --help`"),
+        ("inspect a.pt --force", "see `ptsave inspect --help`"),
+        ("convert a.pt -o b.pt", "the last path is what is written; see `ptsave convert --help`"),
+        ("nothing a.pt", "see `ptsave --help`"),
+        ("inspect A.PT", "did you mean 'a.pt'?"),
+        ("inspect x/a.pt", "check the path"),
+        ("convert a.pt folder", "name a file, such as folder.safetensors, or the format with --format:"),
+        ("convert a.pt b.gguf", "formats that are written:"),
+        ("load a.pt", "`ptsave inspect CHECKPOINT --make-config model.toml --class pkg.mod.Name` writes one"),
+        ("load a.pt -c a.py", "`ptsave inspect CHECKPOINT --make-config model.toml` writes one"),
+    ],
+)
+def test_what_other_tools_have_is_named(
+    line: str, hint: str, file: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("a.py").write_text("class Net: ...")
+    assert main.run(line.split()) in (2, 3)
+    assert f"{hint}" in capfd.readouterr().err.partition("hint: ")[2]
+
+
+def test_what_is_proposed_instead_is_there() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    flags = {name: {f for p in command.params for f in p.opts} for name, command in commands.items()}
+    for name, line in COMMANDS.items():
+        _, command, *words = line.split()
+        assert name not in commands
+        assert {word for word in words if word.startswith("-")} <= flags[command], line
+    for flag, instead in FLAGS.items():
+        assert not any(flag in known for known in flags.values()), flag
+        assert any({w for w in instead.split() if w.startswith("--")} <= known for known in flags.values())

@@ -14,7 +14,15 @@ from ptsave.cli.app import app
 from ptsave.cli.options import with_patterns
 from ptsave.core.own_process import own_process
 from ptsave.distributed.group import is_under_torchrun, let_first_speak
-from ptsave.errors import EXIT_INTERRUPTED, EXIT_NO, EXIT_OK, PtsaveError, RefusedError, UsageError
+from ptsave.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_NO,
+    EXIT_OK,
+    PtsaveError,
+    RefusedError,
+    UsageError,
+    not_installed,
+)
 from ptsave.render.terminal import failure
 from ptsave.storage.reads import noted
 
@@ -22,9 +30,6 @@ try:
     from typer._click.exceptions import UsageError as TyperUsageError
 except ModuleNotFoundError:  # before 0.26, Typer used the Click that is installed
     from click.exceptions import UsageError as TyperUsageError  # type: ignore[assignment,import-not-found,unused-ignore]
-
-LIBRARIES = ("torch", "numpy", "safetensors", "xxhash", "blake3", "isal", "rich", "tomli")
-"""What ptsave imports when it is needed."""
 
 
 def main() -> NoReturn:
@@ -73,7 +78,7 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         problem = _refused_by_the_system(error)
     except ImportError as error:
-        problem = _not_installed(error)
+        problem = not_installed(error) or _bug(error)
     except Exception as error:
         problem = _bug(error)
     if stopping.received:  # code in between made another error of the interrupt
@@ -87,7 +92,12 @@ def run(arguments: list[str]) -> int:
 
 
 def _usage_hint(error: TyperUsageError) -> str:
-    return f"see `{error.ctx.command_path if error.ctx is not None else 'ptsave'} --help`"
+    from ptsave.cli.elsewhere import meant  # only for a command line that is wrong
+
+    context = error.ctx
+    path = context.command_path if context is not None else "ptsave"
+    flags = {flag for p in context.command.params for flag in p.opts} if context is not None else set()
+    return meant(error.format_message(), flags, f"see `{path} --help`")
 
 
 def _refused_by_the_system(error: OSError) -> PtsaveError:
@@ -95,20 +105,6 @@ def _refused_by_the_system(error: OSError) -> PtsaveError:
     problem = RefusedError(
         f"the system reports: {what}", str(error.filename or ""), "check the disk and the path"
     )
-    problem.__cause__ = error
-    return problem
-
-
-def _not_installed(error: ImportError) -> PtsaveError:
-    """The error for a library of ours that is not there, or that this machine cannot load."""
-    library = (error.name or "").partition(".")[0]
-    if library not in LIBRARIES:
-        return _bug(error)
-    what = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be imported: {error}"
-    hint = f"pip install {library}"
-    if library == "torch":
-        hint = "pip install 'ptsave[torch]'; pytorch.org/get-started has the smaller build for CPUs alone"
-    problem = RefusedError(f"this needs {library}, which {what}", "", hint)
     problem.__cause__ = error
     return problem
 

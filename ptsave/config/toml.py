@@ -32,7 +32,7 @@ MAX_CONFIG_BYTES = 16 * 1024 * 1024
 """Cap on a config's size. A larger file is a checkpoint by mistake."""
 MESH_DIMENSIONS = ("dp", "ddp", "tp")
 PARALLEL_STYLES = ("colwise", "colwise_gather_output", "rowwise", "rowwise_split_input", "sequence")
-_TOML_HINT = "a config is a TOML text; docs/config.md shows one"
+_TOML_HINT = "a config is a TOML text; `ptsave inspect CHECKPOINT --make-config model.toml` writes one"
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,10 @@ PROGRAMS = {"pt2": ".pt2", "onnx": ".onnx"}
 """Formats of exported programs, which `export` writes from a model, and the suffixes that choose them."""
 
 
+_READ_ALONE = (".gguf",)
+"""Suffixes of formats that are not written."""
+
+
 def program_format(path: Location, name: str | None) -> str | None:
     """The format of PROGRAMS that is called `name`, else the one that the suffix of `path` chooses."""
     if name is not None:
@@ -89,10 +93,22 @@ def destination_writer(path: Location, name: str | None) -> Writer:
     for known in WRITERS:
         if path.suffix.lower() in known.suffixes:
             return known
+    if path.suffix.lower() in _READ_ALONE:
+        what = f"ptsave reads {path.suffix} and does not write it"
+        raise UsageError(what, str(path), f"formats that are written: {', '.join(BY_NAME)}")
+    what = (
+        f"the suffix {path.suffix!r} does not say which format to write"
+        if path.suffix
+        else "no suffix says which format to write"
+    )
     raise UsageError(
-        f"the suffix {path.suffix!r} does not say which format to write",
+        what,
         str(path),
-        ("name it with ", Option("format"), f": {', '.join(BY_NAME)}"),
+        (
+            f"name a file, such as {path.stem}.safetensors, or the format with ",
+            Option("format"),
+            f": {', '.join(BY_NAME)}",
+        ),
     )
 
 

@@ -147,7 +147,7 @@ def config_for(
             (
                 "name a config with ",
                 Option("config", "CONFIG"),
-                "; `ptsave inspect --make-config` writes one",
+                ": `ptsave inspect CHECKPOINT --make-config model.toml --class pkg.mod.Name` writes one",
             ),
         )
     named = list(told.model.named_code)
@@ -193,7 +193,7 @@ def run(model: nn.Module, arguments: Arguments) -> Any:
         raise UsageError(
             f"the forward pass failed: {type(error).__name__}: {error}",
             type(model).__qualname__,
-            "check [inputs]: names, shapes, dtypes and integer ranges",
+            "check the inputs ([inputs], or --inputs): names, shapes, dtypes and integer ranges",
         ) from error
 
 

@@ -16,7 +16,7 @@ from ptsave.core.parts.placeholders import placeholders, refuse
 from ptsave.core.parts.select import left_out_of, select_model
 from ptsave.core.record import Record
 from ptsave.core.values.digest import recorded_digests
-from ptsave.errors import UsageError
+from ptsave.errors import UsageError, not_installed
 from ptsave.formats import open_checkpoint
 
 if TYPE_CHECKING:
@@ -136,9 +136,11 @@ class OpenCheckpoint(Mapping[str, "torch.Tensor"]):
         return state  # type: ignore[no-any-return]
 
     def _read(self, entries: Mapping[str, TensorEntry]) -> dict[str, torch.Tensor]:
-        from ptsave.models.weights.tensors import read_tensor, read_tensors
-
         self._check_open()
+        try:
+            from ptsave.models.weights.tensors import read_tensor, read_tensors
+        except ImportError as error:
+            raise not_installed(error) or error from error
         digests = recorded_digests(entries.values(), self.record)
         if len(entries) == 1:
             ((name, entry),) = entries.items()

@@ -78,6 +78,11 @@ def show_verdict(mode: Mode, result: Verdict, path: Location) -> None:
             out(f"{'because':<10} {escape(result.cause)}")
     answer = styled(result.answer, "1;32" if result.is_yes else "1;31")
     out(f"{answer}: {escape(str(path))} {escape(result.outcome)}")
+    if any(finding.check == "safe" and finding.level == "fail" for finding in result.findings):
+        note(
+            mode,
+            "hint: `ptsave convert … NEW.safetensors --extras drop` takes the tensors alone and runs nothing",
+        )
 
 
 def show_one(mode: Mode, outcome: tuple[Verdict, Mapping[str, object]] | PtsaveError, path: Location) -> None:

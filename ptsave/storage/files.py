@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from ptsave.storage import reads, system
 
 READ_CHECK_BYTES = 64 * 1024
 """From what size on a single read is followed by a look at whether the file has changed."""
+
+MAX_NEIGHBOURS = 10_000
+"""How many names beside a path to nothing are looked at for the one that was meant."""
 
 Version = tuple[int, int, int, int]
 """What tells one content of a file from another: device, inode, bytes, time of the last change in ns."""
@@ -243,12 +247,24 @@ def unreadable(path: Location, error: OSError) -> UnreadableError:
     if isinstance(path, Path) and (why_not := system.why_not_a_name(path.name)):
         return MissingFileError(f"no such file: {why_not}", str(path), "check the path")
     if error.errno == errno.ENOENT:
-        return MissingFileError("no such file", str(path), "check the path")
+        return MissingFileError("no such file", str(path), _near(path))
     if error.errno in (errno.EACCES, errno.EPERM):
         return MissingFileError("no permission to read", str(path), "check the file's owner and mode")
     return UnreadableError(
         f"cannot read: {error.strerror or error}", str(path), "check the disk and the path"
     )
+
+
+def _near(path: Location) -> str:
+    """The name beside a path to nothing that is most like it, in a hint."""
+    from ptsave.core.names import nearest  # only for a path that is wrong
+
+    names: list[str] = []
+    if isinstance(path, Path):
+        with suppress(OSError), os.scandir(path.parent) as entries:
+            names = [entry.name for entry in islice(entries, MAX_NEIGHBOURS)]
+    near = nearest(path.name, names)
+    return f"did you mean {str(path.with_name(near))!r}?" if near is not None else "check the path"
 
 
 def version_of(status: os.stat_result) -> Version:

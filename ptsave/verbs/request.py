@@ -164,7 +164,9 @@ def unused_by_convert(*, is_sharded: bool, no_record: bool, dry_run: bool) -> di
     """The flags of `convert` that these make useless; `is_sharded`: whether it may write several files."""
     unused: dict[str, Text] = {}
     if not is_sharded:
-        unused["--shard-size"] = "it divides a folder, whose name has no suffix, and this is one file"
+        unused["--shard-size"] = (
+            "this is one file, and shards are written into a folder: a name without a suffix"
+        )
     if dry_run:
         nothing: Text = (option("--dry-run"), " writes nothing")
         unused |= {

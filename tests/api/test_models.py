@@ -48,6 +48,13 @@ with ptsave.open({str(tmp_path / "m.pt")!r}) as checkpoint:
     assert "model.fc1.bias" in checkpoint and len(checkpoint) == 4 and checkpoint.data == {{"epoch": 3}}
     assert checkpoint.tensors["model.fc1.bias"].shape == (5,)
     assert not {{"torch", "numpy"}} & set(sys.modules), set(sys.modules)
+    sys.modules["torch"] = None  # as where there is none
+    for use in (lambda: checkpoint["model.fc1.bias"], lambda: ptsave.load):
+        try:
+            raise SystemExit(use())
+        except ptsave.PtsaveError as error:
+            assert error.hint.startswith("pip install 'ptsave[torch]'"), error.hint
+    del sys.modules["torch"]
     assert checkpoint["model.fc1.bias"].shape == (5,)
 try:
     ptsave.nothing

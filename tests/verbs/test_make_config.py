@@ -83,7 +83,8 @@ def test_a_load_without_a_config_says_how_to_get_one(capsys: pytest.CaptureFixtu
     torch.save({"w": torch.ones(1)}, "w.pt")
     assert run(["load", "w.pt"]) == 2
     assert (
-        "name a config with -c CONFIG; `ptsave inspect --make-config` writes one" in capsys.readouterr().err
+        "`ptsave inspect CHECKPOINT --make-config model.toml --class pkg.mod.Name` writes one"
+        in capsys.readouterr().err
     )
 
 

@@ -33,7 +33,7 @@ def settle(model: nn.Module, arguments: Arguments, seed: int | None = None) -> N
         raise UsageError(
             f"the forward pass that gives lazy modules their shapes failed: {type(error).__name__}: {error}",
             type(model).__qualname__,
-            "check [inputs]: names, shapes, dtypes and integer ranges",
+            "check the inputs ([inputs], or --inputs): names, shapes, dtypes and integer ranges",
         ) from error
     finally:
         for module in model.modules():
