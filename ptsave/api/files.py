@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from inspect import signature as signature_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -271,12 +272,14 @@ def verify(
             record=record,
             given=_given(locals(), verify),
             infinite=_several(allow_infinite),
-            signed_by=signed_by_of(
+            signed_by=partial(
+                signed_by_of,
                 several_paths(signed_by),
                 several_paths(signature),
                 [rename] if isinstance(rename, str) else rename,
                 _several(only),
             ),
+            overrides=_several(set),
             pin=pin,
             lock=None if lock is None else located(lock),
         )

@@ -3,6 +3,7 @@
 Imports inside the commands keep `--help` and the torch-free commands quick.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -522,12 +523,14 @@ def verify(
         record=record,
         given=flags,
         infinite=allow_infinite or (),
-        signed_by=signed_by_of(
+        signed_by=partial(
+            signed_by_of,
             [located(key) for key in signed_by or ()],
             [located(file) for file in signature or ()],
             rename or (),
             only or (),
         ),
+        overrides=set or (),
         pin=pin,
         lock=location_of(lock),
     )

@@ -65,6 +65,8 @@ class Config:
     """None where the TOML says nothing of inputs: nothing can be run then."""
     tolerance: Tolerance | None = None
     parallel: ParallelSpec | None = None
+    signed_by: tuple[Location, ...] = ()
+    """Public keys, certificates or folders of them that `verify` asks for."""
 
 
 def load_config(path: Location, overrides: Sequence[str] = ()) -> Config:
@@ -87,12 +89,15 @@ def _parse(document: dict[str, Any], path: Location) -> Config:
     if "model" not in document:
         raise place.error("the config has no [model] table", 'start with [model] and class = "pkg.mod.Name"')
     has = document.keys()
+    verify = expect(document.get("verify", {}), dict, place / "verify")
+    check_keys(verify, ("rtol", "atol", "signed_by"), place / "verify")
     return Config(
         path,
         parse_model(document["model"], place / "model"),
         parse_inputs(document["inputs"], place / "inputs", path.parent) if "inputs" in has else None,
-        _tolerance(document["verify"], place / "verify") if "verify" in has else None,
+        _tolerance(verify, place / "verify"),
         _parallel(document["parallel"], place / "parallel") if "parallel" in has else None,
+        _keys(verify.get("signed_by", []), place / "verify" / "signed_by", path.parent),
     )
 
 
@@ -183,14 +188,18 @@ def _parse_key(text: str) -> list[str] | None:
     return keys if node == 0 else None
 
 
-def _tolerance(value: Any, place: ConfigPlace) -> Tolerance:
-    table = expect(value, dict, place)
-    check_keys(table, ("rtol", "atol"), place)
-    numbers = {key: expect(number, float, place / key) for key, number in table.items()}
+def _tolerance(table: Mapping[str, Any], place: ConfigPlace) -> Tolerance | None:
+    keys = [key for key in ("rtol", "atol") if key in table]
+    numbers = {key: expect(table[key], float, place / key) for key in keys}
     for key, number in numbers.items():
         if not 0 <= number < float("inf"):
             raise (place / key).error(f"{number} is not a tolerance", "give a finite number, 0 or more")
-    return Tolerance(**numbers)
+    return Tolerance(**numbers) if numbers else None
+
+
+def _keys(value: Any, place: ConfigPlace, folder: Location) -> tuple[Location, ...]:
+    names = expect(value, list, place, 'for example: signed_by = ["keys"]')
+    return tuple(folder / expect(name, str, place / i) for i, name in enumerate(names))
 
 
 def _parallel(value: Any, place: ConfigPlace) -> ParallelSpec:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ptsave.config.lock import FILE_NAME, Lock, Pin, lock_bytes, read_lock
+from ptsave.config.toml import Config
 from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import Kind, first_names
@@ -118,11 +119,13 @@ def signed_by_of(
     files: Sequence[Location] = (),
     rename: Sequence[str] | Mapping[str, str] = (),
     only: Sequence[str] = (),
+    config: Config | None = None,
 ) -> SignedBy | None:
-    """What `verify` asks of signatures; None where no key is named.
+    """What `verify` asks of signatures; None where neither it nor its config names a key.
 
     Raises: UsageError; MissingFileError and UnreadableError for a key or a signature.
     """
+    keys = [*keys, *(config.signed_by if config is not None else ())]
     if not keys:
         return None
     beside = [read_envelope(file) for file in files]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ptsave.config.lock import FILE_NAME
+from ptsave.config.toml import Config, load_config
 from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import Finding, Kind, places
@@ -71,14 +72,16 @@ def choose(
     record: bool = False,
     given: Sequence[str] = (),
     infinite: Sequence[str] = (),
-    signed_by: SignedBy | None = None,
+    signed_by: Callable[[Config | None], SignedBy | None] = lambda config: None,
+    overrides: Sequence[str] = (),
     pin: bool = False,
     lock: Location | None = None,
 ) -> Asked:
     """What the flags ask for: without `--checks`, all, and `against` where there is a second checkpoint.
 
     OTHER may be a config: without `-c`, it is that of the checkpoint, too. `given`: the flags of the command
-    line, spelled in full.
+    line, spelled in full. `signed_by`: whose signatures are asked for, by the flags and the config, which has
+    the `overrides`.
 
     Raises: UsageError with the nearest name, where flags do not go together, for one that what was asked for
     would not look at, or for a check that lacks what it needs.
@@ -103,7 +106,7 @@ def choose(
         record,
         given,
         infinite,
-        signed_by,
+        signed_by(None if config is None else load_config(config, overrides)),
         None if pin else lock_for(lock),
         (lock or Path(FILE_NAME)) if pin else None,
     )

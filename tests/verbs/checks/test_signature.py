@@ -477,6 +477,27 @@ def test_the_signature_of_a_part_by_the_names_that_count(tmp_path: Path) -> None
     assert check(tmp_path / "model.pt", public, only="encoder.*", **options).is_yes
 
 
+def test_a_config_names_keys_once_for_all(signed: Signed) -> None:
+    """Each of them as one more `--signed-by`, relative to the config; `--set` alone takes one back."""
+    keys = signed.folder / "trusted" / "keys"
+    keys.mkdir(parents=True)
+    (keys / "release.pub").write_bytes(signed.public.read_bytes())
+    config = keys.parent / "net.toml"
+    config.write_text('[model]\nclass = "torch.nn.Identity"\n[verify]\nsigned_by = ["keys"]\n')
+    options: Document = {"config": config, "checks": "signature,keys"}
+    assert Kind.SIGNED in kinds(ptsave.verify(signed.written(), **options), "ok")
+    assert kinds(ptsave.verify(signed.folder / "plain.pt", **options)) == {Kind.NOT_SIGNED}
+    assert kinds(ptsave.verify(signed.folder / "plain.pt", against=config)) == {Kind.NOT_SIGNED}
+    _, other = write_pair(signed.folder, "other")
+    assert kinds(ptsave.verify(signed.written(), signed_by=other, **options)) == {Kind.FOREIGN}
+    assert Kind.SIGNED in kinds(ptsave.verify(signed.written(), signed_by=signed.public, **options), "ok")
+    found = ptsave.verify(signed.written(), set="verify.signed_by=[]", config=config)
+    assert kinds(found, "skipped") == {Kind.SIGNATURE_UNCHECKED}
+    (keys / "release.pub").unlink()
+    with pytest.raises(UsageError, match="holds no keys"):
+        ptsave.verify(signed.written(), **options)
+
+
 def test_renames_are_undone_by_a_map(signed: Signed) -> None:
     path = signed.folder / "renamed.pt"
     done = ptsave.convert(signed.written(), path, rename={"^a[.]": "first."})
