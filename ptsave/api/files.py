@@ -254,7 +254,7 @@ def verify(
     Raises: UsageError, also for an option that no check would use; UnreadableError for what cannot be read at
     all. That a checkpoint is damaged, unsafe or another one is no error: the verdict says it.
     """
-    from ptsave.export import run_pt2
+    from ptsave.export import run_beside, run_pt2
     from ptsave.models.verify.one import Listener, Request, verify_path
     from ptsave.verbs.signing import signed_by_of
     from ptsave.verbs.verify import choose
@@ -285,7 +285,16 @@ def verify(
         )
         folder = Path() if app_dir is None else Path(app_dir)
         request = Request(
-            located(path), asked, _several(allow), _several(set), select, device, folder, strict, run_pt2
+            located(path),
+            asked,
+            _several(allow),
+            _several(set),
+            select,
+            device,
+            folder,
+            strict,
+            run_pt2,
+            run_beside,
         )
         verdict, _ = verify_path(request, Listener(notes.append))
     for note in notes:

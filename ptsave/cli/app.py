@@ -498,7 +498,7 @@ def verify(
 ) -> None:
     """Give a verdict: same bytes, same keys, same behaviour. Exit 0 is yes, 1 is no."""
     from ptsave.cli import verify as command
-    from ptsave.export import run_pt2
+    from ptsave.export import run_beside, run_pt2
     from ptsave.models.verify.one import Request
     from ptsave.verbs.folders.plain import checkpoints_at
     from ptsave.verbs.request import refuse_unused
@@ -535,7 +535,9 @@ def verify(
         lock=location_of(lock),
     )
     places, beside = checkpoints_at([located(checkpoint) for checkpoint in checkpoints])
-    request = Request(places[0], asked, allow or (), set or [], select, device, app_dir, strict, run_pt2)
+    request = Request(
+        places[0], asked, allow or (), set or [], select, device, app_dir, strict, run_pt2, run_beside
+    )
     where = located(report) if report is not None else None
     if len(places) > 1 or beside is not None:
         code = command.verify_all(mode, request, places, beside or (), where)

@@ -25,6 +25,7 @@ from ptsave.config.model import (
 )
 from ptsave.core.address import Location
 from ptsave.core.dtypes import BY_NAME, DType
+from ptsave.core.values.cast import can_cast
 from ptsave.errors import UsageError
 
 MAX_INPUT_BYTES = 16 * 1024**3
@@ -187,6 +188,10 @@ class InputsSpec:
             return replace(tensor, shape=shape) if tensor.names else tensor
 
         return self.mapped(resized)
+
+    def cast(self, dtype: DType) -> InputsSpec:
+        """The inputs for a model that is cast to `dtype`: generated floating-point ones are of it."""
+        return self.mapped(lambda tensor: replace(tensor, dtype=dtype) if can_cast(tensor.dtype) else tensor)
 
     def mapped(self, change: Callable[[RandomTensor], InputSpec]) -> InputsSpec:
         """The inputs with each tensor of generated numbers changed, wherever it is."""

@@ -145,6 +145,7 @@ class Kind(Enum):
     UNEQUAL = "{how}"
     TIED_HERE = "shares memory with {others} here only"
     TIED_THERE = "shares memory with {others} there only"
+    CAST_TO = "{count} [tensor is|tensors are] {expected} there and {found} here, cast (such as {first!r})"
     CLOSE = "{count} of {total} tensors (such as {first!r}: {how}) [is|are] within the tolerance"
     DATA_UNEQUAL = "has another value there"
     SOME_DATA_UNEQUAL = (

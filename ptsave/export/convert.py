@@ -43,7 +43,7 @@ from ptsave.models.weights.fill import build_from
 from ptsave.models.weights.fitting import fit_of
 from ptsave.storage.opening import check_file_destination
 from ptsave.storage.scan import tensor_digest
-from ptsave.verbs.checks.cause import runtime_version
+from ptsave.verbs.checks.cause import departure, runtime_version
 from ptsave.verbs.convert import Conversion
 from ptsave.verbs.request import refuse_unused, unused_by_export
 from ptsave.verbs.signing import lock_for, open_pinned
@@ -176,7 +176,7 @@ def _subject(request: Export, source: Checkpoint, notes: list[str]) -> _Subject:
     inputs = config.inputs
     if dtype is not None:
         model.to(getattr(torch, dtype.name))
-        inputs = inputs.mapped(lambda t: replace(t, dtype=dtype) if can_cast(t.dtype) else t)
+        inputs = inputs.cast(dtype)
     weights = _expected_weights(model, fit_of(model, selection, wanted)[0])
     return _Subject(config, model, inputs, weights, _aliases(model))
 
@@ -261,27 +261,10 @@ def _verdict(subject: _Subject, program: Program, target: Target, example: Case,
         why = {"why": f"{type(error).__name__}: {error}"}
         findings.append(Finding(CHECK, "fail", "", Kind.PROGRAM_FAILS, facts=why))
     else:
-        findings += prove(subject.model, subject.inputs, program, runtime, target.margin, example)
-    return Verdict(tuple(findings), _cause(findings))
-
-
-def _cause(findings: Sequence[Finding]) -> str:
-    """What is wrong with a program, in one line; empty where nothing is."""
-    failed = [finding for finding in findings if finding.level == "fail"]
-    if weights := [f.where for f in failed if f.kind is Kind.OTHER_WEIGHT]:
-        return f"other weights in the program: {first_names(weights)}"
-    if fails := [f for f in failed if f.kind in (Kind.PROGRAM_FAILS, Kind.PROGRAM_FAILS_AT)]:
-        return fails[0].message
-    outputs = [f.where for f in failed if f.kind in (Kind.OUTPUT_DIFFERS, Kind.OUTPUT_UNLIKE)]
-    begins = ""
-    for first in failed:
-        if first.kind is Kind.PROGRAM_DEPARTS:
-            begins = f" from {first.where!r} on ({first.facts['module']})"
-        elif first.kind is Kind.PROGRAM_DEPARTS_BEFORE:
-            begins = f", in the code of {first.facts['module']} before {first.facts['before']!r}"
-        if begins:
-            break
-    return f"the program computes otherwise: {first_names(outputs)} differs{begins}" if outputs else ""
+        findings += prove(subject.model, subject.inputs, program.bounds, runtime, target.margin, example)
+    weights = [finding.where for finding in findings if finding.kind is Kind.OTHER_WEIGHT]
+    cause = f"other weights in the program: {first_names(weights)}" if weights else departure(findings)
+    return Verdict(tuple(findings), cause)
 
 
 def _not_the_same(verdict: Verdict, request: Export) -> LossyError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,10 @@ MAX_INLINE_BYTES = 2**31 - 2**26
 """The most bytes of weights in the file itself: a message of Protocol Buffers has less than 2 GiB."""
 ALIGNMENT = 4096
 """Where each tensor of a file of weights begins, so that runtimes can map it."""
+Given = Callable[[Arguments, Sequence[str]], Mapping[str, torch.Tensor]]
+"""What forward()'s arguments are under the names of a graph's inputs."""
+Returned = Callable[[Sequence[Any]], dict[str, torch.Tensor]]
+"""What a graph's outputs (arrays of NumPy, in order) are under the paths of the model's."""
 _STACK_TRACE = "pkg.torch.onnx.stack_trace"
 
 
@@ -150,7 +154,21 @@ class OnnxTarget:
 
     def runtime(self, path: Path) -> OnnxRuntime:
         """What runs the file at `path`."""
-        return OnnxRuntime(path, self._program)
+        return OnnxRuntime(path, self._given, self._returned)
+
+    def _given(self, arguments: Arguments, names: Sequence[str]) -> dict[str, torch.Tensor]:
+        exported = self._program.exported
+        pairs = zip(input_nodes(exported), flat_arguments(exported, arguments), strict=True)
+        return {node.name: leaf for node, leaf in pairs if node.name in names}
+
+    def _returned(self, arrays: Sequence[Any]) -> dict[str, torch.Tensor]:
+        exported = self._program.exported
+        waiting = [torch.from_numpy(array) for array in reversed(arrays)]
+        names = exported.graph_signature.user_outputs
+        leaves = [waiting.pop() if isinstance(name, str) else name for name in names]
+        if waiting:
+            raise ValueError(f"{len(arrays)} outputs for {len(leaves)} of the model")
+        return output_tensors(pytree.tree_unflatten(leaves, exported.call_spec.out_spec))
 
     def weights(self, path: Path) -> dict[str, str]:
         """Digest of each tensor of the file at `path`, by its name in the model."""
@@ -192,26 +210,19 @@ class OnnxRuntime:
 
     margin = FOREIGN_MARGIN
 
-    def __init__(self, path: Path, program: Program) -> None:
+    def __init__(self, path: Path, given: Given, returned: Returned) -> None:
         self._path = path
-        self._exported = program.exported
+        self._given = given
+        self._returned = returned
         self._session = session(path)
 
     def run(self, arguments: Arguments) -> dict[str, torch.Tensor]:
         """The program's outputs by the paths that the model's have."""
-        arrays = self._session.run(None, self._feeds(arguments))
-        waiting = [torch.from_numpy(array) for array in reversed(arrays)]
-        signature = self._exported.graph_signature
-        leaves = [waiting.pop() if isinstance(name, str) else name for name in signature.user_outputs]
-        if waiting:
-            raise ValueError(f"{len(arrays)} outputs for {len(leaves)} of the model")
-        return output_tensors(pytree.tree_unflatten(leaves, self._exported.call_spec.out_spec))
+        return self._returned(self._session.run(None, self._feeds(arguments)))
 
     def _feeds(self, arguments: Arguments) -> dict[str, Any]:
-        wanted = {node.name for node in self._session.get_inputs()}
-        leaves = flat_arguments(self._exported, cloned(arguments))
-        pairs = zip(input_nodes(self._exported), leaves, strict=True)
-        return {node.name: leaf.numpy() for node, leaf in pairs if node.name in wanted}
+        leaves = self._given(cloned(arguments), [node.name for node in self._session.get_inputs()])
+        return {name: leaf.numpy() for name, leaf in leaves.items()}
 
     def inside(self, arguments: Arguments) -> Iterator[Value]:
         """What each node computes, from a copy of the model in which all of it is an output."""
@@ -224,14 +235,8 @@ class OnnxRuntime:
             scopes.update((name, module_of(node)) for name in node.output if name)
         named = [name for name in scopes if name not in known]
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in named)
-        copy = self._path.with_name(f"{self._path.name}.all")
-        try:
-            copy.write_bytes(model.SerializeToString())
-            inside = session(copy)
-            arrays = inside.run(None, self._feeds(arguments))
-            names = [output.name for output in inside.get_outputs()]
-        finally:
-            copy.unlink(missing_ok=True)
-        for name, array in zip(names, arrays, strict=True):
+        inside = session(self._path, model.SerializeToString())
+        arrays = inside.run(None, self._feeds(arguments))
+        for output, array in zip(inside.get_outputs(), arrays, strict=True):
             if hasattr(array, "dtype"):
-                yield Value(scopes.get(name, ""), torch.from_numpy(array))
+                yield Value(scopes.get(output.name, ""), torch.from_numpy(array))

@@ -27,6 +27,9 @@ MIN_TRACED = 2
 Source: torch/fx/experimental/symbolic_shapes.py (`specialize_zero_one`).
 """
 
+Bounds = Mapping[str, tuple[int, int | None]]
+"""Name of a size → the least and the largest value; None where nothing bounds it."""
+
 
 @dataclass(frozen=True)
 class Program:
@@ -35,8 +38,7 @@ class Program:
     exported: ExportedProgram
     names: Mapping[str, str] = field(default_factory=dict)
     """torch's symbol → the name that `[inputs]` gives the size."""
-    bounds: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
-    """Name → the least and the largest value; None where nothing bounds it."""
+    bounds: Bounds = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

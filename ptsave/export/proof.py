@@ -13,7 +13,7 @@ from ptsave.config.inputs import InputsSpec
 from ptsave.core.behaviour import Sample
 from ptsave.core.finding import Finding, Kind
 from ptsave.errors import UsageError
-from ptsave.export.program import Program
+from ptsave.export.program import Bounds
 from ptsave.export.target import Runtime
 from ptsave.models.behaviour.differences import compare_output
 from ptsave.models.behaviour.judge import Judge, Key, input_key, judge_alone, output_key, result_key
@@ -60,17 +60,17 @@ def case_of(model: nn.Module, inputs: InputsSpec, margin: float, sizes: Mapping[
 def prove(
     model: nn.Module,
     inputs: InputsSpec,
-    program: Program,
+    bounds: Bounds,
     runtime: Runtime,
     margin: float,
     example: Case,
 ) -> Iterator[Finding]:
     """Run the program beside the model: at the example's sizes, at 1, and at one larger of each."""
     yield from _compared(runtime, example, "")
-    for name, (_, most) in program.bounds.items():
+    for name, (_, most) in bounds.items():
         if most is not None:
             yield Finding(CHECK, "ok", name, Kind.SIZE_IS_BOUND, facts={"most": most})
-    for sizes in other_sizes(inputs.sizes, program.bounds):
+    for sizes in other_sizes(inputs.sizes, bounds):
         try:
             case = case_of(model, inputs, margin, sizes)
         except UsageError as error:
@@ -80,9 +80,7 @@ def prove(
         yield from _compared(runtime, case, f" ({case.shown})")
 
 
-def other_sizes(
-    examples: Mapping[str, int], bounds: Mapping[str, tuple[int, int | None]]
-) -> Iterator[dict[str, int]]:
+def other_sizes(examples: Mapping[str, int], bounds: Bounds) -> Iterator[dict[str, int]]:
     """The sizes to try beside the examples: all at 1, and all at one more, as far as the model takes it."""
     tried = [dict(examples)]
     larger = {

@@ -19,7 +19,7 @@ from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.own_process import without_messages
 from ptsave.core.record import Digests
 from ptsave.core.values.digest import DEFAULT
-from ptsave.export.program import Program
+from ptsave.export.program import Program, flat_arguments
 from ptsave.export.target import RecordOf, Value
 from ptsave.formats import open_checkpoint
 from ptsave.formats.programs.pt2 import RECORD
@@ -91,45 +91,43 @@ class Pt2Target:
 
     def runtime(self, path: Path) -> Pt2Runtime:
         """What runs the file at `path`."""
-        return Pt2Runtime(path)
+        return Pt2Runtime(str(path))
 
 
 class Pt2Runtime:
     """A loaded archive, run by torch."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, file: str | io.BytesIO) -> None:
         with without_messages():
-            self._exported: ExportedProgram = torch.export.load(str(path))
-        self._module = self._exported.module()
+            self._exported: ExportedProgram = torch.export.load(file)
+        self.module = self._exported.module()
 
     def run(self, arguments: Arguments) -> dict[str, torch.Tensor]:
         """The program's outputs by their paths."""
         given = cloned(arguments)
         with torch.no_grad(), seeded(0):
-            return output_tensors(self._module(*given.args, **given.kwargs))
+            return output_tensors(self.module(*given.args, **given.kwargs))
 
     def inside(self, arguments: Arguments) -> Iterator[Value]:
         """What each node of the graph computes."""
         given = cloned(arguments)
-        leaves = torch.utils._pytree.tree_leaves((given.args, given.kwargs))
+        leaves = flat_arguments(self._exported, given)
         values: list[Value] = []
         with torch.no_grad(), seeded(0):
-            _Watching(self._module, values).run(*leaves)
+            _Watching(self.module, values).run(*leaves)
         yield from values
 
 
-def run_pt2(checkpoint: Checkpoint, inputs: InputsSpec) -> Mapping[str, Sample]:
-    """What the program of an open archive computes from `inputs`, by the paths of its outputs.
-
-    The bytes that were checked are those that torch is given: nothing is opened again.
-    """
+def runtime_of(checkpoint: Checkpoint) -> Pt2Runtime:
+    """What runs the program of an open archive: the bytes that were checked, and nothing is opened again."""
     file = file_of(checkpoint)
-    data = io.BytesIO(file.read_at(0, file.size_bytes))
-    with without_messages():
-        module = torch.export.load(data).module()
-    arguments = make_inputs(replace(inputs, is_recorded=False), module)
-    with torch.no_grad(), seeded(0):
-        return samples_of(module(*arguments.args, **arguments.kwargs))
+    return Pt2Runtime(io.BytesIO(file.read_at(0, file.size_bytes)))
+
+
+def run_pt2(checkpoint: Checkpoint, inputs: InputsSpec) -> Mapping[str, Sample]:
+    """What the program of an open archive computes from `inputs`, by the paths of its outputs."""
+    runtime = runtime_of(checkpoint)
+    return samples_of(runtime.run(make_inputs(replace(inputs, is_recorded=False), runtime.module)))
 
 
 class _Watching(Interpreter):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
+
+from torch import nn
 
 from ptsave.config.toml import InputsSpec
 from ptsave.core.behaviour import Behaviour
@@ -14,8 +17,9 @@ from ptsave.errors import AmbiguousError, LossyError, UnreadableError, UsageErro
 from ptsave.models.behaviour.observe import observe
 from ptsave.models.inputs import make_inputs
 from ptsave.models.verify.behaviour import judged, replayed
-from ptsave.models.verify.subject import ModelSubject
+from ptsave.models.verify.subject import ModelSubject, RunBeside
 from ptsave.storage.system import trim_memory
+from ptsave.verbs.checks.program import FORMATS as PROGRAMS
 
 CHECK = "against"
 
@@ -26,9 +30,12 @@ def against(subject: ModelSubject) -> Iterator[Finding]:
         return
     fresh = subject.fresh
     inputs = subject.config.inputs or (fresh.config.inputs if fresh is not None else None)
-    if inputs is None or not subject.fit.fits:
+    if inputs is None or not (subject.fit.fits or _programs(subject)):
         why = "the config has no [inputs]" if inputs is None else "the keys do not fit the architecture"
         yield Finding(CHECK, "skipped", "", Kind.NOT_COMPARED, facts={"why": why})
+        return
+    if subject.run_beside is not None and _programs(subject):
+        yield from _beside(subject, subject.run_beside, inputs)
         return
     try:
         there = _behaviour_of_other(subject, subject.other, inputs)
@@ -46,6 +53,50 @@ def against(subject: ModelSubject) -> Iterator[Finding]:
         yield Finding(CHECK, "fail", "", Kind.CANNOT_COMPARE, facts={"why": str(error)})
         return
     yield from judged(subject.compared, CHECK)
+
+
+def _programs(subject: ModelSubject) -> list[Checkpoint]:
+    """Those of the two sides that are exported programs."""
+    sides = (subject.checkpoint, subject.other)
+    return [side for side in sides if side is not None and side.format in PROGRAMS]
+
+
+def _beside(subject: ModelSubject, run: RunBeside, inputs: InputsSpec) -> Iterator[Finding]:
+    """Each program beside the model with the weights of the other side.
+
+    Where these are not the program's, it runs once more beside the model with its own: if it computes what
+    that does, nothing but the weights is another.
+    """
+    assert subject.other is not None
+    programs = _programs(subject)
+    weights = subject.checkpoint if programs == [subject.other] else subject.other
+    for program in programs:
+        try:
+            findings = list(run(program, _filled(subject, weights), inputs))
+            if weights is not program and any(finding.level == "fail" for finding in findings):
+                subject.graph_is_equal = _is_equal(run, subject, program, inputs)
+        except LossyError as error:
+            yield Finding(CHECK, "skipped", "", Kind.NOT_COMPARED, facts={"why": str(error)})
+            return
+        except (UsageError, AmbiguousError, UnreadableError) as error:
+            yield Finding(CHECK, "fail", "", Kind.CANNOT_COMPARE, facts={"why": str(error)})
+            return
+        yield from (replace(finding, check=CHECK) for finding in findings)
+
+
+def _is_equal(run: RunBeside, subject: ModelSubject, program: Checkpoint, inputs: InputsSpec) -> bool | None:
+    """Whether a program computes what the model does with its own weights; None where these do not fit it."""
+    try:
+        return all(finding.level != "fail" for finding in run(program, _filled(subject, program), inputs))
+    except (LossyError, UsageError, AmbiguousError, UnreadableError):
+        return None
+
+
+def _filled(subject: ModelSubject, source: Checkpoint) -> nn.Module:
+    """The model of the config with the weights of `source`, in eval mode."""
+    if subject.fresh is not None and source is subject.other:
+        return subject.fresh.model
+    return subject.load(source, select_model(source, key_in(source, subject.select)))
 
 
 def _behaviour_of_other(subject: ModelSubject, other: Checkpoint, inputs: InputsSpec) -> Behaviour:

@@ -15,7 +15,17 @@ from ptsave.models.source import changed_parts, source_digest
 from ptsave.models.verify.behaviour import coarser_dtype
 from ptsave.models.verify.subject import ModelSubject
 from ptsave.storage.scan import tensor_digest
-from ptsave.verbs.checks.cause import damage, difference, program_cause, resumption, unsigned
+from ptsave.verbs.checks.cause import (
+    another_runtime,
+    damage,
+    departure,
+    difference,
+    is_same_runtime,
+    program_cause,
+    resumption,
+    unsigned,
+)
+from ptsave.verbs.checks.program import FORMATS as PROGRAMS
 
 
 def attribute(subject: ModelSubject, findings: Sequence[Finding]) -> str:
@@ -24,8 +34,8 @@ def attribute(subject: ModelSubject, findings: Sequence[Finding]) -> str:
         _training,
         _ties,
         _weights,
-        _keys,
         _program,
+        _keys,
         _other,
         _resume,
         _dtype,
@@ -232,8 +242,13 @@ def _other(subject: ModelSubject, findings: Sequence[Finding]) -> str:
     failed = {finding.check for finding in findings if finding.level == "fail"}
     if subject.other is None or "against" not in failed or "behaviour" in failed:
         return ""
+    programs = [side for side in (subject.checkpoint, subject.other) if side.format in PROGRAMS]
+    computed = departure([one for one in findings if one.check == "against"]) if programs else ""
     if line := difference(findings, *subject.sides, subject.other.path):
-        return line
+        return f"{line}; and another graph: {computed}" if subject.graph_is_equal is False else line
+    if computed:
+        others = [program for program in programs if not is_same_runtime(program)]
+        return f"{another_runtime(others[0])}, {computed}" if others else computed
     found = subject.compared
     return f"another function than {subject.other.path}: the tensors are equal{_from(found) if found else ''}"
 

@@ -22,6 +22,7 @@ from ptsave.verbs.signing import pin_of, write_pin
 
 if TYPE_CHECKING:
     from ptsave.models.save import Recorded
+    from ptsave.models.verify.subject import RunBeside
 
 Outcome = tuple[Verdict, Mapping[str, str | int | float]]
 """A verdict, and what a report says of how it came about."""
@@ -42,6 +43,8 @@ class Request:
     """Whether warnings count as failures."""
     run_pt2: RunPt2 | None = None
     """What runs an exported program of torch's."""
+    run_beside: RunBeside | None = None
+    """What runs an exported program beside its model."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ptsave.core.checkpoint import Checkpoint
@@ -35,9 +36,21 @@ def subject_of(
         own = request.overrides if asked.other_config == asked.config else []
         fresh = fresh_model(asked.other_config, own, device, app_dir)
         other = fresh.checkpoint
-    return ModelSubject(
-        source, config, device, request.select, app_dir, asked.through, warn=warn, other=other, fresh=fresh
+    subject = ModelSubject(
+        source,
+        config,
+        device,
+        request.select,
+        app_dir,
+        asked.through,
+        warn=warn,
+        other=other,
+        fresh=fresh,
+        run_beside=request.run_beside,
     )
+    if subject.cast_to is not None and config.inputs is not None:
+        subject.config = replace(config, inputs=config.inputs.cast(subject.cast_to))
+    return subject
 
 
 def verify_model(

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import nn
 
+from ptsave.config.inputs import InputsSpec
 from ptsave.config.recorded import Told, told_by
 from ptsave.config.toml import Config
 from ptsave.core.behaviour import Behaviour
 from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.dtypes import DType
+from ptsave.core.finding import Finding
 from ptsave.core.parts.keys import Expected, KeyReport, Wanted
-from ptsave.core.parts.select import Content, Selection, comparable, named_as
+from ptsave.core.parts.select import Content, Selection, comparable, named_as, without
+from ptsave.core.values.cast import CASTABLE, can_cast
 from ptsave.errors import CorruptError
 from ptsave.models.behaviour.replay import Replay
 from ptsave.models.build import build_model
@@ -24,6 +29,25 @@ from ptsave.models.weights.fitting import expected_of, fit_of, select_for
 from ptsave.models.weights.lazy import lazy_names
 from ptsave.models.weights.mapped import ALLOCATOR_BYTES
 from ptsave.storage.system import trim_memory
+from ptsave.verbs.checks.program import FORMATS as PROGRAMS
+
+
+def dtype_of_program(checkpoint: Checkpoint, model: nn.Module) -> DType | None:
+    """The dtype that a program was cast to when it was exported; None where it has the model's own."""
+    if checkpoint.format not in PROGRAMS:
+        return None
+    state = model.state_dict(keep_vars=True)
+    own = {name: t for name, t in state.items() if isinstance(t, torch.Tensor) and t.is_floating_point()}
+    known = {name.removeprefix("state_dict."): entry.dtype for name, entry in checkpoint.tensors.items()}
+    both = [(known[name], str(tensor.dtype)) for name, tensor in own.items() if name in known]
+    found = {dtype for dtype, _ in both}
+    if len(found) != 1 or all(f"torch.{dtype.name}" == own for dtype, own in both):
+        return None
+    (dtype,) = found
+    return dtype if dtype.name in CASTABLE and can_cast(dtype) else None
+
+
+RunBeside = Callable[[Checkpoint, nn.Module, InputsSpec], Iterator[Finding]]
 
 
 @dataclass
@@ -42,8 +66,13 @@ class ModelSubject:
     """What `--against` names."""
     fresh: Fresh | None = None
     """The model that `other` is of, where `--against` names a config."""
+    run_beside: RunBeside | None = None
+    """What runs an exported program beside its model, and says how the two differ."""
     compared: Replay | None = None
     """What the check `against` found out."""
+    graph_is_equal: bool | None = None
+    """Whether a program that `against` compared computes what the model does with the program's own weights;
+    None where that was not asked, or cannot be told."""
     replayed: Replay | None = None
     """What the check `behaviour` found out."""
     lost_buffers: list[str] = field(default_factory=list)
@@ -60,7 +89,11 @@ class ModelSubject:
     def selection(self) -> Selection:
         """The state dict that is the model's."""
         found = select_for(self.skeleton, self.checkpoint, Wanted(select=self.select))
-        return named_as(found, self.skeleton.state_dict(keep_vars=True))
+        own = self.skeleton.state_dict(keep_vars=True)
+        named = named_as(found, own)
+        if self.checkpoint.format in PROGRAMS:  # constants that the exporter made
+            named = without(named, [name for name in named.tensors if name not in own])
+        return named
 
     @cached_property
     def sides(self) -> tuple[Content, Content]:
@@ -72,6 +105,11 @@ class ModelSubject:
     def skeleton(self) -> nn.Module:
         """The architecture. `model` fills it, and `release` takes its weights away again."""
         return build_model(self.config.model, device="meta", app_dir=self.app_dir)
+
+    @cached_property
+    def cast_to(self) -> DType | None:
+        """The dtype that the checkpoint, a program, was cast to when it was exported."""
+        return dtype_of_program(self.checkpoint, self.skeleton)
 
     @cached_property
     def expected(self) -> dict[str, Expected]:
@@ -146,4 +184,6 @@ class ModelSubject:
             wanted=Wanted(extras="drop"),  # the check `whole` names what is left out
             align_bytes=ALLOCATOR_BYTES,
         )
+        if self.cast_to is not None:
+            model.to(getattr(torch, self.cast_to.name))
         return model.eval()

@@ -38,7 +38,6 @@ def resumption(findings: Sequence[Finding]) -> str:
 def program_cause(findings: Sequence[Finding], checkpoint: Checkpoint) -> str:
     """What explains that a program is not what was recorded; empty where it is."""
     failed = [finding for finding in findings if finding.check == "program" and finding.level == "fail"]
-    program = (checkpoint.record.program if checkpoint.record is not None else None) or {}
     nodes = [f for f in failed if f.kind in (Kind.OTHER_NODE, Kind.NEW_NODE, Kind.GONE_NODE)]
     if nodes:
         first = nodes[0]
@@ -47,10 +46,38 @@ def program_cause(findings: Sequence[Finding], checkpoint: Checkpoint) -> str:
         return f"another graph: {first.where}{f' ({operator})' if operator else ''}{more}"
     if not failed:
         return ""
-    then, now = program.get("runtime"), runtime_version(str(program.get("format")))
-    if then != now:
-        return f"another runtime: {then} → {now}, {failed[0]}"
+    if not is_same_runtime(checkpoint):
+        return f"{another_runtime(checkpoint)}, {failed[0]}"
     return f"changed numerics: weights, graph and runtime are those that were recorded; {failed[0]}"
+
+
+def is_same_runtime(checkpoint: Checkpoint) -> bool:
+    """Whether what runs a program here is what ran it when it was exported, as far as its record tells."""
+    program = checkpoint.record.program if checkpoint.record is not None else None
+    return program is None or program.get("runtime") == runtime_version(checkpoint.format)
+
+
+def another_runtime(checkpoint: Checkpoint) -> str:
+    """`another runtime: onnxruntime 1.31.0 → onnxruntime 1.32.0`."""
+    program = (checkpoint.record.program if checkpoint.record is not None else None) or {}
+    return f"another runtime: {program.get('runtime')} → {runtime_version(checkpoint.format)}"
+
+
+def departure(findings: Sequence[Finding]) -> str:
+    """Where a program that ran beside its model departs from it, in one line; empty where it does not."""
+    failed = [finding for finding in findings if finding.level == "fail"]
+    if fails := [f for f in failed if f.kind in (Kind.PROGRAM_FAILS, Kind.PROGRAM_FAILS_AT)]:
+        return fails[0].message
+    outputs = [f.where for f in failed if f.kind in (Kind.OUTPUT_DIFFERS, Kind.OUTPUT_UNLIKE)]
+    begins = ""
+    for first in failed:
+        if first.kind is Kind.PROGRAM_DEPARTS:
+            begins = f" from {first.where!r} on ({first.facts['module']})"
+        elif first.kind is Kind.PROGRAM_DEPARTS_BEFORE:
+            begins = f", in the code of {first.facts['module']} before {first.facts['before']!r}"
+        if begins:
+            break
+    return f"the program computes otherwise: {first_names(outputs)} differs{begins}" if outputs else ""
 
 
 def runtime_version(format: str) -> str:

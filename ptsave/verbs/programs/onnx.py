@@ -20,13 +20,20 @@ Source: torch/onnx/_internal/exporter/_core.py of torch 2.13.
 """
 
 
-def session(path: Path) -> Any:
-    """The model at `path`, loaded by onnxruntime."""
+FOLDER_OF_DATA = "session.model_external_initializers_file_folder_path"
+"""Source: onnxruntime_session_options_config_keys.h."""
+
+
+def session(path: Path, model: bytes | None = None) -> Any:
+    """The model at `path`, loaded by onnxruntime; or another `model` whose weights lie where its do."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what it has to say, it raises
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    if model is not None:
+        options.add_session_config_entry(FOLDER_OF_DATA, str(path.absolute().parent))
+    given = str(path) if model is None else model
+    return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
 
 
 def module_of(node: Any) -> str:

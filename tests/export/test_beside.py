@@ -1,0 +1,97 @@
+"""verify --against of a program: its weights and what it computes, beside the model of a config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+import ptsave
+from ptsave.core.own_process import own_process, without_warnings
+from tests.export.conftest import Prepare
+from tests.support import Command
+
+X = '[inputs.x]\nshape = ["batch=4", 6]'
+
+
+def edited(path: Path, *, weights: bool = False, eps: bool = False, constant: bool = False) -> None:
+    """Change a model with the onnx library, and take ptsave's record out of it."""
+    model = onnx.load(path)
+    del model.metadata_props[:]
+    if weights:
+        tensor = next(one for one in model.graph.initializer if one.name == "fc1.weight")
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 1.01, tensor.name))
+    if eps:
+        (node,) = (one for one in model.graph.node if one.op_type == "LayerNormalization")
+        next(one for one in node.attribute if one.name == "epsilon").f = 1e-2
+    if constant:
+        model.graph.initializer.append(
+            numpy_helper.from_array(numpy_helper.to_array(model.graph.initializer[0]), "own")
+        )
+    onnx.save(model, path)
+
+
+def test_a_pt2_is_compared_with_its_model_both_ways_round(prepare: Prepare, ptsave_here: Command) -> None:
+    checkpoint, config = prepare("Mlp", X)
+    ptsave_here("convert", checkpoint, "model.pt2", "-c", config)
+    to = ("-c", config, "--checks", "against", "-v")
+    done = ptsave_here("verify", "model.pt2", "--against", checkpoint, *to).stdout
+    assert "against    ok       output (batch=5): bitwise equal" in done
+    done = ptsave_here("verify", checkpoint, "--against", "model.pt2", *to).stdout
+    assert "against    ok       output (batch=1): bitwise equal" in done
+    ptsave_here("convert", checkpoint, "half.pt2", "-c", config, "--dtype", "float16")
+    done = ptsave_here("verify", "half.pt2", "--against", checkpoint, "-c", config).stdout
+    assert "6 tensors are float32 there and float16 here, cast" in done
+    ptsave_here("save", config, "other.safetensors", "--set", "model.args.width=8", "--seed", "1")
+    done = ptsave_here("verify", "model.pt2", "--against", "other.safetensors", "-c", config, code=1).stdout
+    assert "not the same weights as other.safetensors: 4 of 6 tensors differ" in done
+    assert "and another graph" not in done
+
+
+@pytest.mark.slow
+def test_what_differs_of_an_onnx_model_is_told_without_a_record(
+    prepare: Prepare, ptsave_here: Command, tmp_path: Path
+) -> None:
+    checkpoint, config = prepare("Mlp", X)
+    ptsave_here("convert", checkpoint, "model.onnx", "-c", config)
+    made = (tmp_path / "model.onnx").read_bytes()
+
+    def verdict(*, code: int = 1, **changes: bool) -> str:
+        (tmp_path / "model.onnx").write_bytes(made)
+        edited(tmp_path / "model.onnx", **changes)
+        done = ptsave_here("verify", "model.onnx", "--against", checkpoint, "-c", config, "-v", code=code)
+        return done.stdout
+
+    assert "against    ok       output (batch=5): explained by rounding" in verdict(code=0)
+    done = verdict(code=0, constant=True)
+    assert "1 constant of the program that the exporter made: own" in done
+    done = verdict(eps=True)
+    assert "the program computes otherwise: output" in done
+    assert "in the code of tests.export.models.Mlp before 'fc2'" in done
+    weights = f"because    not the same weights as {checkpoint}: 1 of 6 tensors differs (fc1.weight)"
+    assert weights == verdict(weights=True).splitlines()[-2]
+    done = verdict(weights=True, eps=True).splitlines()[-2]
+    assert done.startswith(f"{weights}; and another graph: the program computes otherwise")
+    (tmp_path / "model.onnx").write_bytes(made)
+    done = ptsave_here("verify", "model.onnx", "--against", checkpoint, code=0).stdout
+    assert "against    ok       6 tensors are bitwise equal" in done
+
+
+@pytest.mark.slow
+def test_a_program_of_torch_s_own_exporter_is_compared(
+    prepare: Prepare, ptsave_here: Command, tmp_path: Path
+) -> None:
+    checkpoint, config = prepare("Mlp", X)
+    model = ptsave.load(checkpoint, config=config)
+    path, x = tmp_path / "model.onnx", torch.zeros(4, 6)
+    with own_process(), without_warnings():
+        torch.onnx.export(model, (x,), path, verbose=False)
+    done = ptsave_here("verify", path, "--against", checkpoint, "-c", config, code=1).stdout
+    assert "the exported program is fixed: at batch=1, where the model runs, it does not" in done
+    with own_process(), without_warnings():
+        torch.onnx.export(model, (x,), path, verbose=False, dynamic_shapes={"x": {0: "batch"}})
+    done = ptsave_here("verify", path, "--against", checkpoint, "-c", config).stdout
+    assert "yes: " in done
