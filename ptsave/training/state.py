@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from inspect import signature
 from typing import Any
 
 from torch import nn
 
 from ptsave.core.parts.keys import Allowed, Wanted
 from ptsave.core.parts.kinds import scheduler_kind
-from ptsave.errors import LossyError, UsageError
+from ptsave.errors import LossyError, UsageError, options_of
 from ptsave.models.weights.sharded import reshard_parameters
 from ptsave.training import rng as training_rng
 from ptsave.training.apart.table import BUFFER, GENERATOR, SHARD, WEIGHTS
@@ -194,10 +195,14 @@ class TrainingState:
 
         Raises: LossyError with what does not fit. Nothing was changed then.
         """
-        allowed = Allowed(
-            *([g] if isinstance(g, str) else list(g) for g in (allow_missing, allow_unexpected))
-        )
-        wanted = Wanted(allowed, min_coverage=min_coverage)
+        with options_of(signature(TrainingState.load_state_dict).parameters):
+            allowed = Allowed(
+                *([g] if isinstance(g, str) else list(g) for g in (allow_missing, allow_unexpected))
+            )
+            return self._give(state, Wanted(allowed, min_coverage=min_coverage))
+
+    def _give(self, state: Mapping[str, Any], wanted: Wanted) -> list[str]:
+        """What `load_state_dict` does."""
         parts, notes = canonical(state, self._parts)
         modules, optimizers, generic, notes = self._plan(parts, notes, wanted)
         fresh = {label: set(plan.report.fresh) for label, plan in modules.items()}

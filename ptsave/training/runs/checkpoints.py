@@ -286,15 +286,28 @@ class Checkpoints:
 
     # --- going on
 
-    def resume(self, state: Stateful) -> int:
+    def resume(
+        self,
+        state: Stateful,
+        *,
+        allow_missing: str | Sequence[str] = (),
+        allow_unexpected: str | Sequence[str] = (),
+        min_coverage: float = 0.5,
+    ) -> int:
         """Give `state` what the newest good checkpoint holds; returns the step to begin with, 0 without one.
 
         Every byte is checked against its checksum. A damaged checkpoint is passed over with a warning, and
         the one before it is taken. A warning also names what could not be restored.
 
+        `allow_missing`, `allow_unexpected`, `min_coverage`: how far the modules of a `TrainingState` may
+        differ from those in the checkpoint, as in its `load_state_dict`. A replaced layer keeps its values.
+
         Raises: CorruptError when there are checkpoints and all are damaged: a training never starts anew over
-        a damaged run; LossyError when the state does not fit; then nothing was changed.
+        a damaged run; LossyError when the state does not fit, UsageError for an option that `state` does not
+        take; then nothing was changed.
         """
+        allowed = {"allow_missing": allow_missing, "allow_unexpected": allow_unexpected}
+        load = _loading(state, **allowed, min_coverage=min_coverage)
         self._group = group = training_group(self._group)
 
         if group.is_first and (holder := self._files.holder()) is not None:
@@ -313,7 +326,7 @@ class Checkpoints:
             found, problem = reading.read(file)
             if not problem:
                 self._files.note_intact(file)
-                notes = group.together(lambda: [*found[1], *state.load_state_dict(found[0])])  # noqa: B023
+                notes = group.together(lambda: [*found[1], *load(found[0])])  # noqa: B023
                 everyones = dict.fromkeys(note for one in group.gather(notes) for note in one)
                 _tell(list(everyones) if group.is_first else ())
                 return file.step + 1
@@ -419,6 +432,18 @@ class Checkpoints:
             warnings.warn(f"the last save failed: {failure}", stacklevel=2)
         if number:
             raise SystemExit(128 + number)
+
+
+def _loading(state: Stateful, **options: Any) -> Callable[[Mapping[str, Any]], Sequence[str]]:
+    """What gives `state` its values, with those `options` that say something.
+
+    Raises: UsageError for one that nothing would look at.
+    """
+    given = {name: value for name, value in options.items() if value not in ((), 0.5)}
+    if given and not isinstance(state, TrainingState):
+        what = f"{min(given)}= would not be used: it is about a TrainingState"
+        raise UsageError(what, "Checkpoints.resume", "resume one, or leave it out")
+    return partial(state.load_state_dict, **given)
 
 
 def _kinds_of(state: Stateful) -> dict[ItemPath, str]:

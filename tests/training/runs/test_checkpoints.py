@@ -671,3 +671,33 @@ def test_two_threads_save_with_one_keeper(tmp_path: Path) -> None:
     assert all(name.startswith("step-") for name in left)
     for name in left:
         torch.load(tmp_path / "run" / name, weights_only=True)
+
+
+def test_a_training_goes_on_with_a_new_head(tmp_path: Path) -> None:
+    def made(num_classes: int) -> tuple[nn.Sequential, ptsave.TrainingState]:
+        model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, num_classes))
+        optimizer = torch.optim.AdamW(model.parameters())
+        model(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return model, ptsave.TrainingState(model=model, optimizer=optimizer)
+
+    old, state = made(2)
+    with Checkpoints(tmp_path) as keeper:
+        keeper.save(state, step=4)
+    model, state = made(5)
+    head = model[1].weight.detach().clone()
+    keeper = Checkpoints(tmp_path)
+    with pytest.raises(LossyError) as misfit:
+        keeper.resume(state)
+    assert misfit.value.hint.endswith('allow_missing="1.*" allow_unexpected="1.*"')
+    with pytest.raises(LossyError, match="less than 90%"):
+        keeper.resume(state, allow_missing="1.*", allow_unexpected="1.*", min_coverage=0.9)
+    assert not torch.equal(model[0].weight, old[0].weight)
+    with pytest.warns(UserWarning) as said:
+        assert keeper.resume(state, allow_missing="1.*", allow_unexpected=["1.*"], min_coverage=0.1) == 5
+    assert any("(39.0%) from the checkpoint; fresh: 1.weight, 1.bias" in str(one.message) for one in said)
+    assert torch.equal(model[0].weight, old[0].weight)
+    assert torch.equal(model[1].weight, head)
+    with pytest.raises(UsageError, match="allow_missing= would not be used"):
+        keeper.resume(Weights(), allow_missing="*")
