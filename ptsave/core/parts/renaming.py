@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.parts.keys import Expected, role
@@ -16,8 +17,12 @@ MAX_CHARS = 2_000_000
 """Characters of all names together past which nothing is proposed: each rule is tried on all of them."""
 MAX_PARTS = 32
 """How many parts of a name, from its end, are looked at for a common ending."""
-MAX_MODULES = 32
-"""Modules past which no pairs of them are listed."""
+MAX_RULES = 32
+"""Rules past which none are proposed: nobody reads so many."""
+Shapes = tuple[tuple[str, tuple[int, ...] | None], ...]
+"""The last parts of the names of a module's own tensors, with their shapes."""
+Renames = list[tuple[str, str]]
+"""Pattern → text, as `re.sub` takes them, in their order."""
 
 
 @dataclass(frozen=True)
@@ -64,36 +69,104 @@ def _fits(
 
 
 def _by_order(wanted: Mapping[str, Expected], found: Mapping[str, TensorEntry]) -> Proposal | None:
-    """Modules that were only renamed: as many as before, in the same order, with the same tensors.
+    """Modules that were only renamed, told apart by the shapes of their tensors and the numbers in names.
 
-    Proposed where no other order would fit, too: no two of the modules have tensors of the same shapes.
+    Modules whose names differ in numbers alone (the layers of a stack) are one family, and keep their order.
+    Families are paired by shapes, which no two of them may share; at last each module is its own family.
     """
     missing = _modules(name for name in wanted if name not in found)
     strange = _modules(name for name in found if name not in wanted)
-    if not 0 < len(missing) == len(strange) <= MAX_MODULES:
+    if set(missing) & set(strange):  # one rename would run into the next
         return None
     new = {where: _shapes(parts, wanted) for where, parts in missing.items()}
     old = {where: _shapes(parts, found) for where, parts in strange.items()}
-    if list(new.values()) != list(old.values()) or len(set(new.values())) < len(new):
-        return None
-    pairs = list(zip(old, new, strict=True))
-    if set(old) & set(new):  # one rename would run into the next
-        return None
-    renames = [_module_rename(a, b) for a, b in pairs]
+    for family in _FAMILIES:
+        renames = _paired(_families(old, family), _families(new, family))
+        if not 0 < len(renames) <= MAX_RULES:
+            continue
 
-    def rename(name: str) -> str:
-        for pattern, to in renames:
-            name = re.sub(pattern, to, name)
-        return name
+        def rename(name: str, renames: Renames = renames) -> str:
+            for pattern, to in renames:
+                name = re.sub(pattern, to, name)
+            return name
 
-    if not _fits(wanted, found, rename):
-        return None
-    return Proposal(" ".join(f"--rename '{a}={b}'" for a, b in renames), len(wanted), is_by_order=True)
+        if _fits(wanted, found, rename):
+            flags = " ".join(f"--rename '{pattern}={to}'" for pattern, to in renames)
+            return Proposal(flags, len(wanted), is_by_order=True)
+    return None
+
+
+def _families(
+    modules: Mapping[str, Shapes], family: Callable[[str], str]
+) -> dict[tuple[Shapes, ...], list[str]]:
+    """Shapes of a family's modules, in the order of their numbers → the names; empty where two share them."""
+    families: dict[str, list[str]] = {}
+    for where in sorted(modules, key=_numbers):
+        families.setdefault(family(where), []).append(where)
+    found = {tuple(modules[where] for where in names): names for names in families.values()}
+    return found if len(found) == len(families) else {}
+
+
+def _paired(
+    old: Mapping[tuple[Shapes, ...], list[str]], new: Mapping[tuple[Shapes, ...], list[str]]
+) -> Renames:
+    """What makes the new names of the old ones; nothing where they do not pair."""
+    if old.keys() != new.keys():
+        return []
+    return [rename for shapes, names in old.items() for rename in _renames(names, new[shapes])]
+
+
+def _renames(old: list[str], new: list[str]) -> Renames:
+    """One rule for a family whose numbers stay what they are, else one for each of its modules."""
+    places, to_places = _varying(old), _varying(new)
+    stays = all(
+        [_numbers(a)[i] for i in places] == [_numbers(b)[i] for i in to_places]
+        for a, b in zip(old, new, strict=True)
+    )
+    if len(old) == 1 or not stays:
+        return list(map(_module_rename, old, new))
+    pattern = _spelled(old[0], places, lambda _: "([0-9]+)", re.escape)
+    to = _spelled(new[0], to_places, r"\g<{}>".format, _as_text)
+    return [(rf"^{pattern}\.(?=[^.]+$)", f"{to}.")]
+
+
+def _varying(names: Sequence[str]) -> list[int]:
+    """Which of the numbers in the names of a family are not the same in all."""
+    return [i for i, numbers in enumerate(zip(*map(_numbers, names), strict=True)) if len(set(numbers)) > 1]
+
+
+def _spelled(
+    where: str, places: Sequence[int], number: Callable[[int], str], text: Callable[[str], str]
+) -> str:
+    """`where` with `number(1)`, `number(2)` and so on for its numbers at `places`, and `text` of all else."""
+    digits = _DIGITS.findall(where)
+    for k, i in enumerate(places, 1):
+        digits[i] = number(k)
+    parts = zip_longest(map(text, _DIGITS.split(where)), digits, fillvalue="")
+    return "".join(part for pair in parts for part in pair)
+
+
+def _as_text(part: str) -> str:
+    return part.replace("\\", "\\\\")
 
 
 def _module_rename(old: str, new: str) -> tuple[str, str]:
-    front = f"{new}." if new else ""
-    return (rf"^{re.escape(old)}\.(?=[^.]+$)" if old else r"^(?=[^.]+$)"), front.replace("\\", "\\\\")
+    return (rf"^{re.escape(old)}\.(?=[^.]+$)" if old else r"^(?=[^.]+$)"), _as_text(f"{new}." if new else "")
+
+
+_DIGITS = re.compile("[0-9]+")
+_INDEX = re.compile(r"(?<![^.])[0-9]+(?![^.])")
+_FAMILIES: tuple[Callable[[str], str], ...] = (
+    lambda where: _INDEX.sub("#", where, count=1),
+    lambda where: _INDEX.sub("#", where),
+    lambda where: _DIGITS.sub("#", where),
+    lambda where: where,
+)
+"""What the names of a family have in common: all but the first index, all indices or numbers; and the name."""
+
+
+def _numbers(where: str) -> list[int]:
+    return [int(digits[:9]) for digits in _DIGITS.findall(where)]
 
 
 def _modules(names: Iterable[str]) -> dict[str, dict[str, str]]:
@@ -105,9 +178,7 @@ def _modules(names: Iterable[str]) -> dict[str, dict[str, str]]:
     return modules
 
 
-def _shapes(
-    parts: Mapping[str, str], tensors: Mapping[str, Expected] | Mapping[str, TensorEntry]
-) -> tuple[tuple[str, tuple[int, ...] | None], ...]:
+def _shapes(parts: Mapping[str, str], tensors: Mapping[str, Expected] | Mapping[str, TensorEntry]) -> Shapes:
     return tuple(sorted((last, tensors[name].shape) for last, name in parts.items()))
 
 

@@ -62,12 +62,65 @@ def test_what_is_proposed_makes_all_fit(case: str) -> None:
     assert proposal.is_by_order == (case == "two modules")
 
 
+def stack(number: int, parts: dict[str, str], name: str) -> Shapes:
+    """Layers of one attention and one feed-forward part, whose shapes are the same in each."""
+    inside = {"attn": (6, 2), "up": (8, 2), "down": (2, 8)}
+    names = {f"{name}.{i}.{parts[part]}.weight": inside[part] for i in range(number) for part in inside}
+    return {**names, f"{name}_end.weight": (2,)}
+
+
+OURS = {"attn": "attention", "up": "ff.0", "down": "ff.3"}
+THEIRS = {"attn": "attn.c_attn", "up": "mlp.fc1", "down": "mlp.fc2"}
+SAME: Shapes = {f"{i}.{name}": (3,) for i in range(3) for name in ("weight", "bias")}
+BY_ORDER: dict[str, tuple[Shapes, Shapes, int]] = {
+    "numbers that moved, of one shape": (
+        {f"proj.{name}": shape for name, shape in SAME.items()},
+        {f"net.{2 * int(name[0])}{name[1:]}": shape for name, shape in SAME.items()},
+        3,
+    ),
+    "a stack": (stack(40, OURS, "layers"), stack(40, THEIRS, "h"), 4),
+    "a stack, sorted by name": (
+        stack(12, OURS, "layers"),
+        dict(sorted(stack(12, THEIRS, "transformer.h1").items())),
+        4,
+    ),
+    "numbers in names": (
+        {"fc1.weight": (3, 2), "fc2.weight": (3, 2), "out.weight": (5, 3)},
+        {"net.0.weight": (3, 2), "net.2.weight": (3, 2), "head.weight": (5, 3)},
+        3,
+    ),
+    "no numbers": (
+        {"hidden.weight": (3, 2), "out.weight": (5, 3)},
+        {"net.0.weight": (3, 2), "net.2.weight": (5, 3)},
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BY_ORDER)
+def test_modules_are_paired_by_numbers_and_shapes(case: str) -> None:
+    wanted, there, num_rules = BY_ORDER[case]
+    proposal = propose(expected(wanted), found(there))
+    assert proposal is not None
+    assert proposal.is_by_order
+    assert proposal.flag.count("--rename ") == num_rules
+    assert apply(proposal.flag, there).items() == wanted.items()
+
+
 REFUSED: dict[str, tuple[Shapes, Shapes]] = {
     "half of them": (NET, {**{f"m.{n}": s for n, s in list(NET.items())[:2]}, "x": (9,), "y": (8,)}),
     "weight for beta": (NORM, {"LayerNorm.beta": (4,), "LayerNorm.alpha": (4,)}),
     "two of one shape": (
         {"a.weight": (3,), "b.weight": (3,)},
         {"c.weight": (3,), "d.weight": (3,)},
+    ),
+    "a stack whose parts are of one shape": (
+        {f"layers.{i}.{part}.weight": (3, 3) for i in range(2) for part in "qk"},
+        {f"h.{i}.{part}.weight": (3, 3) for i in range(2) for part in ("key", "query")},
+    ),
+    "one layer more": (
+        {f"layers.{i}.weight": (3,) for i in range(3)},
+        {f"h.{i}.weight": (3,) for i in range(4)},
     ),
     "another shape": ({"a.weight": (3,)}, {"b.weight": (4,)}),
     "one too many": (NORM, {"x.weight": (4,), "x.bias": (4,), "y.weight": (4,)}),
