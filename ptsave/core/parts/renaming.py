@@ -162,7 +162,7 @@ _FAMILIES: tuple[Callable[[str], str], ...] = (
     lambda where: _DIGITS.sub("#", where),
     lambda where: where,
 )
-"""What the names of a family have in common: all but the first index, all indices or numbers; and the name."""
+"""What the names of a family have in common: all but the first index, the indices, the numbers; all of it."""
 
 
 def _numbers(where: str) -> list[int]:
