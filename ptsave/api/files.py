@@ -118,6 +118,7 @@ def convert(
     sign_only: Names = (),
     expires: str | None = None,
     signature: PathLike | None = None,
+    bundle: PathLike | None = None,
     no_record: bool = False,
     no_check: bool = False,
     dry_run: bool = False,
@@ -136,9 +137,10 @@ def convert(
     of what the target cannot hold. `metadata` has texts to keep beside the tensors. `sign` names private keys
     (PEM; the password of an encrypted one is in PTSAVE_KEY_PASSWORD) that sign the tensors, or those of
     `sign_only`, until `expires` (YYYY-MM-DD); the signature goes into the record, and into the file
-    `signature`. Sources that a `ptsave.lock` pins, that of the current folder or the one that `lock` names,
-    must be what was approved. With `dry_run` nothing is written. The result has `num_tensors`, `num_bytes`,
-    `dropped`, `renamed`, `dense`, `signed_by`, `notes` and `not_copied` (files beside the sources, such as a
+    `signature`; `bundle` is a file for a signature of the files that are written, as OpenSSF has them.
+    Sources that a `ptsave.lock` pins, that of the current folder or the one that `lock` names, must be what
+    was approved. With `dry_run` nothing is written. The result has `num_tensors`, `num_bytes`, `dropped`,
+    `renamed`, `dense`, `signed_by`, `notes` and `not_copied` (files beside the sources, such as a
     tokenizer's).
 
     With a `config` and a last path that ends in `.pt2` or `.onnx`, the model of the config is filled and
@@ -167,6 +169,7 @@ def convert(
                 _several(sign_only),
                 expires,
                 None if signature is None else located(signature),
+                None if bundle is None else located(bundle),
             ),
             shard_bytes=parse_size(str(shard_size)),
         )

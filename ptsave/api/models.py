@@ -59,6 +59,7 @@ def save(
     metadata: Mapping[str, str] | None = None,
     sign: PathLike | Sequence[PathLike] = (),
     signature: PathLike | None = None,
+    bundle: PathLike | None = None,
 ) -> Saved:
     """Write a model's weights, a state dict or a training's dictionary to `path`, with ptsave's record.
 
@@ -72,7 +73,8 @@ def save(
     model again, which is tried first, without memory. `metadata` has texts to keep beside the tensors.
 
     `sign` names private keys (PEM; the password of an encrypted one is in PTSAVE_KEY_PASSWORD) that sign the
-    tensors in the record, which has SHA-256 digests then; `signature` is a file for the signature, too.
+    tensors in the record, which has SHA-256 digests then; `signature` is a file for the signature, too, and
+    `bundle` one for a signature of the files, as OpenSSF has them.
 
     Raises: LossyError naming what the format cannot hold; ExistsError; WriteError; UsageError. The
     old file is there then.
@@ -83,8 +85,9 @@ def save(
             raise UsageError("the path comes before what is saved", "ptsave.save", "ptsave.save(path, value)")
         destination = located(path)
         target = destination_writer(destination, format)
-        signer = signer_of(several_paths(sign), beside=None if signature is None else located(signature))
-        if signature is not None and signer is None:
+        beside, files = (None if one is None else located(one) for one in (signature, bundle))
+        signer = signer_of(several_paths(sign), beside=beside, bundle=files)
+        if (beside or files) and signer is None:
             raise UsageError("nothing is signed", "ptsave.save: signature", "name a key with sign=")
         options = settled(WriteOptions(overwrite=overwrite, signer=signer), is_named=False)
         check_signed(destination, target, options)
@@ -105,7 +108,7 @@ def save(
         if spec is not None:
             _check_rebuilds(spec, checkpoint)
         written = target.write(checkpoint, destination, options)
-        write_beside(options)
+        write_beside(options, destination)
     for note in written.notes:
         warnings.warn(note, stacklevel=2)
     unique = {entry.view: entry for entry in checkpoint.tensors.values()}.values()

@@ -14,6 +14,7 @@ from ptsave.cli.options import (
     AllowMissing,
     AllowUnexpected,
     AppDir,
+    BundleFile,
     ConfigPath,
     Device,
     Digest,
@@ -105,6 +106,7 @@ def save(
     sign_only: SignOnly = None,
     expires: Expires = None,
     signature: SignatureFile = None,
+    bundle: BundleFile = None,
     no_record: NoRecord = False,
     no_behaviour: Annotated[
         bool, typer.Option("--no-behaviour", help="Do not run the model to record what it computes.")
@@ -132,7 +134,7 @@ def save(
         record=not no_record,
         digest=digest_algorithm(digest),
         check=not no_check,
-        signer=signer_for(sign, sign_only, expires, signature),
+        signer=signer_for(sign, sign_only, expires, signature, bundle),
     )
     run(
         Mode(json, quiet, verbose),
@@ -365,6 +367,7 @@ def convert(
     sign_only: SignOnly = None,
     expires: Expires = None,
     signature: SignatureFile = None,
+    bundle: BundleFile = None,
     lock: Lock = None,
     no_record: NoRecord = False,
     no_check: NoCheck = False,
@@ -396,7 +399,7 @@ def convert(
             record=not no_record,
             digest=digest_algorithm(digest),
             check=not no_check,
-            signer=signer_for(sign, sign_only, expires, signature),
+            signer=signer_for(sign, sign_only, expires, signature, bundle),
             shard_bytes=parse_size(shard_size),
         ),
         parse_edits(only, drop, strip_prefix, rename, dtype, contiguous, dense),

@@ -178,6 +178,10 @@ SignatureFile = Annotated[
     str | None,
     typer.Option("--signature", metavar="FILE", help="Also write the signature into a file of its own."),
 ]
+BundleFile = Annotated[
+    str | None,
+    typer.Option("--bundle", metavar="FILE", help="Also sign the files, as `model_signing verify` reads it."),
+]
 Lock = Annotated[
     str | None,
     typer.Option("--lock", metavar="FILE", help="Lock of what was approved; default: ./ptsave.lock."),
@@ -212,7 +216,11 @@ def wanted_of(
 
 
 def signer_for(
-    keys: list[str] | None, only: list[str] | None, expires: str | None, beside: str | None
+    keys: list[str] | None,
+    only: list[str] | None,
+    expires: str | None,
+    beside: str | None,
+    bundle: str | None,
 ) -> "Signer | None":
     """The signer that the options ask for; a password is asked for on a terminal.
 
@@ -224,8 +232,8 @@ def signer_for(
     from ptsave.sign.signer import signer_of
 
     prompt = getpass if sys.stdin.isatty() else None
-    where = located(beside) if beside is not None else None
-    return signer_of([located(key) for key in keys], only or (), expires, where, prompt)
+    found = [located(key) for key in keys]
+    return signer_of(found, only or (), expires, location_of(beside), location_of(bundle), prompt)
 
 
 def location_of(where: str | None) -> "Location | None":

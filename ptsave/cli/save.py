@@ -77,6 +77,6 @@ def save(
                 lock=lock,
                 warn=warn,
             )
-        write_beside(options)
+        write_beside(options, destination)
         if is_first_rank():
             show_saved(mode, saved)

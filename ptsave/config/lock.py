@@ -26,7 +26,7 @@ from ptsave.core.address import Address, Location, located
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.errors import CorruptError, LimitError
 from ptsave.sign.statement import ALGORITHMS, Statement, parse_statement
-from ptsave.storage.files import InputFile, InputFolder
+from ptsave.storage.files import InputFolder, files_of
 
 FILE_NAME = "ptsave.lock"
 VERSION = 1
@@ -131,11 +131,8 @@ def _pin(value: Any, place: ConfigPlace) -> Pin:
 def _places(checkpoint: Checkpoint) -> Iterator[Location]:
     """Under what names a checkpoint, and the files that it was read from, can be found."""
     yield checkpoint.path
-    for held in checkpoint.held:
-        if isinstance(held, (InputFile, InputFolder)):
-            yield held.path
-        if isinstance(held, InputFolder):
-            yield from (held.path / name for name in held.opened)
+    yield from (held.path for held in checkpoint.held if isinstance(held, InputFolder))
+    yield from files_of(checkpoint)
 
 
 def _is_same(folder: Path, pinned: Location, place: Location) -> bool:

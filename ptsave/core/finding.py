@@ -189,6 +189,8 @@ class Kind(Enum):
     CANNOT_BE_SIGNED = "nothing that was signed can look like this: {why}"
     SIGNED_UNREAD = "its values could not be read, and are held to no signature"
     SIGNED = "{key} signed {count} [tensor|tensors]{more}"
+    FILES_SIGNED = "{key} signed the {count} [file|files] of it, byte by byte"
+    FILES_OTHER = "{key} signed other files: {why}"
     SIGNED_IN_PART = (
         "{count} [tensor (|tensors (such as ]{first!r}) [is|are] not covered: the signature is of {only}"
     )

@@ -42,6 +42,8 @@ class Envelope:
 
     payload: bytes
     signatures: Sequence[Signature]
+    is_of_files: bool = False
+    """Whether the statement is about files, byte by byte, and not about tensors."""
 
     @property
     def message(self) -> bytes:

@@ -48,6 +48,18 @@ class PublicKey:
     not_after: datetime | None = None
 
     @property
+    def hint(self) -> str:
+        """What bundles call it: SHA-256 of its SubjectPublicKeyInfo in PEM."""
+        form = _loader()
+        pem = self._key.public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
+        return sha256(pem).hexdigest()
+
+    @property
+    def is_elliptic(self) -> bool:
+        """Whether it is of an elliptic curve that ECDSA is for."""
+        return bool(_hash_of(self._key))
+
+    @property
     def name(self) -> str:
         """`release.pem (SHA256:0123456789abcdef)`."""
         return (

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.names import expect_matches
 from ptsave.errors import Option, UsageError
+from ptsave.sign.bundle import bundle_of
 from ptsave.sign.envelope import encoded, file_bytes, to_json
 from ptsave.sign.keys import PrivateKey, Prompt, private_key, short
 from ptsave.sign.statement import ALGORITHMS, content_of, statement_of
@@ -31,6 +34,8 @@ class Signer:
     """The last day on which the signature holds, as YYYY-MM-DD."""
     beside: Location | None = None
     """A file of its own that the signature is written into, too."""
+    bundle: Location | None = None
+    """A file for a bundle of the files that are written."""
     envelope: Mapping[str, Any] | None = field(default=None, init=False)
     """What was signed last."""
 
@@ -62,6 +67,12 @@ class Signer:
         assert self.envelope is not None, "nothing was signed"
         return file_bytes(self.envelope)
 
+    def bundle_bytes(self, written: Path) -> bytes:
+        """The content of the bundle's file, in which the key signs the files at `written`."""
+        ignored = [os.path.relpath(str(self.bundle), written)]
+        inside = [name for name in ignored if not name.startswith("..")]
+        return file_bytes(bundle_of(written, self.keys[0], inside))
+
     @property
     def names(self) -> list[str]:
         """The ids of the keys, for a person."""
@@ -77,6 +88,7 @@ def signer_of(
     only: Sequence[str] = (),
     expires: str | None = None,
     beside: Location | None = None,
+    bundle: Location | None = None,
     prompt: Prompt | None = None,
 ) -> Signer | None:
     """The signer with the private keys in files; None where there are none.
@@ -95,7 +107,12 @@ def signer_of(
     found = [private_key(key, prompt) for key in keys]
     if len({key.public.key_id for key in found}) != len(found):
         raise UsageError("one key is named twice", Option("sign"), "name each once")
-    return Signer(found, only, expires, beside)
+    if bundle is not None and not (len(found) == 1 and found[0].public.is_elliptic):
+        what = "a bundle is signed by one key, ECDSA P-256 or ECDSA P-384"
+        raise UsageError(
+            what, Option("bundle"), "openssl genpkey -algorithm ec -pkeyopt ec_paramgen_curve:P-256"
+        )
+    return Signer(found, only, expires, beside, bundle)
 
 
 def signed_digest(digest: str | None, recorded: str | None) -> str:

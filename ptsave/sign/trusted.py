@@ -10,6 +10,7 @@ from typing import Any
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import Finding, Kind, first_names
 from ptsave.errors import CorruptError, LimitError
+from ptsave.sign.bundle import SignedFiles, is_bundle, parse_bundle, parse_files
 from ptsave.sign.envelope import MAX_ENVELOPES, MAX_SIGNATURES, Envelope, parse_envelope
 from ptsave.sign.keys import PublicKey, Trust, short
 from ptsave.sign.statement import ALGORITHMS, Statement, parse_statement
@@ -36,6 +37,8 @@ class Authentic:
     """The statements that trusted keys made, and what is wrong with the others."""
 
     statements: list[tuple[PublicKey, Statement]] = field(default_factory=list)
+    files: list[tuple[PublicKey, SignedFiles]] = field(default_factory=list)
+    """What trusted keys signed of files."""
     findings: list[Finding] = field(default_factory=list)
 
     @property
@@ -67,16 +70,17 @@ def authenticated(checkpoint: Checkpoint, asked: SignedBy) -> Authentic:
     if len(documents) > MAX_ENVELOPES:
         limit = LimitError("signed_statements", MAX_ENVELOPES, len(documents))
         return Authentic(
-            [], [Finding(CHECK, "fail", "", Kind.MALFORMED_SIGNATURE, facts={"why": limit.what})]
+            findings=[Finding(CHECK, "fail", "", Kind.MALFORMED_SIGNATURE, facts={"why": limit.what})]
         )
     for document in documents:
         try:
-            envelopes.append(parse_envelope(document, str(checkpoint.path)))
+            parse = parse_bundle if is_bundle(document) else parse_envelope
+            envelopes.append(parse(document, str(checkpoint.path)))
         except (CorruptError, LimitError) as error:
             say(Finding(CHECK, "fail", "", Kind.MALFORMED_SIGNATURE, facts={"why": error.what}))
     if (number := sum(len(envelope.signatures) for envelope in envelopes)) > MAX_SIGNATURES:
         why = {"why": LimitError("signatures", MAX_SIGNATURES, number).what}
-        return Authentic([], [Finding(CHECK, "fail", "", Kind.MALFORMED_SIGNATURE, facts=why)])
+        return Authentic(findings=[Finding(CHECK, "fail", "", Kind.MALFORMED_SIGNATURE, facts=why)])
     if not documents:
         say(Finding(CHECK, "fail", "", Kind.NOT_SIGNED))
     elif envelopes and not any(envelope.signatures for envelope in envelopes):
@@ -88,7 +92,8 @@ def authenticated(checkpoint: Checkpoint, asked: SignedBy) -> Authentic:
         signers = []
         for number, envelope in enumerate(envelopes):
             for key in trust.keys:
-                named = [i for i, one in enumerate(envelope.signatures) if one.key_id == key.key_id]
+                own = key.hint if envelope.is_of_files else key.key_id
+                named = [i for i, one in enumerate(envelope.signatures) if one.key_id == own]
                 message = envelope.message if named else b""
                 valid = [i for i in named if key.signed(envelope.signatures[i].value, message)]
                 genuine |= {(number, i) for i in valid}
@@ -102,7 +107,7 @@ def authenticated(checkpoint: Checkpoint, asked: SignedBy) -> Authentic:
             _say_foreign(result, trust, envelopes)
     for number, envelope in enumerate(envelopes):
         for i, signature in enumerate(envelope.signatures):
-            if (number, i) not in genuine and result.statements:
+            if (number, i) not in genuine and (result.statements or result.files):
                 found = {"found": short(signature.key_id)}
                 say(Finding(CHECK, "skipped", "", Kind.OTHER_SIGNATURE, facts=found))
     return result
@@ -115,7 +120,10 @@ def _add(result: Authentic, key: PublicKey, envelope: Envelope, where: str) -> N
         out = Finding(CHECK, "fail", "", Kind.KEY_OUT_OF_DATE, facts={"key": key.name, **days})
         result.findings.append(out)
     try:
-        result.statements.append((key, parse_statement(envelope.payload, where)))
+        if envelope.is_of_files:
+            result.files.append((key, parse_files(envelope.payload, where)))
+        else:
+            result.statements.append((key, parse_statement(envelope.payload, where)))
     except (CorruptError, LimitError) as error:
         facts = {"why": error.what}
         result.findings.append(Finding(CHECK, "fail", "", Kind.MALFORMED_SIGNATURE, facts=facts))
@@ -125,7 +133,7 @@ def _say_foreign(result: Authentic, trust: Trust, envelopes: Sequence[Envelope])
     """Say of a key that has not signed whether a signature claims that it has."""
     claimed = [signature.key_id for envelope in envelopes for signature in envelope.signatures]
     for key in trust.keys:
-        if key.key_id in claimed:
+        if key.key_id in claimed or key.hint in claimed:
             forged = Finding(CHECK, "fail", "", Kind.FORGED_SIGNATURE, facts={"key": key.name})
             result.findings.append(forged)
             return

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ptsave.core.address import Location
+from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.storage import Storage
 from ptsave.errors import CorruptError, MissingFileError, UnreadableError
 from ptsave.storage import reads, system
@@ -557,3 +558,14 @@ class LocalFolder(InputFolder):
 
 
 _OUTSIDE_HINT = "a checkpoint's files lie beside each other; copy them into one folder"
+
+
+def files_of(checkpoint: Checkpoint) -> list[Location]:
+    """Where the files are that a checkpoint was read from."""
+    files: list[Location] = []
+    for held in checkpoint.held:
+        if isinstance(held, InputFile):
+            files.append(held.path)
+        elif isinstance(held, InputFolder):
+            files += [held.path / name for name in sorted(held.opened)]
+    return files

@@ -221,7 +221,7 @@ def convert(
     )
     if not dry_run:
         written = target.write(plan, destination, options)
-        write_beside(options)
+        write_beside(options, destination)
         notes.extend(written.notes)
         result = replace(result, checked=written.checked)
         for name, storage in edited.casts.items():

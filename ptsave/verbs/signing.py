@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ptsave.config.lock import FILE_NAME, Lock, Pin, lock_bytes, read_lock
 from ptsave.config.toml import Config
-from ptsave.core.address import Location
+from ptsave.core.address import Address, Location
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import Kind, first_names
 from ptsave.core.nodes import TensorEntry
@@ -76,21 +76,27 @@ def check_signed(destination: Location, target: Writer, options: WriteOptions) -
         why = f"{target.name} has no place for a record" if options.record else "the record is left out"
         what: Text = (sign, f" puts the signature into the record, and {why}")
         raise UsageError(what, "", "sign another format; its signature holds for a copy in this one, too")
-    beside = options.signer.beside
-    if beside is not None:
-        if beside == destination:
-            raise UsageError("the signature would replace the checkpoint", str(beside), "name another file")
-        check_file_destination(beside, overwrite=options.overwrite)
+    if options.signer.bundle is not None and isinstance(destination, Address):
+        raise UsageError(
+            "a bundle is of files on this machine", Option("bundle"), "write it here, then upload"
+        )
+    beside = [one for one in (options.signer.beside, options.signer.bundle) if one is not None]
+    for one in beside:
+        if one == destination or beside.count(one) > 1:
+            raise UsageError("the signature would replace the checkpoint", str(one), "name another file")
+        check_file_destination(one, overwrite=options.overwrite)
 
 
-def write_beside(options: WriteOptions) -> None:
-    """Write the signature into a file of its own, where one was named.
+def write_beside(options: WriteOptions, destination: Location) -> None:
+    """Write the signature, and the bundle of what was written, into files of their own where they were named.
 
     Raises: ExistsError; WriteError.
     """
     signer = options.signer
     if signer is not None and signer.beside is not None:
         write_file(signer.beside, signer.file_bytes(), overwrite=options.overwrite)
+    if signer is not None and signer.bundle is not None and not isinstance(destination, Address):
+        write_file(signer.bundle, signer.bundle_bytes(destination), overwrite=options.overwrite)
 
 
 def with_signatures(

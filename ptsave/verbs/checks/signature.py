@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from itertools import islice
+from pathlib import Path
 
+from ptsave.core.address import Address
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import Finding, Kind, counted, first_names
 from ptsave.core.names import matches
-from ptsave.errors import LossyError
+from ptsave.errors import LossyError, UnreadableError
+from ptsave.sign.bundle import SignedFiles, digests_of_files
 from ptsave.sign.keys import PublicKey
 from ptsave.sign.statement import (
     ALGORITHMS,
@@ -21,6 +25,7 @@ from ptsave.sign.statement import (
     tensors_root,
 )
 from ptsave.sign.trusted import CHECK, SignedBy, signatories
+from ptsave.storage.files import files_of
 from ptsave.verbs.audit import named_digests
 from ptsave.verbs.checks.subject import Subject
 from ptsave.verbs.signing import departure
@@ -39,6 +44,8 @@ def signature(subject: Subject) -> Iterator[Finding]:
         return
     yield from subject.authentic.findings
     statements = subject.authentic.statements
+    for key, files in subject.authentic.files:
+        yield _files(subject.checkpoint, key, files)
     results = [list(_held_to(subject, asked, key, statement)) for key, statement in statements]
     holding = sum(all(finding.level != "fail" for finding in found) for found in results)
     for found_of_one in results:
@@ -48,6 +55,31 @@ def signature(subject: Subject) -> Iterator[Finding]:
         yield Finding(CHECK, "fail", "", Kind.CONTRADICTS, len(results), facts=facts)
     if holding:
         yield Finding(CHECK, "skipped", "", Kind.BESIDE_SIGNATURE)
+
+
+def _files(checkpoint: Checkpoint, key: PublicKey, signed: SignedFiles) -> Finding:
+    """Whether the files are those that a trusted key signed, and what was read is among them."""
+    path, why = checkpoint.path, ""
+    if isinstance(path, Address):
+        why = "it lies in a store, and a bundle is compared with files on this machine"
+    else:
+        root = signed.root(path)
+        try:
+            found = digests_of_files(root, signed)
+            for held in checkpoint.held:
+                held.check_in_place()
+        except UnreadableError as error:
+            why = str(error)
+        else:
+            names = sorted(found.keys() | signed.digests.keys())
+            other = [name for name in names if found.get(name) != signed.digests.get(name)]
+            read = [Path(os.path.relpath(str(one), root)).as_posix() for one in files_of(checkpoint)]
+            bare = [name for name in read if name not in signed.digests]
+            why = f"{first_names(other or bare)} is not as it was signed" if other or bare else ""
+    facts = {"key": key.name, "why": why}
+    if why:
+        return Finding(CHECK, "fail", "", Kind.FILES_OTHER, facts=facts)
+    return Finding(CHECK, "ok", "", Kind.FILES_SIGNED, len(signed.digests), facts=facts)
 
 
 def _pinned(subject: Subject) -> Iterator[Finding]:
