@@ -246,7 +246,7 @@ def inspect(
     app_dir: AppDir = Path(),
     report: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Also write a page to search and sort: .html."),
+        typer.Option(metavar="FILE", help="Also write a page to search and sort, of --diff too: .html."),
     ] = None,
     diff: Annotated[
         str | None,
@@ -291,7 +291,7 @@ def inspect(
             report=located(report) if report is not None else None,
             given=flags,
         )
-    elif not compare(mode, places, located(diff)):
+    elif not compare(mode, places, located(diff), located(report) if report is not None else None):
         raise typer.Exit(EXIT_NO)
 
 

@@ -38,9 +38,8 @@ def inspect(
     if report is not None:
         from ptsave.render.report.inspection import check_inspection_report
 
-        if len(paths) > 1:
-            raise UsageError("a page is about one checkpoint", f"--report {report}", "name one")
         check_inspection_report(report)
+    reported: list[Inspection] = []
     with no_garbage_collection():
         for path in paths:
             result = inspect_path(
@@ -53,27 +52,26 @@ def inspect(
                 bar=partial(progress, mode),
             )
             if report is not None:
-                _write_report(mode, report, result)
+                reported.append(_reportable(result, report))
             if isinstance(result, Inspection):
                 shown.checkpoint(result, tree=tree, depth=depth)
             elif isinstance(result, FolderInspection):
                 shown.folder(result)
             else:
                 shown.run(result)
+        if report is not None:
+            from ptsave.render.report.inspection import write_inspections
+
+            write_inspections(report, reported)
+            note(mode, f"wrote {report}")
         shown.end()
 
 
-def _write_report(mode: Mode, path: Location, result: object) -> None:
-    """Write the page about `result`.
-
-    Raises: UsageError for a folder of checkpoints; WriteError.
-    """
-    from ptsave.render.report.inspection import write_inspection
-
+def _reportable(result: object, report: Location) -> Inspection:
+    """Raise UsageError for a folder of checkpoints."""
     if not isinstance(result, Inspection):
-        raise UsageError("a page is about one checkpoint", f"--report {path}", "name one of the folder")
-    write_inspection(path, result)
-    note(mode, f"wrote {path}")
+        raise UsageError("a page is about checkpoints", f"--report {report}", "name those of the folder")
+    return result
 
 
 def make_config(
@@ -101,16 +99,27 @@ def make_config(
     show_made(mode, made)
 
 
-def compare(mode: Mode, paths: Sequence[Location], other: Location) -> bool:
-    """Show what differs between the one of `paths` and `other`; returns whether they are the same.
+def compare(mode: Mode, paths: Sequence[Location], other: Location, report: Location | None = None) -> bool:
+    """Show what differs between the one of `paths` and `other`, and write a page about it to `report`.
 
-    Raises: UsageError where there is more than one, and what opening a checkpoint raises.
+    Returns whether they are the same.
+
+    Raises: UsageError where there is more than one; what opening a checkpoint raises; WriteError.
     """
     from ptsave.render.diff import show_differences
     from ptsave.verbs.diff import diff_paths
 
     if len(paths) != 1:
         raise UsageError("--diff compares two checkpoints", "", "ptsave inspect A --diff B")
+    if report is not None:
+        from ptsave.render.report.inspection import check_inspection_report
+
+        check_inspection_report(report)
     found = diff_paths(paths[0], other, partial(progress, mode))
+    if report is not None:
+        from ptsave.render.report.difference import write_difference
+
+        write_difference(report, found, paths[0], other)
+        note(mode, f"wrote {report}")
     show_differences(mode, found, paths[0], other)
     return found.is_same

@@ -121,9 +121,8 @@ def unused_by_inspect(
     """The flags of `inspect` that these make useless."""
     shown = ("--tree", "--depth", "--stats", "--filter", "--sort", "--limit")
     unused: dict[str, Text] = {}
-    if diff or makes_config:
-        unused["--report"] = "it is a page about one checkpoint"
     if makes_config:
+        unused["--report"] = "it is a page about checkpoints"
         unused |= dict.fromkeys((*shown, "--diff"), (option("--make-config"), " shows no tensors"))
     else:
         unused["--class"] = ("it is about ", option("--make-config"))

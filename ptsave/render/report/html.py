@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from html import escape as escape_html
 from importlib.resources import files
 
@@ -18,6 +18,7 @@ from ptsave.core.finding import LEVELS, Finding, Level
 from ptsave.core.verdict import Departure, Verdict, level_of
 from ptsave.render.report.plot import amount, gathered, plot
 from ptsave.render.report.words import clean, fact
+from ptsave.render.words import count
 
 MAX_ROWS = 1000
 """Findings of one level that the table shows: with many more, a phone could not open the page."""
@@ -167,6 +168,29 @@ def _table(
     yield "</tbody>"
     if foot:
         yield f'<tfoot><tr><td colspan="{len(heads)}">{foot}</td></tr></tfoot>'
+    yield "</table>"
+
+
+def listing(
+    heads: Sequence[str], rows: Iterable[str], room_bytes: int, num_rows: int, numbers: Collection[str] = ()
+) -> Iterator[str]:
+    """A table to search and sort, of as many of `rows` as there is room for; the rest is counted at its foot.
+
+    `numbers`: those of `heads` whose cells are sorted by the numbers that they show.
+    """
+    yield '<table class="sortable searchable"><thead><tr>'
+    yield "".join(f'<th scope="col"{" data-n" if head in numbers else ""}>{head}</th>' for head in heads)
+    yield "</tr></thead><tbody>"
+    shown = 0
+    for line in rows:
+        room_bytes -= len(line.encode()) + 1
+        if room_bytes < 0:
+            break
+        shown += 1
+        yield line
+    yield "</tbody>"
+    if hidden := num_rows - shown:
+        yield f'<tfoot><tr><td colspan="{len(heads)}">Not shown: {count(hidden, "tensor")}.</td></tr></tfoot>'
     yield "</table>"
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint as one HTML page: the modules' sizes as a treemap, and a table to search and sort."""
+"""Checkpoints as one HTML page: the modules' sizes as a treemap, and a table to search and sort."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from ptsave.core.address import Location
 from ptsave.core.names import hint_for
 from ptsave.errors import UsageError
-from ptsave.render.report.html import document, text
+from ptsave.render.report.html import document, listing, text
 from ptsave.render.report.treemap import treemap
 from ptsave.render.words import bars, count, shape, size
 from ptsave.storage.opening import check_file_destination, write_file
@@ -18,7 +18,7 @@ MAX_PAGE_BYTES = 2_000_000
 """Cap on the page: rows that would exceed it are counted at its foot."""
 _NUMBERS = ("Min", "Max", "Mean", "Std", "NaN")
 """Columns that the script sorts by the numbers that their cells show."""
-_ROOM_BYTES = 20_000
+ROOM_BYTES = 20_000
 """Of that, what the foot, the script and the ends of elements take."""
 
 
@@ -33,31 +33,47 @@ def check_inspection_report(path: Location) -> None:
     check_file_destination(path, overwrite=True)
 
 
-def write_inspection(path: Location, result: Inspection) -> None:
-    """Write the page about `result` to `path`, old or new; an older one is replaced.
+def write_inspections(path: Location, results: Sequence[Inspection]) -> None:
+    """Write the page about `results` to `path`, old or new; an older one is replaced.
 
     Raises: WriteError.
     """
-    write_file(path, page(result).encode(), overwrite=True)
+    write_file(path, page(results).encode(), overwrite=True)
 
 
-def page(result: Inspection) -> str:
-    """The page about a checkpoint."""
-    drawing = treemap(result.tree)
-    head = [
+def page(results: Sequence[Inspection]) -> str:
+    """The page about checkpoints: one is shown, of several each opens at a click."""
+    names = ", ".join(str(result.path) for result in results[:3]) + (", …" if len(results) > 3 else "")
+    body = [
         '<header><p class="tool">ptsave inspect</p>',
-        f"<h1><code>{text(result.path)}</code></h1>",
-        f'<p class="outcome">{text(_sentence(result))}</p></header>',
-        f'<section><h2>Size by module</h2><div class="areas">{drawing}</div></section>' if drawing else "",
-        '<section class="tensors"><h2>Tensors</h2>',
+        f"<h1><code>{text(names)}</code></h1>",
+        f'<p class="outcome">{text(_sentence(results))}</p></header>',
     ]
-    room = MAX_PAGE_BYTES - _ROOM_BYTES - sum(len(part.encode()) for part in head)
-    return document(f"{text(result.path)} – ptsave inspect", [*head, *_table(result, room), "</section>"])
+    drawings = [treemap(result.tree) for result in results]
+    room = MAX_PAGE_BYTES - ROOM_BYTES - sum(len(part.encode()) for part in (*body, *drawings))
+    for i, (result, drawing) in enumerate(zip(results, drawings, strict=True)):
+        table = [*_table(result, room // (len(results) - i))]
+        room -= sum(len(part.encode()) + 1 for part in table)
+        if len(results) > 1:
+            body += [
+                "<details>",
+                f"<summary><code>{text(result.path)}</code> {text(_sentence([result]))}</summary>",
+            ]
+        if drawing:
+            body.append(f'<section><h2>Size by module</h2><div class="areas">{drawing}</div></section>')
+        body += ['<section class="tensors"><h2>Tensors</h2>', *table, "</section>"]
+        body += ["</details>"] if len(results) > 1 else []
+    return document(f"{text(names)} – ptsave inspect", body)
 
 
-def _sentence(result: Inspection) -> str:
-    words = [result.format, count(result.num_tensors, "tensor"), count(result.num_elements, "element")]
-    return f"{', '.join(words)}, {size(result.num_bytes)}."
+def _sentence(results: Sequence[Inspection]) -> str:
+    """`pt, 4 tensors, 67 elements, 268 B.`"""
+    first = results[0].format if len(results) == 1 else count(len(results), "checkpoint")
+    tensors, elements, num_bytes = (
+        sum(numbers)
+        for numbers in zip(*((r.num_tensors, r.num_elements, r.num_bytes) for r in results), strict=True)
+    )
+    return f"{first}, {count(tensors, 'tensor')}, {count(elements, 'element')}, {size(num_bytes)}."
 
 
 def _table(result: Inspection, room_bytes: int) -> Iterator[str]:
@@ -65,21 +81,8 @@ def _table(result: Inspection, room_bytes: int) -> Iterator[str]:
     heads = ["Name", "Dtype", "Shape", "Bytes"]
     if measured is not None:
         heads += ["Min", "Max", "Mean", "Std", "NaN", "From min to max"]
-    yield '<table id="tensors" class="sortable searchable"><thead><tr>'
-    yield "".join(f'<th scope="col"{" data-n" if head in _NUMBERS else ""}>{head}</th>' for head in heads)
-    yield "</tr></thead><tbody>"
-    shown = 0
-    for i, row in enumerate(result.rows):
-        line = _row(row, None if measured is None else measured[i])
-        room_bytes -= len(line.encode()) + 1
-        if room_bytes < 0:
-            break
-        shown += 1
-        yield line
-    yield "</tbody>"
-    if hidden := result.num_tensors - shown:
-        yield f'<tfoot><tr><td colspan="{len(heads)}">Not shown: {count(hidden, "tensor")}.</td></tr></tfoot>'
-    yield "</table>"
+    rows = (_row(row, None if measured is None else measured[i]) for i, row in enumerate(result.rows))
+    yield from listing(heads, rows, room_bytes, result.num_tensors, _NUMBERS)
 
 
 def _row(row: TensorRow, measured: TensorStats | None) -> str:

@@ -82,16 +82,25 @@ def gathered(
     return [max(group, key=rank) for group in groups], share
 
 
-def plot(growth: Sequence[Departure], named: Collection[str] = ()) -> str:
-    """The drawing; modules in `named` are marked as those where the difference begins."""
+def plot(
+    growth: Sequence[Departure],
+    named: Collection[str] = (),
+    *,
+    about: str = "Relative difference by module, in call order",
+    unit: str = "call",
+) -> str:
+    """The drawing; modules in `named` are marked as those where the difference begins.
+
+    `about` says what it shows, `unit` what a point stands for.
+    """
     points, _ = gathered(growth, named)
     scale = axis([call.relative for call in growth])
     first = next((i for i, (_, call) in enumerate(points) if call.module in named and call.relative), None)
     parts = [
         f'<svg class="plot" role="img" width="100%" height="{_HEIGHT}" '
-        'aria-label="Relative difference by module, in call order; the table below has the same numbers">',
+        f'aria-label="{about}; the table below has the same numbers">',
         f'<text class="hint" x="-{_MARGIN}" y="15">Point or tap to name a module</text>',
-        *_grid(scale, growth),
+        *_grid(scale, growth, unit),
         _curve(points, scale),
     ]
     if first is not None:
@@ -130,14 +139,14 @@ def amount(relative: float) -> str:
     return f"{relative:.1e}" if 0 < relative < math.inf else "beyond measure"
 
 
-def _grid(scale: Axis, growth: Sequence[Departure]) -> Iterator[str]:
+def _grid(scale: Axis, growth: Sequence[Departure], unit: str) -> Iterator[str]:
     for decade in scale.ticks():
         yield _gridline(scale.at(decade), f"1e{decade}")
     yield _gridline(_EQUAL, "equal")
     if any(not 0 <= call.relative < math.inf for call in growth):
         yield _gridline(_BEYOND, "beyond")
     for number in sorted({0, len(growth) // 2, len(growth) - 1}):
-        words = f"{number + 1:,}" if number else "call 1"
+        words = f"{number + 1:,}" if number else f"{unit} 1"
         x = _across(number, len(growth))
         yield f'<text class="tick" x="{x:.2f}%" y="{_HEIGHT - 8}" text-anchor="middle">{words}</text>'
 
