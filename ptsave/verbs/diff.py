@@ -207,13 +207,15 @@ def belonging_to_tensors(content: Content) -> set[str]:
     """The paths of the data that is a part of a tensor (a scale, a sparse one's size), an array or a module.
 
     What lies under an inert object that holds tensors, or is torch's or NumPy's, and a module's own extra
-    entries are; a learning rate or a step is not.
+    entries are; a learning rate, a step or a device is not.
     """
     names = sorted(content.tensors)
     objects = {
         path
         for path, leaf in content.data.items()
-        if isinstance(leaf, Opaque) and (leaf.name.startswith(("torch.", "numpy.")) or _holds(path, names))
+        if isinstance(leaf, Opaque)
+        and not leaf.is_call_of_scalars
+        and (leaf.name.startswith(("torch.", "numpy.")) or _holds(path, names))
     }
     lengths = sorted({len(path) for path in objects})
     return {

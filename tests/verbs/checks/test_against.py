@@ -88,6 +88,13 @@ def test_what_belongs_to_a_tensor_is_compared(verdict: Any, case: str, wrapper: 
     assert verdict(a, {f"{wrapper}{name}": value for name, value in a.items()})[0] == 0
 
 
+def test_a_device_is_a_setting(verdict: Any) -> None:
+    """And no part of a tensor, whose absence would be a no."""
+    code, found = verdict({"model": W, "config": {"device": torch.device("cpu")}}, {"model": W})
+    assert code == 0
+    assert ("warn", "") in found
+
+
 def test_numbers_of_a_training_are_named(verdict: Any) -> None:
     code, found = verdict({"model": W, "epoch": 3}, {"model": W, "epoch": 4})
     assert (code, found) == (0, {("ok", ""), ("warn", "")})
