@@ -51,6 +51,7 @@ class Kind(Enum):
         "the record is compressed: torch.load(mmap=True) would read its compressed bytes as values; "
         "convert the file"
     )
+    NOT_LOADED = "{loader} does not load the file: {why}; convert it"
     CAST_SINCE = (
         "{count} [tensor (|tensors (such as ]{first!r}) [was|were] cast to {dtype} since [it was|they were] "
         "recorded, on the record's word alone, and no digest speaks for [it|them]"

@@ -232,6 +232,19 @@ def size_as_text_bool() -> bytes:
 
 
 @attack(REFUSED)
+def integers_with_a_gradient() -> bytes:
+    return tf.pt(tf.tensor(of=tf.storage("IntStorage"), rest=(True, OrderedDict())))
+
+
+@attack(REFUSED)
+def a_parameter_of_integers_with_a_gradient() -> bytes:
+    parameter = Call(
+        Name("torch._utils", "_rebuild_parameter"), (tf.tensor(of=tf.storage("IntStorage")), True, None)
+    )
+    return tf.pt({"w": parameter})
+
+
+@attack(REFUSED)
 def sparse_indices_outside() -> bytes:
     """The parts of a sparse tensor are tensors, and have bounds too."""
     indices = tf.tensor(size=(1, 9), stride=(9, 1), of=tf.storage("LongStorage", "0", "cpu", 2))

@@ -1024,7 +1024,7 @@ def npy_of_objects(n: int) -> Made:
 
 
 def scripted(code: bytes, method: int = 0) -> bytes:
-    module = New(Name("__torch__", "M"), state={"w": tf.tensor()})
+    module = New(Name("__torch__", "M"), state={"w": tf.tensor(rest=(False, None))})
     made = [*tf.pt_entries(dump(module)), Entry("archive/constants.pkl", dump(()))]
     return zip_bytes([*made, Entry("archive/code/__torch__.py", code, method)])
 

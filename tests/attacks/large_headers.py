@@ -175,7 +175,7 @@ def one_shape_of_many_digits_among_many() -> bytes:
 
 def scripted(code: bytes) -> bytes:
     """A TorchScript archive with that code, deflated, so that the file is small."""
-    module = New(Name("__torch__", "M"), state={"w": tf.tensor()})
+    module = New(Name("__torch__", "M"), state={"w": tf.tensor(rest=(False, None))})
     made = [*tf.pt_entries(dump(module)), Entry("archive/constants.pkl", dump(()))]
     return zip_bytes([*made, Entry("archive/code/__torch__.py", code, DEFLATED)])
 

@@ -27,7 +27,7 @@ from ptsave.core.storage import MemoryStorage, Storage
 from ptsave.errors import CorruptError, LimitError, PtsaveError
 from ptsave.formats.pickle.keys import LONG_KEY
 from ptsave.formats.pickle.machine import TRUNCATED, Machine
-from ptsave.formats.pickle.opcodes import MARKED, PLAIN
+from ptsave.formats.pickle.opcodes import MARKED, PLAIN, check_script_opcode
 from ptsave.formats.pickle.shapes import UNKNOWN, Known, Shapes
 
 MAX_OPEN_MARKS = 10_000
@@ -44,6 +44,7 @@ _RARE_PER_UNIT = 4
 """How many opcodes outside the loop cost as much time as a unit."""
 _MET: ContextVar[list[dict[str, GlobalUse]] | None] = ContextVar("names met", default=None)
 _HINT = "the file is damaged; copy or download it again"
+_SCRIPT_BEGINS = b"\x80\x02"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,8 @@ def load(
         source = MemoryStorage(memoryview(source))
     machine = Machine(source, start, shapes, where)
     try:
+        if shapes.is_script and machine.take(0, 2) != _SCRIPT_BEGINS:
+            raise CorruptError("torch.jit.load reads pickles of protocol 2 alone", where, _HINT)
         with no_garbage_collection():
             root, end = _run(machine)
         if is_whole and end < source.num_bytes:
@@ -149,6 +152,7 @@ def _run(machine: Machine) -> tuple[Any, int]:
     i32 = struct.Struct("<i").unpack_from
     u16 = struct.Struct("<H").unpack_from
     persistent = machine.persistent
+    is_python = not machine.shapes.is_script
     stack: list[Any] = []
     frames: list[list[Any]] = []
     start = machine.base
@@ -168,12 +172,12 @@ def _run(machine: Machine) -> tuple[Any, int]:
                 op = data[pos]
                 pos += 1
                 if op >= 0x7E:
-                    if op == 0x94:  # MEMOIZE
+                    if op == 0x94 and is_python:  # MEMOIZE
                         if far_memo:
                             machine.remember(len(memo) + len(far_memo), stack[-1])
                         else:
                             memo.append(stack[-1])
-                    elif op == 0x8C:  # SHORT_BINUNICODE
+                    elif op == 0x8C and is_python:  # SHORT_BINUNICODE
                         end = pos + 1 + data[pos]
                         if end > size:
                             raise CorruptError(TRUNCATED)
@@ -292,7 +296,7 @@ def _run(machine: Machine) -> tuple[Any, int]:
                     elif op == 0x5D:  # EMPTY_LIST
                         stack.append([])
                         units += 1
-                    elif op == 0x61 and type(stack[-2]) is list:  # APPEND
+                    elif op == 0x61 and is_python and type(stack[-2]) is list:  # APPEND
                         value = stack.pop()
                         stack[-1].append(value)
                         num_rare += 1
@@ -305,6 +309,8 @@ def _run(machine: Machine) -> tuple[Any, int]:
                         num_rare += 1
                 else:
                     machine.end(pos)
+                    if not is_python and (frames or len(stack) > 1):
+                        raise CorruptError("the pickle leaves more than one object behind")
                     return stack.pop(), machine.base + pos
             units += num_rare // _RARE_PER_UNIT
             _check_caps(machine, machine.base + pos - start, units, stack, frames)
@@ -328,6 +334,8 @@ def _rare(
     machine: Machine, op: int, stack: list[Any], frames: list[list[Any]], pos: int
 ) -> tuple[list[Any], int]:
     """Any opcode that the loop does not do itself; returns what is the top stack then, and the position."""
+    if machine.shapes.is_script:
+        check_script_opcode(machine, op, pos)
     if op in PLAIN:
         return stack, PLAIN[op](machine, stack, pos)
     if op in MARKED:

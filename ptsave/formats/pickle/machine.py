@@ -72,7 +72,7 @@ class Machine:
         """Of a text in protocol 0."""
         self.max_tensors = max(shapes.room * MAX_TENSORS, whole_bytes // FILE_BYTES_PER_TENSOR)
         self.num_tensors = 0
-        self.memo: list[Any] = []
+        self.memo: list[Any] = _ScriptMemo() if shapes.is_script else []
         """By index, as picklers number them: from 0, without gaps."""
         self.far_memo: dict[int, Any] = {}
         """The indexes beyond the end of `memo`."""
@@ -222,14 +222,15 @@ class Machine:
         if not module or not name:
             raise CorruptError("the pickle has an empty name")
         self.budget.spend(8)
-        if self._protocol < _NEW_NAMES:
+        if self._protocol < _NEW_NAMES and not self.shapes.is_script:
             module, name = NAME_MAPPING.get(key, (IMPORT_MAPPING.get(module, module), name))
         dotted = f"{module}.{name}"
         # a dotted name (a class within a class) is looked up otherwise before protocol 4 than after
         found = self.shapes.names.get(dotted) if "." not in name else None
         if found is None:
             found = Global(dotted)
-        if type(found) in (Global, Described) and dotted not in CONSTRUCTORS:
+        is_maker = dotted in CONSTRUCTORS and not self.shapes.is_script
+        if type(found) in (Global, Described) and not is_maker:
             self.uses.setdefault(dotted, GlobalUse(dotted))
         self._found[key] = found
         return found
@@ -241,7 +242,9 @@ class Machine:
             use.used_for = used_for
 
     def call(self, function: Any, args: Any) -> Any:
-        """What stands for `function(*args)`."""
+        """What stands for `function(*args)`; in TorchScript, a class makes an object of that state."""
+        if self.shapes.is_script and type(function) is Global:
+            return self.build(self.new(function, (), {}), args)
         if type(args) is not tuple:
             raise CorruptError(f"the pickle calls something with a {type(args).__name__} as its arguments")
         if isinstance(function, Known):
@@ -371,6 +374,22 @@ class Machine:
             check_by_value((key, key) if id(target) in self._with_values else (key, *target))
             self._with_values[id(target)] = target
         return key
+
+
+class _ScriptMemo(list[Any]):
+    """The memo of TorchScript's unpickler, for which an object is none before its state is set."""
+
+    def append(self, value: Any) -> None:
+        super().append(_made(value))
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        super().__setitem__(index, _made(value))
+
+
+def _made(value: Any) -> Any:
+    if type(value) is Opaque and value.state is None and not value.args:
+        raise CorruptError(f"the pickle stores a {value.name} before its state is set")
+    return value
 
 
 def _spelled(value: Any) -> str:

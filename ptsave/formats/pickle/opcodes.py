@@ -223,3 +223,21 @@ MARKED: dict[int, Callable[[Machine, Stack, Stack, int], int]] = {
         b"o": _obj,
     }.items()
 }
+
+
+_SCRIPT_OPCODES = frozenset(b"().GJKMNQRX]bcdehjlqrstu}\x81\x85\x86\x87\x88\x89\x8a")
+_PROTO = b"\x80"[0]
+_LONG1 = b"\x8a"[0]
+
+
+def check_script_opcode(machine: Machine, op: int, pos: int) -> None:
+    """Insist on what TorchScript's unpickler knows: protocol 2, less APPEND, text opcodes and most others.
+
+    Source: torch/csrc/jit/serialization/unpickler.cpp (`Unpickler::run`, `readInstruction`).
+
+    Raises: CorruptError.
+    """
+    if op == _PROTO and machine.base + pos == 1 and machine.data[pos] == 2:
+        return
+    if op not in _SCRIPT_OPCODES or (op == _LONG1 and machine.data[pos] != 8):
+        raise CorruptError(f"torch.jit.load does not read the opcode 0x{op:02x} as it is used there")

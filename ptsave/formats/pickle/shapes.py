@@ -150,3 +150,5 @@ class Shapes:
     """What stands for a persistent id; None where the container has no such thing."""
     room: int = 1
     """How many times the usual units and code this pickle may have: what its own length allows."""
+    is_script: bool = False
+    """Whether TorchScript's unpickler reads it, which knows fewer opcodes than Python's."""

@@ -42,7 +42,8 @@ from ptsave.formats.torch.read import (
     records_of,
     refuse_big_endian,
 )
-from ptsave.formats.torch.storages import SCRIPT_DTYPES
+from ptsave.formats.torch.storages import SCRIPT_STORAGES, not_loaded
+from ptsave.formats.torch.unusual import SCHEMES
 from ptsave.formats.zip.reader import ZipDirectory
 from ptsave.formats.zip.sniff import directory_of
 from ptsave.storage.files import InputFile
@@ -196,11 +197,14 @@ def read(file: InputFile) -> Checkpoint:
                 target.__class__ = ScriptModule
                 target.declared = declared  # type: ignore[attr-defined]
                 return True
-            return objects.build(target, state, budget)
+            return False
+
+        refused: set[str] = set()
 
         def unpickle(name: str) -> Loaded:
-            storages = ZipStorages(directory, f"{top}{name}/", False, is_script=True)
-            return load_record(directory, f"{top}{name}.pkl", Shapes(SHAPES, build, storages))
+            storages = ZipStorages(directory, f"{top}{name}/", False, is_script=True, refused=refused)
+            shapes = Shapes(SHAPES, build, storages, is_script=True)
+            return load_record(directory, f"{top}{name}.pkl", shapes)
 
         loaded = unpickle("data")
         uses = dict(loaded.globals)
@@ -233,6 +237,7 @@ def read(file: InputFile) -> Checkpoint:
         )
         checkpoint.parts.append(lambda: _parts(directory, top))
         checkpoint.checks.append(lambda: check_records(checkpoint, directory))
+        checkpoint.checks.append(lambda: not_loaded("torch.jit.load", refused))
         checkpoint.files = on_failure.pop_all()
     return checkpoint
 
@@ -272,8 +277,16 @@ def _parts(directory: ZipDirectory, top: str) -> Iterator[Part]:
 
 
 def _first(args: tuple[Any, ...], budget: Budget) -> Any:
-    """`build_intlist(list)`, `restore_type_tag(value, type)`: the value itself, of a narrower type."""
-    return args[0] if args and isinstance(args[0], (list, dict)) else UNKNOWN
+    """`build_intlist(list)`: the list itself, of a narrower type."""
+    return args[0] if args and isinstance(args[0], list) else UNKNOWN
+
+
+def _restored(args: tuple[Any, ...], budget: Budget) -> Any:
+    """`restore_type_tag(value, type)`: the list or dictionary itself, of the type that is named."""
+    if len(args) < 2 or type(args[1]) is not str:
+        return UNKNOWN
+    fits = isinstance(args[0], list if args[1].startswith("List[") else dict)
+    return args[0] if fits and args[1].startswith(("List[", "Dict[")) else UNKNOWN
 
 
 _LAYOUTS = {1: "torch.sparse_coo", 2: "torch.sparse_csr"}
@@ -295,23 +308,36 @@ def _rebuild_sparse(args: tuple[Any, ...], budget: Budget) -> Any:
     return made if is_sparse(made) else UNKNOWN
 
 
+def _no_hooks(args: tuple[Any, ...], budget: Budget) -> Any:
+    """`OrderedDict()`, the hooks of a tensor: None, whatever would be put into it."""
+    return UNKNOWN if args else None
+
+
 _SPARSE = "torch._utils._rebuild_sparse_tensor"
+_HOOKS = "collections.OrderedDict"
+_RESTORE = "torch.jit._pickle.restore_type_tag"
+_LISTS = ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist")
 SHAPES: dict[str, Any] = (
-    objects.NAMES
-    | {
-        f"torch.jit._pickle.{name}": Known(f"torch.jit._pickle.{name}", _first)
+    {
+        name: objects.NAMES[name]
         for name in (
-            "build_intlist",
-            "build_doublelist",
-            "build_boollist",
-            "build_tensorlist",
-            "restore_type_tag",
+            "torch._utils._rebuild_tensor_v2",
+            "torch._utils._rebuild_qtensor",
+            "torch._tensor._rebuild_from_type_v2",
+            "torch.device",
+            "builtins.complex",
+            *(f"torch.{scheme}" for scheme in SCHEMES),
         )
     }
-    | {name: Known(name, is_name_only) for name in SCRIPT_DTYPES}
+    | {name: Known(name, is_name_only) for name in SCRIPT_STORAGES}
+    | {f"torch.jit._pickle.{name}": Known(f"torch.jit._pickle.{name}", _first) for name in _LISTS}
+    | {_RESTORE: Known(_RESTORE, _restored)}
+    | {_HOOKS: Known(_HOOKS, _no_hooks)}
     | {_SPARSE: Known(_SPARSE, _rebuild_sparse)}
 )
-"""What stands for each dotted name that a pickle of TorchScript may use."""
+"""What stands for each dotted name that TorchScript's unpickler knows.
+
+Source: torch/csrc/jit/serialization/unpickler.cpp (`readGlobal`)."""
 
 
 def _any_storage(persistent_id: Any) -> Opaque:

@@ -23,7 +23,14 @@ from ptsave.errors import CorruptError, LimitError
 from ptsave.formats.base import FileFormat
 from ptsave.formats.pickle.inert import Loaded, load
 from ptsave.formats.torch.objects import torch_shapes
-from ptsave.formats.torch.storages import StorageNode, check_location, storage_id, storage_type
+from ptsave.formats.torch.storages import (
+    UNTYPED,
+    StorageNode,
+    check_location,
+    not_loaded,
+    storage_id,
+    storage_type,
+)
 from ptsave.storage.files import InputFile
 from ptsave.storage.windows import FileStorage
 
@@ -82,6 +89,7 @@ def read(file: InputFile) -> Checkpoint:
         )
         checkpoint.parts.append(storages.parts)
         checkpoint.checks.append(lambda: _check_end(file, end))
+        checkpoint.checks.append(lambda: not_loaded("torch.load", storages.refused))
         checkpoint.files = on_failure.pop_all()
     return checkpoint
 
@@ -106,6 +114,8 @@ class LegacyStorages:
     def __init__(self, file: InputFile) -> None:
         self.file = file
         self.notes: list[str] = []
+        self.refused: set[str] = set()
+        """Why torch.load does not read the file, which torch.save may have written."""
         self._roots: dict[Key, StorageNode] = {}
         self._storages: dict[Key, FileStorage] = {}
         self._views: dict[Key, tuple[Key, StorageNode]] = {}
@@ -133,6 +143,8 @@ class LegacyStorages:
         if dtype is None or type(count) is not int or not 0 <= count < 2**63:
             raise CorruptError(f"storage {str(key)[:40]} is described impossibly")
         check_location(location, count)
+        if kind.name in UNTYPED:
+            self.refused.add("it knows no untyped storages (of float8 and uint16) in this format")
         root = self._root(key, kind.name, dtype, count)
         return root if view is None else self._view(view, key, root)
 

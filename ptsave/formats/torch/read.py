@@ -21,6 +21,7 @@ from ptsave.core.record import FILE_NAME, LONGEST_BYTES, MAX_BYTES, Record
 from ptsave.core.storage import MemoryStorage, SwappedStorage
 from ptsave.errors import CorruptError, LimitError, UnreadableError
 from ptsave.formats.base import FileFormat
+from ptsave.formats.kinds.quantized import PACKED
 from ptsave.formats.pickle.inert import Loaded, load
 from ptsave.formats.pickle.shapes import Shapes
 from ptsave.formats.torch.objects import torch_shapes
@@ -225,10 +226,18 @@ class ZipStorages:
     """Finds the storages that a pickle names by persistent id among an archive's records."""
 
     def __init__(
-        self, directory: ZipDirectory, prefix: str, big_endian: bool, *, is_script: bool = False
+        self,
+        directory: ZipDirectory,
+        prefix: str,
+        big_endian: bool,
+        *,
+        is_script: bool = False,
+        refused: set[str] | None = None,
     ) -> None:
-        """`is_script`: whether it is TorchScript's, where storages on the meta device have no bytes."""
+        """`is_script`: whether it is TorchScript's, where storages on the meta device have no bytes;
+        `refused` takes why torch.jit.load does not read the archive."""
         self.is_script = is_script
+        self.refused = refused if refused is not None else set()
         self.directory = directory
         self.prefix = prefix
         self.big_endian = big_endian
@@ -256,6 +265,8 @@ class ZipStorages:
         if self.is_script and location == "meta" and self._has_no_bytes(key):
             return MetaStorage(dtype)
         check_location(location, count)
+        if self.is_script and dtype.name in PACKED and count:
+            self.refused.add(f"it takes a {dtype} tensor for one with an element in each byte")
         node = self._nodes.get(key)
         if node is None:
             node = self._nodes[key] = self._find(key, kind.name, dtype, count)

@@ -6,11 +6,12 @@ Source: torch/serialization.py (`persistent_id`, `persistent_load`, `find_class`
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ptsave.core import dtypes
 from ptsave.core.dtypes import DType
+from ptsave.core.finding import Finding, Kind
 from ptsave.core.nodes import Global, Opaque, TensorEntry
 from ptsave.core.storage import Storage, SwappedStorage
 from ptsave.errors import CorruptError
@@ -22,7 +23,8 @@ STORAGE_DTYPES: dict[str, DType] = {}
 for _class, _element in dtypes.BY_STORAGE_CLASS.items():
     for _module in ("torch", "torch.cuda", "torch.storage"):
         STORAGE_DTYPES[f"{_module}.{_class}"] = _element
-for _name in ("torch.storage.UntypedStorage", "torch.UntypedStorage", "torch.storage._UntypedStorage"):
+UNTYPED = ("torch.storage.UntypedStorage", "torch.UntypedStorage", "torch.storage._UntypedStorage")
+for _name in UNTYPED:
     STORAGE_DTYPES[_name] = UINT8
 
 
@@ -31,8 +33,10 @@ def _in_cpp(dtype: DType) -> str:
     return name.replace("Uint", "UInt")
 
 
-SCRIPT_DTYPES = {f"torch.{_in_cpp(dtype)}Storage": dtype for dtype in dtypes.TABLE if not dtype.storage_class}
-"""Dotted name of a storage class that only TorchScript has, whose pickles name every dtype so → its elements.
+SCRIPT_STORAGES = {
+    f"torch.{dtype.storage_class or f'{_in_cpp(dtype)}Storage'}": dtype for dtype in dtypes.TABLE
+}
+"""Dotted name of a storage class in a pickle of TorchScript, which names every dtype so → its elements.
 
 Source: torch/csrc/jit/serialization/pickler.cpp (`pushStorageOfTensor`), c10/core/ScalarType.h."""
 
@@ -94,16 +98,16 @@ class MetaStorage(Opaque):
 def storage_type(kind: Any, *, is_script: bool = False) -> DType | None:
     """The element type of a storage class as a pickle names it; None for anything else.
 
-    `is_script`: whether it is a pickle of TorchScript, which has more of them.
+    `is_script`: whether it is a pickle of TorchScript, which has others.
 
     Source: torch/serialization.py, `find_class`: any module's `XStorage` is torch's.
     """
     if not isinstance(kind, Global):
         return None
+    if is_script:
+        return SCRIPT_STORAGES.get(kind.name)
     if kind.name in STORAGE_DTYPES:
         return STORAGE_DTYPES[kind.name]
-    if is_script and kind.name in SCRIPT_DTYPES:
-        return SCRIPT_DTYPES[kind.name]
     return dtypes.BY_STORAGE_CLASS.get(kind.name.rpartition(".")[2])
 
 
@@ -147,3 +151,9 @@ def storage_id(persistent_id: Any) -> Any:
         return persistent_id
     parts = ("storage", Global(found["kind"]), found["key"], found["place"], int(found["count"]))
     return (*parts, None) if found["no_view"] else parts
+
+
+def not_loaded(loader: str, reasons: Iterable[str]) -> Iterator[Finding]:
+    """Say of a file that ptsave reads why `loader`, which should read it, does not."""
+    for reason in reasons:
+        yield Finding("bytes", "fail", "", Kind.NOT_LOADED, facts={"loader": loader, "why": reason})

@@ -47,6 +47,7 @@ def tensor(
         raise CorruptError(f"a tensor's offset is {spelled(offset)}")
     if type(requires_grad) is not bool:
         raise CorruptError(f"a tensor's requires_grad is {spelled(requires_grad)}")
+    _check_gradient(dtype, requires_grad)
     count = 1
     last = offset
     for length, step in zip(size, stride, strict=True):
@@ -71,6 +72,12 @@ def tensor(
     else:
         offset = 0  # any offset is legal for no elements, and may lie outside
     return TensorEntry("", dtype, size, stride, storage, offset, kind, requires_grad)
+
+
+def _check_gradient(dtype: DType, requires_grad: bool) -> None:
+    """Raises: CorruptError for a gradient of integers, which torch refuses."""
+    if requires_grad and dtype.kind not in ("float", "complex"):
+        raise CorruptError(f"a tensor of {dtype} requires a gradient, which torch does not make")
 
 
 def are_sizes(size: Any, stride: Any) -> bool:
@@ -192,7 +199,11 @@ def _parameter(data: Any, requires_grad: bool) -> Any:
 
 
 def changed(entry: TensorEntry, kind: str, requires_grad: bool) -> TensorEntry:
-    """A copy of the entry as another kind of tensor."""
+    """A copy of the entry as another kind of tensor.
+
+    Raises: CorruptError for a gradient of integers.
+    """
+    _check_gradient(entry.dtype, requires_grad)
     return TensorEntry(
         "", entry.dtype, entry.shape, entry.strides, entry.storage, entry.offset, kind, requires_grad
     )

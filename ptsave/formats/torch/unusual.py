@@ -167,6 +167,15 @@ def _rebuild_nested(args: tuple[Any, ...], budget: Budget) -> Any:
     return Opaque(NESTED, (), dict(zip(NESTED_PARTS, args, strict=True)))
 
 
+SCHEMES = (
+    "per_tensor_affine",
+    "per_tensor_symmetric",
+    "per_channel_affine",
+    "per_channel_symmetric",
+    "per_channel_affine_float_qparams",
+)
+"""The names of how tensors are quantized: `torch.per_tensor_affine`."""
+
 NAMES: dict[str, Any] = {
     **{
         f"torch._utils.{name}": Known(f"torch._utils.{name}", call)
@@ -186,16 +195,7 @@ NAMES: dict[str, Any] = {
         for module in ("torch._tensor", "torch.tensor")  # the latter before 1.8
         for name in ("_rebuild_from_type_v2", "_rebuild_from_type")
     },
-    **{
-        f"torch.{scheme}": Known(f"torch.{scheme}", is_name_only)
-        for scheme in (
-            "per_tensor_affine",
-            "per_tensor_symmetric",
-            "per_channel_affine",
-            "per_channel_symmetric",
-            "per_channel_affine_float_qparams",
-        )
-    },
+    **{f"torch.{scheme}": Known(f"torch.{scheme}", is_name_only) for scheme in SCHEMES},
     "torch.serialization._get_layout": Known("torch.serialization._get_layout", _get_layout),
 }
 """What stands for each of torch's names for tensors that are not dense."""

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,19 @@ from safetensors.torch import load_file
 from ptsave import convert
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.dtypes import TABLE
+from ptsave.core.finding import Kind
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.tree import state_dict_of
 from ptsave.errors import CorruptError, LimitError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.programs import torchscript
+from ptsave.verbs.checks.bytes import bytes_
 from ptsave.verbs.checks.safe import safe
 from ptsave.verbs.checks.subject import Subject
+from tests.attacks import torch_files as tf
 from tests.attacks.large_headers import scripted
+from tests.attacks.pickles import dump
+from tests.attacks.zips import Entry, zip_bytes
 from tests.formats.torch.test_read import repacked
 from tests.formats.torch_reading import assert_holds
 
@@ -255,6 +261,129 @@ class Holder(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x
+
+
+class Colour(Enum):
+    RED = 1
+    BLUE = 2
+
+
+class Painter(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.colour = Colour.BLUE
+        self.other = Colour.BLUE
+        self.weight = torch.nn.Parameter(torch.ones(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.colour == Colour.RED or self.other == Colour.RED:
+            return x
+        return x + self.weight
+
+
+def test_enums_are_data(tmp_path: Path) -> None:
+    """torch pickles one as a call of its class with the bare value."""
+    path = tmp_path / "m.pt"
+    torch.jit.save(torch.jit.script(Painter()), path)
+    with open_checkpoint(path) as checkpoint:
+        assert_holds(checkpoint, torch.jit.load(str(path)).state_dict())
+        assert checkpoint.data["colour.state"] == 2
+        assert not checkpoint.globals
+
+
+def pickled(code: bytes) -> bytes:
+    """A TorchScript archive whose module is pickled as `code` has it."""
+    python = b"class M(Module):\n  training : bool\n"
+    made = [*tf.pt_entries(code), Entry("archive/constants.pkl", dump(()))]
+    return zip_bytes([*made, Entry("archive/code/__torch__.py", python)])
+
+
+MODULE = b"\x80\x02c__torch__\nM\n)\x81}(X\x08\0\0\0training\x89ub."
+AN_OPCODE = {
+    "PROTO": b"\x80\x02",
+    "POP": b"N0",
+    "DUP": b"20",
+    "POP_MARK": b"(1",
+    "INT": b"I1\n0",
+    "LONG": b"L1L\n0",
+    "LONG4": b"\x8b\1\0\0\0\1",
+    "FLOAT": b"F1.0\n",
+    "UNICODE": b"Vx\n",
+    "STRING": b"S'x'\n",
+    "SHORT_BINSTRING": b"U\1x",
+    "SHORT_BINUNICODE": b"\x8c\1x",
+    "BINBYTES": b"B\1\0\0\0x",
+    "APPEND": b"]Na",
+    "EMPTY_SET": b"\x8f",
+    "MEMOIZE": b"}\x94",
+    "PUT": b"}p0\n",
+    "FRAME": b"\x95\4\0\0\0\0\0\0\0",
+    "LONG1 of one byte": b"\x8a\1\1",
+}
+OTHERWISE = {
+    **{name: MODULE[:2] + code + MODULE[2:] for name, code in AN_OPCODE.items()},
+    "protocol 3": b"\x80\x03" + MODULE[2:],
+    "no protocol": MODULE[2:],
+    "two objects": MODULE[:-1] + b"N.",
+    "a dictionary that is None": MODULE.replace(b"\x89", b"ccollections\nOrderedDict\n)R(NNu"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_what_torchscripts_unpickler_does_not_read(name: str, tmp_path: Path) -> None:
+    """It knows 32 opcodes and makes an object where its state is set; Python's reads all of these."""
+    path = tmp_path / "m.pt"
+    path.write_bytes(pickled(MODULE))
+    assert torch.jit.load(path).training is False
+    with open_checkpoint(path) as checkpoint:
+        assert not checkpoint.globals
+    path.write_bytes(pickled(OTHERWISE[name]))
+    with pytest.raises(RuntimeError):
+        torch.jit.load(path)
+    with pytest.raises(CorruptError):
+        open_checkpoint(path)
+
+
+def test_an_object_that_torchscript_takes_for_a_number(tmp_path: Path) -> None:
+    """Until its state is set, it is the number of its class to torch: another value where it is recalled."""
+    path = tmp_path / "m.pt"
+    path.write_bytes(pickled(MODULE.replace(b"\x81}", b"\x81q\0}").replace(b"\x89", b"h\0")))
+    assert type(torch.jit.load(path).training) is int
+    with pytest.raises(CorruptError, match="before its state is set"):
+        open_checkpoint(path)
+
+
+UNKNOWN = {
+    "torch.float32": b"ctorch\nfloat32\n",
+    "torch._utils._rebuild_tensor": b"ctorch._utils\n_rebuild_tensor\n",
+    "torch.storage.UntypedStorage": b"ctorch.storage\nUntypedStorage\n",
+    "torch.jit._pickle.restore_type_tag": b"ctorch.jit._pickle\nrestore_type_tag\n]X\4\0\0\0Dict\x86R",
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_names_that_torchscripts_unpickler_does_not_know(name: str, tmp_path: Path) -> None:
+    """They are harmless in a file of torch.save, and no loader reads them here."""
+    path = tmp_path / "m.pt"
+    path.write_bytes(pickled(MODULE.replace(b"\x89", UNKNOWN[name])))
+    with pytest.raises(RuntimeError):
+        torch.jit.load(path)
+    with open_checkpoint(path) as checkpoint:
+        assert [*checkpoint.globals] == [name]
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize")
+@pytest.mark.parametrize("dtype", [torch.quint4x2, torch.quint2x4])
+def test_several_elements_in_a_byte(dtype: torch.dtype, tmp_path: Path) -> None:
+    """torch.jit.save writes them, and torch.jit.load asks for as many bytes as there are elements."""
+    quantized = torch.quantize_per_channel(torch.ones(2, 8), torch.ones(2), torch.zeros(2), 0, dtype)
+    path = tmp_path / "m.pt"
+    torch.jit.save(torch.jit.script(Holder(w=quantized)), path)
+    with pytest.raises(RuntimeError, match="require a storage of at least"):
+        torch.jit.load(path)
+    with open_checkpoint(path) as checkpoint:
+        failed = [finding for finding in bytes_(Subject(checkpoint)) if finding.level == "fail"]
+    assert [finding.kind for finding in failed] == [Kind.NOT_LOADED]
 
 
 QUANTIZED = ("qint8", "quint8", "qint32", "quint4x2", "quint2x4")

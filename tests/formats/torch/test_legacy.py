@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from ptsave.core.finding import Kind
 from ptsave.errors import CorruptError, PtsaveError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.torch.legacy import MAGIC_NUMBER, PROTOCOL_VERSION
+from ptsave.verbs.checks.bytes import bytes_
+from ptsave.verbs.checks.subject import Subject
 from tests.attacks import torch_files as tf
 from tests.formats.torch_reading import assert_holds, assert_same, packaged
 
@@ -249,3 +252,16 @@ def test_keys_of_other_types_are_other_storages(other: Any, tmp_path: Path) -> N
     path.write_bytes(tf.legacy(root, ("0", other), [(4, tf.FOUR), (4, OTHER)]))
     with open_checkpoint(path) as checkpoint:
         assert_holds(checkpoint, torch.load(path, weights_only=False))
+
+
+@pytest.mark.parametrize("value", [torch.ones(3).untyped_storage(), torch.ones(3, dtype=torch.float8_e5m2)])
+def test_untyped_storages_are_read_and_get_no_yes(value: Any, tmp_path: Path) -> None:
+    """torch.save writes them in this format, and torch.load does not read them."""
+    path = tmp_path / "m.pt"
+    torch.save({"w": value}, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(AttributeError, match="dtype"):
+        torch.load(path, weights_only=False)
+    with open_checkpoint(path) as checkpoint:
+        failed = [finding.kind for finding in bytes_(Subject(checkpoint)) if finding.level == "fail"]
+        assert len(checkpoint.tensors) == 1
+    assert failed == [Kind.NOT_LOADED]
