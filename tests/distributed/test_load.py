@@ -17,6 +17,7 @@ from ptsave.storage.scan import tensor_digest
 from ptsave.storage.windows import FileStorage
 from tests.distributed.launch import environment, errors, ptsave, run_cases, torchrun
 from tests.distributed.models import write_models
+from tests.schemas import faults
 
 SOURCES = {"m.safetensors": (), "m.pt": (), "m.dcp": ("--format", "dcp"), "m.folder": ()}
 
@@ -95,6 +96,7 @@ def test_the_command_prints_once(studio: Path, config: str, kind: str) -> None:
     done = torchrun(2, "load", "m.dcp", "-c", config, "--json", "--outputs", "o.safetensors", cwd=studio)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
+    assert faults(result, "load") == []
     assert (result["num_tensors"], result["mesh"], result["missing"]) == (23, {kind: 2}, [])
     assert (result["num_rank_bytes"] < result["num_bytes"]) == (kind == "dp")
     assert done.stderr == ""

@@ -15,6 +15,7 @@ import torch
 import ptsave as package
 from tests.distributed.launch import environment, errors, ptsave, torchrun
 from tests.distributed.models import CODE, write_models
+from tests.schemas import faults
 from tests.sign.keys_made import write_pair
 
 pytestmark = pytest.mark.slow
@@ -41,6 +42,7 @@ def verify(studio: Path, path: str, config: str, *more: str, code: int = 0) -> d
     done = torchrun(2, "verify", path, "-c", config, "--json", *more, cwd=studio)
     assert done.returncode == code, done.stderr
     result: dict[str, Any] = json.loads(done.stdout)
+    assert faults(result, "verify") == []
     assert result["verdict"] == ("no" if code else "yes"), result
     return result
 

@@ -14,6 +14,7 @@ import ptsave
 from ptsave.errors import RefusedError, UsageError
 from ptsave.export.onnx import check_installed
 from tests.export.conftest import Prepare
+from tests.schemas import faults
 from tests.support import Command
 
 X = '[inputs.x]\nshape = ["batch=4", 6]'
@@ -27,6 +28,7 @@ def test_a_pt2_computes_what_the_model_does(prepare: Prepare, ptsave_here: Comma
     checkpoint, config = prepare("Mlp", X)
     done = ptsave_here("convert", checkpoint, "model.pt2", "-c", config, "--json")
     result = json.loads(done.stdout)
+    assert faults(result, "convert") == []
     assert result["format"] == "pt2"
     assert result["proof"]["verdict"] == "yes"
     places = [f["where"] for f in result["proof"]["findings"] if f["check"] == "behaviour"]
