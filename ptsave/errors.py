@@ -103,7 +103,7 @@ class PtsaveError(Exception):
     hint = _Spelled()
 
     def __init__(self, what: Text, where: Text = "", hint: Text = "", **details: object) -> None:
-        """What is wrong, where, and what to do next; `details` go into the JSON (`missing`, …)."""
+        """Say `what` is wrong, `where`, and what to do next, the `hint`; `details` go into the JSON."""
         super().__init__(what)
         self.what = what
         self.where = where

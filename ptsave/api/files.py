@@ -63,13 +63,13 @@ def inspect(
     stats: bool = False,
     diff: PathLike | None = None,
 ) -> Any:
-    """Say what is in a checkpoint of any format or a run's folder, running none of it; of several, a list.
+    """Say what is in `paths`, checkpoints of any format or runs' folders, running none of it; a list of all.
 
     The result has `num_tensors`, `num_elements`, `num_bytes`, `rows` (of the tensors that fit a glob of
-    `filter`, sorted by "file", "name", "size" or "dtype", at most `limit`), `data`, `globals`, `record`,
-    `training`, `left_out` and `notes`; of a run, `checkpoints` and `latest`; of a plain folder, `checkpoints`
-    and `others`. With `stats` every one of these tensors is read, and `stats` has its least, largest and mean
-    values and so on.
+    `filter`, in the order `sort`: "file", "name", "size" or "dtype"; at most `limit`), `data`, `globals`,
+    `record`, `training`, `left_out` and `notes`; of a run, `checkpoints` and `latest`; of a plain folder,
+    `checkpoints` and `others`. With `stats` every one of these tensors is read, and `stats` has its least,
+    largest and mean values and so on.
 
     With `diff`, a second checkpoint, it says what differs between the two: `is_same`, `only_in_a`,
     `only_in_b`, `different` (tensors in both), `ties_broken`, `data_changed` and so on.
@@ -128,7 +128,7 @@ def convert(
     opset: int | None = None,
     lock: PathLike | None = None,
 ) -> Conversion:
-    """Write the tensors of all paths but the last to the last one, in its format; say what became of them.
+    """Write the tensors of all `paths` but the last to the last one, in its format; say what became of them.
 
     The suffix of the last path chooses the format, or `format` names it. `select` takes a part ("model",
     "optimizer" or a dotted key), `only` and `drop` are globs of names, `strip_prefix` ("auto": what wrappers
@@ -139,13 +139,18 @@ def convert(
     `sign_only`, until `expires` (YYYY-MM-DD); the signature goes into the record, and into the file
     `signature`; `bundle` is a file for a signature of the files that are written, as OpenSSF has them.
     Sources that a `ptsave.lock` pins, that of the current folder or the one that `lock` names, must be what
-    was approved. With `dry_run` nothing is written. The result has `num_tensors`, `num_bytes`, `dropped`,
-    `renamed`, `dense`, `signed_by`, `notes` and `not_copied` (files beside the sources, such as a
-    tokenizer's).
+    was approved. With `dry_run` nothing is written.
+
+    `overwrite` replaces an old destination. `shard_size` is the most bytes (a number, or "5GB") in one file
+    of a sharded format. `digest` names the algorithm of the recorded digests ("xxh3_128", "blake3",
+    "sha256"), `no_record` leaves the record out, and `no_check` does not read back what was written. The
+    result has `num_tensors`, `num_bytes`, `dropped`, `renamed`, `dense`, `signed_by`, `notes` and
+    `not_copied` (files beside the sources, such as a tokenizer's).
 
     With a `config` and a last path that ends in `.pt2` or `.onnx`, the model of the config is filled and
     exported (`opset`: of ONNX's operators). The program runs beside the model before it gets its name, and
-    `proof` is what was found.
+    `proof` is what was found. `set` overrides values of the config ("model.args.hidden_size=64"), and the
+    model's class is imported from the folder `app_dir` first, else from the current one.
 
     Raises: UsageError; LossyError and other RefusedErrors, and there is no destination then, or the old one;
     UnreadableError for a source.
@@ -240,7 +245,7 @@ def verify(
     set: Names = (),
     app_dir: PathLike | None = None,
 ) -> Verdict:
-    """Give a verdict on a checkpoint, or on the folder of a run: same bytes, same keys, same behaviour.
+    """Give a verdict on the checkpoint, or the folder of a run, at `path`: same bytes, keys and behaviour.
 
     The options are those of `ptsave verify`, which lists the `checks`: without a `config` (or
     `trust_recorded`, as for `ptsave.load`) those that need a model are skipped, and named as that. `against`
@@ -249,6 +254,12 @@ def verify(
     beside those in the record, `rename` (pattern → text, as re.sub) makes the names that were signed of
     today's, and `only` are globs of the signed names that count. What a `ptsave.lock` pins, that of the
     current folder or the one that `lock` names, must be what was approved; `pin` approves what passes, there.
+
+    `close` accepts values of `against` within the tolerance of their dtypes. `allow` are globs of names that
+    the check "safe" accepts, `allow_infinite` of tensors that may hold infinities. `through` names the
+    formats that "roundtrip" goes through, `strict` counts warnings as failures, and `record` writes today's
+    behaviour into the checkpoint after a yes. `select` is the dotted key of the state dict, `device` where
+    the model runs. `set` overrides values of the config, and the class is imported from `app_dir` first.
 
     >>> verdict = ptsave.verify("model.pt", config="net.toml")
     >>> verdict.is_yes, verdict.because, verdict.findings

@@ -245,12 +245,12 @@ def load(
     min_coverage: float = 0.5,
     lock: PathLike | None = None,
 ) -> nn.Module:
-    """Load a model's weights strictly, from any checkpoint, and return the model.
+    """Load a model's weights strictly, from the checkpoint at `path` of any format, and return the model.
 
     With `model` they are copied into that module, which keeps its mode, its dtypes and, without `device`,
     its devices. Else the model is built first, in eval mode on `device` (the CPU): from the TOML `config`, or
     from the checkpoint's record, which names code to import: `trust_recorded` says that this may be done, or
-    of which names: a glob (`"pkg.mod.*"`) or several.
+    of which names: a glob (`"pkg.mod.*"`) or several. It is imported from the folder `app_dir` first.
 
     The model's state dict is found under well-known keys, or is the one under the dotted key `select`, and
     the prefixes of wrappers are removed from its names. Checksums and recorded digests are held on the way.

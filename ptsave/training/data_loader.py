@@ -56,7 +56,10 @@ class ResumableDataLoader(DataLoader[T_co]):
         seed: int | None = None,
         **options: Any,
     ) -> None:
-        """`seed` decides the orders and the randomness of all epochs; without one it is `generator`'s, or
+        """As torch's: batches of `batch_size` items of `dataset`, in another order each epoch with `shuffle`,
+        or in that of a sampler; `options` are all others that torch's has.
+
+        `seed` decides the orders and the randomness of all epochs; without one it is `generator`'s, or
         the one of `torch.manual_seed`. A `sampler` or `batch_sampler` is asked anew each epoch, with random
         numbers that depend on the seed and the epoch alone, and `set_epoch` called where there is one.
         One that is an iterator, or holds one, goes on where the last loop left it, and so it is good for one

@@ -90,7 +90,7 @@ class Checkpoints:
         keep_best: tuple[str, Literal["min", "max"]] | tuple[str, Literal["min", "max"], int] | None = None,
         keep_every: int | None = None,
     ) -> None:
-        """Nothing is written before the first save.
+        """Nothing is written to `folder` before the first save.
 
         `keep_last`: how many of the newest checkpoints stay, at least 1; by default all do. Beside them stay
         the best by `keep_best`, a metric, whether less or more of it is better and how many (1), and those
@@ -374,7 +374,7 @@ class Checkpoints:
     # --- leaving
 
     def on_signal(self, *numbers: int) -> None:
-        """From now on these signals (SIGTERM if none is named) only ask to stop: the next `save` leaves.
+        """From now on the signals `numbers` (SIGTERM without any) only ask to stop: the next `save` leaves.
 
         A loop that saves now and then asks `should_stop` at each step. The end of the `with` block, or
         `close`, gives the signals back. A second SIGINT is a KeyboardInterrupt. Where they go to all
