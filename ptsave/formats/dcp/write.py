@@ -362,9 +362,15 @@ def _flatten_value(
 
 
 def _is_terminal(value: list[Any]) -> bool:
-    """Whether torch keeps the list as one item: there is no tensor and no dict in it."""
+    """Whether the list is one item: there is no tensor in it, and no dict that holds anything.
+
+    So torch has it, which leaves empty dicts out: an item for each would make a list of values, which its
+    loaders look for as one item.
+    """
     return not any(
-        isinstance(item, (dict, TensorEntry)) or (isinstance(item, list) and not _is_terminal(item))
+        isinstance(item, TensorEntry)
+        or (isinstance(item, dict) and item)
+        or (isinstance(item, list) and not _is_terminal(item))
         for item in value
     )
 

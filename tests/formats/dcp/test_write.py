@@ -106,6 +106,16 @@ def test_the_items_are_those_that_torch_makes(tmp_path: Path) -> None:
     }
 
 
+def test_a_list_of_empty_dicts_is_one_item(tmp_path: Path) -> None:
+    """torch's loaders make a list of values one item; one item for each, and they find none."""
+    tree = {"w": torch.ones(2), "groups": [{}, [{}]], "mixed": [{}, {"lr": 1}, torch.ones(1)]}
+    write(checkpoint_of(tree), tmp_path / "f", WriteOptions())
+    dcp_to_torch_save(tmp_path / "f", tmp_path / "theirs.pt")
+    theirs = torch.load(tmp_path / "theirs.pt", weights_only=True)
+    assert theirs["groups"] == tree["groups"]
+    assert theirs["mixed"][:2] == tree["mixed"][:2]
+
+
 def test_a_training_checkpoint_makes_the_round_trip(tmp_path: Path) -> None:
     model, optimizer, state = training_state()
     write(checkpoint_of(state), tmp_path / "f", OPTIONS)
