@@ -133,8 +133,8 @@ def rewrite(
 
     `containers`: what is entered; all else is a leaf. `once`: whether what is shared stays shared, as it
     came out at its first path, so that the work is bounded by the data and not by its paths.
-    `keeps_cycles`: whether what holds itself does so in the copy. `keeps_scalars`: whether a list of plain
-    data, which may be long, is copied as it is. `where`: the name of `root` in errors.
+    `keeps_cycles`: whether what holds itself does so in the copy, if `once`. `keeps_scalars`: whether a list of
+    plain data, which may be long, is copied as it is. `where`: the name of `root` in errors.
 
     Raises: LimitError past MAX_DEPTH; LossyError for what holds itself where that is refused.
     """
@@ -145,7 +145,9 @@ def rewrite(
         if done and id(original) in done:
             made = done[id(original)][0]
             if made is _OPEN:
-                hint = "keep it out of its own contents"
+                if enter is not None and enter(path, CYCLE) is GONE:
+                    return GONE
+                hint = "keep it out of its own contents, or drop it"
                 raise LossyError(f"{dotted(path, where)!r} is a container that holds itself", "", hint)
             return made
         node = original if enter is None else enter(path, original)
@@ -157,6 +159,8 @@ def rewrite(
         is_list, is_tuple = isinstance(made, list), isinstance(node, tuple)
         if once and not (keeps_cycles and is_tuple):
             done[id(original)] = made if keeps_cycles else _OPEN, original
+        elif not once:
+            done[id(original)] = _OPEN, original
         is_plain = keeps_scalars and isinstance(node, (list, tuple)) and are_scalars(node)
         if is_plain:
             made += node
@@ -175,6 +179,8 @@ def rewrite(
             made = leave(path, node, made)
         if once:
             done[id(original)] = made, original
+        else:
+            del done[id(original)]
         return made
 
     return visit(root)
