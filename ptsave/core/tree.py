@@ -133,7 +133,7 @@ def rewrite(
 
     `containers`: what is entered; all else is a leaf. `once`: whether what is shared stays shared, as it
     came out at its first path, so that the work is bounded by the data and not by its paths.
-    `keeps_cycles`: whether what holds itself does so in the copy, if `once`. `keeps_scalars`: whether a list of
+    `keeps_cycles`: whether what holds itself does so in a copy made `once`. `keeps_scalars`: whether a list of
     plain data, which may be long, is copied as it is. `where`: the name of `root` in errors.
 
     Raises: LimitError past MAX_DEPTH; LossyError for what holds itself where that is refused.
