@@ -71,7 +71,6 @@ def pytest_collection() -> None:
 
 def pytest_collection_finish() -> None:
     """Have the garbage collector pass over the modules and tests, half a million objects that stay."""
-    gc.collect()
     gc.freeze()
     gc.enable()
 

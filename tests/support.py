@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -27,6 +27,6 @@ def examples(number: int) -> int:
     return -(-number // 10) if is_quick else number
 
 
-def some(places: Sequence[T]) -> Sequence[T]:
-    """Return the places of a file to damage: every fifth where only the fast tests run."""
-    return places[::5] if is_quick else places
+def some(cases: Iterable[T], step: int = 5) -> Sequence[T]:
+    """Return the cases, or places of a file, to try: one in `step` where only the fast tests run."""
+    return [*cases][::step] if is_quick else [*cases]

@@ -136,6 +136,7 @@ def test_every_block_of_python_compiles(pages: dict[Path, str]) -> None:
         compile(block, str(page), "exec")
 
 
+@pytest.mark.slow
 def test_the_site_is_built_without_a_warning(root: Path, tmp_path: Path, clean_env: dict[str, str]) -> None:
     """Every page is in it and in its navigation, and nothing is fetched from elsewhere when it is read."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path / "site")]

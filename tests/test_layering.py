@@ -49,8 +49,9 @@ def _prints(node: ast.AST) -> bool:
         return False
     if _called(node) in ("print", "echo", "secho", "pprint"):
         return True
-    function = ast.unparse(node.func)
-    return function.startswith(("sys.stdout.", "sys.stderr.")) and _called(node) in ("write", "writelines")
+    if _called(node) not in ("write", "writelines"):
+        return False
+    return ast.unparse(node.func).startswith(("sys.stdout.", "sys.stderr."))
 
 
 def _imports_by_name(node: ast.AST) -> bool:

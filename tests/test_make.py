@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import ptsave
-from tests.support import Command
+from tests.support import Command, some
 
 Shell = subprocess.CompletedProcess[str]
 
@@ -80,7 +80,7 @@ def test_make_converts_again_only_when_the_source_is_newer(make, converted: byte
     assert load_file(tmp_path / "weights.safetensors").keys() == {"weight"}
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "html"])
+@pytest.mark.parametrize("damage", some(["truncated", "flipped", "empty", "html"]))
 def test_make_stops_and_keeps_the_old_file(damage: str, make, converted: bytes, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     source = tmp_path / "weights.pt"
     data = bytearray(source.read_bytes())
@@ -109,6 +109,7 @@ def test_make_stops_and_keeps_the_old_file(damage: str, make, converted: bytes, 
     ]
 
 
+@pytest.mark.slow
 def test_make_verifies_and_says_yes_and_no(make, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     assert make("weights.safetensors.verified").returncode == 0
     (tmp_path / "weights.safetensors.verified").unlink()

@@ -53,6 +53,7 @@ def test_the_wheel_says_what_it_is(wheel: zipfile.ZipFile) -> None:
     assert dict(scripts["pytest11"]) == {"ptsave": "ptsave.pytest_plugin"}
 
 
+@pytest.mark.slow
 def test_the_console_script_and_the_module_are_the_same_program(
     ptsave: Command, clean_env: dict[str, str]
 ) -> None:

@@ -1,15 +1,16 @@
-"""The pytest plugin, in a pytest of its own: a yes, a no with its findings, and recording anew."""
+"""The pytest plugin, in a run of pytest: a yes, a no with its findings, and recording anew."""
 
 from __future__ import annotations
 
-import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ptsave.verbs.signing import write_pin
 from tests.config.test_lock import PIN
+from tests.support import Command
 
 NET = """
 from torch import nn
@@ -22,7 +23,7 @@ class Net(nn.Module):
     def forward(self, x):
         return self.fc(x) * {factor}
 """
-CONFIG = '[model]\nclass = "net.Net"\n[inputs.x]\nshape = [2, 3]\n'
+CONFIG = '[model]\nclass = "net_of_suite.Net"\n[inputs.x]\nshape = [2, 3]\n'
 TEST = """
 def test_still_the_same(ptsave_verify):
     verdict = ptsave_verify("net.pt"{options})
@@ -31,25 +32,31 @@ def test_still_the_same(ptsave_verify):
 
 
 @pytest.fixture
-def suite(tmp_path: Path, clean_env: dict[str, str], root: Path) -> Path:
-    (tmp_path / "net.py").write_text(NET.format(factor=1))
+def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ptsave_here: Command) -> Iterator[Path]:
+    """A folder with a model, its config, its checkpoint and a test, as the current one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # two versions of a file within a second
+    (tmp_path / "net_of_suite.py").write_text(NET.format(factor=1))
     (tmp_path / "net.toml").write_text(CONFIG)
     (tmp_path / "test_net.py").write_text(TEST.format(options=', config="net.toml"'))
-    save = [sys.executable, "-m", "ptsave", "save", "net.toml", "net.pt", "-q"]
-    subprocess.run(save, cwd=tmp_path, env={**clean_env, "PYTHONPATH": str(root)}, check=True)
-    return tmp_path
+    ptsave_here("save", "net.toml", "net.pt", "-q")
+    yield tmp_path
+    sys.modules.pop("net_of_suite", None)
 
 
-def test_in_a_suite(suite: Path, clean_env: dict[str, str], root: Path) -> None:
+def test_in_a_suite(suite: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def run(*flags: str) -> tuple[int, str]:
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "ptsave.pytest_plugin"]
-        env = {**clean_env, "PYTHONPATH": str(root), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-        done = subprocess.run([*command, *flags], cwd=suite, env=env, capture_output=True, text=True)
-        return done.returncode, done.stdout + done.stderr
+        for name in ("net_of_suite", "test_net"):
+            sys.modules.pop(name, None)
+        capfd.readouterr()
+        code = pytest.main(["-q", "-p", "ptsave.pytest_plugin", f"--rootdir={suite}", *flags])
+        return int(code), "".join(capfd.readouterr())
 
     assert run()[0] == 0
     before = (suite / "net.pt").read_bytes()
-    (suite / "net.py").write_text(NET.format(factor=2))
+    (suite / "net_of_suite.py").write_text(NET.format(factor=2))
     code, said = run()
     assert code == 1, said
     assert "net.pt: " in said

@@ -52,6 +52,7 @@ def terabyte(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder_of(SHAPE, tmp_path_factory.mktemp("scale") / "ckpt")
 
 
+@pytest.mark.slow
 def test_the_files_hold_a_terabyte_and_take_no_room(terabyte: Path) -> None:
     stats = [path.stat() for path in terabyte.glob("*.distcp")]
     assert len(stats) == 256
@@ -60,6 +61,7 @@ def test_the_files_hold_a_terabyte_and_take_no_room(terabyte: Path) -> None:
         assert sum(stat.st_blocks * 512 for stat in stats) < 256 * MIB
 
 
+@pytest.mark.slow
 def test_inspect_lists_it(terabyte: Path, ptsave: Ptsave) -> None:
     found = json.loads(ptsave("inspect", "--json", terabyte).stdout)
     assert found["format"] == "dcp"
@@ -67,6 +69,7 @@ def test_inspect_lists_it(terabyte: Path, ptsave: Ptsave) -> None:
     assert 0.99 * 2**40 < found["num_bytes"] <= 2**40
 
 
+@pytest.mark.slow
 def test_inspect_takes_little_memory(terabyte: Path, tmp_path: Path) -> None:
     def peak(folder: Path) -> int:
         argv = [sys.executable, "-m", "ptsave", "inspect", "--json", str(folder)]
@@ -94,6 +97,7 @@ print(json.dumps({"reads": after[0] - before[0], "grown_kib": after[1] - before[
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="only Linux counts a process's reads")
 def test_a_rank_s_plan_takes_few_reads_and_little_memory(terabyte: Path, root: Path) -> None:
     argv = [sys.executable, "-c", PLAN, str(terabyte)]

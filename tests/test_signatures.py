@@ -191,6 +191,7 @@ def test_signing_reads_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sorted(read) == plain
 
 
+@pytest.mark.slow
 def test_it_is_small_for_many_tensors(tmp_path: Path) -> None:
     secret, public = write_pair(tmp_path, "k")
     sizes = []

@@ -41,6 +41,7 @@ def test_a_reader_that_has_what_it_wanted(many: Path) -> None:
     assert to_nobody("inspect", many) == (0, "")
 
 
+@pytest.mark.slow
 def test_a_verdict_is_the_same_without_a_reader(many: Path) -> None:
     assert to_nobody("verify", many, "--checks", "finite", "--quiet") == (1, "")
     assert to_nobody("verify", many, "--checks", "bytes", "--quiet") == (0, "")

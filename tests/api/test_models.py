@@ -39,6 +39,7 @@ def model() -> SimpleNet:
 # --- import -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_import_and_open_need_neither_torch_nor_numpy(tmp_path: Path, model: nn.Module) -> None:
     ptsave.save(tmp_path / "m.pt", {"epoch": 3, "model": model.state_dict()})
     code = f"""

@@ -208,6 +208,7 @@ def test_walk_says_where_a_container_holds_itself(once: bool) -> None:
     assert walked(loop, once=once)[-1] == ("a.1", CYCLE)
 
 
+@pytest.mark.slow
 def test_walk_is_as_deep_as_the_data() -> None:
     root: Any = "end"
     for _ in range(100_000):

@@ -139,6 +139,7 @@ def test_a_program_needs_a_config_with_inputs(prepare: Prepare, ptsave_here: Com
     assert "--config would not be used" in done.stderr
 
 
+@pytest.mark.slow
 def test_an_onnx_model_computes_what_the_model_does(
     prepare: Prepare, ptsave_here: Command, tmp_path: Path
 ) -> None:

@@ -30,6 +30,7 @@ def test_a_named_size_stays_open_even_where_the_example_is_one() -> None:
     assert program.bounds["batch"][1] is None
 
 
+@pytest.mark.slow
 def test_a_size_whose_example_is_the_largest_possible_stays_open_up_to_it() -> None:
     model = TinyTransformer(64, 32, 4, 1, 16, 0.1)
     tokens = {"shape": ["batch=2", "tokens=16"], "dtype": "int64", "high": 64}

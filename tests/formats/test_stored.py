@@ -29,6 +29,7 @@ from ptsave.formats.stored import distinct, overlaps, with_source_checks
 from ptsave.formats.torch import write as torch_write
 from ptsave.storage.move import Move
 from tests.formats.write_cases import checkpoint_of
+from tests.support import some
 
 OPTIONS = WriteOptions(overwrite=True)
 MARK = b"\x11\x22\x33\x44" * 8
@@ -95,7 +96,7 @@ def flip_one_bit(path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize(("source", "change"), WAYS)
+@pytest.mark.parametrize(("source", "change"), some(WAYS))
 def test_one_flipped_bit_stops_the_conversion(tmp_path: Path, source: str, target: str, change: str) -> None:
     path = tmp_path / "source"
     SOURCES[source](checkpoint_of(marked_state()), path, OPTIONS)

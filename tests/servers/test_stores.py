@@ -107,6 +107,7 @@ def test_s3_completion_that_replaces(one_s3: S3) -> None:
     assert one_s3.get("a") == b"a"
 
 
+@pytest.mark.slow
 def test_s3_race(s3: S3) -> None:
     client = s3_client(s3.server.url)
     told: list[int | str] = []

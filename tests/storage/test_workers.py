@@ -90,6 +90,7 @@ def test_what_is_no_number_of_threads_is_refused(text: str, monkeypatch: pytest.
         use_cores(monkeypatch, 2, PTSAVE_THREADS=text)
 
 
+@pytest.mark.slow
 def test_convert_takes_little_memory_and_writes_the_same_on_any_number_of_threads(
     tmp_path: Path, clean_env: dict[str, str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -48,6 +49,7 @@ def test_a_sound_training_checkpoint(workshop: Workshop) -> None:
     ) in outcome.found("resume", "ok")
 
 
+@pytest.mark.slow
 def test_layers_registered_in_another_order_since(workshop: Workshop) -> None:
     """The weights fit by name and the model behaves; the optimizer's states would go to others."""
     prepare(workshop)

@@ -28,6 +28,7 @@ from ptsave.models.weights.sharded import tensors_in
 from ptsave.training.items import flatten, named
 from ptsave.training.runs.snapshot import HostMemory
 from ptsave.verbs.checks.resume import resumable
+from tests.support import some
 
 State = dict[str, Any]
 
@@ -250,7 +251,7 @@ def stepped(name: str) -> ptsave.TrainingState:
     return ptsave.TrainingState(model=model, optimizer=optimizer)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", some(OPTIMIZERS))
 def test_an_optimizer_of_another_kind_is_refused(name: str) -> None:
     saved = stepped(name).state_dict()
     for other in OPTIMIZERS:
@@ -909,6 +910,7 @@ def a_lattice() -> Any:
 
 
 ENDLESS = [a_list_in_itself, a_dict_in_itself, a_tuple_in_itself, a_lattice]
+KEYS = some(["unknown", "mine_state_dict", "optimizer_state_dict", "model_state_dict"])
 
 
 class Holds:
@@ -925,7 +927,7 @@ class Holds:
 
 
 @pytest.mark.parametrize("make", ENDLESS)
-@pytest.mark.parametrize("key", ["unknown", "mine_state_dict", "optimizer_state_dict", "model_state_dict"])
+@pytest.mark.parametrize("key", KEYS)
 def test_data_of_a_file_that_has_no_end(make: Callable[[], Any], key: str, tmp_path: Path) -> None:
     model, optimizer, state = trained()
     parts = {"model": model, "optimizer": optimizer, "mine": Holds(1)}
@@ -1078,6 +1080,7 @@ def test_a_shared_container_is_one_in_the_snapshot(tmp_path: Path) -> None:
     assert found["a"] is found["b"][1]
 
 
+@pytest.mark.slow
 def test_data_that_is_100000_deep(tmp_path: Path) -> None:
     deep = b"]" * 100_000 + b"a" * 99_999
     pickled = b"\x80\x02}(X\x04\x00\x00\x00stepK\x01X\x04\x00\x00\x00deep" + deep + b"u."

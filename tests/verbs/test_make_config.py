@@ -21,6 +21,7 @@ from ptsave.cli.main import run
 from ptsave.config.toml import load_config
 from ptsave.errors import UnsafeError, UsageError
 from ptsave.verbs.make_config import from_transformers
+from tests.support import some
 
 ROOT = Path(__file__).parents[2]
 SMALL: dict[str, Any] = {"vocab_size": 40, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -43,7 +44,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("place", ["folder", "folder/model.safetensors"])
+@pytest.mark.parametrize("place", some(["folder", "folder/model.safetensors"]))
 def test_from_the_config_json_of_transformers(
     kind: str, place: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

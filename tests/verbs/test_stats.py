@@ -15,6 +15,7 @@ from ptsave.core.dtypes import BY_NAME, TABLE
 from ptsave.core.nodes import TensorEntry, contiguous_strides
 from ptsave.core.storage import BLOCK_BYTES, MemoryStorage, Storage
 from ptsave.verbs.stats import TensorStats, non_finite, stats
+from tests.support import some
 
 
 def entry_of(tensor: torch.Tensor) -> TensorEntry:
@@ -183,7 +184,7 @@ def test_tied_tensors_are_read_once() -> None:
     assert storage.was_read == 32
 
 
-@pytest.mark.parametrize("dtype", [d for d in TABLE if d.is_float], ids=repr)
+@pytest.mark.parametrize("dtype", some(d for d in TABLE if d.is_float), ids=repr)
 def test_every_bad_pattern_is_found_alone_and_no_good_one_is(dtype) -> None:
     """Each pattern stands alone, last, in a tensor of zeros (ones for e8m0, which has no zero)."""
     complex_parts = 2 if dtype.kind == "complex" else 1

@@ -442,6 +442,7 @@ def test_hostile_trees_are_described_in_bounded_time(what: str) -> None:
     assert time.process_time() - started < 30  # unbounded, it would take minutes
 
 
+@pytest.mark.slow
 def test_a_deep_tree_is_given_up() -> None:
     tree: dict[str, Any] = {}
     inner = tree

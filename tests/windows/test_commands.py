@@ -49,6 +49,7 @@ def every_way() -> None:
             assert run(["verify", f"{source} {target}", "--quiet"]) == 0
 
 
+@pytest.mark.slow
 def test_every_format_becomes_every_other_and_replaces_itself(
     tmp_path: Path, weights: dict[str, torch.Tensor]
 ) -> None:
@@ -75,6 +76,7 @@ def reports() -> None:
     assert run(["inspect", "none.pt"]) == 3
 
 
+@pytest.mark.slow
 def test_a_console_without_unicode_and_reports_with_it(
     tmp_path: Path, weights: dict[str, torch.Tensor]
 ) -> None:
@@ -109,6 +111,7 @@ def held() -> None:
         assert run(["convert", "m.pt", "copy.pt"]) == 0
 
 
+@pytest.mark.slow
 def test_what_somebody_has_open_is_refused_before_anything_is_written(
     tmp_path: Path, weights: dict[str, torch.Tensor]
 ) -> None:
@@ -191,6 +194,7 @@ def deep_folders() -> None:
     assert run(["verify", "m.pt", "--report", os.path.join(deep, "report.json"), "--quiet"]) == 0
 
 
+@pytest.mark.slow
 def test_a_path_of_any_length_is_read_and_written(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
     on_windows(deep_folders, tmp_path)
     assert sum("copy-" in name for name in files_in(tmp_path)) == 8
@@ -227,6 +231,7 @@ def unpacked() -> None:
         assert run(["convert", name, "out.safetensors", "--overwrite", "--quiet"]) == 0, name
 
 
+@pytest.mark.slow
 def test_what_is_compressed_is_unpacked_into_a_file_that_goes(
     tmp_path: Path, weights: dict[str, torch.Tensor]
 ) -> None:
@@ -281,6 +286,7 @@ def failing() -> None:
     assert sorted(os.listdir()) == [".failing.py", "damaged.pt", "m.pt"]
 
 
+@pytest.mark.slow
 def test_what_fails_leaves_nothing(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
     data = bytearray((tmp_path / "m.pt").read_bytes())
     data[len(data) // 2] ^= 1

@@ -19,7 +19,7 @@ from ptsave.errors import LimitError, LossyError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.kinds import scattered
 from ptsave.formats.kinds.dense import Densifier, can_be_dense
-from tests.support import examples
+from tests.support import examples, some
 
 Make = Callable[[], torch.Tensor]
 
@@ -90,7 +90,7 @@ LAYOUTS: dict[str, Callable[[torch.dtype], torch.Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", some(LAYOUTS))
 @pytest.mark.parametrize("is_small", [False, True])
 def test_sparse(layout: str, is_small: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if is_small:  # many windows, many pieces

@@ -358,6 +358,7 @@ def varint(number: int) -> bytes:
     return made + bytes([number])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cap", "made"),
     [

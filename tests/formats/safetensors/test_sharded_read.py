@@ -237,6 +237,7 @@ def test_what_is_refused(
         open_checkpoint(folder)
 
 
+@pytest.mark.slow
 def test_200_shards_of_a_tebibyte_open_at_once(tmp_path: Path) -> None:
     count, per_shard = 200, 100
     num_bytes = 2**40 // count // per_shard // 4 * 4

@@ -60,6 +60,7 @@ def test_files_of_packages() -> None:
             assert_holds(checkpoint, torch.load(path, map_location="cpu", weights_only=True))
 
 
+@pytest.mark.slow
 def test_a_long_pickle_is_read_in_pieces(tmp_path: Path) -> None:
     tree = {f"layer.{i}.{'x' * (i % 300)}": torch.full((1,), i) for i in range(3000)}
     expected = save(tmp_path / "a.pth", tree)

@@ -96,6 +96,7 @@ print(*(name for name in ("sympy", "torch._dynamo") if name in sys.modules))
 """
 
 
+@pytest.mark.slow
 def test_a_load_through_code_that_computes_does_not_import_the_compiler(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-c", LOADING, tmp_path / "m.pt"], capture_output=True, text=True, check=False

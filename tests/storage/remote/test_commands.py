@@ -81,6 +81,7 @@ def test_looking_into_a_file_takes_few_requests_and_bytes(
         assert server.num_bytes_out <= num_bytes - tensors + 65_536
 
 
+@pytest.mark.slow
 def test_shards_are_opened_side_by_side(server: Server) -> None:
     """With 50 ms on each of some 50 requests, one after the other would take 2.5 seconds."""
     with server.faulty(faults.delay(0.05)):

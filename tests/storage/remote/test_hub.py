@@ -148,6 +148,7 @@ def test_a_repository_takes_its_commit_and_its_list_and_one_for_each_file(at_hub
     assert len(requests(at_hub)) == 4  # commit, list, link, first block
 
 
+@pytest.mark.slow
 def test_a_folder_of_200_shards_takes_two_requests_a_shard(at_hub: Hub) -> None:
     files, tensors = shards(200)
     at_hub.create(REPO, files)

@@ -92,6 +92,7 @@ def test_each_byte_that_is_read_in_order_is_asked_for_once() -> None:
     assert len(source.asked) <= SIZE // 2 // 4096 + 2
 
 
+@pytest.mark.slow
 def test_reading_one_by_one_takes_time_in_proportion() -> None:
     """Though something is left of each piece, so that all are kept."""
 

@@ -568,6 +568,7 @@ def test_any_kind_of_state_comes_back_from_the_host_copy(tmp_path: Path) -> None
         assert torch.equal(loaded["dtypes"][name], tensor)
 
 
+@pytest.mark.slow
 def test_whatever_happens_the_last_good_one_is_resumed(tmp_path: Path) -> None:
     """Random lives of a run: saves, restarts and damage, as long as two good ones are left."""
     chance = random.Random(0)

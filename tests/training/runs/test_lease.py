@@ -44,6 +44,7 @@ def put_other(store: Store, **changed: object) -> None:
     store.put(KEY, json.dumps(OTHER | changed).encode())
 
 
+@pytest.mark.slow
 def test_of_eight_creators_one_has_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """As eight machines see it: what is renewed is alive, and nothing else is known."""
     monkeypatch.setattr(system, "machine", lambda: "")

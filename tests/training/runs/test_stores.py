@@ -271,6 +271,7 @@ def _after(pattern: str, fault: Fault) -> Fault:
     return happens
 
 
+@pytest.mark.slow
 def test_the_step_waits_for_the_copy_and_not_for_the_store(one_s3: S3) -> None:
     state = Weights(LARGE)
     with Checkpoints(run_of(one_s3)) as keeper:
