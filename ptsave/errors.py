@@ -23,7 +23,9 @@ A bug in ptsave is any other exception: exit 70. An interrupt is exit 130.
 
 from __future__ import annotations
 
+import re
 import shlex
+import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -32,6 +34,16 @@ EXIT_OK = 0
 EXIT_NO = 1
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
+
+
+_IS_WINDOWS = sys.platform == "win32"
+
+
+def quoted(text: str) -> str:
+    """`text` as one word of the shell at hand: to Windows' cmd, a single quote is a letter like others."""
+    if not _IS_WINDOWS:
+        return shlex.quote(text)
+    return text if re.fullmatch(r"[\w.:/\\=,+-]+", text) else '"' + text.replace('"', '\\"') + '"'
 
 
 class Option(NamedTuple):
@@ -51,7 +63,7 @@ class Option(NamedTuple):
     def flag(self) -> str:
         """`--select KEY.PATH`."""
         name = "-c" if self.key == "config" and self.value else f"--{self.key.replace('_', '-')}"
-        return f"{name} {shlex.quote(self.value)}" if self.value and isinstance(self.value, str) else name
+        return f"{name} {quoted(self.value)}" if self.value and isinstance(self.value, str) else name
 
     @property
     def argument(self) -> str:
@@ -215,6 +227,11 @@ LIBRARIES = ("torch", "numpy", "safetensors", "xxhash", "blake3", "isal", "rich"
 """What ptsave imports when it is needed."""
 
 
+def install(extra: str) -> str:
+    """The command that installs what an extra of ptsave needs."""
+    return f"pip install {quoted(f'ptsave[{extra}]')}"
+
+
 def not_installed(error: ImportError) -> RefusedError | None:
     """The error for one of LIBRARIES that is not there, or that cannot be imported here; None for another."""
     library = (error.name or "").partition(".")[0]
@@ -223,7 +240,7 @@ def not_installed(error: ImportError) -> RefusedError | None:
     what = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be imported: {error}"
     hint = f"pip install {library}"
     if library == "torch":
-        hint = "pip install 'ptsave[torch]'; pytorch.org/get-started has the smaller build for CPUs alone"
+        hint = f"{install('torch')}; pytorch.org/get-started has the smaller build for CPUs alone"
     problem = RefusedError(f"this needs {library}, which {what}", "", hint)
     problem.__cause__ = error
     return problem

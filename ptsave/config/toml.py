@@ -11,7 +11,7 @@ from ptsave.config.inputs import InputsSpec, parse_inputs
 from ptsave.config.model import ConfigPlace, ModelSpec, check_keys, expect, parse_model
 from ptsave.core.address import Location
 from ptsave.core.names import hint_for
-from ptsave.errors import LimitError, UsageError
+from ptsave.errors import LimitError, UsageError, quoted
 from ptsave.storage.opening import open_file
 
 if sys.version_info >= (3, 11):
@@ -165,11 +165,9 @@ def _parse_override(text: str) -> tuple[list[str], Any]:
         values = {}
     if len(values) != 1:
         word = bare.replace("\\", "\\\\").replace('"', '\\"')
-        raise UsageError(
-            f"{bare!r} is not a TOML value",
-            where,
-            f"""a string needs TOML's quotes inside the shell's: --set '{text[:equals].strip()}="{word}"'""",
-        )
+        text = quoted(f'{text[:equals].strip()}="{word}"')
+        hint = f"a string needs TOML's quotes inside the shell's: --set {text}"
+        raise UsageError(f"{bare!r} is not a TOML value", where, hint)
     return keys, values["value"]
 
 

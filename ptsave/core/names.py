@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from itertools import islice
 
-from ptsave.errors import Text, UsageError
+from ptsave.errors import Text, UsageError, quoted
 
 MAX_ROWS = 200
 """How many rows of a table a notebook shows; the result itself has all."""
@@ -50,7 +50,7 @@ def expect_matches(globs: Iterable[str], names: Iterable[str], where: Text) -> N
         if not any(fnmatch.fnmatchcase(name, glob) for name in names):
             wider = f"*{glob.strip('*')}*"
             is_wider = any(fnmatch.fnmatchcase(name, wider) for name in names)
-            hint = f"did you mean {wider!r}?" if is_wider else hint_for(glob, names)
+            hint = f"did you mean {quoted(wider)}?" if is_wider else hint_for(glob, names)
             raise UsageError(f"no name matches {glob!r}", where, hint)
 
 

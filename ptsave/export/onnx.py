@@ -15,7 +15,7 @@ from ptsave.core import record as records
 from ptsave.core.own_process import without_messages
 from ptsave.core.record import Digests
 from ptsave.core.values.digest import DEFAULT
-from ptsave.errors import RefusedError
+from ptsave.errors import RefusedError, install
 from ptsave.export.program import Program, flat_arguments, input_nodes
 from ptsave.export.target import RecordOf, Value
 from ptsave.formats import open_checkpoint
@@ -44,7 +44,7 @@ def check_installed() -> None:
         what = (
             f"exporting to ONNX needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not"
         )
-        raise RefusedError(f"{what} installed", "", "pip install 'ptsave[export]'")
+        raise RefusedError(f"{what} installed", "", install("export"))
 
 
 class OnnxTarget:

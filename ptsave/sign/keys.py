@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptsave.core.address import Address, Location
-from ptsave.errors import MissingFileError, Option, RefusedError, Text, UnreadableError, UsageError
+from ptsave.errors import MissingFileError, Option, RefusedError, Text, UnreadableError, UsageError, install
 from ptsave.storage import system
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def _loader() -> Any:
         from cryptography.hazmat.primitives import serialization
     except ImportError as error:
         what = "signatures need cryptography, which is not installed"
-        raise RefusedError(what, "", "pip install 'ptsave[sign]'") from error
+        raise RefusedError(what, "", install("sign")) from error
     return serialization
 
 

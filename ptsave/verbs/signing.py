@@ -4,7 +4,6 @@ for, and whether a checkpoint is what a `ptsave.lock` says was approved."""
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import Kind, first_names
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.record import Record
-from ptsave.errors import LossyError, MissingFileError, Option, RefusedError, Text, UsageError
+from ptsave.errors import LossyError, MissingFileError, Option, RefusedError, Text, UsageError, quoted
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions, digest_algorithm
 from ptsave.formats.writers import Writer
@@ -176,7 +175,7 @@ def _hold(checkpoint: Checkpoint, lock: Lock | None, read: Read) -> None:
     if lock is None:
         return
     where, named = str(checkpoint.path), ["--lock", str(lock.path)] if lock.is_named else []
-    approve = shlex.join(["ptsave", "verify", where, "--pin", *named])
+    approve = " ".join(map(quoted, ["ptsave", "verify", where, "--pin", *named]))
     pins = lock.pins_of(checkpoint)
     if not pins and lock.is_named:
         raise RefusedError(f"{lock.path} has no pin of it", where, f"to approve it: {approve}")

@@ -74,6 +74,8 @@ def reports() -> None:
     assert run(["convert", "m.pt", "cast.pt", "--dtype", "bfloat16", "--quiet"]) == 0
     assert run(["inspect", "m.pt", "--diff", "cast.pt"]) == 1
     assert run(["inspect", "none.pt"]) == 3
+    assert run(["inspect", "m.pt", "--filter", "bi"]) == 2
+    assert run(["convert", "m.pt", "new.pt", "--rename", "big"]) == 2
 
 
 @pytest.mark.slow
@@ -84,6 +86,8 @@ def test_a_console_without_unicode_and_reports_with_it(
     assert "Traceback" not in output
     assert "\\u" not in output
     assert "\n|- big" in output.replace("\r", "")
+    assert 'hint: did you mean "*bi*"?' in output
+    assert 'hint: for example --rename "^encoder=backbone"' in output
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["verdict"] == "yes"
     assert ElementTree.parse(tmp_path / "report.xml").getroot().tag == "testsuites"
     assert "</html>" in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -10,6 +10,7 @@ from itertools import zip_longest
 
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.parts.keys import Expected, role
+from ptsave.errors import quoted
 
 MAX_NAMES = 20_000
 """Names past which nothing is proposed."""
@@ -91,7 +92,7 @@ def _by_order(wanted: Mapping[str, Expected], found: Mapping[str, TensorEntry]) 
             return name
 
         if _fits(wanted, found, rename):
-            flags = " ".join(f"--rename '{pattern}={to}'" for pattern, to in renames)
+            flags = _flags(renames)
             return Proposal(flags, len(wanted), is_by_order=True)
     return None
 
@@ -169,6 +170,11 @@ def _numbers(where: str) -> list[int]:
     return [int(digits[:9]) for digits in _DIGITS.findall(where)]
 
 
+def _flags(renames: Renames) -> str:
+    """The rules as flags of `convert`, for the shell at hand: names come from a file."""
+    return " ".join(f"--rename {quoted(f'{pattern}={to}')}" for pattern, to in renames)
+
+
 def _modules(names: Iterable[str]) -> dict[str, dict[str, str]]:
     """Module → the last part of each of its names → the name."""
     modules: dict[str, dict[str, str]] = {}
@@ -197,9 +203,9 @@ def _candidates(wanted: list[str], found: list[str]) -> Iterator[tuple[str, Call
     pairs = Counter(_edges(missing, strange))
     for (old, new), _ in pairs.most_common(32):
         if old and not new and all(name.startswith(old) for name in strange):
-            yield f"--strip-prefix '{old}'", _strip(old)
+            yield f"--strip-prefix {quoted(old)}", _strip(old)
         pattern, to = f"^{re.escape(old)}", new.replace("\\", "\\\\")
-        yield f"--rename '{pattern}={to}'", _substitute(pattern, to)
+        yield _flags([(pattern, to)]), _substitute(pattern, to)
     yield from _roles(missing, strange)
     yield from _inner(missing, strange)
     yield from _shifts(wanted, found)
@@ -235,7 +241,7 @@ def _roles(missing: list[str], strange: list[str]) -> Iterator[tuple[str, Callab
             name = re.sub(pattern, to, name)
         return name
 
-    yield " ".join(f"--rename '{pattern}={to}'" for pattern, to in renames), rename
+    yield _flags(renames), rename
 
 
 def _inner(missing: list[str], strange: list[str]) -> Iterator[tuple[str, Callable[[str], str]]]:
@@ -248,7 +254,7 @@ def _inner(missing: list[str], strange: list[str]) -> Iterator[tuple[str, Callab
         for new in sorted(come, key=lambda part: abs(new_parts[part] - old_parts[old]))[:8]:
             pattern = rf"(^|\.){re.escape(old)}(?=\.|$)"
             to = rf"\1{new}"
-            yield f"--rename '{pattern}={to}'", _substitute(pattern, to)
+            yield _flags([(pattern, to)]), _substitute(pattern, to)
 
 
 def _shifts(wanted: list[str], found: list[str]) -> Iterator[tuple[str, Callable[[str], str]]]:
@@ -271,7 +277,7 @@ def _shifts(wanted: list[str], found: list[str]) -> Iterator[tuple[str, Callable
 def _shift(front: str, old: set[int], shift: int) -> tuple[str, Callable[[str], str]]:
     numbers = sorted(range(min(old), max(old) + 1), reverse=shift > 0)
     head = re.escape(front)
-    flag = " ".join(rf"--rename '^{head}{n}\.={front}{n + shift}.'" for n in numbers)
+    flag = _flags([(rf"^{head}{n}\.", f"{front}{n + shift}.") for n in numbers])
 
     def rename(name: str) -> str:
         for n in numbers:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ptsave.errors import CorruptError, LimitError, RefusedError, UnreadableError
+from ptsave.errors import CorruptError, LimitError, RefusedError, UnreadableError, install
 
 MAGIC = b"\x28\xb5\x2f\xfd"
 MAX_WINDOW_BYTES = 128 * 1024**2
@@ -38,7 +38,7 @@ def unpack(pieces: Iterator[bytes], where: str) -> Iterator[bytes]:
         raise RefusedError(
             "to read what is zstd-compressed takes a library that is not installed: zstandard",
             where,
-            "pip install 'ptsave[zst]'",
+            install("zst"),
         ) from None
     source = _Source(pieces, where)
     num_frames = 0

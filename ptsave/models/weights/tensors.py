@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import io
-import shlex
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
@@ -18,7 +17,7 @@ from ptsave.core.own_process import without_warnings
 from ptsave.core.tree import CYCLE, map_leaves, walk
 from ptsave.core.values.digest import DEFAULT
 from ptsave.core.values.resolved import resolved
-from ptsave.errors import LossyError
+from ptsave.errors import LossyError, quoted
 from ptsave.formats.kinds.objects import is_meta, is_nested, parameter_data, parts_by_name
 from ptsave.formats.kinds.quantized import integers_of, is_quantized, parameters
 from ptsave.formats.pickle.shapes import Payload
@@ -139,7 +138,7 @@ def _to_torch(value: Any, name: str, is_checked: bool) -> Any:
         copied.seek(value.tell())
         return copied
     if isinstance(value, (Opaque, Global)):
-        hint = f"`ptsave convert --drop {shlex.quote(name)}` leaves it out"
+        hint = f"`ptsave convert --drop {quoted(name)}` leaves it out"
         raise LossyError(f"{name!r} is a {value.name}, which is not plain data", "", hint)
     return value
 

@@ -11,7 +11,14 @@ from importlib import import_module
 from pathlib import Path
 
 from ptsave.core.address import Address
-from ptsave.errors import MissingFileError, OutOfReachError, RefusedError, UnreadableError, UsageError
+from ptsave.errors import (
+    MissingFileError,
+    OutOfReachError,
+    RefusedError,
+    UnreadableError,
+    UsageError,
+    install,
+)
 
 KINDS = {
     "http": "http.HttpStore",
@@ -188,7 +195,7 @@ def library(address: Address, extra: str) -> Iterator[None]:
         raise RefusedError(
             f"to read {address.scheme}:// takes a library that is not installed: {error.name}",
             str(address),
-            f"pip install 'ptsave[{extra}]'",
+            install(extra),
         ) from None
 
 

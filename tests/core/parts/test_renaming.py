@@ -7,6 +7,7 @@ import shlex
 
 import pytest
 
+from ptsave import errors
 from ptsave.core.dtypes import BY_NAME
 from ptsave.core.nodes import TensorEntry, contiguous_strides
 from ptsave.core.parts.keys import Expected, compare
@@ -175,3 +176,22 @@ def test_a_name_of_many_dots_is_compared_by_its_end() -> None:
 def test_nothing_is_proposed_for_names_beyond_a_cap() -> None:
     name = "a." * (MAX_CHARS // 2) + "fc.weight"
     assert propose({"fc.weight": Expected((1,), "float32")}, {name: entry(name)}) is None
+
+
+@pytest.mark.parametrize("front", ["x'; touch ran; '", "$(touch ran)", 'a"b c'])
+def test_a_proposal_is_safe_to_paste(front: str) -> None:
+    """Names come from a file, and a person puts the proposal into a shell."""
+    there = {f"{front}.{name}": shape for name, shape in NET.items()}
+    proposal = propose(expected(NET), found(there))
+    assert proposal is not None
+    assert apply(proposal.flag, there) == NET
+
+
+def test_a_proposal_for_windows_has_its_quotes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(errors, "_IS_WINDOWS", True)
+    there = {name.replace("proj", "fc"): shape for name, shape in NET.items()}
+    proposal = propose(expected(NET), found(there))
+    assert proposal is not None
+    assert proposal.flag == r'--rename "^fc\.=proj."'
+    assert errors.quoted("model.") == "model."
+    assert errors.install("torch") == 'pip install "ptsave[torch]"'
