@@ -133,8 +133,8 @@ def rewrite(
 
     `containers`: what is entered; all else is a leaf. `once`: whether what is shared stays shared, as it
     came out at its first path, so that the work is bounded by the data and not by its paths.
-    `keeps_cycles`: whether what holds itself does so in a copy made `once`. `keeps_scalars`: whether a list of
-    plain data, which may be long, is copied as it is. `where`: the name of `root` in errors.
+    `keeps_cycles`: whether what holds itself does so in a copy made `once`. `keeps_scalars`: whether a list
+    of plain data, which may be long, is copied as it is. `where`: the name of `root` in errors.
 
     Raises: LimitError past MAX_DEPTH; LossyError for what holds itself where that is refused.
     """
@@ -408,12 +408,14 @@ def with_arrays(root: Any) -> Any:
     """`root` with weights that are arrays of another library as tensors, each by itself as it was.
 
     An array is a weight where it lies in a container with arrays of floating-point numbers: generators of
-    random numbers and counters keep theirs. A tree without arrays is `root` itself.
+    random numbers and counters keep theirs. Where there is no tensor at all, every array is one but those of
+    generators. A tree without arrays is `root` itself.
     """
 
     def arrays_as_tensors(path: Sequence[Any], node: Any) -> Any:
         arrays = {key: tensor for key, item in items_of(node) if (tensor := _array(item)) is not None}
-        if not any(tensor.dtype.is_float for tensor in arrays.values()):
+        is_weights = any(tensor.dtype.is_float for tensor in arrays.values())
+        if not is_weights and (not arrays or has_tensors or _is_generator(node)):
             return node
         items = ((key, arrays.get(key, item)) for key, item in items_of(node))
         return with_items(node, items) if isinstance(node, dict) else type(node)(item for _, item in items)
@@ -421,28 +423,40 @@ def with_arrays(root: Any) -> Any:
     tensor = _array(root)
     if tensor is not None:
         return tensor
-    if not _holds_array(root):
+    has_arrays, has_tensors = _holds(root)
+    if not has_arrays:
         return root
     return rewrite(root, lambda path, leaf: leaf, enter=arrays_as_tensors, keeps_scalars=True)
 
 
-def _holds_array(root: Any) -> bool:
-    """Whether an array lies in containers, of which a small file may have millions: no paths are spelled."""
+def _is_generator(node: Any) -> bool:
+    """Whether it is the state of a generator of NumPy: `("MT19937", keys, …)`, `{"key": keys, "pos": 3}`."""
+    return "pos" in node if isinstance(node, dict) else any(type(item) is str for item in node)
+
+
+def _holds(root: Any) -> tuple[bool, bool]:
+    """Whether an array lies in containers, and whether a tensor or an object that may hold one does.
+
+    A small file may have millions: no paths are spelled.
+    """
     met: set[int] = set()
+    has_arrays = has_tensors = False
     pending: list[Iterable[Any]] = [(root,)]
-    while pending:
+    while pending and not (has_arrays and has_tensors):
         for node in pending.pop():
             if type(node) in _SCALAR_TYPES:
                 continue
-            if isinstance(node, Opaque):
-                if node.is_array:
-                    return True
+            if isinstance(node, TensorEntry):
+                has_tensors = True
+            elif isinstance(node, Opaque):
+                has_arrays = has_arrays or node.is_array
+                has_tensors = has_tensors or not (node.is_array or node.is_call_of_scalars)
             elif isinstance(node, (list, tuple, dict, Mapping)) and node and id(node) not in met:
                 met.add(id(node))
                 children = node if isinstance(node, (list, tuple)) else node.values()
                 if not are_scalars(children):
                     pending.append(children)
-    return False
+    return has_arrays, has_tensors
 
 
 def _array(value: Any) -> TensorEntry | None:

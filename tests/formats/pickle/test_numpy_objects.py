@@ -13,6 +13,7 @@ import torch
 import ptsave
 from ptsave.core.nodes import Opaque
 from ptsave.errors import CorruptError
+from ptsave.formats import open_checkpoint
 from ptsave.formats.pickle import inert
 from ptsave.formats.pickle.shapes import Payload
 from ptsave.formats.torch.objects import torch_shapes
@@ -121,3 +122,20 @@ def test_what_numpy_would_believe() -> None:
     assert b"i8" in plain
     with pytest.raises(CorruptError):
         inert.load(plain.replace(b"X\x02\0\0\0i8", b"X\x02\0\0\0O8"), 0, torch_shapes(), "test")
+
+
+def test_integers_are_weights_where_there_is_no_tensor(tmp_path: Path) -> None:
+    """But for the states of generators, which keep their arrays, as they do beside a tensor."""
+    generators = {
+        "old": np.random.RandomState(0).get_state(),
+        "new": np.random.Generator(np.random.MT19937(1)).bit_generator.state,
+    }
+    tree = {"ids": np.arange(3), "deep": {"mask": np.ones(2, bool)}, "generators": generators}
+    path = tmp_path / "a.pt"
+    torch.save(tree, path)
+    with open_checkpoint(path) as checkpoint:
+        assert [*checkpoint.tensors] == ["ids", "deep.mask"]
+        assert checkpoint.tensors["deep.mask"].dtype.name == "bool"
+    torch.save({**tree, "w": torch.ones(1)}, path)
+    with open_checkpoint(path) as checkpoint:
+        assert [*checkpoint.tensors] == ["w"]
