@@ -43,10 +43,8 @@ def _runs_at_import(tree: ast.Module) -> list[ast.AST]:
     return found
 
 
-def _prints(node: ast.AST) -> bool:
-    """Whether the node is a call of print, or of a method of sys.stdout or sys.stderr, or an echo."""
-    if not isinstance(node, ast.Call):
-        return False
+def _prints(node: ast.Call) -> bool:
+    """Whether the call is of print, or of a method of sys.stdout or sys.stderr, or an echo."""
     if _called(node) in ("print", "echo", "secho", "pprint"):
         return True
     if _called(node) not in ("write", "writelines"):
@@ -54,22 +52,21 @@ def _prints(node: ast.AST) -> bool:
     return ast.unparse(node.func).startswith(("sys.stdout.", "sys.stderr."))
 
 
-def _imports_by_name(node: ast.AST) -> bool:
-    """Whether the node imports a module named in the code, out of import-linter's sight."""
-    return (
-        isinstance(node, ast.Call)
-        and _called(node) in ("import_module", "__import__")
-        and any(isinstance(argument, ast.Constant) for argument in node.args[:1])
+def _imports_by_name(node: ast.Call) -> bool:
+    """Whether the call imports a module named in the code, out of import-linter's sight."""
+    return _called(node) in ("import_module", "__import__") and any(
+        isinstance(argument, ast.Constant) for argument in node.args[:1]
     )
 
 
 def faults(source: str, path: Path) -> list[str]:
     """What the file at `path` (relative to the package) does that its package may not."""
     package, tree = path.parts[0], ast.parse(source)
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     found = []
     if package != "render":
-        found += [f"{path}:{node.lineno} prints" for node in ast.walk(tree) if _prints(node)]
-    found += [f"{path}:{node.lineno} imports by name" for node in ast.walk(tree) if _imports_by_name(node)]
+        found += [f"{path}:{node.lineno} prints" for node in calls if _prints(node)]
+    found += [f"{path}:{node.lineno} imports by name" for node in calls if _imports_by_name(node)]
     if package not in MAY_IMPORT_NUMPY_AT_START:
         for node in _runs_at_import(tree):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

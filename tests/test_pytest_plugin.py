@@ -51,7 +51,9 @@ def test_in_a_suite(suite: Path, capfd: pytest.CaptureFixture[str]) -> None:
         for name in ("net_of_suite", "test_net"):
             sys.modules.pop(name, None)
         capfd.readouterr()
-        code = pytest.main(["-q", "-p", "ptsave.pytest_plugin", f"--rootdir={suite}", *flags])
+        # what that plugin collects at the end of each run is all of this process's garbage, five times
+        options = ["-q", "-p", "ptsave.pytest_plugin", "-p", "no:unraisableexception", f"--rootdir={suite}"]
+        code = pytest.main([*options, *flags])
         return int(code), "".join(capfd.readouterr())
 
     assert run()[0] == 0

@@ -134,6 +134,7 @@ def test_the_simulated_plan_is_what_torch_plans_for_a_rank() -> None:
     assert real.items == scale_torch.local_plan(shape, 2).items
 
 
+@pytest.mark.slow
 def test_torch_reads_what_the_simulation_wrote(terabyte: Path) -> None:
     figures = scale_torch.read(terabyte, 192)
     assert set(figures) == {"read_s", "plan_s"}

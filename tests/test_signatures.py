@@ -215,24 +215,26 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
         assert made[0].read_bytes() == made[1].read_bytes()
 
 
-def test_the_command_line(ptsave: Command, tmp_path: Path, root: Path) -> None:
+def test_the_command_line(ptsave_here: Command, tmp_path: Path, root: Path) -> None:
     secret, public = write_pair(tmp_path, "k", password="hunter2")
     config = root / "configs" / "simple_net.toml"
     env = {"PTSAVE_KEY_PASSWORD": "hunter2"}
-    ptsave("save", config, tmp_path / "a.pt", "--sign", secret, code=4)
+    ptsave_here("save", config, tmp_path / "a.pt", "--sign", secret, code=4)
     assert not (tmp_path / "a.pt").exists()
-    done = ptsave(
+    done = ptsave_here(
         "save", config, tmp_path / "a.pt", "--sign", secret, "--signature", tmp_path / "s", "--json", env=env
     )
     key_id = json.loads(done.stdout)["signed_by"][0]
-    done = ptsave(
+    done = ptsave_here(
         "convert", tmp_path / "a.pt", tmp_path / "b.safetensors", "--sign", secret, "--overwrite", env=env
     )
     assert f"signed by {key_id}" in done.stderr
-    done = ptsave("verify", tmp_path / "b.safetensors", "--signed-by", public, "--json")
+    done = ptsave_here("verify", tmp_path / "b.safetensors", "--signed-by", public, "--json")
     assert json.loads(done.stdout)["verdict"] == "yes"
     _, other = write_pair(tmp_path, "other")
-    done = ptsave("verify", tmp_path / "b.safetensors", "--signed-by", other, "--checks", "signature", code=1)
+    done = ptsave_here(
+        "verify", tmp_path / "b.safetensors", "--signed-by", other, "--checks", "signature", code=1
+    )
     assert f"it is signed by {key_id}" in done.stdout
 
 

@@ -39,6 +39,7 @@ def test_a_size_whose_example_is_the_largest_possible_stays_open_up_to_it() -> N
     assert program.bounds["tokens"][1] == 16
 
 
+@pytest.mark.slow
 def test_a_size_that_the_code_fixes_is_named_with_its_line() -> None:
     with pytest.raises(UsageError) as caught:
         export(FixedBatch(), spec(x={"shape": ["batch=4", 6]}))

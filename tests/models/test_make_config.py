@@ -53,6 +53,7 @@ def test_sizes_are_found(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["load", "w.pt", "-c", "m.toml"]) == 0
 
 
+@pytest.mark.slow
 def test_a_transformer(capsys: pytest.CaptureFixture[str]) -> None:
     model = TinyTransformer(vocab_size=30, d_model=24, num_heads=4, num_layers=3, max_length=9)
     torch.save({"state_dict": model.state_dict()}, "w.pt")

@@ -296,6 +296,7 @@ class Renewed(Infinite):
             yield (index + random.randrange(23) + int(torch.randint(23, ()))) % 23
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [Infinite, Renewed])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_sampler_without_an_end(sampler: type[Infinite], workers: int) -> None:

@@ -343,6 +343,7 @@ def test_an_unreadable_tensor_is_an_error_and_never_equal() -> None:
         diff(checkpoint_of({"t": torch.ones(2)}), Checkpoint("test", Path("test"), {"t": entry}))
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_tensors() -> None:
     a = checkpoint_of({"t": torch.zeros(64 * BLOCK_BYTES, dtype=torch.bfloat16)})
     b = checkpoint_of({"t": torch.ones(64 * BLOCK_BYTES, dtype=torch.bfloat16)})

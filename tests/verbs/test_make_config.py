@@ -8,14 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import (
-    BertConfig,
-    BertModel,
-    GPT2Config,
-    GPT2LMHeadModel,
-    T5Config,
-    T5ForConditionalGeneration,
-)
 
 from ptsave.cli.main import run
 from ptsave.config.toml import load_config
@@ -25,13 +17,26 @@ from tests.support import some
 
 ROOT = Path(__file__).parents[2]
 SMALL: dict[str, Any] = {"vocab_size": 40, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+
+def library() -> Any:
+    """transformers, which takes seconds to import: the worker that runs these tests does so."""
+    import transformers
+
+    return transformers
+
+
 MODELS = {
-    "bert": lambda: BertModel(
-        BertConfig(**SMALL, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)
+    "bert": lambda: library().BertModel(
+        library().BertConfig(
+            **SMALL, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
+        )
     ),
-    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**SMALL, n_embd=8, n_layer=2, n_head=2, n_positions=16)),
-    "t5": lambda: T5ForConditionalGeneration(
-        T5Config(
+    "gpt2": lambda: library().GPT2LMHeadModel(
+        library().GPT2Config(**SMALL, n_embd=8, n_layer=2, n_head=2, n_positions=16)
+    ),
+    "t5": lambda: library().T5ForConditionalGeneration(
+        library().T5Config(
             vocab_size=40, d_model=8, d_kv=4, d_ff=16, num_layers=2, num_heads=2, decoder_start_token_id=0
         )
     ),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from tests.windows.scene import linux_only, on_windows
 
 pytestmark = linux_only
@@ -129,11 +127,9 @@ def test_it_has_what_windows_has_and_no_more(tmp_path: Path) -> None:
     on_windows(platform, tmp_path)
 
 
-@pytest.mark.slow
 def test_what_is_open_or_mapped_is_not_replaced_removed_or_cut(tmp_path: Path) -> None:
     on_windows(open_files, tmp_path)
 
 
-@pytest.mark.slow
 def test_names_paths_and_texts_are_windows_own(tmp_path: Path) -> None:
     on_windows(names_and_texts, tmp_path)

@@ -137,7 +137,7 @@ def read(where: Address) -> None:
             pass
 
 
-@pytest.mark.parametrize("where_in", ["data", "head", "tail"])
+@pytest.mark.parametrize("where_in", some(["data", "head", "tail"]))
 @pytest.mark.parametrize(("layout", "rank", "number"), [(SMALL, 3, 0), (SMALL, 3, 7), (LARGE, 1, 1)])
 def test_damage_in_an_item_is_found_by_whoever_reads_it(
     bucket: S3, tmp_path: Path, layout: tuple[int, int, int, int], rank: int, number: int, where_in: str

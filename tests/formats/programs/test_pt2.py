@@ -14,8 +14,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._export.serde.schema import SCHEMA_VERSION
-from torch._export.serde.serialize import serialize
 
 from ptsave.cli import main
 from ptsave.core.nodes import Opaque
@@ -415,7 +413,11 @@ OLD_PLACES = ("state_dict.pt", "constants.pt", "example_inputs.pt", "state_dict.
 def test_what_torch_export_load_runs_of_the_layout_before_is_named(
     place: str, tmp_path: Path, ran: list[bool]
 ) -> None:
+    from torch._export.serde.schema import SCHEMA_VERSION
+
     path = tmp_path / "m.pt2"
+    from torch._export.serde.serialize import serialize  # seconds of imports for one line
+
     made = serialize(export(WithConstants(), path))
     parts = {
         "exported_program.json": made.exported_program,

@@ -376,8 +376,8 @@ def test_no_folder_to_unpack_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.slow
 @pytest.mark.parametrize("wrapper", ["gzip", "zstd", "xz", "tar", "zip", "zip deflated", "tar.gz"])
 def test_memory_does_not_grow_with_the_file(wrapper: str, tmp_path: Path) -> None:
-    """64 MiB of numbers that do not compress."""
-    torch.save({f"w{i}": torch.randn(1024, 1024) for i in range(16)}, tmp_path / "a.pt")
+    """32 MiB of numbers that do not compress."""
+    torch.save({f"w{i}": torch.randn(1024, 1024) for i in range(8)}, tmp_path / "a.pt")
     (tmp_path / "wrapped").write_bytes(WRAPPERS[wrapper]((tmp_path / "a.pt").read_bytes()))
     peaks = []
     for name in ("a.pt", "wrapped"):

@@ -168,6 +168,7 @@ def test_an_ill_conditioned_whole_excuses_no_module(workshop: Workshop) -> None:
 # --- the same environment -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_other_bits_in_the_same_environment_are_a_finding(shop: Workshop) -> None:
     shop.edit("net", "return self.down(F.gelu(self.up(x)))", "return (self.down(F.gelu(self.up(x))) * 3) / 3")
     outcome = shop.verify("net.safetensors", "--checks", "behaviour")

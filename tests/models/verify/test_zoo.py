@@ -156,6 +156,7 @@ def test_what_only_pt_holds(workshop: Workshop, model: str, key: str, inputs: st
     assert message.startswith("the format cannot hold the model")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "inputs"),
     [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -22,10 +22,11 @@ MANY = Verdict(
     tuple(Departure(f"layer.{i}", 0, "Linear", 1e-9 * 1.01**i) for i in range(3000)),
 )
 
-needs_browser = pytest.mark.skipif(
-    not IS_THERE,
-    reason="NOT RUN, nothing was seen: needs chromium and chromedriver (Debian: chromium-driver)",
-)
+
+def needs_browser(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test that looks at the page; a browser takes longer to start than the fast tests have."""
+    why = "NOT RUN, nothing was seen: needs chromium and chromedriver (Debian: chromium-driver)"
+    return pytest.mark.slow(pytest.mark.skipif(not IS_THERE, reason=why)(test))
 
 
 @pytest.fixture(scope="module")
