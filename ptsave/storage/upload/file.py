@@ -170,8 +170,10 @@ class UploadFile(SentFile):
             self._known.add(number)
             self._num_held += 1
             num_bytes = min(self._part_bytes, self.num_bytes - number * self._part_bytes)
-            is_full = num_bytes == self._part_bytes
-            buffer = self._free.pop() if is_full and self._free else bytearray(num_bytes)
+            buffer = self._free.pop() if self._free else bytearray(num_bytes)
+            if len(buffer) != num_bytes:  # the last part: one that is free goes for it
+                del buffer
+                buffer = bytearray(num_bytes)
             part = self._parts[number] = _Part(buffer, memoryview(buffer))
             return part
 
