@@ -28,6 +28,9 @@ MAX_FOLDER = 248
 """Of a new folder, in which a file of 12 characters must have room."""
 DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{kind}{i}" for kind in ("COM", "LPT") for i in "123456789¹²³")}
 VERBATIM = "\\\\?\\"
+SHARE = r"\\server\share"
+SHARED = os.environ.get("EMULATED_SHARE", "")
+"""Linux's folder that is shared under that name by another machine; empty where none is."""
 O_BINARY, O_TEXT, O_TEMPORARY, O_NOINHERIT = 0x8000 << 16, 0x4000 << 16, 0x0040 << 16, 0x0080 << 16
 """Bits that Linux has no use for."""
 
@@ -91,12 +94,17 @@ def host(path: Any, *, room: int = MAX_PATH) -> str:
     if text.upper() in ("\\\\.\\NUL", VERBATIM + "NUL"):
         return "/dev/null"
     text = text.removeprefix(VERBATIM)
+    if is_verbatim and text.upper().startswith("UNC\\"):
+        text = "\\" + text[3:]
     if text[1:2] == ":":
         drive, rest = text[0].upper(), text[2:]
         if drive != "C":
             refuse(3, path)
     elif text.startswith("\\\\"):
-        refuse(53, path)
+        server, name, *inside = [*text[2:].split("\\"), ""]
+        if not SHARED or (server.upper(), name.upper()) != ("SERVER", "SHARE"):
+            refuse(53, path)
+        rest = "\\".join([SHARED.replace("/", "\\"), *inside])
     else:
         rest = text
     if not rest.startswith("\\"):
@@ -134,7 +142,14 @@ def _as_it_is(folder: str, name: str) -> str:
 
 def shown(path: str) -> str:
     """Windows' path of Linux's."""
+    if SHARED and path.startswith(f"{SHARED}/"):
+        return SHARE + path.removeprefix(SHARED).replace("/", "\\")
     return "C:" + path.replace("/", "\\")
+
+
+def verbatim(text: str) -> str:
+    """A whole path in the form that is taken as it is."""
+    return f"{VERBATIM}UNC{text[1:]}" if text.startswith("\\\\") else VERBATIM + text
 
 
 # --- what is open -----------------------------------------------------------------------------------------
@@ -433,7 +448,7 @@ def nt_readlink(path: Any, *, dir_fd: None = None) -> str:
     _no_dir_fd(dir_fd)
     with errors_of(path):
         real = host(path)
-        return VERBATIM + shown(os.path.join(os.path.dirname(real), posix.readlink(real)))
+        return verbatim(shown(os.path.join(os.path.dirname(real), posix.readlink(real))))
 
 
 def nt_symlink(source: Any, target: Any, target_is_directory: bool = False, *, dir_fd: None = None) -> None:
@@ -471,7 +486,7 @@ def final_path(path: Any) -> str:
     with errors_of(path):
         real = host(path)
         posix.stat(real)
-        return VERBATIM + shown(os.path.realpath(real))
+        return verbatim(shown(os.path.realpath(real)))
 
 
 def full_path(path: Any) -> str:

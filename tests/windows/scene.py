@@ -44,12 +44,14 @@ def written(scene: Callable[[], None], folder: Path) -> Path:
     return path
 
 
-def on_windows(scene: Callable[[], None], folder: Path, libraries: Sequence[str] = ()) -> str:
-    """What `scene` prints in `folder`; it must end without an error."""
+def on_windows(
+    scene: Callable[[], None], folder: Path, libraries: Sequence[str] = (), share: Path | None = None
+) -> str:
+    r"""What `scene` prints in `folder`; it must end without an error. `share` is called `\\server\share`."""
     done = subprocess.run(
         command(written(scene, folder), libraries),
         cwd=folder,
-        env=environment(),
+        env=environment() | ({"EMULATED_SHARE": str(share)} if share is not None else {}),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=240,

@@ -204,6 +204,40 @@ def test_a_path_of_any_length_is_read_and_written(tmp_path: Path, weights: dict[
     assert sum("copy-" in name for name in files_in(tmp_path)) == 8
 
 
+def shared() -> None:
+    import os
+
+    from ptsave.cli.main import run
+
+    share = r"\\server\share"
+    deep = share + r"\runs" + r"\deep" * 50
+    os.makedirs(r"\\?\UNC" + deep[1:])
+    for place in (share, deep.upper()):
+        for name in ("a.pt", "shards", "dcp"):
+            form = {"shards": ["--format", "safetensors-sharded"], "dcp": ["--format", "dcp"]}.get(name, [])
+            path = f"{place}\\{name}"
+            assert run(["convert", "m.pt", path, *form, "--quiet"]) == 0, path
+            assert run(["convert", "m.pt", path, *form, "--quiet"]) == 4, path
+            assert run(["convert", "m.pt", path, *form, "--quiet", "--overwrite"]) == 0, path
+            assert run(["verify", path, "--against", "m.pt", "--quiet"]) == 0, path
+    assert run(["inspect", share, "--quiet"]) == 0
+    assert run(["inspect", share + r"\none.pt"]) == 3
+    assert run(["inspect", r"\\server\other\a.pt"]) == 3
+    assert run(["convert", "m.pt", r"\\other\share\a.pt"]) == 4
+
+
+@pytest.mark.slow
+def test_a_folder_of_another_machine_is_one_like_others(
+    tmp_path: Path, weights: dict[str, torch.Tensor]
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    output = on_windows(shared, tmp_path, share=tmp_path / "elsewhere")
+    assert "Traceback" not in output
+    found = torch.load(tmp_path / "elsewhere" / "a.pt", weights_only=True)
+    assert all(torch.equal(weights[name], found[name]) for name in weights)
+    assert not list(tmp_path.rglob("*tmp*"))
+
+
 def litter() -> None:
     import os
     import time
