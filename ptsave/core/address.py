@@ -56,6 +56,8 @@ class Address:
     """`USER:PASSWORD`, as a web address may have it. Never shown."""
     member: str = ""
     """What is named in the archive that the rest is of."""
+    branch: str = field(default="", compare=False, repr=False)
+    """The branch that was at the commit `revision`; empty where the user named that, or no commit."""
 
     @property
     def name(self) -> str:
@@ -92,8 +94,8 @@ class Address:
         return self.parent / name
 
     def at(self, revision: str) -> Address:
-        """This address at one commit or version."""
-        return replace(self, revision=revision)
+        """This address at the commit that its branch is at."""
+        return replace(self, revision=revision, branch=self.branch or self.revision or "main")
 
     def __str__(self) -> str:
         """As the user wrote it, without what gives access."""

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ptsave.config.toml import Config, InputsSpec
-from ptsave.core.address import Location
+from ptsave.core.address import Address, Location
 from ptsave.core.behaviour import num_bytes
 from ptsave.core.checkpoint import Replaced
 from ptsave.core.parts.coverage import Coverage
@@ -209,18 +209,21 @@ def _recordable(inputs: InputsSpec | None) -> dict[str, Any] | None:
     return inputs.to_json() if inputs is not None and not inputs.needs_files else None
 
 
-def add_behaviour(subject: ModelSubject) -> Recorded:
+def add_behaviour(subject: ModelSubject, where: Location | None = None) -> Recorded:
     """Write today's behaviour into the record of a checkpoint that was verified.
+
+    `where`: where it lies, when a copy of it was read.
 
     Raises: UsageError when the config has no inputs, RefusedError when the format cannot be written;
     UnreadableError when another checkpoint has come in its place since it was read.
     """
     source, config = subject.checkpoint, subject.config
+    where = where or source.path
     if config.inputs is None:
         raise UsageError("there is nothing to run the model on", "[inputs]", "add an [inputs] table")
     target = BY_NAME.get(source.format)
     if target is None:
-        raise RefusedError(f"cannot write {source.format}", str(source.path), "convert it first")
+        raise RefusedError(f"cannot write {source.format}", str(where), "convert it first")
     model = subject.model()
     behaviour = observe(model, config.inputs, subject.device).to_json()
     described = new_record(model, config, subject.device)
@@ -237,5 +240,7 @@ def add_behaviour(subject: ModelSubject) -> Recorded:
         source.close if system.IS_WINDOWS else None
     )  # all is read then, and what is open stays in its place
     with may_be_replaced():
-        target.write(renewed, source.path, WriteOptions(overwrite=True, before_commit=closing))
-    return Recorded(config.model.target, source.path, num_bytes(behaviour))
+        target.write(renewed, where, WriteOptions(overwrite=True, before_commit=closing))
+    if isinstance(where, Address) and where.branch:
+        where = where.at(where.branch)  # it is not in the commit that was read
+    return Recorded(config.model.target, where, num_bytes(behaviour))

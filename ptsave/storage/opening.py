@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ptsave.core.address import Address, Location, is_named_as_archive, split_member
+from ptsave.core.address import HUB, Address, Location, is_named_as_archive, split_member
 from ptsave.errors import MissingFileError, RefusedError
 from ptsave.storage import atomic, atomic_folder, system
 from ptsave.storage.files import InputFile, InputFolder, LocalFile, LocalFolder
@@ -17,6 +17,18 @@ from ptsave.storage.output import OutputFile, OutputFolder
 
 if TYPE_CHECKING:
     from ptsave.storage.upload import Uploading
+
+
+def pinned(where: Location) -> Location:
+    """`where` at the commit that its branch is at, for who reads it and then replaces that; else as it is.
+
+    Raises: as `open_input`.
+    """
+    if not isinstance(where, Address) or where.scheme != HUB:
+        return where
+    from ptsave.storage.remote import pinned as pin
+
+    return pin(where)[1]
 
 
 def open_input(where: Location) -> InputFile | InputFolder:

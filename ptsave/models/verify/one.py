@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptsave.config.lock import Pin
-from ptsave.core.address import Location
+from ptsave.core.address import Address, Location
 from ptsave.core.verdict import Verdict
 from ptsave.errors import RefusedError
 from ptsave.formats import open_checkpoint
+from ptsave.storage.opening import pinned
 from ptsave.verbs import verify as verb
 from ptsave.verbs.checks.subject import Asked, RunPt2, Subject
 from ptsave.verbs.folders.runs import is_run, refuse_flags
@@ -71,7 +72,8 @@ def verify_path(request: Request, listener: Listener) -> Outcome:
         return verify_run(request, listener)
     asked, start, times = request.asked, time.monotonic(), verb.Times(listener.began)
     with ExitStack() as opened:
-        source = opened.enter_context(open_checkpoint(request.path))
+        path = pinned(request.path) if asked.records else request.path
+        source = opened.enter_context(open_checkpoint(path))
         if asked.records and source.wrappings:
             what = f"nothing is written into a {source.wrappings[0].described}"
             raise RefusedError(what, str(source.path), "convert it to a file of its own, and record there")
@@ -107,7 +109,8 @@ def verify_path(request: Request, listener: Listener) -> Outcome:
         if model is not None and asked.records and verdict.is_yes:
             from ptsave.models.save import add_behaviour
 
-            listener.recorded(add_behaviour(model))
+            is_copy = isinstance(path, Address) and isinstance(source.path, Path)  # of the Hub's cache
+            listener.recorded(add_behaviour(model, path if is_copy else None))
         if asked.pin_into is not None and verdict.is_yes:
             keys = sorted({key.key_id for key, _ in subject.authentic.statements})
             pin = pin_of(source, subject.digests(), subject.pin_algorithm, keys)

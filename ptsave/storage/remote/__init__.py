@@ -19,7 +19,7 @@ from ptsave.storage.remote.folder import RemoteFolder
 from ptsave.storage.remote.request import Deadline, retried
 from ptsave.storage.remote.store import NoAccessError, Store, store_of
 
-__all__ = ["RemoteFile", "RemoteFolder", "open_address", "open_prefix"]
+__all__ = ["RemoteFile", "RemoteFolder", "open_address", "open_prefix", "pinned"]
 
 
 def open_address(address: Address) -> InputFile | InputFolder:
@@ -27,7 +27,7 @@ def open_address(address: Address) -> InputFile | InputFolder:
 
     Raises: MissingFileError when there is neither; UnreadableError; RefusedError without the store's library.
     """
-    store, address = _pinned(address)
+    store, address = pinned(address)
     copy = store.local(address)
     if copy is not None:
         return LocalFolder(copy) if copy.is_dir() else LocalFile(copy)
@@ -52,12 +52,12 @@ def open_prefix(address: Address, *, by_name: bool = False) -> InputFolder:
 
     Raises: MissingFileError when nothing is in it; UnreadableError.
     """
-    store, address = _pinned(address)
+    store, address = pinned(address)
     copy = store.local(address)
     return RemoteFolder(store, address, by_name=by_name) if copy is None else LocalFolder(copy)
 
 
-def _pinned(address: Address) -> tuple[Store, Address]:
+def pinned(address: Address) -> tuple[Store, Address]:
     """The store that `address` is in, and the address at one commit where the store has branches."""
     store = store_of(address)
     deadline = Deadline.begin(address, is_first=True)

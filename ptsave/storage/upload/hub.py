@@ -14,6 +14,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeVar
 
@@ -34,12 +35,12 @@ T = TypeVar("T")
 
 
 class Commit:
-    """A commit in the making, on top of the one that its branch is at."""
+    """A commit in the making, on top of the one that its branch is at, or was at when it was read."""
 
     def __init__(self, address: Address) -> None:
         """Raises: RefusedError; WriteError where the repository or the branch is not there."""
-        self.address = address
-        self.branch = address.revision or "main"
+        self.branch = address.branch or address.revision or "main"
+        self.address = replace(address, revision=self.branch, branch="")
         if COMMIT.fullmatch(self.branch):
             raise RefusedError("a commit can only be read", str(address), "name a branch in its place")
         self.store = HubStore(address)
@@ -51,7 +52,7 @@ class Commit:
         self._api = huggingface_hub.HfApi(
             endpoint=self.store.endpoint, token=self.store.token or False, library_name="ptsave"
         )
-        self.parent = self._head()
+        self.parent = address.revision if address.branch else self._head()
         self._added: list[Any] = []
         """`CommitOperationAdd`: those of large files, whose bytes are at the Hub, have none any more."""
         self._deleted: list[str] = []

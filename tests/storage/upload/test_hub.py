@@ -8,13 +8,16 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 from huggingface_hub import constants
 from safetensors.numpy import load, save
 
+import ptsave
 from ptsave import convert, verify
 from ptsave.errors import ExistsError, PtsaveError, RefusedError, WriteError
+from ptsave.examples import SimpleNet
 from tests.servers.faults import lost_answer, status
 from tests.servers.hub import TOKEN, Hub, Repository
 from tests.servers.serving import Answer, Handler, Request
@@ -23,6 +26,7 @@ from tests.support import Command
 # of httpx about a call of huggingface_hub's own
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 REPO = "owner/net"
+CONFIG = Path(__file__).parents[3] / "configs" / "simple_net.toml"
 TENSORS = {f"layers.{i}.weight": np.full((64, 64), i, np.float32) for i in range(8)}
 
 
@@ -149,6 +153,43 @@ def test_a_branch_that_moved_is_a_conflict(at_hub: Hub, source: Path) -> None:
     assert caught.value.exit_code == 4
     assert "a.safetensors" not in repository(at_hub).files
     assert "other" in repository(at_hub).files
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_a_record_is_one_commit_on_top_of_what_was_read(
+    at_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_cached: bool
+) -> None:
+    where = f"hf://{REPO}/net.safetensors"
+    ptsave.convert(_saved(tmp_path), where, no_record=True)
+    kept = b""
+    if is_cached:
+        copy = Path(huggingface_hub.hf_hub_download(REPO, "net.safetensors"))
+        kept = copy.read_bytes()
+    before = len(repository(at_hub).commits)
+
+    def moving(request: Request, handler: Handler) -> Answer:
+        repository(at_hub).commit({"other": b"x"})
+        return handler(request)
+
+    with (
+        at_hub.server.faulty(moving, on="POST .*/preupload/", times=1),
+        pytest.raises(WriteError, match="written to by somebody else"),
+    ):
+        verify(where, config=CONFIG, record=True)
+    assert len(repository(at_hub).commits) == before + 1
+    assert verify(where, config=CONFIG, record=True).is_yes
+    assert len(repository(at_hub).commits) == before + 2
+    assert verify(where, config=CONFIG, checks=["behaviour"]).is_yes
+    assert not is_cached or copy.read_bytes() == kept
+    with pytest.raises(RefusedError, match="a commit can only be read"):
+        verify(f"hf://{REPO}@{repository(at_hub).head}/net.safetensors", config=CONFIG, record=True)
+
+
+def _saved(folder: Path) -> Path:
+    """A model of CONFIG."""
+    ptsave.save(folder / "net.safetensors", SimpleNet(10, 5, 2), config=CONFIG)
+    return folder / "net.safetensors"
 
 
 def test_an_answer_that_was_lost_is_no_conflict_with_oneself(at_hub: Hub, source: Path) -> None:
