@@ -149,6 +149,7 @@ def test_a_misfit_says_what_would_fit(case: str, tmp_path: Path) -> None:
         ("inspect a.pt --force", "see `ptsave inspect --help`"),
         ("convert a.pt -o b.pt", "the last path is what is written; see `ptsave convert --help`"),
         ("nothing a.pt", "see `ptsave --help`"),
+        ("inspect a.pt --diff", "see `ptsave inspect --help`"),
         ("inspect A.PT", "did you mean 'a.pt'?"),
         ("inspect x/a.pt", "check the path"),
         ("convert a.pt folder", "name a file, such as folder.safetensors, or the format with --format:"),

@@ -5,7 +5,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from functools import cache
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
@@ -70,7 +70,9 @@ def run(arguments: list[str]) -> int:
             raise UsageError("completion is for bash, zsh, fish and PowerShell", "", hint)
         return code
     except TyperUsageError as error:  # its `message` is empty where an argument is missing
-        problem: PtsaveError = UsageError(error.format_message().rstrip("."), "", _usage_hint(error))
+        problem: PtsaveError = UsageError(
+            error.format_message().rstrip("."), "", _usage_hint(error, arguments)
+        )
     except PtsaveError as error:
         problem = error
     except (KeyboardInterrupt, typer.Abort):
@@ -91,13 +93,13 @@ def run(arguments: list[str]) -> int:
     return problem.exit_code
 
 
-def _usage_hint(error: TyperUsageError) -> str:
+def _usage_hint(error: TyperUsageError, arguments: list[str]) -> str:
     from ptsave.cli.elsewhere import meant  # only for a command line that is wrong
 
-    context = error.ctx
-    path = context.command_path if context is not None else "ptsave"
-    flags = {flag for p in context.command.params for flag in p.opts} if context is not None else set()
-    return meant(error.format_message(), flags, f"see `{path} --help`")
+    commands: dict[str, Any] = _command().commands  # type: ignore[attr-defined]
+    name = next((word for word in arguments if word in commands), "")
+    flags = {flag for p in commands[name].params for flag in p.opts} if name else set()
+    return meant(error.format_message(), flags, f"see `{f'ptsave {name}'.rstrip()} --help`")
 
 
 def _refused_by_the_system(error: OSError) -> PtsaveError:
