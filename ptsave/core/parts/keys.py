@@ -111,9 +111,9 @@ class KeyReport:
         reshaped = [m.name for m in self.mismatched if is_both(m.name)]
         return replace(
             self,
-            missing=tuple(name for name in self.missing if name not in set(fresh)),
-            unexpected=tuple(name for name in self.unexpected if name not in set(left)),
-            mismatched=tuple(m for m in self.mismatched if m.name not in set(reshaped)),
+            missing=tuple(name for name in self.missing if not matches(name, allowed.missing)),
+            unexpected=tuple(name for name in self.unexpected if not matches(name, allowed.unexpected)),
+            mismatched=tuple(m for m in self.mismatched if not is_both(m.name)),
             fresh=(*self.fresh, *fresh, *reshaped),
             left=(*self.left, *left, *reshaped),
         )

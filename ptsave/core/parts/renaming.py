@@ -198,13 +198,14 @@ def _substitute(pattern: str, to: str) -> Callable[[str], str]:
 
 def _candidates(wanted: list[str], found: list[str]) -> Iterator[tuple[str, Callable[[str], str]]]:
     """Flags worth trying, the simplest first."""
-    missing = [name for name in wanted if name not in set(found)]
-    strange = [name for name in found if name not in set(wanted)]
+    there, asked = set(found), set(wanted)
+    missing = [name for name in wanted if name not in there]
+    strange = [name for name in found if name not in asked]
     pairs = Counter(_edges(missing, strange))
     for (old, new), _ in pairs.most_common(32):
         if old and not new and all(name.startswith(old) for name in strange):
             yield f"--strip-prefix {quoted(old)}", _strip(old)
-        pattern, to = f"^{re.escape(old)}", new.replace("\\", "\\\\")
+        pattern, to = f"^{re.escape(old)}", _as_text(new)
         yield _flags([(pattern, to)]), _substitute(pattern, to)
     yield from _roles(missing, strange)
     yield from _inner(missing, strange)
@@ -234,7 +235,7 @@ def _roles(missing: list[str], strange: list[str]) -> Iterator[tuple[str, Callab
     old = {role(name): name.rpartition(".")[2] for name in strange}
     if new.keys() != old.keys() or set(new.values()) & set(old.values()):
         return
-    renames = [(rf"(^|\.){re.escape(old[one])}$", rf"\1{new[one]}") for one in old]
+    renames = [(rf"(^|\.){re.escape(old[one])}$", _behind_group(new[one])) for one in old]
 
     def rename(name: str) -> str:
         for pattern, to in renames:
@@ -253,7 +254,7 @@ def _inner(missing: list[str], strange: list[str]) -> Iterator[tuple[str, Callab
     for old in sorted(gone, key=lambda part: -old_parts[part])[:8]:
         for new in sorted(come, key=lambda part: abs(new_parts[part] - old_parts[old]))[:8]:
             pattern = rf"(^|\.){re.escape(old)}(?=\.|$)"
-            to = rf"\1{new}"
+            to = _behind_group(new)
             yield _flags([(pattern, to)]), _substitute(pattern, to)
 
 
@@ -263,27 +264,29 @@ def _shifts(wanted: list[str], found: list[str]) -> Iterator[tuple[str, Callable
     One regular expression cannot count, so the flag is one --rename for each number, in an order in
     which none runs into the next.
     """
-    pattern = re.compile(r"^(.*?\.|)(\d+)(\..*|)$")
+    pattern = re.compile(r"(.*?\.|)([0-9]{1,9})(?:\.|\Z)", re.DOTALL)  # none has numbers of more digits
     fronts: dict[str, tuple[set[int], set[int]]] = {}
     for side, names in enumerate((found, wanted)):
         for name in names:
             if match := pattern.match(name):
                 fronts.setdefault(match[1], (set(), set()))[side].add(int(match[2]))
     for front, (old, new) in fronts.items():
-        if old and new and min(new) != min(old):
-            yield _shift(front, old, min(new) - min(old))
+        shift = min(new, default=0) - min(old, default=0)
+        if old and shift and {n + shift for n in old} <= new:
+            yield _shift(front, old, shift)
 
 
 def _shift(front: str, old: set[int], shift: int) -> tuple[str, Callable[[str], str]]:
-    numbers = sorted(range(min(old), max(old) + 1), reverse=shift > 0)
     head = re.escape(front)
-    flag = _flags([(rf"^{head}{n}\.", f"{front}{n + shift}.") for n in numbers])
+    numbers = {str(n): str(n + shift) for n in sorted(old, reverse=shift > 0)}
+    number = re.compile(rf"^({head})([0-9]+)(?=\.)")
 
     def rename(name: str) -> str:
-        for n in numbers:
-            name, done = re.subn(rf"^{head}{n}\.", f"{front}{n + shift}.", name)
-            if done:
-                break
-        return name
+        return number.sub(lambda found: found[1] + numbers.get(found[2], found[2]), name)
 
-    return flag, rename
+    return _flags([(rf"^{head}{n}\.", _as_text(f"{front}{to}.")) for n, to in numbers.items()]), rename
+
+
+def _behind_group(text: str) -> str:
+    """The replacement that is the pattern's only group, and `text` behind it."""
+    return (r"\g<1>" if text[:1].isdigit() else r"\1") + _as_text(text)

@@ -47,6 +47,11 @@ def apply(flags: str, names: Shapes) -> Shapes:
 PROPOSED: dict[str, tuple[Shapes, Shapes]] = {
     "a prefix": (NET, {f"model.{name}": shape for name, shape in NET.items()}),
     "a module": (NET, {name.replace("proj", "fc"): shape for name, shape in NET.items()}),
+    "a number that moved": (
+        NET,
+        {re.sub(r"proj\.(\d)", lambda m: f"proj.{int(m[1]) + 1}", name): s for name, s in NET.items()},
+    ),
+    "a name that is a number": ({"p.0": (4,)}, {"p.w_0": (4,)}),
     "two modules": (
         NET,
         {re.sub(r"proj\.(\d)", lambda m: f"net.{2 * int(m[1])}", name): s for name, s in NET.items()},
@@ -124,6 +129,10 @@ REFUSED: dict[str, tuple[Shapes, Shapes]] = {
         {f"h.{i}.weight": (3,) for i in range(4)},
     ),
     "another shape": ({"a.weight": (3,)}, {"b.weight": (4,)}),
+    "a number that is far off": (
+        {"0.weight": (3, 2), "1.weight": (2, 3)},
+        {"1.weight": (3, 2), "999999999.weight": (2, 3), f"{'9' * 5000}.bias": (2,)},
+    ),
     "one too many": (NORM, {"x.weight": (4,), "x.bias": (4,), "y.weight": (4,)}),
 }
 
