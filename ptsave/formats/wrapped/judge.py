@@ -17,7 +17,7 @@ from typing import Any
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import Finding, Kind
 from ptsave.core.nodes import GlobalUse, Opaque, add_uses
-from ptsave.core.storage import MemoryStorage
+from ptsave.core.storage import MemoryStorage, Storage
 from ptsave.errors import PtsaveError, UnknownFormatError
 from ptsave.formats.base import HEAD_BYTES
 from ptsave.formats.pickle.inert import begin
@@ -65,6 +65,8 @@ class _Judge:
         self._checkpoint = checkpoint
         self._open_file = open_file
         self._left_bytes = max(MAX_JUDGED_BYTES, 2 * archive.file.stored_bytes)
+        self._uses: dict[str, GlobalUse] = {}
+        add_uses(self._uses, checkpoint.globals)
         self._judged: list[str] = []
         self._serialized: list[str] = []
         self.left: list[str] = []
@@ -91,13 +93,13 @@ class _Judge:
             return
         try:
             with self._open_file(file) as other:
-                self._add(other.globals)
+                add_uses(self._uses, other.globals)
                 self._checkpoint.num_code_files += other.num_code_files
                 self._checkpoint.beside += other.beside
                 self._judged.append(name)
         except UnknownFormatError as error:
             if error.details.get("globals"):
-                self._add(begin(FileStorage(file, 0, file.size_bytes), torch_shapes(_outside), "")[1])
+                self._pickled(FileStorage(file, 0, file.size_bytes), "")
                 self._judged.append(name)
             elif compression_of(head) is not None or head.startswith(ZIP_MAGIC) or is_tar(head):
                 self.left.append(name)
@@ -109,20 +111,16 @@ class _Judge:
             return
         texts = serialized_in(file.read_at(0, file.size_bytes))
         for data in texts:
-            source = MemoryStorage(memoryview(data))
-            self._add(begin(source, torch_shapes(_outside), str(file.path))[1])
+            self._pickled(MemoryStorage(memoryview(data)), str(file.path))
         if texts:
             self._serialized.append(name)
 
-    def _add(self, found: Any) -> None:
-        if found:
-            total: dict[str, GlobalUse] = {}
-            add_uses(total, self._checkpoint.globals)
-            add_uses(total, found)
-            self._checkpoint.globals = total
+    def _pickled(self, source: Storage, where: str) -> None:
+        add_uses(self._uses, begin(source, torch_shapes(_outside), where)[1])
 
     def end(self) -> None:
         """Tell what was judged and what was not."""
+        self._checkpoint.globals = self._uses
         notes = self._checkpoint.notes
         if self._judged:
             notes.append(
