@@ -136,9 +136,9 @@ def _without_nulls(table: Mapping[str, Any], where: str, notes: list[str]) -> di
         if isinstance(value, dict):
             kept[key] = _without_nulls(value, f"{name}.", notes)
         elif _has_null(value):
-            notes.append(f"Left at its default, for TOML has no null: {name}")
+            notes.append(f"{name} is null, which TOML cannot say: the class takes its default")
         elif isinstance(value, int) and not -MAX_INT <= value < MAX_INT:
-            notes.append(f"Left at its default, for TOML has no such integer: {name}")
+            notes.append(f"{name} has more than 64 bits, which TOML cannot say: the class takes its default")
         else:
             kept[key] = value
     return kept

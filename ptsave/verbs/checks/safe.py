@@ -17,7 +17,6 @@ def safe(subject: Subject) -> Iterator[Finding]:
     uses = subject.checkpoint.globals.values()
     level: Level
     is_onnx = subject.checkpoint.format == "onnx"
-    taken = "a runtime runs what is registered under it" if is_onnx else "a plain unpickler imports it"
     for use in uses:
         kind = kind_of(use.name)
         is_exact = use.name in subject.allow
@@ -26,6 +25,12 @@ def safe(subject: Subject) -> Iterator[Finding]:
         elif kind != "runs" and (is_exact or matches(use.name, subject.allow)):
             level, outcome = "ok", "; allowed"
         else:
+            is_operator = is_onnx or use.name.startswith("torch.ops.")
+            taken = (
+                "a runtime runs what is registered under it"
+                if is_operator
+                else "a plain unpickler imports it"
+            )
             also = "; only its full name allows it" if matches(use.name, subject.allow) else ""
             level, outcome = "fail", f"; {taken}{also}"
         facts = {"used_for": use.used_for, "outcome": outcome}

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import Finding, Kind
+from ptsave.core.nodes import GlobalUse
 from ptsave.formats import open_checkpoint
 from ptsave.verbs.checks.safe import safe
 from ptsave.verbs.checks.subject import Subject
@@ -47,3 +49,13 @@ def test_a_class_may_be_allowed_by_a_glob(allow: list[str], level: str, tmp_path
 def test_what_runs_is_allowed_by_its_full_name_alone(allow: list[str], level: str, tmp_path: Path) -> None:
     (one,) = found(tmp_path, {"a": torch.zeros(2), "b": Runs()}, allow)
     assert (one.level, one.kind, one.where) == (level, Kind.RUNS, "builtins.eval")
+
+
+def test_who_takes_a_name_is_said(tmp_path: Path) -> None:
+    checkpoint = Checkpoint("pt2", tmp_path / "a.pt2", {})
+    checkpoint.globals = {name: GlobalUse(name, 1, "called") for name in ("pkg.mod.F", "torch.ops.mine")}
+    outcomes = {finding.where: finding.facts["outcome"] for finding in safe(Subject(checkpoint))}
+    assert outcomes == {
+        "pkg.mod.F": "; a plain unpickler imports it",
+        "torch.ops.mine": "; a runtime runs what is registered under it",
+    }
