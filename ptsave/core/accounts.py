@@ -101,7 +101,6 @@ class _Seen:
         """The identities of the storages that lie in the file."""
         self._known: set[int] = set()
         self._ranges: dict[int, list[tuple[int, int]]] = {}
-        self._is_sorted = True
 
     def add(self, entry: TensorEntry) -> None:
         view = entry.view
