@@ -22,7 +22,6 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
 
 
 QUIET = settings(
-    deadline=None,
     database=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],

@@ -49,9 +49,7 @@ sizes = st.one_of(st.integers(0, 15), st.integers(16, 150), st.integers(150, 150
     in_file=st.booleans(),
     framed=st.booleans(),
 )
-@settings(
-    max_examples=examples(80), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
-)
+@settings(max_examples=examples(80), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @pytest.mark.usefixtures("small_units")
 def test_every_byte_arrives(
     tmp_path: Path, runs: list[tuple[int, int, int]], in_file: bool, framed: bool

@@ -39,9 +39,7 @@ def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     block=st.integers(1, 90),
     in_file=st.booleans(),
 )
-@settings(
-    max_examples=examples(150), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
-)
+@settings(max_examples=examples(150), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @pytest.mark.usefixtures("small_windows")
 def test_gathered_bytes_are_those_of_contiguous(
     tmp_path: Path, data: st.DataObject, dtype: torch.dtype, block: int, in_file: bool

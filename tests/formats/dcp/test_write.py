@@ -41,9 +41,7 @@ def load(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
 
 
 @given(state_dicts())
-@settings(
-    max_examples=examples(15), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
-)
+@settings(max_examples=examples(15), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_is_written_is_what_torch_reads(tmp_path: Path, state: OrderedDict[str, torch.Tensor]) -> None:
     source = checkpoint_of(state)
     write(source, tmp_path / "f", OPTIONS)

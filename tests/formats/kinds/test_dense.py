@@ -155,7 +155,7 @@ def test_strided_parts_and_waiting_bits(tmp_path: Path) -> None:
 
 
 @given(st.data())
-@settings(max_examples=examples(50), deadline=None)
+@settings(max_examples=examples(50))
 def test_any_coordinates(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     size = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=3))
     num_dims, num = data.draw(st.integers(0, len(size))), data.draw(st.integers(0, 12))

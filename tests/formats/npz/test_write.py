@@ -25,9 +25,7 @@ OPTIONS = WriteOptions(overwrite=True)
 
 
 @given(state_dicts(NUMPY_DTYPES))
-@settings(
-    max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
-)
+@settings(max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_is_written_is_what_numpy_reads(tmp_path: Path, state: OrderedDict[str, torch.Tensor]) -> None:
     path = tmp_path / "m.npz"
     source = checkpoint_of(state)

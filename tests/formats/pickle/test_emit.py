@@ -30,7 +30,7 @@ def emit(value: Any) -> bytes:
 
 
 @given(trees)
-@settings(max_examples=examples(100), deadline=None)
+@settings(max_examples=examples(100))
 def test_python_reads_what_is_emitted(tree: Any) -> None:
     assert pickle.loads(emit(tree)) == tree
 

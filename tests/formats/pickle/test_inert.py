@@ -78,7 +78,7 @@ plain = st.recursive(
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@settings(deadline=None, max_examples=examples(80))
+@settings(max_examples=examples(80))
 @given(value=plain)
 @example(value=["x" * 300, b"y" * 70_000, "é" * 200, "\ud800", 2**8000, -(2**8000)])
 @example(value=list(range(3000)))
@@ -91,14 +91,14 @@ def test_plain_data(protocol: int, value: Any) -> None:
     assert loaded.globals == {}
 
 
-@settings(deadline=None, max_examples=examples(300))
+@settings(max_examples=examples(300))
 @given(data=st.binary(max_size=60))
 def test_garbage_never_surprises(data: bytes) -> None:
     with suppress(PtsaveError):
         assert load(data).end <= len(data)
 
 
-@settings(deadline=None, max_examples=examples(300))
+@settings(max_examples=examples(300))
 @given(value=plain, protocol=st.sampled_from(PROTOCOLS), where=st.integers(0), byte=st.integers(0, 255))
 def test_one_wrong_byte_never_surprises(value: Any, protocol: int, where: int, byte: int) -> None:
     data = bytearray(pickle.dumps(value, protocol))

@@ -43,9 +43,7 @@ def test_an_index_that_would_not_be_read_back_is_refused(
 
 
 @given(state_dicts(SAFETENSORS_DTYPES), st.integers(1, 300))
-@settings(
-    max_examples=examples(30), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
-)
+@settings(max_examples=examples(30), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_is_written_is_what_is_read(
     tmp_path: Path, state: OrderedDict[str, torch.Tensor], shard_bytes: int
 ) -> None:

@@ -32,9 +32,7 @@ OPTIONS = WriteOptions(overwrite=True)
 
 
 @given(state_dicts(SAFETENSORS_DTYPES))
-@settings(
-    max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
-)
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_is_written_is_what_the_library_reads(
     tmp_path: Path, state: OrderedDict[str, torch.Tensor]
 ) -> None:
@@ -50,9 +48,7 @@ def test_what_is_written_is_what_the_library_reads(
 
 
 @given(state_dicts(SAFETENSORS_DTYPES))
-@settings(
-    max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
-)
+@settings(max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_reading_gives_the_same_names_in_order_ties_and_digests(
     tmp_path: Path, state: OrderedDict[str, torch.Tensor]
 ) -> None:

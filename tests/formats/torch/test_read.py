@@ -100,7 +100,7 @@ def test_every_protocol(protocol: int, tmp_path: Path) -> None:
 shapes = st.lists(st.integers(0, 4), max_size=4)
 
 
-@settings(deadline=None, max_examples=examples(60))
+@settings(max_examples=examples(60))
 @given(shape=shapes, data=st.data())
 def test_any_view(shape: list[int], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     strides = [data.draw(st.integers(0, 5)) for _ in shape]

@@ -31,9 +31,7 @@ def load(path: Path, **options: Any) -> Any:
 
 
 @given(state_dicts())
-@settings(
-    max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
-)
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_is_written_is_what_torch_reads(tmp_path: Path, state: OrderedDict[str, torch.Tensor]) -> None:
     path = tmp_path / "m.pt"
     written = write(checkpoint_of(state), path, OPTIONS)
@@ -85,9 +83,7 @@ trees = st.recursive(
 
 
 @given(trees)
-@settings(
-    max_examples=examples(100), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
-)
+@settings(max_examples=examples(100), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_nested_data_comes_back(tmp_path: Path, tree: Any) -> None:
     write(checkpoint_of(tree), tmp_path / "m.pt", OPTIONS)
     found = load(tmp_path / "m.pt")

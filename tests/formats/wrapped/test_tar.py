@@ -108,7 +108,6 @@ VALUES = st.one_of(
 
 
 @settings(
-    deadline=None,
     max_examples=examples(150),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -74,7 +74,6 @@ def test_a_model_whose_tensors_lie_beside_it_is_refused(wrapper: str, tmp_path: 
 
 
 @settings(
-    deadline=None,
     max_examples=examples(40),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
