@@ -7,6 +7,7 @@ numbers as ECMAScript spells them, text in UTF-8 with as few escapes as JSON all
 from __future__ import annotations
 
 import json
+import json.encoder
 import math
 from collections.abc import Mapping
 from decimal import Decimal
@@ -19,6 +20,8 @@ from ptsave.errors import LossyError
 MAX_EXACT_INT = 2**53 - 1
 """Source: RFC 8785, section 3.2.2.3: numbers are IEEE 754 doubles."""
 _MAX_INT_BITS = 4096
+spelled = json.encoder.encode_basestring
+"""A text as canonical JSON has it, before it is encoded."""
 _spelled_quickly = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
@@ -27,7 +30,7 @@ def canonical(value: Any) -> bytes:
 
     Raises: LossyError for a number or a text that it cannot spell.
     """
-    return _utf8(_spelled(value))
+    return in_utf8(_spelled(value))
 
 
 def array_of_texts(items: list[Any]) -> bytes:
@@ -35,10 +38,14 @@ def array_of_texts(items: list[Any]) -> bytes:
 
     Raises: LossyError for text that is not Unicode.
     """
-    return _utf8(_spelled_quickly(items))
+    return in_utf8(_spelled_quickly(items))
 
 
-def _utf8(text: str) -> bytes:
+def in_utf8(text: str) -> bytes:
+    """The bytes of canonical JSON that is spelled.
+
+    Raises: LossyError for text that is not Unicode.
+    """
     try:
         return text.encode()
     except UnicodeEncodeError as error:
@@ -84,7 +91,7 @@ def plain(value: Any) -> Any:
 
 def _spelled(value: Any) -> str:
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
+        return spelled(value)
     if isinstance(value, Mapping):
         keys = sorted(value, key=lambda key: key.encode("utf-16-be", "surrogatepass"))
         return "{" + ",".join(f"{_spelled(key)}:{_spelled(value[key])}" for key in keys) + "}"

@@ -11,7 +11,7 @@ from ptsave.core.finding import first_names
 from ptsave.errors import CorruptError, LimitError, LossyError
 from ptsave.sign.envelope import parse_envelope
 from ptsave.sign.keys import short
-from ptsave.sign.statement import Statement, content_of, parse_statement, statement_of
+from ptsave.sign.statement import Statement, content_of, draft_of, parse_statement
 
 
 @dataclass
@@ -56,7 +56,7 @@ def _fits(signed: Statement, plan: Checkpoint, names: Mapping[str, str]) -> bool
     """Whether all but the values are as they were signed."""
     try:
         content = content_of(plan, dict.fromkeys(plan.tensors, ""), signed.only, names)
-        found = statement_of(content, signed.algorithm)
+        found = draft_of(content, signed.algorithm)
     except LossyError:
         return False
     kept = ("num_tensors", "names", "layout", "ties", "num_data", "data")

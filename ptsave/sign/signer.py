@@ -16,11 +16,10 @@ from ptsave.errors import Option, UsageError
 from ptsave.sign.bundle import bundle_of
 from ptsave.sign.envelope import encoded, file_bytes, to_json
 from ptsave.sign.keys import PrivateKey, Prompt, private_key, short
-from ptsave.sign.statement import ALGORITHMS, content_of, statement_of
+from ptsave.sign.statement import ALGORITHMS, Statement, content_of, draft_of, with_digests
 
 DEFAULT = "sha256"
 """The digest that is signed where nobody names another: every language has it."""
-_NO_DIGEST = "0" * 64
 
 
 @dataclass
@@ -36,6 +35,8 @@ class Signer:
     """A file of its own that the signature is written into, too."""
     bundle: Location | None = None
     """A file for a bundle of the files that are written."""
+    _draft: tuple[Checkpoint, Statement, list[str]] | None = field(default=None, init=False)
+    """Of what checkpoint, what is said of it without its digests, and the names that are signed."""
     envelope: Mapping[str, Any] | None = field(default=None, init=False)
     """What was signed last."""
 
@@ -48,12 +49,17 @@ class Signer:
 
         Raises: UsageError where a glob fits no name; LossyError for what cannot be signed.
         """
-        expect_matches(self.only, checkpoint.tensors, Option("sign_only"))
-        found = digests if digests is not None else dict.fromkeys(checkpoint.tensors, _NO_DIGEST)
-        content = content_of(checkpoint, found, self.only)
-        if not content.digests:
-            raise UsageError("there is no tensor to sign", str(checkpoint.path), "leave --sign out")
-        payload = statement_of(content, algorithm, self.only, self.expires).payload()
+        if self._draft is None or self._draft[0] is not checkpoint:
+            expect_matches(self.only, checkpoint.tensors, Option("sign_only"))
+            content = content_of(checkpoint, dict.fromkeys(checkpoint.tensors, ""), self.only)
+            if not content.digests:
+                raise UsageError("there is no tensor to sign", str(checkpoint.path), "leave --sign out")
+            draft = draft_of(content, algorithm, self.only, self.expires)
+            self._draft = checkpoint, draft, [*content.digests]
+        _, statement, names = self._draft
+        if digests is not None:
+            statement = with_digests(statement, {name: digests[name] for name in names})
+        payload = statement.payload()
         longest = to_json(payload, [(key.public.key_id, bytes(key.most_bytes)) for key in self.keys])
         if digests is None:
             return longest, 0

@@ -11,20 +11,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from hashlib import sha256
-from typing import Any
+from typing import Any, TypeVar
 
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import Kind
 from ptsave.core.names import matches
 from ptsave.core.nodes import Opaque, TensorEntry
+from ptsave.core.own_process import no_garbage_collection
 from ptsave.core.record import Record
 from ptsave.core.strict_json import parse_object
 from ptsave.core.tree import named_leaves
 from ptsave.errors import CorruptError, LossyError
-from ptsave.sign.canonical import array_of_texts, canonical, plain
+from ptsave.sign.canonical import array_of_texts, canonical, in_utf8, plain, spelled
 from ptsave.sign.merkle import root
 
 TYPE = "https://in-toto.io/Statement/v1"
@@ -37,6 +38,7 @@ MODEL_KEYS = ("class", "factory", "args", "source_digest")
 _HEX = re.compile("[0-9a-f]{64}")
 _COUNTED = re.compile("~[0-9]+$")
 _HINT = "sign the checkpoint again"
+_NO_HASH = "0" * 64
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ class Statement:
         return self.expires is not None and today > self.expires
 
 
+@no_garbage_collection()
 def content_of(
     checkpoint: Checkpoint,
     digests: Mapping[str, str],
@@ -135,30 +138,33 @@ def content_of(
     """
     known = names or {}
 
-    def is_covered(name: str) -> bool:
-        return all(not globs or matches(name, globs) for globs in (only, within))
+    def covered(items: Mapping[str, T]) -> Mapping[str, T]:
+        for globs in (only, within):
+            items = {name: item for name, item in items.items() if matches(name, globs)} if globs else items
+        return items
 
-    tensors = _renamed(checkpoint.tensors, known, "tensors")
+    tensors = covered(_renamed(checkpoint.tensors, known, "tensors"))
     data, not_covered = _data_of(checkpoint)
     data = _renamed(data, known, "values")
     _refuse_repeated(checkpoint)
-    tensors = {name: entry for name, entry in tensors.items() if is_covered(name)}
-    own = {known.get(name, name): digest for name, digest in digests.items()}
-    ties: dict[object, list[str]] = {}
+    own = {known.get(name, name): digest for name, digest in digests.items()} if known else digests
+    first: dict[object, str] = {}
+    ties: dict[str, list[str]] = {}
     for name, entry in tensors.items():
-        if entry.num_elements:
-            ties.setdefault(entry.view, []).append(name)
+        if entry.num_elements and (kept := first.setdefault(entry.view, name)) is not name:
+            ties.setdefault(kept, [kept]).append(name)
     record = checkpoint.record.model if checkpoint.record is not None else None
     return Content(
         {name: own[name] for name in sorted(tensors)},
         {name: (entry.dtype.name, entry.shape) for name, entry in tensors.items()},
-        sorted(sorted(same) for same in ties.values() if len(same) > 1),
-        {name: value for name, value in data.items() if is_covered(name)},
-        [name for name in not_covered if is_covered(name)],
+        sorted(map(sorted, ties.values())),
+        covered(data),
+        [*covered(dict.fromkeys(not_covered))],
         model_of(record),
     )
 
 
+T = TypeVar("T")
 Names = Mapping[str, str]
 """Name in the file → the name that was signed."""
 
@@ -179,14 +185,34 @@ def statement_of(
 
     Raises: LossyError for names or values that canonical JSON cannot spell.
     """
+    return with_digests(draft_of(content, algorithm, only, expires), content.digests)
+
+
+@no_garbage_collection()
+def with_digests(draft: Statement, digests: Mapping[str, str]) -> Statement:
+    """`draft` of the tensors that have these digests, by name."""
+    values = ",".join(f'"{digest}"' for digest in sorted({*digests.values()}))
+    return replace(draft, root=tensors_root(digests), values=sha256(f"[{values}]".encode()).hexdigest())
+
+
+@no_garbage_collection()
+def draft_of(
+    content: Content, algorithm: str, only: Sequence[str] = (), expires: str | None = None
+) -> Statement:
+    """The statement about `content` without what it says of digests, which are not known yet.
+
+    Raises: LossyError for names or values that canonical JSON cannot spell.
+    """
     names = sorted(content.digests)
+    shapes = {kind: f',"{kind[0]}",{list(kind[1])}]'.replace(" ", "") for kind in {*content.layout.values()}}
+    layout = ",".join([f"[{spelled(name)}{shapes[content.layout[name]]}" for name in names])
     return Statement(
         algorithm=algorithm,
-        root=tensors_root(content.digests),
+        root=_NO_HASH,
         num_tensors=len(names),
         names=_sha256(names),
-        layout=_sha256([[name, content.layout[name][0], list(content.layout[name][1])] for name in names]),
-        values=_sha256(sorted({*content.digests.values()})),
+        layout=sha256(in_utf8(f"[{layout}]")).hexdigest(),
+        values=_NO_HASH,
         ties=_sha256(list(content.ties)),
         num_data=len(content.data),
         data=root(canonical([name, content.data[name]]) for name in sorted(content.data)),
@@ -201,7 +227,7 @@ def tensors_root(digests: Mapping[str, str]) -> str:
 
     Raises: LossyError for names that are not Unicode.
     """
-    return root(array_of_texts([name, digests[name]]) for name in sorted(digests))
+    return root([in_utf8(f'[{spelled(name)},"{digests[name]}"]') for name in sorted(digests)])
 
 
 def differences(signed: Statement, found: Statement) -> Iterator[Kind]:
