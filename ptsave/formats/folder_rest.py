@@ -18,7 +18,8 @@ from ptsave.core.finding import Finding, Kind
 from ptsave.core.nodes import GlobalUse, add_uses
 from ptsave.errors import PtsaveError
 from ptsave.formats.dcp import read as dcp_read
-from ptsave.formats.safetensors import sharded_read
+from ptsave.formats.dcp import unconsolidated
+from ptsave.formats.safetensors import chunk_offsets, sharded_read
 from ptsave.formats.safetensors.main_file import INDEX
 from ptsave.storage.files import InputFile, InputFolder
 
@@ -53,6 +54,8 @@ def judge_rest(
 ) -> None:
     """Add what the other files of `folder` name to `checkpoint.globals`, and what was not looked at to
     `checkpoint.beside`. `open_file` opens a single file, whatever it is."""
+    if checkpoint.format == unconsolidated.FORMAT.name or chunk_offsets.KEY in checkpoint.metadata:
+        checkpoint.dropped += chunk_offsets.others_of(folder.names, folder.opened)
     judge = _Judge(folder, checkpoint)
     if checkpoint.format != dcp_read.FORMAT.name and dcp_read.METADATA in folder.names:
         judge.open(dcp_read.METADATA, lambda: dcp_read.read(folder))

@@ -19,6 +19,7 @@ from ptsave.core.storage import Storage
 from ptsave.core.values.digest import HEX_DIGITS
 from ptsave.errors import LimitError, LossyError, Option
 from ptsave.formats.base import WriteOptions
+from ptsave.formats.safetensors import chunk_offsets
 from ptsave.storage.move import Move, Span, check_back
 from ptsave.storage.opening import replacing_file
 from ptsave.storage.output import OutputFile
@@ -219,11 +220,11 @@ def check_record(checkpoint: Checkpoint, aliases: Mapping[str, str], options: Wr
 
 
 def carried_metadata(checkpoint: Checkpoint) -> dict[str, str]:
-    """The text beside the source's tensors, without what every writer makes anew."""
+    """The text beside the source's tensors, but what says of its chunks and what every writer makes anew."""
     return {
         key: text
         for key, text in checkpoint.texts.items()
-        if key not in (KEY, "format") and key not in checkpoint.tensors
+        if key not in (KEY, chunk_offsets.KEY, "format") and key not in checkpoint.tensors
     }
 
 

@@ -76,9 +76,7 @@ def _read_file(file: InputFile, chunks: Chunks) -> None:
         )
     table = chunk_offsets.table_of(metadata, where)
     for name, entry in tensors.items():
-        offsets = chunk_offsets.offsets_of(table.get(name))
-        if offsets is None or len(offsets) != len(entry.shape):
-            raise CorruptError(f"{chunk_offsets.KEY} does not say where {name!r} belongs", where, _DAMAGED)
+        offsets = chunk_offsets.offsets_of(table, name, len(entry.shape), where)
         chunks.setdefault(name, []).append((Box(offsets, entry.shape), entry))
 
 

@@ -77,7 +77,7 @@ def read(file: InputFile) -> Checkpoint:
         metadata = {key: text for key, text in metadata.items() if key not in ties or key not in root}
         dropped = []
         if chunk_offsets.KEY in metadata:
-            dropped = chunk_offsets.missing_from(metadata, str(file.path))
+            dropped = chunk_offsets.missing_from(metadata, tensors, str(file.path))
             notes = [*notes, _MAY_BE_CHUNKS]
     except BaseException:
         file.close()

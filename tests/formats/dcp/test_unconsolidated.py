@@ -12,6 +12,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
+from ptsave import convert
 from ptsave.cli import main
 from ptsave.errors import CorruptError
 from ptsave.formats import open_checkpoint
@@ -121,3 +122,34 @@ def test_an_index_of_a_rank_s_file(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": table}))
     with open_checkpoint(folder / "model.safetensors.index.json") as checkpoint:
         assert any("'columns'" in left.what for left in checkpoint.accounts.left_out)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("options", [{"save_distributed": True}, {}], ids=["ranks", "with an index"])
+def test_every_safetensors_file_of_the_folder_counts(options: dict[str, Any], tmp_path: Path) -> None:
+    """torch's reader takes all of them, and the last of two chunks of one place."""
+    dcp.save(dict(STATE), storage_writer=HuggingFaceStorageWriter(str(tmp_path), **options))
+    save_file({"one": torch.zeros_like(STATE["one"])}, tmp_path / "zzz.safetensors")
+    with open_checkpoint(tmp_path) as checkpoint:
+        (left,) = checkpoint.accounts.left_out
+    assert "zzz.safetensors" in left.what
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("place", [None, {}, {"saved_offsets": [True]}, {"saved_offsets": [0, 0, 0, 0]}])
+def test_a_whole_tensor_whose_place_is_not_said(place: Any, tmp_path: Path) -> None:
+    """torch's reader looks for the place of each tensor of a file that has a table of them."""
+    table = {} if place is None else {"w": place}
+    metadata = {"DCP_SHARDING_INFO": json.dumps(table)}
+    save_file({"w": torch.ones(3)}, tmp_path / "m.safetensors", metadata)
+    with pytest.raises(CorruptError, match="does not say where 'w' belongs"):
+        open_checkpoint(tmp_path / "m.safetensors")
+
+
+def test_a_converted_file_says_nothing_of_chunks(tmp_path: Path) -> None:
+    path = tmp_path / "one.safetensors"
+    save_file({"w": torch.ones(3)}, path, {"DCP_SHARDING_INFO": json.dumps({"w": {"saved_offsets": [0]}})})
+    convert(path, tmp_path / "two.safetensors", rename=["w=v"])
+    with open_checkpoint(tmp_path / "two.safetensors") as checkpoint:
+        assert [*checkpoint.tensors] == ["v"]
+        assert "DCP_SHARDING_INFO" not in checkpoint.metadata
