@@ -17,7 +17,7 @@ from ptsave.core.nodes import TensorEntry
 from ptsave.core.values.gather import contiguous
 from ptsave.errors import LimitError, LossyError
 from ptsave.formats import open_checkpoint
-from ptsave.formats.kinds import scattered
+from ptsave.formats.kinds import runs, scattered
 from ptsave.formats.kinds.dense import Densifier, can_be_dense
 from tests.support import examples, some
 
@@ -96,6 +96,7 @@ def test_sparse(layout: str, is_small: bool, tmp_path: Path, monkeypatch: pytest
     if is_small:  # many windows, many pieces
         monkeypatch.setattr(scattered, "WINDOW_BYTES", 512)
         monkeypatch.setattr(scattered, "PIECE_RUNS", 31)
+        monkeypatch.setattr(runs, "PIECE_POINTERS", 31)
     for dtype in SUMMED:
         torch.manual_seed(3)
         tensor = LAYOUTS[layout](dtype)
