@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint
@@ -213,12 +213,7 @@ class LocalFile(DescriptorFile):
         open_fd = open_fd or partial(os.open, self.path)
         flags = os.O_RDONLY | system.O_NONBLOCK | system.O_PLAIN
         try:
-            try:
-                self.fd = open_fd(flags)
-            except OSError as error:
-                if error.errno != errno.EMFILE or not system.allow_more_open_files():
-                    raise
-                self.fd = open_fd(flags)
+            self.fd = _with_room(partial(open_fd, flags))
         except OSError as error:
             raise unreadable(self.path, error) from None
         status = os.fstat(self.fd)
@@ -241,6 +236,19 @@ class LocalFile(DescriptorFile):
             found = None
         if found != self.version:
             raise changed(self.path)
+
+
+Opened = TypeVar("Opened")
+
+
+def _with_room(opened: Callable[[], Opened]) -> Opened:
+    """What `opened` opens; it is called again where the limit of open files was in the way and was raised."""
+    try:
+        return opened()
+    except OSError as error:
+        if error.errno != errno.EMFILE or not system.allow_more_open_files():
+            raise
+        return opened()
 
 
 def unreadable(path: Location, error: OSError) -> UnreadableError:
@@ -416,8 +424,10 @@ class LocalFolder(InputFolder):
         self._opened: list[tuple[str, LocalFile]] = []
         try:
             if system.HAS_DIR_FD:
-                self._fd = os.open(self.path, os.O_RDONLY | system.O_DIRECTORY | system.O_PLAIN)
-            self.names = sorted(os.listdir(self._fd if self._fd >= 0 else self.path))
+                flags = os.O_RDONLY | system.O_DIRECTORY | system.O_PLAIN
+                self._fd = _with_room(partial(os.open, self.path, flags))
+            at = self._fd if self._fd >= 0 else self.path
+            self.names = sorted(_with_room(lambda: os.listdir(at)))
         except OSError as error:
             self.close()
             raise unreadable(self.path, error) from None

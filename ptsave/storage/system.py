@@ -23,6 +23,7 @@ if sys.platform == "win32":
     fcntl = None
 else:
     import fcntl
+    import resource  # which is a file: once it is needed, none can be opened
 
 IS_WINDOWS = sys.platform == "win32"
 HAS_POSITIONS = hasattr(os, "pwrite") and hasattr(os, "preadv")
@@ -357,8 +358,6 @@ def allow_more_open_files() -> bool:
     """Raise this process's limit on open files as far as it may; False where there is nothing to raise."""
     if sys.platform == "win32":
         return False
-    import resource
-
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
     if soft >= wanted:

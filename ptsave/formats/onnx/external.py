@@ -22,6 +22,8 @@ from ptsave.storage.windows import FileStorage
 
 MAX_FILES = 20_000
 """Cap on the files beside one model."""
+MAX_NESTING = 100
+"""Cap on how deep in folders a file lies."""
 PADDING_BYTES = 64 * 1024
 """Longer gaps between tensors are no alignment."""
 _NUMBER = re.compile(r"[0-9]{1,18}")
@@ -119,6 +121,8 @@ class ExternalFiles:
         if not self._has_folder:
             what = f"tensor {name!r} lies in another file, {location[:200]!r}, and this one in an archive"
             raise UnreadableError(what, str(model), "unpack the archive, then name the model in it")
+        if len(folders) > MAX_NESTING:
+            raise LimitError("nested_folders", MAX_NESTING, len(folders), str(model))
         if len(self._whole) >= MAX_FILES:
             raise LimitError("external_files", MAX_FILES, "more", str(model))
         file = self._closing.enter_context(self._folder(*folders).open(file_name))

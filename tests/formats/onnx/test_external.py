@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -13,7 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from ptsave.errors import CorruptError, MissingFileError, PtsaveError, UnreadableError
+from ptsave.errors import CorruptError, LimitError, MissingFileError, PtsaveError, UnreadableError
 from ptsave.formats import open_checkpoint
 from ptsave.storage.windows import FileStorage
 from ptsave.verbs.checks.bytes import bytes_
@@ -105,7 +106,25 @@ def test_links_out_of_the_folder(tmp_path: Path) -> None:
         open_checkpoint(written(folder, beside(location="sub/w")))
 
 
+def test_more_folders_than_may_be_open(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    tensors = []
+    for i in range(40):
+        (tmp_path / f"{i}").mkdir()
+        (tmp_path / f"{i}" / "w").write_bytes(FOUR.tobytes())
+        tensors.append(beside(f"w{i}", f"{i}/w"))
+    path = save(model(tensors), tmp_path / "m.onnx")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 20, before[1]))
+    try:
+        with open_checkpoint(path) as checkpoint:
+            assert bytes_of(checkpoint.tensors["w39"]) == FOUR.tobytes()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
 FAULTS: dict[str, tuple[type[PtsaveError], list[Any]]] = {
+    "nested_folders = 100": (LimitError, [beside(location="a/" * 3000 + "w")]),
     "no such file": (MissingFileError, [beside(location="none")]),
     "the model's own file": (CorruptError, [beside(location="m.onnx")]),
     "truncated": (CorruptError, [beside(offset=4, length=16)]),
