@@ -116,7 +116,8 @@ def choose(
 
 def about_one(asked: Asked) -> list[str]:
     """The flags among those given that are about one checkpoint, and so not about a run."""
-    return [flag for flag in asked.given if flag not in (*ALWAYS, "--checks", "--allow", "--allow-infinite")]
+    of_each = (*ALWAYS, "--checks", "--allow", "--allow-infinite", "--signed-by", "--lock")
+    return [flag for flag in asked.given if flag not in of_each]
 
 
 def _refuse_unused(asked: Asked) -> None:

@@ -15,6 +15,7 @@ from ptsave.errors import RefusedError, UsageError
 from ptsave.export.onnx import check_installed
 from tests.export.conftest import Prepare
 from tests.schemas import faults
+from tests.sign.keys_made import write_pair
 from tests.support import Command
 
 X = '[inputs.x]\nshape = ["batch=4", 6]'
@@ -49,10 +50,19 @@ def test_equal_input_gives_equal_bytes(
     assert (tmp_path / f"one.{format}").read_bytes() == (tmp_path / f"other.{format}").read_bytes()
 
 
-def test_the_weights_of_a_program_are_those_of_the_checkpoint(prepare: Prepare, ptsave_here: Command) -> None:
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_weights_of_a_program_are_those_of_the_checkpoint(
+    format: str, prepare: Prepare, ptsave_here: Command, tmp_path: Path
+) -> None:
+    """A signature of the checkpoint, in a file of its own, holds for the program."""
     checkpoint, config = prepare("Mlp", X)
-    ptsave_here("convert", checkpoint, "model.pt2", "-c", config)
-    assert "same: 6 tensors" in ptsave_here("inspect", checkpoint, "--diff", "model.pt2").stdout
+    secret, public = write_pair(tmp_path, "k")
+    signed = tmp_path / "signed.pt"
+    ptsave_here("convert", checkpoint, signed, "--sign", secret, "--signature", "signature")
+    ptsave_here("convert", signed, f"model.{format}", "-c", config)
+    assert "same: 6 tensors" in ptsave_here("inspect", checkpoint, "--diff", f"model.{format}").stdout
+    check = ("--signed-by", public, "--signature", "signature", "--checks", "signature")
+    assert "signed 6 tensors" in ptsave_here("verify", f"model.{format}", *check).stdout
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -477,6 +477,21 @@ def test_the_signature_of_a_part_by_the_names_that_count(tmp_path: Path) -> None
     assert check(tmp_path / "model.pt", public, only="encoder.*", **options).is_yes
 
 
+def test_each_checkpoint_of_a_run_must_be_signed(tmp_path: Path) -> None:
+    secret, public = write_pair(tmp_path, "k")
+    run = tmp_path / "run"
+    run.mkdir()
+    for step in (1, 2):
+        name = f"step-{step:09}.pt"
+        torch.save({"step": step, "model_state_dict": {"w": torch.ones(step)}}, tmp_path / name)
+        ptsave.convert(tmp_path / name, run / name, sign=secret)
+    assert kinds(ptsave.verify(run, signed_by=public), "ok") == {Kind.SIGNED}
+    (run / name).write_bytes((tmp_path / name).read_bytes())
+    verdict = ptsave.verify(run, signed_by=public)
+    assert kinds(verdict) == {Kind.NOT_SIGNED}
+    assert [f.where for f in verdict.findings if f.level == "fail"] == [name]
+
+
 def test_a_config_names_keys_once_for_all(signed: Signed) -> None:
     """Each of them as one more `--signed-by`, relative to the config; `--set` alone takes one back."""
     keys = signed.folder / "trusted" / "keys"
