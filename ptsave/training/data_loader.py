@@ -7,25 +7,20 @@ batch's place in it, and what counts is what the loop was given.
 
 from __future__ import annotations
 
-import hashlib
-import random
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from ptsave.distributed.group import training_rank
 from ptsave.errors import LossyError, UsageError
-from ptsave.models.seeding import turn
 from ptsave.training.preemption import WorkerInit
+from ptsave.training.seeded import MAX_SEED, Numbers, Seeded, key_of, mix
 
 T_co = TypeVar("T_co", covariant=True)
-MAX_SEED = 2**63 - 1
 CHUNK = 256
 """How many indices are drawn at once: the states of the generators are exchanged for each draw."""
 
@@ -123,11 +118,11 @@ class ResumableDataLoader(DataLoader[T_co]):
         order.is_open = True
         order.start = order.position
         # Workers begin with it; nothing depends on it but what a worker_init_fn makes of it.
-        self.generator.manual_seed(_mix(order.seed, order.epoch, 0))
+        self.generator.manual_seed(mix(order.seed, order.epoch, 0))
         return _Loop(self, super().__iter__())
 
     def _get_iterator(self) -> Any:
-        """torch's iterator, which reads through `_Seeded`; `dataset` stays the user's own object."""
+        """torch's iterator, which reads through `Seeded`; `dataset` stays the user's own object."""
         return DataLoader._get_iterator(_Seen(self))  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, int]:
@@ -236,7 +231,7 @@ class _Seen:
 
     def __init__(self, loader: ResumableDataLoader[Any]) -> None:
         self._loader = loader
-        self.dataset = _Seeded(loader.dataset)
+        self.dataset = Seeded(loader.dataset)
         self.worker_init_fn = WorkerInit(_WorkerInit(loader.worker_init_fn))
 
     def __getattr__(self, name: str) -> Any:
@@ -251,39 +246,10 @@ class _WorkerInit:
 
     def __call__(self, worker: int) -> None:
         info = get_worker_info()
-        if info is not None and isinstance(info.dataset, _Seeded):
+        if info is not None and isinstance(info.dataset, Seeded):
             object.__setattr__(info, "dataset", info.dataset.dataset)  # torch lets no one assign to it
         if self._own is not None:
             self._own(worker)
-
-
-class _Key:
-    """What a worker is asked for: an index, and of which epoch and batch it is."""
-
-    index: Any
-    position: int
-    """In the epoch."""
-    seed: int
-    """Of the epoch."""
-
-
-class _Number(int, _Key):
-    """An integer key that is its own index, for callers that do not know `_Key`: trainers rebuild loaders."""
-
-
-class _Text(str, _Key):
-    """A text key that is its own index, for callers that do not know `_Key`."""
-
-
-class _Other(_Key):
-    """Any other index."""
-
-
-def _key(index: Any, position: int, seed: int) -> Any:
-    kind = type(index)
-    key: Any = _Number(index) if kind is int else _Text(index) if kind is str else _Other()
-    key.index, key.position, key.seed = index, position, seed
-    return key
 
 
 class _Order:
@@ -370,15 +336,15 @@ class _Order:
         return len(self._dataset if self.sampler is None else self.sampler)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Any]:
-        seed, epoch, position = _mix(self.seed, self.epoch, training_rank()), self.epoch, self.start
+        seed, epoch, position = mix(self.seed, self.epoch, training_rank()), self.epoch, self.start
         for indices, is_last in self._drawn(position):
             if is_last and self.epoch == epoch:
                 self.total = position + len(indices)
             for index in indices:
                 yield (
-                    [_key(i, position, seed) for i in index]
+                    [key_of(i, position, seed) for i in index]
                     if self._by_batch
-                    else _key(index, position, seed)
+                    else key_of(index, position, seed)
                 )
                 position += 1
 
@@ -387,7 +353,7 @@ class _Order:
 
         They are the same for the same seed and epoch, on every rank.
         """
-        seed = _mix(self.seed, self.epoch, 0)
+        seed = mix(self.seed, self.epoch, 0)
         if self.sampler is not None:
             yield from self._of_sampler(start, seed)
             return
@@ -409,7 +375,7 @@ class _Order:
             if one is not self.sampler and callable(set_epoch := getattr(one, "set_epoch", None)):
                 set_epoch(self.epoch)
         before = self._numbers_of_samplers()
-        numbers = _Numbers(seed)
+        numbers = Numbers(seed)
         with numbers.drawn():
             drawn = islice(iter(self.sampler), start, None)  # type: ignore[arg-type]
             ahead = list(islice(drawn, 1))
@@ -420,91 +386,3 @@ class _Order:
             self._changed = [name for name in now if now[name] != before.get(name)]
             given, ahead = (ahead[:-1], ahead[-1:]) if len(ahead) > CHUNK else (ahead, [])
             yield given, not ahead
-
-
-class _Numbers:
-    """The random numbers of `random`, `numpy.random` and torch on the CPU, as if nobody else drew any."""
-
-    def __init__(self, seed: int) -> None:
-        with _seeded_here(seed):
-            self._states = _states()
-
-    @contextmanager
-    def drawn(self) -> Iterator[None]:
-        """In the block, they are what is drawn."""
-        with _put_aside():
-            _set_states(self._states)
-            yield
-            self._states = _states()
-
-
-class _Seeded(Dataset[Any]):
-    """A dataset whose random numbers, for each batch, follow from the batch's place in the epoch."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, key: Any) -> Any:
-        with _seeded(_mix(key.seed, key.position, 1)):
-            return self.dataset[key.index]
-
-    def __getitems__(self, keys: list[_Key]) -> Any:
-        indices = [key.index for key in keys]
-        with _seeded(_mix(keys[0].seed, keys[0].position, 1) if keys else 0):
-            fetch = getattr(self.dataset, "__getitems__", None)
-            return fetch(indices) if callable(fetch) else [self.dataset[index] for index in indices]
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Random numbers from `seed`; in the main process, which has its own, only meanwhile."""
-    if get_worker_info() is not None:
-        _seed(seed)
-        yield
-    else:
-        with _seeded_here(seed):
-            yield
-
-
-@contextmanager
-def _seeded_here(seed: int) -> Iterator[None]:
-    """Random numbers from `seed` meanwhile, on the CPU."""
-    with _put_aside():
-        _seed(seed)
-        yield
-
-
-@contextmanager
-def _put_aside() -> Iterator[None]:
-    """The states of the process's generators are afterwards what they were."""
-    with turn:
-        states = _states()
-        try:
-            yield
-        finally:
-            _set_states(states)
-
-
-def _states() -> tuple[Any, Any, torch.Tensor]:
-    return random.getstate(), np.random.get_state(), torch.get_rng_state()
-
-
-def _set_states(states: tuple[Any, Any, torch.Tensor]) -> None:
-    random.setstate(states[0])
-    np.random.set_state(states[1])
-    torch.set_rng_state(states[2])
-
-
-def _seed(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed([seed & 0xFFFFFFFF, seed >> 32])
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the devices as well
-
-
-def _mix(*numbers: int) -> int:
-    """One number of 63 bits from some, the same everywhere."""
-    digest = hashlib.blake2b(",".join(map(str, numbers)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") & MAX_SEED
