@@ -96,11 +96,7 @@ def destination_writer(path: Location, name: str | None) -> Writer:
     if path.suffix.lower() in _READ_ALONE:
         what = f"ptsave reads {path.suffix} and does not write it"
         raise UsageError(what, str(path), f"formats that are written: {', '.join(BY_NAME)}")
-    what = (
-        f"the suffix {path.suffix!r} does not say which format to write"
-        if path.suffix
-        else "no suffix says which format to write"
-    )
+    what = f"the suffix {path.suffix!r} does not say which format to write"
     raise UsageError(
         what,
         str(path),
