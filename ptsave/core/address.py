@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PureWindowsPath
 from typing import TypeAlias
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 from ptsave.errors import UsageError
 
@@ -231,9 +231,18 @@ def _web(scheme: str, rest: str) -> Address:
     path, _, query = key.partition("?")
     user, _, host = host.rpartition("@")
     address = Address(scheme, host.lower(), path, query=query, user=user)
-    if not host:
+    if not host or not is_web(f"{scheme}://{host}"):
         raise UsageError("the address names no host", str(address), "for example https://host/model.pt")
     return address
+
+
+def is_web(url: str) -> bool:
+    """Whether `url` is the address of a web server, as far as its form says."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in WEB and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of the port, or of a bracket and what is in it
+        return False
 
 
 def _hub(rest: str) -> Address:

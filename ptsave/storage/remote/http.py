@@ -18,7 +18,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
-from ptsave.core.address import Address
+from ptsave.core.address import Address, is_web
 from ptsave.errors import UnreadableError
 from ptsave.storage.remote.pieces import NUM_REQUESTS
 from ptsave.storage.remote.store import (
@@ -107,8 +107,11 @@ class Connections:
                 preload_content=False,
                 decode_content=False,
             )
-        except (lib.LocationValueError, UnicodeError):
-            raise UnreadableError("is not a web address", "", "check the address") from None
+        except ValueError:  # of urllib, of urllib3, of a name that cannot be encoded
+            hint = "check the address, and the variables that name a server or a proxy"
+            raise UnreadableError(
+                "it, or what names a server or a proxy, is not a web address", "", hint
+            ) from None
         except (lib.HTTPError, OSError) as error:
             raise judged(error) from None
 
@@ -338,9 +341,9 @@ def redirected(address: Address, url: str, target: str) -> str:
 
     Raises: UnreadableError for what is no web address, and from https to http.
     """
-    found = urljoin(url, target)
+    found = joined(url, target)
     parts = urlsplit(found)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if not found:
         raise UnreadableError("the server redirects to what is no web address", str(address), _FAULTY)
     if urlsplit(url).scheme == "https" and parts.scheme == "http":
         raise UnreadableError(
@@ -350,6 +353,15 @@ def redirected(address: Address, url: str, target: str) -> str:
         )
     netloc = parts.netloc.rpartition("@")[2]
     return parts._replace(netloc=netloc, fragment="").geturl()
+
+
+def joined(url: str, target: str) -> str:
+    """The web address that a server means by `target` in an answer from `url`; empty where it is none."""
+    try:
+        found = urljoin(url, target)
+    except ValueError:
+        return ""
+    return found if is_web(found) else ""
 
 
 def _short(error: BaseException) -> str:

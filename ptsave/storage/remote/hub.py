@@ -16,14 +16,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, urlsplit
 
-from ptsave.core.address import Address
+from ptsave.core.address import Address, is_web
 from ptsave.errors import MissingFileError, RefusedError, UnreadableError, UsageError
 from ptsave.storage.remote.http import (
     MAX_REDIRECTS,
     Connections,
     answer_of,
+    joined,
     json_of,
     range_headers,
     ranged,
@@ -72,11 +73,17 @@ class HubStore(Store):
     def __init__(self, address: Address) -> None:
         """Raises: RefusedError without the library, or when a token that was promised is not to be had."""
         self.connections = Connections(address, "hf")
+        no_endpoint = UsageError("is not a web address", "HF_ENDPOINT", "for example https://huggingface.co")
         with library(address, "hf"):
-            import huggingface_hub
-            from huggingface_hub import constants
+            try:
+                import huggingface_hub
+                from huggingface_hub import constants
+            except ValueError:  # it takes the endpoint apart when it is imported
+                raise no_endpoint from None
         self._library = huggingface_hub
         self.endpoint = constants.ENDPOINT
+        if not is_web(self.endpoint):
+            raise no_endpoint
         self.is_offline = constants.HF_HUB_OFFLINE
         kind, _, rest = address.host.partition("/")
         is_named = "/" in rest
@@ -266,7 +273,7 @@ class HubStore(Store):
         following = re.search(r'<([^>]*)>\s*;\s*rel="?next"?', response.headers.get("Link", ""))
         if following is None:
             return found, None
-        url = urljoin(url, following[1])
+        url = joined(url, following[1])
         if not self._is_hub(url):
             raise Faulty("the Hub's list goes on at another host")
         return found, url

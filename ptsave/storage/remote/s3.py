@@ -88,6 +88,10 @@ class S3Store(Store):
                 self._client = client_of(os.getpid(), _surroundings())
             except botocore.exceptions.BotoCoreError as error:
                 raise failed(self.address, error) from None
+            except ValueError:  # botocore's own check of it
+                hint = "check AWS_ENDPOINT_URL, and endpoint_url in the AWS configuration"
+                what = "what names the store's server is not a web address"
+                raise UnreadableError(what, str(self.address), hint) from None
             self._pid = os.getpid()
         return self._client
 

@@ -193,6 +193,21 @@ def test_a_server_that_refuses_every_if_match_is_no_change(root: Path, server: S
             file.read_at(200_000, 100)
 
 
+@pytest.mark.parametrize("host", ["[::1", "[zz]", "h:99999999", "h:abc"])
+def test_a_host_that_is_none(host: str, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named by the user, by the server, or as a proxy."""
+    with pytest.raises(UsageError, match="names no host"):
+        located(f"http://{host}/a.bin")
+    target = faults.redirect(f"http://{host}", code=302)
+    with server.faulty(target, times=1), pytest.raises(UnreadableError, match="to what is no web address"):
+        read_whole(address_of(server))
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", f"http://{host}")
+    with pytest.raises(UnreadableError, match="what names a server or a proxy, is not a web address"):
+        read_whole(address_of(server))
+
+
 def _without(name: str) -> faults.Fault:
     def fault(request: Request, handler: Handler) -> Answer:
         request.headers.pop(name, None)

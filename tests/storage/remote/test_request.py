@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import constants
 
 from ptsave.core.address import Address, Location, located
-from ptsave.errors import OutOfReachError, WriteError
+from ptsave.errors import OutOfReachError, PtsaveError, WriteError
 from ptsave.formats import open_checkpoint
 from ptsave.storage.opening import check_file_destination, check_folder_destination
 from ptsave.storage.remote.request import MAX_UNREACHABLE, Deadline
@@ -53,6 +53,18 @@ def test_an_address_where_nobody_listens_is_tried_for_seconds(kind: str, nobody:
         open_checkpoint(ADDRESSES[kind].format(nobody))
     assert re.fullmatch("cannot read: no connection to the (server|store)", caught.value.what)
     assert "check the address" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("endpoint", ["http://[::1", "what?"])
+@pytest.mark.parametrize("kind", ["s3", "hub"])
+def test_an_endpoint_that_is_no_address(
+    kind: str, endpoint: str, nobody: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    with pytest.raises(PtsaveError, match="is not a web address") as caught:
+        open_checkpoint(ADDRESSES[kind])
+    assert "ENDPOINT" in f"{caught.value.where}{caught.value.hint}"
 
 
 @pytest.mark.parametrize("check", [check_file_destination, check_folder_destination])
