@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
@@ -147,7 +148,8 @@ def flat_arguments(exported: ExportedProgram, arguments: Arguments) -> list[Any]
 
 def input_nodes(exported: ExportedProgram) -> list[Node]:
     """The placeholders of the user's inputs, in order."""
-    names = set(exported.graph_signature.user_inputs)
+    specs = exported.graph_signature.input_specs
+    names = {spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT}
     return [node for node in exported.graph.nodes if node.op == "placeholder" and node.name in names]
 
 

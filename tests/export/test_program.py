@@ -11,8 +11,9 @@ from ptsave.config.model import ConfigPlace
 from ptsave.core.own_process import own_process
 from ptsave.errors import RefusedError, UsageError
 from ptsave.examples import TinyTransformer
-from ptsave.export.program import Program, export_program
+from ptsave.export.program import Program, export_program, input_nodes
 from tests.export.models import Branching, FixedBatch, Mlp
+from tests.export.nets import Nested
 
 
 def spec(**inputs: object) -> InputsSpec:
@@ -37,6 +38,14 @@ def test_a_size_whose_example_is_the_largest_possible_stays_open_up_to_it() -> N
     program = export(model, spec(tokens=tokens))
     assert set(program.names.values()) == {"batch", "tokens"}
     assert program.bounds["tokens"][1] == 16
+
+
+@pytest.mark.slow
+def test_a_number_among_the_arguments_is_an_input_too() -> None:
+    x = {"shape": ["batch=2", 4]}
+    inputs = spec(batch={"dict": {"x": x, "y": x}}, pair={"list": [x, x]}, scale={"value": 0.5})
+    program = export(Nested(), inputs)
+    assert [node.name for node in input_nodes(program.exported)][-1] == "scale"
 
 
 @pytest.mark.slow

@@ -59,6 +59,8 @@ _OPERATOR = re.compile(
     r"neg|not_|or_|pos|pow|rshift|sub|truediv|truth|xor|abs|i(?:add|sub|mul|and|or|xor|mod|pow|floordiv|truediv))",
     re.ASCII,
 )
+_NAMED_AS_PYTHONS = re.compile(r"(?<=aten\.)__i?(?:and|or|xor|lshift|rshift)__(?=\.|$)")
+"""Operators that are called as Python's own methods are, which no namespace of torch's has."""
 _SIZES = ("size", "stride", "storage_offset")
 """What a guard asks of an argument."""
 _RESOLVED = re.compile(r"torch|math|_operator|#")
@@ -98,7 +100,7 @@ def _is_harmless(key: str, text: str) -> bool:
         return _is_expression(text)
     if key in ("target", "as_operator"):
         found = _OPERATOR.fullmatch(text)
-        if found is None or "__" in text:
+        if found is None or "__" in _NAMED_AS_PYTHONS.sub("", text):
             return _RESOLVED.match(text) is None
         return found["name"] is None or is_plain(found["namespace"], found["name"])
     if key in ("name", "as_name", "forward_arg_names"):

@@ -483,7 +483,13 @@ def test_records_that_torch_may_take_for_others(name: str, program: bytes, tmp_p
         open_checkpoint(repacked(path, **{name.replace("/", "__").replace(".", "_DOT_"): b"x"}))
 
 
-@pytest.mark.parametrize("target", ["torch.os.system", "torch.ops.load_library", "_operator.attrgetter"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        *("torch.os.system", "torch.ops.load_library", "_operator.attrgetter"),
+        *("torch.ops.aten.__class__", "torch.ops.aten.__and__.__init__", "torch.ops.prim.__and__"),
+    ],
+)
 def test_an_operator_that_is_none_of_torch_s(target: str, program: bytes, tmp_path: Path) -> None:
     path = tmp_path / "m.pt2"
     path.write_bytes(program)
@@ -500,7 +506,7 @@ def test_a_program_of_torch_s_own_is_only_warned_of(tmp_path: Path) -> None:
     class Model(nn.Module):
         def forward(self, x: Tensor, *, more: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
             half = x[: x.shape[0] // 2 + 1] * more["a.b"][0]
-            return half.relu(), x.reshape(-1, max(1, x.shape[0] % 3)).sum()
+            return half.relu() * ((half > 0) & (half < 9)), x.reshape(-1, max(1, x.shape[0] % 3)).sum()
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
