@@ -114,8 +114,10 @@ def export_path(
         subject = _subject(request, source, notes)
         program = export_program(subject.model, subject.inputs)
         target = _target(request, subject, program)
-        example = case_of(subject.model, subject.inputs, target.margin, subject.inputs.sizes)
-        behaviour = observe(subject.model, subject.inputs, "cpu")
+        # A model that does not give the same bits again is refused in the next lines.
+        sizes = subject.inputs.sizes
+        example = case_of(subject.model, subject.inputs, target.margin, sizes, is_exact=True)
+        behaviour = observe(subject.model, subject.inputs, "cpu", first=example.now)
         if behaviour.determinism != "exact":
             raise RefusedError(
                 "the model is not deterministic in eval mode: a program draws other random numbers than it",

@@ -129,13 +129,17 @@ def make_judge(
 
 
 def judge_alone(
-    model: nn.Module, arguments: Arguments, now: Trace | None = None, margin: float = MARGIN
+    model: nn.Module,
+    arguments: Arguments,
+    now: Trace | None = None,
+    margin: float = MARGIN,
+    again: Trace | None = None,
 ) -> Judge:
     """How far rounding goes in `model` here and now, with nothing recorded.
 
-    `now`: a plain run of today, where there is one already.
+    `now` and `again`: plain runs of today, where there are some already.
     """
-    now, again = now or watch(model, arguments), watch(model, arguments)
+    now, again = now or watch(model, arguments), again or watch(model, arguments)
     seen = [sample for call in now.calls for sample in call.outputs.values()]
     return make_judge(model, arguments, seen, now, again, margin=margin, coarse=None, tf32=False)
 

@@ -28,17 +28,22 @@ from ptsave.storage.scan import tensor_digest
 
 
 def observe(
-    model: nn.Module, inputs: InputsSpec, device: str, dtypes: Mapping[str, int] | None = None
+    model: nn.Module,
+    inputs: InputsSpec,
+    device: str,
+    dtypes: Mapping[str, int] | None = None,
+    first: Trace | None = None,
 ) -> Behaviour:
     """Run `model` (on `device`, in eval mode) on its inputs, twice or more, and keep what is worth keeping.
 
-    `dtypes` counts the tensors of the checkpoint by dtype, where they are not the model's own.
+    `dtypes` counts the tensors of the checkpoint by dtype, where they are not the model's own. `first` is a
+    run of the model on these inputs, where there is one already.
 
     Raises: UsageError when the inputs cannot be made or the model's code raises.
     """
     arguments = make_inputs(inputs, model, device)
     buffers, outside = buffer_digests(model), outside_digests(model)
-    first = watch(model, arguments)
+    first = first or watch(model, arguments)
     precise = with_precisions(model, arguments, first.calls)
     return Behaviour(
         inputs=inline_inputs(inputs, arguments).to_json(),
