@@ -166,6 +166,8 @@ def dump(value: Any, proto: bytes = PROTO2) -> bytes:
             out.append(node.code)
 
     def set_items(node: dict[Any, Any]) -> None:
+        if not node:
+            return  # as pickle's own
         out.append(MARK)
         for key, item in node.items():
             write(key)

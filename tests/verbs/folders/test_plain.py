@@ -162,6 +162,7 @@ def test_reports_have_a_suite_each(folder: Path, capfd: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize("flag", ["--record", "--against models/a.pt"])
 def test_what_is_about_one_checkpoint(flag: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    config = "" if "against" in flag else "-c models/README.md"
+    Path("net.toml").write_text('[model]\nclass = "torch.nn.Linear"\n')
+    config = "" if "against" in flag else "-c net.toml"
     assert main.run(f"verify models/a.pt models/sharded {flag} {config}".split()) == 2
     assert f"{flag.split()[0]} is about one checkpoint" in capfd.readouterr().err
