@@ -244,6 +244,27 @@ def a_parameter_of_integers_with_a_gradient() -> bytes:
     return tf.pt({"w": parameter})
 
 
+@attack(REFUSED, DESCRIBED, says="sparse")
+def sparse_that_is_coalesced_by_a_number() -> bytes:
+    indices = tf.tensor(size=(1, 2), stride=(2, 1), of=tf.storage("LongStorage", "0", "cpu", 2))
+    layout = Call(Name("torch.serialization", "_get_layout"), ("torch.sparse_coo",))
+    args = (layout, (indices, tf.tensor(size=(2,), of=tf.storage(key="1")), (4,), 1))
+    sparse = Call(Name("torch._utils", "_rebuild_sparse_tensor"), args)
+    return tf.pt({"w": sparse}, {"0": tf.FOUR, "1": tf.FOUR})
+
+
+@attack(REFUSED)
+def bits_that_are_numbers() -> bytes:
+    return tf.pt(tf.tensor(rest=(False, OrderedDict(), {"neg": 1})))
+
+
+@attack(REFUSED, DESCRIBED, says="qtensor")
+def quantized_floats() -> bytes:
+    scheme = (Name("torch", "per_tensor_affine"), 1.0, 0)
+    args = (tf.storage(), 0, (4,), (1,), scheme, False, OrderedDict())
+    return tf.pt({"w": Call(Name("torch._utils", "_rebuild_qtensor"), args)})
+
+
 @attack(REFUSED)
 def sparse_indices_outside() -> bytes:
     """The parts of a sparse tensor are tensors, and have bounds too."""

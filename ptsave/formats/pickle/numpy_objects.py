@@ -182,6 +182,8 @@ def build(target: Any, state: Any, budget: Budget) -> bool:
         return True
     if target.name == "numpy.ndarray" and len(state) in (4, 5):  # the first ones had no version in front
         shape, dtype, fortran, data = state[-4:]
+        if len(state) == 5 and (type(state[0]) is not int or state[0] not in (0, 1)):
+            raise CorruptError(f"a numpy array has a pickle of the version {str(state[0])[:20]}")
         contents = _contents(shape, dtype, fortran, data, budget)
         if contents is not None:
             target.state = contents

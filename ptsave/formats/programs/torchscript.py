@@ -192,6 +192,8 @@ def read(file: InputFile) -> Checkpoint:
                 if declared.sets_state and (type(state) is dict or declared.parameters or declared.buffers):
                     budget.drop("what a class's own code (__setstate__) makes of its tensors")
                 if type(state) is not dict:
+                    if declared.is_module and target.name in code.classes and not declared.sets_state:
+                        raise CorruptError(f"a {target.name} has no attributes, and its class makes none")
                     target.__class__ = ScriptObject
                     return True
                 target.__class__ = ScriptModule

@@ -141,7 +141,8 @@ def _with_metadata(entry: TensorEntry, metadata: Any, budget: Budget) -> TensorE
 
     Source: torch/csrc/jit/serialization/pickler.h, `setTensorMetadata`.
     """
-    if type(metadata) is not dict or not all(type(name) is str for name in metadata):
+    kinds = {(type(name), type(value)) for name, value in metadata.items()} if type(metadata) is dict else ()
+    if kinds != {(str, bool)}:
         raise CorruptError("a tensor's metadata is malformed")
     for name in metadata:
         if name not in BITS:

@@ -100,7 +100,7 @@ def _rebuild_quantized(args: tuple[Any, ...], budget: Budget) -> Any:
     if len(args) != 7 or type(args[0]) is not StorageNode or type(args[4]) is not tuple:
         return UNKNOWN
     node, offset, size, stride, quantizer, requires_grad, _hooks = args
-    if not quantizer or not isinstance(quantizer[0], Global):
+    if not quantizer or not isinstance(quantizer[0], Global) or node.dtype.kind != "quantized":
         return UNKNOWN
     scheme = quantizer[0].name.removeprefix("torch.")
     if node.dtype.name in PACKED:  # several elements a byte: shown as the bytes that they are
@@ -158,7 +158,10 @@ def _rebuild_sparse(args: tuple[Any, ...], budget: Budget) -> Any:
     if not names or type(parts) is not tuple or len(parts) not in (3, 4) or len(parts) > len(names):
         return UNKNOWN
     made = dict(zip(names, parts, strict=False))
-    return Opaque(name, (), made) if numpy_objects.is_shape(made.get("size")) else UNKNOWN
+    is_told = type(made.get("is_coalesced")) in (bool, type(None))
+    if not numpy_objects.is_shape(made.get("size")) or not is_told:
+        return UNKNOWN
+    return Opaque(name, (), made)
 
 
 def _rebuild_nested(args: tuple[Any, ...], budget: Budget) -> Any:

@@ -139,3 +139,13 @@ def test_integers_are_weights_where_there_is_no_tensor(tmp_path: Path) -> None:
     torch.save({**tree, "w": torch.ones(1)}, path)
     with open_checkpoint(path) as checkpoint:
         assert [*checkpoint.tensors] == ["w"]
+
+
+def test_an_array_of_a_version_that_numpy_does_not_know() -> None:
+    whole = pickle.dumps(np.ones(3), 2)
+    other = whole.replace(b"(K\x01K\x03", b"(K\x06K\x03", 1)
+    assert other != whole
+    with pytest.raises(ValueError, match="version 6"):
+        pickle.loads(other)
+    with pytest.raises(CorruptError, match="version 6"):
+        inert.load(other, 0, torch_shapes(), "test")

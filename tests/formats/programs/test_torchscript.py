@@ -325,6 +325,7 @@ OTHERWISE = {
     "protocol 3": b"\x80\x03" + MODULE[2:],
     "no protocol": MODULE[2:],
     "two objects": MODULE[:-1] + b"N.",
+    "no attributes": MODULE.replace(b"}(X\x08\0\0\0training\x89u", b"N"),
     "a dictionary that is None": MODULE.replace(b"\x89", b"ccollections\nOrderedDict\n)R(NNu"),
 }
 
