@@ -696,7 +696,8 @@ def test_a_training_goes_on_with_a_new_head(tmp_path: Path) -> None:
         keeper.resume(state, allow_missing="1.*", allow_unexpected="1.*", min_coverage=0.9)
     assert not torch.equal(model[0].weight, old[0].weight)
     fresh = pytest.warns(UserWarning, match=r"\(39.0%\) from the checkpoint; fresh: 1.weight, 1.bias")
-    with fresh, pytest.warns(UserWarning, match="optimizer"):
+    left = pytest.warns(UserWarning, match="left in the checkpoint: 1.weight, 1.bias")
+    with fresh, left, pytest.warns(UserWarning, match="optimizer"):
         assert keeper.resume(state, allow_missing="1.*", allow_unexpected=["1.*"], min_coverage=0.1) == 5
     assert torch.equal(model[0].weight, old[0].weight)
     assert torch.equal(model[1].weight, head)
