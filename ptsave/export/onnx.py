@@ -136,7 +136,7 @@ class OnnxTarget:
         facts = {
             "inputs": self._inputs,
             "outputs": self._outputs(),
-            "nodes": {name: digest for name, (digest, _) in node_digests(path).items()},
+            "nodes": {name: digest for name, (digest, _) in node_digests(path.read_bytes()).items()},
         }
         text = record(Digests(DEFAULT, digests), facts).to_json()
         entry = onnx.StringStringEntryProto(key=records.KEY, value=text)

@@ -28,7 +28,8 @@ from ptsave.models.behaviour.trace import cloned, digest_of, samples_of
 from ptsave.models.inputs import Arguments, make_inputs, output_tensors
 from ptsave.models.seeding import seeded
 from ptsave.storage.scan import tensor_digest
-from ptsave.verbs.programs.pt2 import file_of, node_digests
+from ptsave.verbs.checks.program import file_of
+from ptsave.verbs.programs.pt2 import node_digests
 
 STATE_DICT, CONSTANTS = "state_dict", "constants"
 """Under which `formats.programs.pt2` lists the two tables of an archive that has constants."""

@@ -13,10 +13,10 @@ from ptsave.core.behaviour import Behaviour, Sample
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import Finding, Kind
 from ptsave.errors import UnreadableError
+from ptsave.storage.files import InputFile
 from ptsave.verbs.checks.subject import Subject
-from ptsave.verbs.programs import pt2
+from ptsave.verbs.programs import onnx, pt2
 from ptsave.verbs.programs.nodes import Nodes
-from ptsave.verbs.programs.onnx import node_digests, run_onnx
 
 CHECK = "program"
 FORMATS = ("onnx", "pt2")
@@ -68,7 +68,7 @@ def program(subject: Subject) -> Iterator[Finding]:
             found = subject.run_pt2(checkpoint, told.behaviour_inputs)
         else:
             assert isinstance(checkpoint.path, Path)
-            found = run_onnx(checkpoint.path, told.behaviour_inputs, record.program)
+            found = onnx.run_onnx(checkpoint.path, told.behaviour_inputs, record.program)
     except UnreadableError:
         raise
     except Exception as error:  # each runtime has its own way to say that it cannot run a program
@@ -88,6 +88,8 @@ def cannot_run(checkpoint: Checkpoint, *, has_torch: bool) -> str:
         return "" if has_torch else "torch runs it"
     if find_spec("onnxruntime") is None:
         return "onnxruntime is not installed"
+    if checkpoint.wrappings:
+        return "onnxruntime reads files that are in nothing else"
     return _cannot_look(checkpoint)
 
 
@@ -104,10 +106,16 @@ def _cannot_look(checkpoint: Checkpoint) -> str:
 
 def _digests(checkpoint: Checkpoint) -> Nodes:
     """The nodes of a program as they are today."""
+    file = file_of(checkpoint)
     if checkpoint.format == "pt2":
-        return pt2.node_digests(pt2.file_of(checkpoint))
-    assert isinstance(checkpoint.path, Path)
-    return node_digests(checkpoint.path)
+        return pt2.node_digests(file)
+    return onnx.node_digests(file.read_at(0, file.size_bytes))
+
+
+def file_of(checkpoint: Checkpoint) -> InputFile:
+    """The open file of a program: the bytes that were checked."""
+    (file,) = (held for held in checkpoint.held if isinstance(held, InputFile))
+    return file
 
 
 def _nodes(now: Nodes, recorded: Mapping[str, Any]) -> Iterator[Finding]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from ptsave.config.arrays import arrays
 from ptsave.config.inputs import InputsSpec
 from ptsave.core.behaviour import Sample
 from ptsave.core.values.sketch import sample_of
-from ptsave.verbs.programs.nodes import INTERFACE, Nodes, digest
+from ptsave.verbs.programs.nodes import INTERFACE, Nodes, by_name
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 """The key of a node's metadata under which torch's exporter keeps the modules that it is in.
@@ -48,27 +48,30 @@ def module_of(node: Any) -> str:
     return scopes[-2].partition("@")[0]
 
 
-def node_digests(path: Path) -> Nodes:
-    """Name of each node of the model at `path` → its digest, and its operator and module for a person."""
+def node_digests(data: bytes) -> Nodes:
+    """Name of each node of a model → its digest, and its operator and module for a person.
+
+    `data`: the bytes of the model's file.
+
+    Raises: what the onnx library raises.
+    """
     import onnx
 
-    model = onnx.load(path, load_external_data=False)
+    return by_name(_nodes(onnx.ModelProto.FromString(data)))
+
+
+def _nodes(model: Any) -> Iterator[tuple[str, bytes, str]]:
     graph = model.graph
-    found: Nodes = {}
     for number, node in enumerate(graph.node):
         where, described = module_of(node), node.op_type
         del node.metadata_props[:]
-        name = node.name or f"node {number}"
-        found[name] = (
-            digest(node.SerializeToString(deterministic=True)),
-            (f"{described} in {where!r}" if where else described),
-        )
+        described += f" in {where!r}" if where else ""
+        yield node.name or f"node {number}", node.SerializeToString(deterministic=True), described
     del graph.node[:], graph.initializer[:], graph.sparse_initializer[:], graph.value_info[:]
     del graph.metadata_props[:], model.metadata_props[:]
     for field in ("producer_name", "producer_version", "model_version", "doc_string"):
         model.ClearField(field)
-    found[INTERFACE] = digest(model.SerializeToString(deterministic=True)), ""
-    return found
+    yield INTERFACE, model.SerializeToString(deterministic=True), ""
 
 
 def run_onnx(path: Path, inputs: InputsSpec, program: Mapping[str, Any]) -> dict[str, Sample]:

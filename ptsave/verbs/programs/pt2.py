@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
-from ptsave.core.checkpoint import Checkpoint
 from ptsave.formats.programs.pt2 import programs_in
 from ptsave.formats.programs.pt2_ports import listed, table
 from ptsave.storage.files import InputFile
-from ptsave.verbs.programs.nodes import INTERFACE, Nodes, digest
+from ptsave.verbs.programs.nodes import INTERFACE, Nodes, by_name
 
 
 def node_digests(file: InputFile) -> Nodes:
@@ -17,8 +17,10 @@ def node_digests(file: InputFile) -> Nodes:
 
     Source: torch/_export/serde/schema.py (`Node`) and serialize.py (`serialize_metadata`) of torch 2.13.
     """
-    found: Nodes = {}
-    programs = programs_in(file)
+    return by_name(_nodes(programs_in(file)))
+
+
+def _nodes(programs: dict[str, Any]) -> Iterator[tuple[str, bytes, str]]:
     for program, document in programs.items():
         front = f"{program}." if len(programs) > 1 else ""
         graph = table(table(document, "graph_module"), "graph")
@@ -28,16 +30,9 @@ def node_digests(file: InputFile) -> Nodes:
             where = _module_of(node.pop("metadata", None))
             operator = str(node.get("target")).removeprefix("torch.ops.")
             name = f"{front}{node.get('name') or f'node {number}'}"
-            found[name] = _digest(node), f"{operator} in {where!r}" if where else operator
+            yield name, _spelled(node), f"{operator} in {where!r}" if where else operator
         document.pop("torch_version", None)
-        found[f"{front}{INTERFACE}"] = _digest(document), ""
-    return found
-
-
-def file_of(checkpoint: Checkpoint) -> InputFile:
-    """The open file of an archive: the bytes that were checked."""
-    (file,) = (held for held in checkpoint.held if isinstance(held, InputFile))
-    return file
+        yield f"{front}{INTERFACE}", _spelled(document), ""
 
 
 def _module_of(metadata: Any) -> str:
@@ -50,5 +45,5 @@ def _module_of(metadata: Any) -> str:
     return parts[1].partition("@")[0] if len(parts) > 2 else ""
 
 
-def _digest(document: Any) -> str:
-    return digest(json.dumps(document, sort_keys=True).encode())
+def _spelled(document: Any) -> bytes:
+    return json.dumps(document, sort_keys=True).encode()

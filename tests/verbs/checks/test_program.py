@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -83,6 +84,13 @@ def swapped(model: onnx.ModelProto) -> None:
     found.input[1], found.input[2] = found.input[2], found.input[1]
 
 
+def hidden(model: onnx.ModelProto) -> None:
+    """A node under the name of a later one."""
+    name, first = node(model, "Gelu").name, model.graph.node[0]
+    made = onnx.helper.make_node("Neg", [first.output[0]], ["unused"], name=name)
+    model.graph.node.insert(1, made)
+
+
 FAULTS: dict[Callable[[onnx.ModelProto], None], str] = {
     weights: "damaged: 1 of",
     exchanged: "tensors do not match their checksum",
@@ -92,6 +100,7 @@ FAULTS: dict[Callable[[onnx.ModelProto], None], str] = {
     dropped: "another graph: node_gelu",
     dtype: "another graph: node_gelu",
     swapped: "another graph: node_layer_norm",
+    hidden: "another graph: node_gelu (Neg) and 1 more",
 }
 
 
@@ -111,6 +120,13 @@ def test_each_fault_of_an_onnx_model_is_a_no_with_its_cause(ptsave_here: Command
         in done
     )
     assert "program (its nodes" in done.splitlines()[-1]
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        archive.write(tmp_path / "model.onnx", "model.onnx")
+    (tmp_path / "model.onnx.gz").write_bytes(gzip.compress((tmp_path / "model.onnx").read_bytes()))
+    for path in ("in.zip", "model.onnx.gz"):
+        done = ptsave_here("verify", path, "--checks", "program").stdout
+        assert "nodes are those that were exported" in done
+        assert "it is not run: onnxruntime reads files that are in nothing else" in done
     for fault, cause in FAULTS.items():
         changed = onnx.ModelProto()
         changed.CopyFrom(model)
