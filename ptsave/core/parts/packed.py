@@ -9,7 +9,10 @@ compressed-tensors (`weight_packed`, `weight_scale`), torch's fake quantization 
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Mapping
+from functools import partial
+from itertools import islice, takewhile
 from math import prod
 
 from ptsave.core.nodes import TensorEntry
@@ -27,23 +30,43 @@ def packed_beside(tensors: Mapping[str, TensorEntry]) -> dict[str, str]:
     for name, entry in tensors.items():
         if _is_packed(name, entry):
             by_module.setdefault(name.rpartition(".")[0], []).append(name)
+    for names in by_module.values():
+        names.sort()
     found: dict[str, str] = {}
+    told: set[str] = set()
+    """The modules of which all packed tensors go with a scale: the next scale has nothing to add."""
     for name in tensors:
         if not _SCALE.search(name):
             continue
         module, _, last = name.rpartition(".")
         above, _, weight = module.rpartition(".")
-        beside = [other for other in by_module.get(module, ()) if other != name]
-        if module in tensors and _is_packed(module, tensors[module]):
-            beside.append(module)  # weight.absmax
-        elif weight:  # weight.quant_state.absmax: a step further in
-            beside += [above] if above in tensors and _is_packed(above, tensors[above]) else []
+        inside = by_module.get(module, [])
+        further = [
+            outer  # weight.absmax, or a step further in: weight.quant_state.absmax
+            for outer in (module, above if weight else "")
+            if outer in tensors and _is_packed(outer, tensors[outer])
+        ][:1]
         stem = _SCALE.sub("", last)  # weight_scale: of weight where there is one
-        own = [other for other in beside if stem and other.rpartition(".")[2].startswith(stem)]
-        for other in own or beside:
+        own = []
+        if stem:
+            front = f"{module}.{stem}" if module else stem
+            begin = bisect_left(inside, front)
+            own = [*takewhile(partial(_begins, front), islice(inside, begin, None))]
+            own = [other for other in own if other != name]
+            own += [outer for outer in further if outer.rpartition(".")[2].startswith(stem)]
+        if not own:
+            own = [*further, *(inside[:2] if module in told else inside)]
+            told.add(module)
+        for other in own:
+            if other == name:
+                continue
             found.setdefault(name, other)
             found.setdefault(other, name)
     return found
+
+
+def _begins(front: str, name: str) -> bool:
+    return name.startswith(front)
 
 
 def _is_packed(name: str, entry: TensorEntry) -> bool:
