@@ -34,7 +34,6 @@ def edited(path: Path, *, weights: bool = False, eps: bool = False, constant: bo
     onnx.save(model, path)
 
 
-@pytest.mark.slow
 def test_a_pt2_is_compared_with_its_model_both_ways_round(prepare: Prepare, ptsave_here: Command) -> None:
     checkpoint, config = prepare("Mlp", X)
     ptsave_here("convert", checkpoint, "model.pt2", "-c", config)
