@@ -16,7 +16,7 @@ from isal.isal_zlib import crc32, crc32_combine
 
 from ptsave.core.address import Address
 from ptsave.core.storage import BLOCK_BYTES
-from ptsave.errors import ExistsError, Option, PtsaveError, RefusedError, WriteError
+from ptsave.errors import ExistsError, Option, PtsaveError, RefusedError, UnreadableError, WriteError
 from ptsave.storage.output import SentFile
 from ptsave.storage.remote.file import RemoteFile
 from ptsave.storage.remote.pieces import Workers
@@ -259,7 +259,7 @@ class UploadFile(SentFile):
         self._upload = None
         self.stored = stored
         if self._must_have is not None:
-            self.checked = f"the store's {checked}" if checked else self._read_back(stored, crc)
+            self.checked = f"the store's {checked}" if checked else self._read_back(crc)
 
     def _whole(self) -> int:
         """Have everything sent, but for an object of one part; returns the CRC-32 of the whole."""
@@ -312,29 +312,30 @@ class UploadFile(SentFile):
             is_gone = isinstance(error, Gone)
             raise conflict(self.destination, self._seen, found, is_gone=is_gone) from None
 
-    def _read_back(self, stored: Stored, crc: int) -> str:
+    def _read_back(self, crc: int) -> str:
         """Read the object that is there now; returns by what it was checked.
 
         Raises: WriteError when it does not hold what was sent.
         """
         found = at = 0
         try:
-            file = RemoteFile(store_of(self.destination), self.destination)
-        except NoAccessError as error:
-            raise WriteError(
-                "the object is in place and was not checked: the store has no checksum, and may not be read",
-                str(self.destination),
-                (f"{error.hint}; ", Option("check", False), " leaves the check out"),
-            ) from None
-        with file:
-            if is_same(Found(file.version), Found(stored.version)):
+            with RemoteFile(store_of(self.destination), self.destination) as file:
                 file.expect([(0, file.size_bytes)])
                 buffer = memoryview(bytearray(BLOCK_BYTES))
-                while at < file.size_bytes:
+                while at < file.size_bytes == self.num_bytes:
                     block = buffer[: file.size_bytes - at]
                     file.read_into(at, block)
                     found = crc32(block, found)
                     at += len(block)
+        except UnreadableError as error:
+            why = (
+                "may not be read" if isinstance(error, NoAccessError) else f"was not read back ({error.what})"
+            )
+            raise WriteError(
+                f"the object is in place and was not checked: the store has no checksum, and {why}",
+                str(self.destination),
+                (f"{error.hint}; ", Option("check", False), " leaves the check out"),
+            ) from None
         if (found, at) != (crc, self.num_bytes):
             raise WriteError(
                 "the store does not hold what was sent: it reads back differently",

@@ -17,7 +17,7 @@ from ptsave.storage.reads import noted
 from ptsave.storage.upload import file as upload_file
 from ptsave.storage.upload.s3 import S3Uploads
 from ptsave.storage.upload.store import UploadStore, upload_store
-from tests.servers.faults import lost_answer, no_answer, replaced, s3_error, status
+from tests.servers.faults import header, lost_answer, no_answer, replaced, s3_error, status
 from tests.servers.stores import S3, Store
 from tests.storage.upload.objects import (
     COMPLETE,
@@ -261,6 +261,16 @@ def test_a_store_without_checksums_is_read_back(one_s3: S3, monkeypatch: pytest.
     ):
         write(one_s3, data, overwrite=True)
     assert one_s3.get("m") == data
+    with (
+        one_s3.server.faulty(_without_checksums, on=""),
+        one_s3.server.faulty(header("Content-Range", "bytes 5-9/10"), on=r"GET /[^?]*$"),
+        pytest.raises(
+            WriteError, match=r"in place and was not checked: .* not read back \(the server answers"
+        ),
+    ):
+        write(one_s3, data, overwrite=True)
+    with one_s3.server.faulty(_without_checksums, header("ETag", None), on="PUT"):
+        assert write(one_s3, data[:PART_BYTES], overwrite=True) == "reading it back by ranges"
 
 
 def test_an_etag_is_no_longer_compared_with_the_md5_once_it_was_none() -> None:
