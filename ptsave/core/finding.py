@@ -278,7 +278,7 @@ class Kind(Enum):
     NO_PROGRAM_RECORD = "it is no exported program with a record, as `convert -c` writes them"
     PROGRAM_UNSAFE = "it is not run: it names what is not in the allow-list (check safe)"
     PROGRAM_NOT_RUN = "{nodes}it is run where this check is named (<checks=program>)"
-    NO_RUNTIME = "it is not run: {why}"
+    NO_RUNTIME = "{nodes}it is not run: {why}"
     SAME_NODES = "{count} [node is the one that was|nodes are those that were] exported"
     OTHER_NODE = "is not the node that was exported: {operator}"
     NEW_NODE = "is a node that was not exported: {operator}"

@@ -33,8 +33,8 @@ def run_beside(checkpoint: Checkpoint, model: nn.Module, inputs: InputsSpec) -> 
     if checkpoint.globals:
         yield Finding(CHECK, "skipped", "", Kind.PROGRAM_UNSAFE)
         return
-    if why := cannot_run(checkpoint, has_torch=True):
-        yield Finding(CHECK, "skipped", "", Kind.NO_RUNTIME, facts={"why": why})
+    if why := cannot_run(checkpoint):
+        yield Finding(CHECK, "skipped", "", Kind.NO_RUNTIME, facts={"nodes": "", "why": why})
         return
     if (dtype := dtype_of_program(checkpoint, model)) is not None:
         model.to(getattr(torch, dtype.name))

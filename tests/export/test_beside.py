@@ -37,11 +37,17 @@ def edited(path: Path, *, weights: bool = False, eps: bool = False, constant: bo
 def test_a_pt2_is_compared_with_its_model_both_ways_round(prepare: Prepare, ptsave_here: Command) -> None:
     checkpoint, config = prepare("Mlp", X)
     ptsave_here("convert", checkpoint, "model.pt2", "-c", config)
+    ptsave_here("convert", checkpoint, "bare.pt2", "-c", config, "--no-record")
     to = ("-c", config, "--checks", "against", "-v")
     done = ptsave_here("verify", "model.pt2", "--against", checkpoint, *to).stdout
     assert "against    ok       output (batch=5): bitwise equal" in done
     done = ptsave_here("verify", checkpoint, "--against", "model.pt2", *to).stdout
     assert "against    ok       output (batch=1): bitwise equal" in done
+    config.write_text(config.read_text().replace(X, ""))
+    assert "yes: " in ptsave_here("verify", "model.pt2", "--against", checkpoint, *to).stdout
+    done = ptsave_here("verify", "bare.pt2", "--against", checkpoint, *to, code=1).stdout
+    assert "the config has no [inputs]" in done
+    config.write_text(f"{config.read_text()}\n{X}")
     ptsave_here("convert", checkpoint, "half.pt2", "-c", config, "--dtype", "float16")
     done = ptsave_here("verify", "half.pt2", "--against", checkpoint, "-c", config).stdout
     assert "6 tensors are float32 there and float16 here, cast" in done

@@ -11,7 +11,7 @@ from torch import nn
 from ptsave.config.toml import InputsSpec
 from ptsave.core.behaviour import Behaviour
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.finding import Finding, Kind
+from ptsave.core.finding import Finding, Kind, Level
 from ptsave.core.parts.select import key_in, select_model
 from ptsave.errors import AmbiguousError, LossyError, UnreadableError, UsageError
 from ptsave.models.behaviour.observe import observe
@@ -30,12 +30,12 @@ def against(subject: ModelSubject) -> Iterator[Finding]:
         return
     fresh = subject.fresh
     inputs = subject.config.inputs or (fresh.config.inputs if fresh is not None else None)
-    if inputs is None or not (subject.fit.fits or _programs(subject)):
+    if subject.run_beside is not None and _programs(subject):
+        yield from _beside(subject, subject.run_beside, inputs or subject.told.inputs)
+        return
+    if inputs is None or not subject.fit.fits:
         why = "the config has no [inputs]" if inputs is None else "the keys do not fit the architecture"
         yield Finding(CHECK, "skipped", "", Kind.NOT_COMPARED, facts={"why": why})
-        return
-    if subject.run_beside is not None and _programs(subject):
-        yield from _beside(subject, subject.run_beside, inputs)
         return
     try:
         there = _behaviour_of_other(subject, subject.other, inputs)
@@ -61,13 +61,18 @@ def _programs(subject: ModelSubject) -> list[Checkpoint]:
     return [side for side in sides if side is not None and side.format in PROGRAMS]
 
 
-def _beside(subject: ModelSubject, run: RunBeside, inputs: InputsSpec) -> Iterator[Finding]:
+def _beside(subject: ModelSubject, run: RunBeside, inputs: InputsSpec | None) -> Iterator[Finding]:
     """Each program beside the model with the weights of the other side.
+
+    One that cannot run is a failure: what the program computes excuses tensors that one side lacks.
 
     Where these are not the program's, it runs once more beside the model with its own: if it computes what
     that does, nothing but the weights is another.
     """
     assert subject.other is not None
+    if inputs is None:
+        yield Finding(CHECK, "fail", "", Kind.CANNOT_COMPARE, facts={"why": "the config has no [inputs]"})
+        return
     programs = _programs(subject)
     weights = subject.checkpoint if programs == [subject.other] else subject.other
     for program in programs:
@@ -75,13 +80,12 @@ def _beside(subject: ModelSubject, run: RunBeside, inputs: InputsSpec) -> Iterat
             findings = list(run(program, _filled(subject, weights), inputs))
             if weights is not program and any(finding.level == "fail" for finding in findings):
                 subject.graph_is_equal = _is_equal(run, subject, program, inputs)
-        except LossyError as error:
-            yield Finding(CHECK, "skipped", "", Kind.NOT_COMPARED, facts={"why": str(error)})
-            return
-        except (UsageError, AmbiguousError, UnreadableError) as error:
+        except (LossyError, UsageError, AmbiguousError, UnreadableError) as error:
             yield Finding(CHECK, "fail", "", Kind.CANNOT_COMPARE, facts={"why": str(error)})
             return
-        yield from (replace(finding, check=CHECK) for finding in findings)
+        for finding in findings:
+            level: Level = "fail" if finding.level == "skipped" else finding.level
+            yield replace(finding, check=CHECK, level=level)
 
 
 def _is_equal(run: RunBeside, subject: ModelSubject, program: Checkpoint, inputs: InputsSpec) -> bool | None:

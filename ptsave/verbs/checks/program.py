@@ -33,7 +33,7 @@ def program(subject: Subject) -> Iterator[Finding]:
             yield Finding(CHECK, "skipped", "", Kind.NO_PROGRAM_RECORD)
         return
     if why := _cannot_look(checkpoint):
-        yield Finding(CHECK, "skipped", "", Kind.NO_RUNTIME, facts={"why": why})
+        yield Finding(CHECK, "skipped", "", Kind.NO_RUNTIME, facts={"nodes": "", "why": why})
         return
     try:
         nodes = [*_nodes(_digests(checkpoint), record.program)]
@@ -42,12 +42,12 @@ def program(subject: Subject) -> Iterator[Finding]:
     except Exception as error:  # what the onnx library raises has no common base
         yield Finding(CHECK, "fail", "", Kind.UNREADABLE, facts={"why": first_line(error)})
         return
+    failed = [finding for finding in nodes if finding.level == "fail"]
+    compared = {"nodes": "its nodes are those that were exported; " if nodes and not failed else ""}
     if not subject.asked.by_name:  # a runtime works for as long as the file has it work
-        failed = [finding for finding in nodes if finding.level == "fail"]
-        compared = {"nodes": "its nodes are those that were exported; " if nodes else ""}
         yield from failed or [Finding(CHECK, "skipped", "", Kind.PROGRAM_NOT_RUN, facts=compared)]
         return
-    yield from nodes
+    yield from failed
     told = told_by(checkpoint)
     if told.behaviour is None or told.behaviour_inputs is None:
         why = next((fault.what for fault in told.faults.values()), "there is none")
@@ -59,9 +59,10 @@ def program(subject: Subject) -> Iterator[Finding]:
     if checkpoint.globals:
         yield Finding(CHECK, "skipped", "", Kind.PROGRAM_UNSAFE)
         return
-    if why := cannot_run(checkpoint, has_torch=subject.run_pt2 is not None):
-        yield Finding(CHECK, "skipped", "", Kind.NO_RUNTIME, facts={"why": why})
+    if why := cannot_run(checkpoint):
+        yield Finding(CHECK, "skipped", "", Kind.NO_RUNTIME, facts={**compared, "why": why})
         return
+    yield from [] if failed else nodes  # that they are the same is no proof where nothing runs
     try:
         found: Mapping[str, Sample]
         if subject.run_pt2 is not None and checkpoint.format == "pt2":
@@ -82,13 +83,12 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"
 
 
-def cannot_run(checkpoint: Checkpoint, *, has_torch: bool) -> str:
+def cannot_run(checkpoint: Checkpoint) -> str:
     """Why there is nothing here to run a program with; empty where there is."""
-    if checkpoint.format == "pt2":
-        return "" if has_torch else "torch runs it"
-    if find_spec("onnxruntime") is None:
-        return "onnxruntime is not installed"
-    if checkpoint.wrappings:
+    runtime = "torch" if checkpoint.format == "pt2" else "onnxruntime"
+    if find_spec(runtime) is None:
+        return f"{runtime} is not installed"
+    if checkpoint.format == "onnx" and checkpoint.wrappings:
         return "onnxruntime reads files that are in nothing else"
     return _cannot_look(checkpoint)
 
