@@ -138,7 +138,7 @@ def _code_in_spec(text: str) -> Iterator[str]:
 
 def _is_expression(text: str, *, is_guard: bool = False) -> bool:
     """Whether `text` is arithmetic on symbols, or on the sizes of arguments (a guard), and nothing else."""
-    if len(text) > MAX_EXPRESSION_BYTES:
+    if len(text) > MAX_EXPRESSION_BYTES or "\\" in text:  # no name needs one, and Python warns of some
         return False
     try:
         tree = ast.parse(text, mode="eval")

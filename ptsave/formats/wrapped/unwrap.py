@@ -166,23 +166,24 @@ def _only(archive: Archive, is_known: IsKnown) -> tuple[str, InputFile]:
     archive.file.expect(archive.extents(names))
     known: list[str] = []
     packed: list[str] = []
-    first: InputFile | None = None
-    for name in names:
-        file = archive.open(name)
-        head = _head(file)
-        if is_known(file, head):
-            known.append(name)
-        elif compression_of(head) is not None and not archive.is_compressed(name):
-            packed.append(name)
-        if known == [name]:
-            first = file
-        else:
-            file.close()
+    with ExitStack() as kept:
+        for name in names:
+            with ExitStack() as opened:
+                file = opened.enter_context(archive.open(name))
+                head = _head(file)
+                if is_known(file, head):
+                    known.append(name)
+                elif compression_of(head) is not None and not archive.is_compressed(name):
+                    packed.append(name)
+                if known == [name]:
+                    first = file
+                    kept.push(opened.pop_all())
+        if len(known) == 1:
+            kept.pop_all()
+            return known[0], first
     candidates = known or packed
     if len(candidates) == 1:
-        return candidates[0], first or archive.open(candidates[0])
-    if first is not None:
-        first.close()
+        return candidates[0], archive.open(candidates[0])
     if not candidates:
         raise named.archive_refusal(archive.kind, where, [*archive.sizes], is_searched=True)
     listed = spelled(archive, candidates)

@@ -350,6 +350,22 @@ def test_nothing_stays_open_and_nothing_is_left(wrapper: str, tmp_path: Path) ->
             assert list(temporary.iterdir()) == []
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts descriptors as Linux lists them")
+def test_a_candidate_is_closed_where_the_next_member_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "two.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.pt", saved(tmp_path).read_bytes())
+        archive.writestr("b.pt", saved(tmp_path).read_bytes())
+    data = bytearray(path.read_bytes())
+    at = data.find(b"b.pt") + 40
+    data[at : at + 40] = bytes(byte ^ 0xFF for byte in data[at : at + 40])
+    path.write_bytes(data)
+    before = open_descriptors()
+    with pytest.raises(CorruptError, match="deflated member is damaged") as kept:
+        open_checkpoint(path)
+    assert open_descriptors() == before, kept
+
+
 def test_no_room_to_unpack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not os.path.exists("/dev/full"):
         pytest.skip("needs a device that is full")
