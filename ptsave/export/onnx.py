@@ -15,7 +15,7 @@ from ptsave.core import record as records
 from ptsave.core.own_process import without_messages
 from ptsave.core.record import Digests
 from ptsave.core.values.digest import DEFAULT
-from ptsave.errors import RefusedError, install
+from ptsave.errors import Option, RefusedError, install
 from ptsave.export.program import Program, flat_arguments, input_nodes
 from ptsave.export.target import RecordOf, Value
 from ptsave.formats import open_checkpoint
@@ -61,7 +61,7 @@ class OnnxTarget:
         Weights stay as they are, under their names in the state dict: what folds and fuses them is left to
         runtimes, which do it when they load a model.
 
-        Raises: RefusedError where torch cannot translate it.
+        Raises: RefusedError where torch cannot translate it, or not to that version.
         """
         self._program = program
         leaves = zip(input_nodes(program.exported), flat_arguments(program.exported, example), strict=True)
@@ -75,6 +75,10 @@ class OnnxTarget:
             raise _refused(error) from error
         assert made is not None
         self._model: Any = made.model
+        written = self._model.opset_imports.get("")
+        if opset not in (None, written):  # which torch says in a message alone
+            what = f"torch.onnx writes version {written} of ONNX's operators for this model, not {opset}"
+            raise RefusedError(what, Option("opset"), f"give {written}, or leave it out")
         self._tidy()
 
     @property
@@ -207,8 +211,6 @@ def _refused(error: Exception) -> RefusedError:
 
 class OnnxRuntime:
     """A model in a file, run by onnxruntime on the CPU."""
-
-    margin = FOREIGN_MARGIN
 
     def __init__(self, path: Path, given: Given, returned: Returned) -> None:
         self._path = path

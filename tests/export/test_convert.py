@@ -154,6 +154,8 @@ def test_an_onnx_model_computes_what_the_model_does(
     prepare: Prepare, ptsave_here: Command, tmp_path: Path
 ) -> None:
     checkpoint, config = prepare("Mlp", X)
+    done = ptsave_here("convert", checkpoint, "model.onnx", "-c", config, "--opset", "999", code=4)
+    assert "not 999 (--opset)" in done.stderr  # torch writes another one, and says so in a message alone
     done = ptsave_here("convert", checkpoint, "model.onnx", "-c", config, "--json", "--opset", "18")
     assert json.loads(done.stdout)["proof"]["verdict"] == "yes"
     model = ptsave.load(checkpoint, config=config)
