@@ -28,6 +28,7 @@ from ptsave.models.behaviour.judge import (
 )
 from ptsave.models.behaviour.trace import Trace, samples_of, watch
 from ptsave.models.inputs import Arguments, make_inputs
+from ptsave.verbs.checks.program import first_line
 
 CHECK = "behaviour"
 WEIGHTS = "weights"
@@ -115,9 +116,8 @@ def _compared(runtime: Runtime, case: Case, at: str) -> Iterator[Finding]:
     try:
         outputs = samples_of(runtime.run(case.arguments))
     except Exception as error:  # each runtime has its own way to say that it cannot run a program
-        why = f"{type(error).__name__}: {_first_line(error)}"
         kind = Kind.PROGRAM_FAILS_AT if at else Kind.PROGRAM_FAILS
-        yield Finding(CHECK, "fail", "", kind, facts={"sizes": case.shown, "why": why})
+        yield Finding(CHECK, "fail", "", kind, facts={"sizes": case.shown, "why": first_line(error)})
         return
     departed = False
     for path in dict.fromkeys([*case.now.outputs, *outputs]):
@@ -223,10 +223,6 @@ def _departure(
         if not any(excess.is_explained for excess in found):
             return min(excess.relative for excess in found)
     return None
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0][:300]
 
 
 # --- the weights ------------------------------------------------------------------------------------------

@@ -77,7 +77,8 @@ def departure(findings: Sequence[Finding]) -> str:
             begins = f", in the code of {first.facts['module']} before {first.facts['before']!r}"
         if begins:
             break
-    return f"the program computes otherwise: {first_names(outputs)} differs{begins}" if outputs else ""
+    verb = "differs" if len(outputs) == 1 else "differ"
+    return f"the program computes otherwise: {first_names(outputs)} {verb}{begins}" if outputs else ""
 
 
 def runtime_version(format: str) -> str:
