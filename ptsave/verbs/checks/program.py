@@ -89,7 +89,7 @@ def cannot_run(checkpoint: Checkpoint) -> str:
     if find_spec(runtime) is None:
         return f"{runtime} is not installed"
     if checkpoint.format == "onnx" and checkpoint.wrappings:
-        return "onnxruntime reads files that are in nothing else"
+        return "onnxruntime reads no archive and no compressed file"
     return _cannot_look(checkpoint)
 
 
