@@ -126,7 +126,7 @@ def test_each_fault_of_an_onnx_model_is_a_no_with_its_cause(ptsave_here: Command
     (tmp_path / "model.onnx.gz").write_bytes(gzip.compress((tmp_path / "model.onnx").read_bytes()))
     for path in ("in.zip", "model.onnx.gz"):
         done = ptsave_here("verify", path, "--checks", "program", code=1).stdout
-        assert "nodes are those that were exported; it is not run: onnxruntime reads files" in done
+        assert "nodes are those that were exported; it is not run: onnxruntime reads no archive" in done
     for fault, cause in FAULTS.items():
         changed = onnx.ModelProto()
         changed.CopyFrom(model)
