@@ -356,14 +356,13 @@ def write_some(fd: int, data: memoryview, offset_bytes: int, seeking: threading.
 
 def allow_more_open_files() -> bool:
     """Raise this process's limit on open files as far as it may; False where there is nothing to raise."""
-    if sys.platform == "win32":
-        return False
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
-    if soft >= wanted:
-        return False
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    return True
+    if sys.platform != "win32":
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
+        if soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            return True
+    return False
 
 
 def max_name_bytes(folder: Path) -> int:
