@@ -268,7 +268,7 @@ def _under_a_prefix(
     An average (`module.0.weight` beside `n_averaged`) keeps what lies beside its `module`.
     """
     first = next((name.removeprefix(front) for name in expected if name.startswith(front)), "")
-    beside = {n for n in saved.original if front and not n.startswith(front) and n in set(expected)}
+    beside = {name for name in expected if front and not name.startswith(front) and name in saved.original}
     for name in saved.original:
         if first and name.startswith(front) and name.endswith(f".{first}") and name != f"{front}{first}":
             prefix = name.removesuffix(first)
