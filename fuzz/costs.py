@@ -52,7 +52,7 @@ COMMANDS = {
     "convert .npz": "convert P O.npz --extras drop",
     "convert sharded": "convert P O --format safetensors-sharded --extras drop",
     "convert dcp": "convert P O --format dcp --extras drop",
-    "load": "load P -c C --allow-missing * --allow-unexpected *",
+    "load": "load P -c C --allow-missing * --allow-unexpected * --min-coverage 0",
 }
 """What is run: P the file, Q a copy of it, C a config, O a destination."""
 
