@@ -37,8 +37,8 @@ def load(
     """
     with launched(device) as group, ExitStack() as opened:
         if group is None:
-            found = open_pinned(path, lock_for(lock))  # before torch, which takes its time
-            checkpoint = opened.enter_context(found)
+            checkpoint = opened.enter_context(open_pinned(path, lock_for(lock)))
+            _ = checkpoint.tensors  # past the caps, before torch, which takes its time and memory
             from ptsave.models.load import load as load_alone
 
             run = partial(load_alone, checkpoint, device=device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from operator import eq, is_
 from typing import Any
@@ -165,7 +166,10 @@ def diff_paths(a: Location, b: Location, bar: Bar = unseen) -> Diff:
 
     Raises: what opening a checkpoint raises, and as `diff`.
     """
-    with open_checkpoint(a) as one, open_checkpoint(b) as other:
+    with ExitStack() as opened:
+        one = opened.enter_context(open_checkpoint(a))
+        _ = one.tensors  # past the caps, before the other takes memory too
+        other = opened.enter_context(open_checkpoint(b))
         total = sum(entry.num_bytes for side in (one, other) for entry in side.tensors.values())
         with reading(bar, "comparing", one.source_bytes + other.source_bytes, total) as advance:
             found = diff(one, other, progress=advance)

@@ -28,7 +28,7 @@ from ptsave.errors import CorruptError, LimitError, PtsaveError
 from ptsave.formats.pickle.keys import LONG_KEY
 from ptsave.formats.pickle.machine import TRUNCATED, Machine
 from ptsave.formats.pickle.opcodes import MARKED, PLAIN, check_script_opcode
-from ptsave.formats.pickle.shapes import UNKNOWN, Known, Shapes
+from ptsave.formats.pickle.shapes import UNITS_OF_TEXT, UNKNOWN, Known, Shapes
 
 MAX_OPEN_MARKS = 10_000
 """Cap on how deep marks nest. Python's own pickler stops at its recursion limit, near 1000."""
@@ -183,7 +183,7 @@ def _run(machine: Machine) -> tuple[Any, int]:
                             raise CorruptError(TRUNCATED)
                         stack.append(str(data[pos + 1 : end], "utf-8", "surrogatepass"))
                         pos = end
-                        units += 1
+                        units += UNITS_OF_TEXT
                     elif op == 0x86:  # TUPLE2
                         value = stack.pop()
                         stack[-1] = (stack[-1], value)
@@ -277,7 +277,7 @@ def _run(machine: Machine) -> tuple[Any, int]:
                         else:
                             stack.append(str(data[pos + 4 : end], "utf-8", "surrogatepass"))
                         pos = end
-                        units += 1
+                        units += UNITS_OF_TEXT
                     elif op == 0x4D:  # BININT2
                         stack.append(u16(data, pos)[0])
                         pos += 2

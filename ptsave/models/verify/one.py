@@ -77,6 +77,8 @@ def verify_path(request: Request, listener: Listener) -> Outcome:
         if asked.records and source.wrappings:
             what = f"nothing is written into a {source.wrappings[0].described}"
             raise RefusedError(what, str(source.path), "convert it to a file of its own, and record there")
+        if asked.other is not None or asked.has_model:
+            _ = source.tensors  # past the caps, before another file, or torch, takes memory too
         other = opened.enter_context(open_checkpoint(asked.other)) if asked.other is not None else None
         model = None
         if asked.has_model:
