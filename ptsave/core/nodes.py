@@ -80,8 +80,11 @@ class TensorEntry:
 
     def expect(self) -> None:
         """Say that it will be read, so that what is remote can be asked for together and ahead."""
+        storage = self.storage
+        if storage.file is not None and not storage.file.is_remote:
+            return  # such a file would do nothing with it, and there may be a hundred thousand tensors
         first, end = self.byte_range
-        self.storage.expect(first, end - first)
+        storage.expect(first, end - first)
 
     @property
     def view(self) -> tuple[int, int, tuple[int, ...], tuple[int, ...], str]:

@@ -104,7 +104,8 @@ def raw_blocks(entry: TensorEntry, max_bytes: int = BLOCK_BYTES) -> Iterator[mem
     num_bytes = entry.num_bytes
     if not num_bytes:
         return
-    _check_repeats(entry)
+    if num_bytes > MAX_REPEATED_BYTES and num_bytes > MAX_REPEATS * entry.storage.num_bytes:
+        raise LimitError("repeated_bytes", MAX_REPEATED_BYTES, num_bytes, entry.name)
     entry = resolved(entry)
     itemsize = entry.dtype.itemsize
     step = max(max_bytes // itemsize, 1) * itemsize
@@ -220,9 +221,3 @@ def _table(name: str) -> numpy.ndarray[Any, numpy.dtype[numpy.float32]]:
         return table
     byte = np.arange(256)
     return np.stack([table[byte & 0xF], table[byte >> 4]], axis=1)
-
-
-def _check_repeats(entry: TensorEntry) -> None:
-    num_bytes = entry.num_bytes
-    if num_bytes > MAX_REPEATED_BYTES and num_bytes > MAX_REPEATS * entry.storage.num_bytes:
-        raise LimitError("repeated_bytes", MAX_REPEATED_BYTES, num_bytes, entry.name)
