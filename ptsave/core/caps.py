@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from ptsave.errors import LimitError
 
-SMALL_FILE_TENSORS = 75_000
+SMALL_FILE_TENSORS = 100_000
 """Cap on the tensors that a file lists which is no larger than `room` 1 allows.
 
-Real ones have far fewer: torch.save takes some 280 bytes for each beside its values, so that 60,000 fit;
-safetensors takes 80, which leaves 140 for the values of each of 75,000. Mixtures of experts with hundreds of
+Real ones have fewer: torch.save takes some 280 bytes for each beside its values, so that 60,000 fit;
+safetensors takes 80, which leaves 85 for the values of each of 100,000. Mixtures of experts with hundreds of
 thousands are gigabytes long."""
 
 

@@ -41,10 +41,6 @@ class Writer:
     """Whether it has a place for ptsave's record."""
     keeps_texts: bool = False
     """Whether it has a place for texts beside the tensors that is not the record's."""
-    max_small_file_tensors: int = 80_000
-    """Cap on the tensors out of a small file, whose few bytes can name many.
-
-    A larger file may have as many as its reader lists."""
 
 
 WRITERS = (
@@ -52,13 +48,7 @@ WRITERS = (
     Writer("pt", torch_write.write, (".pt", ".pth", ".bin", ".ckpt"), torch_write.holds),
     Writer("npz", npz_write.write, (".npz",), keeps_record=False),
     Writer("safetensors-sharded", sharded_write.write, is_folder=True, is_sharded=True, keeps_texts=True),
-    Writer(
-        "dcp",
-        dcp_write.write,
-        holds=can_emit,
-        is_folder=True,
-        max_small_file_tensors=dcp_write.MAX_SMALL_FILE_ITEMS,
-    ),
+    Writer("dcp", dcp_write.write, holds=can_emit, is_folder=True),
 )
 BY_NAME = {writer.name: writer for writer in WRITERS}
 PROGRAMS = {"pt2": ".pt2", "onnx": ".onnx"}

@@ -16,6 +16,7 @@ from ptsave.formats.base import WriteOptions
 from ptsave.formats.writers import BY_NAME
 from tests.attacks import torch_files as tf
 from tests.formats.write_cases import checkpoint_of
+from tests.support import Command
 
 NUM_TENSORS = 280_000
 
@@ -99,3 +100,22 @@ def test_the_tensors_of_a_small_file_are_counted(
                 _ = opened.tensors
         else:
             assert len(opened.tensors) == 6
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_tensors_in_a_small_file(tmp_path: Path, ptsave_here: Command) -> None:
+    """What the contract says of `inspect`, for every command: no cap refuses them."""
+    names = [f"layer.{i}.weight" for i in range(100_000)]
+    header = {name: tf.info("F32", (1,), (4 * i, 4 * i + 4)) for i, name in enumerate(names)}
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(tf.safetensors(header, bytes(4 * len(names))))
+    assert path.stat().st_size < 16 * 1024**2
+    assert "100,000 tensors" in ptsave_here("inspect", path).stdout
+    for target in ("a.pt", "a.npz", "sharded --format safetensors-sharded", "dcp --format dcp"):
+        ptsave_here("convert", path, *target.split())
+    ptsave_here("verify", "a.pt", "--against", path, "--checks", "against,bytes,finite,safe,whole")
+    ptsave_here("verify", "dcp", "--checks", "safe,whole")
+    config = Path(__file__).parents[2] / "configs" / "simple_net.toml"
+    assert "100000 unexpected" in ptsave_here("verify", path, "-c", config, code=1).stdout
+    fresh = ("--allow-missing", "*", "--allow-unexpected", "*", "--min-coverage", "0")
+    ptsave_here("load", path, "-c", config, *fresh)

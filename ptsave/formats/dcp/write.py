@@ -53,8 +53,8 @@ _FILESYSTEM = "torch.distributed.checkpoint.filesystem"
 _CONTIGUOUS = 0
 """`_MEM_FORMAT_ENCODING.TORCH_CONTIGUOUS_FORMAT`."""
 
-MAX_SMALL_FILE_ITEMS = 60_000
-"""Cap on the items out of a small file. Each is an archive of its own, of 5 KiB and 90 microseconds."""
+MAX_SMALL_FILE_ITEMS = 120_000
+"""Cap on the items out of a small file: plain data, of 90 microseconds each, counts twice."""
 
 Keys = tuple[str | int, ...]
 """A path: text for a dictionary's key, an integer for a list's place."""
@@ -77,7 +77,7 @@ def write(checkpoint: Checkpoint, destination: Location, options: WriteOptions) 
     most = MAX_SMALL_FILE_ITEMS if room(checkpoint.source_bytes) == 1 else sys.maxsize
     for path, value in _flatten(checkpoint.root, source_path(checkpoint), notes):
         layout.add(path, value)
-        if layout.num_items > most:
+        if layout.cost > most:
             raise LimitError("converted_items", most, "more", source_path(checkpoint))
     aliases = distinct(checkpoint.tensors).aliases
     check_record(checkpoint, aliases, options)
@@ -158,6 +158,8 @@ class _Layout:
         self, checkpoint: Checkpoint, names: Mapping[View, list[str]], options: WriteOptions
     ) -> None:
         self.num_bytes = 0
+        self.cost = 0
+        """Of all items, in tensors: plain data costs as much as two."""
         self.moves: list[Move] = []
         self.by_view: dict[View, Move] = {}
         """The move that digests a view."""
@@ -173,10 +175,6 @@ class _Layout:
         self._unframed: list[TorchArchive] = []
         """Items around whose storages no move writes the rest."""
 
-    @property
-    def num_items(self) -> int:
-        return len(self._items)
-
     def add(self, path: Keys, value: Any) -> None:
         """Lay out one item.
 
@@ -191,8 +189,10 @@ class _Layout:
             )
         if isinstance(value, TensorEntry):
             self._items[name] = self._tensor(path, value)
+            self.cost += 1
         else:
             self._items[name] = self._data(path, value)
+            self.cost += 2
 
     def _tensor(self, path: Keys, entry: TensorEntry) -> _Item:
         known = self._stored.get(entry.view)

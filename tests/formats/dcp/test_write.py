@@ -184,19 +184,19 @@ def test_the_frame_of_an_item_is_that_of_an_archive(num_bytes: int) -> None:
 
 
 def test_every_item_out_of_a_small_file_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A value beside the tensors is an archive of its own too; a list of plain values is one."""
-    monkeypatch.setattr("ptsave.formats.dcp.write.MAX_SMALL_FILE_ITEMS", 3)
+    """A value beside the tensors counts twice; a list of plain values is one."""
+    monkeypatch.setattr("ptsave.formats.dcp.write.MAX_SMALL_FILE_ITEMS", 5)
     torch.save({"w": torch.ones(1), "a": 1, "b": [1, 2, 3]}, tmp_path / "three.pt")
     torch.save({"w": torch.ones(1), "a": 1, "b": {"c": 1, "d": 2}}, tmp_path / "four.pt")
     with open_checkpoint(tmp_path / "three.pt") as source:
         write(source, tmp_path / "f", OPTIONS)
     with (
         open_checkpoint(tmp_path / "four.pt") as source,
-        pytest.raises(LimitError, match="converted_items = 3"),
+        pytest.raises(LimitError, match="converted_items = 5"),
     ):
         write(source, tmp_path / "g", OPTIONS)
     assert not (tmp_path / "g").exists()
-    live = checkpoint_of({f"w{i}": torch.ones(1) for i in range(4)})
+    live = checkpoint_of({f"w{i}": torch.ones(1) for i in range(6)})
     live.format = LIVE
     write(live, tmp_path / "h", OPTIONS)
 
