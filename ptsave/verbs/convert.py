@@ -14,7 +14,7 @@ from typing import Any
 
 from ptsave.core.accounts import Extras, LeftOut, settle_left_out
 from ptsave.core.address import Address, Location
-from ptsave.core.caps import SMALL_FILE_TENSORS, room
+from ptsave.core.caps import room
 from ptsave.core.checkpoint import ROOT_NAME, Checkpoint, check_viewed
 from ptsave.core.finding import counted
 from ptsave.core.names import escape
@@ -198,8 +198,7 @@ def convert(
     if num_before and not plan.tensors:
         hint = ("loosen ", Option("select"), ", ", Option("only"), " or ", Option("drop"))
         raise RefusedError("nothing is left to write", str(source.path), hint)
-    times = room(plan.source_bytes)
-    most = SMALL_FILE_TENSORS if times == 1 else times * LISTED_TENSORS
+    most = room(plan.source_bytes) * LISTED_TENSORS
     if len(plan.tensors) > most:
         raise LimitError("converted_tensors", most, len(plan.tensors), str(source.path))
     num_bytes = sum({entry.view: entry.num_bytes for entry in plan.tensors.values()}.values())

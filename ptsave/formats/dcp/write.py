@@ -53,8 +53,9 @@ _FILESYSTEM = "torch.distributed.checkpoint.filesystem"
 _CONTIGUOUS = 0
 """`_MEM_FORMAT_ENCODING.TORCH_CONTIGUOUS_FORMAT`."""
 
-MAX_SMALL_FILE_ITEMS = 120_000
-"""Cap on the items out of a small file: plain data, of 90 microseconds each, counts twice."""
+MAX_SMALL_FILE_ITEMS = 75_000
+"""Cap on the items out of a small file, each an archive of its own: of 4 KiB, and plain data, which counts
+twice, of 90 microseconds."""
 
 Keys = tuple[str | int, ...]
 """A path: text for a dictionary's key, an integer for a list's place."""

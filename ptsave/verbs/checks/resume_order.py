@@ -195,8 +195,8 @@ def _by_names(
         found.append(Misfit("warn", kind, {"others": len(missing) - 1}, missing))
     by_number = any(isinstance(param, int) for param in params)
     if by_number and not found and weights.is_ordered and len(groups) == 1:
-        known = set(names)
-        expected = [name for name in weights.shapes if name in known]
+        named = set(names)
+        expected = [name for name in weights.shapes if name in named]
         for param, name, wanted in zip(params, names, expected, strict=True):
             if name != wanted:
                 facts = {"param": str(param), "expected": wanted}
