@@ -70,7 +70,7 @@ def test_the_weights_of_a_program_are_those_of_the_checkpoint(
     ("fault", "cause"),
     [
         ("weights", "in the code of tests.export.models.Mlp before 'fc2'"),
-        ("eps", "computes otherwise: output, output (batch=1), output (batch=5) differs"),
+        ("eps", "computes otherwise: output, output (batch=1), output (batch=5) differ"),
         pytest.param("activation", "the program computes otherwise: output", marks=pytest.mark.slow),
         pytest.param("fixed batch", "the model fixes the size 'batch'", marks=pytest.mark.slow),
         pytest.param("train mode", "the program computes otherwise: output", marks=pytest.mark.slow),
