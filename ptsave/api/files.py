@@ -251,8 +251,8 @@ def verify(
     `trust_recorded`, as for `ptsave.load`) those that need a model are skipped, and named as that. `against`
     is a second checkpoint that must hold the same. `signed_by` names public keys or certificates (PEM) that
     must each have signed it, or folders of keys of which one must; `signature` names files with signatures
-    beside those in the record, `rename` (pattern → text, as re.sub) makes the names that were signed of
-    today's, and `only` are globs of the signed names that count. What a `ptsave.lock` pins, that of the
+    beside those in the record, `rename` (pattern → text, as re.sub) turns today's names into those that
+    were signed, and `only` are globs of the signed names that count. What a `ptsave.lock` pins, that of the
     current folder or the one that `lock` names, must be what was approved; `pin` approves what passes, there.
 
     `close` accepts values of `against` within the tolerance of their dtypes. `allow` are globs of names that

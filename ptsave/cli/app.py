@@ -469,7 +469,7 @@ def verify(
     ] = None,
     rename: Annotated[
         list[str] | None,
-        typer.Option(metavar="REGEX=TO", help="Make the names that were signed of today's; repeatable."),
+        typer.Option(metavar="REGEX=TO", help="Turn today's names into those that were signed; repeatable."),
     ] = None,
     only: Annotated[
         list[str] | None,
