@@ -122,9 +122,12 @@ class Files:
         """A `.pt` that `ptsave save` wrote of a config; `flags` override some of it."""
         path = self.folder / f"{config.stem}-{crc32(' '.join(flags).encode()):08x}.pt"
         if not path.exists():
-            command = [*PTSAVE, "save", "-q", str(config), str(path), *flags]
-            subprocess.run(command, check=True, env=environment())
+            self.run("save", "-q", config, path, *flags)
         return path
+
+    def run(self, *arguments: object) -> None:
+        """One command of ptsave's that makes an input."""
+        subprocess.run([*PTSAVE, *map(str, arguments)], check=True, env=environment())
 
     def drop(self) -> None:
         """Remove everything that was made, less what is mounted."""

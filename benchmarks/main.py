@@ -17,6 +17,7 @@ from benchmarks import (
     addresses,
     converting,
     distributed,
+    exporting,
     inspecting,
     reflinks,
     saving,
@@ -42,6 +43,7 @@ ROWS: dict[str, Callable[[Files], Row]] = {
         training,
         distributed,
         verifying,
+        exporting,
         addresses,
     )
     for make in module.ROWS

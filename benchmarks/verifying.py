@@ -111,8 +111,8 @@ def _verify(files: Files, what: str, config: Path, flags: list[str], make: str) 
 
 def verify_bert(files: Files) -> Row:
     """Every check of a model that transformers makes, of 110 million parameters."""
-    flags = _flags({f"model.args.config.{key}": value for key, value in BERT.items()})
-    flags += _flags({f"inputs.{name}.shape": BERT_INPUTS for name in ("input_ids", "attention_mask")})
+    flags = settings({f"model.args.config.{key}": value for key, value in BERT.items()})
+    flags += settings({f"inputs.{name}.shape": BERT_INPUTS for name in ("input_ids", "attention_mask")})
     make = MAKE_BERT.replace("CONFIG_", repr(BERT)).replace("SHAPE_", repr(BERT_INPUTS))
     return _verify(files, "BERT (base)", CONFIGS / "all_minilm_l6_v2.toml", flags, make)
 
@@ -128,13 +128,13 @@ def verify_model(files: Files) -> Row:
         "max_length": 256,
         "dropout": 0.1,
     }
-    flags = _flags({f"model.args.{key}": value for key, value in model.items()})
-    flags += _flags({"inputs.tokens.shape": TOKENS, "inputs.tokens.high": 32_000})
+    flags = settings({f"model.args.{key}": value for key, value in model.items()})
+    flags += settings({"inputs.tokens.shape": TOKENS, "inputs.tokens.high": 32_000})
     make = MAKE_TRANSFORMER.replace("CONFIG_", repr(model)).replace("SHAPE_", repr(TOKENS))
     return _verify(files, "a transformer of 1 GiB", CONFIGS / "tiny_transformer.toml", flags, make)
 
 
-def _flags(values: Mapping[str, object]) -> list[str]:
+def settings(values: Mapping[str, object]) -> list[str]:
     """`--set` for each of them."""
     return [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
 
