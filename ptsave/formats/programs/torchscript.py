@@ -11,26 +11,31 @@ export_module.cpp (the records), torch/csrc/jit/frontend, torch/jit/_recursive.p
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 from ptsave.core.accounts import Part
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import counted
-from ptsave.core.nodes import GlobalUse, Opaque, Program, TensorEntry, add_uses
+from ptsave.core.nodes import Opaque, Program, TensorEntry, add_uses
 from ptsave.core.tree import is_scalar
-from ptsave.errors import CorruptError, LimitError
+from ptsave.errors import CorruptError
 from ptsave.formats.base import FileFormat
 from ptsave.formats.kinds.sparse import PARTS, is_sparse
 from ptsave.formats.pickle.inert import Loaded
 from ptsave.formats.pickle.module import OWN_ATTRIBUTES, is_plain
 from ptsave.formats.pickle.python_objects import is_name_only
 from ptsave.formats.pickle.shapes import UNKNOWN, Budget, Known, Shapes
-from ptsave.formats.programs.operators import names_in
+from ptsave.formats.programs.script_code import (
+    MAX_CODE_BYTES,
+    OWN_PACKAGE,
+    UNDECLARED,
+    ModuleClass,
+    lacking,
+    read_code,
+)
 from ptsave.formats.programs.signatures import program_of
 from ptsave.formats.programs.sniff import TORCHSCRIPT, is_torchscript
 from ptsave.formats.torch import objects
@@ -47,18 +52,6 @@ from ptsave.formats.torch.unusual import SCHEMES
 from ptsave.formats.zip.reader import ZipDirectory
 from ptsave.formats.zip.sniff import directory_of
 from ptsave.storage.files import InputFile
-
-MAX_CODE_BYTES = 32 * 1024 * 1024
-"""Cap on the text of all classes together."""
-MAX_CODE_NAMES = 250_000
-"""Cap on the classes and the parameters and buffers that the code lists: each costs 400 bytes of memory."""
-_CHARS_PER_NAME = 256
-"""A longer name counts as several."""
-
-OWN_PACKAGE = "__torch__."
-"""How the names of an archive's own classes begin; no other is looked up in its code.
-
-Source: torch/csrc/jit/serialization/import_source.cpp."""
 
 CONSTANTS = "CONSTANTS"
 """What the code calls its constants: `CONSTANTS.c0` is the first of `constants.pkl`."""
@@ -80,32 +73,6 @@ BOOKKEEPING = (
 BOOKKEEPING_FOLDERS = ("code/", "extra/", "traced_inputs/", "bytecode/")
 """Those whose records hold none: the code, the user's own files, the inputs that a module was traced with,
 constants of the compact form of the code, which are those of `constants.pkl` again."""
-
-# Each always ends: the text is as hostile as the rest of the file. What it does not find is listed all the
-# same, after what it finds.
-_STATEMENT = re.compile(
-    r"class[ \t]+(?P<name>\w{1,4096})[ \t]*(?:(?P<base>\([ \t]*\w{1,100}[ \t]*\))[ \t]*)?:"
-    r"|__(?P<which>parameters|buffers)__\s{0,100}=\s{0,100}\["
-    r"|__(?P<sets>setstate)__\b"
-)
-"""Each begins with a letter that is sought at once, whatever lies before it: see `_statements`."""
-_ITEM = re.compile(
-    r"""\s+|,|\#[^\n]*|\\\n"""
-    r"""|"([^"\\\n]*(?:\\.[^"\\\n]*){0,4096})"|'([^'\\\n]*(?:\\.[^'\\\n]*){0,4096})'"""
-)
-_ESCAPE = re.compile(r"\\(.)")
-
-
-@dataclass(frozen=True, slots=True)
-class ModuleClass:
-    """What a class in `code/` says of its attributes."""
-
-    parameters: frozenset[str]
-    buffers: frozenset[str]
-    is_module: bool = True
-    """Whether it may be a module; a class that is said to be none is a value of its holder."""
-    sets_state: bool = False
-    """Whether its code makes the attributes of what the pickle holds, while torch loads it."""
 
 
 class ScriptModule(Opaque):
@@ -180,15 +147,16 @@ def read(file: InputFile) -> Checkpoint:
         on_failure.callback(file.close)
         directory = directory_of(file)
         top = data_folder(directory)
-        code = _code(directory, f"{top}code/")
+        code = read_code(directory, f"{top}code/")
         refuse_big_endian(directory, top, "torch.jit.load")
+        built: dict[str, dict[int, dict[Any, Any]]] = {}
 
         def build(target: Any, state: Any, budget: Budget) -> bool:
             if isinstance(target, (ScriptModule, ScriptObject)):
                 raise CorruptError(f"the pickle sets the state of a {target.name} twice")
             if type(target) is Opaque and target.name.startswith(OWN_PACKAGE) and target.state is None:
                 target.state = state
-                declared = code.classes.get(target.name, _UNDECLARED)
+                declared = code.classes.get(target.name, UNDECLARED)
                 if declared.sets_state and (type(state) is dict or declared.parameters or declared.buffers):
                     budget.drop("what a class's own code (__setstate__) makes of its tensors")
                 if type(state) is not dict:
@@ -196,6 +164,8 @@ def read(file: InputFile) -> Checkpoint:
                         raise CorruptError(f"a {target.name} has no attributes, and its class makes none")
                     target.__class__ = ScriptObject
                     return True
+                if target.name in code.classes and not declared.sets_state:
+                    built.setdefault(target.name, {})[id(state)] = state
                 target.__class__ = ScriptModule
                 target.declared = declared  # type: ignore[attr-defined]
                 return True
@@ -240,6 +210,10 @@ def read(file: InputFile) -> Checkpoint:
         checkpoint.parts.append(lambda: _parts(directory, top))
         checkpoint.checks.append(lambda: check_records(checkpoint, directory))
         checkpoint.checks.append(lambda: not_loaded("torch.jit.load", refused))
+        states = {name: list(found.values()) for name, found in built.items()}
+        checkpoint.checks.append(
+            lambda: not_loaded("torch.jit.load", lacking(directory, f"{top}code/", states))
+        )
         checkpoint.files = on_failure.pop_all()
     return checkpoint
 
@@ -354,102 +328,3 @@ _NAMES_ONLY = SHAPES | {
     name: Known(name, _any_tensor) for name in SHAPES if name.startswith("torch._utils._rebuild_")
 }
 """For a pickle whose tensors lack their bytes: what it names is all that counts."""
-
-
-class _Code(NamedTuple):
-    """What an archive's code says, without being run."""
-
-    classes: dict[str, ModuleClass]
-    """By qualified name."""
-    defined: set[str]
-    """The names of all classes that it defines, which torch takes from there and imports from nowhere."""
-    num_files: int
-    uses: dict[str, GlobalUse]
-    """What it names that does more than compute."""
-
-
-def _statements(text: str) -> Iterator[re.Match[str]]:
-    """What _STATEMENT finds: classes at the beginning of a line, and the other names as whole words."""
-    at = looked = 0
-    while (found := _STATEMENT.search(text, at)) is not None:
-        begin = found.start()
-        if found["name"] is not None:
-            line = text.rfind("\n", looked, begin) + 1  # what is further back is no blank
-            is_one = (line > 0 or looked == 0) and not text[max(line, looked) : begin].strip(" \t")
-        else:
-            is_one = begin == 0 or not (text[begin - 1].isalnum() or text[begin - 1] == "_")
-        if is_one:
-            yield found
-            at = looked = found.end()
-        else:
-            at = begin + 1
-            looked = at
-
-
-def _code(directory: ZipDirectory, prefix: str) -> _Code:
-    """Raises: LimitError."""
-    names = [name for name in directory.entries if name.startswith(prefix) and name.endswith(".py")]
-    total = sum(directory.entries[name].num_bytes for name in names)
-    where = str(directory.file.path)
-    num_names = 0
-    if total > MAX_CODE_BYTES:
-        raise LimitError("code_bytes", MAX_CODE_BYTES, total, where)
-    modules: dict[str, dict[str, frozenset[str]]] = {}
-    others: set[str] = set()
-    setting: set[str] = set()
-    uses: dict[str, GlobalUse] = {}
-    for name in names:
-        file_module = name[len(prefix) : -len(".py")].replace("/", ".")
-        text = directory.read(name, MAX_CODE_BYTES).decode("utf-8", "replace")
-        add_uses(uses, {use: GlobalUse(use, 1, "called") for use in names_in(text, where)})
-        lists: dict[str, frozenset[str]] = {}
-        qualified = ""
-        for found in _statements(text):
-            which = found["which"]
-            if found["sets"] is not None:
-                setting.add(qualified)
-                continue
-            if which is not None:
-                if which not in lists:  # each list of a class is read once: comments may hold many beginnings
-                    lists[which] = _texts(text, found.end(), MAX_CODE_NAMES - num_names, where)
-                    num_names += len(lists[which])
-                continue
-            lists = {}
-            qualified = f"{file_module}.{found['name']}"
-            num_names += 1 + len(qualified) // _CHARS_PER_NAME  # each has its file's name in it
-            if num_names > MAX_CODE_NAMES:
-                raise LimitError("code_names", MAX_CODE_NAMES, "more", where)
-            if (found["base"] or "").strip("( \t)") == "Module":
-                modules[qualified] = lists
-            else:
-                others.add(qualified)
-    nothing: frozenset[str] = frozenset()
-    known = {
-        name: ModuleClass(
-            lists.get("parameters", nothing), lists.get("buffers", nothing), sets_state=name in setting
-        )
-        for name, lists in modules.items()
-    }
-    known |= {name: ModuleClass(nothing, nothing, False, name in setting) for name in others - modules.keys()}
-    return _Code(known, {name for name in known if name.startswith(OWN_PACKAGE)}, len(names), uses)
-
-
-_UNDECLARED = ModuleClass(frozenset(), frozenset())
-"""Of a class that the code does not define where it is looked for."""
-
-
-def _texts(text: str, begin: int, most: int, where: str) -> frozenset[str]:
-    """The strings from `begin` on up to what is neither one, nor space, comma, comment or line break.
-
-    Raises: LimitError past `most`.
-    """
-    found = set()
-    at = begin
-    while (item := _ITEM.match(text, at)) is not None:
-        at = item.end()
-        quoted = item[1] if item[1] is not None else item[2]
-        if quoted is not None:
-            found.add(_ESCAPE.sub(r"\1", quoted))
-            if len(found) > most:
-                raise LimitError("code_names", MAX_CODE_NAMES, "more", where)
-    return frozenset(found)

@@ -25,7 +25,14 @@ from ptsave.formats.kinds.quantized import PACKED
 from ptsave.formats.pickle.inert import Loaded, load
 from ptsave.formats.pickle.shapes import Shapes
 from ptsave.formats.torch.objects import torch_shapes
-from ptsave.formats.torch.storages import MetaStorage, StorageNode, check_location, storage_id, storage_type
+from ptsave.formats.torch.storages import (
+    SCRIPT_DEVICES,
+    MetaStorage,
+    StorageNode,
+    check_location,
+    storage_id,
+    storage_type,
+)
 from ptsave.formats.zip.checks import check_storages
 from ptsave.formats.zip.reader import DEFLATED, ZipDirectory
 from ptsave.formats.zip.sniff import ZIP_MAGIC, directory_of, sniffed_directory
@@ -265,6 +272,8 @@ class ZipStorages:
         if self.is_script and location == "meta" and self._has_no_bytes(key):
             return MetaStorage(dtype)
         check_location(location, count)
+        if self.is_script and str(location).partition(":")[0] not in SCRIPT_DEVICES:
+            self.refused.add("it has a storage on what is no device of torch's own")
         if self.is_script and dtype.name in PACKED and count:
             self.refused.add(f"it takes a {dtype} tensor for one with an element in each byte")
         node = self._nodes.get(key)

@@ -131,7 +131,17 @@ def check_location(location: Any, num_elements: Any) -> None:
         raise CorruptError("a storage has bytes and is on the meta device, where torch.load leaves them out")
 
 
-_LOCATION = re.compile(r"cpu|(?!cpu:)[a-z][a-z0-9_]{0,63}(?::[0-9]{1,3})?")
+SCRIPT_DEVICES = frozenset(
+    (
+        *("cpu", "cuda", "ipu", "xpu", "mkldnn", "opengl", "opencl", "ideep", "hip", "ve", "fpga", "maia"),
+        *("xla", "lazy", "vulkan", "mps", "meta", "hpu", "mtia", "privateuseone"),
+    )
+)
+"""The kinds of devices that TorchScript knows without an extension, whatever `map_location` says.
+
+Source: c10/core/Device.cpp (`parse_type`)."""
+
+_LOCATION = re.compile(r"cpu|(?!cpu:)[a-z][a-z0-9_]{0,63}(?::(?:0|[1-9][0-9]{0,2}))?")
 
 _TEXT_ID = re.compile(
     r"\('storage', <class '(?P<kind>torch\.[\w.]*Storage)'>, '(?P<key>\w+)', '(?P<place>[\w:]+)', "

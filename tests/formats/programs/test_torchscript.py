@@ -22,7 +22,7 @@ from ptsave.core.nodes import TensorEntry
 from ptsave.core.tree import state_dict_of
 from ptsave.errors import CorruptError, LimitError
 from ptsave.formats import open_checkpoint
-from ptsave.formats.programs import torchscript
+from ptsave.formats.programs import script_code
 from ptsave.verbs.checks.bytes import bytes_
 from ptsave.verbs.checks.safe import safe
 from ptsave.verbs.checks.subject import Subject
@@ -387,6 +387,55 @@ def test_several_elements_in_a_byte(dtype: torch.dtype, tmp_path: Path) -> None:
     assert [finding.kind for finding in failed] == [Kind.NOT_LOADED]
 
 
+LACKING = {
+    "attribute": "\n  w : Tensor\n  j : int\n",
+    "split": "\n\n # c\n  j  \\\n : \\\n int # = 3\n  w : Tensor\n",
+    "name": '\n  w : Tensor\n  __annotations__["0"] = int\n',
+}
+DECLARED = {
+    "constant": "\n  w : Tensor\n  j : Final[int] = 2\n",
+    "comment": "\n  w : Tensor\n # j : int\n",
+    "argument": "\n  w : Tensor\n  def f(self: __torch__.tests.formats.programs.test_torchscript.Holder,\n"
+    "  j: int,\n  k: int) -> int:\n    return j\n",
+}
+
+
+@pytest.mark.parametrize("name", [*LACKING, *DECLARED])
+def test_an_attribute_that_its_class_declares_and_the_pickle_lacks(name: str, tmp_path: Path) -> None:
+    """`obj_loader` of import.cpp asks the pickle for each, and raises without a word of which."""
+    path = tmp_path / "m.pt"
+    torch.jit.script(Holder(w=torch.ones(2))).save(str(path))
+    spelled = (LACKING | DECLARED)[name].encode()
+    path = repacked(path, lambda record, data: (record, data.replace(b"\n  w : Tensor\n", spelled)))
+    with open_checkpoint(path) as checkpoint:
+        failed = [finding for finding in bytes_(Subject(checkpoint)) if finding.level == "fail"]
+    assert [finding.kind for finding in failed] == [Kind.NOT_LOADED] * (name in LACKING)
+    if name in DECLARED:
+        assert torch.jit.load(path).w.equal(torch.ones(2))
+        return
+    assert repr("0" if name == "name" else "j") in failed[0].message
+    with pytest.raises(IndexError):
+        torch.jit.load(path)
+
+
+@pytest.mark.parametrize("place", ["foo", "npu", "xla"])
+def test_a_storage_on_what_is_no_device_of_torchs_own(place: str, tmp_path: Path) -> None:
+    path = tmp_path / "m.pt"
+    torch.jit.script(Holder(w=torch.ones(2))).save(str(path))
+    path = repacked(
+        path, lambda name, data: (name, data.replace(b"\3\0\0\0cpu", b"\3\0\0\0" + place.encode()))
+    )
+    with open_checkpoint(path) as checkpoint:
+        failed = [finding.kind for finding in bytes_(Subject(checkpoint)) if finding.level == "fail"]
+    if place == "xla":
+        assert not failed
+        assert torch.jit.load(path, map_location="cpu").w.equal(torch.ones(2))
+        return
+    assert failed == [Kind.NOT_LOADED]
+    with pytest.raises(RuntimeError, match="Expected one of cpu"):
+        torch.jit.load(path, map_location="cpu")
+
+
 QUANTIZED = ("qint8", "quint8", "qint32", "quint4x2", "quint2x4")
 ELEMENTS = [d.name for d in TABLE if d.name not in QUANTIZED and not re.fullmatch(r"u?int[1-7]", d.name)]
 
@@ -438,8 +487,8 @@ def test_a_model_on_the_meta_device(tmp_path: Path) -> None:
     ids=["classes", "parameters"],
 )
 def test_names_in_code_have_a_cap(code: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert torchscript.MAX_CODE_NAMES == 250_000
-    monkeypatch.setattr(torchscript, "MAX_CODE_NAMES", 2500)
+    assert script_code.MAX_CODE_NAMES == 250_000
+    monkeypatch.setattr(script_code, "MAX_CODE_NAMES", 2500)
     (tmp_path / "a.pt").write_bytes(scripted(code))
     with pytest.raises(LimitError, match="code_names = 2500"):
         open_checkpoint(tmp_path / "a.pt")
