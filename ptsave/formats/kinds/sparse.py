@@ -34,6 +34,29 @@ def parts_of(value: Opaque) -> tuple[Any, ...]:
     return tuple(value.state[name] for name in PARTS[value.name] if name in value.state)
 
 
+def why_not_made(value: Any) -> str:
+    """Why torch's loaders raise where they rebuild the sparse tensor `value`; empty where they do not.
+
+    They ask that the shapes of a coo tensor's parts go together, and nothing of other layouts. They look at
+    indices only where `check_sparse_tensor_invariants` is on, with `weights_only` and without. Indices of coo
+    that are not int64, which torch does not write, the legacy loader turns into such before it has read them,
+    and TorchScript's refuses.
+
+    Source: torch/_utils.py (`_rebuild_sparse_tensor`, `_validate_loaded_sparse_tensors`),
+    ATen/SparseTensorImpl.h (`set_indices_and_values_unsafe`).
+    """
+    if not is_sparse(value) or value.name != "torch.sparse_coo":
+        return ""
+    indices, values, size = (value.state[name] for name in ("indices", "values", "size"))
+    num_dims, count = indices.shape if len(indices.shape) == 2 else (-1, -1)
+    if not 0 <= num_dims <= len(size) or (values.shape or (1,)) != (count, *size[num_dims:]):
+        parts = f"{list(indices.shape)}, values {list(values.shape)} and the size {list(size)}"
+        return f"a sparse tensor has indices {parts}"
+    if indices.dtype.name != "int64":
+        return f"a sparse tensor has indices of {indices.dtype}"
+    return ""
+
+
 def _fits(name: str, part: Any) -> bool:
     if name == "size":
         return type(part) is tuple and all(type(size) is int for size in part)

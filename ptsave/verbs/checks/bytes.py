@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ptsave.core.finding import Finding
+from ptsave.core.finding import Finding, Kind
+from ptsave.formats.kinds.sparse import why_not_made
 from ptsave.verbs.audit import audit
 from ptsave.verbs.checks.subject import Subject
 
@@ -14,3 +15,6 @@ def bytes_(subject: Subject) -> Iterator[Finding]:
     counts = subject.counts if "finite" in subject.asked.names else None
     signed = subject.signed_algorithms if "signature" in subject.asked.names else ()
     yield from audit(subject.checkpoint, subject.progress, counts, signed, subject.signed_digests)
+    for where, leaf in subject.checkpoint.data.items():
+        if why := why_not_made(leaf):
+            yield Finding("bytes", "fail", where, Kind.NOT_LOADED, facts={"loader": "torch", "why": why})

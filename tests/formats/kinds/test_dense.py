@@ -13,12 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ptsave.cli.main import run
-from ptsave.core.nodes import TensorEntry
+from ptsave.core.dtypes import BY_NAME
+from ptsave.core.finding import Kind
+from ptsave.core.nodes import Opaque, TensorEntry
+from ptsave.core.storage import MemoryStorage
 from ptsave.core.values.gather import contiguous
 from ptsave.errors import LimitError, LossyError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.kinds import runs, scattered
 from ptsave.formats.kinds.dense import Densifier, can_be_dense
+from ptsave.formats.kinds.sparse import why_not_made
+from ptsave.verbs.checks.bytes import bytes_
+from ptsave.verbs.checks.subject import Subject
 from tests.support import examples, some
 
 Make = Callable[[], torch.Tensor]
@@ -266,6 +272,43 @@ def test_damaged(case: str, tmp_path: Path) -> None:
     torch.save({"t": DAMAGED[case]}, tmp_path / "a.pt")
     with open_checkpoint(tmp_path / "a.pt") as checkpoint, pytest.raises(LossyError, match="is damaged"):
         read(Densifier().dense(checkpoint.root["t"]), 1 << 20)
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize("case", DAMAGED)
+def test_verify_says_of_damage_what_torch_does(case: str, is_zip: bool, tmp_path: Path) -> None:
+    """torch looks at no index while it loads; the legacy loader converts those that are not int64 unread."""
+    path = tmp_path / "a.pt"
+    torch.save({"t": DAMAGED[case]}, path, _use_new_zipfile_serialization=is_zip)
+    with open_checkpoint(path) as checkpoint:
+        failed = [found.kind for found in bytes_(Subject(checkpoint)) if found.level == "fail"]
+    is_made = case == "indices that are no integers"
+    for weights_only in (True, False):
+        try:
+            torch.load(path, weights_only=weights_only)
+        except RuntimeError:
+            assert failed == [Kind.NOT_LOADED]
+        else:
+            assert failed == [Kind.NOT_LOADED] * is_made
+
+
+def entry(tensor: torch.Tensor) -> TensorEntry:
+    dtype = BY_NAME[str(tensor.dtype).removeprefix("torch.")]
+    return TensorEntry("", dtype, tuple(tensor.shape), tensor.stride(), MemoryStorage(memoryview(b"")), 0)
+
+
+@pytest.mark.parametrize("indices", [(), (0,), (1,), (2,), (0, 2), (1, 0), (1, 2), (2, 2), (3, 1), (1, 2, 2)])
+def test_shapes_that_torch_makes_a_sparse_tensor_of(indices: tuple[int, ...]) -> None:
+    for values in ((), (0,), (1,), (2,), (0, 2), (2, 0), (2, 3), (1, 2, 3)):
+        for size in ((), (2,), (0,), (2, 3), (3, 2), (2, 0), (2, 2, 3)):
+            parts = torch.zeros(indices, dtype=torch.int64), ones(values)
+            try:
+                torch.sparse_coo_tensor(*parts, size, check_invariants=False)
+                is_made = True
+            except (IndexError, RuntimeError):
+                is_made = False
+            state = {"indices": entry(parts[0]), "values": entry(parts[1]), "size": size}
+            assert (not why_not_made(Opaque("torch.sparse_coo", state=state))) == is_made, (values, size)
 
 
 def test_a_negative_size_makes_no_sparse_tensor(tmp_path: Path) -> None:
