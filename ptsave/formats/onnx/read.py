@@ -2,8 +2,8 @@
 
 A model is one Protocol Buffers message, read by `wire` without the onnx library: whatever its size, only the
 messages that say something are read, and no tensor's bytes. A tensor in a subgraph has the names of its node
-and attribute before its own. Tensors that are no initializers, in the attributes of nodes (`Constant`), are
-listed under CONSTANTS.
+and attribute before its own. Tensors that are no initializers, in the attributes of nodes (`Constant`, its
+`value_floats` and `value_ints` too, where they are long), are listed under CONSTANTS.
 
 Source: onnx/onnx.proto; onnx's docs/IR.md.
 """
@@ -43,6 +43,8 @@ _WITH_OPSETS = 3
 """The `ir_version` since which a model says which operators it means."""
 MAX_NOTES = 20
 """How many files beside the model are told one by one."""
+MAX_PLAIN_NUMBERS = 16
+"""The longest list of numbers in an attribute that is a part of the program, as shapes, axes and pads are."""
 MAX_NESTING = 30
 """Cap on how deep graphs nest."""
 
@@ -266,39 +268,62 @@ class _Model:
         """`number`: which node of its graph it is."""
         wire = self.wire
         texts: dict[str, str] = {}
-        has_numbers = False
+        num_floats = 0
         for field, value in wire.read(schema.NODE, span):
             if field == "attribute":
-                has_numbers |= self._attribute(value, texts, prefix, number, depth)
+                num_floats = max(num_floats, self._attribute(value, texts, prefix, number, depth))
             elif field not in texts:  # the first output names the node
                 texts[field] = wire.text(value)
         domain, op_type = texts.get("domain", ""), texts.get("op_type", "")
         self._operators[domain, op_type] += 1
         self._limit("operators", len(self._operators))
-        if has_numbers and domain == "ai.onnx.ml":
+        if num_floats > (0 if domain == "ai.onnx.ml" else MAX_PLAIN_NUMBERS):
             self._numbers_in_nodes[op_type] = None
 
-    def _attribute(self, span: Span, node: dict[str, str], prefix: str, number: int, depth: int) -> bool:
-        """List what tensors an attribute has; whether it has a list of floating-point numbers.
+    def _attribute(self, span: Span, node: dict[str, str], prefix: str, number: int, depth: int) -> int:
+        """List what tensors an attribute has; how many floating-point numbers it has that are not listed.
 
         `node`: the texts of its node that lie before it, as all writers have them.
         """
         wire = self.wire
-        op_type, name, has_numbers = node.get("op_type", ""), "", False
+        op_type, name, num_floats = node.get("op_type", ""), "", 0
         holder = node.get("name") or f"{op_type}_{number}"
+        is_constant = op_type == "Constant" and node.get("output")
+        lists: dict[str, Any] = {}
         for field, value in wire.read(schema.ATTRIBUTE, span):
             if field == "name":
                 name = wire.text(value)
-            elif field == "floats":
-                has_numbers = True
+            elif field in ("floats", "ints"):
+                if is_constant:
+                    self._collect(lists, field, value)
+                elif field == "floats":
+                    num_floats += value.num_bytes // 4
             elif field in ("g", "graphs"):
                 self._graph(value, f"{prefix}{holder}.{name}.", depth + 1)
             else:
                 made = self._tensors.sparse if field.startswith("sparse") else self._tensors.tensor
-                is_constant = op_type == "Constant" and node.get("output")
                 own = node["output"] if is_constant else f"{holder}.{name}"
                 self._add(self._constants, prefix, self._unused(prefix, own), made(value)[1])
-        return has_numbers
+        for field, numbers in lists.items():
+            tensor = self._tensors.of_numbers(field, numbers)
+            if tensor.shape[0] > MAX_PLAIN_NUMBERS:
+                self._add(self._constants, prefix, self._unused(prefix, node["output"]), tensor)
+        return num_floats
+
+    def _collect(self, lists: dict[str, Any], field: str, value: int | Span) -> None:
+        """Add one field of a repeated number to its list: one number, or the Span of all, packed.
+
+        Raises: CorruptError where a packed list is one of several pieces.
+        """
+        is_packed = isinstance(value, Span) and (field == "ints" or value.num_bytes != 4)
+        known = lists.get(field)
+        if is_packed and known is None:
+            lists[field] = value
+            return
+        if is_packed or isinstance(known, Span):
+            raise self.wire.corrupt("a list of numbers in several pieces")
+        number = value.to_bytes(8, "little") if isinstance(value, int) else self.wire.bytes_at(value)
+        lists.setdefault(field, bytearray()).extend(number)
 
     def _function(self, span: Span) -> None:
         wire = self.wire

@@ -172,6 +172,23 @@ class Tensors:
         state["indices"] = TensorEntry("", indices.dtype, (rank, count), (1, rank), indices.storage, 0)
         return name, Opaque("torch.sparse_coo", state=state)
 
+    def of_numbers(self, field: str, numbers: bytes | Span) -> TensorEntry:
+        """The `floats` or `ints` of an attribute as a tensor; `numbers`: decoded, or packed in the file.
+
+        Raises: CorruptError.
+        """
+        dtype = BY_NAME["float32" if field == "floats" else "int64"]
+        if not isinstance(numbers, Span):
+            storage: Storage = MemoryStorage(memoryview(numbers))
+        elif field == "floats":
+            storage = FileStorage(self._wire.file, *_extent(numbers))
+        else:
+            storage = VarintStorage(self._wire.file, numbers, dtype)
+        count, beyond = divmod(storage.num_bytes, dtype.itemsize)
+        if beyond:
+            raise self._wire.corrupt("a list of numbers that ends inside of one")
+        return TensorEntry("", dtype, (count,), (1,), storage, 0)
+
     def _extend(self, sizes: list[int], value: int | Span) -> None:
         wire = self._wire
         for number in wire.numbers(value):

@@ -14,11 +14,13 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import load_file
 
+from ptsave.cli.main import run
 from ptsave.core.nodes import Port
 from ptsave.core.values.digest import DEFAULT
 from ptsave.core.values.gather import contiguous
-from ptsave.errors import LimitError, UnknownFormatError
+from ptsave.errors import CorruptError, LimitError, UnknownFormatError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.kinds.packed import MAX_OBJECTS
 from ptsave.formats.onnx import schema
@@ -303,6 +305,51 @@ def test_numbers_that_are_attributes_are_named_as_left_out(tmp_path: Path) -> No
     with open_checkpoint(save(model([tensor("w")], [node]), tmp_path / "m.onnx")) as checkpoint:
         (finding,) = (f for f in whole(Subject(checkpoint)) if f.level == "fail")
     assert "the numbers in the attributes of LinearRegressor" in finding.message
+
+
+def test_long_lists_of_numbers_are_constants(tmp_path: Path) -> None:
+    """A `Constant` holds them apart from tensors; up to 16 are a shape or axes, as torch has them."""
+    long, short = np.arange(-8, 9), np.arange(16)
+    nodes = [
+        helper.make_node("Constant", [], [f"{kind}_{len(v)}"], **{f"value_{kind}": v.astype(dtype).tolist()})
+        for v in (long, short)
+        for kind, dtype in (("ints", "i8"), ("floats", "f4"))
+    ]
+    nodes.append(helper.make_node("Constant", [], ["one"], value_float=1.5))
+    nodes += [helper.make_node(f"Of{n}", ["x"], ["y"], domain="local", w=[0.5] * n) for n in (16, 17)]
+    path = save(model([tensor("w")], nodes), tmp_path / "m.onnx")
+    with open_checkpoint(path) as checkpoint:
+        assert [*checkpoint.tensors] == ["w", "CONSTANTS.ints_17", "CONSTANTS.floats_17"]
+        assert checkpoint.constants == {"CONSTANTS.ints_17", "CONSTANTS.floats_17"}
+        assert bytes_of(checkpoint.tensors["CONSTANTS.ints_17"]) == long.astype("<i8").tobytes()
+        assert bytes_of(checkpoint.tensors["CONSTANTS.floats_17"]) == long.astype("<f4").tobytes()
+        assert checkpoint.dropped == ["the numbers in the attributes of Of17"]
+    assert run(["convert", str(path), str(tmp_path / "m.safetensors"), "--extras", "drop", "-q"]) == 0
+    converted = load_file(tmp_path / "m.safetensors")
+    assert converted["CONSTANTS.ints_17"].tolist() == converted["CONSTANTS.floats_17"].tolist() == [*long]
+
+
+def with_attribute(numbers: bytes, path: Path) -> Path:
+    """A model of a `Constant` with that attribute, whose fields the library would spell in its own way."""
+    node = pb.data(2, b"c") + pb.data(4, b"Constant") + pb.data(5, pb.data(1, b"value") + numbers)
+    made = model([tensor("w")])
+    graph = made.graph.SerializeToString() + pb.data(1, node)
+    made.ClearField("graph")
+    path.write_bytes(made.SerializeToString() + pb.data(7, graph))
+    return path
+
+
+@pytest.mark.parametrize(("number", "dtype", "packed_as"), [(7, "<f4", "<f4"), (8, "<i8", "u1")])
+def test_packed_lists_of_numbers(number: int, dtype: str, packed_as: str, tmp_path: Path) -> None:
+    """As writers of the third version of protobuf have them; in one piece."""
+    values = np.arange(100)
+    packed = values.astype(packed_as).tobytes()
+    with open_checkpoint(with_attribute(pb.data(number, packed), tmp_path / "m.onnx")) as checkpoint:
+        assert checkpoint.tensors["CONSTANTS.c"].shape == (100,)
+        assert bytes_of(checkpoint.tensors["CONSTANTS.c"]) == values.astype(dtype).tobytes()
+    for damaged in (2 * pb.data(number, packed), pb.data(number, packed + b"\xff")):
+        with pytest.raises(CorruptError, match="a list of numbers"):
+            open_checkpoint(with_attribute(damaged, tmp_path / "m.onnx"))
 
 
 def test_fields_of_another_version_are_named_as_left_out(tmp_path: Path) -> None:
