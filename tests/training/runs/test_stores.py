@@ -505,12 +505,16 @@ def test_a_training_is_the_same_in_a_bucket_as_on_a_disk(one_s3: S3, root: Path,
         return subprocess.Popen([sys.executable, "-c", script, where, str(result)], cwd=root, env=env)
 
     assert train(str(tmp_path / "run"), tmp_path / "disk.pt").wait() == 0
-    first = train(run_of(one_s3), tmp_path / "bucket.pt")
-    while "step-000000004.pt" not in names(one_s3):
-        assert first.poll() is None
-        time.sleep(0.2)  # or the server would have no time for it
-    first.kill()
-    assert first.wait() != 0
+    started: list[subprocess.Popen[bytes]] = []
+
+    def kill(request: Request, handler: Handler) -> Answer:
+        answer = handler(request)
+        started[0].kill()
+        return answer
+
+    with one_s3.server.faulty(kill, on=r"PUT .*step-000000004\.pt", times=1):
+        started.append(train(run_of(one_s3), tmp_path / "bucket.pt"))
+        assert started[0].wait() != 0
     assert train(run_of(one_s3), tmp_path / "bucket.pt").wait() == 0
     disk, bucket = torch.load(tmp_path / "disk.pt"), torch.load(tmp_path / "bucket.pt")
     assert disk.keys() == bucket.keys()
