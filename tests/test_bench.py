@@ -87,7 +87,7 @@ def test_every_row_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Files, "model", lambda self, config, arguments: tmp_path)
     monkeypatch.setattr(Files, "sharded", lambda self, *arguments, **options: tmp_path)
     monkeypatch.setattr("benchmarks.reflinks.mount_xfs", lambda files: tmp_path)
-    monkeypatch.setattr("subprocess.run", lambda command, check: None)
+    monkeypatch.setattr("subprocess.run", lambda command, **options: None)
     for name, make in ROWS.items():
         files = Files(tmp_path, MIB)
         with files.closing:
