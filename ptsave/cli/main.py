@@ -3,7 +3,6 @@
 import os
 import sys
 import traceback
-from collections.abc import Callable
 from functools import cache
 from typing import Any, NoReturn
 
@@ -55,7 +54,7 @@ def main() -> NoReturn:
 
 
 @cache
-def _command() -> Callable[..., int | None]:
+def _command() -> Any:
     """Return what parses a command line and runs it; Typer reads it from the signatures above, once."""
     return typer.main.get_command(app)
 
@@ -64,7 +63,9 @@ def run(arguments: list[str]) -> int:
     """Run one command, and say what went wrong if something did; returns the exit code."""
     try:
         with noted(), own_process():
-            code = _command()(with_patterns(arguments), prog_name="ptsave", standalone_mode=False) or EXIT_OK
+            code: int = (
+                _command()(with_patterns(arguments), prog_name="ptsave", standalone_mode=False) or EXIT_OK
+            )
         if code == EXIT_NO and not {"--show-completion", "--install-completion"}.isdisjoint(arguments):
             hint = "run it in one of them, or name it: --show-completion zsh"
             raise UsageError("completion is for bash, zsh, fish and PowerShell", "", hint)
@@ -96,7 +97,7 @@ def run(arguments: list[str]) -> int:
 def _usage_hint(error: TyperUsageError, arguments: list[str]) -> str:
     from ptsave.cli.elsewhere import meant  # only for a command line that is wrong
 
-    commands: dict[str, Any] = _command().commands  # type: ignore[attr-defined]
+    commands = _command().commands
     name = next((word for word in arguments if word in commands), "")
     flags = {flag for p in commands[name].params for flag in p.opts} if name else set()
     return meant(error.format_message(), flags, f"see `{f'ptsave {name}'.rstrip()} --help`")
