@@ -89,7 +89,7 @@ def load_lazy(files: Files) -> Row:
                 "`safetensors.torch.load_file`",
                 wall_ratio(side, "load_file"),
                 "×",
-                1.1,
+                0.95,
             )
             for side, name in (("safetensors", "safetensors"), ("pt", "`.pt`"))
         ],

@@ -89,7 +89,7 @@ def _verify(files: Files, what: str, config: Path, flags: list[str], make: str) 
                 "one load and two forward passes",
                 wall_ratio("verify", "script"),
                 "×",
-                1.3,
+                1.1,
             ),
             Budget(
                 f"`verify`, every check, {what}, peak",
