@@ -49,8 +49,8 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def save(
-    path: PathLike,
-    value: Any,
+    path: PathLike | Any,
+    value: PathLike | Any,
     *,
     format: str | None = None,
     overwrite: bool = True,
@@ -66,7 +66,8 @@ def save(
     `value` is a module (its state dict is written, without the prefixes that DDP and torch.compile put into
     names), a TrainingState, or nested plain data with tensors on any device. The suffix of `path` chooses the
     format (`.safetensors`, `.pt`, `.npz`) unless `format` names it; nested data goes into a `.pt`. As with
-    torch.save an old file is replaced, unless `overwrite` is off; it is whole until the new one is.
+    torch.save an old file is replaced, unless `overwrite` is off; it is whole until the new one is. Its order
+    of the two, `ptsave.save(value, path)`, is taken as well.
 
     The record keeps digests of the tensors and the environment. With `hyperparameters` (the keyword arguments
     that the module was made with) or `config` (the TOML that describes it) it also says how to build the
@@ -80,9 +81,8 @@ def save(
     old file is there then.
     """
     with options_of(signature_of(save).parameters):
-        first: object = path
-        if not isinstance(first, (str, os.PathLike)) and isinstance(value, (str, os.PathLike)):
-            raise UsageError("the path comes before what is saved", "ptsave.save", "ptsave.save(path, value)")
+        if not isinstance(path, (str, os.PathLike)) and isinstance(value, (str, os.PathLike)):
+            path, value = value, path
         destination = located(path)
         target = destination_writer(destination, format)
         beside, files = (None if one is None else located(one) for one in (signature, bundle))
@@ -327,8 +327,14 @@ def _check_module(model: object) -> None:
     if isinstance(model, type):
         what = f"{model.__name__} is a class, and weights go into a module that was made"
         hint = f'call it first: ptsave.load(path, {model.__name__}(…)), or describe it: config="model.toml"'
+    elif isinstance(model, Mapping):
+        what = "a state dict is no module, into which weights could go"
+        hint = "ptsave.load(path, model) fills a model; ptsave.open(path).state_dict() reads a state dict"
+    elif isinstance(model, (str, os.PathLike)):
+        what = "a text is no module, into which weights could go"
+        hint = "the order is ptsave.load(path, model); config= names a TOML, device= a device"
     else:
-        what = f"a {type(model).__name__} is not a module"
+        what = f"a value of type {type(model).__name__} is no module"
         hint = 'the order is ptsave.load(path, model); without a module: config="model.toml"'
     raise UsageError(what, "ptsave.load: model", hint)
 

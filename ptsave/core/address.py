@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PureWindowsPath
 from typing import TypeAlias
@@ -129,7 +130,7 @@ def located(where: str | os.PathLike[str] | Address) -> Location:
         text = None
     if not isinstance(text, str):
         what = f"a path or an address is expected, not a value of type {type(where).__name__}"
-        raise UsageError(what, "", "give it as text, or a path as a pathlib.Path")
+        raise UsageError(what, "", _instead_of(where))
     match = _ADDRESS.fullmatch(text)
     if match is None:
         if not isinstance(where, str) and _COLLAPSED.match(text) and not os.path.lexists(text):
@@ -144,6 +145,19 @@ def located(where: str | os.PathLike[str] | Address) -> Location:
     if at > host_end and rest[at + len(IN) :]:
         return replace(_address(scheme, rest[:at]), member=rest[at + len(IN) :])
     return _address(scheme, rest)
+
+
+def _instead_of(value: object) -> str:
+    """What to give in place of `value`, which is no path."""
+    if isinstance(value, bytes):
+        return "os.fsdecode makes text of a path in bytes"
+    if hasattr(value, "read"):
+        return "give the path of the file, not the open file"
+    if isinstance(value, Mapping) or hasattr(value, "state_dict"):
+        return "the path comes first, and what is saved or filled after it"
+    if isinstance(value, Iterable):
+        return "give one path; of several, each on its own"
+    return "give it as text, or a path as a pathlib.Path"
 
 
 def _path_in_url(rest: str, *, is_windows: bool) -> str:

@@ -13,6 +13,8 @@ from ptsave.config.toml import Config, InputsSpec
 from ptsave.core.address import Address, Location
 from ptsave.core.behaviour import num_bytes
 from ptsave.core.checkpoint import Replaced
+from ptsave.core.finding import counted
+from ptsave.core.names import escape
 from ptsave.core.parts.coverage import Coverage
 from ptsave.core.parts.keys import EXACT, KeyReport, Wanted
 from ptsave.core.record import Record
@@ -63,6 +65,10 @@ class Saved:
     """By what the destination was compared with what was written."""
     signed_by: Sequence[str] = ()
     """The ids of the keys that signed it."""
+
+    def __repr__(self) -> str:
+        tensors = counted(self.num_tensors, "tensor", "tensors")
+        return f"<{escape(str(self.destination))!r} was saved: {self.format}, {tensors}>"
 
 
 @dataclass(frozen=True)

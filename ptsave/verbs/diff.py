@@ -13,6 +13,7 @@ from typing import Any
 from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint, check_viewed
 from ptsave.core.finding import counted
+from ptsave.core.names import html_table
 from ptsave.core.nodes import Global, Opaque, TensorEntry
 from ptsave.core.parts.candidates import EXTRA_STATE
 from ptsave.core.parts.select import Content, content
@@ -92,6 +93,14 @@ class Diff:
             return f"<diff: same, {counted(len(self.tensors), 'tensor', 'tensors')}>"
         different = f"{len(self.different)} of {len(self.tensors)} tensors in both differ"
         return f"<diff: {different}; {len(self.only_in_a)} only in a, {len(self.only_in_b)} only in b>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            *((name, "only in a") for name in self.only_in_a),
+            *((name, "only in b") for name in self.only_in_b),
+            *((tensor.name, describe(tensor)) for tensor in self.different),
+        ]
+        return html_table(repr(self)[1:-1], ("tensor", "difference"), rows, len(rows))
 
     @property
     def prefix(self) -> str:

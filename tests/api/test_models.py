@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -151,13 +152,31 @@ def test_what_cannot_be_held_is_refused(tmp_path: Path, name: str, value: Any, m
     assert os.listdir(tmp_path) == []
 
 
-def test_the_path_comes_first(tmp_path: Path, model: nn.Module) -> None:
-    with pytest.raises(UsageError, match="the path comes before what is saved") as raised:
-        ptsave.save(model, tmp_path / "a.pt")  # type: ignore[arg-type]
-    assert raised.value.hint == "ptsave.save(path, value)"
-    for path in (3, None, b"a.pt", model):
-        with pytest.raises(UsageError, match="a path or an address is expected, not a value of type"):
-            ptsave.load(path)  # type: ignore[call-overload]
+def test_the_order_of_torch_save_is_taken_too(tmp_path: Path, model: nn.Module) -> None:
+    for value in (model, model.state_dict()):
+        ptsave.save(value, tmp_path / "a.pt")
+        ptsave.save(tmp_path / "b.pt", value)
+        assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
+
+
+def test_what_is_no_path_is_told_from_one(tmp_path: Path, model: nn.Module) -> None:
+    ptsave.save(tmp_path / "a.pt", model)
+    values = (
+        (3, "as text"),
+        (None, "as text"),
+        (b"a.pt", "os.fsdecode"),
+        (model, "the path comes first"),
+        (model.state_dict(), "the path comes first"),
+        (io.BytesIO(), "not the open file"),
+        ([tmp_path / "a.pt"], "give one path"),
+    )
+    for value, hint in values:
+        for call in (ptsave.load, ptsave.open, ptsave.inspect, ptsave.verify):
+            with pytest.raises(
+                UsageError, match="a path or an address is expected, not a value of"
+            ) as raised:
+                call(value)  # type: ignore[operator]
+            assert hint in raised.value.hint
 
 
 def test_a_wrong_destination_is_said(tmp_path: Path, model: nn.Module) -> None:

@@ -28,25 +28,41 @@ def test_reprs_are_short(path: Path) -> None:
     assert repr(converted).endswith("w.safetensors' was converted: safetensors, 1 tensor>")
     changed = ptsave.inspect(path, diff=path.with_suffix(".safetensors"))
     assert repr(changed) == "<diff: 0 of 1 tensors in both differ; 1 only in a, 0 only in b>"
+    (path.parent / "runs").mkdir()
+    saved = ptsave.save(path.parent / "runs" / "step-000000001.pt", {"w": torch.ones(2)})
+    assert repr(saved).endswith("step-000000001.pt' was saved: pt, 1 tensor>")
+    assert repr(ptsave.inspect(path.parent)) == f"<inspection of {str(path.parent)!r}: folder, 2 checkpoints>"
+    assert repr(ptsave.inspect(path.parent / "runs")).endswith("runs': run, 1 checkpoint>")
     assert repr(ptsave.verify(path, checks="bytes")) == "<verdict yes: passed bytes>"
 
 
 def test_tables_are_escaped(path: Path) -> None:
+    other = path.with_name("other.pt")
+    torch.save({"a": torch.zeros(2, 3)}, other)
+    (path.parent / "run").mkdir()
+    torch.save({"w": torch.ones(1)}, path.parent / "run" / "step-000000001.pt")
     with ptsave.open(path) as checkpoint:
         assert checkpoint._ipython_key_completions_() == ["a", HOSTILE]
         shown = [
             checkpoint._repr_html_(),
             ptsave.inspect(path)._repr_html_(),
+            ptsave.inspect(path, diff=other)._repr_html_(),
             ptsave.verify(path)._repr_html_(),
+            ptsave.inspect(path.parent)._repr_html_(),
+            ptsave.inspect(path.parent / "run")._repr_html_(),
         ]
-    for page in shown[:2]:
+    for page in shown[:3]:
         assert "&lt;script&gt;" in page
+    for page in shown[:2]:
         assert "[2, 3]" in page
+    assert "6 values differ by up to 1" in shown[2]
+    assert '<td style="text-align:left">other.pt</td>' in shown[4]
+    assert '<td style="text-align:left">step-000000001.pt</td>' in shown[5]
     for page in shown:
         assert "<script" not in page
         assert "\x1b" not in page
         assert page.count("<table") == page.count("</table>") == 1
-    assert "yes: passed" in shown[2]
+    assert "yes: passed" in shown[3]
 
 
 def test_a_long_table_is_cut() -> None:
@@ -59,8 +75,9 @@ def test_a_long_table_is_cut() -> None:
     ("model", "words"),
     [
         (nn.Linear, "Linear is a class, and weights go into a module that was made"),
-        ({"a": 1}, "a dict is not a module"),
-        ("cuda", "a str is not a module"),
+        ({"a": 1}, "a state dict is no module"),
+        ("cuda", "a text is no module"),
+        (3, "a value of type int is no module"),
     ],
 )
 def test_what_is_no_module(path: Path, model: object, words: str) -> None:

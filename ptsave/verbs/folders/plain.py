@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ptsave.core.address import HUB, WEB, Address, Location, located
+from ptsave.core.finding import counted
+from ptsave.core.names import escape, html_table
 from ptsave.errors import AmbiguousError, RefusedError, UnknownFormatError, UnreadableError
 from ptsave.formats import FILE_FORMATS, FOLDER_FORMATS, open_checkpoint, run_folder
 from ptsave.formats.base import HEAD_BYTES
@@ -55,6 +57,18 @@ class FolderInspection:
     path: Location
     checkpoints: Sequence[Member]
     others: Sequence[str]
+
+    def __repr__(self) -> str:
+        number = counted(len(self.checkpoints), "checkpoint", "checkpoints")
+        return f"<inspection of {escape(str(self.path))!r}: folder, {number}>"
+
+    def _repr_html_(self) -> str:
+        header = ("name", "format", "tensors", "bytes", "problem")
+        rows = (
+            (one.path.name, one.format, f"{one.num_tensors:,}", f"{one.num_bytes:,}", one.problem)
+            for one in self.checkpoints
+        )
+        return html_table(repr(self)[1:-1], header, rows, len(self.checkpoints))
 
 
 def may_be_folder(path: Location) -> bool:

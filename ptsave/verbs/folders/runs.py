@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ptsave.core.address import Location
+from ptsave.core.finding import counted
+from ptsave.core.names import escape, html_table
 from ptsave.errors import UsageError
 from ptsave.formats import FOLDER_FORMATS, run_folder
 from ptsave.formats.run_folder import RunFile, list_run, litter_of
@@ -27,6 +29,24 @@ class RunInspection:
     """The oldest step first, with those that cannot be used. Of each the frame and the pickle were read."""
     litter: Sequence[Path]
     """Temporary files of killed writers, which the next save removes, or of one that is writing now."""
+
+    def __repr__(self) -> str:
+        number = counted(len(self.checkpoints), "checkpoint", "checkpoints")
+        return f"<inspection of {escape(str(self.path))!r}: run, {number}>"
+
+    def _repr_html_(self) -> str:
+        header = ("name", "step", *self.metrics, "bytes", "problem")
+        rows = (
+            (
+                one.path.name,
+                one.step,
+                *(one.metrics.get(name, "") for name in self.metrics),
+                f"{one.num_bytes:,}",
+                one.problem,
+            )
+            for one in self.checkpoints
+        )
+        return html_table(repr(self)[1:-1], header, rows, len(self.checkpoints))
 
     @property
     def latest(self) -> RunFile[Location] | None:
