@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 from ptsave.core.address import Location
 from ptsave.core.verdict import Departure
-from ptsave.render.report.html import document, listing, text
-from ptsave.render.report.inspection import MAX_PAGE_BYTES, ROOM_BYTES
+from ptsave.render.report.html import MAX_PAGE_BYTES, ROOM_BYTES, document, listing, num_bytes, text
 from ptsave.render.report.plot import MAX_POINTS, gathered, plot
 from ptsave.render.words import count, shape, value
 from ptsave.storage.opening import write_file
@@ -39,7 +38,7 @@ def page(result: Diff, a: Location, b: Location) -> str:
         *_beside(result, a, b),
         '<section class="tensors"><h2>Tensors</h2>',
     ]
-    room = MAX_PAGE_BYTES - ROOM_BYTES - sum(len(part.encode()) for part in head)
+    room = MAX_PAGE_BYTES - ROOM_BYTES - num_bytes(head)
     num_rows = len(result.only_in_a) + len(result.only_in_b) + len(result.tensors)
     table = listing(_HEADS, _rows(result, a, b), room, num_rows, _NUMBERS)
     return document(f"{text(a)} and {text(b)} – ptsave inspect", [*head, *table, "</section>"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from html import escape as escape_html
 from importlib.resources import files
@@ -20,6 +21,12 @@ from ptsave.render.report.plot import amount, gathered, plot
 from ptsave.render.report.words import clean, fact
 from ptsave.render.words import count
 
+MAX_PAGE_BYTES = 2_000_000
+"""Cap on a page: what would exceed it is counted at the foot of its table."""
+ROOM_BYTES = 20_000
+"""Of that, what the feet, the style, the script and the ends of elements take."""
+TABLE_BYTES = 400
+"""What a table takes beside its heads and rows: its foot and ends."""
 MAX_ROWS = 1000
 """Findings of one level that the table shows: with many more, a phone could not open the page."""
 MAX_CHARS = 500
@@ -30,9 +37,14 @@ def html(verdict: Verdict, path: str, facts: Mapping[str, object]) -> str:
     """The page about the checkpoint at `path`; `facts` are shown in their order."""
     word = verdict.answer
     title = f"{word}: {text(path)} – ptsave verify"
-    return document(
-        title, [*_head(verdict, path, word), *_facts(facts), *_growth(verdict), *_findings(verdict)]
-    )
+    head = [*_head(verdict, path, word), *_facts(facts)]
+    growth = [*_growth(verdict)]
+    room = MAX_PAGE_BYTES - ROOM_BYTES - num_bytes(head) - num_bytes(growth)
+    findings = [*_findings(verdict, room)]
+    if growth:
+        calls = _calls(verdict.growth, room - num_bytes(findings))
+        growth = ['<section class="growth">', *growth, *calls, "</section>"]
+    return document(title, [*head, *growth, *findings])
 
 
 def document(title: str, body: Iterable[str]) -> str:
@@ -96,7 +108,6 @@ def _growth(verdict: Verdict) -> Iterator[str]:
     named = {finding.where for finding in verdict.findings if finding.level == "fail" and finding.where}
     _, share = gathered(verdict.growth, named)
     gathering = f" Each point is the largest of {share} calls in a row." if share > 1 else ""
-    yield '<section class="growth">'
     yield "<h2>Difference by layer</h2>"
     yield (
         "<p>How far each module's output is from the recorded one, in the order of the calls: root mean "
@@ -104,11 +115,15 @@ def _growth(verdict: Verdict) -> Iterator[str]:
         f"{gathering}</p>"
     )
     yield f'<div class="frame">{plot(verdict.growth, named)}</div>'
-    yield f"<details><summary>All {len(verdict.growth):,} calls as a table</summary>"
-    heads = ("Call", "Module", "Class", "Difference")
-    yield from _table("calls", heads, (_call_row(i, call) for i, call in enumerate(verdict.growth)))
+
+
+def _calls(growth: Sequence[Departure], room_bytes: int) -> Iterator[str]:
+    yield f"<details><summary>All {len(growth):,} calls as a table</summary>"
+    lines = fitting((_call_row(i, call) for i, call in enumerate(growth)), room_bytes)
+    hidden = len(growth) - len(lines)
+    foot = f"Not shown: {count(hidden, 'call')}." if hidden else ""
+    yield from _table("calls", ("Call", "Module", "Class", "Difference"), lines, foot)
     yield "</details>"
-    yield "</section>"
 
 
 def _call_row(index: int, call: Departure) -> str:
@@ -126,7 +141,7 @@ def _call_row(index: int, call: Departure) -> str:
 # --- the findings -------------------------------------------------------------------------------------
 
 
-def _findings(verdict: Verdict) -> Iterator[str]:
+def _findings(verdict: Verdict, room_bytes: int) -> Iterator[str]:
     levels: dict[Level, list[Finding]] = {level: [] for level in LEVELS}
     for finding in verdict.findings:
         levels[finding.level].append(finding)
@@ -138,12 +153,16 @@ def _findings(verdict: Verdict) -> Iterator[str]:
                 f'<input type="checkbox" id="show-{level}" checked><label class="{level}" '
                 f'for="show-{level}"><span class="level">{level}</span> {len(found):,}</label>'
             )
-    shown = (_finding_row(finding) for found in levels.values() for finding in found[:MAX_ROWS])
+    listed = [finding for found in levels.values() for finding in found[:MAX_ROWS]]
+    lines = fitting(map(_finding_row, listed), room_bytes)
+    shown = Counter(finding.level for finding in listed[: len(lines)])
     left_out = [
-        f"{len(found) - MAX_ROWS:,} more {level}" for level, found in levels.items() if len(found) > MAX_ROWS
+        f"{len(found) - shown[level]:,} more {level}"
+        for level, found in levels.items()
+        if len(found) > shown[level]
     ]
     foot = f"Not shown: {', '.join(left_out)}; a .json or .xml report has them all." if left_out else ""
-    yield from _table("found", ("Level", "Check", "Where", "Message"), shown, foot, sorted_by="Level")
+    yield from _table("found", ("Level", "Check", "Where", "Message"), lines, foot, sorted_by="Level")
     yield "</section>"
 
 
@@ -157,7 +176,7 @@ def _finding_row(finding: Finding) -> str:
 
 
 def _table(
-    name: str, heads: Sequence[str], rows: Iterator[str], foot: str = "", sorted_by: str = ""
+    name: str, heads: Sequence[str], rows: Iterable[str], foot: str = "", sorted_by: str = ""
 ) -> Iterator[str]:
     yield f'<table id="{name}" class="sortable"><thead><tr>'
     for head in heads:
@@ -178,20 +197,30 @@ def listing(
 
     `numbers`: those of `heads` whose cells are sorted by the numbers that they show.
     """
-    yield '<table class="sortable searchable"><thead><tr>'
-    yield "".join(f'<th scope="col"{" data-n" if head in numbers else ""}>{head}</th>' for head in heads)
-    yield "</tr></thead><tbody>"
-    shown = 0
+    head = "".join(f'<th scope="col"{" data-n" if head in numbers else ""}>{head}</th>' for head in heads)
+    yield f'<table class="sortable searchable"><thead><tr>{head}</tr></thead><tbody>'
+    lines = fitting(rows, room_bytes - len(head) - TABLE_BYTES)
+    yield from lines
+    yield "</tbody>"
+    if hidden := num_rows - len(lines):
+        yield f'<tfoot><tr><td colspan="{len(heads)}">Not shown: {count(hidden, "tensor")}.</td></tr></tfoot>'
+    yield "</table>"
+
+
+def num_bytes(parts: Iterable[str]) -> int:
+    """What `parts`, each on a line, take."""
+    return sum(len(part.encode()) + 1 for part in parts)
+
+
+def fitting(rows: Iterable[str], room_bytes: int) -> list[str]:
+    """The first of `rows`, as many as there is room for."""
+    lines: list[str] = []
     for line in rows:
         room_bytes -= len(line.encode()) + 1
         if room_bytes < 0:
             break
-        shown += 1
-        yield line
-    yield "</tbody>"
-    if hidden := num_rows - shown:
-        yield f'<tfoot><tr><td colspan="{len(heads)}">Not shown: {count(hidden, "tensor")}.</td></tr></tfoot>'
-    yield "</table>"
+        lines.append(line)
+    return lines
 
 
 # --- text ---------------------------------------------------------------------------------------------

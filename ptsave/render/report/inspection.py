@@ -7,19 +7,17 @@ from collections.abc import Iterator, Sequence
 from ptsave.core.address import Location
 from ptsave.core.names import hint_for
 from ptsave.errors import UsageError
-from ptsave.render.report.html import document, listing, text
+from ptsave.render.report.html import MAX_PAGE_BYTES, ROOM_BYTES, document, listing, num_bytes, text
 from ptsave.render.report.treemap import treemap
 from ptsave.render.words import bars, count, shape, size
 from ptsave.storage.opening import check_file_destination, write_file
 from ptsave.verbs.inspect import Inspection, TensorRow
 from ptsave.verbs.stats import TensorStats
 
-MAX_PAGE_BYTES = 2_000_000
-"""Cap on the page: rows that would exceed it are counted at its foot."""
+MIN_DRAWN_BYTES = 5_000
+"""Of a checkpoint's share of the page: with less it is not tried whether the drawing has room."""
 _NUMBERS = ("Min", "Max", "Mean", "Std", "NaN")
 """Columns that the script sorts by the numbers that their cells show."""
-ROOM_BYTES = 20_000
-"""Of that, what the foot, the script and the ends of elements take."""
 
 
 def check_inspection_report(path: Location) -> None:
@@ -49,31 +47,42 @@ def page(results: Sequence[Inspection]) -> str:
         f"<h1><code>{text(names)}</code></h1>",
         f'<p class="outcome">{text(_sentence(results))}</p></header>',
     ]
-    drawings = [treemap(result.tree) for result in results]
-    room = MAX_PAGE_BYTES - ROOM_BYTES - sum(len(part.encode()) for part in (*body, *drawings))
-    for i, (result, drawing) in enumerate(zip(results, drawings, strict=True)):
-        table = [*_table(result, room // (len(results) - i))]
-        room -= sum(len(part.encode()) + 1 for part in table)
-        if len(results) > 1:
-            body += [
-                "<details>",
-                f"<summary><code>{text(result.path)}</code> {text(_sentence([result]))}</summary>",
-            ]
-        if drawing:
-            body.append(f'<section><h2>Size by module</h2><div class="areas">{drawing}</div></section>')
-        body += ['<section class="tensors"><h2>Tensors</h2>', *table, "</section>"]
-        body += ["</details>"] if len(results) > 1 else []
+    room = MAX_PAGE_BYTES - ROOM_BYTES - num_bytes(body)
+    for i, result in enumerate(results):
+        about = [*_about(result, room // (len(results) - i), is_alone=len(results) == 1)]
+        room -= num_bytes(about)
+        if room < 0:
+            body.append(f"<p>Not shown: {count(len(results) - i, 'checkpoint')}.</p>")
+            break
+        body += about
     return document(f"{text(names)} – ptsave inspect", body)
+
+
+def _about(result: Inspection, room_bytes: int, *, is_alone: bool) -> Iterator[str]:
+    """One checkpoint: the drawing, where there is room for it, and as many rows as there is room for then."""
+    ends = ["<details>", f"<summary><code>{text(result.path)}</code> {text(_sentence([result]))}</summary>"]
+    drawing = treemap(result.tree) if room_bytes >= MIN_DRAWN_BYTES else ""
+    if result.num_bytes and not 0 < len(drawing.encode()) <= room_bytes // 2:
+        drawing = "<p>Not drawn: the page has no room for it. A page about this checkpoint alone has.</p>"
+    if not is_alone:
+        yield from ends
+    if drawing:
+        drawing = f'<section><h2>Size by module</h2><div class="areas">{drawing}</div></section>'
+        yield drawing
+    room_bytes -= num_bytes([*ends, drawing])
+    yield from ('<section class="tensors"><h2>Tensors</h2>', *_table(result, room_bytes), "</section>")
+    if not is_alone:
+        yield "</details>"
 
 
 def _sentence(results: Sequence[Inspection]) -> str:
     """`pt, 4 tensors, 67 elements, 268 B.`"""
     first = results[0].format if len(results) == 1 else count(len(results), "checkpoint")
-    tensors, elements, num_bytes = (
+    tensors, elements, total_bytes = (
         sum(numbers)
         for numbers in zip(*((r.num_tensors, r.num_elements, r.num_bytes) for r in results), strict=True)
     )
-    return f"{first}, {count(tensors, 'tensor')}, {count(elements, 'element')}, {size(num_bytes)}."
+    return f"{first}, {count(tensors, 'tensor')}, {count(elements, 'element')}, {size(total_bytes)}."
 
 
 def _table(result: Inspection, room_bytes: int) -> Iterator[str]:

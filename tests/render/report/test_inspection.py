@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ptsave.cli.main import run
-from ptsave.render.report.inspection import MAX_PAGE_BYTES
+from ptsave.render.report.html import MAX_PAGE_BYTES
+from ptsave.render.report.inspection import page
 from ptsave.render.report.treemap import MAX_AREAS, areas, boxes
 from ptsave.verbs.inspect import Inspection, inspect_path
 from tests.render.report.browser import Browser, open_browser
@@ -155,6 +156,22 @@ def test_several_have_one_page(tmp_path: Path) -> None:
     hidden = sum(int(found.replace(",", "")) for found in re.findall("Not shown: ([0-9,]+) tensors", page))
     assert hidden < 24_020
     assert page.count("<tr><td>") + hidden == 24_020
+
+
+@pytest.mark.slow
+def test_drawings_are_of_the_page_too(tmp_path: Path) -> None:
+    torch.save({f"layer{'x' * 150}{i}.weight": torch.ones(2) for i in range(200)}, tmp_path / "w.pt")
+    result = inspect_path(tmp_path / "w.pt")
+    assert isinstance(result, Inspection)
+    for number, is_drawn, is_whole in ((1, True, True), (60, False, True), (4_000, False, False)):
+        shown = page([result] * number)
+        assert len(shown.encode()) <= MAX_PAGE_BYTES
+        assert ('class="treemap"' in shown) == is_drawn
+        assert ("Not drawn: " in shown) == (not is_drawn)
+        hidden = re.search("Not shown: ([0-9,]+) checkpoint", shown)
+        assert (hidden is None) == is_whole
+        left = int(hidden[1].replace(",", "")) if hidden else 0
+        assert shown.count('class="tensors"') + left == number
 
 
 def changed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

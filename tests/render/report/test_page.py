@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ptsave.core.verdict import Departure, Verdict
-from ptsave.render.report.html import MAX_ROWS, html
+from ptsave.render.report.html import MAX_PAGE_BYTES, MAX_ROWS, html
 from tests.render.report.browser import IS_THERE, Browser, open_browser
 from tests.render.report.samples import BAD, EVIL, EVIL_NAME, FACTS, FIRST, GOOD, said
 
@@ -100,6 +101,23 @@ def test_the_verdict_and_its_cause_are_at_the_top(browser: Browser, page) -> Non
     ]
     assert browser.find(".cause") == browser.find(".plot") == []
     assert len(rows(browser)) == len(GOOD.findings)
+
+
+@pytest.mark.slow
+def test_a_page_is_capped() -> None:
+    findings = tuple(said("keys", "fail", f"{'x' * 400}{i}", "y" * 400) for i in range(MAX_ROWS))
+    growth = tuple(Departure(f"{'z' * 400}{i}", 0, "Linear", 1e-9) for i in range(5000))
+    for verdict in (Verdict(findings, "", growth), Verdict(findings[:10], "", growth), Verdict(findings * 4)):
+        shown = html(verdict, "a.pt", FACTS)
+        assert len(shown.encode()) <= MAX_PAGE_BYTES
+        calls = re.search("Not shown: ([0-9,]+) calls", shown)
+        more = re.search("Not shown: ([0-9,]+) more fail", shown)
+        left = [int(found[1].replace(",", "")) if found else 0 for found in (calls, more)]
+        num_rows = shown.count('<td class="number"'), shown.count('<tr class="fail"')
+        assert [a + b for a, b in zip(num_rows, left, strict=True)] == [
+            len(verdict.growth),
+            len(verdict.findings),
+        ]
 
 
 @needs_browser
