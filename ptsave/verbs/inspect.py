@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 SortKey = Literal["file", "name", "size", "dtype"]
 SORT_KEYS: dict[str, SortKey] = {"file": "file", "name": "name", "size": "size", "dtype": "dtype"}
+SORTED_AS = {"bytes": "size", "num_bytes": "size", "type": "dtype", "names": "name"}
+"""What else people call them."""
 MAX_TREE_DEPTH = 40
 """How deep `--tree` nests; a name with more dots stays in one piece below that."""
 
@@ -37,9 +39,10 @@ def sort_key(text: str) -> SortKey:
 
     Raises: UsageError with the nearest key.
     """
-    if text not in SORT_KEYS:
+    name = SORTED_AS.get(text, text)
+    if name not in SORT_KEYS:
         raise UsageError(f"cannot sort by {text!r}", Option("sort"), hint_for(text, SORT_KEYS, "keys"))
-    return SORT_KEYS[text]
+    return SORT_KEYS[name]
 
 
 @dataclass(frozen=True)
