@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -16,6 +17,7 @@ from ptsave import stopping
 def main() -> NoReturn:
     """Import the command line and run it."""
     stopping.install()
+    gc.set_threshold(100_000)  # imports make objects and no garbage
     try:
         from ptsave.cli.main import main as command_line
 

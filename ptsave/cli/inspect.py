@@ -11,7 +11,6 @@ from ptsave.core.own_process import no_garbage_collection
 from ptsave.errors import UsageError
 from ptsave.render.inspect import Inspections
 from ptsave.render.terminal import Mode, note, progress
-from ptsave.verbs.folders.plain import FolderInspection
 from ptsave.verbs.inspect import Inspection, inspect_path
 
 
@@ -55,7 +54,10 @@ def inspect(
                 reported.append(_reportable(result, report))
             if isinstance(result, Inspection):
                 shown.checkpoint(result, tree=tree, depth=depth)
-            elif isinstance(result, FolderInspection):
+                continue
+            from ptsave.verbs.folders.plain import FolderInspection  # only folders need it
+
+            if isinstance(result, FolderInspection):
                 shown.folder(result)
             else:
                 shown.run(result)

@@ -224,6 +224,14 @@ def is_named_as_archive(where: Location) -> bool:
     return where.name.lower().endswith(_ARCHIVES)
 
 
+def may_be_folder(path: Location) -> bool:
+    """Whether `path` is a folder, or an address that may be one: to ask takes a request, so what is named as
+    a file is not asked, nor a repository, which is a checkpoint."""
+    if isinstance(path, Address):
+        return not path.suffix and not path.member and path.scheme not in (*WEB, HUB)
+    return os.path.isdir(path)
+
+
 def beside(folder: Location, name: str) -> Location:
     """The file that a text in `folder` calls `name`: an address, a path of its own, or one that begins there.
 

@@ -28,8 +28,7 @@ from ptsave.storage.atomic import (
     still_ours,
     sync_names,
 )
-from ptsave.storage.move import WRITEBACK_BYTES
-from ptsave.storage.output import LocalOutputFile, OutputFolder
+from ptsave.storage.output import WRITEBACK_BYTES, LocalOutputFile, OutputFolder
 from ptsave.storage.reads import is_in_use, refuse_inputs_in
 from ptsave.storage.temporary import create, remove_litter, remove_temporary, temporary_name
 from ptsave.storage.write_errors import check_room, errors_of, in_use

@@ -6,25 +6,25 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from ptsave.config.model import NamedCode
-from ptsave.config.recorded import told_by
 from ptsave.core.accounts import LeftOut
-from ptsave.core.address import Address, Location
+from ptsave.core.address import Address, Location, may_be_folder
 from ptsave.core.checkpoint import Checkpoint, Wrapping
 from ptsave.core.finding import counted
 from ptsave.core.names import MAX_ALIAS_CHARS, escape, expect_matches, hint_for, html_table, matches
 from ptsave.core.nodes import GlobalUse, Program, TensorEntry
+from ptsave.core.parts.training import PROGRESS_KEYS
 from ptsave.core.record import Record
 from ptsave.errors import LimitError, Option, UnknownFormatError, UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.storage.files import InputFile, InputFolder
 from ptsave.verbs.request import ALWAYS, Bar, option, reading, unseen
-from ptsave.verbs.training import Training, describe_training
 
 if TYPE_CHECKING:
+    from ptsave.config.model import NamedCode
     from ptsave.verbs.folders.plain import FolderInspection
     from ptsave.verbs.folders.runs import RunInspection
     from ptsave.verbs.stats import TensorStats
+    from ptsave.verbs.training import Training
 
 SortKey = Literal["file", "name", "size", "dtype"]
 SORT_KEYS: dict[str, SortKey] = {"file": "file", "name": "name", "size": "size", "dtype": "dtype"}
@@ -140,15 +140,18 @@ def inspect_path(
     Raises: UsageError for an option, and what opening a checkpoint raises.
     """
     order = sort_key(sort)
-    from ptsave.verbs.folders import plain, runs
-
     about_tensors = [flag for flag in given if flag not in ALWAYS]
-    if runs.is_run(path):
-        runs.refuse_flags(path, about_tensors)
-        return runs.inspect_run(path)
+    if may_be_folder(path):
+        from ptsave.verbs.folders import runs  # only folders need it
+
+        if runs.is_run(path):
+            runs.refuse_flags(path, about_tensors)
+            return runs.inspect_run(path)
     try:
         checkpoint = open_checkpoint(path, at_a_glance=not stats)
     except UnknownFormatError:
+        from ptsave.verbs.folders import plain  # only what is no checkpoint needs it
+
         found = plain.plain_folder(path)
         if found is None:
             raise
@@ -185,7 +188,7 @@ def inspect(
     `num_tensors` counts names; `num_elements` and `num_bytes` count tied tensors once. All three are of
     the whole checkpoint, whatever is filtered.
     """
-    told = told_by(checkpoint)
+    named_code, misfits = _told(checkpoint)
     rows = _rows(checkpoint)
     unique = [row.entry for row in rows if row.alias_of is None]
     expect_matches(globs, (row.entry.name for row in rows), Option("filter"))
@@ -213,16 +216,32 @@ def inspect(
         metadata=checkpoint.texts,
         globals=checkpoint.globals,
         record=checkpoint.record,
-        named_code=list(told.model.named_code) if told.model is not None else [],
-        training=describe_training(checkpoint),
+        named_code=named_code,
+        training=_training(checkpoint),
         programs=checkpoint.programs,
         left_out=checkpoint.accounts.left_out,
-        notes=[
-            *checkpoint.notes,
-            *(f"the record does not fit: {f.what}" for f in told.faults.values()),
-            *_put_off(checkpoint),
-        ],
+        notes=[*checkpoint.notes, *misfits, *_put_off(checkpoint)],
     )
+
+
+def _training(checkpoint: Checkpoint) -> Training | None:
+    """What `checkpoint` says of a training; None where it holds a model's weights alone."""
+    if not checkpoint.training_parts.has_more_than_models and PROGRESS_KEYS.isdisjoint(checkpoint.metadata):
+        return None
+    from ptsave.verbs.training import describe_training  # what that takes only trainings need
+
+    return describe_training(checkpoint)
+
+
+def _told(checkpoint: Checkpoint) -> tuple[list[NamedCode], list[str]]:
+    """The code that the record names, and notes of what in it does not fit."""
+    if checkpoint.record is None:
+        return [], []
+    from ptsave.config.recorded import told_by  # what that takes only records need
+
+    told = told_by(checkpoint)
+    named_code = list(told.model.named_code) if told.model is not None else []
+    return named_code, [f"the record does not fit: {fault.what}" for fault in told.faults.values()]
 
 
 def _rows(checkpoint: Checkpoint) -> list[TensorRow]:

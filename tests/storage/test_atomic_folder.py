@@ -13,8 +13,8 @@ import pytest
 from ptsave.errors import ExistsError, WriteError
 from ptsave.storage import system
 from ptsave.storage.atomic_folder import LocalOutputFolder, replacing_folder
-from ptsave.storage.move import WRITEBACK_BYTES
 from ptsave.storage.opening import data_stream
+from ptsave.storage.output import WRITEBACK_BYTES
 
 
 def content(folder: Path) -> dict[str, bytes]:

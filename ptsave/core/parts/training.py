@@ -98,6 +98,11 @@ class Parts:
     metrics: dict[Place, int | float] = field(default_factory=dict)
     """A loss, an accuracy, the best score."""
 
+    @property
+    def has_more_than_models(self) -> bool:
+        found = (self.optimizers, self.schedulers, self.scalers, self.rng, self.progress, self.metrics)
+        return any(found)
+
     def of(self, kind: str) -> dict[Place, Any]:
         """The optimizers, schedulers or scalers; nothing for any other part."""
         kinds = {"optimizer": self.optimizers, "scheduler": self.schedulers, "scaler": self.scalers}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ptsave.core.address import HUB, WEB, Address, Location, located
+from ptsave.core.address import Location, located, may_be_folder
 from ptsave.core.finding import counted
 from ptsave.core.names import escape, html_table
 from ptsave.errors import AmbiguousError, RefusedError, UnknownFormatError, UnreadableError
@@ -69,14 +68,6 @@ class FolderInspection:
             for one in self.checkpoints
         )
         return html_table(repr(self)[1:-1], header, rows, len(self.checkpoints))
-
-
-def may_be_folder(path: Location) -> bool:
-    """Whether `path` is a folder, or an address that may be one: to ask takes a request, so what is named as
-    a file is not asked, nor a repository, which is a checkpoint."""
-    if isinstance(path, Address):
-        return not path.suffix and not path.member and path.scheme not in (*WEB, HUB)
-    return os.path.isdir(path)
 
 
 def plain_folder(path: Location) -> PlainFolder | None:

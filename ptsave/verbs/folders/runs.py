@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ptsave.core.address import Location
+from ptsave.core.address import Location, may_be_folder
 from ptsave.core.finding import counted
 from ptsave.core.names import escape, html_table
 from ptsave.errors import UsageError
 from ptsave.formats import FOLDER_FORMATS, run_folder
 from ptsave.formats.run_folder import RunFile, list_run, litter_of
 from ptsave.storage.opening import open_folder
-from ptsave.verbs.folders.plain import may_be_folder
 from ptsave.verbs.request import option
 
 FORMAT = "run"
