@@ -121,9 +121,9 @@ def inspect_s3(files: Files) -> Row:
         sides[kind] = command(_inspect(address))
         asked = [
             path
-            for name, (_, parts) in store.objects.items()
+            for name, found in store.objects.items()
             if f"s3:/{name}".startswith(address)
-            for path in parts
+            for path in found.files
         ]
         beyond = _beyond_headers(counted, asked)
         budgets += [
