@@ -35,7 +35,7 @@ from ptsave.storage.upload.store import (
     asked,
 )
 
-HELD_BYTES = 64 * MIB
+HELD_BYTES = 48 * MIB
 """How many bytes of parts are in memory: begun and not whole, or on their way."""
 NUM_SENDERS = 8
 """How many parts are on their way at a time, at most."""
@@ -275,6 +275,7 @@ class UploadFile(SentFile):
                 self._state.wait(1.0)
             if self._error is not None:
                 raise self._error
+            self._free.clear()  # reading back takes memory of its own
         if self.num_parts == 1:
             return int(crc32(self._parts[0].buffer))
         crc = 0
