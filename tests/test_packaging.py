@@ -88,7 +88,7 @@ EXTRAS = {
     "storage/remote": ["http", "s3", "gcs", "azure", "hf", "fs"],
     "storage/upload": ["http", "s3", "gcs", "azure", "hf", "fs"],
     "formats/wrapped/zstd.py": ["zst"],
-    "sign": ["sign"],
+    "sign": ["sign", "sigstore"],
     "verbs/programs/onnx.py": ["export"],
     "models": ["torch"],
     "distributed": ["torch"],

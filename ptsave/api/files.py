@@ -115,6 +115,7 @@ def convert(
     shard_size: str | int = "5GB",
     digest: str | None = None,
     sign: PathLike | Sequence[PathLike] = (),
+    certificate: PathLike | Sequence[PathLike] = (),
     sign_only: Names = (),
     expires: str | None = None,
     signature: PathLike | None = None,
@@ -135,9 +136,10 @@ def convert(
     put there) and `rename` (pattern → text, as re.sub) change names, `dtype` casts floating-point tensors,
     `contiguous` and `dense` (sparse and quantized tensors) lay them out plainly. `extras` says what becomes
     of what the target cannot hold. `metadata` has texts to keep beside the tensors. `sign` names private keys
-    (PEM; the password of an encrypted one is in PTSAVE_KEY_PASSWORD) that sign the tensors, or those of
-    `sign_only`, until `expires` (YYYY-MM-DD); the signature goes into the record, and into the file
-    `signature`; `bundle` is a file for a signature of the files that are written, as OpenSSF has them.
+    (PEM; the password of an encrypted one is in PTSAVE_KEY_PASSWORD), or "sigstore", that sign the tensors,
+    or those of `sign_only`, with certificates of the keys from the files `certificate`, until `expires`
+    (YYYY-MM-DD); the signature goes into the record, and into the file `signature`; `bundle` is a file for a
+    signature of the files that are written, as OpenSSF has them.
     Sources that a `ptsave.lock` pins, that of the current folder or the one that `lock` names, must be what
     was approved. With `dry_run` nothing is written.
 
@@ -175,6 +177,7 @@ def convert(
                 expires,
                 None if signature is None else located(signature),
                 None if bundle is None else located(bundle),
+                certificates=several_paths(certificate),
             ),
             shard_bytes=parse_size(str(shard_size)),
         )
@@ -232,6 +235,8 @@ def verify(
     allow: Names = (),
     allow_infinite: Names = (),
     signed_by: PathLike | Sequence[PathLike] = (),
+    identity: Names = (),
+    issuer: str | None = None,
     signature: PathLike | Sequence[PathLike] = (),
     rename: Mapping[str, str] | Sequence[str] = (),
     only: Names = (),
@@ -250,7 +255,8 @@ def verify(
     The options are those of `ptsave verify`, which lists the `checks`: without a `config` (or
     `trust_recorded`, as for `ptsave.load`) those that need a model are skipped, and named as that. `against`
     is a second checkpoint that must hold the same. `signed_by` names public keys or certificates (PEM) that
-    must each have signed it, or folders of keys of which one must; `signature` names files with signatures
+    must each have signed it, folders of keys of which one must, authorities that issue certificates to one of
+    `identity`, or "sigstore", which `issuer` told of one of these; `signature` names files with signatures
     beside those in the record, `rename` (pattern → text, as re.sub) turns today's names into those that
     were signed, and `only` are globs of the signed names that count. What a `ptsave.lock` pins, that of the
     current folder or the one that `lock` names, must be what was approved; `pin` approves what passes, there.
@@ -292,6 +298,8 @@ def verify(
                 several_paths(signature),
                 [rename] if isinstance(rename, str) else rename,
                 _several(only),
+                _several(identity),
+                issuer,
             ),
             overrides=_several(set),
             pin=pin,

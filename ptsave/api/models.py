@@ -58,6 +58,7 @@ def save(
     config: PathLike | None = None,
     metadata: Mapping[str, str] | None = None,
     sign: PathLike | Sequence[PathLike] = (),
+    certificate: PathLike | Sequence[PathLike] = (),
     signature: PathLike | None = None,
     bundle: PathLike | None = None,
 ) -> Saved:
@@ -73,8 +74,9 @@ def save(
     that the module was made with) or `config` (the TOML that describes it) it also says how to build the
     model again, which is tried first, without memory. `metadata` has texts to keep beside the tensors.
 
-    `sign` names private keys (PEM; the password of an encrypted one is in PTSAVE_KEY_PASSWORD) that sign the
-    tensors in the record, which has SHA-256 digests then; `signature` is a file for the signature, too, and
+    `sign` names private keys (PEM; the password of an encrypted one is in PTSAVE_KEY_PASSWORD), or
+    "sigstore", that sign the tensors in the record, which has SHA-256 digests then; `certificate` names
+    files of certificates of the keys, `signature` is a file for the signature, too, and
     `bundle` one for a signature of the files, as OpenSSF has them.
 
     Raises: LossyError naming what the format cannot hold; ExistsError; WriteError; UsageError. The
@@ -86,8 +88,10 @@ def save(
         destination = located(path)
         target = destination_writer(destination, format)
         beside, files = (None if one is None else located(one) for one in (signature, bundle))
-        signer = signer_of(several_paths(sign), beside=beside, bundle=files)
-        if (beside or files) and signer is None:
+        signer = signer_of(
+            several_paths(sign), beside=beside, bundle=files, certificates=several_paths(certificate)
+        )
+        if (beside or files or several_paths(certificate)) and signer is None:
             raise UsageError("nothing is signed", "ptsave.save: signature", "name a key with sign=")
         options = settled(WriteOptions(overwrite=overwrite, signer=signer), is_named=False)
         check_signed(destination, target, options)

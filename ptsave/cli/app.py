@@ -15,6 +15,7 @@ from ptsave.cli.options import (
     AllowUnexpected,
     AppDir,
     BundleFile,
+    CertificateFile,
     ConfigPath,
     Device,
     Digest,
@@ -103,6 +104,7 @@ def save(
     metadata: Metadata = None,
     digest: Digest = None,
     sign: Sign = None,
+    certificate: CertificateFile = None,
     sign_only: SignOnly = None,
     expires: Expires = None,
     signature: SignatureFile = None,
@@ -134,7 +136,7 @@ def save(
         record=not no_record,
         digest=digest_algorithm(digest),
         check=not no_check,
-        signer=signer_for(sign, sign_only, expires, signature, bundle),
+        signer=signer_for(sign, sign_only, expires, signature, bundle, certificate),
     )
     run(
         Mode(json, quiet, verbose),
@@ -364,6 +366,7 @@ def convert(
     ] = None,
     digest: Digest = None,
     sign: Sign = None,
+    certificate: CertificateFile = None,
     sign_only: SignOnly = None,
     expires: Expires = None,
     signature: SignatureFile = None,
@@ -399,7 +402,7 @@ def convert(
             record=not no_record,
             digest=digest_algorithm(digest),
             check=not no_check,
-            signer=signer_for(sign, sign_only, expires, signature, bundle),
+            signer=signer_for(sign, sign_only, expires, signature, bundle, certificate),
             shard_bytes=parse_size(shard_size),
         ),
         parse_edits(only, drop, strip_prefix, rename, dtype, contiguous, dense),
@@ -460,8 +463,15 @@ def verify(
         list[str] | None,
         typer.Option(
             metavar="KEY",
-            help="Public key or certificate (PEM) that must have signed it, or a folder of keys; repeatable.",
+            help="Who must have signed: a key or certificate (PEM), a folder of such, `sigstore`; repeatable",
         ),
+    ] = None,
+    identity: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Whom a certificate under --signed-by must name; repeatable."),
+    ] = None,
+    issuer: Annotated[
+        str | None, typer.Option(metavar="URL", help="Who must have told sigstore that name.")
     ] = None,
     signature: Annotated[
         list[str] | None,
@@ -532,6 +542,8 @@ def verify(
             [located(file) for file in signature or ()],
             rename or (),
             only or (),
+            identity or (),
+            issuer,
         ),
         overrides=set or (),
         pin=pin,

@@ -164,7 +164,19 @@ Digest = Annotated[
 ]
 Sign = Annotated[
     list[str] | None,
-    typer.Option("--sign", metavar="KEY", help="Sign with the private key in this PEM file; repeatable."),
+    typer.Option(
+        "--sign",
+        metavar="KEY",
+        help="Private key (PEM) to sign with, or `sigstore`; repeatable.",
+    ),
+]
+CertificateFile = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--certificate",
+        metavar="CHAIN",
+        help="Certificates (PEM) of a key of --sign; repeatable.",
+    ),
 ]
 SignOnly = Annotated[
     list[str] | None,
@@ -221,6 +233,7 @@ def signer_for(
     expires: str | None,
     beside: str | None,
     bundle: str | None,
+    certificates: list[str] | None,
 ) -> "Signer | None":
     """The signer that the options ask for; a password is asked for on a terminal.
 
@@ -233,7 +246,8 @@ def signer_for(
 
     prompt = getpass if sys.stdin.isatty() else None
     found = [located(key) for key in keys]
-    return signer_of(found, only or (), expires, location_of(beside), location_of(bundle), prompt)
+    chains = [located(chain) for chain in certificates or ()]
+    return signer_of(found, only or (), expires, location_of(beside), location_of(bundle), prompt, chains)
 
 
 def location_of(where: str | None) -> "Location | None":

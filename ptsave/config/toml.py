@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ptsave.config.inputs import InputsSpec, parse_inputs
@@ -12,6 +13,7 @@ from ptsave.config.model import ConfigPlace, ModelSpec, check_keys, expect, pars
 from ptsave.core.address import Location
 from ptsave.core.names import hint_for
 from ptsave.errors import LimitError, UsageError, quoted
+from ptsave.sign.identities import WORD
 from ptsave.storage.opening import open_file
 
 if sys.version_info >= (3, 11):
@@ -66,7 +68,11 @@ class Config:
     tolerance: Tolerance | None = None
     parallel: ParallelSpec | None = None
     signed_by: tuple[Location, ...] = ()
-    """Public keys, certificates or folders of them that `verify` asks for."""
+    """Public keys, certificates, folders of them, or `sigstore`: whose signatures `verify` asks for."""
+    identity: tuple[str, ...] = ()
+    """Whom certificates must name."""
+    issuer: str | None = None
+    """Who must have told sigstore that name."""
 
 
 def load_config(path: Location, overrides: Sequence[str] = ()) -> Config:
@@ -90,7 +96,7 @@ def _parse(document: dict[str, Any], path: Location) -> Config:
         raise place.error("the config has no [model] table", 'start with [model] and class = "pkg.mod.Name"')
     has = document.keys()
     verify = expect(document.get("verify", {}), dict, place / "verify")
-    check_keys(verify, ("rtol", "atol", "signed_by"), place / "verify")
+    check_keys(verify, ("rtol", "atol", "signed_by", "identity", "issuer"), place / "verify")
     return Config(
         path,
         parse_model(document["model"], place / "model"),
@@ -98,6 +104,8 @@ def _parse(document: dict[str, Any], path: Location) -> Config:
         _tolerance(verify, place / "verify"),
         _parallel(document["parallel"], place / "parallel") if "parallel" in has else None,
         _keys(verify.get("signed_by", []), place / "verify" / "signed_by", path.parent),
+        _names(verify.get("identity", []), place / "verify" / "identity"),
+        expect(verify["issuer"], str, place / "verify" / "issuer") if "issuer" in verify else None,
     )
 
 
@@ -197,7 +205,13 @@ def _tolerance(table: Mapping[str, Any], place: ConfigPlace) -> Tolerance | None
 
 def _keys(value: Any, place: ConfigPlace, folder: Location) -> tuple[Location, ...]:
     names = expect(value, list, place, 'for example: signed_by = ["keys"]')
-    return tuple(folder / expect(name, str, place / i) for i, name in enumerate(names))
+    found = [expect(name, str, place / i) for i, name in enumerate(names)]
+    return tuple(Path(name) if name == WORD else folder / name for name in found)
+
+
+def _names(value: Any, place: ConfigPlace) -> tuple[str, ...]:
+    names = expect(value, list, place, 'for example: identity = ["release@example.com"]')
+    return tuple(expect(name, str, place / i) for i, name in enumerate(names))
 
 
 def _parallel(value: Any, place: ConfigPlace) -> ParallelSpec:

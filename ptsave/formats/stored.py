@@ -184,8 +184,8 @@ def record_text(
     known = digests if digests is not None else _no_digests(checkpoint, options)
     signatures, num_spaces = record.signatures, 0
     if options.signer is not None:
-        envelope, num_spaces = options.signer.sign(checkpoint, options.digest, digests)
-        signatures = (*signatures, envelope)
+        documents, num_spaces = options.signer.sign(checkpoint, options.digest, digests)
+        signatures = (*signatures, *documents)
     extended = replace(
         record,
         digests=Digests(options.digest, known),

@@ -1,163 +1,81 @@
-"""Bundles: signatures of files, byte by byte, as OpenSSF model signing has them.
+"""Sigstore bundles: an envelope with what says whose its signature is, as model_signing and sigstore write.
 
-They end with the first conversion, and cover all of the files: records, metadata, a tokenizer beside them.
-
-Source: model-signing 1.1.1: `_signing/signing.py` has the statement, `_signing/sign_ec_key.py` the bundle,
-which is a sigstore bundle v0.3 with a DSSE envelope; `_serialization/file.py` says which files there are.
+Source: sigstore's protobuf-specs, `sigstore_bundle.proto`: `mediaType`, `verificationMaterial` (a key's hint,
+a chain of certificates, or one certificate with entries of a log) and `dsseEnvelope`.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from hashlib import sha256
-from pathlib import Path
+import json
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ptsave.core.strict_json import parse_object
-from ptsave.core.values.digest import hasher
-from ptsave.errors import CorruptError, LimitError
-from ptsave.sign.canonical import canonical
-from ptsave.sign.envelope import Envelope, encoded, parse_envelope, to_json
-from ptsave.sign.keys import PrivateKey
-from ptsave.sign.statement import ALGORITHMS, TYPE
-from ptsave.storage.files import LocalFile
+from ptsave.errors import CorruptError
+from ptsave.sign.envelope import Envelope, from_base64, parse_envelope, to_json
 
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
-PREDICATE = "https://model_signing/signature/v1.0"
-THE_FILE = "."
-"""What a model that is one file is called in its own bundle."""
-MAX_FILES = 100_000
-"""Cap on the files of one model."""
-_BLOCK_BYTES = 1024 * 1024
+WRAPPED = "sigstore"
+"""The key under which a record has a bundle with entries of a log, in base64: its quotes cannot be counted
+before it is made, and a container may need two bytes for each."""
 _HINT = "sign the files again: model_signing sign key, or ptsave convert --sign KEY --bundle FILE"
 
 
-@dataclass(frozen=True)
-class SignedFiles:
-    """What a bundle says: the digest of each file."""
+def parse_signed(document: Any, where: str) -> Envelope:
+    """What is signed, as a record or a file of its own has it: a bare envelope, or a bundle.
 
-    algorithm: str
-    digests: Mapping[str, str]
-    """Name in the model's folder → digest in hexadecimal."""
-    ignored: Sequence[str] = ()
-    """Names of files and folders that are not looked at."""
-    follows_links: bool = False
-
-    def root(self, path: Path) -> Path:
-        """What the names are in, for a checkpoint at `path`: it, or the folder of a file."""
-        return path if self.digests.keys() == {THE_FILE} or path.is_dir() else path.parent
-
-
-def is_bundle(document: object) -> bool:
-    """Whether a JSON document is a bundle, and not a bare envelope."""
-    return isinstance(document, dict) and "mediaType" in document
+    Raises: CorruptError, LimitError.
+    """
+    if isinstance(document, dict) and document.keys() == {WRAPPED}:
+        try:
+            data = from_base64(document[WRAPPED])
+        except (TypeError, ValueError, AttributeError):
+            raise CorruptError("the bundle is no base64", where, _HINT) from None
+        document = parse_object(data, "the bundle", where)
+    is_bundle = isinstance(document, dict) and "mediaType" in document
+    return parse_bundle(document, where) if is_bundle else parse_envelope(document, where)
 
 
 def parse_bundle(document: Mapping[str, Any], where: str) -> Envelope:
-    """The envelope in a bundle, whose signature is named by the key's hint.
+    """The envelope in a bundle.
 
     Raises: CorruptError, LimitError.
     """
-    if document["mediaType"] != MEDIA_TYPE:
-        raise CorruptError(f"the bundle is of the type {document['mediaType']!r:.80}", where, _HINT)
-    material = document.get("verificationMaterial")
-    key = material.get("publicKey") if isinstance(material, dict) else None
-    hint = key.get("hint") if isinstance(key, dict) else None
-    if not isinstance(hint, str) or not hint:
-        raise CorruptError("the bundle names no key, and one with a certificate is not checked", where, _HINT)
+    material: Any = document.get("verificationMaterial")
     envelope = parse_envelope(document.get("dsseEnvelope"), where)
     if len(envelope.signatures) != 1:
         raise CorruptError("the bundle does not have one signature", where, _HINT)
-    signature = replace(envelope.signatures[0], key_id=hint)
-    return Envelope(envelope.payload, [signature], is_of_files=True)
-
-
-def parse_files(payload: bytes, where: str) -> SignedFiles:
-    """What a bundle's payload says.
-
-    Raises: CorruptError, LimitError.
-    """
-    document = parse_object(payload, "the signed statement", where, times=16)
-    if document.get("_type") != TYPE or document.get("predicateType") != PREDICATE:
-        kind = str(document.get("predicateType"))
-        raise CorruptError(f"the signed statement is of another kind ({kind!r:.60})", where, _HINT)
     try:
-        (subject,) = document["subject"]
-        how, resources = document["predicate"]["serialization"], document["predicate"]["resources"]
-        if how["method"] != "files" or how["hash_type"] not in ALGORITHMS:
-            kind = f"{how['method']!r:.30} by {how['hash_type']!r:.30}"
-            raise CorruptError(f"files that are signed as {kind} are not read", where, _HINT)
-        algorithm, ignored = how["hash_type"], how.get("ignore_paths", [])
-        digests = {one["name"]: one["digest"] for one in resources if one["algorithm"] == algorithm}
-        texts = [*digests, *ignored] if isinstance(ignored, list) else [None]
-        if len(digests) != len(resources) or not all(isinstance(text, str) for text in texts):
-            raise ValueError(resources)
-        joined = b"".join(map(bytes.fromhex, digests.values()))
-        if sha256(joined).hexdigest() != subject["digest"]["sha256"]:
-            raise ValueError(subject)
-        return SignedFiles(algorithm, digests, ignored, follows_links=how["allow_symlinks"] is True)
+        if material.get("tlogEntries") or material.get("timestampVerificationData"):
+            return replace(envelope, bundle=json.dumps(document))  # whose versions their library knows
+        if document["mediaType"] != MEDIA_TYPE:
+            raise CorruptError(f"the bundle is of the type {document['mediaType']!r:.80}", where, _HINT)
+        if (chain := material.get("x509CertificateChain")) is not None:
+            certificates = [from_base64(one["rawBytes"]) for one in chain["certificates"]]
+            if certificates:
+                return replace(envelope, chain=certificates)
+        elif (hint := material["publicKey"]["hint"]) and isinstance(hint, str):
+            return replace(
+                envelope, signatures=[replace(envelope.signatures[0], key_id=hint)], is_by_hint=True
+            )
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise CorruptError("the signed statement is malformed", where, _HINT) from None
+        pass
+    raise CorruptError("the bundle does not say whose its signature is", where, _HINT)
 
 
-def digests_of_files(root: Path, how: SignedFiles) -> dict[str, str]:
-    """The digest of each file of the model at `root`, a file or a folder, by name.
-
-    Raises: CorruptError for a link that is not followed; UnreadableError; LimitError.
-    """
-    found = {}
-    for name, path in _files(root, how):
-        digest = hasher(how.algorithm)
-        with LocalFile(path) as file:
-            for start in range(0, file.size_bytes, _BLOCK_BYTES):
-                digest.update(file.read_at(start, min(_BLOCK_BYTES, file.size_bytes - start)))
-            file.check_unchanged()
-        found[name] = digest.hexdigest()
-    return dict(sorted(found.items()))
-
-
-def bundle_of(root: Path, key: PrivateKey, ignored: Sequence[str] = ()) -> dict[str, Any]:
-    """The bundle in which `key`, of an elliptic curve, signs the files of the model at `root`.
-
-    Raises: as `digests_of_files`.
-    """
-    algorithm = ALGORITHMS[0]
-    digests = digests_of_files(root, SignedFiles(algorithm, {}, ignored))
-    resources = [{"name": n, "algorithm": algorithm, "digest": text} for n, text in digests.items()]
-    how = {"method": "files", "hash_type": algorithm, "allow_symlinks": False, "ignore_paths": list(ignored)}
-    joined = sha256(b"".join(map(bytes.fromhex, digests.values()))).hexdigest()
-    payload = canonical(
-        {
-            "_type": TYPE,
-            "subject": [{"name": root.name, "digest": {"sha256": joined}}],
-            "predicateType": PREDICATE,
-            "predicate": {"serialization": how, "resources": resources},
-        }
-    )
+def bundle_json(material: Mapping[str, Any], payload: bytes, key_id: str, signature: bytes) -> dict[str, Any]:
+    """The JSON of a bundle; `material`: what says whose the signature is."""
     return {
         "mediaType": MEDIA_TYPE,
-        "verificationMaterial": {"publicKey": {"hint": key.public.hint}, "tlogEntries": []},
-        "dsseEnvelope": to_json(payload, [("", key.sign(encoded(payload)))]),
+        "verificationMaterial": {**material, "tlogEntries": []},
+        "dsseEnvelope": to_json(payload, [(key_id, signature)]),
     }
 
 
-def _files(root: Path, how: SignedFiles) -> Iterator[tuple[str, Path]]:
-    if not root.is_dir():
-        yield THE_FILE, root
-        return
-    count = 0
-    for folder, folders, files in os.walk(root, followlinks=how.follows_links):
-        here = Path(folder)
-        links = [name for name in (*folders, *files) if (here / name).is_symlink()]
-        inside = {name: (here / name).relative_to(root).as_posix() for name in (*folders, *files)}
-        if links and not how.follows_links:
-            raise CorruptError("the folder holds a symbolic link", str(here / links[0]), "put the file there")
-        folders[:] = [name for name in folders if inside[name] not in how.ignored]
-        for name in files:
-            if inside[name] not in how.ignored:
-                count += 1
-                if count > MAX_FILES:
-                    raise LimitError("signed_files", MAX_FILES, "more", str(root))
-                yield inside[name], here / name
+def material_of_chain(chain: Sequence[bytes]) -> dict[str, Any]:
+    """What says whose a signature is, with certificates in DER: the signer's, and those above it."""
+    return {
+        "x509CertificateChain": {"certificates": [{"rawBytes": b64encode(one).decode()} for one in chain]}
+    }

@@ -9,9 +9,9 @@ from typing import Any
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import first_names
 from ptsave.errors import CorruptError, LimitError, LossyError
-from ptsave.sign.envelope import parse_envelope
-from ptsave.sign.keys import short
+from ptsave.sign.bundle import parse_signed
 from ptsave.sign.statement import Statement, content_of, draft_of, parse_statement
+from ptsave.sign.trusted import claimed
 
 
 @dataclass
@@ -34,12 +34,12 @@ def carried(
     old_names = {new: old for old, new in renamed.items()}
     for document in documents:
         try:
-            envelope = parse_envelope(document, "")
+            envelope = parse_signed(document, "")
             statement = parse_statement(envelope.payload, "")
         except (CorruptError, LimitError) as error:
             result.notes.append(f"a signature stays behind: {error.what}")
             continue
-        who = first_names([short(one.key_id) for one in envelope.signatures])
+        who = first_names(claimed(envelope))
         if _fits(statement, plan, {}):
             result.signatures.append(document)
         elif renamed and not signs_anew and _fits(statement, plan, old_names):

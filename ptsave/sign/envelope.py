@@ -42,8 +42,12 @@ class Envelope:
 
     payload: bytes
     signatures: Sequence[Signature]
-    is_of_files: bool = False
-    """Whether the statement is about files, byte by byte, and not about tensors."""
+    is_by_hint: bool = False
+    """Whether it names its key as bundles do: see `PublicKey.hint`."""
+    chain: Sequence[bytes] = ()
+    """The certificates in DER that came with its signature, the signer's first."""
+    bundle: str = ""
+    """The JSON of its bundle, where an entry of a log came with it."""
 
     @property
     def message(self) -> bytes:
@@ -76,13 +80,13 @@ def parse_envelope(document: Any, where: str) -> Envelope:
             raise CorruptError(
                 f"the signed payload is of the type {document['payloadType']!r:.60}", where, _HINT
             )
-        payload = _bytes(document["payload"])
+        payload = from_base64(document["payload"])
         listed = document["signatures"]
         if not isinstance(listed, list):
             raise TypeError(listed)
         if len(listed) > MAX_SIGNATURES:
             raise LimitError("signatures", MAX_SIGNATURES, len(listed), where)
-        found = [Signature(one.get("keyid") or "", _bytes(one["sig"])) for one in listed]
+        found = [Signature(one.get("keyid") or "", from_base64(one["sig"])) for one in listed]
         if not all(isinstance(one.key_id, str) for one in found):
             raise TypeError(found)
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -90,7 +94,7 @@ def parse_envelope(document: Any, where: str) -> Envelope:
     return Envelope(payload, found)
 
 
-def _bytes(text: str) -> bytes:
+def from_base64(text: str) -> bytes:
     """Base64 in its only spelling. Raises: ValueError, LimitError."""
     if len(text) > MAX_BYTES:
         raise LimitError("signature_bytes", MAX_BYTES, len(text))

@@ -6,7 +6,7 @@ Source: RFC 8410 (Ed25519 in PKCS #8 and X.509), RFC 5915 and RFC 5480 (elliptic
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from hashlib import sha256
@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptsave.core.address import Address, Location
+from ptsave.core.finding import Finding, Kind
 from ptsave.errors import MissingFileError, Option, RefusedError, Text, UnreadableError, UsageError, install
+from ptsave.sign.authority import CHECK, Judged, Signatory
+from ptsave.sign.envelope import Envelope
 from ptsave.storage import system
 
 if TYPE_CHECKING:
@@ -22,13 +25,10 @@ if TYPE_CHECKING:
 
 MAX_KEY_BYTES = 64 * 1024
 """Cap on a key's file."""
-MAX_TRUSTED_KEYS = 1000
-"""Cap on the keys in one folder."""
 PASSWORD = "PTSAVE_KEY_PASSWORD"
 """The environment variable with the password of an encrypted private key."""
-SUFFIXES = (".pem", ".pub", ".crt", ".cer")
-"""Which files of a folder are trusted keys."""
 KINDS = "Ed25519, ECDSA P-256 or ECDSA P-384"
+CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
 _PRIVATE = b"PRIVATE KEY-----"
 Prompt = Callable[[str], str]
 """Asks a person for a password; is told whose."""
@@ -50,7 +50,7 @@ class PublicKey:
     @property
     def hint(self) -> str:
         """What bundles call it: SHA-256 of its SubjectPublicKeyInfo in PEM."""
-        form = _loader()
+        form = library()
         pem = self._key.public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
         return sha256(pem).hexdigest()
 
@@ -68,13 +68,21 @@ class PublicKey:
 
     def signed(self, signature: bytes, message: bytes) -> bool:
         """Whether `signature` is one of `message` by this key."""
-        from cryptography.exceptions import InvalidSignature
+        return signed(self._key, signature, message)
 
-        try:
-            self._key.verify(signature, message, *_hash_of(self._key))
-        except InvalidSignature:
-            return False
-        return True
+    def judge(self, envelope: Envelope, where: str) -> Iterator[Judged]:
+        """Judge the signatures that name this key, and no others: many keys cost no more than one."""
+        own = self.hint if envelope.is_by_hint else self.key_id
+        named = [i for i, one in enumerate(envelope.signatures) if one.key_id == own]
+        message = envelope.message if named else b""
+        for i in named:
+            if not self.signed(envelope.signatures[i].value, message):
+                yield i, Finding(CHECK, "fail", "", Kind.FORGED_SIGNATURE, facts={"key": self.name})
+            elif self.is_out_of_date():
+                days = {"begin": f"{self.not_before:%Y-%m-%d}", "end": f"{self.not_after:%Y-%m-%d}"}
+                yield i, Finding(CHECK, "fail", "", Kind.KEY_OUT_OF_DATE, facts={"key": self.name, **days})
+            else:
+                yield i, Signatory(self.name, self.key_id)
 
     def is_out_of_date(self, now: datetime | None = None) -> bool:
         """Whether its certificate does not hold now."""
@@ -105,12 +113,15 @@ class PrivateKey:
         return f"<private key {short(self.public.key_id)}>"
 
 
-@dataclass(frozen=True)
-class Trust:
-    """One `--signed-by`: a key, or a folder of keys of which one must have signed."""
+def signed(key: Any, signature: bytes, message: bytes) -> bool:
+    """Whether `signature` is one of `message` by `key`, which the library holds."""
+    from cryptography.exceptions import InvalidSignature
 
-    source: str
-    keys: Sequence[PublicKey]
+    try:
+        key.verify(signature, message, *_hash_of(key))
+    except InvalidSignature:
+        return False
+    return True
 
 
 def short(key_id: str) -> str:
@@ -125,13 +136,13 @@ def private_key(where: Location, prompt: Prompt | None = None) -> PrivateKey:
     Raises: MissingFileError; RefusedError where others may read the file, or the password is wrong;
     UsageError for what is no private key, or one of another kind.
     """
-    path = _local(where, "sign")
-    data = _read(path, is_secret=True)
+    path = on_this_machine(where, "sign")
+    data = read_pem(path, is_secret=True)
     if _PRIVATE not in data:
         is_public = b"-----BEGIN" in data
         what = "a public key or a certificate cannot sign" if is_public else "is no private key in PEM"
         raise UsageError(what, str(path), "name the private key: openssl genpkey -algorithm ed25519 -out KEY")
-    load = _loader()
+    load = library()
     password: bytes | None = None
     if b"ENCRYPTED" in data:
         password = _password(path, prompt)
@@ -150,34 +161,20 @@ def private_key(where: Location, prompt: Prompt | None = None) -> PrivateKey:
     return PrivateKey(key, _public(key.public_key(), str(path)))
 
 
-def trusted(where: Location) -> Trust:
-    """The public keys, or certificates, at `where`: a PEM file with one, or a folder of such files.
+def public_key(data: bytes, path: Path) -> PublicKey:
+    """The public key, or that of the certificate, in the content of a PEM file.
 
-    Raises: MissingFileError; UnreadableError; UsageError for what is no public key, or one of another kind.
+    Raises: UsageError for what is no public key, or one of another kind.
     """
-    path = _local(where, "signed_by")
-    if not path.is_dir():
-        return Trust(str(path), (_public_key(path),))
-    files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
-    if not files:
-        hint = f"its files must end in {', '.join(SUFFIXES)}"
-        raise UsageError("the folder holds no keys", str(path), hint)
-    if len(files) > MAX_TRUSTED_KEYS:
-        raise UsageError(f"the folder holds more than {MAX_TRUSTED_KEYS} keys", str(path), "name fewer")
-    return Trust(str(path), tuple(_public_key(file) for file in files))
-
-
-def _public_key(path: Path) -> PublicKey:
-    data = _read(path)
     if _PRIVATE in data:
         hint = "name the public key: openssl pkey -in KEY -pubout"
         raise UsageError("a private key is not for others: it is not read", str(path), hint)
     if data.count(b"-----BEGIN ") != 1:
         raise UsageError("is not one public key or certificate in PEM", str(path), f"give {KINDS}")
-    load = _loader()
+    load = library()
     certificate: Certificate | None = None
     try:
-        if b"-----BEGIN CERTIFICATE-----" in data:
+        if CERTIFICATE in data:
             from cryptography.x509 import load_pem_x509_certificate
 
             certificate = load_pem_x509_certificate(data)
@@ -197,12 +194,16 @@ def _public_key(path: Path) -> PublicKey:
 def _public(
     key: Any, source: str, not_before: datetime | None = None, not_after: datetime | None = None
 ) -> PublicKey:
-    form = _loader()
-    der = key.public_bytes(form.Encoding.DER, form.PublicFormat.SubjectPublicKeyInfo)
-    return PublicKey(key, sha256(der).hexdigest(), source, not_before, not_after)
+    return PublicKey(key, key_id_of(key), source, not_before, not_after)
 
 
-def _loader() -> Any:
+def key_id_of(key: Any) -> str:
+    """What DSSE's signatures call a public key."""
+    form = library()
+    return sha256(key.public_bytes(form.Encoding.DER, form.PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+
+
+def library() -> Any:
     """The part of `cryptography` that reads keys.
 
     Raises: RefusedError where it is not installed.
@@ -215,13 +216,18 @@ def _loader() -> Any:
     return serialization
 
 
-def _check_kind(key: Any, path: Path) -> None:
-    """Raise UsageError for a key that is not used here."""
+def is_used_here(key: Any) -> bool:
+    """Whether a key is of one of KINDS."""
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
     is_edwards = isinstance(key, (ed25519.Ed25519PrivateKey, ed25519.Ed25519PublicKey))
     is_curve = isinstance(key, (ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey))
-    if not is_edwards and not (is_curve and isinstance(key.curve, (ec.SECP256R1, ec.SECP384R1))):
+    return is_edwards or (is_curve and isinstance(key.curve, (ec.SECP256R1, ec.SECP384R1)))
+
+
+def _check_kind(key: Any, path: Path) -> None:
+    """Raise UsageError for a key that is not used here."""
+    if not is_used_here(key):
         raise UsageError("the key is of a kind that is not used here", str(path), f"give {KINDS}")
 
 
@@ -236,13 +242,14 @@ def _hash_of(key: Any, *, deterministic: bool = False) -> tuple[Any, ...]:
     return (ec.ECDSA(digest, deterministic_signing=True) if deterministic else ec.ECDSA(digest),)
 
 
-def _local(where: Location, option: str) -> Path:
+def on_this_machine(where: Location, option: str) -> Path:
+    """The path of a key's file. Raises: UsageError for an address."""
     if isinstance(where, Address):
         raise UsageError("a key is a file on this machine", Option(option), "copy it here")
     return where
 
 
-def _read(path: Path, *, is_secret: bool = False) -> bytes:
+def read_pem(path: Path, *, is_secret: bool = False) -> bytes:
     """The content of a key's file.
 
     Raises: RefusedError for a secret that others may read; MissingFileError; UnreadableError.

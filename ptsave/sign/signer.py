@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.names import expect_matches
-from ptsave.errors import Option, UsageError
-from ptsave.sign.bundle import bundle_of
-from ptsave.sign.envelope import encoded, file_bytes, to_json
-from ptsave.sign.keys import PrivateKey, Prompt, private_key, short
+from ptsave.errors import Option, RefusedError, UsageError
+from ptsave.sign.certificates import der, is_key_of, read_certificates, title_of, why_unfit
+from ptsave.sign.envelope import file_bytes
+from ptsave.sign.files import payload_of
+from ptsave.sign.identities import WORD, signing_identity
+from ptsave.sign.keys import PrivateKey, Prompt, on_this_machine, private_key, read_pem
+from ptsave.sign.parties import Certified, Document, Keys, Party
 from ptsave.sign.statement import ALGORITHMS, Statement, content_of, draft_of, with_digests
 
 DEFAULT = "sha256"
@@ -24,9 +27,9 @@ DEFAULT = "sha256"
 
 @dataclass
 class Signer:
-    """The keys that sign what is written, and what they say of it."""
+    """Who signs what is written, and what they say of it."""
 
-    keys: Sequence[PrivateKey]
+    parties: Sequence[Party]
     only: Sequence[str] = ()
     """Globs of the names that are signed; all where empty."""
     expires: str | None = None
@@ -37,17 +40,18 @@ class Signer:
     """A file for a bundle of the files that are written."""
     _draft: tuple[Checkpoint, Statement, list[str]] | None = field(default=None, init=False)
     """Of what checkpoint, what is said of it without its digests, and the names that are signed."""
-    envelope: Mapping[str, Any] | None = field(default=None, init=False)
+    documents: Sequence[Document] = field(default=(), init=False)
     """What was signed last."""
 
     def sign(
         self, checkpoint: Checkpoint, algorithm: str, digests: Mapping[str, str] | None
-    ) -> tuple[Mapping[str, Any], int]:
-        """The envelope for `checkpoint`, and how many characters it is shorter than the longest.
+    ) -> tuple[Sequence[Document], int]:
+        """The envelopes and bundles for `checkpoint`, and by how many characters they are shorter.
 
         `digests`: those of `algorithm` by name. None gives a draft of the longest, with nothing signed.
 
-        Raises: UsageError where a glob fits no name; LossyError for what cannot be signed.
+        Raises: UsageError where a glob fits no name; LossyError for what cannot be signed; RefusedError where
+        somebody who was to sign does not.
         """
         if self._draft is None or self._draft[0] is not checkpoint:
             expect_matches(self.only, checkpoint.tensors, Option("sign_only"))
@@ -60,33 +64,28 @@ class Signer:
         if digests is not None:
             statement = with_digests(statement, {name: digests[name] for name in names})
         payload = statement.payload()
-        longest = to_json(payload, [(key.public.key_id, bytes(key.most_bytes)) for key in self.keys])
+        longest = [party.draft(payload) for party in self.parties]
         if digests is None:
             return longest, 0
-        message = encoded(payload)
-        made = to_json(payload, [(key.public.key_id, key.sign(message)) for key in self.keys])
-        self.envelope = made
-        return made, _num_chars(longest) - _num_chars(made)
+        self.documents = [party.sign(payload) for party in self.parties]
+        return self.documents, len(json.dumps(longest)) - len(json.dumps(self.documents))
 
     def file_bytes(self) -> bytes:
         """What was signed last, as the content of a file of its own."""
-        assert self.envelope is not None, "nothing was signed"
-        return file_bytes(self.envelope)
+        (document,) = self.documents
+        return file_bytes(document)
 
     def bundle_bytes(self, written: Path) -> bytes:
-        """The content of the bundle's file, in which the key signs the files at `written`."""
+        """The content of the bundle's file, in which the files at `written` are signed."""
         ignored = [os.path.relpath(str(self.bundle), written)]
         inside = [name for name in ignored if not name.startswith("..")]
-        return file_bytes(bundle_of(written, self.keys[0], inside))
+        (party,) = self.parties
+        return file_bytes(party.bundle(payload_of(written, inside)))
 
     @property
     def names(self) -> list[str]:
-        """The ids of the keys, for a person."""
-        return [short(key.public.key_id) for key in self.keys]
-
-
-def _num_chars(envelope: Mapping[str, Any]) -> int:
-    return sum(len(one["sig"]) for one in envelope["signatures"])
+        """Who signs, for a person."""
+        return [name for party in self.parties for name in party.names]
 
 
 def signer_of(
@@ -96,10 +95,11 @@ def signer_of(
     beside: Location | None = None,
     bundle: Location | None = None,
     prompt: Prompt | None = None,
+    certificates: Sequence[Location] = (),
 ) -> Signer | None:
-    """The signer with the private keys in files; None where there are none.
+    """The signer with the private keys in files, and with `certificates` of them; None without keys.
 
-    Raises: UsageError for a date or a key; RefusedError and MissingFileError for a key.
+    Raises: UsageError for a date, a key or a certificate; RefusedError and MissingFileError for a key.
     """
     if not keys:
         return None
@@ -110,15 +110,45 @@ def signer_of(
             is_date = False
         if not is_date:
             raise UsageError(f"{expires!r} is not a date", Option("expires"), "write YYYY-MM-DD")
-    found = [private_key(key, prompt) for key in keys]
-    if len({key.public.key_id for key in found}) != len(found):
+    paths = [on_this_machine(key, "sign") for key in keys]
+    logged = [path for path in paths if str(path) == WORD or _is_json(path)]
+    found = [private_key(path, prompt) for path in paths if path not in logged]
+    if len({key.public.key_id for key in found}) + len({*logged}) != len(paths):
         raise UsageError("one key is named twice", Option("sign"), "name each once")
-    if bundle is not None and not (len(found) == 1 and found[0].public.is_elliptic):
-        what = "a bundle is signed by one key, ECDSA P-256 or ECDSA P-384"
+    certified = [_certified(on_this_machine(one, "certificate"), found) for one in certificates]
+    bare = [key for key in found if not any(key is one.key for one in certified)]
+    if bundle is not None and not (len(paths) == 1 and all(key.public.is_elliptic for key in found)):
+        what = "a bundle is signed by one key, ECDSA P-256 or ECDSA P-384, or one identity"
         raise UsageError(
             what, Option("bundle"), "openssl genpkey -algorithm ec -pkeyopt ec_paramgen_curve:P-256"
         )
-    return Signer(found, only, expires, beside, bundle)
+    identities = [signing_identity(path) for path in logged]
+    parties: list[Party] = [*([Keys(bare)] if bare else []), *certified, *identities]
+    if beside is not None and len(parties) > 1:
+        what = "certificates and identities have a statement each, and a file holds one"
+        raise UsageError(what, Option("signature"), "sign for each, into a file of its own")
+    return Signer(parties, only, expires, beside, bundle)
+
+
+def _is_json(path: Path) -> bool:
+    return path.is_file() and read_pem(path).lstrip().startswith(b"{")
+
+
+def _certified(path: Path, keys: Sequence[PrivateKey]) -> Certified:
+    """The key among `keys` whose certificate is the first at `path`.
+
+    Raises: UsageError; RefusedError for a certificate that nobody would accept today.
+    """
+    chain = read_certificates(read_pem(path), path)
+    own = [key for key in keys if is_key_of(chain[0], key.public)]
+    if not own:
+        what = f"its first certificate ({title_of(chain[0])}) is for none of the keys that sign"
+        raise UsageError(what, str(path), "the signer's certificate comes first, then who issued it")
+    if why := why_unfit(chain[0]):
+        raise RefusedError(
+            f"nobody would accept the certificate: {why}", str(path), "have another one issued"
+        )
+    return Certified(own[0], [der(one) for one in chain], title_of(chain[0]))
 
 
 def signed_digest(digest: str | None, recorded: str | None) -> str:

@@ -97,7 +97,7 @@ def unused_without_sign(*, signs: bool) -> dict[str, Text]:
     """The flags of `save` and `convert` that nothing uses where nothing is signed."""
     if signs:
         return {}
-    about = ("--signature", "--sign-only", "--expires", "--bundle")
+    about = ("--signature", "--sign-only", "--expires", "--bundle", "--certificate")
     return dict.fromkeys(about, ("nothing is signed without ", option("--sign")))
 
 
@@ -150,7 +150,7 @@ def unused_by_export(format: str, *, no_record: bool) -> dict[str, Text]:
     unused["--no-check"] = "a program gets its name once it has run beside the model"
     unused["--threads"] = "no tensors are moved"
     unused["--digest"] = "a program's digests are XXH3-128"
-    signing = ("--sign", "--sign-only", "--expires", "--signature", "--bundle")
+    signing = ("--sign", "--sign-only", "--expires", "--signature", "--bundle", "--certificate")
     unused |= dict.fromkeys(signing, "sign the checkpoint, and hold the program to that signature")
     if no_record:
         unused["--metadata"] = (option("--no-record"), " leaves it out")

@@ -21,10 +21,9 @@ from ptsave.formats.base import WriteOptions, digest_algorithm
 from ptsave.formats.writers import Writer
 from ptsave.sign.carried import carried
 from ptsave.sign.envelope import read_envelope
-from ptsave.sign.keys import trusted
 from ptsave.sign.signer import signed_digest
 from ptsave.sign.statement import ALGORITHMS, content_of, differences, statement_of
-from ptsave.sign.trusted import SignedBy
+from ptsave.sign.trusted import SignedBy, trusts_of
 from ptsave.storage.opening import check_file_destination, write_file
 from ptsave.storage.reads import may_be_replaced
 from ptsave.verbs.audit import Found, digests_of, named_digests
@@ -124,17 +123,24 @@ def signed_by_of(
     files: Sequence[Location] = (),
     rename: Sequence[str] | Mapping[str, str] = (),
     only: Sequence[str] = (),
+    identity: Sequence[str] = (),
+    issuer: str | None = None,
     config: Config | None = None,
 ) -> SignedBy | None:
     """What `verify` asks of signatures; None where neither it nor its config names a key.
 
     Raises: UsageError; MissingFileError and UnreadableError for a key or a signature.
     """
-    keys = [*keys, *(config.signed_by if config is not None else ())]
+    if config is not None:
+        keys, identity, issuer = (
+            [*keys, *config.signed_by],
+            [*identity, *config.identity],
+            issuer or config.issuer,
+        )
     if not keys:
         return None
     beside = [read_envelope(file) for file in files]
-    return SignedBy([trusted(key) for key in keys], beside, renames_of(rename), only)
+    return SignedBy(trusts_of(keys, identity, issuer), beside, renames_of(rename), only)
 
 
 # --- pins ---

@@ -47,6 +47,8 @@ USED_BY: Mapping[str, Sequence[str]] = {
     "--allow-infinite": ("finite",),
     "--signed-by": ("signature",),
     "--signature": ("signature",),
+    "--identity": ("signature",),
+    "--issuer": ("signature",),
     "--rename": ("signature",),
     "--only": ("signature",),
     "--lock": ("signature",),
@@ -57,7 +59,7 @@ OF_A_MODEL = ("--select", "--device", "--through", "--app-dir", RECORD)
 """The flags that are about the model which a config or the record names."""
 
 
-OF_SIGNATURES = ("--signature", "--rename", "--only")
+OF_SIGNATURES = ("--signature", "--rename", "--only", "--identity", "--issuer")
 SIGNED_BY = Option("signed_by", "KEY")
 
 
@@ -116,7 +118,16 @@ def choose(
 
 def about_one(asked: Asked) -> list[str]:
     """The flags among those given that are about one checkpoint, and so not about a run."""
-    of_each = (*ALWAYS, "--checks", "--allow", "--allow-infinite", "--signed-by", "--lock")
+    of_each = (
+        *ALWAYS,
+        "--checks",
+        "--allow",
+        "--allow-infinite",
+        "--signed-by",
+        "--identity",
+        "--issuer",
+        "--lock",
+    )
     return [flag for flag in asked.given if flag not in of_each]
 
 

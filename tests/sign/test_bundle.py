@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from base64 import b64decode
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ import torch
 import ptsave
 from ptsave.core.finding import Kind
 from ptsave.errors import CorruptError, RefusedError, UsageError
-from ptsave.sign.bundle import bundle_of, parse_bundle, parse_files
+from ptsave.sign.bundle import parse_bundle
 from ptsave.sign.canonical import canonical
 from ptsave.sign.envelope import encoded, to_json
-from ptsave.sign.keys import private_key
+from ptsave.sign.files import parse_files, payload_of
+from ptsave.sign.keys import PrivateKey, private_key
+from ptsave.sign.parties import Keys
 from tests.sign.keys_made import write_pair
 
 Document = dict[str, Any]
@@ -33,6 +35,10 @@ def made(tmp_path: Path) -> Path:
     (tmp_path / "model" / "tokenizer").mkdir()
     (tmp_path / "model" / "tokenizer" / "vocab.txt").write_text("a b c")
     return tmp_path
+
+
+def bundle_of(path: Path, key: PrivateKey, ignored: Sequence[str] = ()) -> Document:
+    return dict(Keys([key]).bundle(payload_of(path, ignored)))
 
 
 def findings(path: Path, public: Path, bundle: Path) -> list[Kind]:

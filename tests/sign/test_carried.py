@@ -21,7 +21,7 @@ def document(tmp_path: Path) -> Any:
     secret, _ = write_pair(tmp_path, "k")
     signer = signer_of([secret])
     assert signer is not None
-    envelope, _ = signer.sign(checkpoint_of(STATE, tmp_path), "sha256", dict.fromkeys(STATE, "0" * 64))
+    (envelope,), _ = signer.sign(checkpoint_of(STATE, tmp_path), "sha256", dict.fromkeys(STATE, "0" * 64))
     return envelope
 
 

@@ -11,16 +11,21 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from ptsave.core.address import located
 from ptsave.errors import MissingFileError, PtsaveError, RefusedError, UnreadableError, UsageError
-from ptsave.sign.keys import PASSWORD, private_key, trusted
+from ptsave.sign.keys import PASSWORD, PublicKey, private_key
+from ptsave.sign.trusted import trusted
 from ptsave.storage import system
 from tests.sign.keys_made import KINDS, write_certificate, write_pair
+
+
+def keys_of(path: Path) -> list[PublicKey]:
+    return [one for one in trusted(path).authorities if isinstance(one, PublicKey)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_signs(kind: str, tmp_path: Path) -> None:
     secret, public = write_pair(tmp_path, "k", kind)
     key = private_key(secret)
-    (trust,) = trusted(public).keys
+    (trust,) = keys_of(public)
     signature = key.sign(b"message")
     assert trust.signed(signature, b"message")
     assert not trust.signed(signature, b"messagE")
@@ -67,7 +72,7 @@ def test_a_password_is_in_the_environment_or_asked_for(
     with pytest.raises(RefusedError, match="password does not open") as caught:
         private_key(secret)
     assert "hunter3" not in f"{caught.value} {caught.value.hint}"
-    assert trusted(public).keys[0].signed(key.sign(b"x"), b"x")
+    assert keys_of(public)[0].signed(key.sign(b"x"), b"x")
 
 
 @pytest.mark.skipif(not system.HAS_OWNERS, reason="Windows has no such permissions")
@@ -138,7 +143,7 @@ def test_a_folder_of_keys(tmp_path: Path) -> None:
     for _, public in pairs:
         public.rename(folder / public.name)
     (folder / "README").write_text("whose they are")
-    assert [key.source for key in trusted(folder).keys] == [str(folder / f"{name}.pub") for name in "abc"]
+    assert [key.source for key in keys_of(folder)] == [str(folder / f"{name}.pub") for name in "abc"]
     (folder / "bad.pem").write_text("")
     with pytest.raises(UsageError):
         trusted(folder)
@@ -147,6 +152,6 @@ def test_a_folder_of_keys(tmp_path: Path) -> None:
 def test_a_certificate_holds_for_a_time(tmp_path: Path) -> None:
     secret, public = write_pair(tmp_path, "k", "p256")
     for days, is_out in (((-2, 2), False), ((-9, -2), True), ((2, 9), True)):
-        (key,) = trusted(write_certificate(tmp_path, secret, days)).keys
+        (key,) = keys_of(write_certificate(tmp_path, secret, days))
         assert key.is_out_of_date() == is_out
-        assert key.key_id == trusted(public).keys[0].key_id
+        assert key.key_id == keys_of(public)[0].key_id

@@ -12,6 +12,7 @@ import torch
 from ptsave.errors import UsageError
 from ptsave.models.weights.live import checkpoint_of
 from ptsave.sign.envelope import encoded
+from ptsave.sign.keys import private_key
 from ptsave.sign.signer import signed_digest, signer_of
 from tests.sign.keys_made import KINDS, write_pair
 
@@ -27,9 +28,10 @@ def test_a_draft_is_as_long_as_what_is_signed(kind: str, tmp_path: Path) -> None
         draft, _ = signer.sign(checkpoint, "sha256", None)
         made, num_spaces = signer.sign(checkpoint, "sha256", {"w": f"{i:064x}"})
         assert len(json.dumps(draft)) == len(json.dumps(made)) + num_spaces
-        signature, key = made["signatures"][0], signer.keys[0].public
-        assert key.signed(b64decode(signature["sig"]), encoded(b64decode(made["payload"])))
-        statement = json.loads(b64decode(made["payload"]))["predicate"]
+        (document,), key = made, private_key(secret).public
+        signature = document["signatures"][0]
+        assert key.signed(b64decode(signature["sig"]), encoded(b64decode(document["payload"])))
+        statement = json.loads(b64decode(document["payload"]))["predicate"]
         assert statement["tensors"]["count"] == 1, "a draft of another checkpoint is none"
 
 

@@ -15,9 +15,9 @@ from ptsave.core.finding import Kind
 from ptsave.core.record import Record
 from ptsave.models.weights.live import checkpoint_of
 from ptsave.sign.envelope import encoded, to_json
-from ptsave.sign.keys import private_key, trusted
+from ptsave.sign.keys import private_key
 from ptsave.sign.signer import signer_of
-from ptsave.sign.trusted import SignedBy, authenticated, signatories
+from ptsave.sign.trusted import SignedBy, authenticated, signatories, trusted
 from tests.sign.keys_made import KINDS, write_pair
 
 Document = dict[str, Any]
@@ -32,8 +32,7 @@ def payload(folder: Path, secret: Path) -> bytes:
     signer = signer_of([secret])
     assert signer is not None
     signer.sign(checkpoint_of({"w": torch.ones(2)}, folder), "sha256", {"w": "0" * 64})
-    assert signer.envelope is not None
-    return b64decode(signer.envelope["payload"])
+    return b64decode(signer.documents[0]["payload"])
 
 
 @pytest.mark.parametrize("kind", KINDS)

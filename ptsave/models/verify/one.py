@@ -114,7 +114,7 @@ def verify_path(request: Request, listener: Listener) -> Outcome:
             is_copy = isinstance(path, Address) and isinstance(source.path, Path)  # of the Hub's cache
             listener.recorded(add_behaviour(model, path if is_copy else None))
         if asked.pin_into is not None and verdict.is_yes:
-            keys = sorted({key.key_id for key, _ in subject.authentic.statements})
+            keys = sorted({who.id for who, _ in subject.authentic.statements})
             pin = pin_of(source, subject.digests(), subject.pin_algorithm, keys)
             write_pin(asked.pin_into, source.path, pin)
             listener.pinned(asked.pin_into, pin)

@@ -13,8 +13,8 @@ from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import Finding, Kind, counted, first_names
 from ptsave.core.names import matches
 from ptsave.errors import LossyError, UnreadableError
-from ptsave.sign.bundle import SignedFiles, digests_of_files
-from ptsave.sign.keys import PublicKey
+from ptsave.sign.authority import CHECK, Signatory
+from ptsave.sign.files import SignedFiles, digests_of_files
 from ptsave.sign.statement import (
     ALGORITHMS,
     Content,
@@ -24,7 +24,7 @@ from ptsave.sign.statement import (
     statement_of,
     tensors_root,
 )
-from ptsave.sign.trusted import CHECK, SignedBy, signatories
+from ptsave.sign.trusted import SignedBy, signatories
 from ptsave.storage.files import files_of
 from ptsave.verbs.audit import named_digests
 from ptsave.verbs.checks.subject import Subject
@@ -35,7 +35,7 @@ MAX_NAMED = 100
 
 
 def signature(subject: Subject) -> Iterator[Finding]:
-    """A trusted key signed these names, shapes, values, ties and plain data, whatever the format was."""
+    """Somebody trusted signed these names, shapes, values, ties and plain data, whatever the format was."""
     yield from _pinned(subject)
     asked, checkpoint = subject.asked.signed_by, subject.checkpoint
     if asked is None:
@@ -44,9 +44,9 @@ def signature(subject: Subject) -> Iterator[Finding]:
         return
     yield from subject.authentic.findings
     statements = subject.authentic.statements
-    for key, files in subject.authentic.files:
-        yield _files(subject.checkpoint, key, files)
-    results = [list(_held_to(subject, asked, key, statement)) for key, statement in statements]
+    for who, files in subject.authentic.files:
+        yield _files(subject.checkpoint, who, files)
+    results = [list(_held_to(subject, asked, who, statement)) for who, statement in statements]
     holding = sum(all(finding.level != "fail" for finding in found) for found in results)
     for found_of_one in results:
         yield from found_of_one
@@ -57,7 +57,7 @@ def signature(subject: Subject) -> Iterator[Finding]:
         yield Finding(CHECK, "skipped", "", Kind.BESIDE_SIGNATURE)
 
 
-def _files(checkpoint: Checkpoint, key: PublicKey, signed: SignedFiles) -> Finding:
+def _files(checkpoint: Checkpoint, who: Signatory, signed: SignedFiles) -> Finding:
     """Whether the files are those that a trusted key signed, and what was read is among them."""
     path, why = checkpoint.path, ""
     if isinstance(path, Address):
@@ -76,7 +76,7 @@ def _files(checkpoint: Checkpoint, key: PublicKey, signed: SignedFiles) -> Findi
             read = [Path(os.path.relpath(str(one), root)).as_posix() for one in files_of(checkpoint)]
             bare = [name for name in read if name not in signed.digests]
             why = f"{first_names(other or bare)} is not as it was signed" if other or bare else ""
-    facts = {"key": key.name, "why": why}
+    facts = {"key": who.name, "why": why}
     if why:
         return Finding(CHECK, "fail", "", Kind.FILES_OTHER, facts=facts)
     return Finding(CHECK, "ok", "", Kind.FILES_SIGNED, len(signed.digests), facts=facts)
@@ -98,9 +98,9 @@ def _pinned(subject: Subject) -> Iterator[Finding]:
             yield Finding(CHECK, "ok", "", Kind.PINNED, pin.statement.num_tensors, facts=facts)
 
 
-def _held_to(subject: Subject, asked: SignedBy, key: PublicKey, signed: Statement) -> Iterator[Finding]:
-    """What is to be said of one statement by a trusted key."""
-    by: dict[str, str | int | float] = {"key": key.name}
+def _held_to(subject: Subject, asked: SignedBy, who: Signatory, signed: Statement) -> Iterator[Finding]:
+    """What is to be said of one statement by somebody who is trusted."""
+    by: dict[str, str | int | float] = {"key": who.name}
     if signed.algorithm not in ALGORITHMS:
         yield Finding(CHECK, "fail", "", Kind.WEAK_DIGEST, facts={**by, "algorithm": signed.algorithm[:40]})
         return
