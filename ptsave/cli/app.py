@@ -463,7 +463,7 @@ def verify(
         list[str] | None,
         typer.Option(
             metavar="KEY",
-            help="Who must have signed: a key or certificate (PEM), a folder of such, `sigstore`; repeatable",
+            help="Who must have signed: a key, certificate (PEM), folder of such, or `sigstore`; repeatable.",
         ),
     ] = None,
     identity: Annotated[
