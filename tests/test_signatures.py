@@ -170,7 +170,7 @@ def test_the_program_of_the_docs_agrees(tmp_path: Path, root: Path) -> None:
 
 
 def test_signing_reads_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ptsave.storage.files import LocalFile
+    from ptsave.storage.local.file import LocalFile
 
     secret, _ = write_pair(tmp_path, "k")
     ptsave.save(tmp_path / "a.pt", state())

@@ -25,7 +25,8 @@ from ptsave.formats.safetensors.main_file import CONFIG
 from ptsave.formats.torch import legacy, tar
 from ptsave.formats.torch import read as torch_read
 from ptsave.formats.zip.sniff import ZIP_MAGIC
-from ptsave.storage.files import InputFile, InputFolder, LocalFolder, unchanged
+from ptsave.storage.files import InputFile, InputFolder, unchanged
+from ptsave.storage.local.folder import LocalFolder
 from ptsave.storage.opening import open_outer
 
 

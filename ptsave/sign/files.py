@@ -19,7 +19,7 @@ from ptsave.core.values.digest import hasher
 from ptsave.errors import CorruptError, LimitError
 from ptsave.sign.canonical import canonical
 from ptsave.sign.statement import ALGORITHMS, TYPE
-from ptsave.storage.files import LocalFile
+from ptsave.storage.local.file import LocalFile
 
 PREDICATE = "https://model_signing/signature/v1.0"
 THE_FILE = "."

@@ -18,7 +18,7 @@ from ptsave.core.finding import Finding, Kind
 from ptsave.errors import MissingFileError, Option, RefusedError, Text, UnreadableError, UsageError, install
 from ptsave.sign.authority import CHECK, Judged, Signatory
 from ptsave.sign.envelope import Envelope
-from ptsave.storage import system
+from ptsave.storage.system import disk
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
@@ -256,7 +256,7 @@ def read_pem(path: Path, *, is_secret: bool = False) -> bytes:
     """
     try:
         with open(path, "rb") as file:
-            others = system.others_may_read(file.fileno()) if is_secret else False
+            others = disk.others_may_read(file.fileno()) if is_secret else False
             data = file.read(MAX_KEY_BYTES + 1)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise MissingFileError("no such key", str(path), "check the path") from None

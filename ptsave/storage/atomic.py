@@ -18,6 +18,7 @@ from ptsave.stopping import unfinished
 from ptsave.storage import system
 from ptsave.storage.output import LocalOutputFile
 from ptsave.storage.reads import is_in_use, refuse_input
+from ptsave.storage.system import disk, naming, processes
 from ptsave.storage.temporary import create, remove_litter, temporary_name
 from ptsave.storage.write_errors import errors_of, in_use, write_error
 
@@ -48,7 +49,7 @@ def still_ours(fd: int) -> bool:
     return is_ours
 
 
-system.after_fork(_let_go)
+processes.after_fork(_let_go)
 
 
 @contextmanager
@@ -81,11 +82,11 @@ def replacing_file(
             fd = create(path, 0o666 if old is None else stat.S_IMODE(old.st_mode) & 0o777)
             _open.add(fd)
             if old is not None:
-                system.keep_owner_and_mode(target, old, fd)
+                disk.keep_owner_and_mode(target, old, fd)
         yield LocalOutputFile(fd, path, target, num_bytes, sync=sync)
         with errors_of(target, num_bytes):
             if sync:
-                system.sync_file(fd)
+                disk.sync_file(fd)
             if system.IS_WINDOWS:  # an open file cannot be renamed there
                 _open.discard(fd)
                 os.close(fd)
@@ -93,9 +94,9 @@ def replacing_file(
             if before_rename is not None:
                 before_rename()
             if overwrite:
-                system.rename(path, target, replace=True)
+                naming.rename(path, target, replace=True)
             else:
-                system.rename_new(path, target)
+                naming.rename_new(path, target)
             renamed = True
         if sync and sync_name:
             sync_names(target)
@@ -105,7 +106,7 @@ def replacing_file(
             fd = -1
         if not renamed:
             with contextlib.suppress(OSError):
-                system.again(os.unlink, path)
+                disk.again(os.unlink, path)
         unfinished.discard(str(path))
         _close(fd)
 
@@ -133,7 +134,7 @@ def sync_names(target: Path) -> None:
     Raises: WriteError, which says that the new file is in place all the same.
     """
     try:
-        system.sync_folder(target.parent)
+        disk.sync_folder(target.parent)
     except OSError as error:
         raise WriteError(
             f"the new file is in place, but its folder could not be made durable: {error.strerror}",
@@ -177,9 +178,9 @@ def resolved(destination: str | os.PathLike[str]) -> Path:
     """Where `destination` really lies."""
     if "\0" in os.fspath(destination):
         raise WriteError("the destination's name has a NUL character", repr(destination), "name a file")
-    if why_not := system.why_not_a_name(Path(destination).name):
+    if why_not := naming.why_not_a_name(Path(destination).name):
         raise WriteError(f"no file can have this name: {why_not}", str(destination), "choose another name")
-    target = system.reachable(Path(os.path.realpath(destination)))
+    target = naming.reachable(Path(os.path.realpath(destination)))
     if os.path.islink(target):
         raise WriteError("the destination is a loop of symbolic links", str(destination), "remove the link")
     return target
@@ -197,20 +198,20 @@ def check_parent(target: Path, where: str) -> None:
     if not is_folder:
         raise WriteError("the folder is not a directory", str(folder), "name another destination")
     name_bytes = len(os.fsencode(target.name))
-    limit = system.max_name_bytes(folder)
+    limit = naming.max_name_bytes(folder)
     if not name_bytes or name_bytes > limit:
         raise WriteError(
             f"the name has {name_bytes} bytes, the file system takes {limit}", where, "shorten it"
         )
     if not os.access(folder, os.W_OK | os.X_OK):
-        if system.is_read_only(folder):
+        if disk.is_read_only(folder):
             raise WriteError("the file system is read-only", str(folder), "write elsewhere")
         raise WriteError("no permission to write in the folder", str(folder), "check its owner and mode")
 
 
 def _refuse_foreign_in_sticky(target: Path, old: os.stat_result) -> None:
     """In a sticky folder (/tmp) only a file's or the folder's owner may replace it."""
-    if not system.may_replace(os.stat(target.parent), old):
+    if not disk.may_replace(os.stat(target.parent), old):
         raise WriteError("another user's file, in a sticky folder", str(target), "name another destination")
 
 

@@ -30,6 +30,7 @@ from ptsave.storage.atomic import (
 )
 from ptsave.storage.output import WRITEBACK_BYTES, LocalOutputFile, OutputFolder
 from ptsave.storage.reads import is_in_use, refuse_inputs_in
+from ptsave.storage.system import disk, naming
 from ptsave.storage.temporary import create, remove_litter, remove_temporary, temporary_name
 from ptsave.storage.write_errors import check_room, errors_of, in_use
 
@@ -67,7 +68,7 @@ class LocalOutputFolder(OutputFolder):
             yield LocalOutputFile(fd, path, destination, num_bytes, sync=self.sync)
             with errors_of(destination, num_bytes):
                 if self.sync:
-                    system.sync_file(fd)
+                    disk.sync_file(fd)
         finally:
             if still_ours(fd):
                 os.close(fd)
@@ -96,7 +97,7 @@ class LocalOutputFolder(OutputFolder):
                 raise
         for name in old:
             try:
-                system.again(os.unlink, self.path / name)
+                disk.again(os.unlink, self.path / name)
             except FileNotFoundError:
                 continue
             except OSError as error:
@@ -120,7 +121,7 @@ class LocalOutputFolder(OutputFolder):
         """Make the names durable before anything refers to them."""
         if self.sync:
             with errors_of(self.destination):
-                system.sync_folder(self.path)
+                disk.sync_folder(self.path)
 
     def _put(self, name: str, data: bytes, *, is_main: bool = False) -> None:
         path = self.path / name
@@ -155,7 +156,7 @@ class LocalOutputFolder(OutputFolder):
         if not self.is_committed:
             for name in self.made:
                 with contextlib.suppress(OSError):
-                    system.again(os.unlink, self.path / name)
+                    disk.again(os.unlink, self.path / name)
         self._forget_data()
 
 
@@ -185,14 +186,14 @@ class _EagerFile(io.FileIO):
         done = super().write(data)
         self._num_bytes += done
         if self._sync and self._num_bytes - self._num_begun >= WRITEBACK_BYTES:
-            system.begin_writeback(self.fileno(), self._num_begun, self._num_bytes - self._num_begun)
+            disk.begin_writeback(self.fileno(), self._num_begun, self._num_bytes - self._num_begun)
             self._num_begun = self._num_bytes
         return done
 
     def close(self) -> None:
         try:
             if self._sync and not self.closed:
-                system.sync_file(self.fileno())
+                disk.sync_file(self.fileno())
         finally:
             super().close()
 
@@ -239,11 +240,11 @@ def replacing_folder(
     unfinished.add(str(temporary))
     try:
         with errors_of(target):
-            system.again(os.mkdir, temporary)
+            disk.again(os.mkdir, temporary)
         with _locked(temporary):
             yield LocalOutputFolder(temporary, target, sync=sync, before_commit=before_commit)
         with errors_of(target):
-            system.rename(temporary, target)  # refused where something with content has come there meanwhile
+            naming.rename(temporary, target)  # refused where something with content has come there meanwhile
         if sync:
             sync_names(target)
     finally:
@@ -289,7 +290,7 @@ def _locked(path: Path) -> Iterator[None]:
         fd = let_go_when_forked(os.open(path, os.O_RDONLY))
     try:
         with errors_of(path):
-            is_mine = system.lock(fd)
+            is_mine = disk.lock(fd)
         if is_mine is False:
             raise WriteError("another process is writing in the folder", str(path), "wait until it is done")
         yield

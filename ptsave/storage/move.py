@@ -16,10 +16,10 @@ from isal.isal_zlib import crc32, crc32_combine
 from ptsave.core.storage import BLOCK_BYTES, Storage
 from ptsave.core.values.digest import hasher
 from ptsave.errors import CorruptError
-from ptsave.storage import system
 from ptsave.storage.batch import SMALL_BYTES, batches, first_byte, read_batch
 from ptsave.storage.output import WRITEBACK_BYTES, LocalOutputFile, OutputFile, SentFile
 from ptsave.storage.scan import Progress, Sums, damaged, scan
+from ptsave.storage.system import disk
 from ptsave.storage.workers import Stopped, Task, run_tasks
 
 SPLIT_BYTES = 32 * 1024 * 1024
@@ -178,8 +178,8 @@ def _share(item: Move, output: OutputFile) -> None:
     if target is None or source.file is None or source.file.is_remote or not output.can_share:
         return
     offset = source.file.fd_offset_bytes + source.offset_bytes + item.source_offset
-    num_bytes = item.num_bytes - item.num_bytes % system.CLONE_BYTES
-    if num_bytes >= SMALL_BYTES and offset % system.CLONE_BYTES == target % system.CLONE_BYTES == 0:
+    num_bytes = item.num_bytes - item.num_bytes % disk.CLONE_BYTES
+    if num_bytes >= SMALL_BYTES and offset % disk.CLONE_BYTES == target % disk.CLONE_BYTES == 0:
         item.shared_bytes = output.share(source.file.fd, offset, num_bytes, target)
 
 

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING
 
 from ptsave.core.address import HUB, Address, Location, is_named_as_archive, split_member
 from ptsave.errors import MissingFileError, RefusedError
-from ptsave.storage import atomic, atomic_folder, system
-from ptsave.storage.files import InputFile, InputFolder, LocalFile, LocalFolder
+from ptsave.storage import atomic, atomic_folder
+from ptsave.storage.files import InputFile, InputFolder
+from ptsave.storage.local.file import LocalFile
+from ptsave.storage.local.folder import LocalFolder
 from ptsave.storage.output import OutputFile, OutputFolder
+from ptsave.storage.system import naming
 
 if TYPE_CHECKING:
     from ptsave.storage.upload import Uploading
@@ -43,7 +46,7 @@ def open_input(where: Location) -> InputFile | InputFolder:
         return open_address(where)
     if "\0" in str(where):
         raise MissingFileError("no such file", repr(str(where)), "check the path")
-    where = system.reachable(where)
+    where = naming.reachable(where)
     if os.path.isdir(where):  # unlike Path.is_dir, never raises: a name may be too long
         return LocalFolder(where)
     return LocalFile(where)
@@ -106,7 +109,7 @@ def open_folder(where: Location, *, by_name: bool = False) -> InputFolder:
         from ptsave.storage.remote import open_prefix
 
         return open_prefix(where, by_name=by_name)
-    return LocalFolder(system.reachable(where))
+    return LocalFolder(naming.reachable(where))
 
 
 def check_file_destination(where: Location, *, overwrite: bool = False) -> None:

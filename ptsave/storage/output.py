@@ -13,7 +13,7 @@ from pathlib import Path
 from ptsave.core.address import Location
 from ptsave.core.storage import Storage
 from ptsave.errors import WriteError
-from ptsave.storage import system
+from ptsave.storage.system import disk
 from ptsave.storage.write_errors import check_room, errors_of, write_error
 
 WRITEBACK_BYTES = 16 * 1024 * 1024
@@ -142,7 +142,7 @@ class LocalOutputFile(OutputFile, Storage):
         self._lock = threading.Lock()
 
     def share(self, source_fd: int, source_offset: int, num_bytes: int, offset_bytes: int) -> int:
-        self.can_share = system.clone_range(source_fd, source_offset, num_bytes, self.fd, offset_bytes)
+        self.can_share = disk.clone_range(source_fd, source_offset, num_bytes, self.fd, offset_bytes)
         return num_bytes if self.can_share else 0
 
     def reserve(self, shared_bytes: int = 0) -> None:
@@ -151,13 +151,13 @@ class LocalOutputFile(OutputFile, Storage):
             if shared_bytes:  # XFS would set the room of shared blocks aside as well
                 os.ftruncate(self.fd, self.num_bytes)
             else:
-                system.reserve(self.fd, self.num_bytes)
+                disk.reserve(self.fd, self.num_bytes)
 
     def write_at(self, offset_bytes: int, data: bytes | bytearray | memoryview) -> None:
         view = memoryview(data)
         try:
             while view:
-                done = system.write_some(self.fd, view, offset_bytes, self._lock)
+                done = disk.write_some(self.fd, view, offset_bytes, self._lock)
                 if done == 0:
                     raise OSError(errno.EIO, "the system wrote nothing")
                 offset_bytes += done
@@ -167,7 +167,7 @@ class LocalOutputFile(OutputFile, Storage):
 
     def begin_writeback(self, offset_bytes: int, num_bytes: int) -> None:
         if self.sync:
-            system.begin_writeback(self.fd, offset_bytes, num_bytes)
+            disk.begin_writeback(self.fd, offset_bytes, num_bytes)
 
     def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
         """Fill `buffer` with what the file now holds.
@@ -176,7 +176,7 @@ class LocalOutputFile(OutputFile, Storage):
         """
         try:
             while buffer:
-                done = system.read_some(self.fd, buffer, offset_bytes, self._lock)
+                done = disk.read_some(self.fd, buffer, offset_bytes, self._lock)
                 if done == 0:
                     raise OSError(errno.EIO, "the file is shorter than what was written")
                 offset_bytes += done

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ptsave.core.address import Address, Location
 from ptsave.errors import RefusedError
-from ptsave.storage import system
+from ptsave.storage.system import naming
 
 Identity = tuple[int, int]
 """A file's device and inode."""
@@ -108,7 +108,7 @@ def _is_input(read: Location, where: str) -> RefusedError:
 
 def is_in_use(path: Path) -> bool:
     """Whether a process has the file open so that it cannot be replaced, and will not close it in time."""
-    return not _is_update.get() and system.is_in_use(path)
+    return not _is_update.get() and naming.is_in_use(path)
 
 
 def refuse_inputs_in(folder: Path, where: str) -> None:

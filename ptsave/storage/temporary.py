@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ptsave.storage import system
 from ptsave.storage.reads import is_noted
+from ptsave.storage.system import disk, naming, processes
 from ptsave.storage.write_errors import errors_of
 
 SUFFIX = ".ptsave-tmp"
@@ -19,7 +20,7 @@ SUFFIX = ".ptsave-tmp"
 def _stem(target: Path) -> str:
     """What the temporary names of `target` begin with; a long name is cut and told apart by a checksum."""
     name = target.name
-    room = system.max_name_bytes(target.parent) - len(f"..{2**32}-12345678{SUFFIX}")
+    room = naming.max_name_bytes(target.parent) - len(f"..{2**32}-12345678{SUFFIX}")
     if len(os.fsencode(name)) > room:
         tag = f"{zlib.crc32(os.fsencode(name)):08x}"
         name = f"{os.fsencode(name)[: room - 9].decode('utf-8', 'ignore')}~{tag}"
@@ -75,14 +76,14 @@ def _remove_if_orphan(path: Path, pid: int) -> None:
     if is_noted(os.lstat(path)):
         return  # it is what somebody wants to rescue
     if not system.HAS_FLOCK:
-        if system.is_orphan(pid, os.lstat(path).st_mtime):
+        if processes.is_orphan(pid, os.lstat(path).st_mtime):
             remove_temporary(path)
         return
     # O_NONBLOCK: in a folder that others write to, the name may be a pipe
     fd = os.open(path, os.O_RDONLY | system.O_NOFOLLOW | system.O_NONBLOCK)
     try:
-        is_free = system.lock(fd)
-        if is_free or (is_free is None and system.is_orphan(pid, os.fstat(fd).st_mtime)):
+        is_free = disk.lock(fd)
+        if is_free or (is_free is None and processes.is_orphan(pid, os.fstat(fd).st_mtime)):
             remove_temporary(path)
     finally:
         os.close(fd)
@@ -91,11 +92,11 @@ def _remove_if_orphan(path: Path, pid: int) -> None:
 def remove_temporary(path: Path) -> None:
     """Remove a temporary file, or a temporary folder with the files in it."""
     if not path.is_dir() or path.is_symlink():
-        system.again(os.unlink, path)
+        disk.again(os.unlink, path)
         return
     for name in os.listdir(path):
-        system.again(os.unlink, path / name)
-    system.again(os.rmdir, path)
+        disk.again(os.unlink, path / name)
+    disk.again(os.rmdir, path)
 
 
 def discard(path: Path) -> None:
@@ -104,7 +105,7 @@ def discard(path: Path) -> None:
     Raises: OSError.
     """
     aside = temporary_name(path)
-    system.again(os.rename, path, aside)
+    disk.again(os.rename, path, aside)
     remove_temporary(aside)
 
 
@@ -115,7 +116,7 @@ def create(path: Path, mode: int) -> int:
         fd = os.open(path, flags, mode)
         is_mine = False
         try:
-            system.lock(fd, wait=True)
+            disk.lock(fd, wait=True)
             is_mine = os.fstat(fd).st_nlink > 0 or system.IS_WINDOWS
         finally:
             if not is_mine:

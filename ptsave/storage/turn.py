@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from ptsave.storage import system
+from ptsave.storage.system import processes
 
 
 class Turn:
@@ -14,7 +14,7 @@ class Turn:
         self._lock = threading.RLock()
         self._holder = 0
         self._depth = 0
-        system.after_fork(self._forget_others)
+        processes.after_fork(self._forget_others)
 
     def __enter__(self) -> None:
         self._lock.acquire()

@@ -10,7 +10,8 @@ from pathlib import Path
 from ptsave.core.address import Location
 from ptsave.core.storage import Storage
 from ptsave.errors import PtsaveError
-from ptsave.storage.files import DescriptorFile, Extent, InputFile
+from ptsave.storage.files import Extent, InputFile
+from ptsave.storage.local.file import DescriptorFile
 from ptsave.storage.write_errors import write_error
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from ptsave.core.storage import BLOCK_BYTES
 from ptsave.errors import UsageError
-from ptsave.storage import system
+from ptsave.storage.system import processes
 
 MAX_DEFAULT_THREADS = 8
 """More are only taken when they are asked for: each has a buffer, and memory's bandwidth is shared."""
@@ -40,7 +40,7 @@ def num_threads() -> int:
         return int(text)
     ranks = os.environ.get("LOCAL_WORLD_SIZE", "")  # torchrun's
     num_ranks = int(ranks) if ranks.isascii() and ranks.isdecimal() and len(ranks) < 5 else 1
-    return min(max(system.num_cores() // max(num_ranks, 1), 1), MAX_DEFAULT_THREADS)
+    return min(max(processes.num_cores() // max(num_ranks, 1), 1), MAX_DEFAULT_THREADS)
 
 
 def run_tasks(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ptsave.errors import ExistsError, NoRoomError, Option, PtsaveError, WriteError
-from ptsave.storage import system
+from ptsave.storage.system import disk, naming
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def write_error(target: Path, error: OSError, num_bytes: int = 0) -> PtsaveError
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         free = None
         with contextlib.suppress(OSError):
-            free = system.free_bytes(target.parent)
+            free = disk.free_bytes(target.parent)
         need = f": needs {num_bytes} bytes" if num_bytes else ""
         have = f", {free} are free" if free is not None else ""
         kind = "the disk is full" if error.errno == errno.ENOSPC else "the quota is used up"
@@ -42,7 +42,7 @@ def write_error(target: Path, error: OSError, num_bytes: int = 0) -> PtsaveError
         )
     if error.errno == errno.EROFS:
         return WriteError("the file system is read-only", where, "write elsewhere")
-    if system.means_in_use(error) or system.is_in_use(target):
+    if naming.means_in_use(error) or naming.is_in_use(target):
         return in_use(where)
     if error.errno in (errno.EACCES, errno.EPERM):
         return WriteError("no permission to write", where, "check the folder's owner and mode")
@@ -67,7 +67,7 @@ def in_use(where: str) -> WriteError:
 def check_room(folder: Path, num_bytes: int, target: Path) -> None:
     """Raise NoRoomError when `num_bytes` more do not fit in `folder`'s file system."""
     with errors_of(target, num_bytes):
-        free = system.free_bytes(folder)
+        free = disk.free_bytes(folder)
     if free is not None and free < num_bytes:
         raise NoRoomError(
             f"no room: needs {num_bytes} bytes, {free} are free",

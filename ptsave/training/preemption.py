@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from ptsave.errors import UsageError
-from ptsave.storage import system
+from ptsave.storage.system import processes
 
 PATIENCE_SECONDS = 1.0
 """How long a worker that is signalled waits to see whether its training is."""
@@ -120,7 +120,7 @@ def _outlive(told: list[Held]) -> None:
         return
     _watches = True
     read_end, write_end = os.pipe()
-    system.set_non_blocking(write_end)
+    processes.set_non_blocking(write_end)
     signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
     for held in told:
         for number in held.numbers:

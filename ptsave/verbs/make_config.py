@@ -20,7 +20,8 @@ from ptsave.core.strict_json import parse_object
 from ptsave.core.tree import walk
 from ptsave.errors import LimitError, Option, UnsafeError, UsageError
 from ptsave.formats import open_checkpoint
-from ptsave.storage.files import InputFolder, LocalFolder
+from ptsave.storage.files import InputFolder
+from ptsave.storage.local.folder import LocalFolder
 from ptsave.storage.opening import check_file_destination, write_file
 
 CONFIG_NAME = "config.json"

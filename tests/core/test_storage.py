@@ -7,7 +7,7 @@ from zlib import crc32
 
 from ptsave.core.storage import MemoryStorage, Storage, SwappedStorage, WindowStorage
 from ptsave.formats.dcp.chunks import ConcatenatedStorage
-from ptsave.storage.files import LocalFile
+from ptsave.storage.local.file import LocalFile
 from ptsave.storage.windows import FileStorage
 
 DATA = bytes(range(16))

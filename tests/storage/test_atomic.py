@@ -22,6 +22,7 @@ from ptsave.errors import ExistsError, WriteError
 from ptsave.storage import system
 from ptsave.storage.atomic import check_file_destination, replacing_file, write_file
 from ptsave.storage.atomic_folder import replacing_folder
+from ptsave.storage.system import processes
 from ptsave.storage.temporary import ORPHAN_NAME, remove_litter, temporary_name
 
 
@@ -210,7 +211,7 @@ def test_without_locks_only_old_litter_of_dead_processes_goes(
     young, old = _leave_litter(tmp_path / "m"), _leave_litter(tmp_path / "m")
     alive = temporary_name(tmp_path / "m")
     alive.write_bytes(b"half")
-    long_ago = time.time() - 2 * system.ORPHAN_SECONDS
+    long_ago = time.time() - 2 * processes.ORPHAN_SECONDS
     for path in (old, alive):
         os.utime(path, (long_ago, long_ago))
     remove_litter(tmp_path / "m")

@@ -15,6 +15,7 @@ from ptsave.storage import system
 from ptsave.storage.atomic_folder import LocalOutputFolder, replacing_folder
 from ptsave.storage.opening import data_stream
 from ptsave.storage.output import WRITEBACK_BYTES
+from ptsave.storage.system import disk
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -181,13 +182,13 @@ def test_the_disk_begins_with_all_but_the_last_of_a_stream(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: list[tuple[int, int]] = []
-    begin = system.begin_writeback
+    begin = disk.begin_writeback
 
     def note(fd: int, offset: int, num_bytes: int) -> None:
         begun.append((offset, num_bytes))
         begin(fd, offset, num_bytes)
 
-    monkeypatch.setattr(system, "begin_writeback", note)
+    monkeypatch.setattr(disk, "begin_writeback", note)
     pieces = [b"head", bytes(3 * 2**20), b"between", bytes(range(256)) * 2**16, bytes(WRITEBACK_BYTES + 1)]
     with data_stream(tmp_path, "data", 0) as stream:
         for piece in pieces:
@@ -204,7 +205,7 @@ def test_a_stream_is_durable_when_it_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: bool
 ) -> None:
     synced: list[int] = []
-    monkeypatch.setattr(system, "sync_file", lambda fd: synced.append(os.fstat(fd).st_size))
+    monkeypatch.setattr(disk, "sync_file", lambda fd: synced.append(os.fstat(fd).st_size))
     with data_stream(tmp_path, "data", 0, sync=sync) as stream:
         stream.write(b"some bytes")
     assert synced == ([10] if sync else [])

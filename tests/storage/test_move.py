@@ -17,8 +17,9 @@ from ptsave.errors import CorruptError, MissingFileError, UnreadableError, Write
 from ptsave.storage import batch, scan, system
 from ptsave.storage import move as mover
 from ptsave.storage.atomic import replacing_file
-from ptsave.storage.files import LocalFile
+from ptsave.storage.local.file import LocalFile
 from ptsave.storage.move import Move, Span, check_back, move
+from ptsave.storage.system import disk
 from ptsave.storage.windows import FileStorage
 from ptsave.storage.workers import run_tasks
 from tests.support import examples
@@ -186,7 +187,7 @@ def test_what_is_shared_is_read_and_checked_and_the_rest_copied(
         calls.append((source_offset, num_bytes, offset))
         return True
 
-    monkeypatch.setattr(system, "clone_range", pretend)
+    monkeypatch.setattr(disk, "clone_range", pretend)
     data = random_bytes(300_000)
     (tmp_path / "source").write_bytes(bytes(4096) + data)
     with LocalFile(tmp_path / "source") as file:

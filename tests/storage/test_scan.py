@@ -15,7 +15,7 @@ from ptsave.core.nodes import TensorEntry
 from ptsave.core.storage import BLOCK_BYTES, MemoryStorage, Storage
 from ptsave.core.values.digest import hasher, prefix
 from ptsave.errors import CorruptError
-from ptsave.storage.files import LocalFile
+from ptsave.storage.local.file import LocalFile
 from ptsave.storage.scan import Check, Reading, Sums, crc32_of, read_all, scan, tensor_digest
 from ptsave.storage.windows import FileStorage
 from ptsave.storage.workers import CancelledError

@@ -13,6 +13,7 @@ import torch
 import ptsave
 from ptsave.cli.main import run
 from ptsave.storage import system
+from ptsave.storage.system import disk, naming
 from tests.support import some
 
 FLAGS = sorted(name for name in vars(system) if name.startswith("HAS_"))
@@ -72,14 +73,14 @@ def test_owners_are_left_alone_where_there_are_none(tmp_path: Path, monkeypatch:
     new.chmod(0o600)
     with open(new, "rb") as file:
         monkeypatch.setattr(system, "HAS_OWNERS", False)
-        system.keep_owner_and_mode(old, os.stat(old), file.fileno())
+        disk.keep_owner_and_mode(old, os.stat(old), file.fileno())
         assert new.stat().st_mode & 0o777 == 0o600
         monkeypatch.setattr(system, "HAS_OWNERS", True)
-        system.keep_owner_and_mode(old, os.stat(old), file.fileno())
+        disk.keep_owner_and_mode(old, os.stat(old), file.fileno())
         assert new.stat().st_mode & 0o777 == 0o640
 
 
-def test_a_platform_is_asked_about_in_one_file_alone() -> None:
+def test_a_platform_is_asked_about_in_one_folder_alone() -> None:
     """Elsewhere a flag of `system` is read, which a test can force.
 
     Only `errors`, below all else, has a flag of its own: its hints are for the shell at hand.
@@ -89,7 +90,7 @@ def test_a_platform_is_asked_about_in_one_file_alone() -> None:
     found = {
         str(path.relative_to(root))
         for path in root.rglob("*.py")
-        if path.name != "system.py" and asks.search(path.read_text(encoding="utf-8"))
+        if path.parent.name != "system" and asks.search(path.read_text(encoding="utf-8"))
     }
     assert found == {"errors.py"}
 
@@ -114,9 +115,9 @@ def test_a_platform_is_asked_about_in_one_file_alone() -> None:
     ],
 )
 def test_names_that_windows_refuses(name: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = system.refused_by_windows(name)
+    found = naming.refused_by_windows(name)
     assert why in found
     assert bool(why) == bool(found)
-    assert system.why_not_a_name(name) == ""
+    assert naming.why_not_a_name(name) == ""
     monkeypatch.setattr(system, "IS_WINDOWS", True)
-    assert system.why_not_a_name(name) == found
+    assert naming.why_not_a_name(name) == found

@@ -18,6 +18,7 @@ from ptsave.cli import main
 from ptsave.errors import PtsaveError, UsageError
 from ptsave.storage import system
 from ptsave.storage.fetch import fetching
+from ptsave.storage.system import processes
 from ptsave.storage.workers import VARIABLE, num_threads
 
 
@@ -68,7 +69,7 @@ def use_cores(monkeypatch: pytest.MonkeyPatch, cores: int, **variables: str) -> 
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(system, "num_cores", lambda: cores)
+    monkeypatch.setattr(processes, "num_cores", lambda: cores)
     return num_threads()
 
 
@@ -81,7 +82,7 @@ def test_threads_are_the_cores_that_ranks_share(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.skipif(not system.HAS_AFFINITY, reason="only Linux says which cores a process may use")
 def test_cores_are_those_that_the_process_may_use() -> None:
-    assert system.num_cores() == len(os.sched_getaffinity(0))
+    assert processes.num_cores() == len(os.sched_getaffinity(0))
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "many", "1.5", "99999", "²"])

@@ -29,7 +29,8 @@ from ptsave.formats import open_checkpoint
 from ptsave.formats.dcp import read as dcp_read
 from ptsave.formats.safetensors import read as safetensors_read
 from ptsave.formats.torch import read as torch_read
-from ptsave.storage.files import LocalFile, LocalFolder
+from ptsave.storage.local.file import LocalFile
+from ptsave.storage.local.folder import LocalFolder
 from ptsave.verbs.checks.resume import has_training_state, resumable
 from ptsave.verbs.training import Training, describe_training
 

@@ -18,7 +18,7 @@ from ptsave.models.behaviour.observe import observe
 from ptsave.models.inputs import make_inputs
 from ptsave.models.verify.behaviour import judged, replayed
 from ptsave.models.verify.subject import ModelSubject, RunBeside
-from ptsave.storage.system import trim_memory
+from ptsave.storage.system.processes import trim_memory
 from ptsave.verbs.checks.program import FORMATS as PROGRAMS
 
 CHECK = "against"

@@ -25,6 +25,7 @@ from ptsave.models.verify.behaviour import loaded, too_much
 from ptsave.models.verify.subject import ModelSubject
 from ptsave.models.weights.live import checkpoint_of
 from ptsave.storage import system
+from ptsave.storage.system import processes
 
 CHECK = "roundtrip"
 DEFAULT_FORMAT = "pt"
@@ -64,7 +65,7 @@ def roundtrip(subject: ModelSubject) -> Iterator[Finding]:
         subject.release()
         for name, path in written.items():
             yield from _reread(subject, name, path, before, outputs)
-            system.trim_memory()
+            processes.trim_memory()
 
 
 def _first_outputs(subject: ModelSubject, model: nn.Module) -> Samples | None:

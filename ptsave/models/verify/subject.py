@@ -28,7 +28,7 @@ from ptsave.models.weights.fill import build_filled
 from ptsave.models.weights.fitting import expected_of, fit_of, select_for
 from ptsave.models.weights.lazy import lazy_names
 from ptsave.models.weights.mapped import ALLOCATOR_BYTES
-from ptsave.storage.system import trim_memory
+from ptsave.storage.system.processes import trim_memory
 from ptsave.verbs.checks.program import FORMATS as PROGRAMS
 
 

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 from ptsave.core.address import Address
 from ptsave.errors import MissingFileError, UnreadableError
-from ptsave.storage.files import InputFile, InputFolder, LocalFile, LocalFolder
+from ptsave.storage.files import InputFile, InputFolder
+from ptsave.storage.local.file import LocalFile
+from ptsave.storage.local.folder import LocalFolder
 from ptsave.storage.remote.file import RemoteFile, waited
 from ptsave.storage.remote.folder import RemoteFolder
 from ptsave.storage.remote.request import Deadline, retried

@@ -6,7 +6,8 @@ import threading
 
 from ptsave.core.address import Address
 from ptsave.errors import LimitError, MissingFileError
-from ptsave.storage.files import InputFile, InputFolder, LocalFile
+from ptsave.storage.files import InputFile, InputFolder
+from ptsave.storage.local.file import LocalFile
 from ptsave.storage.remote.file import RemoteFile, waited
 from ptsave.storage.remote.pieces import HELD_BYTES, NUM_REQUESTS
 from ptsave.storage.remote.request import Deadline, retried

@@ -19,8 +19,8 @@ from itertools import islice
 from queue import SimpleQueue
 from typing import TypeVar
 
-from ptsave.storage import system
 from ptsave.storage.files import Extent
+from ptsave.storage.system import processes
 
 PIECE_BYTES = 4 * 1024 * 1024
 """The most that one request asks for."""
@@ -47,7 +47,7 @@ class Workers:
         """Made once, when the module is imported."""
         self._most = most
         self._forget()
-        system.after_fork(self._forget)
+        processes.after_fork(self._forget)
 
     def _forget(self) -> None:
         self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()

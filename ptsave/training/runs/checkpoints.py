@@ -27,7 +27,7 @@ from ptsave.errors import (
 )
 from ptsave.formats.run_folder import FOLDER, RunFile, file_name
 from ptsave.models.weights.sharded import has_sharded
-from ptsave.storage import system
+from ptsave.storage.system import naming
 from ptsave.training.apart.divide import Division, divide
 from ptsave.training.apart.restore import Live, live_paths, state_of
 from ptsave.training.apart.table import WEIGHTS, few
@@ -499,7 +499,7 @@ def _place(folder: str | os.PathLike[str] | Address) -> Location:
     where = located(folder)
     if isinstance(where, Address):
         return replace(where, key=where.key.strip("/"))
-    return system.reachable(Path(os.path.abspath(where)))
+    return naming.reachable(Path(os.path.abspath(where)))
 
 
 def _tell(notes: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from ptsave.formats.folder_files import DCP_METADATA
 from ptsave.formats.run_folder import FILE_NAME, FOLDER, file_name, paths_of_run
 from ptsave.formats.torch.write import write
 from ptsave.stopping import unfinished
-from ptsave.storage import system
+from ptsave.storage.system import disk
 from ptsave.storage.temporary import create, discard, remove_litter_of, remove_temporary, temporary_name
 from ptsave.storage.write_errors import errors_of, write_error
 from ptsave.training.runs.lock import FileLock, Holder, Lock, holder_of, take
@@ -155,7 +155,7 @@ class LocalRunFolder(RunFolder):
             raise WriteError("the path is not a folder", str(self.where), "remove it, or name another folder")
         with errors_of(self.where):
             self.where.mkdir(parents=True, exist_ok=True)
-            system.sync_folder(self.where.parent)
+            disk.sync_folder(self.where.parent)
 
     def remove_litter(self, busy: Collection[str]) -> None:
         with errors_of(self.where):

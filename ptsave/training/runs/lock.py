@@ -24,6 +24,7 @@ from ptsave.core.address import Address, Location
 from ptsave.errors import PtsaveError, RefusedError
 from ptsave.storage import system
 from ptsave.storage.atomic import let_go_when_forked, still_ours
+from ptsave.storage.system import disk, naming, processes
 from ptsave.storage.write_errors import errors_of
 
 NAME = ".ptsave-lock"
@@ -64,7 +65,7 @@ class Holder:
         """This process, from now on."""
         pid = os.getpid()
         now = time.strftime("%Y-%m-%d %H:%M:%S %z")
-        machine, started = system.machine(), system.start_of(pid)
+        machine, started = processes.machine(), processes.start_of(pid)
         return cls(socket.gethostname(), pid, now, token, machine, started)
 
     @classmethod
@@ -82,10 +83,10 @@ class Holder:
     @property
     def lives(self) -> bool | None:
         """Whether the process is still there; None where it cannot be told from here."""
-        if not self.machine or self.machine != system.machine():
+        if not self.machine or self.machine != processes.machine():
             return None
-        started = system.start_of(self.pid)
-        if not started and system.is_alive(self.pid):  # another user's, which is not shown
+        started = processes.start_of(self.pid)
+        if not started and processes.is_alive(self.pid):  # another user's, which is not shown
             return None
         return started == self.started
 
@@ -170,7 +171,7 @@ class FileLock(Lock):
         fd = os.open(self.path, flags, 0o666)
         is_mine = False
         try:
-            locked = system.lock(fd)
+            locked = disk.lock(fd)
             if locked is None and not is_new and not _is_stale(fd):
                 return False
             is_mine = locked is not False and self._is_at_path(fd)
@@ -282,12 +283,12 @@ def holder_of(folder: Path) -> Holder | None:
         if is_mine((status.st_dev, status.st_ino)):
             return None  # this process's own
         if system.IS_WINDOWS:
-            return _read(path) if system.is_in_use(path) else None
+            return _read(path) if naming.is_in_use(path) else None
         fd = os.open(path, os.O_RDONLY | system.O_NOFOLLOW | system.O_NONBLOCK | system.O_PLAIN)
     except OSError:
         return None
     try:
-        is_free = system.lock(fd, shared=True)
+        is_free = disk.lock(fd, shared=True)
         is_held = not is_free if is_free is not None else not _is_stale(fd)
         return _read(path) if is_held else None
     except (OSError, PtsaveError):
@@ -299,8 +300,8 @@ def holder_of(folder: Path) -> Holder | None:
 def _is_stale(fd: int) -> bool:
     """Whether the lease counts for nothing: not renewed for long, or of a process that is gone."""
     status = os.fstat(fd)
-    holder = Holder.parsed(system.read_small(fd, MAX_BYTES, 0) or b"")
-    is_gone = holder.host == socket.gethostname() and not system.is_alive(holder.pid)
+    holder = Holder.parsed(disk.read_small(fd, MAX_BYTES, 0) or b"")
+    is_gone = holder.host == socket.gethostname() and not processes.is_alive(holder.pid)
     return is_gone or holder.lives is False or time.time() - status.st_mtime > LEASE_SECONDS
 
 
@@ -329,4 +330,4 @@ def _forget() -> None:
     _mine.clear()
 
 
-system.after_fork(_forget)
+processes.after_fork(_forget)

@@ -17,7 +17,7 @@ from ptsave.core.storage import MemoryStorage
 from ptsave.errors import RefusedError
 from ptsave.models.weights.live import Storages, is_plain, present
 from ptsave.models.weights.sharded import tensors_in
-from ptsave.storage.system import private_memory
+from ptsave.storage.system.processes import private_memory
 
 ALIGN_BYTES = 64
 """Where a storage's copy may begin."""

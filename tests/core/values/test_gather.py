@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.values import gather
 from ptsave.core.values.gather import GatheredStorage, contiguous
-from ptsave.storage.files import LocalFile
+from ptsave.storage.local.file import LocalFile
 from ptsave.storage.windows import FileStorage
 from tests.formats.write_cases import bits, checkpoint_of, random_tensor, views
 from tests.support import examples

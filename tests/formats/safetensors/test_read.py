@@ -15,7 +15,7 @@ from ptsave.core.dtypes import TABLE
 from ptsave.errors import CorruptError, LimitError, UnknownFormatError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.safetensors import read as safetensors_read
-from ptsave.storage.files import LocalFile
+from ptsave.storage.local.file import LocalFile
 from ptsave.storage.windows import FileStorage
 from tests.formats.torch_reading import assert_same
 

@@ -18,7 +18,8 @@ from ptsave.formats.torch.part import TorchParts
 from ptsave.formats.torch.read import ZipStorages, load_pickle
 from ptsave.formats.writers import BY_NAME
 from ptsave.formats.zip.reader import read_directory
-from ptsave.storage.files import InputFile, LocalFile
+from ptsave.storage.files import InputFile
+from ptsave.storage.local.file import LocalFile
 from ptsave.storage.windows import FileStorage
 from tests.support import some
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ptsave.errors import PtsaveError
 from ptsave.formats.wrapped.tar import TarDirectory
-from ptsave.storage.files import LocalFile
+from ptsave.storage.local.file import LocalFile
 from tests.formats.wrapping import tarred
 from tests.support import examples
 

@@ -11,7 +11,7 @@ import pytest
 from ptsave.errors import LimitError
 from ptsave.formats.zip.inflate import InflatedStorage
 from ptsave.formats.zip.reader import read_directory
-from ptsave.storage.files import LocalFile
+from ptsave.storage.local.file import LocalFile
 
 SIZE = 8_000_000
 

@@ -22,7 +22,7 @@ from ptsave.errors import CorruptError, LimitError, UnreadableError
 from ptsave.formats.zip import directory as zip_directory
 from ptsave.formats.zip.inflate import InflatedStorage
 from ptsave.formats.zip.reader import DEFLATED, STORED, ZipDirectory, read_directory
-from ptsave.storage.files import LocalFile
+from ptsave.storage.local.file import LocalFile
 from ptsave.storage.windows import FileStorage
 
 STATE = {"a": torch.arange(10), "b": torch.randn(3, 2), "empty": torch.empty(0)}

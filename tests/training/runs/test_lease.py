@@ -11,7 +11,7 @@ import pytest
 
 import ptsave
 from ptsave.errors import PtsaveError, RefusedError
-from ptsave.storage import system
+from ptsave.storage.system import processes
 from ptsave.storage.upload.store import upload_store
 from ptsave.training.runs import lease
 from ptsave.training.runs.lease import StoreLease
@@ -47,7 +47,7 @@ def put_other(store: Store, **changed: object) -> None:
 @pytest.mark.slow
 def test_of_eight_creators_one_has_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """As eight machines see it: what is renewed is alive, and nothing else is known."""
-    monkeypatch.setattr(system, "machine", lambda: "")
+    monkeypatch.setattr(processes, "machine", lambda: "")
     monkeypatch.setattr(lease, "RENEW_SECONDS", 0.3)
     gate = threading.Barrier(8)
 

@@ -538,7 +538,7 @@ def test_it_needs_a_key_by_name_and_says_so_otherwise(signed: Signed) -> None:
 
 
 def test_the_bytes_are_read_once(signed: Signed, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ptsave.storage.files import LocalFile
+    from ptsave.storage.local.file import LocalFile
 
     path, data_bytes = signed.written(), 4 * (12 + 12 + 3 + 3)
     read: list[int] = []

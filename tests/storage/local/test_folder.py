@@ -1,4 +1,4 @@
-"""One version of what is read: files that change meanwhile, and folders in which files are swapped."""
+"""Folders in which files are swapped, and links that lead out of them."""
 
 from __future__ import annotations
 
@@ -12,43 +12,7 @@ from pathlib import Path
 import pytest
 
 from ptsave.errors import CorruptError, MissingFileError, UnreadableError
-from ptsave.storage.files import LocalFile, LocalFolder
-
-BIG = 1_000_000
-
-
-def write_in_place(path: Path, data: bytes, offset: int = 0) -> None:
-    fd = os.open(path, os.O_WRONLY)
-    os.pwrite(fd, data, offset)
-    os.close(fd)
-
-
-def test_a_file_that_is_written_to_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "a"
-    path.write_bytes(bytes(BIG))
-    with LocalFile(path) as file:
-        buffer = memoryview(bytearray(BIG // 2))
-        file.read_into(0, buffer)
-        time.sleep(0.02)  # clocks of file systems are coarse
-        write_in_place(path, b"x", BIG - 1)
-        with pytest.raises(UnreadableError, match="was changed while it was read"):
-            file.read_into(BIG // 2, buffer)
-        with pytest.raises(UnreadableError, match="was changed while it was read"):
-            file.read_at(0, BIG)
-        with pytest.raises(UnreadableError, match="was changed"):
-            file.check_unchanged()
-
-
-def test_a_file_that_is_replaced_is_still_the_one_that_was_opened(tmp_path: Path) -> None:
-    path = tmp_path / "a"
-    path.write_bytes(bytes(BIG))
-    with LocalFile(path) as file:
-        (tmp_path / "b").write_bytes(b"new")
-        os.replace(tmp_path / "b", path)
-        assert file.read_at(0, BIG) == bytes(BIG)
-        file.check_unchanged()
-        with pytest.raises(UnreadableError, match="was changed"):
-            file.check_in_place()
+from ptsave.storage.local.folder import LocalFolder
 
 
 def test_a_folder_knows_the_files_that_were_replaced_under_their_name(tmp_path: Path) -> None:
