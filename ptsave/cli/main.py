@@ -55,7 +55,7 @@ def main() -> NoReturn:
 
 @cache
 def _command() -> Any:
-    """Return what parses a command line and runs it; Typer reads it from the signatures above, once."""
+    """Return what parses a command line and runs it; Typer reads it from the signatures in `flags`, once."""
     return typer.main.get_command(app)
 
 

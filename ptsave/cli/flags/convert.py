@@ -1,0 +1,159 @@
+"""Flags of convert: tensors in another format, or a model as a program."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ptsave.cli.options import (
+    AppDir,
+    BundleFile,
+    CertificateFile,
+    Digest,
+    Expires,
+    FormatName,
+    Json,
+    Lock,
+    Metadata,
+    NoCheck,
+    NoRecord,
+    Overwrite,
+    Quiet,
+    Set,
+    Sign,
+    SignatureFile,
+    SignOnly,
+    Threads,
+    Verbose,
+    dtypes,
+    given,
+    location_of,
+    one_of,
+    signer_for,
+)
+from ptsave.core.address import located
+from ptsave.render.terminal import Mode
+
+
+def convert(
+    context: typer.Context,
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="SRC... DST", help="Checkpoints to read, and where to write."),
+    ],
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "-c", "--config", metavar="CONFIG", help="TOML of the model, for a program: .pt2 or .onnx."
+        ),
+    ] = None,
+    format: FormatName = None,
+    select: Annotated[
+        str | None,
+        typer.Option(metavar="KEY.PATH", help="model, optimizer, or the key of what to convert."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Keep the tensors whose names match; repeatable."),
+    ] = None,
+    drop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Leave out the tensors whose names match; repeatable."),
+    ] = None,
+    strip_prefix: Annotated[
+        str | None,
+        typer.Option(metavar="PREFIX", help="Remove it from names; auto: what DDP, compile, FSDP put there."),
+    ] = None,
+    rename: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REGEX=TO", help="Replace in names, as re.sub does; repeatable."),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DTYPE", help="Cast floating-point tensors, e.g. bfloat16.", autocompletion=dtypes
+        ),
+    ] = None,
+    contiguous: Annotated[
+        bool, typer.Option("--contiguous", help="Lay strided views out row by row.")
+    ] = False,
+    dense: Annotated[
+        bool, typer.Option("--dense", help="Write sparse and quantized tensors as plain ones.")
+    ] = False,
+    extras: Annotated[
+        str,
+        typer.Option(
+            metavar="HOW",
+            help="What the target cannot hold: fail, drop or keep (as JSON).",
+            autocompletion=one_of("fail", "drop", "keep"),
+        ),
+    ] = "fail",
+    shard_size: Annotated[
+        str, typer.Option(metavar="SIZE", help="Most bytes in one file of a sharded format, e.g. 5GB.")
+    ] = "5GB",
+    metadata: Metadata = None,
+    opset: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Version of ONNX's operators, for .onnx.")
+    ] = None,
+    report: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Write how the program compares with the model: .json, .xml or .html."
+        ),
+    ] = None,
+    digest: Digest = None,
+    sign: Sign = None,
+    certificate: CertificateFile = None,
+    sign_only: SignOnly = None,
+    expires: Expires = None,
+    signature: SignatureFile = None,
+    bundle: BundleFile = None,
+    lock: Lock = None,
+    no_record: NoRecord = False,
+    no_check: NoCheck = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    overwrite: Overwrite = False,
+    set: Set = None,
+    app_dir: AppDir = Path(),
+    threads: Threads = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write the same tensors in another format: renamed, selected, cast, merged or sharded if asked.
+
+    With -c, export the model to a program (.pt2, .onnx) that has run beside it before it gets its name.
+    """
+    from ptsave.cli.convert import convert as run
+    from ptsave.core.accounts import parse_extras
+    from ptsave.formats.base import WriteOptions, digest_algorithm
+    from ptsave.verbs.convert import parse_size
+    from ptsave.verbs.edit import parse_edits
+    from ptsave.verbs.texts import parse_metadata
+
+    run(
+        Mode(json, quiet, verbose),
+        [located(path) for path in paths],
+        WriteOptions(
+            overwrite=overwrite,
+            record=not no_record,
+            digest=digest_algorithm(digest),
+            check=not no_check,
+            signer=signer_for(sign, sign_only, expires, signature, bundle, certificate),
+            shard_bytes=parse_size(shard_size),
+        ),
+        parse_edits(only, drop, strip_prefix, rename, dtype, contiguous, dense),
+        format=format,
+        select=select,
+        extras=parse_extras(extras, "fail", "drop", "keep"),
+        metadata=parse_metadata(metadata or ()),
+        dry_run=dry_run,
+        config=location_of(config),
+        overrides=set or (),
+        app_dir=app_dir,
+        dtype=dtype,
+        opset=opset,
+        report=location_of(report),
+        lock=location_of(lock),
+        given=given(context),
+    )

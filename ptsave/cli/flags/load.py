@@ -1,0 +1,81 @@
+"""Flags of load: a model is rebuilt and run."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ptsave.cli.options import (
+    AllowMissing,
+    AllowUnexpected,
+    AppDir,
+    ConfigPath,
+    Device,
+    Json,
+    LeftOutWeights,
+    Lock,
+    MinCoverage,
+    Overwrite,
+    Quiet,
+    Select,
+    Set,
+    Tie,
+    TrustRecorded,
+    Verbose,
+    given,
+    location_of,
+    wanted_of,
+)
+from ptsave.core.address import located
+from ptsave.render.terminal import Mode
+
+
+def load(
+    context: typer.Context,
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Checkpoint to load.")],
+    config: ConfigPath = None,
+    trust_recorded: TrustRecorded = None,
+    select: Select = None,
+    extras: LeftOutWeights = "fail",
+    allow_missing: AllowMissing = None,
+    allow_unexpected: AllowUnexpected = None,
+    min_coverage: MinCoverage = 0.5,
+    tie: Tie = None,
+    lock: Lock = None,
+    device: Device = "cpu",
+    inputs: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Tensors to run the model on: .safetensors, .npz or .npy."),
+    ] = None,
+    outputs: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Where to write what the model returns.")
+    ] = None,
+    overwrite: Overwrite = False,
+    set: Set = None,
+    app_dir: AppDir = Path(),
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Rebuild the model, load the weights strictly, and run it once if asked."""
+    from ptsave.cli.load import load as run
+    from ptsave.verbs.request import refuse_unused, unused_by_load
+
+    unused = unused_by_load(
+        has_config=config is not None, has_outputs=outputs is not None, allows_missing=bool(allow_missing)
+    )
+    refuse_unused(given(context), unused)
+    run(
+        Mode(json, quiet, verbose),
+        located(checkpoint),
+        location_of(config),
+        overrides=set or [],
+        trusted=trust_recorded or (),
+        wanted=wanted_of(select, extras, allow_missing, allow_unexpected, tie, min_coverage),
+        device=device,
+        inputs=location_of(inputs),
+        outputs=location_of(outputs),
+        overwrite=overwrite,
+        app_dir=app_dir,
+        lock=location_of(lock),
+    )
