@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,34 +17,27 @@ from ptsave.distributed.group import Group, training_group
 from ptsave.errors import (
     CorruptError,
     MissingFileError,
-    OutOfReachError,
     RefusedError,
-    UnreadableError,
     UsageError,
     WriteError,
 )
-from ptsave.formats.run_folder import FOLDER, RunFile, file_name
-from ptsave.models.weights.sharded import has_sharded
+from ptsave.formats.run_folder import RunFile, file_name
 from ptsave.storage.system import naming
 from ptsave.training.apart.divide import Division, divide
-from ptsave.training.apart.restore import Live, live_paths, state_of
 from ptsave.training.apart.table import WEIGHTS, few
 from ptsave.training.items import Path as ItemPath
 from ptsave.training.preemption import Signals
 from ptsave.training.runs.background import Background
 from ptsave.training.runs.contents import step_of, tree_of
 from ptsave.training.runs.files import RunFiles
-from ptsave.training.runs.folders import VISIBLE_SECONDS
-from ptsave.training.runs.intact import read_intact
+from ptsave.training.runs.reading import Reading
 from ptsave.training.runs.retention import Retention, parse_best
+from ptsave.training.runs.seen_by_all import check_listings, check_one_folder
 from ptsave.training.runs.snapshot import HostMemory
 from ptsave.training.state import TrainingState
 
 if TYPE_CHECKING:
     from ptsave.training.runs.sharded_write import ShardedWriter
-
-
-_SHARE = "keep the run in a folder that all nodes share"
 
 
 class Stateful(Protocol):
@@ -234,35 +225,7 @@ class Checkpoints:
         if self._has_saved:
             return
         group.from_first(lambda: self._refuse_to_go_back(step))
-        if group.size == 1:
-            return
-        with ExitStack() as opened:
-            mark = group.from_first(lambda: opened.enter_context(self._files.marked()))
-            seen = group.gather((str(self.folder), self._files.sees(mark)))
-        for rank, (folder, sees_it) in enumerate(seen):
-            if not sees_it:
-                what = f"rank {rank} does not see in {folder} what rank 0 writes to {seen[0][0]}"
-                raise RefusedError(what, "", _SHARE)
-
-    def _check_listings(self, group: Group) -> None:
-        """See that all ranks have the same checkpoints before any of them is called damaged.
-
-        Raises: MissingFileError, alike on all ranks.
-        """
-        end = time.monotonic() + VISIBLE_SECONDS
-        while True:
-            listings = group.gather(group.together(self._files.listing))
-            other = next((rank for rank, one in enumerate(listings) if one != listings[0]), 0)
-            if not other:
-                return
-            if any(group.gather(time.monotonic() > end)):
-                name = sorted(set(listings[0].items()) ^ set(listings[other].items()))[-1][0]
-                what = (
-                    f"rank 0 sees {len(listings[0])} checkpoints of the run, rank {other} sees "
-                    f"{len(listings[other])}: they do not have the same {name}"
-                )
-                raise MissingFileError(what, str(self.folder), f"{_SHARE}; nothing is damaged")
-            time.sleep(VISIBLE_SECONDS / 50)
+        check_one_folder(self._files, group)
 
     def _hold(self) -> None:
         """Raise RefusedError where another training saves in the folder."""
@@ -319,8 +282,8 @@ class Checkpoints:
 
         live = group.together(begin, says=lambda _: "resumes")
         if group.size > 1:
-            self._check_listings(group)
-        reading = _Reading(live, _kinds_of(state), group)
+            check_listings(self._files, group)
+        reading = Reading(live, _kinds_of(state), group)
         num_damaged = 0
         for file in self._newest_first(group):
             found, problem = reading.read(file)
@@ -448,50 +411,6 @@ def _loading(state: Stateful, **options: Any) -> Callable[[Mapping[str, Any]], S
 
 def _kinds_of(state: Stateful) -> dict[ItemPath, str]:
     return state.kinds() if isinstance(state, TrainingState) else {("model_state_dict",): WEIGHTS}
-
-
-class _Reading:
-    """How the checkpoints of a run are read into the state of now; alike on all ranks."""
-
-    def __init__(self, live: Mapping[str, Any], kinds: Mapping[ItemPath, str], group: Group) -> None:
-        """`live`: the state of now; it matters only where there are ranks. Every rank calls it."""
-        self._live, self._group = live, group
-        self._paths = live_paths(live, kinds, group) if group.handle is not None else Live()
-        self._is_sharded = any(group.gather(has_sharded(live)))
-
-    def read(self, file: RunFile[Location]) -> tuple[tuple[dict[str, Any], list[str]], str]:
-        """This rank's state in a checkpoint, every byte of which is checked, and notes; or why there is none.
-
-        Where the ranks have written it together, or hold parts of tensors, each reads what it needs.
-
-        Raises: LossyError for one of other ranks, whose values these cannot be given.
-        """
-        nothing: tuple[dict[str, Any], list[str]] = {}, []
-        if file.problem:
-            return nothing, file.problem
-        if self._is_sharded or (self._group.size > 1 and file.path.name.endswith(FOLDER)):
-            from ptsave.training.runs.sharded_read import problem_of, read_parts  # torch.distributed
-
-            if problem := problem_of(file.path, self._group):
-                return nothing, problem
-            return self._group.together(lambda: read_parts(file.path, self._live, self._own)), ""
-        tree, problem = self._group.together(lambda: _read(file.path))
-        if problem := next(filter(None, self._group.gather(problem)), ""):
-            return nothing, problem
-        return self._group.together(lambda: self._own(tree)), ""
-
-    def _own(self, tree: Any) -> tuple[dict[str, Any], list[str]]:
-        return state_of(tree, self._paths, self._group)
-
-
-def _read(path: Location) -> tuple[Any, str]:
-    """What a checkpoint holds, or why it cannot be used. Raises: OutOfReachError."""
-    try:
-        return read_intact(path), ""
-    except OutOfReachError:
-        raise
-    except UnreadableError as error:
-        return None, error.what
 
 
 def _place(folder: str | os.PathLike[str] | Address) -> Location:
