@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from ptsave.core.address import Location
-from ptsave.core.own_process import no_garbage_collection
 from ptsave.errors import UsageError
+from ptsave.own_process import no_garbage_collection
 from ptsave.render.inspect import Inspections
 from ptsave.render.terminal import Mode, note, progress
 from ptsave.verbs.inspect import Inspection, inspect_path

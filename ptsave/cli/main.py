@@ -11,7 +11,6 @@ import typer
 from ptsave import stopping, streams
 from ptsave.cli.app import app
 from ptsave.cli.options import with_patterns
-from ptsave.core.own_process import own_process
 from ptsave.distributed.group import is_under_torchrun, let_first_speak
 from ptsave.errors import (
     EXIT_INTERRUPTED,
@@ -22,6 +21,7 @@ from ptsave.errors import (
     UsageError,
     not_installed,
 )
+from ptsave.own_process import own_process
 from ptsave.render.terminal import failure
 from ptsave.storage.reads import noted
 

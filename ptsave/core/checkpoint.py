@@ -17,12 +17,13 @@ from ptsave.core.accounts import Accounting, Accounts, account
 from ptsave.core.address import Location
 from ptsave.core.caps import SMALL_FILE_TENSORS, room
 from ptsave.core.finding import Finding
+from ptsave.core.leaves import MAX_NAME_CHARS, named_leaves
 from ptsave.core.nodes import GlobalUse, Program, TensorEntry
-from ptsave.core.own_process import no_garbage_collection
 from ptsave.core.parts.training import Parts, find_parts, nested
 from ptsave.core.record import Record
-from ptsave.core.tree import MAX_NAME_CHARS, named_leaves, with_arrays
+from ptsave.core.tree import with_arrays
 from ptsave.errors import LimitError
+from ptsave.own_process import no_garbage_collection
 
 MAX_VIEWS_OF_A_BYTE = 8
 """Cap on the bytes of all tensors, per byte of the storages that they view, past FREE_VIEWED_BYTES."""

@@ -21,7 +21,6 @@ from torch.overrides import TorchFunctionMode
 
 from ptsave.config.toml import Config, ParallelSpec
 from ptsave.core.names import hint_for
-from ptsave.core.own_process import without_warnings
 from ptsave.distributed.group import Group
 from ptsave.distributed.styles import split
 from ptsave.errors import UsageError
@@ -30,6 +29,7 @@ from ptsave.models.load import run
 from ptsave.models.weights.lazy import lazy_names
 from ptsave.models.weights.own_shard import gathered
 from ptsave.models.weights.sharded import tensors_in
+from ptsave.own_process import without_warnings
 
 _HINT = "check [parallel]"
 

@@ -27,7 +27,6 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import WriteResult
 
 from ptsave.core.address import Location
-from ptsave.core.own_process import without_warnings
 from ptsave.core.record import Record
 from ptsave.distributed.group import Group
 from ptsave.distributed.shares import divided, read_back
@@ -38,6 +37,7 @@ from ptsave.formats.dcp.read import Items, read_items
 from ptsave.formats.dcp.write import commit, metadata_digest
 from ptsave.formats.folder_files import DCP_METADATA, new_record_name
 from ptsave.formats.stored import record_text
+from ptsave.own_process import without_warnings
 from ptsave.storage.opening import data_stream, open_folder, replacing_folder
 from ptsave.storage.output import OutputFolder
 

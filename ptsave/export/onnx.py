@@ -12,7 +12,6 @@ import torch
 from torch.utils import _pytree as pytree
 
 from ptsave.core import record as records
-from ptsave.core.own_process import without_messages
 from ptsave.core.record import Digests
 from ptsave.core.values.digest import DEFAULT
 from ptsave.errors import Option, RefusedError, install
@@ -22,6 +21,7 @@ from ptsave.formats import open_checkpoint
 from ptsave.models.behaviour.judge import FOREIGN_MARGIN
 from ptsave.models.behaviour.trace import cloned, digest_of
 from ptsave.models.inputs import Arguments, output_tensors
+from ptsave.own_process import without_messages
 from ptsave.storage.scan import tensor_digest
 from ptsave.verbs.programs.onnx import module_of, node_digests, session
 

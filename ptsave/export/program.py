@@ -18,9 +18,9 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from ptsave.config.inputs import InputsSpec, PlainValue, RandomTensor
-from ptsave.core.own_process import without_messages
 from ptsave.errors import RefusedError, UsageError
 from ptsave.models.inputs import Arguments, make_inputs
+from ptsave.own_process import without_messages
 
 MIN_TRACED = 2
 """The least example of a named size that torch is given: it takes 0 and 1 for constants.

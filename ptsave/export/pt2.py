@@ -16,7 +16,6 @@ from torch.fx import Interpreter, Node
 from ptsave.config.inputs import InputsSpec
 from ptsave.core.behaviour import Sample
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.own_process import without_messages
 from ptsave.core.record import Digests
 from ptsave.core.values.digest import DEFAULT
 from ptsave.export.program import Program, flat_arguments
@@ -27,6 +26,7 @@ from ptsave.models.behaviour.judge import MARGIN
 from ptsave.models.behaviour.trace import cloned, digest_of, samples_of
 from ptsave.models.inputs import Arguments, make_inputs, output_tensors
 from ptsave.models.seeding import seeded
+from ptsave.own_process import without_messages
 from ptsave.storage.scan import tensor_digest
 from ptsave.verbs.checks.program import file_of
 from ptsave.verbs.programs.pt2 import node_digests

@@ -21,8 +21,8 @@ import torch
 
 from ptsave.config.model import ConfigPlace
 from ptsave.core.names import hint_for, nearest
-from ptsave.core.own_process import prints_to_stderr
 from ptsave.errors import Option, PtsaveError, UsageError
+from ptsave.own_process import prints_to_stderr
 
 
 class _FolderOfUsers(MetaPathFinder):

@@ -14,7 +14,6 @@ from ptsave.config.recorded import told_by
 from ptsave.config.toml import Config, InputsSpec, load_config
 from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.own_process import prints_to_stderr
 from ptsave.core.parts.keys import EXACT, KeyReport, Wanted
 from ptsave.core.parts.select import Selection, without
 from ptsave.errors import Option, UsageError
@@ -31,6 +30,7 @@ from ptsave.models.inputs import (
 from ptsave.models.source import source_digest
 from ptsave.models.trust import check_names, listed
 from ptsave.models.weights.fill import build_from
+from ptsave.own_process import prints_to_stderr
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ from typing import Any, TypeVar
 
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import Kind
+from ptsave.core.leaves import named_leaves
 from ptsave.core.names import matches
 from ptsave.core.nodes import Opaque, TensorEntry
-from ptsave.core.own_process import no_garbage_collection
 from ptsave.core.record import Record
 from ptsave.core.strict_json import parse_object
-from ptsave.core.tree import named_leaves
 from ptsave.errors import CorruptError, LossyError
+from ptsave.own_process import no_garbage_collection
 from ptsave.sign.canonical import array_of_texts, canonical, in_utf8, plain, spelled
 from ptsave.sign.merkle import root
 

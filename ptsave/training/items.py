@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from ptsave.core.tree import dotted, leaves, rewrite, with_items
+from ptsave.core.leaves import leaves
+from ptsave.core.tree import dotted, rewrite, with_items
 from ptsave.errors import LossyError
 from ptsave.models.weights.sharded import has_sharded
 from ptsave.training.optimizers.names import by_name, is_optimizer, nested

@@ -17,13 +17,13 @@ from ptsave.core.address import Address, Location
 from ptsave.core.caps import room
 from ptsave.core.checkpoint import ROOT_NAME, Checkpoint, check_viewed
 from ptsave.core.finding import counted
+from ptsave.core.leaves import state_dict_of
 from ptsave.core.names import escape
 from ptsave.core.nodes import PARAMETER_, UNRESOLVED, Opaque, TensorEntry
-from ptsave.core.own_process import no_garbage_collection
 from ptsave.core.parts.placeholders import placeholders, refuse
 from ptsave.core.parts.select import MODEL, OPTIMIZER_KEYS, left_out_of, lookup_path, select_model
 from ptsave.core.record import Digests, Record
-from ptsave.core.tree import map_tensors, state_dict_of
+from ptsave.core.tree import map_tensors
 from ptsave.core.values.resolved import resolved
 from ptsave.core.verdict import Verdict
 from ptsave.errors import LimitError, Option, PtsaveError, RefusedError, UsageError
@@ -31,6 +31,7 @@ from ptsave.formats.base import WriteOptions
 from ptsave.formats.pickle.shapes import MAX_TENSORS as LISTED_TENSORS
 from ptsave.formats.stored import PLAIN_KINDS
 from ptsave.formats.writers import Writer, check_destination, destination_writer
+from ptsave.own_process import no_garbage_collection
 from ptsave.verbs.edit import Edits, edit, is_dropped
 from ptsave.verbs.extras import fit_extras
 from ptsave.verbs.request import Bar, reading, refuse_unused, unseen, unused_by_convert, unused_without_sign

@@ -9,12 +9,13 @@ from typing import Any
 
 from ptsave.core.checkpoint import ROOT_NAME
 from ptsave.core.dtypes import DType, parse_dtype
+from ptsave.core.leaves import named_leaves, state_dict_of
 from ptsave.core.names import expect_matches, matches
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.parts.candidates import is_state_dict
 from ptsave.core.parts.packed import packed_beside
 from ptsave.core.parts.select import strip_wrapper_names
-from ptsave.core.tree import GONE, are_scalars, dotted, named_leaves, rewrite, state_dict_of, with_items
+from ptsave.core.tree import GONE, are_scalars, dotted, rewrite, with_items
 from ptsave.core.values.cast import CASTABLE, CastStorage, can_cast, cast
 from ptsave.core.values.gather import laid_out
 from ptsave.errors import LimitError, LossyError, Option, RefusedError, UsageError

@@ -9,9 +9,10 @@ from typing import Any
 from ptsave.core.accounts import Extras
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import counted
+from ptsave.core.leaves import named_leaves
 from ptsave.core.nodes import Global, Opaque, TensorEntry
 from ptsave.core.record import Record
-from ptsave.core.tree import GONE, dotted, map_leaves, named_leaves, rewrite
+from ptsave.core.tree import GONE, dotted, map_leaves, rewrite
 from ptsave.errors import LossyError, Option, Text
 from ptsave.formats.kinds.dense import can_be_dense
 from ptsave.formats.kinds.objects import META, NESTED, TensorSubclass, is_tensor_object, parameter_data

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from ptsave.cli import main
-from ptsave.core.own_process import no_garbage_collection, own_process
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.writers import destination_writer
+from ptsave.own_process import no_garbage_collection, own_process
 from ptsave.verbs.convert import convert
 from ptsave.verbs.edit import Edits
 

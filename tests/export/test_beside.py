@@ -10,7 +10,7 @@ import torch
 from onnx import numpy_helper
 
 import ptsave
-from ptsave.core.own_process import own_process, without_warnings
+from ptsave.own_process import own_process, without_warnings
 from tests.export.conftest import Prepare
 from tests.support import Command
 

@@ -8,10 +8,10 @@ import pytest
 
 from ptsave.config.inputs import InputsSpec, parse_inputs
 from ptsave.config.model import ConfigPlace
-from ptsave.core.own_process import own_process
 from ptsave.errors import RefusedError, UsageError
 from ptsave.examples import TinyTransformer
 from ptsave.export.program import Program, export_program, input_nodes
+from ptsave.own_process import own_process
 from tests.export.models import Branching, FixedBatch, Mlp
 from tests.export.nets import Nested
 

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from ptsave.cli import main
+from ptsave.core.leaves import state_dict_of
 from ptsave.core.nodes import TensorEntry
-from ptsave.core.tree import state_dict_of
 from ptsave.errors import PtsaveError
 from ptsave.formats import open_checkpoint
 from tests.formats.torch_reading import bytes_of, bytes_of_torch

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from ptsave.config.model import ConfigPlace, ModelSpec
-from ptsave.core.own_process import own_process
 from ptsave.errors import PtsaveError, UsageError
 from ptsave.models.build import build_model, resolve_device
 from ptsave.models.imports import import_object, import_path
 from ptsave.models.seeding import seeded
+from ptsave.own_process import own_process
 
 SOURCE = '''
 import random

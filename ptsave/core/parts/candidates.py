@@ -10,8 +10,9 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
+from ptsave.core.leaves import named_leaves
 from ptsave.core.nodes import Opaque, TensorEntry
-from ptsave.core.tree import are_scalars, dotted, is_scalar, items_of, named_leaves, walk
+from ptsave.core.tree import are_scalars, dotted, is_scalar, items_of, walk
 from ptsave.errors import AmbiguousError, Option
 
 MODEL_KEYS = (

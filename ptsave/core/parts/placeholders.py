@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from ptsave.core.leaves import named_leaves
 from ptsave.core.nodes import TensorEntry
-from ptsave.core.tree import named_leaves
 from ptsave.errors import LossyError, Option
 
 SHAPE_KEYS = ("param_shapes", "frozen_param_shapes")

@@ -9,10 +9,11 @@ from typing import Any
 
 from ptsave.core.accounts import LeftOut, account
 from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.leaves import named_leaves, state_dict_of
 from ptsave.core.names import hint_for
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.parts.candidates import OWN, Candidate, choose, is_state_dict, listed, own_part
-from ptsave.core.tree import dotted, items_of, named_leaves, state_dict_of
+from ptsave.core.tree import dotted, items_of
 from ptsave.errors import AmbiguousError, Option, UsageError
 
 MODEL = "model"

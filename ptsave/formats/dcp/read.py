@@ -20,7 +20,6 @@ from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.dtypes import DType
 from ptsave.core.finding import Finding, Kind
 from ptsave.core.nodes import GlobalUse, TensorEntry, add_uses, contiguous_strides
-from ptsave.core.own_process import no_garbage_collection
 from ptsave.core.record import FILE_NAME, Record
 from ptsave.core.storage import MemoryStorage, Storage
 from ptsave.core.values.digest import hasher
@@ -35,6 +34,7 @@ from ptsave.formats.pickle.inert import Loaded
 from ptsave.formats.torch.part import TorchParts
 from ptsave.formats.zip.checks import check_storages
 from ptsave.formats.zip.reader import read_directory
+from ptsave.own_process import no_garbage_collection
 from ptsave.storage.files import Extent, InputFile, InputFolder
 from ptsave.storage.windows import FileStorage
 

@@ -15,12 +15,12 @@ from contextlib import ExitStack
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import counted
 from ptsave.core.nodes import TensorEntry
-from ptsave.core.own_process import no_garbage_collection
 from ptsave.errors import CorruptError, LimitError
 from ptsave.formats.base import FolderFormat
 from ptsave.formats.dcp.chunks import Box, assemble, check_cover
 from ptsave.formats.safetensors import chunk_offsets
 from ptsave.formats.safetensors import read as safetensors_read
+from ptsave.own_process import no_garbage_collection
 from ptsave.storage.files import InputFile, InputFolder
 
 MAX_FILES = 20_000

@@ -20,13 +20,13 @@ from ptsave.core.caps import check_metadata, room
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import counted
 from ptsave.core.nodes import TensorEntry, contiguous_strides
-from ptsave.core.own_process import no_garbage_collection
 from ptsave.core.storage import Storage, SwappedStorage
 from ptsave.errors import LimitError, UnreadableError
 from ptsave.formats.base import FileFormat
 from ptsave.formats.gguf.cursor import TEXT, Cursor
 from ptsave.formats.gguf.types import BLOCKS, DTYPES
 from ptsave.formats.kinds.packed import MAX_OBJECTS, packed
+from ptsave.own_process import no_garbage_collection
 from ptsave.storage.files import InputFile
 from ptsave.storage.windows import FileStorage
 

@@ -19,10 +19,9 @@ from ptsave.core import record as records
 from ptsave.core.caps import check_metadata, room
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import counted
+from ptsave.core.leaves import MAX_NAME_CHARS
 from ptsave.core.nodes import GlobalUse, Opaque, Port, Program
-from ptsave.core.own_process import no_garbage_collection
 from ptsave.core.record import Record
-from ptsave.core.tree import MAX_NAME_CHARS
 from ptsave.errors import LimitError
 from ptsave.formats.base import FileFormat
 from ptsave.formats.kinds.packed import MAX_OBJECTS
@@ -32,6 +31,7 @@ from ptsave.formats.onnx.operators import is_plain, named
 from ptsave.formats.onnx.ports import port
 from ptsave.formats.onnx.tensors import Tensors
 from ptsave.formats.onnx.wire import BYTES, Field, Message, Span, WireReader, varint
+from ptsave.own_process import no_garbage_collection
 from ptsave.storage.files import InputFile
 
 NAME = "onnx"

@@ -22,13 +22,13 @@ from typing import Any
 
 from ptsave.core.global_names import details, listed
 from ptsave.core.nodes import Global, GlobalUse, Opaque, TensorEntry, add_uses
-from ptsave.core.own_process import no_garbage_collection
 from ptsave.core.storage import MemoryStorage, Storage
 from ptsave.errors import CorruptError, LimitError, PtsaveError
 from ptsave.formats.pickle.keys import LONG_KEY
 from ptsave.formats.pickle.machine import TRUNCATED, Machine
 from ptsave.formats.pickle.opcodes import MARKED, PLAIN, check_script_opcode
 from ptsave.formats.pickle.shapes import UNITS_OF_TEXT, UNKNOWN, Known, Shapes
+from ptsave.own_process import no_garbage_collection
 
 MAX_OPEN_MARKS = 10_000
 """Cap on how deep marks nest. Python's own pickler stops at its recursion limit, near 1000."""

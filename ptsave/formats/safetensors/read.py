@@ -16,12 +16,12 @@ from ptsave.core.caps import room
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.dtypes import BY_SAFETENSORS, DType
 from ptsave.core.nodes import TensorEntry, contiguous_strides
-from ptsave.core.own_process import no_garbage_collection
 from ptsave.core.record import Record
 from ptsave.core.strict_json import is_unicode, parse_object
 from ptsave.errors import CorruptError, LimitError, UnknownFormatError
 from ptsave.formats.base import FileFormat
 from ptsave.formats.safetensors import chunk_offsets
+from ptsave.own_process import no_garbage_collection
 from ptsave.storage.files import InputFile
 from ptsave.storage.windows import FileStorage
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ptsave.core.own_process import no_garbage_collection
 from ptsave.errors import UnreadableError
 from ptsave.formats.zip.reader import ZipDirectory, read_directory
+from ptsave.own_process import no_garbage_collection
 from ptsave.storage.files import InputFile
 
 ZIP_MAGIC = b"PK\3\4"

@@ -13,7 +13,6 @@ import torch
 
 from ptsave.core.dtypes import DType
 from ptsave.core.nodes import Global, Opaque, TensorEntry
-from ptsave.core.own_process import without_warnings
 from ptsave.core.tree import CYCLE, map_leaves, walk
 from ptsave.core.values.digest import DEFAULT
 from ptsave.core.values.resolved import resolved
@@ -21,6 +20,7 @@ from ptsave.errors import LossyError, quoted
 from ptsave.formats.kinds.objects import is_meta, is_nested, parameter_data, parts_by_name
 from ptsave.formats.kinds.quantized import integers_of, is_quantized, parameters
 from ptsave.formats.pickle.shapes import Payload
+from ptsave.own_process import without_warnings
 from ptsave.storage.fetch import fetch, fetching
 
 MAX_AHEAD = 2

@@ -9,9 +9,9 @@ import torch
 
 from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.leaves import leaves
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.parts.select import PARALLEL_WRAPPER, without_wrappers
-from ptsave.core.tree import leaves
 from ptsave.distributed.group import Group
 from ptsave.errors import OutOfReachError, PtsaveError, UnreadableError
 from ptsave.formats import open_checkpoint

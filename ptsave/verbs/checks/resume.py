@@ -9,12 +9,12 @@ from typing import Any
 
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import Facts, Finding, Kind
+from ptsave.core.leaves import named_leaves
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.parts.candidates import is_average
 from ptsave.core.parts.kinds import optimizer_kind, unlike_itself
 from ptsave.core.parts.select import strip_wrapper_names
 from ptsave.core.parts.training import fields_of, find_part
-from ptsave.core.tree import named_leaves
 from ptsave.errors import AmbiguousError
 from ptsave.verbs.checks.resume_order import Group, Match, Param, Shape, Weights, match
 from ptsave.verbs.checks.subject import Subject

@@ -18,8 +18,8 @@ from ptsave import convert
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.dtypes import TABLE
 from ptsave.core.finding import Kind
+from ptsave.core.leaves import state_dict_of
 from ptsave.core.nodes import TensorEntry
-from ptsave.core.tree import state_dict_of
 from ptsave.errors import CorruptError, LimitError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.programs import script_code
