@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import ptsave
-from ptsave.config.inputs import FORMS
+from ptsave.config.input_tables import FORMS
 from ptsave.config.model import MARKERS
 from ptsave.config.toml import MESH_DIMENSIONS, PARALLEL_STYLES
 from tests.support import Command

@@ -14,7 +14,7 @@ import typer.main
 
 import ptsave
 from ptsave.cli.app import app
-from ptsave.config.inputs import FORMS
+from ptsave.config.input_tables import FORMS
 from ptsave.config.toml import MESH_DIMENSIONS, PARALLEL_STYLES
 from ptsave.core.finding import Finding
 from ptsave.core.verdict import Verdict

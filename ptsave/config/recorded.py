@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from ptsave.config.input_tables import recorded_inputs
 from ptsave.config.inputs import InputsSpec
 from ptsave.config.model import ModelSpec
 from ptsave.core.behaviour import Behaviour
@@ -60,7 +61,7 @@ def told_by(checkpoint: Checkpoint, own: InputsSpec | None = None) -> Told:
     )
 
     def inputs_of(document: Mapping[str, Any], where: str) -> InputsSpec:
-        spec = InputsSpec.from_json(document, where)
+        spec = recorded_inputs(document, where)
         if spec.num_elements > most:
             limit = LimitError("MAX_RECORDED_INPUTS", most, spec.num_elements, where)
             limit.hint = "name a config with -c whose [inputs] are as large"

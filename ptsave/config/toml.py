@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ptsave.config.inputs import InputsSpec, parse_inputs
+from ptsave.config.input_tables import parse_inputs
+from ptsave.config.inputs import InputsSpec
 from ptsave.config.model import ConfigPlace, ModelSpec, check_keys, expect, parse_model
 from ptsave.core.address import Location
 from ptsave.core.names import hint_for

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ptsave.config.inputs import parse_inputs
+from ptsave.config.input_tables import parse_inputs
 from ptsave.config.model import MARKERS, ConfigPlace, parse_model
 from ptsave.config.recorded import told_by
 from ptsave.config.write import MAX_INT, toml_text

@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from ptsave.config.arrays import arrays
-from ptsave.config.inputs import parse_inputs
+from ptsave.config.input_tables import parse_inputs
 from ptsave.config.model import ConfigPlace
 from ptsave.errors import UsageError
 from ptsave.models.inputs import make_inputs, output_tensors

@@ -15,15 +15,8 @@ from hypothesis import strategies as st
 
 from ptsave.config import model
 from ptsave.config import toml as config_module
-from ptsave.config.inputs import (
-    DataTensor,
-    DictOf,
-    FileTensor,
-    InputsSpec,
-    ListOf,
-    PlainValue,
-    RandomTensor,
-)
+from ptsave.config.input_tables import recorded_inputs
+from ptsave.config.inputs import DataTensor, DictOf, FileTensor, InputsSpec, ListOf, PlainValue, RandomTensor
 from ptsave.config.model import ModelSpec
 from ptsave.config.toml import Config, ParallelSpec, Tolerance, load_config
 from ptsave.core.dtypes import BY_NAME
@@ -156,20 +149,20 @@ def test_specs_survive_a_record(tmp_path: Path) -> None:
     assert again.target == config.model.target
     assert again.args == {**config.model.args, "bound": {"_float_": "inf"}}
     assert again.to_json() == config.model.to_json()
-    read = InputsSpec.from_json(inputs, "a.pt")
+    read = recorded_inputs(inputs, "a.pt")
     assert (read.named, read.positional, read.file) == (config.inputs.named, (), "x.npz")
 
 
 def test_positional_inputs_survive_a_record() -> None:
     spec = InputsSpec((RandomTensor((2,)), PlainValue([1, "a"])))
-    assert InputsSpec.from_json(spec.to_json(), "").positional == spec.positional
+    assert recorded_inputs(spec.to_json(), "").positional == spec.positional
 
 
 def test_numbers_that_json_lacks_survive_a_record(tmp_path: Path) -> None:
     inputs = load(tmp_path, MODEL + "[inputs.x]\ndata = [[nan, inf], [-inf, 1]]").inputs
     assert inputs is not None
     text = json.dumps(inputs.to_json(), allow_nan=False)
-    again = InputsSpec.from_json(json.loads(text), "").named["x"]
+    again = recorded_inputs(json.loads(text), "").named["x"]
     assert isinstance(again, DataTensor)
     assert str(again.data) == "[[nan, inf], [-inf, 1]]"
 
@@ -203,7 +196,7 @@ def test_a_malformed_model_in_a_record_is_corrupt(document: dict[str, object]) -
 )
 def test_malformed_inputs_in_a_record_are_corrupt(document: dict[str, object]) -> None:
     with pytest.raises(CorruptError, match="record is malformed"):
-        InputsSpec.from_json(document, "a.pt")
+        recorded_inputs(document, "a.pt")
 
 
 # --- --set ------------------------------------------------------------------------------------------
@@ -358,7 +351,7 @@ def test_keys_that_nest_too_deeply(tmp_path: Path) -> None:
     with pytest.raises(CorruptError, match="too deep"):
         ModelSpec.from_json({"class": "a.b", "args": {"x": nested}}, "a.pt")
     with pytest.raises(CorruptError, match="too deep"):
-        InputsSpec.from_json({"named": {"x": {"value": nested}}}, "a.pt")
+        recorded_inputs({"named": {"x": {"value": nested}}}, "a.pt")
 
 
 def test_missing(tmp_path: Path) -> None:
@@ -454,7 +447,7 @@ def test_any_document_is_read_or_refused(
     model, inputs = json.loads(text)
     assert ModelSpec.from_json(model, "").to_json() == model
     if config.inputs is not None:
-        assert InputsSpec.from_json(inputs, "").to_json() == inputs
+        assert recorded_inputs(inputs, "").to_json() == inputs
 
 
 def test_no_torch_and_no_numpy(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from ptsave.core.tree import (
     walk,
 )
 from ptsave.errors import LimitError, LossyError
+from tests.core.test_leaves import doubled
 
 STORAGE = MemoryStorage(memoryview(bytes(16)))
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ptsave.config.inputs import InputsSpec, parse_inputs
+from ptsave.config.input_tables import parse_inputs
+from ptsave.config.inputs import InputsSpec
 from ptsave.config.model import ConfigPlace
 from ptsave.errors import RefusedError, UsageError
 from ptsave.examples import TinyTransformer

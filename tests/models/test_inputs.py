@@ -16,7 +16,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ptsave.config.inputs import InputsSpec, RandomTensor, parse_inputs
+from ptsave.config.input_tables import parse_inputs
+from ptsave.config.inputs import InputsSpec, RandomTensor
 from ptsave.config.model import ConfigPlace
 from ptsave.core.dtypes import BY_NAME
 from ptsave.errors import (
