@@ -1,12 +1,7 @@
-"""Emitting the pickle of a torch zip: plain data and tensors, in the opcodes that `weights_only` takes.
-
-Source: `Lib/pickletools.py` (protocol 2) and `torch/_weights_only_unpickler.py`, which knows protocol 2's
-opcodes only, no LONG4, and few globals.
-"""
+"""Emitting the pickle of a torch zip: containers, tensors, and what a format itself consists of."""
 
 from __future__ import annotations
 
-import struct
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,16 +9,11 @@ from typing import Any
 
 from ptsave.core.dtypes import DType
 from ptsave.core.nodes import Opaque, TensorEntry
-from ptsave.core.tree import dotted
 from ptsave.errors import LossyError, Option
 from ptsave.formats.kinds.objects import NESTED, PARAMETER, is_tensor_object, parts_by_name
 from ptsave.formats.kinds.quantized import is_quantized
 from ptsave.formats.kinds.sparse import is_sparse, parts_of
-
-MAX_LONG_BYTES = 255
-"""Of one integer: what LONG1 can say."""
-
-Path = tuple[Any, ...]
+from ptsave.formats.pickle.encode import SCALARS, Encoder, Path, spelled
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,7 +59,7 @@ class Row:
     values: tuple[Any, ...]
 
 
-class Emitter:
+class Emitter(Encoder):
     """A pickle in the making. A container or tensor that is met again is said once and then referred to."""
 
     def __init__(
@@ -78,14 +68,10 @@ class Emitter:
         where: str = "",
         emit_quantized: Callable[[Emitter, Opaque], None] | None = None,
     ) -> None:
-        """`emit_tensor` and `emit_quantized` say tensors in the pieces below; `where` is for messages."""
-        self._where = where
+        """`emit_tensor` and `emit_quantized` say tensors by methods of `Encoder`; `where` is for messages."""
+        super().__init__(where)
         self._emit_tensor = emit_tensor
         self._emit_quantized = emit_quantized
-        self._out = bytearray(b"\x80\x02")
-        self._memo: dict[Any, int] = {}
-        self._kept: list[Any] = []
-        """What was memoized by its identity, so that no identity is given out twice."""
         self._values: tuple[Any, ...] = ()
         """What stands in the slots of the row that is emitted."""
         self._prepared: dict[New, list[_Step]] = {}
@@ -107,8 +93,8 @@ class Emitter:
                 self._memoize(id(value), value)
             return
         kind = type(value)
-        if kind in _SCALARS:
-            _SCALARS[kind](self, value, path)
+        if kind in SCALARS:
+            SCALARS[kind](self, value, path)
         elif isinstance(value, dict):
             self._dict(value, path)
         elif kind in (list, tuple, set):
@@ -149,115 +135,15 @@ class Emitter:
             self.value(Call("torch", "device", value.args), path)
         else:
             raise LossyError(
-                f"a .pt file that weights_only loads cannot hold {_spell(path)}: it is {_kind_of(value)}",
+                f"a .pt file that weights_only loads cannot hold {spelled(path)}: it is {_kind_of(value)}",
                 self._where,
                 (
                     "leave it out",
                     Option("drop", lead=" with "),
                     Option("select", "model", lead=", or take the weights alone with "),
                 ),
-                extras=[_spell(path)],
+                extras=[spelled(path)],
             )
-
-    # --- pieces that a tensor is made of
-
-    def constant(self, module: str, name: str) -> None:
-        """Emit a dotted name."""
-        if not self._recall((module, name)):
-            self._out += b"c%s\n%s\n" % (module.encode(), name.encode())
-            self._memoize((module, name))
-
-    def word(self, text: str) -> None:
-        """Emit a string that is likely to be met again."""
-        if not self._recall(text):
-            self.text(text)
-            self._memoize(text)
-
-    def mark(self) -> None:
-        """Begin a tuple that `end_tuple` ends."""
-        self._out += b"("
-
-    def end_tuple(self) -> None:
-        """Make a tuple of what was emitted since the last open `mark`."""
-        self._out += b"t"
-
-    def reduce(self) -> None:
-        """Call what was emitted last but one with the tuple that was emitted last."""
-        self._out += b"R"
-
-    def integers(self, values: Sequence[int]) -> None:
-        """Emit a tuple of integers."""
-        if len(values) > 3:
-            self._out += b"("
-        for value in values:
-            self.integer(value)
-        self._out += (b")", b"\x85", b"\x86", b"\x87")[len(values)] if len(values) <= 3 else b"t"
-
-    def integer(self, value: int, path: Path = ()) -> None:
-        """Emit an integer."""
-        if 0 <= value < 0x100:
-            self._out += b"K%c" % value
-        elif 0 <= value < 0x10000:
-            self._out += b"M" + value.to_bytes(2, "little")
-        elif -0x80000000 <= value < 0x80000000:
-            self._out += b"J" + value.to_bytes(4, "little", signed=True)
-        else:
-            num_bytes = value.bit_length() // 8 + 1
-            if num_bytes > MAX_LONG_BYTES:
-                raise LossyError(
-                    f"a .pt file that weights_only loads cannot hold {_spell(path)}: an integer of "
-                    f"{num_bytes} bytes",
-                    self._where,
-                    ("leave it out", Option("drop", lead=" with ")),
-                )
-            self._out += b"\x8a%c" % num_bytes + value.to_bytes(num_bytes, "little", signed=True)
-
-    def boolean(self, value: bool) -> None:
-        """Emit True or False."""
-        self._out += b"\x88" if value else b"\x89"
-
-    def empty_ordered_dict(self) -> None:
-        """Emit `OrderedDict()`."""
-        self.constant("collections", "OrderedDict")
-        self._out += b")R"
-
-    def persistent(self) -> None:
-        """Turn what was emitted last into a persistent id."""
-        self._out += b"Q"
-
-    # --- values
-
-    def _none(self, value: None, path: Path) -> None:
-        self._out += b"N"
-
-    def _boolean(self, value: bool, path: Path) -> None:
-        self.boolean(value)
-
-    def _float(self, value: float, path: Path) -> None:
-        self._out += b"G" + struct.pack(">d", value)
-
-    def _complex(self, value: complex, path: Path) -> None:
-        self.constant("__builtin__", "complex")
-        self._float(value.real, path)
-        self._float(value.imag, path)
-        self._out += b"\x86R"
-
-    def text(self, value: str, path: Path = ()) -> None:
-        """Emit a string."""
-        data = value.encode("utf-8", "surrogatepass")
-        self._out += b"X" + len(data).to_bytes(4, "little") + data
-
-    def _bytes(self, value: bytes, path: Path) -> None:
-        self.constant("_codecs", "encode")
-        self.text(value.decode("latin1"), path)
-        self.word("latin1")
-        self._out += b"\x86R"
-
-    def _bytearray(self, value: bytearray, path: Path) -> None:
-        self.constant("__builtin__", "bytearray")
-        self.text(value.decode("latin1"), path)
-        self.word("latin1")
-        self._out += b"\x86R"
 
     def _dict(self, value: dict[Any, Any], path: Path) -> None:
         if self._recall(id(value)):
@@ -307,7 +193,7 @@ class Emitter:
                 self._out += b"".join(map(spelled.__getitem__, value[start : start + _AT_ONCE]))
             return
         for i, item in enumerate(value):
-            emit = _SCALARS.get(type(item))
+            emit = SCALARS.get(type(item))
             if emit is not None:
                 emit(self, item, (*path, i))
             else:
@@ -344,22 +230,6 @@ class Emitter:
             else:
                 self._memoize(None)
 
-    # --- memo
-
-    def _recall(self, key: Any) -> bool:
-        """Refer to what was memoized under `key`; False where nothing was."""
-        index = self._memo.get(key)
-        if index is None:
-            return False
-        self._out += b"h%c" % index if index < 0x100 else b"j" + index.to_bytes(4, "little")
-        return True
-
-    def _memoize(self, key: Any, value: Any = None) -> None:
-        index = len(self._kept)  # not of the memo: a tuple that is said twice is one key there
-        self._memo[key] = index
-        self._kept.append(value)
-        self._out += b"q%c" % index if index < 0x100 else b"r" + index.to_bytes(4, "little")
-
 
 _Step = bytes | Slot | None
 """Opcodes; a value; or None, where what was emitted last is memoized."""
@@ -393,16 +263,6 @@ class _Preparing(Emitter):
         self._out.clear()
 
 
-_SCALARS: dict[type, Callable[[Emitter, Any, Path], None]] = {
-    type(None): Emitter._none,
-    bool: Emitter._boolean,
-    int: lambda emitter, value, path: emitter.integer(value, path),
-    float: Emitter._float,
-    complex: Emitter._complex,
-    str: Emitter.text,
-    bytes: Emitter._bytes,
-    bytearray: Emitter._bytearray,
-}
 _CONSTANTS = {None: b"N", True: b"\x88", False: b"\x89"}
 _CONSTANT_TYPES = {bool, type(None)}
 _BYTES = {value: b"K%c" % value for value in range(0x100)}
@@ -418,8 +278,8 @@ _CONTAINERS: dict[type, Callable[[Emitter, Any, Path], None]] = {
 def can_emit(leaf: Any) -> bool:
     """Whether a leaf of a checkpoint's tree, no tensor, is something that `weights_only` loads."""
     if type(leaf) in _CONTAINERS or type(leaf) is dict:
-        return {*map(type, leaf)} <= _SCALARS.keys() or all(map(can_emit, leaf))
-    return type(leaf) in _SCALARS or isinstance(leaf, (DType, dict)) or _is_device(leaf)
+        return {*map(type, leaf)} <= SCALARS.keys() or all(map(can_emit, leaf))
+    return type(leaf) in SCALARS or isinstance(leaf, (DType, dict)) or _is_device(leaf)
 
 
 def _rebuilding(value: Opaque) -> Call:
@@ -436,10 +296,6 @@ def _rebuilding(value: Opaque) -> Call:
 
 def _is_device(value: Any) -> bool:
     return type(value) is Opaque and value.name == "torch.device" and value.is_call_of_scalars
-
-
-def _spell(path: Path) -> str:
-    return repr(dotted(path))
 
 
 def _kind_of(value: Any) -> str:
