@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -196,6 +197,46 @@ class Opaque:
             yield from self.items.items()
         elif self.items is not None:
             yield from enumerate(self.items)
+
+
+MAX_INT_BITS = 4096
+"""Larger integers are spelled in hexadecimal: Python refuses to print them in decimal."""
+
+
+def leaf_as_json(
+    value: Any, inner: Callable[[Any], Any], other: Callable[[Any], Any], max_bytes: int | None = None
+) -> Any:
+    """A leaf of a checkpoint as JSON can hold it: inert objects by name, NaN and infinities as words, and of
+    bytes at most `max_bytes` as hexadecimal digits.
+
+    `inner` makes JSON of what nests in it, `other` of what is none of these.
+    """
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, int):
+        return value if value.bit_length() <= MAX_INT_BITS else hex(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, complex):
+        return [inner(value.real), inner(value.imag)]
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return {"bytes": bytes(value[:max_bytes]).hex(), "num_bytes": len(value)}
+    if isinstance(value, (list, tuple)):
+        return [inner(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted((inner(item) for item in value), key=repr)
+    if isinstance(value, Mapping):
+        return {str(key): inner(item) for key, item in value.items()}
+    if isinstance(value, Opaque):
+        shown: dict[str, Any] = {"opaque": value.name}
+        if value.is_call_of_scalars and value.args:
+            shown["args"] = inner(value.args)
+        return shown
+    if isinstance(value, Global):
+        return {"global": value.name}
+    if isinstance(value, DType):
+        return f"torch.{value.name}"
+    return other(value)
 
 
 @dataclass(slots=True)

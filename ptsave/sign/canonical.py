@@ -13,13 +13,11 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-from ptsave.core.dtypes import DType
-from ptsave.core.nodes import Global, Opaque
+from ptsave.core.nodes import MAX_INT_BITS, leaf_as_json
 from ptsave.errors import LossyError
 
 MAX_EXACT_INT = 2**53 - 1
 """Source: RFC 8785, section 3.2.2.3: numbers are IEEE 754 doubles."""
-_MAX_INT_BITS = 4096
 spelled = json.encoder.encode_basestring
 """A text as canonical JSON has it, before it is encoded."""
 _spelled_quickly = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -54,38 +52,18 @@ def in_utf8(text: str) -> bytes:
 
 
 def plain(value: Any) -> Any:
-    """A leaf of a checkpoint as JSON that `canonical` spells; it is what `--extras keep` keeps of the leaf.
+    """A leaf of a checkpoint as JSON that `canonical` spells.
 
-    Integers of more than 53 bits are `{"int": DIGITS}`, NaN and infinities words, bytes their hexadecimal
-    digits. Of an inert object it is the name, and the arguments where these say all of it.
+    Integers of more than 53 bits are `{"int": DIGITS}`, all else is as `leaf_as_json` has it.
+
+    Raises: LossyError for what is not plain data.
     """
-    if isinstance(value, bool) or value is None or isinstance(value, str):
-        return value
-    if isinstance(value, int):
-        if value.bit_length() > _MAX_INT_BITS:
-            return hex(value)
-        return value if abs(value) <= MAX_EXACT_INT else {"int": str(value)}
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, complex):
-        return [plain(value.real), plain(value.imag)]
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return {"bytes": bytes(value).hex(), "num_bytes": len(value)}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, (set, frozenset)):
-        return sorted((plain(item) for item in value), key=repr)
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, Opaque):
-        shown: dict[str, Any] = {"opaque": value.name}
-        if value.is_call_of_scalars and value.args:
-            shown["args"] = plain(value.args)
-        return shown
-    if isinstance(value, Global):
-        return {"global": value.name}
-    if isinstance(value, DType):
-        return f"torch.{value.name}"
+    if isinstance(value, int) and abs(value) > MAX_EXACT_INT and value.bit_length() <= MAX_INT_BITS:
+        return {"int": str(value)}
+    return leaf_as_json(value, plain, _refuse)
+
+
+def _refuse(value: Any) -> Any:
     raise LossyError(f"a {type(value).__name__} is not plain data", "", "leave it out, or convert it")
 
 
