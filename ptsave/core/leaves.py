@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any, TypeVar
 
 from ptsave.core.nodes import Opaque, TensorEntry
-from ptsave.core.tree import CYCLE, MAX_DEPTH, SCALARS, TEXTS, are_scalars, dotted
+from ptsave.core.tree import CYCLE, MAX_DEPTH, SCALARS, TEXTS, are_scalars, as_state_dict, dotted
 from ptsave.errors import LimitError
 
 MAX_REPEATS = 500_000
@@ -145,16 +145,13 @@ def state_dict_of(module: Opaque, *, beside: bool = False) -> OrderedDict[str, A
     With `beside`, also what the module holds beside it. Where loading it depends on how a layer is laid out,
     `_metadata` says so as torch's own does.
     """
-    state: OrderedDict[str, Any] = OrderedDict(
-        (dotted(path), value) for path, value in entries_of(module, beside=beside)
-    )
+    state = {dotted(path): value for path, value in entries_of(module, beside=beside)}
     packed = [name.split(".")[:-1] for name in state if f".{name}".endswith("._packed_params")]
     modules = [
         ".".join(path[:depth]) for path in packed for depth in (len(path) - 1, len(path)) if depth >= 0
     ]
-    if versions := {module: {"version": _PACKED_LINEAR_VERSION} for module in modules}:
-        state._metadata = OrderedDict(versions)  # type: ignore[attr-defined]
-    return state
+    versions = OrderedDict((module, {"version": _PACKED_LINEAR_VERSION}) for module in modules)
+    return as_state_dict(state, versions or None)
 
 
 _PACKED_LINEAR_VERSION = 3

@@ -177,9 +177,17 @@ def _empty_like(node: Any) -> Any:
         return []
     if not isinstance(node, OrderedDict) and not hasattr(node, "_metadata"):
         return {}
-    made: OrderedDict[Any, Any] = OrderedDict()
-    if hasattr(node, "_metadata"):  # a state dict's, with the versions of its modules
-        made._metadata = node._metadata  # type: ignore[attr-defined]
+    return as_state_dict((), getattr(node, "_metadata", None))
+
+
+def as_state_dict(
+    items: Mapping[Any, Any] | Iterable[tuple[Any, Any]], metadata: Any
+) -> OrderedDict[Any, Any]:
+    """An ordered dictionary of `items`, with the `_metadata` in which state dicts carry the versions of their
+    modules; without it where that is None."""
+    made: OrderedDict[Any, Any] = OrderedDict(items)
+    if metadata is not None:
+        vars(made)["_metadata"] = metadata
     return made
 
 

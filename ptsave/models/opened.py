@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from ptsave.core.nodes import TensorEntry
 from ptsave.core.parts.placeholders import placeholders, refuse
 from ptsave.core.parts.select import left_out_of, select_model
 from ptsave.core.record import Record
+from ptsave.core.tree import as_state_dict
 from ptsave.core.values.digest import recorded_digests
 from ptsave.errors import UsageError, not_installed
 from ptsave.formats import open_checkpoint
@@ -127,13 +127,11 @@ class OpenCheckpoint(Mapping[str, "torch.Tensor"]):
         first = {entry.view: name for name, entry in reversed(list(selection.tensors.items()))}
         entries = {name: selection.tensors[name].named(selection.original[name]) for name in first.values()}
         read = self._map(entries) if lazy else self._read(entries)
-        state: Any = OrderedDict((name, read[first[e.view]]) for name, e in selection.tensors.items())
-        state.update((name, to_torch(value, name)) for name, value in selection.extra.items())
-        if selection.metadata is not None:
-            state._metadata = selection.metadata
+        state = {name: read[first[entry.view]] for name, entry in selection.tensors.items()}
+        state |= {name: to_torch(value, name) for name, value in selection.extra.items()}
         if selection.others:
             warnings.warn(selection.sentence(), stacklevel=2)
-        return state  # type: ignore[no-any-return]
+        return as_state_dict(state, selection.metadata)
 
     def _read(self, entries: Mapping[str, TensorEntry]) -> dict[str, torch.Tensor]:
         self._check_open()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +21,7 @@ from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.parts.candidates import MODEL_KEYS, is_state_dict
 from ptsave.core.parts.kinds import STATE_KEYS
 from ptsave.core.parts.placeholders import placeholders, refuse
-from ptsave.core.parts.select import Selection, select_model
+from ptsave.core.parts.select import select_model
 from ptsave.core.parts.training import ALIASES, Parts, at, fields_of, find_parts, steps_done
 from ptsave.core.strict_json import parse_object
 from ptsave.core.tree import map_leaves, walk
@@ -109,12 +108,12 @@ def _file(path: Location) -> dict[str, Any]:
         refuse(placeholders(root), (), str(path))
         if not isinstance(root, dict) or is_state_dict(root):
             _refuse_flattened(checkpoint)
-            return {"model_state_dict": as_torch(checkpoint, _weights(select_model(checkpoint)))}
+            return {"model_state_dict": as_torch(checkpoint, select_model(checkpoint).state_dict())}
         if not find_parts(root).models:
             select_model(checkpoint)  # says what is missing
         modules = {key for key, value in root.items() if isinstance(value, Opaque) and value.shared}
         tree = {
-            key: _weights(select_model(checkpoint, str(key))) if key in modules else value
+            key: select_model(checkpoint, str(key)).state_dict() if key in modules else value
             for key, value in root.items()
         }
         return dict(as_torch(checkpoint, tree))
@@ -140,14 +139,6 @@ def _refuse_flattened(checkpoint: Checkpoint) -> None:
                 "resume from the file that it was converted from; the weights alone are "
                 f"ptsave.load(path, model{select})",
             )
-
-
-def _weights(selection: Selection) -> Any:
-    """A state dict with the order and the versions that it has in the file."""
-    weights = OrderedDict(selection.tensors) | OrderedDict(selection.extra)
-    if selection.metadata is not None:
-        weights._metadata = selection.metadata  # type: ignore[attr-defined]
-    return weights
 
 
 def as_torch(checkpoint: Checkpoint, root: Any) -> Any:

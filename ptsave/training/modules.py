@@ -21,6 +21,7 @@ from ptsave.core.parts.select import (
     without_wrappers,
 )
 from ptsave.core.storage import MemoryStorage
+from ptsave.core.tree import as_state_dict, with_items
 from ptsave.errors import LossyError
 from ptsave.models.weights.fitting import fit_of, goes_by_name
 from ptsave.models.weights.loading_code import (
@@ -66,14 +67,11 @@ def state_of(module: nn.Module) -> OrderedDict[str, Any]:
     cleaned = clean_names(state)
     if all(old == new for old, new in cleaned.items()):
         return OrderedDict(state) if not isinstance(state, OrderedDict) else state
-    result: Any = OrderedDict((cleaned[name], value) for name, value in state.items())
     versions = getattr(state, "_metadata", None)
     if versions is not None:
         # The innermost module of a name has the version that counts, and comes last.
-        result._metadata = OrderedDict(
-            (without_wrappers(name), version) for name, version in versions.items()
-        )
-    return result  # type: ignore[no-any-return]
+        versions = OrderedDict((without_wrappers(name), version) for name, version in versions.items())
+    return as_state_dict(((cleaned[name], value) for name, value in state.items()), versions)
 
 
 def parameters_of(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -122,10 +120,9 @@ class ModulePlan(NamedTuple):
         """
         state = self.module.state_dict(keep_vars=True)
         if self.taken is None:
-            full: Any = OrderedDict((name, state[name]) for name in self.report.fresh)
-            full.update((name, placed(value, state[name])) for name, value in self.values.items())
-            full._metadata = self.values._metadata  # type: ignore[attr-defined]
-            self.module.load_state_dict(full, strict=True)
+            full = {name: state[name] for name in self.report.fresh}
+            full |= {name: placed(value, state[name]) for name, value in self.values.items()}
+            self.module.load_state_dict(with_items(self.values, full.items()), strict=True)
             return
         if has_sharded(state):
             outcome = _assign_sharded(self.module, self.values, self.taken, self.label)
@@ -148,9 +145,7 @@ def _assign_sharded(
     stand_ins = {
         name: torch.empty(values[name].shape, dtype=values[name].dtype, device="meta") for name in taken
     }
-    whole: Any = OrderedDict((name, stand_ins.get(name, value)) for name, value in values.items())
-    whole.update((name, _gathered(value)) for name, value in whole.items())
-    whole._metadata = values._metadata  # type: ignore[attr-defined]
+    whole = with_items(values, ((name, _gathered(stand_ins.get(name, v))) for name, v in values.items()))
     try:
         outcome, given = assigned(module, whole, stand_ins)
     except NeedsValuesError as error:
@@ -210,8 +205,7 @@ def plan_module(
         taken = taken_as_they_are(module, with_ties(state, state_dict(module, selection, bare)), bare)
         places = {name: [name] for name in values} | dict(taken)
     order = _order(values, places, parameters) if isinstance(saved, OrderedDict) else []
-    values = with_ties(state, values)
-    values._metadata = versions(module, selection)
+    values = as_state_dict(with_ties(state, values), versions(module, selection))
     own = clean_names(parameters)
     if report.fresh and report.coverage is not None:
         notes.append(

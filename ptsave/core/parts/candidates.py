@@ -12,7 +12,7 @@ from typing import Any
 
 from ptsave.core.leaves import named_leaves
 from ptsave.core.nodes import Opaque, TensorEntry
-from ptsave.core.tree import are_scalars, dotted, is_scalar, items_of, walk
+from ptsave.core.tree import are_scalars, as_state_dict, dotted, is_scalar, items_of, walk
 from ptsave.errors import AmbiguousError, Option
 
 MODEL_KEYS = (
@@ -262,14 +262,12 @@ def _parts(node: dict[Any, Any], where: str, is_known: bool, met: set[int]) -> I
 
 def own_part(node: dict[Any, Any]) -> OrderedDict[Any, Any]:
     """The tensors that lie in `node` itself, and what modules keep beside them."""
-    kept: OrderedDict[Any, Any] = OrderedDict(
+    kept = (
         (key, value)
         for key, value in node.items()
         if isinstance(value, TensorEntry) or str(key).endswith(EXTRA_STATE)
     )
-    if hasattr(node, "_metadata"):
-        kept._metadata = node._metadata  # type: ignore[attr-defined]
-    return kept
+    return as_state_dict(kept, getattr(node, "_metadata", None))
 
 
 def is_state_dict(node: Any) -> bool:

@@ -13,7 +13,7 @@ from ptsave.core.leaves import named_leaves, state_dict_of
 from ptsave.core.names import hint_for
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.parts.candidates import OWN, Candidate, choose, is_state_dict, listed, own_part
-from ptsave.core.tree import dotted, items_of
+from ptsave.core.tree import as_state_dict, dotted, items_of
 from ptsave.errors import AmbiguousError, Option, UsageError
 
 MODEL = "model"
@@ -49,10 +49,7 @@ class Selection:
 
     def state_dict(self) -> OrderedDict[str, Any]:
         """All of it by name, with the versions of its modules."""
-        values: OrderedDict[str, Any] = OrderedDict({**self.tensors, **self.extra})
-        if self.metadata is not None:
-            values._metadata = self.metadata  # type: ignore[attr-defined]
-        return values
+        return as_state_dict({**self.tensors, **self.extra}, self.metadata)
 
     def sentence(self) -> str:
         """What was taken, for a person; empty when there was nothing to choose."""

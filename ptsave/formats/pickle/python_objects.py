@@ -220,7 +220,7 @@ def build(target: Any, state: Any, budget: Budget) -> bool:
         return False
     attributes = dict(state)
     if isinstance(attributes.get("_metadata"), dict):
-        target._metadata = attributes.pop("_metadata")  # type: ignore[attr-defined]
+        vars(target)["_metadata"] = attributes.pop("_metadata")
     elif "_metadata" in attributes and hasattr(target, "_metadata"):
         del target._metadata
     if attributes:

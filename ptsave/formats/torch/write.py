@@ -9,6 +9,7 @@ from typing import Any
 from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.nodes import UNRESOLVED, TensorEntry
+from ptsave.core.tree import as_state_dict
 from ptsave.core.values.digest import prefix
 from ptsave.core.values.gather import contiguous
 from ptsave.core.values.resolved import resolved
@@ -124,10 +125,8 @@ def _fills(view: TensorEntry, place: PartView) -> bool:
 def _pickle(checkpoint: Checkpoint, places: Mapping[View, PartView]) -> bytes:
     root = checkpoint.root
     if type(root) is dict and root and all(isinstance(value, TensorEntry) for value in root.values()):
-        ordered: Any = OrderedDict(root)
-        if checkpoint.record is not None and checkpoint.record.module_versions is not None:
-            ordered._metadata = OrderedDict(checkpoint.record.module_versions)
-        root = ordered
+        versions = checkpoint.record.module_versions if checkpoint.record is not None else None
+        root = as_state_dict(root, None if versions is None else OrderedDict(versions))
     emitter = Emitter(
         lambda e, entry: emit_tensor(e, entry, places[entry.view]),
         source_path(checkpoint),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -20,6 +19,7 @@ from ptsave.core.parts.fits import insist, misfit, way_out
 from ptsave.core.parts.keys import EXACT, KeyReport, Wanted
 from ptsave.core.parts.placeholders import placeholders, refuse
 from ptsave.core.parts.select import Selection, left_out_of
+from ptsave.core.tree import as_state_dict
 from ptsave.core.values.digest import cast_since, recorded_digests
 from ptsave.errors import LossyError
 from ptsave.models.build import build_model
@@ -291,13 +291,11 @@ def _by_name(
     """Read new tensors for `load_state_dict`: a skeleton takes them, a model over ranks copies them."""
     state = model.state_dict(keep_vars=True)
     is_skeleton = any(isinstance(value, torch.Tensor) and value.is_meta for value in state.values())
-    filled: Any = OrderedDict(
-        (name, state[name]) for names in tied_names(state) if names[0] in report.fresh for name in names
-    )
+    filled = {name: state[name] for names in tied_names(state) if names[0] in report.fresh for name in names}
     wants = {name: state[name] for name in whole}
     for names, (name, tensor) in zip(chosen, reading.parts_of(whole, wants), strict=True):
         filled.update(dict.fromkeys(names, _like(wants[name], tensor)))
-    filled._metadata = versions(model, selection)
+    filled = as_state_dict(filled, versions(model, selection))
     model.load_state_dict(filled, strict=True, assign=is_skeleton)
 
 

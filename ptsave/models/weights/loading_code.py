@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from ptsave.core.nodes import TensorEntry
 from ptsave.core.parts.keys import KeyReport
 from ptsave.core.parts.select import Selection, without_wrappers
+from ptsave.core.tree import as_state_dict
 from ptsave.errors import LossyError
 from ptsave.models.torch_texts import is_about, is_not_copied, loading_errors
 from ptsave.models.weights.shapes_only import ShapesOnly
@@ -152,10 +153,9 @@ def state_dict(
 
     Raises: LossyError for what is not plain data.
     """
-    values: Any = OrderedDict((name, tensors[name]) for name in selection.tensors)
-    values.update((name, to_torch(value, name, is_checked)) for name, value in selection.extra.items())
-    values._metadata = versions(model, selection)
-    return values  # type: ignore[no-any-return]
+    values: dict[str, Any] = {name: tensors[name] for name in selection.tensors}
+    values |= {name: to_torch(value, name, is_checked) for name, value in selection.extra.items()}
+    return as_state_dict(values, versions(model, selection))
 
 
 def with_ties(state: Mapping[str, Any], values: OrderedDict[str, Any]) -> OrderedDict[str, Any]:
