@@ -10,7 +10,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ptsave.core.dtypes import BY_NAME
 from ptsave.errors import CorruptError
@@ -28,6 +28,7 @@ SKETCH_PLACES = 16
 """How many sums a sketch is made of, a power of two."""
 
 Determinism = Literal["exact", "seeded", "none"]
+_DETERMINISM: tuple[Determinism, ...] = get_args(Determinism)
 
 
 @dataclass(frozen=True)
@@ -122,9 +123,6 @@ class Behaviour:
             return _behaviour_from_json(document)
         except _MisfitError as error:
             raise CorruptError(f"the behaviour record does not fit: {error}", where, _HINT) from None
-
-
-_DETERMINISM = ("exact", "seeded", "none")
 
 
 def num_bytes(document: Mapping[str, Any]) -> int:
@@ -284,10 +282,12 @@ def _whole(value: Any, most: int, what: str) -> int:
 
 
 def _behaviour_from_json(document: Mapping[str, Any]) -> Behaviour:
-    determinism = document.get("determinism")
+    said = document.get("determinism")
+    determinism = next((one for one in _DETERMINISM if one == said), None)
     version = document.get("schema_version")
     _must(version == SCHEMA_VERSION, f"schema_version is {version!r:.40}, not {SCHEMA_VERSION}")
-    _must(determinism in _DETERMINISM, f"determinism is {determinism!r:.40}")
+    if determinism is None:
+        raise _MisfitError(f"determinism is {said!r:.40}")
     samples = [
         _sample_from_json(_mapping(sample, f"tensor {i}"), f"tensor {i}")
         for i, sample in enumerate(_list(document.get("tensors"), "tensors"))
@@ -303,7 +303,7 @@ def _behaviour_from_json(document: Mapping[str, Any]) -> Behaviour:
     return Behaviour(
         inputs=_mapping(document.get("inputs"), "inputs"),
         environment=environment,
-        determinism=determinism,  # type: ignore[arg-type]
+        determinism=determinism,
         outputs=_samples_from_json(document.get("outputs"), samples),
         calls=[
             _call_from_json(_mapping(call, "a call"), kinds, samples)
@@ -362,16 +362,16 @@ def _sample_from_json(document: dict[str, Any], what: str) -> Sample:
     _must(
         len(digest) == _DIGEST_CHARS and digest.isalnum(), f"{what}: digest is not of {_DIGEST_CHARS} digits"
     )
-    norm = document.get("norm")
+    norm: Any = document.get("norm")
     _must(
-        type(norm) in (float, int) and 0 <= norm <= _LOOSE * _HUGE * (num_parts + 1) ** 0.5,  # type: ignore[operator]
+        type(norm) in (float, int) and 0 <= norm <= _LOOSE * _HUGE * (num_parts + 1) ** 0.5,
         f"{what}: its norm is not one of {size} elements",
     )
     sample = Sample(
         dtype.name,
         shape,
         digest,
-        float(norm),  # type: ignore[arg-type]
+        float(norm),
         _whole(document.get("odd", 0), num_parts, f"{what}: its NaN and infinities"),
         _unpack(document.get("sketch"), dtype.name, f"{what}: sketch"),
         _unpack(document.get("values", ""), dtype.name, f"{what}: values"),

@@ -58,13 +58,13 @@ def judge_rest(
         checkpoint.dropped += chunk_offsets.others_of(folder.names, folder.opened)
     judge = _Judge(folder, checkpoint)
     if checkpoint.format != dcp_read.FORMAT.name and dcp_read.METADATA in folder.names:
-        judge.open(dcp_read.METADATA, lambda: dcp_read.read(folder))
+        judge.open(dcp_read.METADATA, lambda _: dcp_read.read(folder))
     for name in filter(_RANK_METADATA.fullmatch, folder.names):
-        judge.open(name, lambda name=name: _rank_metadata(folder, name))  # type: ignore[misc]
+        judge.open(name, lambda name: _rank_metadata(folder, name))
     for name in filter(INDEX.fullmatch, folder.names):
-        judge.open(name, lambda name=name: sharded_read.read_shards(folder.open(name), folder))  # type: ignore[misc]
+        judge.open(name, lambda name: sharded_read.read_shards(folder.open(name), folder))
     for name in filter(_TAKEN.fullmatch, folder.names):
-        judge.open(name, lambda name=name: open_file(folder.open(name)))  # type: ignore[misc]
+        judge.open(name, lambda name: open_file(folder.open(name)))
     judge.end()
 
 
@@ -76,7 +76,7 @@ class _Judge:
         self.left: list[str] = []
         self.opened = folder.opened
 
-    def open(self, name: str, read: Callable[[], Checkpoint]) -> None:
+    def open(self, name: str, read: Callable[[str], Checkpoint]) -> None:
         """Judge the file `name`, and what belongs to it, unless it has been read."""
         if name in self.opened:
             return
@@ -86,7 +86,7 @@ class _Judge:
         self.judged.append(name)
         own = self.checkpoint
         try:
-            with read() as other:
+            with read(name) as other:
                 if other.globals:
                     total: dict[str, GlobalUse] = {}
                     add_uses(total, own.globals)

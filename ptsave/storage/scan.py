@@ -69,8 +69,9 @@ def scan(
     Raises: UnreadableError, CorruptError; CancelledError when `stopped` says so.
     """
     memory = source.buffer if into is None else None
-    if buffer is None and into is None and memory is None:
-        buffer = memoryview(bytearray(min(BLOCK_BYTES, num_bytes)))
+    if buffer is None:
+        needs_one = into is None and memory is None
+        buffer = memoryview(bytearray(min(BLOCK_BYTES, num_bytes) if needs_one else 0))
     source.expect(begin, num_bytes)
     for start in range(0, num_bytes, BLOCK_BYTES):
         if stopped is not None and stopped():
@@ -79,7 +80,7 @@ def scan(
         if memory is not None:
             block = memory[begin + start : begin + end]
         else:
-            block = into[start:end] if into is not None else buffer[: end - start]  # type: ignore[index]
+            block = into[start:end] if into is not None else buffer[: end - start]
             source.read_into(begin + start, block)
         if sums is not None:
             sums.update(block)

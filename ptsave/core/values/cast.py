@@ -72,7 +72,7 @@ class CastStorage(Storage):
         if overflowed:
             self._overflows[offset_bytes] = overflowed
         skip = offset_bytes - first * item
-        buffer[:] = memoryview(result.view("u1"))[skip : skip + len(buffer)]  # type: ignore[arg-type]
+        buffer[:] = result.view("u1").data[skip : skip + len(buffer)]
 
 
 def converted(values: np.ndarray[Any, Any], dtype: DType) -> tuple[np.ndarray[Any, Any], int]:

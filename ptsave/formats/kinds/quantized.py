@@ -90,12 +90,12 @@ def module_entries(name: str, state: Mapping[Any, Any]) -> list[tuple[str, Any]]
     Source: `_save_to_state_dict` in torch/ao/nn/quantized/modules/linear.py, embedding_ops.py,
     functional_modules.py, dynamic/modules/rnn.py and torch/ao/nn/sparse/quantized/linear.py.
     """
-    params = state.get("_packed_params")
+    params: Any = state.get("_packed_params")
     if packed_class(params).endswith("LinearPackedParamsBase"):
-        return [("dtype", state.get("dtype")), ("_packed_params", params.state[0])]  # type: ignore[union-attr]
-    weight = state.get("_packed_weight")
+        return [("dtype", state.get("dtype")), ("_packed_params", params.state[0])]
+    weight: Any = state.get("_packed_weight")
     if packed_class(weight) == "quantized.EmbeddingPackedParamsBase":
-        tensor = _embedding_weight(weight.state[0])  # type: ignore[union-attr]
+        tensor = _embedding_weight(weight.state[0])
         if tensor is not None:
             return [("dtype", state.get("dtype")), ("_packed_weight", tensor)]
     if packed_class(state.get("param")) == "rnn.CellParamsBase":

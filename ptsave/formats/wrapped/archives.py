@@ -60,9 +60,10 @@ class ZipArchive:
     def extents(self, names: Iterable[str]) -> Iterable[Extent]:
         """Where the beginnings of members lie, on another machine."""
         headers = self.directory.headers
-        for name in names if headers is not None else ():
-            entry = self.directory.entry(name)
-            begin, end = headers.span(entry)  # type: ignore[union-attr]
+        if headers is None:
+            return
+        for name in names:
+            begin, end = headers.span(self.directory.entry(name))
             yield begin, min(LOCAL_BYTES + len(name) + _EXTRA_BYTES + HEAD_BYTES, end - begin)
 
 

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeVar
 
@@ -142,8 +143,12 @@ class Commit:
         for first in range(0, len(paths), 100):
             some = paths[first : first + 100]
             entries = self._asked(
-                lambda some=some: self._api.get_paths_info(  # type: ignore[misc]
-                    self.store.repo, some, repo_type=self.store.kind, revision=commit
+                partial(
+                    self._api.get_paths_info,
+                    self.store.repo,
+                    some,
+                    repo_type=self.store.kind,
+                    revision=commit,
                 )
             )
             found |= {entry.path: entry for entry in entries}
