@@ -1,4 +1,4 @@
-"""A program that was exported some time ago, or by others, beside the model that a config makes."""
+"""A program that was exported earlier, or by others, compared with the model of a config."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _recorded(checkpoint: Checkpoint, key: str) -> Any:
 
 
 def _bounds(checkpoint: Checkpoint) -> Bounds:
-    """Between what each named size may be, as far as the record tells."""
+    """The least and the largest value of each named size, where the record has them."""
     recorded = _recorded(checkpoint, "bounds")
     bounds = {}
     for name, both in recorded.items() if isinstance(recorded, dict) else ():
@@ -72,7 +72,7 @@ def _bounds(checkpoint: Checkpoint) -> Bounds:
 
 
 def _given(model: nn.Module) -> Given:
-    """How the inputs of a graph are found among forward()'s arguments: by name, failing that by place.
+    """How the inputs of a graph are found among forward()'s arguments: by name, otherwise by position.
 
     Source: torch/_export/utils.py of torch 2.13 (`placeholder_naming_pass`).
     """
@@ -101,7 +101,7 @@ def _name(path: Sequence[Any]) -> str:
 
 
 def _returned(recorded: Any, own: Sequence[str]) -> Returned:
-    """How the outputs of a graph are called: as the record has it, failing that in the model's order."""
+    """How the outputs of a graph are named: as the record says, otherwise in the model's order."""
     paths: Sequence[str] = recorded if isinstance(recorded, list) else own
 
     def returned(arrays: Sequence[Any]) -> dict[str, torch.Tensor]:

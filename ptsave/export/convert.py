@@ -1,4 +1,7 @@
-"""convert to an exported program: built, filled, exported, run beside the model, and only then named."""
+"""convert to an exported program: the model is built, filled, exported and compared with the program.
+
+The file gets its name only after that.
+"""
 
 from __future__ import annotations
 
@@ -186,7 +189,7 @@ def _subject(request: Export, source: Checkpoint, notes: list[str]) -> _Subject:
 def _expected_weights(model: nn.Module, selection: Selection) -> dict[str, str]:
     """Digest of what the checkpoint has for each tensor of the model, in the model's dtype.
 
-    Of what loading code made of other tensors, and of buffers that no checkpoint has, it is the model's own.
+    Tensors that loading code made of others, and buffers that no checkpoint has, have the model's own digest.
     """
     state = model.state_dict(keep_vars=True)
     named = {**dict(model.named_buffers(remove_duplicate=False)), **state}
@@ -205,7 +208,7 @@ def _expected_weights(model: nn.Module, selection: Selection) -> dict[str, str]:
 
 
 def _aliases(model: nn.Module) -> dict[str, str]:
-    """Name of each tensor that is under another name, too → that one."""
+    """Name of each tied tensor → another name of it."""
     first: dict[int, str] = {}
     both: dict[str, str] = {}
     for name, value in model.state_dict(keep_vars=True).items():
@@ -230,7 +233,7 @@ def _record(
     behaviour: Behaviour,
     digests: Digests,
 ) -> Record:
-    """What travels with the program: the model, its behaviour, digests, and how far rounding goes."""
+    """The record of the program: the model, its behaviour, digests, and what rounding explains."""
     judge = example.judge()
 
     def allowed(path: str, sample: Sample) -> list[float]:
@@ -255,7 +258,7 @@ def _record(
 
 
 def _verdict(subject: _Subject, program: Program, target: Target, example: Case, path: Path) -> Verdict:
-    """Whether what is at `path` is the model: its weights, and what it computes in its runtime."""
+    """Whether the program at `path` has the model's weights and computes what the model does."""
     findings = list(compare_weights(subject.weights, target.weights(path), subject.aliases))
     try:
         runtime = target.runtime(path)

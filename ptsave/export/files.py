@@ -1,4 +1,4 @@
-"""How a program takes its name: written, checked where it lies, and only then seen; with its weights."""
+"""Writing a program and its weights: checked under a temporary name, and only then renamed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ptsave.storage import atomic
 from ptsave.storage.opening import replacing_file
 
 DATA = ".data"
-"""How the name of the file of weights goes on after the program's: `model.onnx.data`."""
+"""The suffix of the file of weights, after the program's name: `model.onnx.data`."""
 COPY_BYTES = 8 * 1024 * 1024
 
 
@@ -28,8 +28,8 @@ def write_program(
 ) -> None:
     """Write a program, have `check` look at what was written, and only then give it its name.
 
-    Weights in a file of their own get a name that nothing uses: they belong to nothing before the program is
-    seen that names them, and the old ones go after that.
+    Weights in a file of their own get an unused name, which nothing refers to before the program has its own.
+    The old weights are removed after that.
 
     Raises: what writing and checking raise; the old files are there then.
     """
@@ -102,7 +102,7 @@ def _data_beside(where: Path) -> list[Path]:
 
 
 def _fresh(where: Path, taken: list[Path]) -> Path:
-    """The first of `model.onnx.data`, `model.onnx.data.2`, … that nothing is called."""
+    """The first of `model.onnx.data`, `model.onnx.data.2`, … that is not taken."""
     names = {path.name for path in taken}
     name, number = f"{where.name}{DATA}", 2
     while name in names:

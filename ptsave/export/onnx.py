@@ -31,9 +31,9 @@ MAX_INLINE_BYTES = 2**31 - 2**26
 ALIGNMENT = 4096
 """Where each tensor of a file of weights begins, so that runtimes can map it."""
 Given = Callable[[Arguments, Sequence[str]], Mapping[str, torch.Tensor]]
-"""What forward()'s arguments are under the names of a graph's inputs."""
+"""forward()'s arguments → tensors by the names of a graph's inputs."""
 Returned = Callable[[Sequence[Any]], dict[str, torch.Tensor]]
-"""What a graph's outputs (arrays of NumPy, in order) are under the paths of the model's."""
+"""A graph's outputs (NumPy arrays, in order) → tensors by the paths of the model's outputs."""
 _STACK_TRACE = "pkg.torch.onnx.stack_trace"
 
 
@@ -92,7 +92,7 @@ class OnnxTarget:
         return self.num_bytes > MAX_INLINE_BYTES
 
     def _tidy(self) -> None:
-        """Call torch's symbols what `[inputs]` calls the sizes, and say nothing of where the code lay."""
+        """Give torch's symbols the names of sizes in `[inputs]`, and remove the paths of the code."""
         import onnx_ir
 
         names = self._program.names
@@ -180,7 +180,10 @@ class OnnxTarget:
             return {name: tensor_digest(entry) for name, entry in checkpoint.tensors.items()}
 
     def _write_data(self, data: Path, location: str) -> dict[str, Any]:
-        """Write the weights one after the other; in the model, say where they lie. Returns what was there."""
+        """Write the weights one after the other, and have the model refer to them.
+
+        Returns the tensors that were in the model.
+        """
         import onnx_ir
 
         kept, offset = {}, 0

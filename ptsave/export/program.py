@@ -34,7 +34,7 @@ Bounds = Mapping[str, tuple[int, int | None]]
 
 @dataclass(frozen=True)
 class Program:
-    """An exported program, and what its sizes are called."""
+    """An exported program, and the names of its sizes."""
 
     exported: ExportedProgram
     names: Mapping[str, str] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class Program:
 
 @dataclass(frozen=True)
 class _Named:
-    """Stands for a tensor of `[inputs]`: what its sizes are called, and where the config says so."""
+    """Stands for a generated tensor of `[inputs]`: the names of its sizes, and the sizes."""
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]
@@ -88,7 +88,7 @@ def export_program(model: nn.Module, inputs: InputsSpec) -> Program:
 def _allow(exported: ExportedProgram, sizes: set[int]) -> None:
     """Let a program take the example's own sizes, where it was traced at others.
 
-    Whether it computes there what the model does is what `proof` finds out at exactly these sizes.
+    `proof` finds out whether it computes what the model does at exactly these sizes.
 
     Source: torch/export/_unlift.py of torch 2.13 (`_convert_guards_code_to_fn`).
     """
@@ -156,7 +156,7 @@ def input_nodes(exported: ExportedProgram) -> list[Node]:
 def _open(
     model: nn.Module, inputs: InputsSpec, exported: ExportedProgram
 ) -> Iterator[tuple[str, torch.SymInt]]:
-    """Each named size with what torch has in its place, fixed ones aside."""
+    """Each named size that torch left open, with torch's symbol for it."""
     for name, size, _, _ in _dimensions(model, inputs, exported):
         if isinstance(size, torch.SymInt) and not size.node.expr.is_number:
             yield name, size
@@ -228,7 +228,7 @@ def _refused(model: nn.Module, error: Exception) -> RefusedError | UsageError:
         )
     what = f"torch.export does not take the model{f' at {line}' if line else ''}: {kind}: {reason}"
     return RefusedError(
-        what, type(model).__qualname__, "torch.export.draft_export lists all that is in the way"
+        what, type(model).__qualname__, "torch.export.draft_export lists everything that it does not take"
     )
 
 
@@ -246,7 +246,7 @@ def _line_of(error: BaseException) -> str:
 
 
 def _strip(exported: ExportedProgram) -> None:
-    """Take out of a program where on this machine the code of the model lies."""
+    """Remove the paths of the model's code on this machine from a program."""
     for module in exported.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, GraphModule) else ():
             node.meta.pop("stack_trace", None)

@@ -1,4 +1,4 @@
-"""An exported program beside the model that it is of: weights by their digests, outputs by the judge."""
+"""An exported program compared with its model: weights by their digests, outputs by the judge."""
 
 from __future__ import annotations
 
@@ -168,19 +168,19 @@ def _least_excess(expected: Sample, found: Sample) -> Excess | None:
 
 @dataclass(frozen=True)
 class First:
-    """Where a program is the first time not what the model is."""
+    """Where a program first departs from the model."""
 
     module: str
     kind: str
     relative: float
     before: str = ""
-    """The module inside it that is given other values already; empty where its own output departs first."""
+    """The module inside it whose inputs depart already; empty where its own output departs first."""
 
 
 def first_departure(runtime: Runtime, case: Case) -> First | None:
     """The first call of a module whose output the program does not compute; None where that cannot be told.
 
-    What a module is given and returns is looked for among all that the program computes, in its scope.
+    A module's inputs and outputs are looked for among all values that the program computes in its scope.
     """
     judge = case.judge()
     values: dict[str, list[Sample]] = {}
@@ -214,7 +214,7 @@ def first_departure(runtime: Runtime, case: Case) -> First | None:
 def _departure(
     judge: Judge, samples: Mapping[str, Sample], values: list[Sample], key: Callable[[str], Key]
 ) -> float | None:
-    """How far the nearest of `values` is from one of the tensors of a call; None where each is among them."""
+    """The distance of a tensor of a call from the nearest of `values`; None where all are among them."""
     for path, sample in samples.items():
         alike = [value for value in values if value.shape == sample.shape]
         if not alike or any(value.digest == sample.digest for value in alike):
@@ -231,10 +231,10 @@ def _departure(
 def compare_weights(
     expected: Mapping[str, str], found: Mapping[str, str], aliases: Mapping[str, str]
 ) -> Iterator[Finding]:
-    """Digests of the checkpoint's tensors beside those of the program's, by name.
+    """Compare the digests of the checkpoint's tensors with those of the program's, by name.
 
-    `aliases`: name of a tied tensor → another name of it. What the program has more are constants that the
-    exporter made, and a tensor that it has not is none that its graph uses: both are named.
+    `aliases`: name of a tied tensor → another name of it. Tensors that only the program has are constants of
+    the exporter's; those that it lacks are not used by its graph. Both are named.
     """
     same = [name for name in expected if found.get(name) == expected[name]]
     for name in expected:

@@ -32,7 +32,7 @@ from ptsave.verbs.checks.program import file_of
 from ptsave.verbs.programs.pt2 import node_digests
 
 STATE_DICT, CONSTANTS = "state_dict", "constants"
-"""Under which `formats.programs.pt2` lists the two tables of an archive that has constants."""
+"""The keys under which `formats.programs.pt2` lists the two tables of an archive that has constants."""
 
 FOLDER = "archive"
 """What torch calls the folder in an archive that it writes into an open file."""
@@ -132,7 +132,7 @@ def run_pt2(checkpoint: Checkpoint, inputs: InputsSpec) -> Mapping[str, Sample]:
 
 
 class _Watching(Interpreter):
-    """Runs a graph node by node and keeps what the nodes in a module's scope give."""
+    """Runs a graph node by node and keeps the results of nodes that belong to a module."""
 
     def __init__(self, module: torch.fx.GraphModule, values: list[Value]) -> None:
         super().__init__(module)

@@ -18,7 +18,7 @@ RecordOf = Callable[[Digests, Mapping[str, Any]], Record]
 
 @dataclass(frozen=True)
 class Value:
-    """What a program computed on its way, and in which module's scope."""
+    """An intermediate value of a program, and the module that it belongs to."""
 
     module: str
     """Its fully qualified name, as the exporter noted it."""
@@ -32,7 +32,7 @@ class Runtime(Protocol):
         """The program's outputs, by the paths that the model's have."""
 
     def inside(self, arguments: Arguments) -> Iterator[Value]:
-        """Everything that the program computes on its way."""
+        """Every intermediate value that the program computes."""
 
 
 class Target(Protocol):
@@ -51,7 +51,7 @@ class Target(Protocol):
         """Whether the weights have to lie in a file of their own."""
 
     def write(self, path: Path, record: RecordOf | None, data: Path | None, location: str) -> None:
-        """Write it to `path`, and its weights to `data`, which it calls `location`."""
+        """Write it to `path`, and its weights to `data`, which it refers to as `location`."""
 
     def complete(self, path: Path, record: RecordOf | None) -> None:
         """Add what is known once all is written."""

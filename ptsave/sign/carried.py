@@ -1,4 +1,4 @@
-"""What becomes of signatures when a checkpoint is written again: which still hold for what is written."""
+"""Which signatures still hold when a checkpoint is converted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ptsave.sign.trusted import claimed
 
 @dataclass
 class Carried:
-    """The signatures that are written along, and what there is to say of all."""
+    """The signatures that a conversion keeps, and notes on all."""
 
     signatures: list[Mapping[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -27,8 +27,8 @@ def carried(
 ) -> Carried:
     """Those of `documents` that still hold for `plan`, as far as names, dtypes, shapes, ties and data tell.
 
-    `renamed`: old name → new name. A signature of the old names is kept, for a map undoes a renaming, unless
-    `plan` is signed anew. No signature is checked.
+    `renamed`: old name → new name. A signature of the old names is kept, since `verify --rename` can undo the
+    renaming, unless `plan` is signed again. No signature is checked.
     """
     result = Carried()
     old_names = {new: old for old, new in renamed.items()}

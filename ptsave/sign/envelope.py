@@ -1,4 +1,4 @@
-"""Envelopes: a statement with its signatures, as DSSE has them.
+"""Envelopes: a statement with its signatures, in the format of DSSE.
 
 Source: DSSE (Dead Simple Signing Envelope) v1: the JSON of `payload`, `payloadType` and `signatures`, and the
 pre-authentication encoding that is signed.
@@ -32,7 +32,7 @@ class Signature:
     """One signature of a statement."""
 
     key_id: str
-    """Which key it says that it is by; nothing proves that."""
+    """The key that it claims to be by; nothing proves that."""
     value: bytes
 
 
@@ -56,13 +56,13 @@ class Envelope:
 
 
 def encoded(payload: bytes) -> bytes:
-    """The pre-authentication encoding of a statement: no other bytes, of any type, have it."""
+    """The pre-authentication encoding of a statement, which is unique for its bytes and type."""
     kind = PAYLOAD_TYPE.encode()
     return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
 
 
 def to_json(payload: bytes, signatures: Iterable[tuple[str, bytes]]) -> dict[str, Any]:
-    """The JSON of an envelope; `signatures`: key ids and what they signed with."""
+    """The JSON of an envelope; `signatures`: pairs of key id and signature."""
     return {
         "payload": b64encode(payload).decode(),
         "payloadType": PAYLOAD_TYPE,
@@ -90,7 +90,7 @@ def parse_envelope(document: Any, where: str) -> Envelope:
         if not all(isinstance(one.key_id, str) for one in found):
             raise TypeError(found)
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise CorruptError("the signature is no DSSE envelope", where, _HINT) from None
+        raise CorruptError("the signature is not a DSSE envelope", where, _HINT) from None
     return Envelope(payload, found)
 
 

@@ -1,4 +1,4 @@
-"""Keys in PEM files: Ed25519, and ECDSA on P-256 and P-384. What is secret appears in no message.
+"""Keys in PEM files: Ed25519, and ECDSA on P-256 and P-384. No message shows a secret.
 
 Source: RFC 8410 (Ed25519 in PKCS #8 and X.509), RFC 5915 and RFC 5480 (elliptic curves).
 """
@@ -31,7 +31,7 @@ KINDS = "Ed25519, ECDSA P-256 or ECDSA P-384"
 CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
 _PRIVATE = b"PRIVATE KEY-----"
 Prompt = Callable[[str], str]
-"""Asks a person for a password; is told whose."""
+"""Asks a person for a password; the argument says for which key."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class PublicKey:
 
     @property
     def is_elliptic(self) -> bool:
-        """Whether it is of an elliptic curve that ECDSA is for."""
+        """Whether it is an ECDSA key."""
         return bool(_hash_of(self._key))
 
     @property
@@ -100,7 +100,7 @@ class PrivateKey:
 
     @property
     def most_bytes(self) -> int:
-        """The length of its longest signature: one by ECDSA varies by a few bytes."""
+        """The length of its longest signature: those of ECDSA vary by a few bytes."""
         size = getattr(self._key, "key_size", 0) // 8
         return 8 + 2 * (size + 1) - 2 if size else 64
 
@@ -134,13 +134,13 @@ def private_key(where: Location, prompt: Prompt | None = None) -> PrivateKey:
     asks for it.
 
     Raises: MissingFileError; RefusedError where others may read the file, or the password is wrong;
-    UsageError for what is no private key, or one of another kind.
+    UsageError for a file without a private key, or with one of another kind.
     """
     path = on_this_machine(where, "sign")
     data = read_pem(path, is_secret=True)
     if _PRIVATE not in data:
         is_public = b"-----BEGIN" in data
-        what = "a public key or a certificate cannot sign" if is_public else "is no private key in PEM"
+        what = "a public key or a certificate cannot sign" if is_public else "is not a private key in PEM"
         raise UsageError(what, str(path), "name the private key: openssl genpkey -algorithm ed25519 -out KEY")
     load = library()
     password: bytes | None = None
@@ -164,11 +164,11 @@ def private_key(where: Location, prompt: Prompt | None = None) -> PrivateKey:
 def public_key(data: bytes, path: Path) -> PublicKey:
     """The public key, or that of the certificate, in the content of a PEM file.
 
-    Raises: UsageError for what is no public key, or one of another kind.
+    Raises: UsageError for a file without a public key, or one of another kind.
     """
     if _PRIVATE in data:
         hint = "name the public key: openssl pkey -in KEY -pubout"
-        raise UsageError("a private key is not for others: it is not read", str(path), hint)
+        raise UsageError("this is a private key; signatures are checked with the public one", str(path), hint)
     if data.count(b"-----BEGIN ") != 1:
         raise UsageError("is not one public key or certificate in PEM", str(path), f"give {KINDS}")
     load = library()
@@ -182,7 +182,7 @@ def public_key(data: bytes, path: Path) -> PublicKey:
         else:
             key = load.load_pem_public_key(data)
     except ValueError:
-        raise UsageError("is no public key in PEM", str(path), f"give {KINDS}") from None
+        raise UsageError("is not a public key in PEM", str(path), f"give {KINDS}") from None
     except Exception as error:
         raise _unsupported(error, path) from None
     _check_kind(key, path)
@@ -266,7 +266,7 @@ def read_pem(path: Path, *, is_secret: bool = False) -> bytes:
     if others and _PRIVATE in data:
         raise RefusedError("other users may read the private key", str(path), ("chmod 600 ", str(path)))
     if len(data) > MAX_KEY_BYTES:
-        raise UsageError("is no key in PEM: it is too long", str(path), f"give {KINDS}")
+        raise UsageError("is not a key in PEM: it is too long", str(path), f"give {KINDS}")
     return data
 
 

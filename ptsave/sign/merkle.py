@@ -1,4 +1,4 @@
-"""One hash over a list of any length, of which a part can be proved without the rest.
+"""Merkle trees: one hash over a list, against which a part can be proved without the rest.
 
 Source: RFC 9162, section 2.1.1: SHA-256 of a leaf after a byte 0, of two children after a byte 1; the left
 side of a split has the largest power of two that is less than the number of leaves.

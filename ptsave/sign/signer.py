@@ -1,4 +1,4 @@
-"""Signing what is written: a writer says which digests passed, and gets the envelope for the record."""
+"""Signing what is written: a writer gives the digests, and gets the envelope for the record."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ptsave.sign.parties import Certified, Document, Keys, Party
 from ptsave.sign.statement import ALGORITHMS, Statement, content_of, draft_of, with_digests
 
 DEFAULT = "sha256"
-"""The digest that is signed where nobody names another: every language has it."""
+"""The digest that is signed by default: every language has it."""
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Signer:
     bundle: Location | None = None
     """A file for a bundle of the files that are written."""
     _draft: tuple[Checkpoint, Statement, list[str]] | None = field(default=None, init=False)
-    """Of what checkpoint, what is said of it without its digests, and the names that are signed."""
+    """The checkpoint, the statement about it without digests, and the names that are signed."""
     documents: Sequence[Document] = field(default=(), init=False)
     """What was signed last."""
 
@@ -48,7 +48,7 @@ class Signer:
     ) -> tuple[Sequence[Document], int]:
         """The envelopes and bundles for `checkpoint`, and by how many characters they are shorter.
 
-        `digests`: those of `algorithm` by name. None gives a draft of the longest, with nothing signed.
+        `digests`: those of `algorithm` by name. None gives the longest possible envelope, unsigned.
 
         Raises: UsageError where a glob fits no name; LossyError for what cannot be signed; RefusedError where
         somebody who was to sign does not.
@@ -152,7 +152,7 @@ def _certified(path: Path, keys: Sequence[PrivateKey]) -> Certified:
 
 
 def signed_digest(digest: str | None, recorded: str | None) -> str:
-    """The algorithm to sign digests of: that which the user names, else that of the source's record.
+    """The algorithm of the digests that are signed: the one that the user names, else that of the record.
 
     Raises: UsageError for one that does not prove anything.
     """

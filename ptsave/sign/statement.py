@@ -32,9 +32,9 @@ TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE = "urn:ptsave:tensors:1"
 SUBJECT = "tensors"
 ALGORITHMS = ("sha256", "blake3")
-"""Digests that nobody can make two tensors for. XXH3 is none of them."""
+"""Digests for which nobody finds two tensors. XXH3 is not among them."""
 MODEL_KEYS = ("class", "factory", "args", "source_digest")
-"""What of a record's `model` is signed."""
+"""The keys of a record's `model` that are signed."""
 _HEX = re.compile("[0-9a-f]{64}")
 _COUNTED = re.compile("~[0-9]+$")
 _HINT = "sign the checkpoint again"
@@ -43,7 +43,7 @@ _NO_HASH = "0" * 64
 
 @dataclass(frozen=True)
 class Content:
-    """What of a checkpoint a statement is about."""
+    """The content of a checkpoint that a statement covers."""
 
     digests: Mapping[str, str]
     """Name → digest, of every tensor."""
@@ -54,7 +54,7 @@ class Content:
     data: Mapping[str, Any] = field(default_factory=dict)
     """Name → value in JSON, of what is not a tensor."""
     not_covered: Sequence[str] = ()
-    """The names of objects whose content nothing lists."""
+    """The names of objects whose content is not listed, and so not signed."""
     model: Mapping[str, Any] | None = None
     """Class path, arguments and source digest, where the record has them."""
 
@@ -132,7 +132,7 @@ def content_of(
     """What a statement about `checkpoint` covers, given the digest of each tensor by name.
 
     `only`, and `within`: globs of the names that it is about; all where they are empty. `names`: the names
-    that tensors and data were signed by.
+    under which tensors and data were signed.
 
     Raises: LossyError where two things have one name, or a value is not plain data.
     """
@@ -311,7 +311,7 @@ def _sha256(items: list[Any]) -> str:
 
 
 def _data_of(checkpoint: Checkpoint) -> tuple[dict[str, Any], list[str]]:
-    """What is not a tensor, in JSON, and the names of what says too little of itself.
+    """What is not a tensor, in JSON, and the names of objects whose content is not listed.
 
     Values that a flat format keeps in the record are here under the names that they had in the tree, where
     `convert` puts them back, and they stay in the record.
@@ -348,7 +348,7 @@ def _renamed(items: Mapping[str, Any], names: Names, kind: str) -> dict[str, Any
 
 
 def _refuse_repeated(checkpoint: Checkpoint) -> None:
-    """Insist that no two paths of the tree spell one name: which of them was signed could not be told.
+    """Insist that no two paths of the tree spell one name: it would be unclear which of them was signed.
 
     Raises: LossyError.
     """

@@ -1,4 +1,4 @@
-"""Which statements about a checkpoint are by whom a user trusts; what they say is compared elsewhere."""
+"""Which statements about a checkpoint are signed by trusted keys; their content is compared elsewhere."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class SignedBy:
     beside: Sequence[Mapping[str, Any]] = ()
     """Envelopes from files of their own."""
     rename: Sequence[tuple[re.Pattern[str], str]] = ()
-    """What makes of the names in the file those that were signed."""
+    """Rules that turn the names in the file into those that were signed."""
     only: Sequence[str] = ()
     """Globs of the names that must be signed; all where empty."""
 

@@ -32,7 +32,7 @@ _OUTSIDE = "do not open it with any program: a loader may read whatever file it 
 
 
 class ExternalFiles:
-    """The files beside a model that its tensors lie in; each is opened once."""
+    """The files beside a model that hold its tensors; each is opened once."""
 
     def __init__(self, model: InputFile, *, has_folder: bool) -> None:
         """`has_folder`: whether there is a folder around the model's file, which may lie in an archive."""

@@ -10,14 +10,14 @@ docs/ContribOperators.md and orttraining (operators that run Python, Triton or c
 from __future__ import annotations
 
 STANDARD = frozenset(("", "ai.onnx"))
-"""Both are the standard's own operators."""
+"""The two names of the standard's own domain."""
 DOMAINS = STANDARD | frozenset(
     """
     ai.onnx.ml ai.onnx.preview ai.onnx.preview.training ai.onnx.training com.microsoft
     com.microsoft.experimental com.microsoft.nchwc com.ms.internal.nhwc
     """.split()  # noqa: SIM905
 )
-"""Of operators that compute only, but for RUNNING."""
+"""The domains whose operators only compute, except those in RUNNING."""
 RUNNING = frozenset(("ATen", "EPContext", "PyOp", "PythonOp", "PythonOpGrad", "TritonOp"))
 """The operators of these domains that run Python, Triton, any operator of torch, or a compiled model."""
 

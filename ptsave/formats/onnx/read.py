@@ -38,7 +38,7 @@ NAME = "onnx"
 CONSTANTS = "CONSTANTS"
 """The key of the tensors in the attributes of nodes."""
 MAX_THINGS = 100_000
-"""Cap on the tensors, the kinds of operators, the functions, and the other things of a small model."""
+"""Cap on the tensors, kinds of operators, functions and other items of a small model."""
 _WITH_OPSETS = 3
 """The `ir_version` since which a model says which operators it means."""
 MAX_NOTES = 20
@@ -362,7 +362,7 @@ class _Model:
             self._limit("objects", self._num_objects, MAX_OBJECTS)
 
     def _unused(self, prefix: str, name: str) -> str:
-        """`name`, or `name~2`, … where a constant is called so: names of nodes may repeat."""
+        """`name`, or `name~2`, … where a constant has it already: names of nodes may repeat."""
         unused = name
         while prefix + unused in self._constants:
             self._copies[name] += 1
