@@ -146,7 +146,7 @@ def _kinds(gaps: Array, a: Array, b: Array) -> tuple[Array, tuple[int, int, int]
         return gaps, (0, 0, 0)
     in_a, in_b = (np.isnan(x) if x.dtype.kind in "fc" else np.zeros(len(x), bool) for x in (a, b))
     infinite = np.isinf(gaps) & ~in_a & ~in_b
-    counts = np.count_nonzero(in_a), np.count_nonzero(in_b), np.count_nonzero(infinite)
+    counts = int(np.count_nonzero(in_a)), int(np.count_nonzero(in_b)), int(np.count_nonzero(infinite))
     return gaps[~(in_a | in_b | infinite)], counts
 
 
