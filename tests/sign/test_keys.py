@@ -116,7 +116,7 @@ def test_what_is_no_key(tmp_path: Path) -> None:
     long.write_bytes(b"x" * 100_000)
     with pytest.raises(UsageError, match="cannot sign"):
         private_key(public)
-    with pytest.raises(UsageError, match="private key is not for others"):
+    with pytest.raises(UsageError, match="this is a private key"):
         trusted(secret)
     for path in (other_public, rsa_file, text, two, long):
         with pytest.raises(UsageError):

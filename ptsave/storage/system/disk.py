@@ -14,7 +14,9 @@ from typing import Any
 
 from ptsave.storage import system
 
-if sys.platform != "win32":
+if sys.platform == "win32":
+    fcntl = None
+else:
     import fcntl
 
 FICLONERANGE = 0x4020940D
