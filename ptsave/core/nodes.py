@@ -95,7 +95,9 @@ class TensorEntry:
         return (id(self.storage), self.offset, self.shape, self.strides, what)
 
     def named(self, name: str) -> TensorEntry:
-        """A copy of the entry under another name."""
+        """The entry under that name: itself where it has it, else a copy."""
+        if name == self.name:
+            return self
         return TensorEntry(
             name,
             self.dtype,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import islice
 
 from ptsave.config.recorded import told_by
 from ptsave.core.checkpoint import Checkpoint, check_viewed
-from ptsave.core.finding import Finding, Kind
+from ptsave.core.finding import Facts, Finding, Kind
 from ptsave.core.nodes import UNRESOLVED, TensorEntry
 from ptsave.core.record import Digests
 from ptsave.core.values.digest import HEX_DIGITS, prefix
@@ -20,22 +22,27 @@ from ptsave.verbs.stats import Counts, NonFinite
 CHECK = "bytes"
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class _Job:
     """One pass over some bytes, and whose they are."""
 
     reading: Reading
     expected_crc32: int | None
-    crc_names: tuple[str, ...]
+    crc_names: Sequence[str]
     """The tensors that a wrong CRC-32 damages."""
-    digest_names: tuple[str, ...]
+    digest_names: Sequence[str]
     """The tensors that a digest of these bytes speaks for."""
     entry: TensorEntry | None = None
     """The tensor whose values, row by row, they are."""
+    counter: NonFinite | None = None
+    """What counts the NaNs and infinities among them, where that is wanted."""
 
 
 Found = dict[object, Mapping[str, str]]
 """View of a tensor → algorithm → digest."""
+AT_ONCE = 4096
+"""How many passes are made before the next ones are laid out: of a hundred thousand tensors, it is what is
+found out that stays in memory, and not how."""
 
 
 def audit(
@@ -59,45 +66,72 @@ def audit(
     digests = _known_digests(checkpoint)
     if digests is not None or signed:
         check_viewed(tensors.values())
+    seen = _Seen()
     jobs = _jobs(tensors, digests, signed)
-    counters: dict[object, tuple[_Job, NonFinite]] = {}
-    for job in jobs if counts is not None else ():
-        if job.entry is not None and job.entry.dtype.is_float:
-            counter = NonFinite(job.entry.dtype)
-            job.reading.look = counter.look
-            counters[job.entry.view] = job, counter
-    read_all([job.reading for job in jobs], progress)
-    if found is not None:
-        found.update((job.entry.view, job.reading.digests) for job in jobs if job.entry is not None)
-    for view, (job, counter) in counters.items():
-        if counts is not None and job.reading.error is None:
-            counts[view] = counter.nans, counter.infinities
-    damaged: dict[str, str] = {}
-    cast: list[str] = []
-    for job in jobs:
-        if job.reading.error is not None:
-            what = job.reading.error.what
-            damaged.update((name, what) for name in (*job.crc_names, *job.digest_names))
-            continue
-        if job.expected_crc32 not in (None, job.reading.crc32):
-            damaged.update((name, "its bytes do not match their CRC-32") for name in job.crc_names)
-        if digests is not None and job.digest_names:
-            own = job.reading.digests[digests.algorithm]
-            for name in job.digest_names:
-                if digests.tensors[name] == own or name in damaged:
-                    continue
-                if checkpoint.record is not None and checkpoint.record.was_cast(tensors[name].dtype):
-                    cast.append(name)
-                else:
-                    damaged[name] = f"its bytes do not match the recorded {digests.algorithm} digest"
-    for name, why in damaged.items():
-        yield Finding(CHECK, "fail", name, Kind.DAMAGED, facts={"why": why})
-    if cast:
-        to = {"dtype": str(tensors[cast[0]].dtype)}
-        yield Finding(CHECK, "warn", "", Kind.CAST_SINCE, len(cast), tuple(cast[:1]), to)
-    yield from _summary(checkpoint, jobs, digests, len(damaged), cast)
+    while some := list(islice(jobs, AT_ONCE)):
+        for job in some if counts is not None else ():
+            if job.entry is not None and job.entry.dtype.is_float:
+                job.counter = NonFinite(job.entry.dtype)
+                job.reading.look = job.counter.look
+        read_all([job.reading for job in some], progress)
+        for job in some:
+            if found is not None and job.entry is not None:
+                found[job.entry.view] = job.reading.digests
+            if counts is not None and job.counter is not None and job.reading.error is None:
+                assert job.entry is not None
+                counts[job.entry.view] = job.counter.nans, job.counter.infinities
+            _judge(job, checkpoint, digests, seen)
+    for name, why in seen.damaged.items():
+        yield Finding(CHECK, "fail", name, Kind.DAMAGED, facts=why)
+    if seen.cast:
+        to = {"dtype": str(tensors[seen.cast[0]].dtype)}
+        yield Finding(CHECK, "warn", "", Kind.CAST_SINCE, len(seen.cast), tuple(seen.cast[:1]), to)
+    yield from _summary(checkpoint, seen, digests)
     for check in checkpoint.checks:
         yield from check()
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What has come of the passes so far."""
+
+    known: set[str] = field(default_factory=set)
+    """The tensors that a checksum speaks for."""
+    has_crc32: bool = False
+    """Whether any of these checksums is a container's CRC-32."""
+    damaged: dict[str, Facts] = field(default_factory=dict)
+    cast: list[str] = field(default_factory=list)
+
+
+def _judge(job: _Job, checkpoint: Checkpoint, digests: Digests | None, seen: _Seen) -> None:
+    """Hold what was read against what it must be."""
+    reading = job.reading
+    seen.known.update(job.crc_names, job.digest_names)
+    seen.has_crc32 |= bool(job.crc_names)
+    if reading.error is not None:
+        unread: Facts = {"why": reading.error.what}
+        seen.damaged |= dict.fromkeys((*job.crc_names, *job.digest_names), unread)
+        return
+    if job.expected_crc32 not in (None, reading.crc32):
+        seen.damaged |= dict.fromkeys(job.crc_names, _NOT_ITS_CRC32)
+    if digests is None or not job.digest_names:
+        return
+    own = reading.digests[digests.algorithm]
+    for name in job.digest_names:
+        if digests.tensors[name] == own or name in seen.damaged:
+            continue
+        if checkpoint.record is not None and checkpoint.record.was_cast(checkpoint.tensors[name].dtype):
+            seen.cast.append(name)
+        else:
+            seen.damaged[name] = _not_its_digest(digests.algorithm)
+
+
+_NOT_ITS_CRC32: Facts = {"why": "its bytes do not match their CRC-32"}
+
+
+@cache
+def _not_its_digest(algorithm: str) -> Facts:
+    return {"why": f"its bytes do not match the recorded {algorithm} digest"}
 
 
 def _known_digests(checkpoint: Checkpoint) -> Digests | None:
@@ -113,9 +147,12 @@ def digests_of(
 ) -> Found:
     """The digests of all tensors, each read once; those that cannot be read are left out."""
     check_viewed(tensors.values())
-    jobs = [job for job in _jobs(tensors, None, algorithms) if job.entry is not None]
-    read_all([job.reading for job in jobs], progress)
-    return {job.entry.view: job.reading.digests for job in jobs if job.entry is not None}
+    found: Found = {}
+    jobs = ((job.entry, job.reading) for job in _jobs(tensors, None, algorithms) if job.entry is not None)
+    while some := list(islice(jobs, AT_ONCE)):
+        read_all([reading for _, reading in some], progress)
+        found |= {entry.view: reading.digests for entry, reading in some}
+    return found
 
 
 def named_digests(checkpoint: Checkpoint, found: Found, algorithm: str) -> dict[str, str]:
@@ -126,25 +163,32 @@ def named_digests(checkpoint: Checkpoint, found: Found, algorithm: str) -> dict[
 
 def _jobs(
     tensors: Mapping[str, TensorEntry], digests: Digests | None, signed: Collection[str] = ()
-) -> list[_Job]:
+) -> Iterator[_Job]:
     """The fewest passes: a storage's CRC and the digests of the tensor that fills it share one."""
-    views: dict[object, list[TensorEntry]] = {}
     storages: dict[int, list[TensorEntry]] = {}
     for entry in tensors.values():
-        views.setdefault(entry.view, []).append(entry)
         storages.setdefault(id(entry.storage), []).append(entry)
-    filled: set[int] = set()
-    jobs = []
-    for entries in views.values():
-        entry = entries[0]
-        known = tuple(e.name for e in entries if digests is not None and e.name in digests.tensors)
-        storage = entry.storage
+    for entries in storages.values():
+        yield from _jobs_of(entries, digests, signed)
+
+
+def _jobs_of(
+    entries: Sequence[TensorEntry], digests: Digests | None, signed: Collection[str]
+) -> Iterator[_Job]:
+    """The passes over the storage that `entries` have in common."""
+    storage = entries[0].storage
+    crc_names = [entry.name for entry in entries] if storage.crc32 is not None else []
+    views: dict[object, list[TensorEntry]] = {}
+    for entry in entries:
+        views.setdefault(entry.view, []).append(entry)
+    for same in views.values():
+        entry = same[0]
+        known = [e.name for e in same if digests is not None and e.name in digests.tensors]
         fills = (
-            entry.is_contiguous
+            bool(crc_names)
+            and entry.is_contiguous
             and entry.kind not in UNRESOLVED
             and entry.byte_range == (0, storage.num_bytes)
-            and storage.crc32 is not None
-            and id(storage) not in filled
         )
         if not known and not fills and not signed:
             continue
@@ -152,17 +196,11 @@ def _jobs(
         reading.prefix = prefix(entry.dtype, entry.shape)
         own = (digests.algorithm,) if known and digests is not None else ()
         reading.algorithms = tuple(dict.fromkeys((*own, *signed)))
-        on_storage: tuple[str, ...] = ()
+        yield _Job(reading, storage.crc32 if fills else None, crc_names if fills else (), known, entry)
         if fills:
-            filled.add(id(storage))
-            on_storage = tuple(e.name for e in storages[id(storage)])
-        jobs.append(_Job(reading, storage.crc32 if fills else None, on_storage, known, entry))
-    for key, entries in storages.items():
-        storage = entries[0].storage
-        if storage.crc32 is not None and key not in filled:
-            names = tuple(e.name for e in entries)
-            jobs.append(_Job(Reading(storage, 0, storage.num_bytes), storage.crc32, names, ()))
-    return jobs
+            crc_names = []
+    if crc_names:
+        yield _Job(Reading(storage, 0, storage.num_bytes), storage.crc32, crc_names, ())
 
 
 def _is_summed_in_parts(entry: TensorEntry) -> bool:
@@ -171,30 +209,17 @@ def _is_summed_in_parts(entry: TensorEntry) -> bool:
     return all(source.crc32 is not None or source.checks_itself for source in sources)
 
 
-def _summary(
-    checkpoint: Checkpoint,
-    jobs: list[_Job],
-    digests: Digests | None,
-    num_damaged: int,
-    cast: Sequence[str],
-) -> Iterator[Finding]:
-    known = {name for job in jobs for name in (*job.crc_names, *job.digest_names)}
-    checked = known.difference(cast)
+def _summary(checkpoint: Checkpoint, seen: _Seen, digests: Digests | None) -> Iterator[Finding]:
+    num_checked = len(seen.known) - len(seen.cast)
     unchecked = [
         name
         for name, entry in checkpoint.tensors.items()
-        if name not in known and entry.num_bytes and not _is_summed_in_parts(entry)
+        if name not in seen.known and entry.num_bytes and not _is_summed_in_parts(entry)
     ]
-    if checked and not num_damaged:
-        how = " and ".join(
-            word
-            for word, there in (
-                ("CRC-32", any(job.crc_names for job in jobs)),
-                (f"recorded {digests.algorithm} digest" if digests else "", digests is not None),
-            )
-            if there and word
-        )
-        yield Finding(CHECK, "ok", "", Kind.MATCHES, len(checked), facts={"checksums": how})
+    if num_checked and not seen.damaged:
+        how = ["CRC-32"] if seen.has_crc32 else []
+        how += [f"recorded {digests.algorithm} digest"] if digests is not None else []
+        yield Finding(CHECK, "ok", "", Kind.MATCHES, num_checked, facts={"checksums": " and ".join(how)})
     if unchecked:
         yield Finding(CHECK, "skipped", "", Kind.NO_CHECKSUM, len(unchecked), tuple(unchecked[:1]))
     record = checkpoint.record

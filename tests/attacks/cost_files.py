@@ -690,8 +690,8 @@ def empty(i: int) -> str:
     return f'"{i:x}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}'
 
 
-def header(items: str, more: str = "") -> bytes:
-    return tf.safetensors("{" + more + items + "}")
+def header(items: str, more: str = "", data: bytes = b"") -> bytes:
+    return tf.safetensors("{" + more + items + "}", data)
 
 
 @kind(60_000, 125_000)
@@ -753,10 +753,10 @@ def st_wide_names(n: int) -> Made:
     return header(",".join(empty(i).replace('"', '"' + "é" * 100, 1) for i in range(n)))
 
 
-def recorded(record: Any, items: str = "") -> bytes:
+def recorded(record: Any, items: str = "", data: bytes = b"") -> bytes:
     """A safetensors file with a record."""
     told = json.dumps(record if isinstance(record, str) else json.dumps(record))
-    return header(items or empty(0), f'"__metadata__":{{"format":"pt","ptsave":{told}}},')
+    return header(items or empty(0), f'"__metadata__":{{"format":"pt","ptsave":{told}}},', data)
 
 
 @kind(60_000, 100_000)
@@ -764,6 +764,16 @@ def record_digests(n: int) -> Made:
     digests = {f"{i:x}": "0" * 32 for i in range(n)}
     record = {"schema_version": 1, "digests": {"algorithm": "xxh3_128", "tensors": digests}}
     return recorded(record, ",".join(map(empty, range(n))))
+
+
+@kind(60_000, 100_000)
+def record_of_floats(n: int) -> Made:
+    """Every tensor has a digest that is not its own."""
+    digests = {f"{i:x}": "0" * 32 for i in range(n)}
+    record = {"schema_version": 1, "digests": {"algorithm": "xxh3_128", "tensors": digests}}
+    entry = '"{i:x}":{{"dtype":"F32","shape":[1],"data_offsets":[{begin},{end}]}}'
+    items = ",".join(entry.format(i=i, begin=4 * i, end=4 * i + 4) for i in range(n))
+    return recorded(record, items, bytes(4 * n))
 
 
 @kind()

@@ -37,3 +37,20 @@ def test_a_command_is_measured(tmp_path: Path) -> None:
     assert cost.seconds > 0
     assert cost.num_bytes > 10_000_000
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "count", "command"),
+    [
+        ("record_of_floats", 100_000, "verify -c"),
+    ],
+)
+def test_a_small_file_takes_no_more_than_its_bound(
+    name: str, count: int, command: str, tmp_path: Path
+) -> None:
+    path = costs.write(KINDS[name](count), tmp_path / "file")
+    assert path.stat().st_size <= costs.SMALL_BYTES
+    cost = costs.measure(path, command)
+    assert cost.code in (0, 1), cost.says
+    assert cost.num_bytes <= costs.MAX_BYTES

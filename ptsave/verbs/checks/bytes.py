@@ -14,7 +14,8 @@ def bytes_(subject: Subject) -> Iterator[Finding]:
     """Container bounds, zip CRCs and every recorded digest; names the damaged tensor."""
     counts = subject.counts if "finite" in subject.asked.names else None
     signed = subject.signed_algorithms if "signature" in subject.asked.names else ()
-    yield from audit(subject.checkpoint, subject.progress, counts, signed, subject.signed_digests)
+    found = subject.signed_digests if signed else None
+    yield from audit(subject.checkpoint, subject.progress, counts, signed, found)
     for where, leaf in subject.checkpoint.data.items():
         if why := why_not_made(leaf):
             yield Finding("bytes", "fail", where, Kind.NOT_LOADED, facts={"loader": "torch", "why": why})
