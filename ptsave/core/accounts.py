@@ -98,26 +98,27 @@ class _Seen:
     def __init__(self) -> None:
         self.views: set[Any] = set()
         self.roots: set[int] = set()
-        """The identities of the storages that lie in the file."""
-        self._known: set[int] = set()
+        """The identities of the storages that lie in the file, and of those that are made of them."""
         self._ranges: dict[int, list[tuple[int, int]]] = {}
+        self._added: list[TensorEntry] = []
+        """Those whose bytes are not in `_ranges` yet, where only a tensor that is not listed needs them."""
 
     def add(self, entry: TensorEntry) -> None:
         view = entry.view
         if view in self.views:
             return
         self.views.add(view)
-        key = id(entry.storage)
-        begin, end = entry.byte_range
-        self._ranges.setdefault(key, []).append((begin, end))
-        if key not in self._known:
-            self._known.add(key)
+        self._added.append(entry)
+        if id(entry.storage) not in self.roots:
             self.roots.update(map(id, entry.storage.origins()))
 
     def has(self, entry: TensorEntry) -> bool:
         """Whether all the bytes of `entry` lie in tensors that were met."""
         if entry.view in self.views or not entry.num_bytes:
             return True
+        for one in self._added:
+            self._ranges.setdefault(id(one.storage), []).append(one.byte_range)
+        self._added.clear()
         begin, end = entry.byte_range
         ranges = self._ranges.get(id(entry.storage), [])
         return any(first <= begin and end <= last for first, last in ranges[:_MAX_COMPARED])

@@ -79,7 +79,7 @@ def audit(
                 found[job.entry.view] = job.reading.digests
             if counts is not None and job.counter is not None and job.reading.error is None:
                 assert job.entry is not None
-                counts[job.entry.view] = job.counter.nans, job.counter.infinities
+                counts[job.entry.view] = job.counter.found
             _judge(job, checkpoint, digests, seen)
     for name, why in seen.damaged.items():
         yield Finding(CHECK, "fail", name, Kind.DAMAGED, facts=why)

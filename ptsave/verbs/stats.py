@@ -250,6 +250,14 @@ class NonFinite:
             self.nans += int(np.count_nonzero(is_nan))
             self.infinities += int(np.count_nonzero(np.isinf(values) & ~is_nan))
 
+    @property
+    def found(self) -> tuple[int, int]:
+        """NaNs and infinities; one pair for all of the many tensors that have none."""
+        return (self.nans, self.infinities) if self.nans or self.infinities else _NONE
+
+
+_NONE = (0, 0)
+
 
 def _count_non_finite(entry: TensorEntry, progress: Progress | None) -> tuple[int, int]:
     found = NonFinite(entry.dtype)
