@@ -32,6 +32,9 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     [
         ("weight", "did you mean '*weight*'?"),
         ("net.0.bais", "did you mean 'net.0.bias'?"),
+        ("net.?.wieght", "did you mean 'net.?.weight'?"),
+        ("*biass", "did you mean '*bias'?"),
+        ("nett.*", "did you mean 'net.*'?"),
         ("x", "known names:"),
     ],
 )

@@ -85,7 +85,9 @@ def inspect(
         if not paths:
             raise UsageError("inspect needs a path", "ptsave.inspect", "name what to look into")
         if diff is not None:
-            refuse_unused(given, unused_by_inspect(diff=True, tree=False, stats=stats, json=True))
+            refuse_unused(
+                given, unused_by_inspect(diff=True, tree=False, params=False, stats=stats, json=True)
+            )
             if len(paths) > 1:
                 raise UsageError("diff= compares two checkpoints", "ptsave.inspect", "name one beside it")
             return diff_paths(located(paths[0]), located(diff))

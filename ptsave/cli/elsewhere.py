@@ -29,7 +29,7 @@ FLAGS = {
     **dict.fromkeys(("--include", "--keep"), "--only"),
     **dict.fromkeys(("--key", "--prefix"), "--select"),
     **dict.fromkeys(("--grep", "--names", "--keys", "--match"), "--filter"),
-    **dict.fromkeys(("--params", "--summary"), "--tree --depth 1"),
+    **dict.fromkeys(("--parameters", "--summary", "--count"), "--params"),
     **dict.fromkeys(("--top", "--head"), "--limit"),
     "--histogram": "--stats",
     **dict.fromkeys(("--compare", "--other"), "--diff"),

@@ -19,6 +19,7 @@ def inspect(
     paths: Sequence[Location],
     *,
     tree: bool,
+    params: bool = False,
     depth: int | None = None,
     stats: bool,
     globs: Sequence[str],
@@ -53,7 +54,7 @@ def inspect(
             if report is not None:
                 reported.append(_reportable(result, report))
             if isinstance(result, Inspection):
-                shown.checkpoint(result, tree=tree, depth=depth)
+                shown.checkpoint(result, tree=tree, params=params, depth=depth)
                 continue
             from ptsave.verbs.folders.plain import FolderInspection  # only folders need it
 

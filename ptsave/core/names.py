@@ -48,12 +48,24 @@ def expect_matches(globs: Iterable[str], names: Iterable[str], where: Text) -> N
     names = list(names)
     for glob in globs:
         if not any(fnmatch.fnmatchcase(name, glob) for name in names):
-            wider = f"*{glob.strip('*')}*"
-            is_wider = any(fnmatch.fnmatchcase(name, wider) for name in names)
-            hint = f"did you mean {quoted(wider)}?" if is_wider else hint_for(glob, names)
+            meant = _glob_meant(glob, names)
+            hint = hint_for(glob, names) if meant is None else f"did you mean {quoted(meant)}?"
             raise UsageError(f"no name matches {glob!r}", where, hint)
 
 
+def _glob_meant(glob: str, names: Sequence[str]) -> str | None:
+    """A glob near `glob` that fits one of `names`: a wider one, or one whose words are theirs."""
+    parts = {part for name in islice(names, MAX_LOOKED_AT) for part in name.split(".")}
+    words = _WORD.sub(lambda word: nearest(word[0], parts) or word[0], glob)
+    near = [f"*{glob.strip('*')}*"]
+    if any(sign in glob for sign in "*?["):  # else the name itself is nearer
+        near += [words, f"*{words.strip('*')}*"]
+    return next((one for one in near if any(fnmatch.fnmatchcase(name, one) for name in names)), None)
+
+
+_WORD = re.compile(r"[A-Za-z]\w+")
+MAX_LOOKED_AT = 2000
+"""Among how many names a hint looks for words that are near."""
 MAX_LISTED = 8
 """How many names a hint lists when none is near."""
 

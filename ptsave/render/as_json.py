@@ -17,6 +17,7 @@ from ptsave.verbs.jsonable import jsonable
 
 if TYPE_CHECKING:
     from ptsave.core.finding import Finding
+    from ptsave.core.parts.modules import TensorRow
     from ptsave.core.verdict import Verdict
     from ptsave.models.load import Loaded
     from ptsave.models.save import Saved
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from ptsave.verbs.diff import Diff
     from ptsave.verbs.folders.plain import FolderInspection
     from ptsave.verbs.folders.runs import RunInspection
-    from ptsave.verbs.inspect import Inspection, TensorRow
+    from ptsave.verbs.inspect import Inspection
     from ptsave.verbs.make_config import MadeConfig
 
 SCHEMA_VERSION = 1

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 from ptsave.core.global_names import WORDS, kind_of
 from ptsave.core.names import escape
 from ptsave.core.nodes import Port, Program
+from ptsave.core.parts.modules import TensorRow
 from ptsave.core.record import Record
 from ptsave.render import as_json
+from ptsave.render.modules import show_parameters, show_tree
 from ptsave.render.run import show_folder, show_run
 from ptsave.render.terminal import Mode, document, note, out, pairs, section, table
 from ptsave.render.words import bars, count, shape, size, value
-from ptsave.verbs.inspect import Inspection, ModuleNode, TensorRow, alike
+from ptsave.verbs.inspect import Inspection
 
 if TYPE_CHECKING:
     from ptsave.config.model import NamedCode
@@ -38,13 +40,15 @@ class Inspections:
     """Whether there may be more than one."""
     _documents: list[dict[str, Any]] = field(default_factory=list)
 
-    def checkpoint(self, result: Inspection, *, tree: bool = False, depth: int | None = None) -> None:
-        """Show a checkpoint: by module with `tree`, no deeper than `depth`, or the statistics of its tensors
-        where it has them."""
+    def checkpoint(
+        self, result: Inspection, *, tree: bool = False, params: bool = False, depth: int | None = None
+    ) -> None:
+        """Show a checkpoint: its tensors or, with `params`, its parameters by module, no deeper than `depth`;
+        the statistics of its tensors where it has them."""
         if self.mode.json:
             self._documents.append(as_json.inspection(result, iter))
         else:
-            _show_checkpoint(result, tree, depth, self.mode.verbose)
+            _show_checkpoint(result, tree, params, depth, self.mode.verbose)
             self._part()
 
     def run(self, result: RunInspection) -> None:
@@ -74,7 +78,7 @@ class Inspections:
             document({"files": every} if self.many else self._documents[0])
 
 
-def _show_checkpoint(result: Inspection, tree: bool, depth: int | None, shows_all: bool) -> None:
+def _show_checkpoint(result: Inspection, tree: bool, params: bool, depth: int | None, verbose: bool) -> None:
     out(
         f"{escape(str(result.path))}: {result.format}, {count(result.num_tensors, 'tensor')}, "
         f"{count(result.num_elements, 'element')}, {size(result.num_bytes)}"
@@ -83,13 +87,17 @@ def _show_checkpoint(result: Inspection, tree: bool, depth: int | None, shows_al
         out(escape(", ".join(_wrapping(one) for one in reversed(result.wrapped_in))))
     if result.stats is not None:
         _stats(result.stats)
+    elif params:
+        show_parameters(result.parameters, depth, shows_all=verbose)
     elif tree:
-        _tree(result.tree, result.num_bytes, depth, shows_all)
+        show_tree(result.tree, depth, shows_all=verbose)
     elif result.rows:
         out()
         table([_row(r) for r in result.rows], ("name", "dtype", "shape", "size", ""), right=(3,))
     if result.num_hidden:
         out(f"… {count(result.num_hidden, 'tensor')} not shown")
+    if verbose and result.rows and not (tree or params or result.stats):
+        show_parameters(result.parameters, 1, shows_all=True)
     if len(result.dtypes) > 1:
         section("by dtype")
         table(
@@ -179,39 +187,6 @@ def _stats(measured: Sequence[TensorStats]) -> None:
     ]
     out()
     table(rows, header, right=range(1, len(header) - 1))
-
-
-def _tree(root: ModuleNode, total_bytes: int, depth: int | None, shows_all: bool) -> None:
-    """The tensors by module, to `depth` names; with `shows_all`, layers that are alike are no one line."""
-    rows: list[tuple[str, str, str, str]] = []
-
-    def share(num_bytes: int) -> str:
-        return f"{100 * num_bytes / total_bytes:.1f}%" if total_bytes else ""
-
-    def walk(node: ModuleNode, indent: str, level: int) -> None:
-        groups = [[child] for child in node.children.values()] if shows_all else alike(node)
-        lines: list[TensorRow | list[ModuleNode]] = [*node.rows, *groups]
-        for i, item in enumerate(lines):
-            is_last = i == len(lines) - 1
-            branch = f"{indent}{'└─ ' if is_last else '├─ '}"
-            if isinstance(item, TensorRow):
-                entry = item.entry
-                label, kind = entry.name.rpartition(".")[2], f"{entry.dtype.name} {shape(entry.shape)}"
-                taken = "tied" if item.alias_of else share(entry.num_bytes)
-                rows.append((branch + escape(label), kind, size(entry.num_bytes), taken))
-                continue
-            first, last = item[0], item[-1]
-            label = first.name if first is last else f"[{first.name}-{last.name}]"
-            elements = count(first.num_elements, "element")
-            what = elements if first is last else f"{len(item)} × {elements}"
-            num_bytes = sum(one.num_bytes for one in item)
-            rows.append((branch + escape(label), what, size(num_bytes), share(num_bytes)))
-            if depth is None or level < depth:
-                walk(first, indent + ("   " if is_last else "│  "), level + 1)
-
-    walk(root, "", 1)
-    out()
-    table(rows, right=(2, 3))
 
 
 def _program(program: Program) -> None:

@@ -12,6 +12,7 @@ from ptsave.core.checkpoint import Checkpoint, Wrapping
 from ptsave.core.finding import counted
 from ptsave.core.names import MAX_ALIAS_CHARS, escape, expect_matches, hint_for, html_table, matches
 from ptsave.core.nodes import GlobalUse, Program, TensorEntry
+from ptsave.core.parts.modules import ModuleNode, TensorRow, module_tree
 from ptsave.core.parts.training import PROGRESS_KEYS
 from ptsave.core.record import Record
 from ptsave.errors import LimitError, Option, UnknownFormatError, UsageError
@@ -30,8 +31,6 @@ SortKey = Literal["file", "name", "size", "dtype"]
 SORT_KEYS: dict[str, SortKey] = {"file": "file", "name": "name", "size": "size", "dtype": "dtype"}
 SORTED_AS = {"bytes": "size", "num_bytes": "size", "type": "dtype", "names": "name"}
 """What else people call them."""
-MAX_TREE_DEPTH = 40
-"""How deep `--tree` nests; a name with more dots stays in one piece below that."""
 
 
 def sort_key(text: str) -> SortKey:
@@ -43,17 +42,6 @@ def sort_key(text: str) -> SortKey:
     if name not in SORT_KEYS:
         raise UsageError(f"cannot sort by {text!r}", Option("sort"), hint_for(text, SORT_KEYS, "keys"))
     return SORT_KEYS[name]
-
-
-@dataclass(frozen=True)
-class TensorRow:
-    """One line of the table."""
-
-    entry: TensorEntry
-    alias_of: str | None
-    """The first tensor that is the same elements of the same storage."""
-    view_of: str | None
-    """The first tensor on the same storage that is not the same view."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +108,13 @@ class Inspection:
     def tree(self) -> ModuleNode:
         """The rows by module."""
         return module_tree(self.rows)
+
+    @property
+    def parameters(self) -> ModuleNode:
+        """The rows by module, without what the training's optimizers keep."""
+        optimizers = self.training.optimizers if self.training is not None else ()
+        kept = tuple(f"{one.where}." if one.where else "" for one in optimizers)
+        return module_tree([row for row in self.rows if not row.entry.name.startswith(kept)])
 
 
 def inspect_path(
@@ -272,68 +267,6 @@ def _by_dtype(entries: Sequence[TensorEntry]) -> list[Share]:
         total[2] += entry.num_bytes
     shares = [Share(name, *total) for name, total in totals.items()]
     return sorted(shares, key=lambda share: -share.num_bytes)
-
-
-@dataclass
-class ModuleNode:
-    """One module of `--tree`: its own tensors and its submodules."""
-
-    name: str
-    rows: list[TensorRow] = field(default_factory=list)
-    children: dict[str, ModuleNode] = field(default_factory=dict)
-    num_elements: int = 0
-    num_bytes: int = 0
-    """Of all the tensors below it, tied ones once."""
-    kind: int = 0
-    """Modules of one tree that hold the same names, dtypes and shapes have the same."""
-
-
-def module_tree(rows: Sequence[TensorRow]) -> ModuleNode:
-    """The tensors of `rows` by module, as the dots of their names nest."""
-    root = ModuleNode("")
-    for row in rows:
-        node = root
-        nodes = [root]
-        for part in row.entry.name.split(".", MAX_TREE_DEPTH)[:-1]:
-            node = node.children.setdefault(part, ModuleNode(part))
-            nodes.append(node)
-        node.rows.append(row)
-        if row.alias_of is None:
-            for above in nodes:
-                above.num_elements += row.entry.num_elements
-                above.num_bytes += row.entry.num_bytes
-    _set_kinds(root, {})
-    return root
-
-
-def alike(node: ModuleNode) -> list[list[ModuleNode]]:
-    """The modules in `node`, in order: numbered neighbours that hold the same names, dtypes and shapes as one
-    list."""
-    groups: list[list[ModuleNode]] = []
-    for child in node.children.values():
-        last = groups[-1][-1] if groups else None
-        if last is not None and last.kind == child.kind and _follows(child.name, last.name):
-            groups[-1].append(child)
-        else:
-            groups.append([child])
-    return groups
-
-
-def _follows(name: str, before: str) -> bool:
-    """Whether both are numbers, one more than the other."""
-    is_number = all(one.isascii() and one.isdecimal() and len(one) < 8 for one in (name, before))
-    return is_number and int(name) == int(before) + 1
-
-
-def _set_kinds(node: ModuleNode, kinds: dict[Any, int]) -> int:
-    """Number the modules, so that those which hold the same have one number."""
-    rows = tuple(
-        (row.entry.name.rpartition(".")[2], row.entry.dtype.name, row.entry.shape, bool(row.alias_of))
-        for row in node.rows
-    )
-    inside = tuple((name, _set_kinds(child, kinds)) for name, child in node.children.items())
-    node.kind = kinds.setdefault((rows, inside), len(kinds))
-    return node.kind
 
 
 def _file_bytes(checkpoint: Checkpoint) -> int | None:

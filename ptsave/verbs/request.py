@@ -116,10 +116,17 @@ def unused_by_load(*, has_config: bool, has_outputs: bool, allows_missing: bool)
 
 
 def unused_by_inspect(
-    *, diff: bool, tree: bool, stats: bool, json: bool, makes_config: bool = False, has_class: bool = False
+    *,
+    diff: bool,
+    tree: bool,
+    params: bool,
+    stats: bool,
+    json: bool,
+    makes_config: bool = False,
+    has_class: bool = False,
 ) -> dict[str, Text]:
     """The flags of `inspect` that these make useless."""
-    shown = ("--tree", "--depth", "--stats", "--filter", "--sort", "--limit")
+    shown = ("--tree", "--params", "--depth", "--stats", "--filter", "--sort", "--limit")
     unused: dict[str, Text] = {}
     if makes_config:
         unused["--report"] = "it is a page about checkpoints"
@@ -130,10 +137,12 @@ def unused_by_inspect(
         unused["--app-dir"] = ("it is where ", option("--class"), " is imported from")
     if diff:
         unused |= dict.fromkeys(shown, (option("--diff"), " compares all tensors"))
-    elif tree and stats:
-        unused["--tree"] = (option("--stats"), " shows a table")
-    elif not makes_config and (not tree or json):
-        unused["--depth"] = ("it is about what ", option("--tree"), " prints")
+    elif stats:
+        unused |= dict.fromkeys(("--tree", "--params", "--depth"), (option("--stats"), " shows a table"))
+    elif not makes_config and (not (tree or params) or json):
+        unused["--depth"] = ("it is about what ", option("--tree"), " and ", option("--params"), " print")
+    if tree and params:
+        unused["--tree"] = (option("--params"), " shows the modules alone")
     return unused
 
 

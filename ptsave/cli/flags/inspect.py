@@ -23,8 +23,12 @@ def inspect(
     context: typer.Context,
     paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Checkpoints to look into.")],
     tree: Annotated[bool, typer.Option("--tree", help="Show the tensors by module, with shares.")] = False,
+    params: Annotated[
+        bool, typer.Option("--params", help="Count the parameters of each module, buffers apart.")
+    ] = False,
     depth: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="With --tree: show no module deeper than N names.")
+        int | None,
+        typer.Option(metavar="N", min=1, help="With --tree, --params: show no module deeper than N names."),
     ] = None,
     stats: Annotated[
         bool, typer.Option("--stats", help="Read every tensor: min, max, mean, std, norm, zeros, NaN.")
@@ -79,6 +83,7 @@ def inspect(
         unused_by_inspect(
             diff=diff is not None,
             tree=tree,
+            params=params,
             stats=stats,
             json=json,
             makes_config=make_config is not None,
@@ -94,6 +99,7 @@ def inspect(
             mode,
             places,
             tree=tree,
+            params=params,
             depth=depth,
             stats=stats,
             globs=globs,

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 
 from ptsave.core.address import Location
 from ptsave.core.names import hint_for
+from ptsave.core.parts.modules import TensorRow
 from ptsave.errors import UsageError
 from ptsave.render.report.html import MAX_PAGE_BYTES, ROOM_BYTES, document, listing, num_bytes, text
 from ptsave.render.report.treemap import treemap
 from ptsave.render.words import bars, count, shape, size
 from ptsave.storage.opening import check_file_destination, write_file
-from ptsave.verbs.inspect import Inspection, TensorRow
+from ptsave.verbs.inspect import Inspection
 from ptsave.verbs.stats import TensorStats
 
 MIN_DRAWN_BYTES = 5_000

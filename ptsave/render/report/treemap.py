@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape as escape_html
 
+from ptsave.core.parts.modules import ModuleNode
 from ptsave.render.report.words import clean
 from ptsave.render.words import count, size
-from ptsave.verbs.inspect import ModuleNode
 
 MAX_AREAS = 150
 """How many modules and tensors are drawn: on a phone, smaller ones could not be told apart."""

@@ -13,6 +13,7 @@ from ptsave.core.leaves import named_leaves
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.parts.candidates import is_average
 from ptsave.core.parts.kinds import optimizer_kind, unlike_itself
+from ptsave.core.parts.modules import BUFFERS
 from ptsave.core.parts.select import strip_wrapper_names
 from ptsave.core.parts.training import fields_of, find_part
 from ptsave.errors import AmbiguousError
@@ -31,8 +32,6 @@ OF_ALL = frozenset({"prev_flat_grad", "old_dirs"})
 """States that one parameter keeps for all of them, in LBFGS."""
 LOW_RANK = frozenset({"rank", "update_proj_gap"})
 """Options of optimizers whose states are projected, and have no weight's shape (GaLore)."""
-BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
-"""How the names of batch norm's buffers end: they lie among the weights and no optimizer has them."""
 UNORDERED_FORMATS = ("dcp", "safetensors", "safetensors-sharded", "npz")
 """Formats that know no keys but text (whoever reads them makes numbers of them again), and whose own writers
 sort the names of the tensors."""
