@@ -75,14 +75,14 @@ def without_warnings() -> Iterator[None]:
 
 @contextmanager
 def without_messages() -> Iterator[None]:
-    """Keep what an exporter prints, logs and warns of from whoever runs a command.
+    """Keep what a library prints, logs and warns of from whoever runs a command.
 
     In somebody's own process it is their streams and loggers that get it.
     """
     if not _is_own_process:
         yield
         return
-    import logging  # only exporters need it
+    import logging  # few commands need it
 
     before = logging.root.manager.disable
     nowhere = io.StringIO()

@@ -28,14 +28,23 @@ def parse_signed(document: Any, where: str) -> Envelope:
 
     Raises: CorruptError, LimitError.
     """
-    if isinstance(document, dict) and document.keys() == {WRAPPED}:
-        try:
-            data = from_base64(document[WRAPPED])
-        except (TypeError, ValueError, AttributeError):
-            raise CorruptError("the bundle is no base64", where, _HINT) from None
-        document = parse_object(data, "the bundle", where)
+    document = unwrapped(document, where)
     is_bundle = isinstance(document, dict) and "mediaType" in document
     return parse_bundle(document, where) if is_bundle else parse_envelope(document, where)
+
+
+def unwrapped(document: Any, where: str) -> Any:
+    """What a record has under WRAPPED, as a file of its own has it; another document as it is.
+
+    Raises: CorruptError, LimitError.
+    """
+    if not isinstance(document, Mapping) or document.keys() != {WRAPPED}:
+        return document
+    try:
+        data = from_base64(document[WRAPPED])
+    except (TypeError, ValueError, AttributeError):
+        raise CorruptError("the bundle is no base64", where, _HINT) from None
+    return parse_object(data, "the bundle", where)
 
 
 def parse_bundle(document: Mapping[str, Any], where: str) -> Envelope:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptsave.core.finding import Finding, Kind
+from ptsave.core.own_process import without_messages
 from ptsave.errors import LossyError, RefusedError, install
 from ptsave.sign.authority import CHECK, Judged, Signatory
 from ptsave.sign.bundle import WRAPPED
@@ -32,7 +33,7 @@ WORD = "sigstore"
 """What stands for the public instance of sigstore where a key would be named."""
 TOKEN = "SIGSTORE_IDENTITY_TOKEN"
 """The environment variable with a token of whoever signs, as sigstore's own command reads it."""
-_MOST_BYTES = 32 * 1024
+_MOST_BYTES = 24 * 1024
 """How much longer than its statement a bundle can be: certificate, entry and proof take some 8 KiB."""
 _ROOT = "application/vnd.dev.sigstore.trustedroot"
 
@@ -59,8 +60,9 @@ class LoggedIdentity:
 
         asked = _Asked(self.names, self.issuer)
         try:
-            bundle = Bundle.from_json(envelope.bundle)
-            kind, payload = Verifier(trusted_root=self.root).verify_dsse(bundle, asked)
+            with without_messages():
+                bundle = Bundle.from_json(envelope.bundle)
+                kind, payload = Verifier(trusted_root=self.root).verify_dsse(bundle, asked)
         except (
             Exception
         ) as error:  # whatever it raises for bytes that somebody sent, it has not verified them
@@ -172,7 +174,8 @@ def logged_identity(where: Path, names: Sequence[str], issuer: str) -> LoggedIde
 
     try:
         if str(where) == WORD:
-            root = ClientTrustConfig.production(offline=True).trusted_root
+            with without_messages():  # it would say that no network is asked
+                root = ClientTrustConfig.production(offline=True).trusted_root
         elif _ROOT in (text := where.read_text("utf-8")) and "signingConfig" not in text:
             root = TrustedRoot.from_file(str(where))
         else:

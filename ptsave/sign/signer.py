@@ -13,6 +13,7 @@ from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.names import expect_matches
 from ptsave.errors import Option, RefusedError, UsageError
+from ptsave.sign.bundle import unwrapped
 from ptsave.sign.certificates import der, is_key_of, read_certificates, title_of, why_unfit
 from ptsave.sign.envelope import file_bytes
 from ptsave.sign.files import payload_of
@@ -73,7 +74,7 @@ class Signer:
     def file_bytes(self) -> bytes:
         """What was signed last, as the content of a file of its own."""
         (document,) = self.documents
-        return file_bytes(document)
+        return file_bytes(unwrapped(document, ""))
 
     def bundle_bytes(self, written: Path) -> bytes:
         """The content of the bundle's file, in which the files at `written` are signed."""
