@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptsave.core.finding import Finding, Kind
-from ptsave.core.own_process import without_messages
 from ptsave.errors import LossyError, RefusedError, install
+from ptsave.own_process import without_messages
 from ptsave.sign.authority import CHECK, Judged, Signatory
 from ptsave.sign.bundle import WRAPPED
 from ptsave.sign.certificates import title_of
