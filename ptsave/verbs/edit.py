@@ -13,18 +13,16 @@ from ptsave.core.leaves import named_leaves, state_dict_of
 from ptsave.core.names import expect_matches, matches
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.parts.candidates import is_state_dict
+from ptsave.core.parts.naming import Naming, rename_parameters, renames_of
 from ptsave.core.parts.packed import packed_beside
-from ptsave.core.parts.select import strip_wrapper_names
+from ptsave.core.parts.training import has_param_groups
 from ptsave.core.tree import GONE, are_scalars, dotted, rewrite, with_items
 from ptsave.core.values.cast import CASTABLE, CastStorage, can_cast, cast
 from ptsave.core.values.gather import laid_out
-from ptsave.errors import LimitError, LossyError, Option, RefusedError, UsageError
+from ptsave.errors import LimitError, LossyError, Option
 from ptsave.formats.kinds.dense import Densifier, can_be_dense, kind_of
 from ptsave.formats.kinds.objects import is_tensor_object
 from ptsave.formats.programs.torchscript import ScriptObject
-
-AUTO = "auto"
-"""`--strip-prefix auto`: whatever wrappers put there."""
 
 
 @dataclass(frozen=True)
@@ -109,51 +107,15 @@ def parse_edits(
     )
 
 
-def renames_of(given: Sequence[str] | Mapping[str, str]) -> list[tuple[re.Pattern[str], str]]:
-    """Renames from texts as the flag takes them, or from pattern → text.
-
-    Raises: UsageError.
-    """
-    if isinstance(given, Mapping):
-        return [rename_of(pattern, to, pattern) for pattern, to in given.items()]
-    return [parse_rename(text) for text in given]
-
-
-def parse_rename(text: str) -> tuple[re.Pattern[str], str]:
-    """`REGEX=REPLACEMENT`, split at the last `=` that leaves a valid pattern.
-
-    Raises: UsageError when there is no `=`, or the pattern or its replacement is not valid.
-    """
-    pattern, equals, replacement = text.rpartition("=")
-    if not equals:
-        hint = ("for example ", Option("rename", "^encoder=backbone"))
-        raise UsageError(f"{text!r} has no '='", Option("rename"), hint)
-    return rename_of(pattern, replacement, text)
-
-
-def rename_of(pattern: str, replacement: str, text: str) -> tuple[re.Pattern[str], str]:
-    """A rename, as `re.sub` takes it; `text` is what the user wrote.
-
-    Raises: UsageError when the pattern or its replacement is not valid.
-    """
-    try:
-        compiled = re.compile(pattern)
-        compiled.sub(replacement, "")
-    except (re.error, IndexError) as error:
-        raise UsageError(
-            f"{text!r} is not a valid rename: {error}",
-            Option("rename"),
-            "see the regular expressions of Python's re.sub",
-        ) from None
-    return compiled, replacement
-
-
 def edit(root: Any, edits: Edits) -> Edited:
     """A new tree with `edits` applied. Pickled modules become their state dicts.
 
     Raises: RefusedError when two tensors would get one name; UsageError when a glob or a prefix is nowhere.
     """
     result = Edited(None)
+    naming = Naming(edits.strip_prefix, edits.rename)
+    optimizers: list[int] = []
+    """How deep the optimizers lie that are being copied."""
     seen: list[str] = []
     """What `--only` and `--drop` may name."""
 
@@ -176,6 +138,8 @@ def edit(root: Any, edits: Edits) -> Edited:
             node, ScriptObject
         ):  # outside of TorchScript's files, only what it is made of can be kept
             node = node.state
+        if edits.changes_names and has_param_groups(node):
+            optimizers.append(len(path))
         return state_dict_of(node, beside=True) if isinstance(node, Opaque) and node.shared else node
 
     def leaf(path: Sequence[Any], node: Any) -> Any:
@@ -184,11 +148,18 @@ def edit(root: Any, edits: Edits) -> Edited:
     def leave(path: Sequence[Any], node: Any, made: Any) -> Any:
         if not isinstance(node, dict):
             return made
+        is_inside = bool(optimizers)
+        if is_inside and optimizers[-1] == len(path):
+            optimizers.pop()
         if node and not made and path:  # all of it was dropped
             return GONE
-        if not edits.changes_names or not is_state_dict(node):
+        if not edits.changes_names or is_inside or not is_state_dict(node):
             return made
-        names = _new_names(node, dotted(path), edits, result)
+        where = dotted(path)
+        names = naming.of_state_dict([key for key in node if key in made], where)
+        result.renamed |= {
+            dotted((key,), where): dotted((name,), where) for key, name in names.items() if name != key
+        }
         return with_items(node, ((names.get(key, key), value) for key, value in made.items()))
 
     # What is shared may be dropped at one place alone.
@@ -196,12 +167,9 @@ def edit(root: Any, edits: Edits) -> Edited:
     expect_matches(edits.only, seen, Option("only"))
     expect_matches(edits.drop, seen, Option("drop"))
     _refuse_scaled(root, result)
-    if edits.strip_prefix not in (None, AUTO) and not result.renamed:
-        raise UsageError(
-            f"no name starts with {edits.strip_prefix!r}",
-            Option("strip_prefix"),
-            "`ptsave inspect` lists the names",
-        )
+    if edits.changes_names:
+        result.renamed |= rename_parameters(result.root, naming)
+        naming.expect_used()
     return result
 
 
@@ -240,28 +208,3 @@ def _is_leaf(node: Any) -> bool:
 def is_dropped(path: str, edits: Edits) -> bool:
     """Whether `--only` and `--drop` leave out what has the name `path`."""
     return (bool(edits.only) and not matches(path, edits.only)) or matches(path, edits.drop)
-
-
-def _new_names(node: dict[str, Any], path: str, edits: Edits, result: Edited) -> dict[str, str]:
-    """Old key → new key, of the keys of one state dict that stay."""
-    staying = [
-        key
-        for key, child in node.items()
-        if not (isinstance(child, TensorEntry) and is_dropped(dotted((key,), path), edits))
-    ]
-    names = {key: key for key in staying}
-    if edits.strip_prefix == AUTO:
-        names, _ = strip_wrapper_names(staying)
-    elif edits.strip_prefix is not None:
-        names = {key: key.removeprefix(edits.strip_prefix) for key in staying}
-    for pattern, replacement in edits.rename:
-        names = {key: pattern.sub(replacement, name) for key, name in names.items()}
-    taken: dict[str, str] = {}
-    for key, name in names.items():
-        if not name:
-            raise RefusedError(f"{key!r} would get an empty name", path, "change the rename")
-        if (other := taken.setdefault(name, key)) != key:
-            raise RefusedError(f"{other!r} and {key!r} would both become {name!r}", path, "change the rename")
-        if name != key:
-            result.renamed[dotted((key,), path)] = dotted((name,), path)
-    return names

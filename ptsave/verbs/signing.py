@@ -14,6 +14,7 @@ from ptsave.core.address import Address, Location
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import Kind, first_names
 from ptsave.core.nodes import TensorEntry
+from ptsave.core.parts.naming import renames_of
 from ptsave.core.record import Record
 from ptsave.errors import LossyError, MissingFileError, Option, RefusedError, Text, UsageError, quoted
 from ptsave.formats import open_checkpoint
@@ -27,7 +28,6 @@ from ptsave.sign.trusted import SignedBy, trusts_of
 from ptsave.storage.opening import check_file_destination, write_file
 from ptsave.storage.reads import may_be_replaced
 from ptsave.verbs.audit import Found, digests_of, named_digests
-from ptsave.verbs.edit import renames_of
 
 _WHY: Mapping[Kind, str] = {
     Kind.SIGNED_OTHER_NAMES: "tensors were added, dropped or renamed",

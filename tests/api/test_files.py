@@ -131,8 +131,8 @@ def test_convert_of_every_option(files: Path) -> None:
     done = ptsave.convert("state.pt", "sharded", format="safetensors-sharded", shard_size=24, digest="sha256")
     assert (done.num_tensors, len(list(Path("sharded").glob("*.safetensors")))) == (2, 2)
     ptsave.convert("training.pt", "flat.safetensors", extras="drop", no_record=True, no_check=True)
-    ptsave.convert("old.pt", "flat.safetensors", extras="keep", overwrite=True, rename="epoch=n")
-    assert set(ptsave.open("flat.safetensors")) == {"model.fc.weight", "model.fc.bias"}
+    ptsave.convert("old.pt", "flat.safetensors", extras="keep", overwrite=True, rename="fc=head")
+    assert set(ptsave.open("flat.safetensors")) == {"model.head.weight", "model.head.bias"}
     merged = ptsave.convert("old.pt", "module.pt", "merged.pt")
     assert merged.num_tensors == 4
 

@@ -333,8 +333,13 @@ def _kind_of(node: Any) -> str | None:
     return "scaler" if {"scale", "growth_factor", "backoff_factor"} <= fields.keys() else None
 
 
+def has_param_groups(node: Any) -> bool:
+    """Whether `node` is a dictionary with an optimizer's groups of parameters."""
+    return isinstance(node, dict) and isinstance(node.get("param_groups"), (list, tuple, dict))
+
+
 def _is_optimizer(fields: Fields) -> bool:
-    if isinstance(fields.get("param_groups"), (list, tuple, dict)):
+    if has_param_groups(fields):
         return True
     states = fields_of(fields.get("state"))
     return any(STATE_KEYS & set(map(str, fields_of(state))) for state in islice(states.values(), 4))

@@ -11,9 +11,9 @@ from ptsave import errors
 from ptsave.core.dtypes import BY_NAME
 from ptsave.core.nodes import TensorEntry, contiguous_strides
 from ptsave.core.parts.keys import Expected, compare
+from ptsave.core.parts.naming import parse_rename
 from ptsave.core.parts.renaming import MAX_CHARS, MAX_PARTS, _edges, propose
 from ptsave.core.storage import MemoryStorage
-from ptsave.verbs.edit import parse_rename
 
 Shapes = dict[str, tuple[int, ...]]
 
