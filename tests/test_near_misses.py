@@ -120,7 +120,7 @@ WAYS_OUT = {
     ),
     "renamed": (
         lambda state: {name.replace("fc", "linear"): value for name, value in state.items()},
-        "`ptsave convert` with --rename '^linear\\.=fc.' (then all 9 fit) makes a checkpoint that does",
+        "rename its tensors with `ptsave convert`: --rename '^linear\\.=fc.' (then all 9 fit)",
     ),
     "another head": (
         lambda state: {**state, "head.weight": torch.ones(7, 4), "head.bias": torch.ones(7)},

@@ -52,7 +52,7 @@ def way_out(report: KeyReport, expected: Mapping[str, Expected], selection: Sele
             key = selection.original.get(near, near).removesuffix(f".{name}")
             return Option("select", key, f"the model's tensors are all under {key!r}: ")
     if (proposal := propose(expected, selection.tensors)) is not None:
-        return f"`ptsave convert` with {proposal} makes a checkpoint that does"
+        return f"rename its tensors with `ptsave convert`: {proposal}"
     return ""
 
 

@@ -36,10 +36,8 @@ class Proposal:
     """Whether names were paired by their order, roles and shapes: nothing in their spelling says so."""
 
     def __str__(self) -> str:
-        what = f"{self.flag} (then all {self.num_expected} fit)"
-        return (
-            f"{what}: paired by order and shape, which a person should look at" if self.is_by_order else what
-        )
+        how = "; names were paired by order and shape alone, so check them" if self.is_by_order else ""
+        return f"{self.flag} (then all {self.num_expected} fit{how})"
 
 
 def propose(expected: Mapping[str, Expected], found: Mapping[str, TensorEntry]) -> Proposal | None:
