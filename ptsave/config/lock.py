@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 from ptsave.config.model import ConfigPlace, check_keys, expect
 from ptsave.config.toml import read_toml
 from ptsave.config.write import toml_text
-from ptsave.core.address import Address, Location, located
+from ptsave.core.address import HUB, Address, Location, located
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.errors import CorruptError, LimitError
 from ptsave.sign.statement import ALGORITHMS, Statement, parse_statement
@@ -62,17 +62,21 @@ class Lock:
     def name_of(self, where: Location) -> str:
         """What the lock calls a path or an address."""
         if isinstance(where, Address):
-            return str(where)
+            return _named(where)
         place = Path(os.path.abspath(where))
         folder = self._folder
         return (place.relative_to(folder) if place.is_relative_to(folder) else place).as_posix()
 
     def pins_of(self, checkpoint: Checkpoint) -> list[Pin]:
         """Those of a checkpoint, whatever name of it was opened: a link, the folder, or the file in it."""
+        return [self.pins[name] for name in self.names_of(checkpoint)]
+
+    def names_of(self, checkpoint: Checkpoint) -> list[str]:
+        """Under which names it has a pin of a checkpoint."""
         places = list(_places(checkpoint))
         return [
-            pin
-            for name, pin in self.pins.items()
+            name
+            for name in self.pins
             if any(_is_same(self._folder, located(name), place) for place in places)
         ]
 
@@ -131,14 +135,26 @@ def _pin(value: Any, place: ConfigPlace) -> Pin:
 def _places(checkpoint: Checkpoint) -> Iterator[Location]:
     """Under what names a checkpoint, and the files that it was read from, can be found."""
     yield checkpoint.path
+    if checkpoint.named is not None:
+        yield checkpoint.named
     yield from (held.path for held in checkpoint.held if isinstance(held, InputFolder))
     yield from files_of(checkpoint)
+
+
+def _named(address: Address) -> str:
+    """An address by the branch that was named. On the Hub that is `main` where none was.
+
+    Source: `huggingface_hub.constants.DEFAULT_REVISION`.
+    """
+    if address.scheme == HUB:
+        address = replace(address, revision=address.branch or address.revision or "main")
+    return str(address)
 
 
 def _is_same(folder: Path, pinned: Location, place: Location) -> bool:
     """Whether two names lead to one thing. `folder`: what `pinned` is relative to."""
     if isinstance(pinned, Address) or isinstance(place, Address):
-        return isinstance(pinned, Address) and isinstance(place, Address) and str(pinned) == str(place)
+        return isinstance(pinned, Address) and isinstance(place, Address) and _named(pinned) == _named(place)
     pinned = folder / pinned
     if os.path.abspath(pinned) == os.path.abspath(place):
         return True

@@ -137,6 +137,8 @@ class Checkpoint:
     """What the file says of its tensors and containers, and a reader could not keep."""
     files: ExitStack = field(default_factory=ExitStack)
     """Closes what is open."""
+    named: Location | None = None
+    """What a user named, where it was opened by that: `path` is a copy of it in a cache, or a file of it."""
     siblings: Sequence[str] = ()
     """The other files in the folder that it is, by name."""
     held: Sequence[Held] = ()

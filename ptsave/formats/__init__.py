@@ -96,7 +96,9 @@ def open_checkpoint(
     Raises: MissingFileError, UnknownFormatError, CorruptError, LimitError.
     """
     with names_in_errors():
-        return _open(path, at_a_glance, in_part)
+        checkpoint = _open(path, at_a_glance, in_part)
+        checkpoint.named = located(path)
+        return checkpoint
 
 
 def _open(path: str | os.PathLike[str] | Address, at_a_glance: bool, in_part: bool) -> Checkpoint:

@@ -53,6 +53,26 @@ processes.after_fork(_let_go)
 
 
 @contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Wait until nobody else is in this block for a file in the folder of `path`.
+
+    What is read in it is so when it is written. Windows, and file systems without locks, let several in.
+
+    Raises: WriteError.
+    """
+    with errors_of(path):
+        fd = let_go_when_forked(os.open(path.resolve().parent, os.O_RDONLY)) if system.HAS_FLOCK else None
+    try:
+        if fd is not None:
+            with errors_of(path):
+                disk.lock(fd, wait=True)
+        yield
+    finally:
+        if fd is not None and still_ours(fd):
+            os.close(fd)
+
+
+@contextmanager
 def replacing_file(
     destination: str | os.PathLike[str],
     num_bytes: int,

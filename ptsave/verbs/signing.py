@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from ptsave.sign.envelope import read_envelope
 from ptsave.sign.signer import signed_digest
 from ptsave.sign.statement import ALGORITHMS, content_of, differences, statement_of
 from ptsave.sign.trusted import SignedBy, trusts_of
+from ptsave.storage.atomic import one_at_a_time
 from ptsave.storage.opening import check_file_destination, write_file
 from ptsave.storage.reads import may_be_replaced
 from ptsave.verbs.audit import Found, digests_of, named_digests
@@ -220,15 +222,20 @@ def pin_of(checkpoint: Checkpoint, found: Found, algorithm: str, signed_by: Coll
     return Pin(statement_of(content_of(checkpoint, digests), algorithm), tuple(signed_by))
 
 
-def write_pin(path: Location, where: Location, pin: Pin) -> None:
-    """Put a pin into the lock at `path`, which need not be there yet; its other pins stay.
+def write_pin(path: Location, checkpoint: Checkpoint, pin: Pin) -> None:
+    """Put the pin of a checkpoint into the lock at `path`, which need not be there yet.
+
+    It stands under the name by which the checkpoint was opened, and each of its names that has a pin. Other
+    pins stay, also those that are written meanwhile.
 
     Raises: what reading and writing a lock raise.
     """
-    try:
-        lock = read_lock(path)
-    except MissingFileError:
-        lock = Lock(path)
-    pins = {**lock.pins, lock.name_of(where): pin}
-    with may_be_replaced():
-        write_file(path, lock_bytes(replace(lock, pins=pins)), overwrite=True)
+    with nullcontext() if isinstance(path, Address) else one_at_a_time(path):
+        try:
+            lock = read_lock(path)
+        except MissingFileError:
+            lock = Lock(path)
+        names = (*lock.names_of(checkpoint), lock.name_of(checkpoint.named or checkpoint.path))
+        pins = {**lock.pins, **dict.fromkeys(names, pin)}
+        with may_be_replaced():
+            write_file(path, lock_bytes(replace(lock, pins=pins)), overwrite=True)

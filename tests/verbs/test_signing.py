@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 import ptsave
+from ptsave.config.lock import read_lock
 from ptsave.core.finding import Kind
 from ptsave.errors import MissingFileError, RefusedError, UsageError
 from tests.sign.keys_made import write_pair
@@ -51,6 +53,25 @@ def test_what_was_approved_is_loaded_in_any_format(folder: Path) -> None:
         assert ptsave.verify("net.pt", checks="signature").is_yes
         loaded = ptsave.load("net.pt", nn.Linear(3, 2)).state_dict()
         assert all(torch.equal(loaded[key], state[key]) for key in state)
+
+
+def test_pins_that_are_written_at_the_same_time(folder: Path) -> None:
+    names = [f"{i}.pt" for i in range(8)]
+    for name in names:
+        ptsave.save(name, {"w": torch.zeros(2)})
+    with ThreadPoolExecutor(len(names)) as pool:
+        verdicts = list(pool.map(lambda name: ptsave.verify(name, pin=True), names))
+    assert all(verdict.is_yes for verdict in verdicts)
+    assert {*names, "net.pt"} == read_lock(folder / "ptsave.lock").pins.keys()
+
+
+def test_a_pin_is_renewed_under_each_name(folder: Path) -> None:
+    (folder / "link.pt").symlink_to("net.pt")
+    assert ptsave.verify("link.pt", pin=True).is_yes
+    ptsave.save("net.pt", nn.Linear(3, 2), hyperparameters=SIZES)
+    assert ptsave.verify("net.pt", pin=True).is_yes
+    for name in ("net.pt", "link.pt"):
+        ptsave.load(name, nn.Linear(3, 2))
 
 
 def changed(state: dict[str, Any]) -> None:

@@ -116,7 +116,7 @@ def verify_path(request: Request, listener: Listener) -> Outcome:
         if asked.pin_into is not None and verdict.is_yes:
             keys = sorted({who.id for who, _ in subject.authentic.statements})
             pin = pin_of(source, subject.digests(), subject.pin_algorithm, keys)
-            write_pin(asked.pin_into, source.path, pin)
+            write_pin(asked.pin_into, source, pin)
             listener.pinned(asked.pin_into, pin)
         target = model.config.model.target if model is not None else None
         return verdict, verb.facts(source, target, request.device, time.monotonic() - start)

@@ -186,6 +186,29 @@ def test_a_record_is_one_commit_on_top_of_what_was_read(
         verify(f"hf://{REPO}@{repository(at_hub).head}/net.safetensors", config=CONFIG, record=True)
 
 
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_a_pin_is_of_the_branch_that_was_named(
+    is_cached: bool, at_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No branch is `main`; and a copy in the cache of `huggingface_hub` is what it is a copy of."""
+    monkeypatch.chdir(tmp_path)
+    repository(at_hub).commit({"net.safetensors": _saved(tmp_path).read_bytes()})
+    first, second = f"hf://{REPO}/net.safetensors", f"hf://{REPO}@main/net.safetensors"
+    assert verify(first, pin=True).is_yes
+    assert (tmp_path / "ptsave.lock").read_text().count("[pins.") == 1
+    assert "@main" in (tmp_path / "ptsave.lock").read_text()
+    ptsave.save(tmp_path / "net.safetensors", SimpleNet(10, 5, 2), config=CONFIG)
+    repository(at_hub).commit({"net.safetensors": (tmp_path / "net.safetensors").read_bytes()})
+    if is_cached:
+        huggingface_hub.hf_hub_download(REPO, "net.safetensors")
+    for where in (first, second):
+        with pytest.raises(RefusedError, match=r"not what ptsave\.lock pins"):
+            ptsave.load(where, config=CONFIG)
+    assert verify(second, pin=True).is_yes
+    for where in (first, second):
+        ptsave.load(where, config=CONFIG)
+
+
 def _saved(folder: Path) -> Path:
     """A model of CONFIG."""
     ptsave.save(folder / "net.safetensors", SimpleNet(10, 5, 2), config=CONFIG)
