@@ -35,7 +35,6 @@ from ptsave.export.proof import CHECK, Case, case_of, compare_weights, prove
 from ptsave.export.pt2 import Pt2Target
 from ptsave.export.target import Target
 from ptsave.formats.base import WriteOptions
-from ptsave.models.behaviour.judge import output_key
 from ptsave.models.behaviour.observe import observe
 from ptsave.models.behaviour.trace import digest_of
 from ptsave.models.imports import in_front
@@ -234,10 +233,9 @@ def _record(
     digests: Digests,
 ) -> Record:
     """The record of the program: the model, its behaviour, digests, and what rounding explains."""
-    judge = example.judge()
 
     def allowed(path: str, sample: Sample) -> list[float]:
-        excess = judge.excess(sample, output_key(path))
+        excess = example.excess(path, sample)
         return [excess.allowed, excess.noise]
 
     described = new_record(subject.model, subject.config, "cpu")

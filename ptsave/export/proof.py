@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from torch import nn
@@ -23,6 +23,7 @@ from ptsave.models.behaviour.judge import (
     Key,
     input_key,
     judge_alone,
+    judge_outputs,
     output_key,
     result_key,
 )
@@ -38,18 +39,39 @@ WEIGHTS = "weights"
 class Case:
     """One choice of the named sizes, and what the model computes there."""
 
+    model: nn.Module
     sizes: Mapping[str, int]
     arguments: Arguments
     now: Trace
-    judge: Callable[[], Judge]
-    """Made when it is asked for: a program that gives the model's own bits needs none."""
+    margin: float
     is_exact: bool
     """Whether the model is known to give the same bits again."""
+
+    # Made when they are asked for: a program that gives the model's own bits needs no judge.
+
+    @cached_property
+    def judge(self) -> Judge:
+        """Of the model's outputs and of each module's."""
+        return judge_alone(self.model, self.arguments, self.now, self.margin, self._again)
+
+    @cached_property
+    def quick_judge(self) -> Judge:
+        """Of the model's outputs; where it does not explain one, `judge` is to be asked."""
+        return judge_outputs(self.model, self.arguments, self.now, self.margin, self._again)
+
+    @property
+    def _again(self) -> Trace | None:
+        return self.now if self.is_exact else None
 
     @property
     def shown(self) -> str:
         """`batch=1, tokens=16`."""
         return ", ".join(f"{name}={size}" for name, size in self.sizes.items())
+
+    def excess(self, path: str, found: Sample) -> Excess:
+        """How far an output is off, and how far rounding goes."""
+        excess = self.quick_judge.excess(found, output_key(path))
+        return excess if excess.is_explained else self.judge.excess(found, output_key(path))
 
 
 def case_of(
@@ -65,15 +87,7 @@ def case_of(
     Raises: UsageError where it does not run.
     """
     arguments = make_inputs(inputs.with_sizes(sizes), model)
-    now = watch(model, arguments)
-    made: list[Judge] = []
-
-    def judge() -> Judge:
-        if not made:
-            made.append(judge_alone(model, arguments, now, margin, again=now if is_exact else None))
-        return made[0]
-
-    return Case(sizes, arguments, now, judge, is_exact)
+    return Case(model, sizes, arguments, watch(model, arguments), margin, is_exact)
 
 
 def prove(
@@ -144,7 +158,7 @@ def _output(case: Case, path: str, found: Sample | None, at: str) -> Finding:
         return Finding(CHECK, "fail", where, Kind.OUTPUT_UNLIKE, facts=why)
     if difference.is_bitwise_equal:
         return Finding(CHECK, "ok", where, Kind.EQUAL_OUTPUT)
-    excess = _least_excess(expected, found) or case.judge().excess(found, output_key(path))
+    excess = _least_excess(expected, found) or case.excess(path, found)
     off = f"{excess.relative:.2g} relative off, rounding explains {excess.allowed:.2g}; {difference.figures}"
     if excess.is_explained:
         return Finding(CHECK, "ok", where, Kind.OUTPUT_EXPLAINED, facts={"off": off, "besides": ""})
@@ -182,7 +196,7 @@ def first_departure(runtime: Runtime, case: Case) -> First | None:
 
     A module's inputs and outputs are looked for among all values that the program computes in its scope.
     """
-    judge = case.judge()
+    judge = case.judge
     values: dict[str, list[Sample]] = {}
     try:
         for value in runtime.inside(case.arguments):

@@ -19,7 +19,7 @@ from ptsave.core.behaviour import Call, Sample
 from ptsave.errors import UsageError
 from ptsave.models.behaviour.differences import distance, epsilon
 from ptsave.models.behaviour.rounding import Rounding
-from ptsave.models.behaviour.trace import Trace, watch
+from ptsave.models.behaviour.trace import Trace, output_samples, watch
 from ptsave.models.inputs import Arguments
 
 NUM_RUNS = 3
@@ -109,9 +109,7 @@ def make_judge(
     gone through since they were recorded, if any. Where today's code is known to compute more coarsely than
     the recorded one (`is_coarser_now`), its own rounding excuses nothing: the exact run says what is right.
     """
-    unit, unit_now = (_usual_epsilon(samples) / 2 for samples in (recorded, [*_by_key(now).values()]))
-    is_single = unit_now == epsilon("float32") / 2  # other dtypes have no such shortcut
-    unit = max(unit, unit_now, 2.0**-11 if tf32 and is_single else 0.0)
+    unit = _unit(recorded, now, tf32=tf32)
     weights = epsilon(coarse) / 2 if coarse is not None else 0.0
 
     def runs(wide: bool) -> list[Trace]:
@@ -140,8 +138,40 @@ def judge_alone(
     `now` and `again`: plain runs of today, where there are some already.
     """
     now, again = now or watch(model, arguments), again or watch(model, arguments)
-    seen = [sample for call in now.calls for sample in call.outputs.values()]
-    return make_judge(model, arguments, seen, now, again, margin=margin, coarse=None, tf32=False)
+    return make_judge(model, arguments, _results(now), now, again, margin=margin, coarse=None, tf32=False)
+
+
+def judge_outputs(
+    model: nn.Module, arguments: Arguments, now: Trace, margin: float = MARGIN, again: Trace | None = None
+) -> Judge:
+    """A quick judge of the model's own outputs: what it explains, `judge_alone` explains, too.
+
+    One run has random roundings. It is the first of those of `judge_alone`, which allows what the farthest of
+    its runs does: never less than this one. More runs make the exact one more credible, too. So where one run
+    is enough for a yes, all of them are; where this judge says no, the other one is to be asked.
+    """
+    again, unit = again or watch(model, arguments), _unit(_results(now), now)
+    try:
+        exact, other = (
+            Trace(outputs=output_samples(model, arguments, mode=Rounding(model, wide=True, results=size)))
+            for size in (0.0, unit)
+        )
+    except UsageError:  # the model's own code does not bear it
+        return judge_alone(model, arguments, now, margin, again)
+    if not _is_credible(exact, now, [other], unit):
+        return judge_alone(model, arguments, now, margin, again)
+    return Judge(exact, [now, again, other], margin, unit)
+
+
+def _results(trace: Trace) -> list[Sample]:
+    return [sample for call in trace.calls for sample in call.outputs.values()]
+
+
+def _unit(recorded: Sequence[Sample], now: Trace, *, tf32: bool = False) -> float:
+    """The relative rounding error of one operation, in the coarser of what was recorded and of today."""
+    unit, unit_now = (_usual_epsilon(samples) / 2 for samples in (recorded, [*_by_key(now).values()]))
+    is_single = unit_now == epsilon("float32") / 2  # other dtypes have no such shortcut
+    return max(unit, unit_now, 2.0**-11 if tf32 and is_single else 0.0)
 
 
 def _usual_epsilon(samples: Sequence[Sample]) -> float:

@@ -21,7 +21,7 @@ from ptsave.core.behaviour import Behaviour, Determinism
 from ptsave.core.tree import dotted, items_of, walk
 from ptsave.core.values.digest import DEFAULT, hasher
 from ptsave.errors import LossyError
-from ptsave.models.behaviour.trace import Trace, watch, with_precisions
+from ptsave.models.behaviour.trace import Trace, watch, watch_precisions, with_precisions
 from ptsave.models.inputs import Arguments, inline_inputs, make_inputs
 from ptsave.models.weights.live import checkpoint_of, is_plain
 from ptsave.storage.scan import tensor_digest
@@ -44,14 +44,14 @@ def observe(
     arguments = make_inputs(inputs, model, device)
     buffers, outside = buffer_digests(model), outside_digests(model)
     first = first or watch(model, arguments)
-    precise = with_precisions(model, arguments, first.calls)
+    again = watch_precisions(model, arguments, first, seed=1)
     return Behaviour(
         inputs=inline_inputs(inputs, arguments).to_json(),
         environment=environment(device, model),
-        determinism=_determinism(model, arguments, first),
+        determinism=_determinism(model, arguments, first, again),
         outputs=first.outputs,
-        calls=first.calls if precise is None else precise,
-        knows_inside=precise is not None,
+        calls=first.calls if again is None else with_precisions(first.calls, again),
+        knows_inside=again is not None,
         buffers=buffers,
         outside=outside,
         dtypes=dtypes_of(model) if dtypes is None else dtypes,
@@ -59,7 +59,13 @@ def observe(
     )
 
 
-def _determinism(model: nn.Module, arguments: Arguments, first: Trace) -> Determinism:
+def _determinism(model: nn.Module, arguments: Arguments, first: Trace, again: Trace | None) -> Determinism:
+    """`again`: a pass with another seed, while functions are looked at, where there is one.
+
+    A model may compute otherwise while they are, so that only equal bits tell something.
+    """
+    if again is not None and again.digests() == first.digests():
+        return "exact"
     if watch(model, arguments, seed=1).digests() == first.digests():
         return "exact"
     return "seeded" if watch(model, arguments).digests() == first.digests() else "none"

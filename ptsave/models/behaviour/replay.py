@@ -27,7 +27,7 @@ from ptsave.models.behaviour.judge import (
     result_key,
 )
 from ptsave.models.behaviour.observe import environment
-from ptsave.models.behaviour.trace import Trace, is_alone, watch, with_precisions
+from ptsave.models.behaviour.trace import Trace, is_alone, watch, watch_precisions, with_precisions
 from ptsave.models.inputs import Arguments
 
 
@@ -229,9 +229,10 @@ def _coarser(
     model: nn.Module, arguments: Arguments, recorded: Behaviour, now: Trace
 ) -> dict[tuple[str, int], str]:
     """Calls whose code computes today in a coarser dtype than it did and than shows, and that dtype."""
-    today = with_precisions(model, arguments, now.calls) if recorded.knows_inside else None
+    seen = watch_precisions(model, arguments, now) if recorded.knows_inside else None
+    today = with_precisions(now.calls, seen) if seen is not None else []
     found = {}
-    for old, new in _matched(recorded.calls, today or ()):
+    for old, new in _matched(recorded.calls, today):
         shown = {sample.dtype for sample in (*old.inputs.values(), *old.outputs.values())}
         if epsilon(new.inside) > max(map(epsilon, (old.inside, *shown))):
             found[new.key] = new.inside

@@ -110,7 +110,8 @@ class Rounding(TorchFunctionMode):
             self._generators[device] = torch.Generator(device).manual_seed(self._seed)
         factors = _factors(tensor, self._results, self._generators[device])
         # Whole numbers are exact: a position or a count must not become less than it is.
-        return torch.where(tensor.real == tensor.real.trunc(), tensor, tensor * factors)
+        factors.masked_fill_(tensor.real == tensor.real.trunc(), 1)
+        return tensor * factors if tensor.is_complex() else factors.mul_(tensor)
 
 
 def _map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
@@ -164,7 +165,10 @@ def _address(tensor: torch.Tensor) -> int:
 
 
 def _factors(like: torch.Tensor, size: float, generator: torch.Generator) -> torch.Tensor:
-    """1 ± up to `size`, evenly spread."""
-    dtype = like.real.dtype if like.is_complex() else like.dtype
-    wide = torch.rand(like.shape, dtype=torch.float64, device=like.device, generator=generator)
-    return 1 + ((wide * 2 - 1) * size).to(dtype)
+    """1 ± up to `size`, evenly spread, in a tensor laid out as `like` is.
+
+    The random numbers are half of what a run with roundings costs beside the model's own work: they are drawn
+    in float32, and nothing is copied that need not be.
+    """
+    noise = torch.empty_like(like.real, dtype=torch.float32).uniform_(-size, size, generator=generator)
+    return noise.to(like.real.dtype).add_(1)

@@ -100,12 +100,21 @@ def _watch(
     return seen
 
 
-def with_precisions(model: nn.Module, arguments: Arguments, calls: Sequence[Call]) -> list[Call] | None:
-    """`calls` with the dtypes that modules compute in inside, from one more pass; None where that fails."""
+def watch_precisions(model: nn.Module, arguments: Arguments, first: Trace, *, seed: int = 0) -> Trace | None:
+    """One more pass, of which the dtypes that modules compute in inside are seen; None where that fails.
+
+    `first`: a plain pass. What it has measured is not measured again.
+    """
+    calls = (sample for call in first.calls for sample in (*call.inputs.values(), *call.outputs.values()))
+    known = {sample.digest: sample for sample in (*calls, *first.outputs.values())}
     try:
-        seen = watch(model, arguments, Precisions())
+        return watch(model, arguments, Precisions(), seed=seed, known=known)
     except UsageError:
         return None
+
+
+def with_precisions(calls: Sequence[Call], seen: Trace) -> list[Call]:
+    """`calls` with the dtypes that modules compute in inside, as `watch_precisions` has `seen` them."""
     inside = {call.key: call.inside for call in seen.calls}
     return [replace(call, inside=inside.get(call.key, "")) for call in calls]
 
@@ -119,11 +128,14 @@ def output_digests(model: nn.Module, arguments: Arguments) -> dict[str, str]:
 
 
 def output_samples(
-    model: nn.Module, arguments: Arguments, known: Mapping[str, Sample] | None = None
+    model: nn.Module,
+    arguments: Arguments,
+    known: Mapping[str, Sample] | None = None,
+    mode: AbstractContextManager[Any] | None = None,
 ) -> dict[str, Sample]:
-    """Output path → sample of a pass with nothing watched; `known` as for `watch`."""
+    """Output path → sample of a pass with nothing watched; `known` and `mode` as for `watch`."""
     with buffers_restored(model):
-        with _uncompiled(), seeded(0):
+        with _uncompiled(), seeded(0), mode or nullcontext():
             output = run(model, cloned(arguments))
         return samples_of(output, known)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ptsave.models.behaviour.trace import watch, with_precisions
+from ptsave.models.behaviour.trace import watch, watch_precisions, with_precisions
 from ptsave.models.inputs import Arguments
 from tests.workshop import Saved, Workshop
 
@@ -257,9 +257,9 @@ def test_an_error_that_the_parent_catches_shifts_nothing() -> None:
     digests = [[sample.digest for sample in call.inputs.values()] for call in seen.calls]
     assert digests[0] == digests[2]
     assert digests[1] == [sample.digest for sample in seen.calls[0].outputs.values()]
-    precise = with_precisions(model, Arguments((x,)), seen.calls)
+    precise = watch_precisions(model, Arguments((x,)), seen)
     assert precise is not None
-    assert [call.inside for call in precise] == ["", "", ""]
+    assert [call.inside for call in with_precisions(seen.calls, precise)] == ["", "", ""]
 
 
 # --- what no state dict knows ---------------------------------------------------------------------------
