@@ -19,7 +19,7 @@ from ptsave.formats.base import HEAD_BYTES, FileFormat, FolderFormat
 from ptsave.formats.folder_files import fingerprint
 from ptsave.formats.one_reading import check_one_reading
 from ptsave.formats.pickle.inert import names_in_errors
-from ptsave.formats.programs import sniff as programs
+from ptsave.formats.programs import sniff as program_sniff
 from ptsave.formats.safetensors import read as safetensors_read
 from ptsave.formats.safetensors.main_file import CONFIG
 from ptsave.formats.torch import legacy, tar
@@ -56,8 +56,10 @@ _ONNX = b"\x08"
 _JSON = (b" ", b"\t", b"\r", b"\n", b"{")
 MEMBER_FORMATS: tuple[FileFormat, ...] = (
     safetensors_read.FORMAT,
-    replace(_lazy_file(programs.TORCHSCRIPT, "programs.torchscript"), sniff=programs.is_torchscript),
-    replace(_lazy_file(programs.PT2, "programs.pt2"), sniff=programs.is_pt2),
+    replace(
+        _lazy_file(program_sniff.TORCHSCRIPT, "programs.torchscript"), sniff=program_sniff.is_torchscript
+    ),
+    replace(_lazy_file(program_sniff.PT2, "programs.pt2"), sniff=program_sniff.is_pt2),
     torch_read.FORMAT,
     legacy.FORMAT,
     tar.FORMAT,
@@ -70,9 +72,7 @@ MEMBER_FORMATS: tuple[FileFormat, ...] = (
 FILE_FORMATS: tuple[FileFormat, ...] = (
     *MEMBER_FORMATS[:-1],
     _lazy_file("onnx", "onnx.read", _ONNX),
-    _lazy_file(
-        "sharded-index", "safetensors.sharded_read", b" ", b"\t", b"\r", b"\n", b"{", constant="INDEX_FORMAT"
-    ),
+    _lazy_file("sharded-index", "safetensors.sharded_read", *_JSON, constant="INDEX_FORMAT"),
 )
 FOLDER_FORMATS: tuple[FolderFormat, ...] = (
     _lazy_folder("safetensors-sharded", "safetensors.sharded_read", constant="SAFETENSORS_FORMAT"),

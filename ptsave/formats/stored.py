@@ -17,7 +17,7 @@ from ptsave.core.nodes import TensorEntry
 from ptsave.core.record import KEY, LONGEST_BYTES, Digests, Record
 from ptsave.core.storage import Storage
 from ptsave.core.values.digest import HEX_DIGITS
-from ptsave.errors import LimitError, LossyError, Option
+from ptsave.errors import LimitError, LossyError, Option, Text
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.safetensors import chunk_offsets
 from ptsave.storage.move import Move, Span, check_back
@@ -196,14 +196,19 @@ def record_text(
         belongs_to=belongs_to,
     )
     text = extended.to_json().encode() + b" " * num_spaces
-    if len(text) > LONGEST_BYTES:
-        raise LossyError(
-            f"the record would have {len(text)} bytes, and is read back up to the cap record_bytes = "
-            f"{LONGEST_BYTES}",
-            source_path(checkpoint),
-            (Option("no_record", True), " leaves it out"),
-        )
+    hint = (Option("no_record", True), " leaves it out")
+    check_readable("the record", text, "record_bytes", LONGEST_BYTES, source_path(checkpoint), hint)
     return text
+
+
+def check_readable(what: str, data: bytes, cap: str, most: int, where: str, hint: Text) -> None:
+    """Insist that `data` will be read back: that it is no longer than the cap of its reader.
+
+    Raises: LossyError.
+    """
+    if len(data) > most:
+        told = f"{what} would have {len(data)} bytes, and is read back up to the cap {cap} = {most}"
+        raise LossyError(told, where, hint)
 
 
 def _no_digests(checkpoint: Checkpoint, options: WriteOptions) -> dict[str, str]:

@@ -159,11 +159,8 @@ def test_a_lightning_checkpoint(tmp_path: Path) -> None:
     assert ptsave.read_training(tmp_path / "l.ckpt")["step"] == 3
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # Lightning's advice
-def test_lightning_itself(tmp_path: Path) -> None:
-    lightning = pytest.importorskip("lightning.pytorch", exc_type=ImportError)
-    saved = Training(0)
+def in_lightning(lightning: Any, saved: Training) -> Any:
+    """A module of Lightning's that trains what `saved` has."""
 
     class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
@@ -176,12 +173,21 @@ def test_lightning_itself(tmp_path: Path) -> None:
         def configure_optimizers(self) -> Any:
             return [saved.optimizer], [saved.scheduler]
 
+    return Module()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Lightning's advice
+def test_lightning_itself(tmp_path: Path) -> None:
+    lightning = pytest.importorskip("lightning.pytorch", exc_type=ImportError)
+    saved = Training(0)
+
     data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(24, 4)), 6)
     quiet = dict.fromkeys(
         ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
     )
     trainer = lightning.Trainer(max_epochs=3, accelerator="cpu", default_root_dir=tmp_path, **quiet)
-    trainer.fit(Module(), data)
+    trainer.fit(in_lightning(lightning, saved), data)
     trainer.save_checkpoint(tmp_path / "l.ckpt")
     resumed = Training(1)
     assert NO_RNG in resumed.resume(tmp_path / "l.ckpt")
@@ -439,17 +445,6 @@ def test_lightnings_averaging_itself(tmp_path: Path) -> None:
     callbacks = pytest.importorskip("lightning.pytorch.callbacks", exc_type=ImportError)
     saved = Training(0)
 
-    class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = saved.model
-
-        def training_step(self, batch: Any, _: int) -> torch.Tensor:
-            return self.model(batch[0]).square().mean()  # type: ignore[no-any-return]
-
-        def configure_optimizers(self) -> Any:
-            return [saved.optimizer], [saved.scheduler]
-
     kept: dict[str, torch.Tensor] = {}
     average: dict[str, torch.Tensor] = {}
 
@@ -468,7 +463,7 @@ def test_lightnings_averaging_itself(tmp_path: Path) -> None:
         callbacks=[callbacks.EMAWeightAveraging(), Keep()],
         **dict.fromkeys(names, False),
     )
-    trainer.fit(Module(), data)
+    trainer.fit(in_lightning(lightning, saved), data)
     raw = torch.load(tmp_path / "l.ckpt", weights_only=False)
     assert not torch.equal(raw["state_dict"]["model.0.weight"], kept["0.weight"])
     resumed = Training(1)

@@ -30,6 +30,7 @@ from ptsave.formats.dcp.read import MAX_METADATA_BYTES
 from ptsave.formats.folder_files import DCP_METADATA, is_new_record, new_record_name, superfluous
 from ptsave.formats.pickle.emit import Call, Emitter, New, Row, Slot, Table
 from ptsave.formats.stored import (
+    check_readable,
     check_record,
     distinct,
     expected_digests,
@@ -122,13 +123,9 @@ def commit(
 
     Raises: LossyError where the metadata is longer than what is read back; WriteError.
     """
-    if len(metadata) > MAX_METADATA_BYTES:
-        raise LossyError(
-            f"{DCP_METADATA} would have {len(metadata)} bytes, and is read back up to the cap "
-            f"metadata_bytes = {MAX_METADATA_BYTES}",
-            str(folder.destination),
-            "divide the checkpoint, or give its tensors shorter names",
-        )
+    hint = "divide the checkpoint, or give its tensors shorter names"
+    where = str(folder.destination)
+    check_readable(DCP_METADATA, metadata, "metadata_bytes", MAX_METADATA_BYTES, where, hint)
     taken = set(folder.taken)
     if any(name == FILE_NAME or is_new_record(name) for name in taken):
         # for a moment the old record stands beside metadata that it does not belong to

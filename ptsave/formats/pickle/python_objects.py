@@ -16,7 +16,7 @@ from ptsave.core.nodes import Global, Opaque
 from ptsave.errors import CorruptError
 from ptsave.formats.pickle.keys import admit_all
 from ptsave.formats.pickle.latin1 import Latin1Storage
-from ptsave.formats.pickle.shapes import BYTES_PER_UNIT, UNKNOWN, Budget, Known, Payload
+from ptsave.formats.pickle.shapes import BYTES_PER_UNIT, UNKNOWN, Budget, Known, Payload, known_names
 
 
 def _ordered_dict(args: tuple[Any, ...], budget: Budget) -> Any:
@@ -181,24 +181,27 @@ _NUMBER = re.compile(
     r"-?(?:[0-9]{1,200}(?:\.[0-9]{1,200})?(?:E[+-]?[0-9]{1,18})?|[0-9]{1,200}/[0-9]{1,200}|Infinity|NaN)"
 )
 _TYPES = ("bool", "bytes", "float", "int", "object", "str", "tuple")
-_BY_NAME = {
-    "collections.OrderedDict": Known("collections.OrderedDict", _ordered_dict),
-    "collections.Counter": Known("collections.Counter", _counter),
-    "collections.defaultdict": Known("collections.defaultdict", _defaultdict),
-    "_codecs.encode": Known("_codecs.encode", _encode),
-    "builtins.bytes": Known("builtins.bytes", _bytes),
-    "builtins.dict": Known("builtins.dict", _dict),
-    "builtins.list": Known("builtins.list", _list),
-    "builtins.bytearray": Known("builtins.bytearray", _bytearray),
-    "builtins.complex": Known("builtins.complex", _complex),
-    "builtins.set": Known("builtins.set", _set),
-    "builtins.frozenset": Known("builtins.frozenset", _frozenset),
-    "builtins.range": Known("builtins.range", _range),
-    "builtins.slice": Known("builtins.slice", _slice),
-}
 NAMES: dict[str, Any] = {
-    f"builtins.{name}": Known(f"builtins.{name}", is_name_only) for name in _TYPES
-} | _BY_NAME
+    **known_names("builtins", dict.fromkeys(_TYPES, is_name_only)),
+    **known_names(
+        "collections", {"OrderedDict": _ordered_dict, "Counter": _counter, "defaultdict": _defaultdict}
+    ),
+    **known_names("_codecs", {"encode": _encode}),
+    **known_names(
+        "builtins",
+        {
+            "bytes": _bytes,
+            "dict": _dict,
+            "list": _list,
+            "bytearray": _bytearray,
+            "complex": _complex,
+            "set": _set,
+            "frozenset": _frozenset,
+            "range": _range,
+            "slice": _slice,
+        },
+    ),
+}
 _FACTORIES: tuple[Global, ...] = tuple(known for name, known in NAMES.items() if name.startswith("builtins."))
 """What a defaultdict may be made with: builtin types, whose empty values are harmless."""
 
@@ -208,8 +211,8 @@ _ABSTRACT = (
     *("KeysView", "Mapping", "MutableMapping", "MutableSequence", "MutableSet", "Reversible", "Sequence"),
     *("Set", "Sized", "ValuesView"),
 )
-NAMES |= {f"builtins.{name}": Known(f"builtins.{name}", is_name_only) for name in _FUNCTIONS}
-NAMES |= {f"collections.abc.{name}": Known(f"collections.abc.{name}", is_name_only) for name in _ABSTRACT}
+NAMES |= known_names("builtins", dict.fromkeys(_FUNCTIONS, is_name_only))
+NAMES |= known_names("collections.abc", dict.fromkeys(_ABSTRACT, is_name_only))
 NAMES |= {name: _number(name) for name in ("decimal.Decimal", "fractions.Fraction")}
 NAMES[DEQUE] = Known(DEQUE, _deque)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from ptsave.core.nodes import Global, Opaque
 from ptsave.core.storage import Storage
@@ -96,15 +96,23 @@ class Payload(Opaque):
         self.state = {"num_bytes": storage.num_bytes}
 
 
+Call: TypeAlias = "Callable[[tuple[Any, ...], Budget], Any]"
+
+
 @dataclass(frozen=True, slots=True)
 class Known(Global):
     """A dotted name that stands for something harmless when it is called in an exact shape."""
 
-    call: Callable[[tuple[Any, ...], Budget], Any]
+    call: Call
     """Takes the arguments; returns the value, or UNKNOWN. Raises CorruptError where they contradict each
     other. The budget is for what costs more than the pickle's own bytes (copies)."""
     new: bool = False
     """Whether NEWOBJ with arguments (`cls.__new__(cls, *args)`) means the same as a call."""
+
+
+def known_names(module: str, calls: Mapping[str, Call]) -> dict[str, Known]:
+    """The table of the names of `module`, given what each stands for when it is called."""
+    return {f"{module}.{name}": Known(f"{module}.{name}", call) for name, call in calls.items()}
 
 
 class Described(Known):

@@ -27,7 +27,7 @@ from ptsave.formats.kinds.sparse import PARTS, is_sparse
 from ptsave.formats.pickle.inert import Loaded
 from ptsave.formats.pickle.module import OWN_ATTRIBUTES, is_plain
 from ptsave.formats.pickle.python_objects import is_name_only
-from ptsave.formats.pickle.shapes import UNKNOWN, Budget, Known, Shapes
+from ptsave.formats.pickle.shapes import UNKNOWN, Budget, Known, Shapes, known_names
 from ptsave.formats.programs.script_code import (
     MAX_CODE_BYTES,
     OWN_PACKAGE,
@@ -306,7 +306,7 @@ SHAPES: dict[str, Any] = (
         )
     }
     | {name: Known(name, is_name_only) for name in SCRIPT_STORAGES}
-    | {f"torch.jit._pickle.{name}": Known(f"torch.jit._pickle.{name}", _first) for name in _LISTS}
+    | known_names("torch.jit._pickle", dict.fromkeys(_LISTS, _first))
     | {_RESTORE: Known(_RESTORE, _restored)}
     | {_HOOKS: Known(_HOOKS, _no_hooks)}
     | {_SPARSE: Known(_SPARSE, _rebuild_sparse)}

@@ -33,6 +33,7 @@ from ptsave.formats.safetensors.write import (
 from ptsave.formats.stored import (
     Distinct,
     carried_metadata,
+    check_readable,
     check_record,
     distinct,
     last_check,
@@ -137,11 +138,6 @@ def _index(
     shard_of = {name: file_name for file_name, layout in layouts.items() for name in layout.entries}
     weight_map = {name: shard_of[name] for name in stored.kept}
     index = json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2).encode() + b"\n"
-    if len(index) > MAX_INDEX_BYTES:
-        raise LossyError(
-            f"the index would have {len(index)} bytes, and is read back up to the cap index_bytes = "
-            f"{MAX_INDEX_BYTES}",
-            source_path(checkpoint),
-            (Option("no_record", True), " makes it shorter"),
-        )
+    hint = (Option("no_record", True), " makes it shorter")
+    check_readable("the index", index, "index_bytes", MAX_INDEX_BYTES, source_path(checkpoint), hint)
     return index

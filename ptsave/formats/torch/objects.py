@@ -37,7 +37,7 @@ from ptsave.formats.pickle.module import (
     is_module_state,
     is_tuple_state,
 )
-from ptsave.formats.pickle.shapes import UNKNOWN, Budget, Described, Known, Shapes
+from ptsave.formats.pickle.shapes import UNKNOWN, Budget, Described, Known, Shapes, known_names
 from ptsave.formats.torch import tensors, unusual
 from ptsave.formats.torch.storages import STORAGE_DTYPES, StorageNode
 from ptsave.formats.torch.tensors import MAX_RANK
@@ -100,8 +100,7 @@ NAMES: dict[str, Any] = {
     **unusual.NAMES,
     **{f"torch.{name}": dtype for name, dtype in dtypes.BY_NAME.items()},
     **{name: Known(name, python_objects.is_name_only) for name in ("torch.Tensor", *STORAGE_DTYPES)},
-    "torch.Size": Known("torch.Size", _size),
-    "torch.device": Known("torch.device", _device),
+    **known_names("torch", {"Size": _size, "device": _device}),
     _GRAPH_MODULE: Described(_GRAPH_MODULE, graph_module),
 }
 """What stands for each dotted name that a torch pickle may use."""

@@ -14,7 +14,7 @@ from ptsave.core.storage import MemoryStorage
 from ptsave.core.tree import are_scalars, is_scalar
 from ptsave.errors import CorruptError, LimitError
 from ptsave.formats.kinds.objects import META, META_PARTS, PARAMETER
-from ptsave.formats.pickle.shapes import UNKNOWN, Budget, Known
+from ptsave.formats.pickle.shapes import UNKNOWN, Budget, Known, known_names
 from ptsave.formats.torch.storages import UINT8, MetaStorage, StorageNode
 
 MAX_RANK = 64
@@ -340,16 +340,16 @@ def build_tensor(target: TensorEntry, state: Any) -> bool:
 
 
 NAMES: dict[str, Any] = {
-    **{
-        f"torch._utils.{name}": Known(f"torch._utils.{name}", call)
-        for name, call in {
+    **known_names(
+        "torch._utils",
+        {
             "_rebuild_tensor": _rebuild_tensor,
             "_rebuild_tensor_v2": _rebuild_tensor_v2,
             "_rebuild_tensor_v3": _rebuild_tensor_v3,
             "_rebuild_parameter": _rebuild_parameter,
             "_rebuild_parameter_with_state": _rebuild_parameter,
-        }.items()
-    },
+        },
+    ),
     **{
         f"{module}.{name}": Known(f"{module}.{name}", _old_tensor(dtype))
         for storage_class, dtype in BY_STORAGE_CLASS.items()

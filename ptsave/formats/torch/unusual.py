@@ -20,7 +20,7 @@ from ptsave.formats.kinds.quantized import PACKED
 from ptsave.formats.kinds.sparse import PARTS
 from ptsave.formats.pickle import numpy_objects
 from ptsave.formats.pickle.python_objects import is_name_only
-from ptsave.formats.pickle.shapes import UNKNOWN, Budget, Known, Payload, as_it_is
+from ptsave.formats.pickle.shapes import UNKNOWN, Budget, Known, Payload, as_it_is, known_names
 from ptsave.formats.torch.storages import UINT8, StorageNode
 from ptsave.formats.torch.tensors import are_sizes, changed, drop_attributes, spelled, tensor
 
@@ -179,10 +179,11 @@ SCHEMES = (
 )
 """The names of how tensors are quantized: `torch.per_tensor_affine`."""
 
+_FROM_TYPE = dict.fromkeys(("_rebuild_from_type_v2", "_rebuild_from_type"), _rebuild_from_type)
 NAMES: dict[str, Any] = {
-    **{
-        f"torch._utils.{name}": Known(f"torch._utils.{name}", call)
-        for name, call in {
+    **known_names(
+        "torch._utils",
+        {
             "_rebuild_qtensor": _rebuild_quantized,
             "_rebuild_sparse_tensor": _rebuild_sparse,
             "_rebuild_nested_tensor": _rebuild_nested,
@@ -191,14 +192,11 @@ NAMES: dict[str, Any] = {
             "_rebuild_device_tensor_from_numpy": _rebuild_device_tensor,
             "_rebuild_device_tensor_from_cpu_tensor": _rebuild_device_tensor,
             "_rebuild_xla_tensor": _rebuild_device_tensor,
-        }.items()
-    },
-    **{
-        f"{module}.{name}": Known(f"{module}.{name}", _rebuild_from_type)
-        for module in ("torch._tensor", "torch.tensor")  # the latter before 1.8
-        for name in ("_rebuild_from_type_v2", "_rebuild_from_type")
-    },
-    **{f"torch.{scheme}": Known(f"torch.{scheme}", is_name_only) for scheme in SCHEMES},
-    "torch.serialization._get_layout": Known("torch.serialization._get_layout", _get_layout),
+        },
+    ),
+    **known_names("torch._tensor", _FROM_TYPE),
+    **known_names("torch.tensor", _FROM_TYPE),  # before 1.8
+    **known_names("torch", dict.fromkeys(SCHEMES, is_name_only)),
+    **known_names("torch.serialization", {"_get_layout": _get_layout}),
 }
 """What stands for each of torch's names for tensors that are not dense."""

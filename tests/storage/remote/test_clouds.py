@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from ptsave.core.nodes import TensorEntry
 from ptsave.errors import MissingFileError, UnreadableError
 from ptsave.formats import open_checkpoint
 from tests.servers import faults
 from tests.servers.stores import Store
+from tests.storage.remote.reading import data, same, values
 from tests.support import Command
 
 LARGE = {f"{i}": np.full(100_000, i, np.float32) for i in range(8)}
@@ -28,25 +27,6 @@ def cloud(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> St
     for name, text in store.env.items():
         monkeypatch.setenv(name, text)
     return store
-
-
-def data(entry: TensorEntry) -> bytes:
-    begin, end = entry.byte_range
-    found = bytearray(end - begin)
-    entry.storage.read_into(begin, memoryview(found))
-    return bytes(found)
-
-
-def values(where: str) -> dict[str, np.ndarray[Any, Any]]:
-    with open_checkpoint(where) as checkpoint:
-        return {
-            name: np.frombuffer(data(entry), np.float32).reshape(entry.shape)
-            for name, entry in checkpoint.tensors.items()
-        }
-
-
-def same(found: dict[str, np.ndarray[Any, Any]], wanted: dict[str, np.ndarray[Any, Any]]) -> bool:
-    return found.keys() == wanted.keys() and all(np.array_equal(found[name], wanted[name]) for name in wanted)
 
 
 def test_a_header_takes_one_request_and_values_are_read(cloud: Store) -> None:

@@ -20,13 +20,13 @@ from safetensors.numpy import save
 
 from ptsave import verify
 from ptsave.core.address import located
-from ptsave.core.nodes import TensorEntry
 from ptsave.errors import PtsaveError, UnreadableError, UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.storage.remote import hub as of_hub
 from tests.servers.faults import header, status
 from tests.servers.hub import TOKEN, Hub
 from tests.servers.serving import Answer, Handler, Request
+from tests.storage.remote.reading import data, same, values
 from tests.support import Command
 
 REPO = "owner/net"
@@ -44,25 +44,6 @@ def at_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     return hub
-
-
-def data(entry: TensorEntry) -> bytes:
-    begin, end = entry.byte_range
-    found = bytearray(end - begin)
-    entry.storage.read_into(begin, memoryview(found))
-    return bytes(found)
-
-
-def values(where: str) -> dict[str, np.ndarray[Any, Any]]:
-    with open_checkpoint(where) as checkpoint:
-        return {
-            name: np.frombuffer(data(entry), np.float32).reshape(entry.shape)
-            for name, entry in checkpoint.tensors.items()
-        }
-
-
-def same(found: dict[str, np.ndarray[Any, Any]], wanted: dict[str, np.ndarray[Any, Any]]) -> bool:
-    return found.keys() == wanted.keys() and all(np.array_equal(found[name], wanted[name]) for name in wanted)
 
 
 def requests(hub: Hub) -> list[str]:
