@@ -120,23 +120,21 @@ def drip(piece_bytes: int, pause_s: float) -> Fault:
 
 def short_body(by_bytes: int) -> Fault:
     """Each body ends `by_bytes` early, and Content-Length agrees with what is sent."""
-
-    def fault(request: Request, handler: Handler) -> Answer:
-        answer = handler(request)
-        body = b"".join(answer.body)
-        body = body[: max(0, len(body) - by_bytes)]
-        return Answer(answer.status, _changed(answer.headers, "Content-Length", str(len(body))), [body])
-
-    return fault
+    return body(lambda sent: sent[: max(0, len(sent) - by_bytes)])
 
 
 def long_body(by_bytes: int) -> Fault:
     """Each body goes on for `by_bytes` of zeros, and Content-Length agrees with what is sent."""
+    return body(lambda sent: sent + bytes(by_bytes))
+
+
+def body(of: Callable[[bytes], bytes]) -> Fault:
+    """Each body is `of(itself)`, and Content-Length agrees with what is sent."""
 
     def fault(request: Request, handler: Handler) -> Answer:
         answer = handler(request)
-        body = b"".join(answer.body) + bytes(by_bytes)
-        return Answer(answer.status, _changed(answer.headers, "Content-Length", str(len(body))), [body])
+        sent = of(b"".join(answer.body))
+        return Answer(answer.status, _changed(answer.headers, "Content-Length", str(len(sent))), [sent])
 
     return fault
 

@@ -96,7 +96,7 @@ class Connections:
         """
         lib = self._urllib3.exceptions
         try:
-            return self.pool(url).request(
+            response = self.pool(url).request(
                 method,
                 url,
                 body=body or None,
@@ -114,6 +114,11 @@ class Connections:
             ) from None
         except (lib.HTTPError, OSError) as error:
             raise judged(error) from None
+        if response.status < 200:  # Python takes it for the answer, which would be the next request's then
+            response.close()
+            what = f"the server says {response.status} before its answer, which this client does not know"
+            raise Passing(what)
+        return response
 
     def close(self) -> None:
         with self._lock:

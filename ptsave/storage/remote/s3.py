@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from ptsave.storage.remote.pieces import NUM_REQUESTS
 from ptsave.storage.remote.request import WAIT_S, timeout_s
 from ptsave.storage.remote.store import (
     Answer,
+    Faulty,
     Listed,
     Passing,
     Store,
@@ -67,6 +68,18 @@ _RIGHTS = {
 
 Source: Amazon S3 User Guide, "Required permissions for Amazon S3 API operations".
 """
+_SAID = {
+    "head_object": {"ETag", "LastModified"},
+    "list_multipart_uploads": {"Bucket", "IsTruncated", "Uploads"},
+    "list_objects_v2": {"Contents", "IsTruncated", "KeyCount", "Name"},
+    "list_parts": {"Bucket", "IsTruncated", "Parts"},
+    "create_multipart_upload": {"UploadId"},
+    "complete_multipart_upload": {"ETag"},
+    "put_object": {"ETag"},
+    "upload_part": {"ETag"},
+}
+"""Of what an answer says one at least. A proxy's own page says none of it: it would be an empty list."""
+_NOT_THE_STORE = "what answers is not the store: a proxy, or another server"
 _HINT = "check the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID, …) and the bucket's rights"
 
 
@@ -98,71 +111,117 @@ class S3Store(Store):
     def get(
         self, address: Address, begin: int, end: int, version: Version | None, timeout_s: float
     ) -> Answer:
-        client = self.client
-        import botocore.exceptions
-
         asked = range_headers(begin, end, version)
         wanted = {"Bucket": address.host, "Key": address.key, "Range": asked["Range"]}
         if "If-Match" in asked:
             wanted["IfMatch"] = asked["If-Match"]
         if address.revision:
             wanted["VersionId"] = address.revision
+        client = self.client
+        from botocore.exceptions import ClientError
+
         try:
-            found = client.get_object(**wanted)
-        except botocore.exceptions.ClientError as error:
+            found = ask(client, address, "get_object", **wanted)
+        except ClientError as error:
             if _status(error) == 416 and not begin and version is None:
                 return self._empty(address)
             raise refused(address, error, version) from None
-        except botocore.exceptions.BotoCoreError as error:
-            raise failed(address, error) from None
         response = found["Body"]._raw_stream  # its own reading waits until all that is asked for has come
-        about = found["ResponseMetadata"]
+        status, headers = found["ResponseMetadata"]["HTTPStatusCode"], _lower(found["ResponseMetadata"])
+        if "content-length" in headers:  # else a proxy may compress on the way
+            headers.pop("content-encoding", None)  # of the object, whose bytes are those that were put
         try:
-            return answer_of(
-                response, *ranged(address, about["HTTPStatusCode"], _lower(about), begin, version)
-            )
+            if status == 200 and found.keys().isdisjoint(("ETag", "LastModified")):
+                raise Faulty(_NOT_THE_STORE)
+            return answer_of(response, *ranged(address, status, headers, begin, version))
         except BaseException:
             response.close()
             raise
 
     def _empty(self, address: Address) -> Answer:
         """The answer for an object of no bytes, of which there is no range."""
-        import botocore.exceptions
-
-        try:
-            about = self.client.head_object(Bucket=address.host, Key=address.key)
-        except botocore.exceptions.ClientError as error:
-            raise refused(address, error) from None
-        except botocore.exceptions.BotoCoreError as error:
-            raise failed(address, error) from None
-        version = Version(about["ContentLength"], about.get("ETag", ""))
+        about = self._ask(address, "head_object", Bucket=address.host, Key=address.key)
+        version = version_of(about)
         if version.size_bytes:
             raise Unsatisfiable(version.size_bytes)
         return Answer(version, 0, 0, lambda _: b"", lambda: None)
 
     def list(self, address: Address, timeout_s: float) -> Iterator[Listed]:
-        client = self.client
-        import botocore.exceptions
+        return listed(address, lambda **wanted: self._ask(address, "list_objects_v2", **wanted))
 
-        prefix = f"{address.key.rstrip('/')}/" if address.key.strip("/") else ""
-        wanted = {"Bucket": address.host, "Prefix": prefix, "Delimiter": "/"}
-        while True:
-            try:
-                page = client.list_objects_v2(**wanted)
-            except botocore.exceptions.ClientError as error:
-                raise refused(address, error) from None
-            except botocore.exceptions.BotoCoreError as error:
-                raise failed(address, error) from None
+    def _ask(self, address: Address, operation: str, **wanted: Any) -> Mapping[str, Any]:
+        client = self.client
+        from botocore.exceptions import ClientError
+
+        try:
+            return ask(client, address, operation, **wanted)
+        except ClientError as error:
+            raise refused(address, error) from None
+
+
+def ask(client: Any, address: Address, operation: str, **wanted: Any) -> Mapping[str, Any]:
+    """What the store answers to one request.
+
+    Raises: botocore's ClientError for an answer that is an error, see `refused`; Passing; Faulty when it is
+    none that the request can have; UnreadableError.
+    """
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        about: Mapping[str, Any] = getattr(client, operation)(**wanted)
+    except BotoCoreError as error:
+        raise failed(address, error) from None
+    except (LookupError, ValueError, OverflowError):  # of botocore, where a name is missing, or is no number
+        raise Faulty("the store's answer is not one") from None
+    status = about["ResponseMetadata"]["HTTPStatusCode"]
+    if status < 200:  # Python takes it for the answer, which would be the next request's then
+        client.close()
+        raise Passing(f"the server says {status} before its answer, which this client does not know")
+    said = _SAID.get(operation)
+    if said is not None and said.isdisjoint(about):
+        raise Faulty(_NOT_THE_STORE)
+    return about
+
+
+def version_of(about: Mapping[str, Any]) -> Version:
+    """The version of an object, from what is said of it. Raises: Faulty."""
+    if "ContentLength" not in about:
+        raise Faulty("the store does not say how long the object is")
+    return Version(about["ContentLength"], about.get("ETag", ""))
+
+
+def listed(address: Address, ask: Callable[..., Mapping[str, Any]]) -> Iterator[Listed]:
+    """What is directly in the folder `address`. Raises: as `ask`, and Faulty."""
+    prefix = f"{address.key.strip('/')}/" if address.key.strip("/") else ""
+    wanted = {"Bucket": address.host, "Prefix": prefix, "Delimiter": "/"}
+    for page in pages(ask, wanted, "ContinuationToken"):
+        try:
             for one in page.get("Contents", ()):
                 if name := one["Key"][len(prefix) :]:
                     yield Listed(name, one["Size"], tag=one.get("ETag", ""))
             for one in page.get("CommonPrefixes", ()):
                 if name := one["Prefix"][len(prefix) : -1]:
                     yield Listed(name, 0, is_folder=True)
-            token = page.get("NextContinuationToken")
-            if not page.get("IsTruncated") or not token:
-                return
-            wanted["ContinuationToken"] = token
+        except KeyError:
+            raise Faulty("the store's list of objects is not one") from None
+
+
+def pages(
+    ask: Callable[..., Mapping[str, Any]], wanted: Mapping[str, str], *markers: str
+) -> Iterator[Mapping[str, Any]]:
+    """The pages of a list. Each says in its markers where the next begins.
+
+    Raises: as `ask`, and Faulty where a page has a next one, and it is none or the page itself.
+    """
+    following: dict[str, str] = {}
+    while True:
+        page = ask(**wanted, **following)
+        yield page
+        if not page.get("IsTruncated"):
+            return
+        last, following = following, {name: page.get(f"Next{name}", "") for name in markers}
+        if following == last or not any(following.values()):
+            raise Faulty("the store's list does not come to its end")
 
 
 def _surroundings() -> tuple[tuple[str, str], ...]:
@@ -239,6 +298,8 @@ def failed(address: Address, error: BotoCoreError) -> Exception:
     from botocore import exceptions as lib
 
     name = type(error).__name__
+    if isinstance(error, lib.ParamValidationError):
+        return UnreadableError("is not an address that S3 has", str(address), "check its bucket")
     if isinstance(error, lib.SSLError):
         hint = "check AWS_ENDPOINT_URL; AWS_CA_BUNDLE names the certificates to trust"
         return UnreadableError("the store's certificate is not accepted", str(address), hint)

@@ -10,14 +10,15 @@ from __future__ import annotations
 import hashlib
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from isal.isal_zlib import crc32 as crc32_of
 
 from ptsave.core.address import Address
-from ptsave.errors import MissingFileError, Option, WriteError
-from ptsave.storage.remote.s3 import S3Store, failed, refused
-from ptsave.storage.remote.store import Passing, Version
+from ptsave.errors import MissingFileError, Option, PtsaveError, UnreadableError, WriteError
+from ptsave.storage.remote.s3 import S3Store, ask, listed, pages, refused, version_of
+from ptsave.storage.remote.store import Faulty, Passing, Version
 from ptsave.storage.upload.store import (
     Conflict,
     Found,
@@ -71,23 +72,20 @@ class S3Uploads(UploadStore):
             about = self._call(address, "head_object", Bucket=address.host, Key=address.key)
         except MissingFileError:
             return None
-        label = Label.of(about.get("Metadata", {}))
-        return Found(Version(about["ContentLength"], about.get("ETag", "")), label)
+        try:
+            return Found(version_of(about), Label.of(about.get("Metadata", {})))
+        except Faulty as faulty:
+            raise Passing(faulty.what) from None
 
     def names(self, address: Address) -> Mapping[str, Found]:
-        prefix = prefix_of(address)
-        wanted = {"Bucket": address.host, "Prefix": prefix, "Delimiter": "/"}
-        found: dict[str, Found] = {}
-        while True:
-            page = self._call(address, "list_objects_v2", **wanted)
-            for one in page.get("Contents", ()):
-                if name := one["Key"][len(prefix) :]:
-                    found[name] = Found(Version(one["Size"], one.get("ETag", "")))
-            for one in page.get("CommonPrefixes", ()):
-                found[one["Prefix"][len(prefix) :]] = Found(Version(0))
-            if not page.get("IsTruncated") or not page.get("NextContinuationToken"):
-                return found
-            wanted["ContinuationToken"] = page["NextContinuationToken"]
+        names = listed(address, lambda **wanted: self._call(address, "list_objects_v2", **wanted))
+        try:
+            return {
+                f"{one.name}/" if one.is_folder else one.name: Found(Version(one.size_bytes, one.tag))
+                for one in names
+            }
+        except Faulty as faulty:
+            raise Passing(faulty.what) from None
 
     def put(self, address: Address, data: bytearray, crc32: int, label: Label, seen: Found | None) -> Stored:
         about = self._call(
@@ -119,7 +117,12 @@ class S3Uploads(UploadStore):
             raise
         upload = Upload(address, about["UploadId"], label, about.get("ChecksumType") == "FULL_OBJECT")
         mark = bytearray(_MARKS[label.is_data])
-        self.put_part(upload, MARK_PART - 1, mark, crc32_of(mark))
+        try:
+            self.put_part(upload, MARK_PART - 1, mark, crc32_of(mark))
+        except BaseException:  # it is begun again, or not at all
+            with suppress(Passing, PtsaveError):
+                self.abort(upload)
+            raise
         return upload
 
     def put_part(self, upload: Upload, number: int, data: bytearray, crc32: int) -> Receipt:
@@ -186,16 +189,19 @@ class S3Uploads(UploadStore):
 
     def _begun(self, address: Address, prefix: str) -> Iterator[tuple[Upload, bool]]:
         """The uploads of keys with a prefix, and whether each is like ours as far as the list says."""
+
+        def ask(**wanted: str) -> Mapping[str, Any]:
+            return self._call(address, "list_multipart_uploads", **wanted)
+
         wanted = {"Bucket": address.host, "Prefix": prefix}
-        while True:
-            page = self._call(address, "list_multipart_uploads", **wanted)
-            for one in page.get("Uploads", ()):
-                upload = Upload(Address(address.scheme, address.host, one["Key"]), one["UploadId"])
-                is_of_our_kind = (one.get("ChecksumAlgorithm"), one.get("ChecksumType")) == _OUR_KIND
-                yield upload, is_of_our_kind or upload.address in self._unheard
-            if not page.get("IsTruncated"):
-                return
-            wanted["KeyMarker"], wanted["UploadIdMarker"] = page["NextKeyMarker"], page["NextUploadIdMarker"]
+        try:
+            for page in pages(ask, wanted, "KeyMarker", "UploadIdMarker"):
+                for one in page.get("Uploads", ()):
+                    upload = Upload(Address(address.scheme, address.host, one["Key"]), one["UploadId"])
+                    is_of_our_kind = (one.get("ChecksumAlgorithm"), one.get("ChecksumType")) == _OUR_KIND
+                    yield upload, is_of_our_kind or upload.address in self._unheard
+        except (Faulty, KeyError):
+            raise Passing("the store's list of uploads is not one") from None
 
     def _is_ours(self, upload: Upload, marks: Sequence[bytes], *, or_empty: bool) -> bool:
         """Whether one of `marks` is there; with `or_empty` also, whether no part is there at all.
@@ -241,17 +247,16 @@ class S3Uploads(UploadStore):
     def _call(self, address: Address, operation: str, **wanted: Any) -> Mapping[str, Any]:
         """Ask once. Raises: Conflict; Gone; MissingFileError; Passing; WriteError; RefusedError."""
         client = self._store.client
-        import botocore.exceptions
+        from botocore.exceptions import ClientError
 
         try:
-            about: Mapping[str, Any] = getattr(client, operation)(**wanted)
-        except botocore.exceptions.ClientError as error:
+            return ask(client, address, operation, **wanted)
+        except ClientError as error:
             raise self._refused(address, operation, error) from None
-        except botocore.exceptions.ParamValidationError:
-            raise WriteError("is not an address that S3 has", str(address), "check its bucket") from None
-        except botocore.exceptions.BotoCoreError as error:
-            raise as_write_error(failed(address, error)) from None
-        return about
+        except Faulty as faulty:
+            raise Passing(faulty.what) from None
+        except UnreadableError as error:
+            raise as_write_error(error) from None
 
     def _refused(self, address: Address, operation: str, error: ClientError) -> Exception:
         code = error.response.get("Error", {}).get("Code", "")

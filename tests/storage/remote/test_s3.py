@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import re
 
 import pytest
 
@@ -104,6 +106,59 @@ def test_an_object_that_is_replaced_meanwhile_is_refused(bucket: S3) -> None:
 def test_what_passes_is_tried_again(fault: faults.Fault, bucket: S3) -> None:
     with bucket.server.faulty(fault, times=2), open_file(address_of(bucket, "run/a.bin")) as file:
         assert file.read_at(0, len(DATA)) == DATA
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        faults.status(103, Link="</a>; rel=preload"),
+        faults.status(200, b"<html><body>who are you?</body></html>", "text/html"),
+        faults.status(200),
+        faults.header("Last-Modified", "yesterday"),
+    ],
+)
+def test_what_is_no_answer_of_the_store_is_asked_for_again_and_never_believed(
+    fault: faults.Fault, bucket: S3
+) -> None:
+    where = address_of(bucket, "run/a.bin")
+    with bucket.server.faulty(fault, times=2), open_file(where) as file:
+        assert file.read_at(0, len(DATA)) == DATA
+    with bucket.server.faulty(fault), pytest.raises(UnreadableError):
+        open_file(where)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        faults.status(103),
+        faults.status(200, b"<html><body>who are you?</body></html>", "text/html"),
+        faults.status(200),
+        faults.body(lambda text: text.replace(b"<IsTruncated>false", b"<IsTruncated>true")),
+        faults.body(
+            lambda text: text.replace(
+                b"<IsTruncated>false</IsTruncated>",
+                b"<IsTruncated>true</IsTruncated><NextContinuationToken>a</NextContinuationToken>",
+            )
+        ),
+        faults.body(lambda text: re.sub(rb"<Key>[^<]*</Key>", b"", text)),
+    ],
+)
+def test_a_list_that_is_none_or_does_not_end_is_not_an_empty_folder(fault: faults.Fault, bucket: S3) -> None:
+    with bucket.server.faulty(fault, times=1), open_folder(address_of(bucket, "run")) as folder:
+        assert [*folder.names] == ["a.bin", "b c+d%20.bin", "deep"]
+    with bucket.server.faulty(fault), pytest.raises(UnreadableError) as caught:
+        open_folder(address_of(bucket, "run"))
+    assert not isinstance(caught.value, MissingFileError)
+
+
+def test_an_encoding_that_an_object_has_is_part_of_it(bucket: S3) -> None:
+    """Ranges are of the bytes that were put; what a proxy compresses on the way has another length."""
+    where = address_of(bucket, "run/a.bin")
+    with bucket.server.faulty(faults.header("Content-Encoding", "gzip")), open_file(where) as file:
+        assert file.read_at(100_000, 1000) == DATA[100_000:101_000]
+    squeezed = [faults.body(gzip.compress), faults.header("Content-Encoding", "gzip")]
+    with bucket.server.faulty(*squeezed), pytest.raises(UnreadableError, match="the server"):
+        open_file(where)
 
 
 def test_a_redirect_is_not_followed(bucket: S3) -> None:

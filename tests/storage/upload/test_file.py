@@ -18,6 +18,7 @@ from ptsave.storage.upload import file as upload_file
 from ptsave.storage.upload.s3 import S3Uploads
 from ptsave.storage.upload.store import UploadStore, upload_store
 from tests.servers.faults import header, lost_answer, no_answer, replaced, s3_error, status
+from tests.servers.serving import Fault
 from tests.servers.stores import S3, Store
 from tests.storage.upload.objects import (
     COMPLETE,
@@ -182,6 +183,51 @@ def test_what_passes_is_tried_again(each: Store, code: int) -> None:
     ):
         write(each, data)
     assert each.get("m") == data
+
+
+@pytest.mark.parametrize("on", ["HEAD", "GET", "PUT", "POST"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        status(103),
+        status(200),
+        status(200, b"<html><body>who are you?</body></html>", "text/html"),
+        header("Last-Modified", "yesterday"),
+    ],
+)
+@pytest.mark.parametrize("num_bytes", [1, LARGE])
+def test_what_is_no_answer_of_the_store_is_no_success(
+    num_bytes: int, fault: Fault, on: str, one_s3: S3
+) -> None:
+    """Such as a page of a proxy's own, which nothing has come through."""
+    one_s3.put("m", b"old")
+    data = content(num_bytes)
+    with one_s3.server.faulty(fault, on=f"^{on}", times=1):
+        write(one_s3, data, overwrite=True)
+    assert one_s3.get("m") == data
+    assert one_s3.leftovers() == []
+
+
+@pytest.mark.parametrize("num_bytes", [1, LARGE])
+def test_an_answer_that_does_not_name_the_new_version_was_lost(num_bytes: int, one_s3: S3) -> None:
+    one_s3.put("m", b"old")
+    with one_s3.server.faulty(header("ETag", None), on="^(PUT|POST)", times=1):
+        write(one_s3, content(num_bytes), overwrite=True)
+    assert one_s3.get("m") == content(num_bytes)
+    assert one_s3.leftovers() == []
+
+
+@pytest.mark.parametrize("on", ["HEAD", BEGIN, PART["s3"]])
+def test_a_store_that_never_answers_as_one_leaves_the_old_and_no_parts(
+    on: str, one_s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PTSAVE_TIMEOUT", "2")
+    one_s3.put("m", b"old")
+    faults = [status(200)] if on == BEGIN else [header("ETag", None), header("Last-Modified", None)]
+    with one_s3.server.faulty(*faults, on=on), pytest.raises(WriteError):
+        write(one_s3, content(LARGE), overwrite=True)
+    assert one_s3.get("m") == b"old"
+    assert one_s3.leftovers() == []
 
 
 @pytest.mark.slow
