@@ -94,7 +94,7 @@ def save(
         if (beside or files or several_paths(certificate)) and signer is None:
             raise UsageError("nothing is signed", "ptsave.save: signature", "name a key with sign=")
         options = settled(WriteOptions(overwrite=overwrite, signer=signer), is_named=False)
-        check_signed(destination, target, options)
+        check_signed(destination, target.name, options, keeps_record=target.keeps_record)
         spec: Config | None = None
         if isinstance(value, nn.Module):
             module = unwrap(value)

@@ -45,7 +45,7 @@ def save(
     with launched(device) as group:
         if group is None:
             writer = destination_writer(destination, format)
-            check_signed(destination, writer, options)
+            check_signed(destination, writer.name, options, keeps_record=writer.keeps_record)
             config = load_config(config_path, overrides)
             check_destination(destination, writer, overwrite=options.overwrite)
             from ptsave.models.save import save as save_alone  # takes seconds: after what may be refused

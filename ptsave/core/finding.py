@@ -200,6 +200,9 @@ class Kind(Enum):
         "{count} [tensor (|tensors (such as ]{first!r}) [is|are] not covered: the signature is of {only}"
     )
     NOT_COVERED = "{count} [object (|objects (such as ]{first!r}) [is|are] covered by name, not by content"
+    CONSTANTS_NOT_COVERED = (
+        "{count} [constant|constants] of the program (such as {first!r}) [is|are] not covered"
+    )
     MODEL_NOT_COVERED = "names a class that no signature covers"
     BESIDE_SIGNATURE = "no signature covers the metadata, the environment, the behaviour and the code itself"
     OTHER_SIGNATURE = "another signature, by {found}, was not checked"

@@ -47,8 +47,8 @@ from ptsave.storage.opening import check_file_destination
 from ptsave.storage.scan import tensor_digest
 from ptsave.verbs.checks.cause import departure, runtime_version
 from ptsave.verbs.convert import Conversion
-from ptsave.verbs.request import refuse_unused, unused_by_export
-from ptsave.verbs.signing import lock_for, open_pinned
+from ptsave.verbs.request import refuse_unused, unused_by_export, unused_without_sign
+from ptsave.verbs.signing import check_signed, lock_for, open_pinned, signatures_of_program, write_beside
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,8 @@ def export_path(
     UsageError for an option or the config; RefusedError where torch cannot export the model; what reading,
     building and writing raise.
     """
-    refuse_unused(given, unused_by_export(request.format, no_record=not options.record))
+    unused = unused_by_export(request.format, no_record=not options.record)
+    refuse_unused(given, unused | unused_without_sign(signs=options.signer is not None))
     if request.config is None:
         raise UsageError(
             f"a program ({request.format}) is exported from a model",
@@ -112,6 +113,7 @@ def export_path(
     with ExitStack() as opened:
         source = opened.enter_context(open_pinned(request.source, lock_for(request.lock)))
         check_file_destination(request.destination, overwrite=options.overwrite)
+        check_signed(request.destination, request.format, options)
         opened.enter_context(in_front(request.app_dir))
         subject = _subject(request, source, notes)
         program = export_program(subject.model, subject.inputs)
@@ -128,9 +130,14 @@ def export_path(
             )
         texts = {**source.metadata, **request.metadata}
 
-        def record(digests: Digests, facts: Mapping[str, Any]) -> Record:
+        def record(file: Checkpoint, digests: Digests, facts: Mapping[str, Any]) -> Record:
             made = _record(subject, program, target, example, behaviour, digests)
-            return replace(made, metadata=texts, program={**(made.program or {}), **facts})
+            made = replace(made, metadata=texts, program={**(made.program or {}), **facts})
+            names = {name.removeprefix("state_dict.") for name in digests.tensors}
+            left = [name for name in subject.model.state_dict() if name not in names]
+            if left and options.signer is not None:
+                notes.append(f"not in the program, so not signed with it: {first_names(left)}")
+            return replace(made, signatures=signatures_of_program(file, made, source, options, notes))
 
         verdicts: list[Verdict] = []
 
@@ -144,6 +151,7 @@ def export_path(
 
         made = record if options.record else None
         write_program(request.destination, target, made, options, check)
+        write_beside(options, request.destination)
         source.check_unchanged()
     state = subject.model.state_dict(keep_vars=True).values()
     tensors = {id(value): value for value in state if isinstance(value, torch.Tensor)}.values()
@@ -156,6 +164,7 @@ def export_path(
         num_bytes=sum(tensor.nbytes for tensor in tensors),
         free_bytes=None,
         notes=notes,
+        signed_by=options.signer.names if options.signer is not None else (),
         checked="running it beside the model",
         proof=verdicts[-1],
     )

@@ -137,12 +137,12 @@ class OnnxTarget:
             return
         with open_checkpoint(path) as checkpoint:
             digests = {name: tensor_digest(entry) for name, entry in checkpoint.tensors.items()}
-        facts = {
-            "inputs": self._inputs,
-            "outputs": self._outputs(),
-            "nodes": {name: digest for name, (digest, _) in node_digests(path.read_bytes()).items()},
-        }
-        text = record(Digests(DEFAULT, digests), facts).to_json()
+            facts = {
+                "inputs": self._inputs,
+                "outputs": self._outputs(),
+                "nodes": {name: digest for name, (digest, _) in node_digests(path.read_bytes()).items()},
+            }
+            text = record(checkpoint, Digests(DEFAULT, digests), facts).to_json()
         entry = onnx.StringStringEntryProto(key=records.KEY, value=text)
         with path.open("ab") as file:
             file.write(onnx.ModelProto(metadata_props=[entry]).SerializeToString(deterministic=True))

@@ -66,7 +66,8 @@ class Pt2Target:
             return
         with open_checkpoint(path) as checkpoint:
             nodes = {name: digest for name, (digest, _) in node_digests(file_of(checkpoint)).items()}
-        text = record(self._digests(), {"nodes": nodes, "symbols": dict(self._names)}).to_json()
+            facts = {"nodes": nodes, "symbols": dict(self._names)}
+            text = record(checkpoint, self._digests(), facts).to_json()
         with ZipFile(path, "a") as archive:
             archive.writestr(ZipInfo(f"{FOLDER}/{RECORD}"), text)
 

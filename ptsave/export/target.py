@@ -9,11 +9,12 @@ from typing import Any, Protocol
 
 import torch
 
+from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.record import Digests, Record
 from ptsave.models.inputs import Arguments
 
-RecordOf = Callable[[Digests, Mapping[str, Any]], Record]
-"""Makes the record of a program, given the digests of what is in its file and what else is known of it."""
+RecordOf = Callable[[Checkpoint, Digests, Mapping[str, Any]], Record]
+"""Makes the record of a program, given its file, the digests of what is in it, and what else is known."""
 
 
 @dataclass(frozen=True)

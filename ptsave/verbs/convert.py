@@ -109,7 +109,7 @@ def convert_paths(
         checkpoints = [opened.enter_context(open_pinned(path, pins)) for path in sources]
         if not dry_run:
             check_destination(destination, target, overwrite=options.overwrite)
-            check_signed(destination, target, options)
+            check_signed(destination, target.name, options, keeps_record=target.keeps_record)
         options = settled(options, checkpoints, is_named="--digest" in given)
         size_bytes = sum(checkpoint.source_bytes for checkpoint in checkpoints)
         passing_bytes = num_bytes_of(checkpoints) * (2 if options.check else 1)

@@ -159,8 +159,7 @@ def unused_by_export(format: str, *, no_record: bool) -> dict[str, Text]:
     unused["--no-check"] = "a program gets its name once it has run beside the model"
     unused["--threads"] = "no tensors are moved"
     unused["--digest"] = "a program's digests are XXH3-128"
-    signing = ("--sign", "--sign-only", "--expires", "--signature", "--bundle", "--certificate")
-    unused |= dict.fromkeys(signing, "sign the checkpoint, and hold the program to that signature")
+    unused["--bundle"] = "a program may be two files: model_signing signs their folder"
     if no_record:
         unused["--metadata"] = (option("--no-record"), " leaves it out")
     if format != "onnx":

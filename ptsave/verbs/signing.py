@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ptsave.config.lock import FILE_NAME, Lock, Pin, lock_bytes, read_lock
 from ptsave.config.toml import Config
@@ -23,12 +24,14 @@ from ptsave.formats.base import WriteOptions, digest_algorithm
 from ptsave.formats.writers import Writer
 from ptsave.sign.carried import carried
 from ptsave.sign.envelope import read_envelope
+from ptsave.sign.programs import state_dict_of
 from ptsave.sign.signer import signed_digest
 from ptsave.sign.statement import ALGORITHMS, content_of, differences, statement_of
 from ptsave.sign.trusted import SignedBy, trusts_of
 from ptsave.storage.atomic import one_at_a_time
 from ptsave.storage.opening import check_file_destination, write_file
 from ptsave.storage.reads import may_be_replaced
+from ptsave.storage.scan import tensor_digest
 from ptsave.verbs.audit import Found, digests_of, named_digests
 
 _WHY: Mapping[Kind, str] = {
@@ -64,7 +67,9 @@ def settled(options: WriteOptions, sources: Sequence[Checkpoint] = (), *, is_nam
     return replace(options, digest=digest_algorithm(digest))
 
 
-def check_signed(destination: Location, target: Writer, options: WriteOptions) -> None:
+def check_signed(
+    destination: Location, format: str, options: WriteOptions, *, keeps_record: bool = True
+) -> None:
     """Find out whether what is written can be signed, before work whose result would be lost.
 
     Raises: UsageError where there is no place for a signature; ExistsError; WriteError.
@@ -72,8 +77,8 @@ def check_signed(destination: Location, target: Writer, options: WriteOptions) -
     if options.signer is None:
         return
     sign = Option("sign")
-    if not options.record or not target.keeps_record:
-        why = f"{target.name} has no place for a record" if options.record else "the record is left out"
+    if not options.record or not keeps_record:
+        why = f"{format} has no place for a record" if options.record else "the record is left out"
         what: Text = (sign, f" puts the signature into the record, and {why}")
         raise UsageError(what, "", "sign another format; its signature holds for a copy in this one, too")
     if options.signer.bundle is not None and isinstance(destination, Address):
@@ -97,6 +102,28 @@ def write_beside(options: WriteOptions, destination: Location) -> None:
         write_file(signer.beside, signer.file_bytes(), overwrite=options.overwrite)
     if signer is not None and signer.bundle is not None and not isinstance(destination, Address):
         write_file(signer.bundle, signer.bundle_bytes(destination), overwrite=options.overwrite)
+
+
+def signatures_of_program(
+    file: Checkpoint, made: Record, source: Checkpoint, options: WriteOptions, notes: list[str]
+) -> Sequence[Mapping[str, Any]]:
+    """The signatures for the record `made` of the exported program in `file`.
+
+    They are those of the source that still hold for what it has of the state dict, and that of who signs it.
+
+    Raises: what signing raises.
+    """
+    plan, names = state_dict_of(file, (made.program or {}).get("constants", ()))
+    plan = replace(plan, record=made)
+    record = source.record
+    kept = carried(record.signatures if record is not None else (), plan, {}, signs_anew=False)
+    notes += kept.notes
+    if options.signer is None:
+        return tuple(kept.signatures)
+    recorded = record.digests.algorithm if record is not None and record.digests is not None else None
+    algorithm = signed_digest(None, recorded)
+    digests = {name: tensor_digest(file.tensors[own], algorithm) for name, own in names.items()}
+    return (*kept.signatures, *options.signer.sign(plan, algorithm, digests)[0])
 
 
 def with_signatures(

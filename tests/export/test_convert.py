@@ -66,6 +66,45 @@ def test_the_weights_of_a_program_are_those_of_the_checkpoint(
 
 
 @pytest.mark.parametrize("format", FORMATS)
+def test_a_program_is_signed_and_keeps_the_signatures_of_its_checkpoint(
+    format: str, prepare: Prepare, ptsave_here: Command, tmp_path: Path
+) -> None:
+    checkpoint, config = prepare("Mlp", X)
+    (first, first_public), (second, second_public) = (write_pair(tmp_path, name) for name in ("a", "b"))
+    ptsave_here("convert", checkpoint, "signed.pt", "--sign", first)
+    done = ptsave_here(
+        "convert", "signed.pt", f"model.{format}", "-c", config, "--sign", second, "--signature", "s"
+    )
+    assert "signed by SHA256:" in done.stderr
+    both = ("--signed-by", first_public, "--signed-by", second_public, "--checks", "signature")
+    assert ptsave_here("verify", f"model.{format}", *both).stdout.count("signed 6 tensors") == 2
+    check = ("--signed-by", second_public, "--checks", "signature")
+    assert "signed 6 tensors" in ptsave_here("verify", "signed.pt", *check, "--signature", "s").stdout
+    ptsave_here("convert", f"model.{format}", "back.safetensors", "--extras", "drop")
+    assert "signed 6 tensors" in ptsave_here("verify", "back.safetensors", *check).stdout
+    ptsave_here("save", config, "other.pt", "--seed", "7", "--no-behaviour")
+    ptsave_here("convert", "other.pt", f"other.{format}", "-c", config)
+    done = ptsave_here("verify", f"other.{format}", *check, "--signature", "s", code=1)
+    assert "with other values" in done.stdout
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_of_a_program_is_not_signed(
+    format: str, prepare: Prepare, ptsave_here: Command, tmp_path: Path
+) -> None:
+    """Constants that it computes with, and what of the state dict it has not."""
+    checkpoint, config = prepare("WithConstants", X)
+    secret, public = write_pair(tmp_path, "k")
+    done = ptsave_here("convert", checkpoint, f"model.{format}", "-c", config, "--sign", secret)
+    if format == "onnx":
+        assert "not in the program, so not signed with it: norm.num_batches_tracked" in done.stderr
+    check = ("--signed-by", public, "--checks", "signature")
+    done = ptsave_here("verify", f"model.{format}", *check)
+    assert "of the program (such as" in done.stdout
+    assert ptsave_here("verify", f"model.{format}", *check, "--strict", code=1)
+
+
+@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize(
     ("fault", "cause"),
     [

@@ -15,6 +15,7 @@ from ptsave.core.names import matches
 from ptsave.errors import LossyError, UnreadableError
 from ptsave.sign.authority import CHECK, Signatory
 from ptsave.sign.files import SignedFiles, digests_of_files
+from ptsave.sign.programs import state_dict_of
 from ptsave.sign.statement import (
     ALGORITHMS,
     Content,
@@ -107,9 +108,13 @@ def _held_to(subject: Subject, asked: SignedBy, who: Signatory, signed: Statemen
     if signed.is_expired(datetime.now(timezone.utc).date().isoformat()):
         yield Finding(CHECK, "fail", "", Kind.SIGNATURE_EXPIRED, facts={**by, "day": signed.expires or ""})
         return
-    checkpoint, algorithm = subject.checkpoint, signed.algorithm
-    digests = named_digests(checkpoint, subject.digests(), algorithm)
-    unread = [name for name in checkpoint.tensors if name not in digests]
+    whole, algorithm = subject.checkpoint, signed.algorithm
+    checkpoint, in_file = whole, dict(zip(whole.tensors, whole.tensors, strict=True))
+    if whole.constants and signed.num_tensors != len(whole.tensors):
+        checkpoint, in_file = state_dict_of(whole)
+    read = named_digests(whole, subject.digests(), algorithm)
+    digests = {name: read[own] for name, own in in_file.items() if own in read}
+    unread = [own for own in in_file.values() if own not in read]
     for name in unread:
         yield Finding(CHECK, "fail", name, Kind.SIGNED_UNREAD)
     if unread:
@@ -134,6 +139,8 @@ def _held_to(subject: Subject, asked: SignedBy, who: Signatory, signed: Statemen
     more += f"; until {signed.expires}" if signed.expires is not None else ""
     yield Finding(CHECK, "ok", "", Kind.SIGNED, signed.num_tensors, facts={**by, "more": more})
     yield from _not_covered(checkpoint, content, signed, asked, names)
+    if left := tuple(sorted({*whole.tensors} - {*in_file.values()})):
+        yield Finding(CHECK, "warn", "", Kind.CONSTANTS_NOT_COVERED, len(left), left[:3])
 
 
 def _not_covered(
