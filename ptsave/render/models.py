@@ -12,7 +12,7 @@ from ptsave.render.terminal import Mode, document, note, table
 from ptsave.render.words import checked_by, count, shape, signed_by, size
 
 if TYPE_CHECKING:
-    from ptsave.core.parts.coverage import Coverage, Part
+    from ptsave.core.parts.coverage import Coverage, ModulePart
     from ptsave.models.load import Loaded
     from ptsave.models.save import Saved
 
@@ -77,7 +77,7 @@ def _show_coverage(mode: Mode, coverage: Coverage | None, fresh: Sequence[str], 
         note(mode, f"left in the weights: {_listed(left, mode)}")
 
 
-def _made_of(part: Part) -> str:
+def _made_of(part: ModulePart) -> str:
     """`2 tensors, 18 elements`."""
     elements = count(part.num_elements, "element")
     if part.num_buffers == part.num_tensors:
@@ -86,7 +86,7 @@ def _made_of(part: Part) -> str:
     return f"{count(part.num_tensors, 'tensor')}{buffers}, {elements}"
 
 
-def _is_in(name: str, parts: Sequence[Part]) -> bool:
+def _is_in(name: str, parts: Sequence[ModulePart]) -> bool:
     return any(name == part.name or name.startswith(f"{part.name}.") for part in parts)
 
 

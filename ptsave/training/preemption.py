@@ -20,7 +20,7 @@ PATIENCE_SECONDS = 1.0
 """How long a worker that is signalled waits to see whether its training is."""
 
 
-class Held(NamedTuple):
+class TakenSignals(NamedTuple):
     """What a DataLoader's worker is told of the signals that its training has taken over."""
 
     numbers: tuple[int, ...]
@@ -52,7 +52,7 @@ class Signals:
         for number in numbers:
             before = signal.signal(number, self._note)
             self._before.setdefault(number, before)
-        _held[id(self)] = Held(tuple(self._before), self._is_asked)
+        _held[id(self)] = TakenSignals(tuple(self._before), self._is_asked)
 
     def restore(self) -> None:
         """Give the signals back to whoever handled them before."""
@@ -86,7 +86,7 @@ class Signals:
 
 # --- workers ----------------------------------------------------------------------------------------------
 
-_held: dict[int, Held] = {}
+_held: dict[int, TakenSignals] = {}
 """Of every `Signals` that holds some."""
 _watches = False
 """Whether this process is a worker that lets signals pass."""
@@ -102,7 +102,7 @@ class WorkerInit:
     def __init__(self, inner: Callable[[int], Any] | None) -> None:
         """`inner` is called after it."""
         self._inner = inner
-        self._told: list[Held] = []
+        self._told: list[TakenSignals] = []
 
     def __getstate__(self) -> dict[str, Any]:  # for a worker that is not a fork
         return {"_inner": self._inner, "_told": list(_held.values())}
@@ -113,7 +113,7 @@ class WorkerInit:
             self._inner(worker_id)
 
 
-def _outlive(told: list[Held]) -> None:
+def _outlive(told: list[TakenSignals]) -> None:
     """In a worker, let signals pass while its training is asked to stop; others end it, a little later."""
     global _watches
     if _watches or not told or threading.current_thread() is not threading.main_thread():
@@ -132,7 +132,7 @@ def _let_pass(number: int, frame: FrameType | None) -> None:
     """The thread decides, which a worker that is inside other code cannot keep waiting."""
 
 
-def _watch(read_end: int, told: list[Held]) -> None:
+def _watch(read_end: int, told: list[TakenSignals]) -> None:
     while data := os.read(read_end, 1):
         number = data[0]
         flags = [held.is_asked for held in told if number in held.numbers]

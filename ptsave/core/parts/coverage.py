@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Part:
+class ModulePart:
     """A module that is wholly from the file or wholly fresh, or such a tensor of a module that is neither."""
 
     name: str
@@ -33,7 +33,7 @@ class Coverage:
     num_tensors_from_file: int
     num_elements: int
     num_elements_from_file: int
-    parts: tuple[Part, ...]
+    parts: tuple[ModulePart, ...]
     """They make up the model: no tensor is in two of them."""
     tied: Mapping[str, str] = field(default_factory=dict)
     """Name that was allowed to be missing → the name under which the file has the same parameter."""
@@ -105,7 +105,7 @@ def account(
     return tuple(all_fresh), coverage
 
 
-def _parts(tensors: Sequence[_Tensor], module: str) -> Iterator[Part]:
+def _parts(tensors: Sequence[_Tensor], module: str) -> Iterator[ModulePart]:
     """The largest modules inside of `module` that are of one kind."""
     front = len(module) + 1 if module else 0
     by_child: dict[str, list[_Tensor]] = {}
@@ -114,7 +114,7 @@ def _parts(tensors: Sequence[_Tensor], module: str) -> Iterator[Part]:
         by_child.setdefault(tensor.name[:front] + child, []).append(tensor)
     for child, inside in by_child.items():
         if len({tensor.is_from_file for tensor in inside}) == 1:
-            yield Part(
+            yield ModulePart(
                 child,
                 inside[0].is_from_file,
                 len(inside),

@@ -42,7 +42,7 @@ from ptsave.formats.stored import (
     write_pieces,
 )
 from ptsave.formats.torch.archive import ItemFrame, TorchArchive, emit_tensor
-from ptsave.formats.torch.storage_plan import Part, PartView, View, names_by_view, plan_storages
+from ptsave.formats.torch.storage_plan import PlannedStorage, PlannedView, View, names_by_view, plan_storages
 from ptsave.formats.torch.write import digest_moves, part_moves
 from ptsave.formats.zip.layout import ALIGN_BYTES, LARGE_BYTES, PAGE_BYTES
 from ptsave.storage.move import Move, check_back, move
@@ -197,7 +197,7 @@ class _Layout:
         if known is not None:
             return replace(known, path=path)
         source, offset = contiguous(entry)
-        part = Part(source, offset, entry.num_bytes, {}, entry.dtype.storage_class, "0")
+        part = PlannedStorage(source, offset, entry.num_bytes, {}, entry.dtype.storage_class, "0")
         pickle = self._pickle(entry, part)
         frame = self._frames.get((len(pickle), part.num_bytes))
         if frame is None:
@@ -216,12 +216,12 @@ class _Layout:
         item = self._stored[entry.view] = _Item(path, begin, frame.num_bytes, entry)
         return item
 
-    def _pickle(self, entry: TensorEntry, part: Part) -> bytes:
+    def _pickle(self, entry: TensorEntry, part: PlannedStorage) -> bytes:
         """What says of an item's storage which tensor it is: a plain one, contiguous."""
         found = self._pickles.get((entry.dtype, entry.shape))
         if found is None:
             plain = replace(entry, kind="tensor", requires_grad=False)
-            place = PartView(part, 0, contiguous_strides(entry.shape))
+            place = PlannedView(part, 0, contiguous_strides(entry.shape))
             found = Emitter(lambda emitter, _: emit_tensor(emitter, plain, place)).pickle(plain)
             self._pickles[entry.dtype, entry.shape] = found
         return found
@@ -238,7 +238,7 @@ class _Layout:
         self._unframed.append(archive)
         return _Item(path, archive.begin, archive.num_bytes, None)
 
-    def _archive(self, pickle: bytes, parts: list[Part]) -> TorchArchive:
+    def _archive(self, pickle: bytes, parts: list[PlannedStorage]) -> TorchArchive:
         begin = self._begin(any(part.num_bytes >= LARGE_BYTES for part in parts))
         archive = TorchArchive(begin, pickle, parts, is_item=True)
         self.num_bytes = begin + archive.num_bytes

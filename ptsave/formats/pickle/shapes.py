@@ -96,21 +96,21 @@ class Payload(Opaque):
         self.state = {"num_bytes": storage.num_bytes}
 
 
-Call: TypeAlias = "Callable[[tuple[Any, ...], Budget], Any]"
+Make: TypeAlias = "Callable[[tuple[Any, ...], Budget], Any]"
 
 
 @dataclass(frozen=True, slots=True)
 class Known(Global):
     """A dotted name that stands for something harmless when it is called in an exact shape."""
 
-    call: Call
+    call: Make
     """Takes the arguments; returns the value, or UNKNOWN. Raises CorruptError where they contradict each
     other. The budget is for what costs more than the pickle's own bytes (copies)."""
     new: bool = False
     """Whether NEWOBJ with arguments (`cls.__new__(cls, *args)`) means the same as a call."""
 
 
-def known_names(module: str, calls: Mapping[str, Call]) -> dict[str, Known]:
+def known_names(module: str, calls: Mapping[str, Make]) -> dict[str, Known]:
     """The table of the names of `module`, given what each stands for when it is called."""
     return {f"{module}.{name}": Known(f"{module}.{name}", call) for name, call in calls.items()}
 

@@ -15,7 +15,7 @@ from ptsave.core.record import FILE_NAME
 from ptsave.core.values.digest import hasher
 from ptsave.formats.kinds.quantized import parameters
 from ptsave.formats.pickle.emit import Emitter
-from ptsave.formats.torch.storage_plan import Part, PartView
+from ptsave.formats.torch.storage_plan import PlannedStorage, PlannedView
 from ptsave.formats.zip.layout import ALIGN_BYTES, CRC32_AT, LISTED_CRC32_AT, Entry, Frame
 
 UINT8 = BY_NAME["uint8"]
@@ -33,7 +33,7 @@ class TorchArchive:
         self,
         begin: int,
         pickle: bytes,
-        parts: Sequence[Part],
+        parts: Sequence[PlannedStorage],
         record: bytes | None = None,
         *,
         is_item: bool = False,
@@ -110,7 +110,7 @@ class ItemFrame:
     They differ in their pickle, its CRC-32 and the storage's.
     """
 
-    def __init__(self, pickle: bytes, part: Part) -> None:
+    def __init__(self, pickle: bytes, part: PlannedStorage) -> None:
         """Lay out an archive of `part`, whose pickle has the length of `pickle`."""
         archive = TorchArchive(0, pickle, [part], is_item=True)
         entries = archive._frame.entries
@@ -150,7 +150,7 @@ class ItemFrame:
         return bytes(out)
 
 
-def emit_tensor(emitter: Emitter, entry: TensorEntry, place: PartView) -> None:
+def emit_tensor(emitter: Emitter, entry: TensorEntry, place: PlannedView) -> None:
     """Emit a tensor as torch pickles it; a Parameter stays a Parameter.
 
     Source: `torch._utils._rebuild_tensor_v2`, `_rebuild_tensor_v3`, `_rebuild_parameter`.
@@ -167,7 +167,7 @@ def emit_tensor(emitter: Emitter, entry: TensorEntry, place: PartView) -> None:
         _emit_data(emitter, entry, place, requires_grad=entry.requires_grad)
 
 
-def _emit_data(emitter: Emitter, entry: TensorEntry, place: PartView, *, requires_grad: bool) -> None:
+def _emit_data(emitter: Emitter, entry: TensorEntry, place: PlannedView, *, requires_grad: bool) -> None:
     typed = place.part.storage_class
     emitter.constant("torch._utils", "_rebuild_tensor_v2" if typed else "_rebuild_tensor_v3")
     emitter.mark()
@@ -182,7 +182,7 @@ def _emit_data(emitter: Emitter, entry: TensorEntry, place: PartView, *, require
     emitter.reduce()
 
 
-def _emit_view(emitter: Emitter, entry: TensorEntry, place: PartView, typed: str | None) -> None:
+def _emit_view(emitter: Emitter, entry: TensorEntry, place: PlannedView, typed: str | None) -> None:
     """A storage of class `typed` (None: an untyped one); the offset, shape and strides of a view of it."""
     _emit_storage(emitter, entry.dtype, place.part, typed)
     emitter.integer(place.offset)
@@ -190,7 +190,7 @@ def _emit_view(emitter: Emitter, entry: TensorEntry, place: PartView, typed: str
     emitter.integers(place.strides)
 
 
-def _emit_storage(emitter: Emitter, dtype: DType, part: Part, typed: str | None) -> None:
+def _emit_storage(emitter: Emitter, dtype: DType, part: PlannedStorage, typed: str | None) -> None:
     emitter.mark()
     emitter.word("storage")
     if typed:
@@ -204,7 +204,7 @@ def _emit_storage(emitter: Emitter, dtype: DType, part: Part, typed: str | None)
     emitter.persistent()
 
 
-def emit_quantized(emitter: Emitter, value: Opaque, place: PartView) -> None:
+def emit_quantized(emitter: Emitter, value: Opaque, place: PlannedView) -> None:
     """Emit a quantized tensor (see `formats.kinds.quantized`) as torch pickles it; `place` is of its bytes.
 
     Source: `torch._utils._rebuild_qtensor`.

@@ -20,8 +20,8 @@ View = tuple[int, int, tuple[int, ...], tuple[int, ...], str]
 
 
 @dataclass(slots=True, eq=False)
-class Part:
-    """A run of a storage that becomes a storage of its own in the new file."""
+class PlannedStorage:
+    """A storage of the new file, and the run of the old storage that it has."""
 
     source: Storage
     source_offset: int
@@ -36,10 +36,10 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class PartView:
-    """Where one view lies in its part."""
+class PlannedView:
+    """Where one view lies in its planned storage."""
 
-    part: Part
+    part: PlannedStorage
     offset: int
     """Of the first element, in elements."""
     strides: tuple[int, ...]
@@ -53,7 +53,7 @@ def names_by_view(tensors: Mapping[str, TensorEntry]) -> dict[View, list[str]]:
     return names
 
 
-def plan_storages(views: Mapping[View, TensorEntry]) -> tuple[list[Part], dict[View, PartView]]:
+def plan_storages(views: Mapping[View, TensorEntry]) -> tuple[list[PlannedStorage], dict[View, PlannedView]]:
     """The parts, in the order of first use, and each view's place.
 
     Views of one storage that touch or overlap stay on one part; the bytes between parts are left behind.
@@ -61,11 +61,11 @@ def plan_storages(views: Mapping[View, TensorEntry]) -> tuple[list[Part], dict[V
     by_storage: dict[int, dict[View, TensorEntry]] = {}
     for key, view in views.items():
         by_storage.setdefault(id(view.storage), {})[key] = view
-    places: dict[View, PartView] = {}
+    places: dict[View, PlannedView] = {}
     for members in by_storage.values():
         for start, end, run in _runs(members):
             _place(start, end, run, places)
-    parts: list[Part] = []
+    parts: list[PlannedStorage] = []
     for key in views:
         part = places[key].part
         if not part.key:
@@ -90,16 +90,16 @@ def _runs(views: dict[View, TensorEntry]) -> list[tuple[int, int, dict[View, Ten
     return runs
 
 
-def _place(start: int, end: int, members: dict[View, TensorEntry], places: dict[View, PartView]) -> None:
+def _place(start: int, end: int, members: dict[View, TensorEntry], places: dict[View, PlannedView]) -> None:
     dtypes = {view.dtype for view in members.values()}
     storage_class = next(iter(dtypes)).storage_class if len(dtypes) == 1 else None
     key, first = next(iter(members.items()))
     if len(members) == 1 and first.num_bytes * SPARSE < end - start:
-        part = Part(GatheredStorage(first), 0, first.num_bytes, members, storage_class)
-        places[key] = PartView(part, 0, contiguous_strides(first.shape))
+        part = PlannedStorage(GatheredStorage(first), 0, first.num_bytes, members, storage_class)
+        places[key] = PlannedView(part, 0, contiguous_strides(first.shape))
         return
     start -= start % lcm(*(dtype.itemsize for dtype in dtypes))
-    part = Part(first.storage, start, end - start, members, storage_class)
+    part = PlannedStorage(first.storage, start, end - start, members, storage_class)
     for key, view in members.items():
         offset = view.offset - start // view.dtype.itemsize if view.num_elements else 0
-        places[key] = PartView(part, offset, view.strides)
+        places[key] = PlannedView(part, offset, view.strides)

@@ -28,7 +28,7 @@ from ptsave.formats.stored import (
     write_pieces,
 )
 from ptsave.formats.torch.archive import TorchArchive, emit_quantized, emit_tensor
-from ptsave.formats.torch.storage_plan import Part, PartView, View, names_by_view, plan_storages
+from ptsave.formats.torch.storage_plan import PlannedStorage, PlannedView, View, names_by_view, plan_storages
 from ptsave.formats.zip.layout import Entry
 from ptsave.storage.move import Move, move
 from ptsave.storage.opening import check_file_destination
@@ -69,7 +69,7 @@ def holds(leaf: Any) -> bool:
     return can_emit(leaf) or is_tensor_object(leaf)
 
 
-def part_moves(parts: list[Part], entries: list[Entry], begin: int = 0) -> list[Move]:
+def part_moves(parts: list[PlannedStorage], entries: list[Entry], begin: int = 0) -> list[Move]:
     """The move of each part into its record, of an archive that begins at `begin`; it digests nothing yet."""
     return [
         Move(
@@ -87,8 +87,8 @@ def part_moves(parts: list[Part], entries: list[Entry], begin: int = 0) -> list[
 
 def digest_moves(
     checkpoint: Checkpoint,
-    parts: list[Part],
-    places: Mapping[View, PartView],
+    parts: list[PlannedStorage],
+    places: Mapping[View, PlannedView],
     names: Mapping[View, list[str]],
     moves: list[Move],
     options: WriteOptions,
@@ -114,7 +114,7 @@ def digest_moves(
     return by_view
 
 
-def _fills(view: TensorEntry, place: PartView) -> bool:
+def _fills(view: TensorEntry, place: PlannedView) -> bool:
     """Whether the part is exactly this view's elements in row-major order."""
     if view.kind in UNRESOLVED:  # whose digest is of its values, not of the bytes in the part
         return False
@@ -122,7 +122,7 @@ def _fills(view: TensorEntry, place: PartView) -> bool:
     return view.num_bytes == place.part.num_bytes and (is_gathered or view.is_contiguous)
 
 
-def _pickle(checkpoint: Checkpoint, places: Mapping[View, PartView]) -> bytes:
+def _pickle(checkpoint: Checkpoint, places: Mapping[View, PlannedView]) -> bytes:
     root = checkpoint.root
     if type(root) is dict and root and all(isinstance(value, TensorEntry) for value in root.values()):
         versions = checkpoint.record.module_versions if checkpoint.record is not None else None

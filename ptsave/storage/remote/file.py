@@ -15,7 +15,7 @@ from ptsave.core.address import Address
 from ptsave.errors import LimitError, MissingFileError, UnreadableError
 from ptsave.storage import reads
 from ptsave.storage.files import Extent, InputFile
-from ptsave.storage.remote.pieces import HELD, WORKERS, Held, Pieces
+from ptsave.storage.remote.pieces import HELD, WORKERS, HeldPieces, Pieces
 from ptsave.storage.remote.request import Deadline, WholeError, read_range, retried
 from ptsave.storage.remote.store import NoAccessError, Passing, Store, Version
 
@@ -290,7 +290,7 @@ class RemoteFile(InputFile):
         if self._pid != os.getpid():
             self._pid = os.getpid()
             self._lock = threading.RLock()
-            self._pieces = Pieces(Held(), self._fetched)
+            self._pieces = Pieces(HeldPieces(), self._fetched)
 
     def check_unchanged(self) -> None:
         """Every answer was of the version that was opened, or was refused."""

@@ -177,7 +177,7 @@ class Piece:
 
 
 @dataclass
-class Held:
+class HeldPieces:
     """The pieces of all files that are on their way or in memory."""
 
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -242,7 +242,7 @@ class Held:
 class Pieces:
     """The pieces of one object."""
 
-    def __init__(self, held: Held, fetch: Callable[[int, int, memoryview], memoryview]) -> None:
+    def __init__(self, held: HeldPieces, fetch: Callable[[int, int, memoryview], memoryview]) -> None:
         """`fetch`: reads the bytes from one offset to another (not included) into memory, and returns that;
         on a thread of WORKERS."""
         self._held = held
@@ -407,4 +407,4 @@ def _begin(piece: Piece) -> int:
 
 
 WORKERS = Workers(NUM_REQUESTS)
-HELD = Held()
+HELD = HeldPieces()

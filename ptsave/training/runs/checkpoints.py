@@ -30,7 +30,7 @@ from ptsave.training.preemption import Signals
 from ptsave.training.runs.background import Background
 from ptsave.training.runs.contents import step_of, tree_of
 from ptsave.training.runs.files import RunFiles
-from ptsave.training.runs.reading import Reading
+from ptsave.training.runs.reading import RunReader
 from ptsave.training.runs.retention import Retention, parse_best
 from ptsave.training.runs.seen_by_all import check_listings, check_one_folder
 from ptsave.training.runs.snapshot import HostMemory
@@ -283,7 +283,7 @@ class Checkpoints:
         live = group.together(begin, says=lambda _: "resumes")
         if group.size > 1:
             check_listings(self._files, group)
-        reading = Reading(live, _kinds_of(state), group)
+        reading = RunReader(live, _kinds_of(state), group)
         num_damaged = 0
         for file in self._newest_first(group):
             found, problem = reading.read(file)

@@ -15,7 +15,7 @@ from ptsave.training.items import Path as ItemPath
 from ptsave.training.runs.intact import read_intact
 
 
-class Reading:
+class RunReader:
     """How the checkpoints of a run are read into the state of now; alike on all ranks."""
 
     def __init__(self, live: Mapping[str, Any], kinds: Mapping[ItemPath, str], group: Group) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ptsave.core.dtypes import BY_NAME
 from ptsave.core.nodes import TensorEntry, contiguous_strides
-from ptsave.core.parts.coverage import Coverage, Part, account
+from ptsave.core.parts.coverage import Coverage, ModulePart, account
 from ptsave.core.parts.keys import Expected
 from ptsave.core.storage import MemoryStorage
 
@@ -29,9 +29,9 @@ def test_by_module() -> None:
     fresh, coverage = account(wanted(shapes), found, ["body.1.weight", "head.weight"])
     assert fresh == ("body.1.weight", "head.weight")
     assert coverage.parts == (
-        Part("body.0", True, 2, 20, 0),
-        Part("body.1", False, 1, 8, 0),
-        Part("head", False, 1, 4, 0),
+        ModulePart("body.0", True, 2, 20, 0),
+        ModulePart("body.1", False, 1, 8, 0),
+        ModulePart("head", False, 1, 4, 0),
     )
     assert coverage.sentence() == "2 of 4 tensors, 20 of 32 elements (62.5%)"
 
@@ -58,7 +58,7 @@ def test_buffers_that_the_model_computes_do_not_count() -> None:
     }
     _, coverage = account(model, entries({"norm.weight": (3,)}), ["norm.running_mean"])
     assert coverage.num_elements == 6
-    assert coverage.parts[1] == Part("norm.running_mean", False, 1, 3, 1)
+    assert coverage.parts[1] == ModulePart("norm.running_mean", False, 1, 3, 1)
 
 
 def test_a_lazy_parameter_has_the_size_of_the_files() -> None:

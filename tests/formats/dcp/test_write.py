@@ -23,7 +23,7 @@ from ptsave.formats.base import WriteOptions
 from ptsave.formats.dcp import write as dcp_write
 from ptsave.formats.dcp.write import write
 from ptsave.formats.torch.archive import ItemFrame, TorchArchive
-from ptsave.formats.torch.storage_plan import Part
+from ptsave.formats.torch.storage_plan import PlannedStorage
 from ptsave.formats.torch.write import write as write_pt
 from ptsave.formats.zip.layout import ALIGN_BYTES
 from ptsave.storage.scan import tensor_digest
@@ -168,7 +168,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("num_bytes", [0, 4, 70, 70_000])
 def test_the_frame_of_an_item_is_that_of_an_archive(num_bytes: int) -> None:
-    part = Part(MemoryStorage(bytes(num_bytes)), 0, num_bytes, {}, "FloatStorage", "0")
+    part = PlannedStorage(MemoryStorage(bytes(num_bytes)), 0, num_bytes, {}, "FloatStorage", "0")
     frame = ItemFrame(b"x" * 50, part)
     for pickle_, crc in ((b"a" * 50, 0), (b"b" * 50, 2**32 - 1)):
         archive = TorchArchive(128, pickle_, [part], is_item=True)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ptsave.storage.remote import pieces
-from ptsave.storage.remote.pieces import Held, Piece, Pieces
+from ptsave.storage.remote.pieces import HeldPieces, Piece, Pieces
 
 SIZE = 1 << 20
 DATA = random.Random(0).randbytes(SIZE)
@@ -58,7 +58,7 @@ def read(of: Pieces, begin: int, size: int) -> bytes:
 
 def test_neighbours_are_joined_and_far_ones_are_not() -> None:
     source = Source()
-    of = Pieces(Held(), source.fetch)
+    of = Pieces(HeldPieces(), source.fetch)
     of.expect([(1000, 100), (1150, 100), (5000, 50)])
     assert read(of, 1150, 100) == DATA[1150:1250]
     assert read(of, 1000, 100) == DATA[1000:1100]
@@ -70,7 +70,7 @@ def test_neighbours_are_joined_and_far_ones_are_not() -> None:
 def test_many_threads_read_what_is_there(seed: int) -> None:
     """Memory that is used again is never another piece's while somebody reads it."""
     chance = random.Random(seed)
-    source, held = Source(), Held()
+    source, held = Source(), HeldPieces()
     of = Pieces(held, source.fetch)
     runs = [(chance.randrange(SIZE - 9000), chance.randrange(1, 9000)) for _ in range(300)]
     of.expect(runs)
@@ -84,7 +84,7 @@ def test_many_threads_read_what_is_there(seed: int) -> None:
 
 def test_each_byte_that_is_read_in_order_is_asked_for_once() -> None:
     source = Source()
-    of = Pieces(Held(), source.fetch)
+    of = Pieces(HeldPieces(), source.fetch)
     runs = [(begin, 1000) for begin in range(0, SIZE // 2, 1010)]
     of.expect(runs)
     assert all(read(of, *run) == DATA[run[0] : sum(run)] for run in runs)
@@ -98,7 +98,7 @@ def test_reading_one_by_one_takes_time_in_proportion() -> None:
 
     def lines_to_read(number: int) -> int:
         """How many lines of Python are run for that many reads."""
-        of, lines = Pieces(Held(), Source().fetch), 0
+        of, lines = Pieces(HeldPieces(), Source().fetch), 0
 
         def count(frame: FrameType, event: str, argument: object) -> Any:
             nonlocal lines
