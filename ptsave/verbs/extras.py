@@ -46,12 +46,15 @@ def fit_extras(
     if not plan.data or (target.holds is not None and all(map(target.holds, plan.data.values()))):
         return plan
     held, misfits = dict(plan.tensors), dict(plan.data)
+    gone: list[str] = []
     if target.holds is not None:
         held, misfits = _held(plan.root, target.holds, extras == "keep")
+        gone = [name for name, leaf in misfits.items() if isinstance(leaf, TensorEntry)]
     elif extras == "drop":  # the parts of a sparse or quantized tensor are no weights without the rest
         of_objects = _inside(misfits, plan.tensors)
         held = {name: entry for name, entry in held.items() if name not in of_objects}
-        dropped.extend(name for name in plan.tensors if name in of_objects)
+        gone = [name for name in plan.tensors if name in of_objects]
+        dropped.extend(gone)
     if extras == "fail":
         raise LossyError(
             f"{target.name} cannot hold {len(misfits)} of its values: {_in_words(misfits)}",
@@ -67,13 +70,24 @@ def fit_extras(
         plan = replace(plan, record=replace(record, extras=kept))
     else:
         dropped.extend(misfits)
+        if gone:
+            tensors = counted(len(gone), "tensor is", "tensors are")
+            notes.append(
+                f"{tensors} left out, as parts of tensors that {target.name} cannot hold: {_listed(gone)}"
+            )
     return replace(plan, root=held)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = [f"… {len(names) - MAX_LISTED} more"] if len(names) > MAX_LISTED else []
+    return ", ".join([*names[:MAX_LISTED], *more])
 
 
 def _held(root: Any, holds: Callable[[Any], bool], keep: bool) -> tuple[Any, dict[str, Any]]:
     """A copy of `root` with what `holds` accepts, and the other leaves by their paths.
 
-    With `keep`, the tensors inside an object that goes stay, under the names that they have.
+    The tensors inside an object that goes stay, under the names that they have; those of a tensor that lies
+    there as an object (sparse, quantized) only with `keep`, since they are no weights without the rest.
     """
     misfits: dict[str, Any] = {}
     met: set[int] = set()
@@ -86,9 +100,10 @@ def _held(root: Any, holds: Callable[[Any], bool], keep: bool) -> tuple[Any, dic
         if id(node) in met:  # its contents are listed once, however often it is met
             return GONE
         met.add(id(node))
+        stay = keep or not (is_tensor_object(node) or is_packed(node))
         tensors = {}
         for inner, value in named_leaves(node):
-            if keep and isinstance(value, TensorEntry):
+            if stay and isinstance(value, TensorEntry):
                 tensors[inner or ""] = value
             elif inner is not None:
                 misfits[f"{name}.{inner}" if name else inner] = value

@@ -108,12 +108,32 @@ def test_every_way_that_a_hint_names_works(
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("format", ["safetensors", "npz", "dcp"])
-def test_the_parts_of_a_tensor_that_is_left_out_go_with_it(format: str, tmp_path: Path) -> None:
+def test_the_parts_of_a_tensor_that_is_left_out_go_with_it(
+    format: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     torch.save(HELD["all of them"](), tmp_path / "a.pt")
     to = ["convert", str(tmp_path / "a.pt"), str(tmp_path / "b"), "--format", format, "--extras", "drop"]
+    capsys.readouterr()
     assert run(to) == 0
     with ptsave.open(tmp_path / "b") as found:
         assert set(found) == {"fc.weight", "fc.bias", "t"}
+    assert "tensors are left out, as parts of tensors that" in capsys.readouterr().err
+
+
+class Packed:
+    """Weights as a library packs them, in an object of a class that ptsave does not know."""
+
+    def __init__(self) -> None:
+        self.data = torch.ones(3, dtype=torch.int8)
+        self.scale = torch.tensor(0.5)
+
+
+@pytest.mark.parametrize("format", ["safetensors", "npz", "pt", "dcp"])
+def test_tensors_in_an_object_that_goes_stay_in_every_format(format: str, tmp_path: Path) -> None:
+    torch.save({"fc.weight": Packed(), "fc.bias": torch.ones(3)}, tmp_path / "a.pt")
+    ptsave.convert(tmp_path / "a.pt", tmp_path / "b", format=format, extras="drop")
+    with ptsave.open(tmp_path / "b") as found:
+        assert set(found) == {"fc.weight.data", "fc.weight.scale", "fc.bias"}
 
 
 @pytest.mark.parametrize(
