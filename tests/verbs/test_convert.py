@@ -207,7 +207,8 @@ def test_only_what_cannot_be_held_is_refused(mixed: Path, format: str) -> None:
     assert found["dtype"] is torch.float16
     assert found["again"] == [1]
     assert_same(found["model"]["w"], torch.ones(2))
-    assert_same(found["args"], {"mean": torch.arange(3.0)})
+    assert [*found["args"]] == ["mean"]
+    assert_same(found["args"]["mean"], torch.arange(3.0))
 
 
 @pytest.mark.parametrize("format", ["pt", "dcp", "safetensors", "safetensors-sharded"])
