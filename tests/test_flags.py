@@ -13,8 +13,9 @@ import typer.main
 
 from ptsave.cli import main
 from ptsave.cli.app import app
+from ptsave.models.verify.checks import MODEL_CHECKS
 from ptsave.verbs.checks import FILE_CHECKS
-from ptsave.verbs.verify import ALWAYS, MODEL_CHECKS, OF_LIST_CHECKS, RECORD, USED_BY
+from ptsave.verbs.verify import ALWAYS, NEED_A_MODEL, OF_LIST_CHECKS, RECORD, USED_BY
 
 Run = Callable[..., tuple[int, str]]
 SIMPLE = Path(__file__).parents[1] / "configs" / "simple_net.toml"
@@ -58,9 +59,13 @@ def test_the_table_has_every_flag_of_verify() -> None:
     assert flags == known
     assert {check for users in USED_BY.values() for check in users} <= {
         *FILE_CHECKS,
-        *MODEL_CHECKS,
+        *NEED_A_MODEL,
         RECORD,
     }
+
+
+def test_the_checks_that_need_a_model_are_named() -> None:
+    assert tuple(MODEL_CHECKS) == NEED_A_MODEL
 
 
 @pytest.mark.parametrize(

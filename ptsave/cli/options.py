@@ -36,10 +36,10 @@ def dtypes(incomplete: str) -> list[str]:
 def check_names(incomplete: str) -> list[str]:
     """The checks of `verify`, after those that stand before the last comma."""
     from ptsave.verbs.checks import FILE_CHECKS
-    from ptsave.verbs.verify import MODEL_CHECKS
+    from ptsave.verbs.verify import NEED_A_MODEL
 
     done, comma, last = incomplete.rpartition(",")
-    names = dict.fromkeys((*FILE_CHECKS, *MODEL_CHECKS))
+    names = dict.fromkeys((*FILE_CHECKS, *NEED_A_MODEL))
     return [done + comma + name for name in _beginning(last, names) if name not in done.split(",")]
 
 

@@ -1,6 +1,6 @@
 """The registry of the formats that are read. The formats that are written are in `formats.writers`.
 
-To add a format: one file beside this one, one line in FILE_FORMATS or FOLDER_FORMATS.
+To add a format: one folder beside this file, one line in FILE_FORMATS or FOLDER_FORMATS.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The registry of the formats that are written, apart so that looking into a file need not import it.
 
-To add a format: one `*_write.py` beside this file, one line in WRITERS.
+To add a format: one `write.py` in its folder, one line in WRITERS.
 """
 
 from __future__ import annotations

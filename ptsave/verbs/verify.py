@@ -24,7 +24,7 @@ from ptsave.verbs.signing import lock_for
 
 Began = Callable[[str], None]
 
-MODEL_CHECKS = ("keys", "behaviour", "roundtrip")
+NEED_A_MODEL = ("keys", "behaviour", "roundtrip")
 """The checks that `models.verify.checks` alone has: to name them takes no torch."""
 
 RECORD = "--record"
@@ -33,17 +33,17 @@ ALWAYS = ("--json", "--quiet", "--verbose", "--report", "--strict")
 """The flags that say what is done with any verdict."""
 OF_LIST_CHECKS = ("--list-checks", "--json", "--quiet", "--verbose")
 USED_BY: Mapping[str, Sequence[str]] = {
-    "--config": (*MODEL_CHECKS, "resume", "against", RECORD),
-    "--trust-recorded": (*MODEL_CHECKS, "resume", "against", RECORD),
-    "--set": (*MODEL_CHECKS, "resume", "against", RECORD),
-    "--app-dir": (*MODEL_CHECKS, "resume", "against", RECORD),
-    "--select": (*MODEL_CHECKS, "against", RECORD),
+    "--config": (*NEED_A_MODEL, "resume", "against", RECORD),
+    "--trust-recorded": (*NEED_A_MODEL, "resume", "against", RECORD),
+    "--set": (*NEED_A_MODEL, "resume", "against", RECORD),
+    "--app-dir": (*NEED_A_MODEL, "resume", "against", RECORD),
+    "--select": (*NEED_A_MODEL, "against", RECORD),
     "--device": ("behaviour", "roundtrip", "against", RECORD),
     "--through": ("roundtrip",),
     "--against": ("against",),
     "--close": ("against",),
     "--allow": ("safe",),
-    "--threads": ("bytes", *MODEL_CHECKS, RECORD),
+    "--threads": ("bytes", *NEED_A_MODEL, RECORD),
     "--allow-infinite": ("finite",),
     "--signed-by": ("signature",),
     "--signature": ("signature",),
@@ -88,7 +88,7 @@ def choose(
     Raises: UsageError with the nearest name, where flags do not go together, for one that what was asked for
     would not look at, or for a check that lacks what it needs.
     """
-    known = [*FILE_CHECKS, *MODEL_CHECKS]
+    known = [*FILE_CHECKS, *NEED_A_MODEL]
     names = [name for name in known if name != "against" or against is not None]
     other_config = against if against is not None and against.suffix == ".toml" else None
     if config is not None and trusted:
@@ -166,7 +166,7 @@ def _refuse_unused(asked: Asked) -> None:
     if "signature" in asked.names and asked.signed_by is None and not has_pin:
         hint = ("name it with ", SIGNED_BY)
         raise UsageError("the check signature needs a key", Option("checks"), hint)
-    for name in MODEL_CHECKS:
+    for name in NEED_A_MODEL:
         if name in asked.names and not asked.has_model:
             hint = ("name its config with ", CONFIG)
             raise UsageError(f"the check {name} needs a model", Option("checks"), hint)
@@ -228,7 +228,7 @@ def verify_file(subject: Subject, began: Began) -> list[Finding]:
 
 def without_model(subject: Subject, found: Sequence[Finding]) -> Verdict:
     """The verdict without a model: what needs one was skipped, not passed."""
-    left_out = [name for name in MODEL_CHECKS if name in subject.asked.names]
+    left_out = [name for name in NEED_A_MODEL if name in subject.asked.names]
     skipped = [Finding(name, "skipped", "", Kind.NEEDS_CONFIG) for name in left_out]
     checkpoint, other = subject.checkpoint, subject.other
     bad = [name for name in places(found, "bytes", "fail") if name in checkpoint.tensors]
