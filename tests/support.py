@@ -11,10 +11,17 @@ T = TypeVar("T")
 
 
 class Command(Protocol):
-    """How a test runs the command line: as a real process."""
+    """How a test runs the command line: as a real process.
+
+    `code`: the exit code that it must have; None for any.
+    """
 
     def __call__(
-        self, *arguments: object, code: int = 0, cwd: Path | None = None, env: dict[str, str] | None = None
+        self,
+        *arguments: object,
+        code: int | None = 0,
+        cwd: Path | None = None,
+        env: dict[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]: ...
 
 
