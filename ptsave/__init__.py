@@ -70,7 +70,9 @@ def __getattr__(name: str) -> Any:
 
         return errors
     if name not in _HOMES:
-        raise AttributeError(f"module 'ptsave' has no attribute {name!r}")
+        from sys import modules
+
+        raise AttributeError(f"module 'ptsave' has no attribute {name!r}", name=name, obj=modules[__name__])
     try:
         value = getattr(import_module(_HOMES[name]), name)
     except ImportError as error:

@@ -152,6 +152,13 @@ def test_a_misfit_says_what_would_fit(case: str, tmp_path: Path) -> None:
         ("inspect a.pt --force", "see `ptsave inspect --help`"),
         ("convert a.pt -o b.pt", "the last path is what is written; see `ptsave convert --help`"),
         ("nothing a.pt", "see `ptsave --help`"),
+        ("a.pt", "a command comes before the path: did you mean `ptsave inspect a.pt`?"),
+        ("some/folder", "a command comes before the path: did you mean `ptsave inspect some/folder`?"),
+        ("version", "did you mean `ptsave --version`?"),
+        ("load a.pt --map-location cpu", "did you mean --device? see `ptsave load --help`"),
+        ("inspect .\\a.pt", "did you mean './a.pt'?"),
+        ("inspect x*.pt", "no file fits the pattern"),
+        ("convert a.pt b.safetensors --shard-size 5GB", "leave --shard-size out"),
         ("inspect a.pt --diff", "see `ptsave inspect --help`"),
         ("inspect A.PT", "did you mean 'a.pt'?"),
         ("inspect x/a.pt", "check the path"),
@@ -169,12 +176,22 @@ def test_what_other_tools_have_is_named(
     assert f"{hint}" in capfd.readouterr().err.partition("hint: ")[2]
 
 
+def test_typers_proposal_gives_way_to_a_better_one(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["version"]) == 2
+    assert "verify" not in capfd.readouterr().err
+    assert main.run(["verifi"]) == 2
+    assert "'verify'" in capfd.readouterr().err
+
+
 def test_what_is_proposed_instead_is_there() -> None:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     flags = {name: {f for p in command.params for f in p.opts} for name, command in commands.items()}
     for name, line in COMMANDS.items():
         _, command, *words = line.split()
         assert name not in commands
+        if command in ("--help", "--version"):
+            assert main.run([command]) == 0
+            continue
         assert {word for word in words if word.startswith("-")} <= flags[command], line
     for flag, instead in FLAGS.items():
         assert not any(flag in known for known in flags.values()), flag

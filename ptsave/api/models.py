@@ -45,6 +45,11 @@ from ptsave.verbs.signing import check_signed, lock_for, open_pinned, settled, w
 from ptsave.verbs.texts import check_holds, check_metadata
 
 PathLike = str | os.PathLike[str]
+_NO_MODEL = (
+    "ptsave.load(path, model) fills a model, ptsave.open(path).state_dict() reads the weights alone, and a "
+    'TOML that describes the model is named with config="model.toml"'
+)
+"""The hint where `load` is asked for a model and nothing says which."""
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -305,7 +310,8 @@ def load(
             _into(model, checkpoint, selection, device, notes, wanted)
         else:
             folder = Path(app_dir) if app_dir is not None else None
-            spec = config_for(checkpoint, located(config) if config else None, (), _trusted(trust_recorded))
+            toml = located(config) if config else None
+            spec = config_for(checkpoint, toml, (), _trusted(trust_recorded), _NO_MODEL)
             model, selection, _ = build_from(
                 spec.model,
                 checkpoint,

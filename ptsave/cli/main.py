@@ -71,9 +71,8 @@ def run(arguments: list[str]) -> int:
             raise UsageError("completion is for bash, zsh, fish and PowerShell", "", hint)
         return code
     except TyperUsageError as error:  # its `message` is empty where an argument is missing
-        problem: PtsaveError = UsageError(
-            error.format_message().rstrip("."), "", _usage_hint(error, arguments)
-        )
+        what, hint = _usage(error, arguments)
+        problem: PtsaveError = UsageError(what, "", hint)
     except PtsaveError as error:
         problem = error
     except (KeyboardInterrupt, typer.Abort):
@@ -94,13 +93,14 @@ def run(arguments: list[str]) -> int:
     return problem.exit_code
 
 
-def _usage_hint(error: TyperUsageError, arguments: list[str]) -> str:
+def _usage(error: TyperUsageError, arguments: list[str]) -> tuple[str, str]:
+    """What is wrong with a command line, and the hint."""
     from ptsave.cli.elsewhere import meant  # only for a command line that is wrong
 
     commands = _command().commands
     name = next((word for word in arguments if word in commands), "")
     flags = {flag for p in commands[name].params for flag in p.opts} if name else set()
-    return meant(error.format_message(), flags, f"see `{f'ptsave {name}'.rstrip()} --help`")
+    return meant(error.format_message().rstrip("."), flags, f"see `{f'ptsave {name}'.rstrip()} --help`")
 
 
 def _refused_by_the_system(error: OSError) -> PtsaveError:

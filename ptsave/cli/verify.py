@@ -103,7 +103,8 @@ def verify_all(
     results: list[tuple[Location, Outcome | PtsaveError]] = []
     for path in paths:
         try:
-            outcome: Outcome | PtsaveError = verify_path(replace(request, path=path), listener)
+            verdict_of = verify_run if is_run(path) else verify_path
+            outcome: Outcome | PtsaveError = verdict_of(replace(request, path=path), listener)
         except (UnreadableError, RefusedError) as error:
             outcome = error
         results.append((path, outcome))

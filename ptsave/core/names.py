@@ -66,18 +66,22 @@ def _glob_meant(glob: str, names: Sequence[str]) -> str | None:
 _WORD = re.compile(r"[A-Za-z]\w+")
 MAX_LOOKED_AT = 2000
 """Among how many names a hint looks for words that are near."""
+MIN_PART = 3
+"""A shorter text is in too many names to be a part of the one that is meant."""
 MAX_LISTED = 8
 """How many names a hint lists when none is near."""
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The one of `names` that is spelt most like `name`, or None when none is near."""
+    """The one of `names` that is spelt most like `name`, or has it in it; None when none is near."""
     names = list(names)
     if matches := get_close_matches(name, names, n=1, cutoff=0.6):
         return matches[0]
     lower = {other.lower(): other for other in names}
-    matches = get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
-    return lower[matches[0]] if matches else None
+    if matches := get_close_matches(name.lower(), lower, n=1, cutoff=0.6):
+        return lower[matches[0]]
+    around = [other for other in names if len(name) >= MIN_PART and name.lower() in other.lower()]
+    return min(around, key=len, default=None)
 
 
 def hint_for(name: str, names: Iterable[str], kind: str = "names") -> str:

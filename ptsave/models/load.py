@@ -16,7 +16,7 @@ from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.parts.keys import EXACT, KeyReport, Wanted
 from ptsave.core.parts.select import Selection, without
-from ptsave.errors import Option, UsageError
+from ptsave.errors import Option, Text, UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.models.build import check_device
 from ptsave.models.inputs import (
@@ -127,11 +127,23 @@ def summary(
     )
 
 
+NAME_A_CONFIG: Text = (
+    "name a config with ",
+    Option("config", "CONFIG"),
+    ": `ptsave inspect CHECKPOINT --make-config model.toml --class pkg.mod.Name` writes one",
+)
+"""The hint where nothing says what the model is."""
+
+
 def config_for(
-    checkpoint: Checkpoint, config_path: Location | None, overrides: Sequence[str], trusted: Sequence[str]
+    checkpoint: Checkpoint,
+    config_path: Location | None,
+    overrides: Sequence[str],
+    trusted: Sequence[str],
+    hint: Text = NAME_A_CONFIG,
 ) -> Config:
     """The config at `config_path`, or the one that the checkpoint's record makes, of whose names those are
-    imported that fit a glob of `trusted`.
+    imported that fit a glob of `trusted`. `hint`: what to do where there is neither.
 
     Raises: UsageError when there is neither; UnsafeError where the record names more than is trusted.
     """
@@ -144,11 +156,7 @@ def config_for(
         raise UsageError(
             "the checkpoint does not say what class it belongs to",
             str(checkpoint.path),
-            (
-                "name a config with ",
-                Option("config", "CONFIG"),
-                ": `ptsave inspect CHECKPOINT --make-config model.toml --class pkg.mod.Name` writes one",
-            ),
+            hint,
         )
     named = list(told.model.named_code)
     if not trusted:

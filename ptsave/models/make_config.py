@@ -24,6 +24,8 @@ from ptsave.verbs.make_config import MadeConfig, write_config
 
 MAX_BUILDS = 400
 """How often the class is built, without memory, in search of sizes that fit."""
+MAX_INPUTS = 8
+"""How many inputs of forward() are shown as an example."""
 MAX_SIZES = 24
 """How many sizes out of a file are tried for one argument."""
 MAX_COUNT = 512
@@ -60,9 +62,27 @@ def make_config_of_class(
         why = f": {search.report.summary()}" if search.report is not None else ""
         notes.append(f"The arguments do not fit the checkpoint yet{why}")
     notes.append("What no shape shows (heads, dropout, an activation) is at its default.")
-    notes.append("There are no [inputs]: add what forward() takes to run the model.")
+    notes += _inputs_to_add(found)
     document = {"model": {"class": target, "args": search.args}}
     return write_config(destination, document, f"the signature of {target}", target, notes)
+
+
+def _inputs_to_add(target: Callable[..., Any]) -> list[str]:
+    """What to write of the tensors that forward() takes, which nothing in a file shows."""
+    forward = getattr(target, "forward", None)
+    names: list[str] = []
+    if forward is not None:
+        parameters = list(inspect.signature(forward).parameters.values())[1:]
+        kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        names = [one.name for one in parameters if one.default is one.empty and one.kind not in kinds]
+    if not names:
+        return ["There are no [inputs]: add what forward() takes to run the model."]
+    notes = [
+        "There are no [inputs], on which the model would run. For example, with the sizes that it takes:"
+    ]
+    for name in names[:MAX_INPUTS]:
+        notes += [f"[inputs.{name}]", "shape = [1, 3]", 'dtype = "float32"']
+    return notes
 
 
 def _arguments(target: Callable[..., Any], place: ConfigPlace) -> tuple[dict[str, Any], list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, KeysView, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ptsave.core.address import Address, Location
@@ -94,11 +94,15 @@ class OpenCheckpoint(Mapping[str, "torch.Tensor"]):
             return self.tensors[name]
         except KeyError:
             if name in self.data:
-                raise KeyError(f"{name!r} is not a tensor: see .data") from None
+                raise KeyError(f"{name!r} is not a tensor: see .data[{name!r}]") from None
             raise KeyError(f"no tensor {name!r}; {hint_for(str(name), self.tensors, 'tensors')}") from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.tensors)
+
+    def keys(self) -> KeysView[str]:
+        """The names; a notebook shows them, as those of a dict."""
+        return self.tensors.keys()
 
     def __len__(self) -> int:
         return len(self.tensors)
@@ -138,7 +142,11 @@ class OpenCheckpoint(Mapping[str, "torch.Tensor"]):
         try:
             from ptsave.models.weights.tensors import read_tensor, read_tensors
         except ImportError as error:
-            raise not_installed(error) or error from error
+            problem = not_installed(error)
+            if problem is None:
+                raise
+            problem.hint = f"{problem.hint}; ptsave.convert(path, 'arrays.npz') needs NumPy alone"
+            raise problem from error
         digests = recorded_digests(entries.values(), self.record)
         if len(entries) == 1:
             ((name, entry),) = entries.items()

@@ -108,6 +108,8 @@ def show_summary(mode: Mode, counted: dict[str, Any]) -> None:
     others = counted["not_looked_into"]
     beside = f"; not looked into: {', '.join(others[:MAX_OTHERS])}" if others else ""
     more = f", and {len(others) - MAX_OTHERS} more" if len(others) > MAX_OTHERS else ""
+    if any(name.endswith("/") for name in others):
+        more += " (--recursive looks into folders)"
     out(f"{count(len(counted['verdicts']), 'checkpoint')}: {said}{escape(beside)}{more}")
 
 

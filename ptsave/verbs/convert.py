@@ -38,6 +38,9 @@ from ptsave.verbs.request import Bar, reading, refuse_unused, unseen, unused_by_
 from ptsave.verbs.signing import check_signed, lock_for, open_pinned, settled, with_signatures, write_beside
 from ptsave.verbs.texts import check_holds, left_beside, lost, with_kept_values
 
+_ADAPTER = re.compile(r"\blora_[AB]\b")
+"""Source: peft, `LoraLayer.adapter_layer_names`."""
+
 
 @dataclass(frozen=True)
 class Conversion:
@@ -167,6 +170,11 @@ def convert(
     dropped = list(edited.dropped)
     for source, root in zip(sources, roots, strict=True):
         refuse(placeholders(source.weights_root, root), dropped, str(source.path))
+    if len(sources) > 1 and any(_ADAPTER.search(name) for one in sources for name in one.tensors):
+        notes.append(
+            "an adapter's tensors (lora_A, lora_B) stay tensors of their own: "
+            "peft's merge_and_unload adds them to the weights"
+        )
     source = sources[0]
     root = _as_written(edited.root, target, notes)
     notes.extend(_made_dense(edited.dense))

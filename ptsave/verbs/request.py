@@ -172,7 +172,7 @@ def unused_by_convert(*, is_sharded: bool, no_record: bool, dry_run: bool) -> di
     unused: dict[str, Text] = {}
     if not is_sharded:
         unused["--shard-size"] = (
-            "this is one file, and shards are written into a folder: a name without a suffix"
+            "this is one file; shards are written into a folder, which a name without a suffix is"
         )
     if dry_run:
         nothing: Text = (option("--dry-run"), " writes nothing")

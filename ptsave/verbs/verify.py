@@ -29,7 +29,7 @@ NEED_A_MODEL = ("keys", "behaviour", "roundtrip")
 
 RECORD = "--record"
 CONFIG = Option("config", "CONFIG")
-ALWAYS = ("--json", "--quiet", "--verbose", "--report", "--strict")
+ALWAYS = ("--json", "--quiet", "--verbose", "--report", "--strict", "--recursive")
 """The flags that say what is done with any verdict."""
 OF_LIST_CHECKS = ("--list-checks", "--json", "--quiet", "--verbose")
 USED_BY: Mapping[str, Sequence[str]] = {

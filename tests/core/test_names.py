@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from torch import nn
 
 import ptsave
-from ptsave.core.names import MAX_ROWS, html_table
+from ptsave.core.names import MAX_ROWS, html_table, nearest
 from ptsave.errors import UsageError
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m"
@@ -69,6 +71,34 @@ def test_a_long_table_is_cut() -> None:
     page = html_table("t", ("n",), ((i,) for i in range(10_000)), 10_000)
     assert page.count("<tr>") == MAX_ROWS + 1
     assert f"… {10_000 - MAX_ROWS:,} more" in page
+
+
+def test_a_part_of_a_name_is_near() -> None:
+    names = ["model_state_dict.module.0.bias", "model_state_dict.module.0.bias_hh", "epoch"]
+    assert nearest("0.bias", names) == names[0]
+    assert nearest("epok", names) == "epoch"
+    assert nearest("0.", names) is None
+    assert nearest("", names) is None
+
+
+def test_a_notebook_sees_names(path: Path) -> None:
+    with ptsave.open(path) as checkpoint:
+        assert repr(checkpoint.keys()) == f"dict_keys(['a', {HOSTILE!r}])"
+        with pytest.raises(KeyError, match="did you mean"):
+            checkpoint["script"]
+
+
+def test_a_wrong_name_of_the_package_gets_a_proposal() -> None:
+    program = [sys.executable, "-c", "import ptsave; ptsave.Checkpoint"]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert done.stderr.endswith("has no attribute 'Checkpoint'. Did you mean: 'Checkpoints'?\n")
+
+
+def test_a_bare_load_says_what_there_is(path: Path) -> None:
+    with pytest.raises(UsageError, match="does not say what class") as raised:
+        ptsave.load(path)
+    assert "ptsave.load(path, model)" in raised.value.hint
+    assert "ptsave.open(path).state_dict()" in raised.value.hint
 
 
 @pytest.mark.parametrize(

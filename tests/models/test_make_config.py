@@ -26,6 +26,17 @@ class Mlp(nn.Module):
         self.last = nn.Linear(hidden, outputs)
 
 
+class Called(nn.Module):
+    """Says what it is called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        return self.inner(x * mask) * scale
+
+
 class Needy(nn.Module):
     """Takes what no number stands for."""
 
@@ -48,9 +59,20 @@ def test_sizes_are_found(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().err
     assert "Found by the sizes of the file's tensors: inputs, hidden" in said
     assert "do not fit" not in said
+    assert "There are no [inputs]: add what forward() takes" in said
     args = load_config(Path("m.toml")).model.args
     assert args == {"inputs": 17, "hidden": 32, "outputs": 5, "num_layers": 3, "rate": 0.5}
     assert run(["load", "w.pt", "-c", "m.toml"]) == 0
+
+
+def test_the_inputs_to_add_run_once_they_are_uncommented() -> None:
+    torch.save(Called().state_dict(), "w.pt")
+    assert make(f"{__name__}.Called") == 0
+    lines = Path("m.toml").read_text().splitlines()
+    example = [line for line in lines if line.startswith(("# [inputs.", "# shape", "# dtype"))]
+    assert [line for line in example if "[" in line[:3]] == ["# [inputs.x]", "# [inputs.mask]"]
+    Path("m.toml").write_text("\n".join([*lines, *(line.removeprefix("# ") for line in example)]))
+    assert run(["load", "w.pt", "-c", "m.toml", "--outputs", "out.npz"]) == 0
 
 
 @pytest.mark.slow

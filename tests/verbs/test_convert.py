@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+import ptsave
 from ptsave.errors import CorruptError, LimitError, LossyError, RefusedError, UnreadableError, UsageError
 from ptsave.formats import open_checkpoint
 from ptsave.formats.base import WriteOptions
@@ -316,3 +317,11 @@ def test_a_file_of_any_size_is_converted_with_all_that_its_reader_lists(tmp_path
     path = tmp_path / "a.safetensors"
     path.write_bytes(tf.safetensors(header, bytes(4 * 280_000)))
     assert run(path, tmp_path / "a.pt", dry_run=True).num_tensors == 280_000
+
+
+def test_an_adapter_is_said_to_stay_apart(tmp_path: Path) -> None:
+    save_file({"q.weight": torch.ones(4, 4)}, tmp_path / "base.safetensors")
+    save_file({"q.lora_A.weight": torch.ones(1, 4)}, tmp_path / "adapter.safetensors")
+    paths = [tmp_path / name for name in ("base.safetensors", "adapter.safetensors", "both.safetensors")]
+    assert [note for note in ptsave.convert(*paths).notes if "merge_and_unload" in note]
+    assert not ptsave.convert(paths[1], tmp_path / "copy.safetensors").notes

@@ -23,7 +23,7 @@ from ptsave.cli.options import (
     location_of,
 )
 from ptsave.core.address import located
-from ptsave.errors import EXIT_NO, EXIT_OK, UsageError
+from ptsave.errors import EXIT_NO, EXIT_OK, Option, UsageError
 from ptsave.render.terminal import Mode
 
 
@@ -37,6 +37,9 @@ def verify(
     ] = None,
     config: ConfigPath = None,
     trust_recorded: TrustRecorded = None,
+    recursive: Annotated[
+        bool, typer.Option("-r", "--recursive", help="Look for checkpoints in the folders of folders, too.")
+    ] = False,
     against: Annotated[
         str | None,
         typer.Option(metavar="OTHER", help="Checkpoint, or config, that must give the same model."),
@@ -153,7 +156,11 @@ def verify(
         pin=pin,
         lock=location_of(lock),
     )
-    places, beside = checkpoints_at([located(checkpoint) for checkpoint in checkpoints])
+    named = [located(checkpoint) for checkpoint in checkpoints]
+    places, beside = checkpoints_at(named, recursive=recursive)
+    if recursive and beside is None:
+        what = (Option("recursive"), " is about folders of checkpoints")
+        raise UsageError(what, str(named[0]), "leave it out")
     request = Request(
         places[0], asked, allow or (), set or [], select, device, app_dir, strict, run_pt2, run_beside
     )

@@ -170,9 +170,17 @@ def unreadable(path: Location, error: OSError) -> UnreadableError:
 
 
 def _near(path: Location) -> str:
-    """The name beside a path to nothing that is most like it, in a hint."""
+    """What is meant by a path to nothing, in a hint: the path as a shell would have written it, or the name
+    beside it that is most like it."""
     from ptsave.core.names import nearest  # only for a path that is wrong
 
+    if isinstance(path, Path):
+        text = str(path)
+        for meant in (os.path.expanduser(text), text.replace("\\", "/")):
+            if meant != text and os.path.lexists(meant):
+                return f"did you mean {meant!r}?"
+        if "*" in text or "?" in text:
+            return "no file fits the pattern, or the shell did not expand it: leave its quotes out"
     names: list[str] = []
     if isinstance(path, Path):
         with suppress(OSError), os.scandir(path.parent) as entries:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,6 +73,12 @@ class FolderInspection:
 
 def plain_folder(path: Location) -> PlainFolder | None:
     """What is in the folder `path`; None where it is none, is a checkpoint or a run, or holds none."""
+    folder = _listed(path)
+    return folder if folder is not None and folder.members else None
+
+
+def _listed(path: Location) -> PlainFolder | None:
+    """What is in the folder `path`; None where it is none, or is a checkpoint or a run."""
     if not may_be_folder(path) or run_folder.is_run(path):
         return None
     with open_folder(path) as folder:
@@ -84,22 +91,42 @@ def plain_folder(path: Location) -> PlainFolder | None:
     members = tuple(member for name in sorted(found) for member in found[name])
     others = tuple(name for name in files if not found[name])
     others += tuple(f"{name}/" for name in sorted(folders - found.keys()))
-    return PlainFolder(path, members, others) if members else None
+    return PlainFolder(path, members, others)
 
 
-def checkpoints_at(paths: Sequence[Location]) -> tuple[list[Location], list[str] | None]:
+def checkpoints_at(
+    paths: Sequence[Location], *, recursive: bool = False
+) -> tuple[list[Location], list[str] | None]:
     """`paths`, with the checkpoints in a plain folder in place of it; and the paths of what else lies there,
-    None where there is no such folder."""
+    None where there is no such folder.
+
+    `recursive`: those in its folders, too, but for links to folders, which may lead in a circle.
+    """
     found: list[Location] = []
     others: list[str] | None = None
     for path in paths:
-        folder = plain_folder(path)
+        folder = _listed(path) if recursive else plain_folder(path)
         if folder is None:
             found.append(path)
-        else:
+            continue
+        others = others or []
+        waiting = [folder]
+        while waiting:
+            folder = waiting.pop()
             found += folder.members
-            others = [*(others or ()), *(str(path / name) for name in folder.others)]
-    return found, others
+            inner: list[PlainFolder] = []
+            for name in folder.others:
+                where = folder.path / name.rstrip("/")
+                is_folder = recursive and name.endswith("/") and not os.path.islink(str(where))
+                below = _listed(where) if is_folder else None
+                if below is not None:
+                    inner.append(below)
+                elif is_folder:
+                    found.append(where)
+                else:
+                    others.append(f"{where}/" if name.endswith("/") else str(where))
+            waiting += reversed(inner)
+    return found or list(paths), others
 
 
 def inspect_folder(folder: PlainFolder) -> FolderInspection:

@@ -47,13 +47,43 @@ def test_members_are_known_by_content_or_called_so(folder: Path) -> None:
     assert found.others == ("README.md",)
 
 
+def test_folders_in_folders_are_looked_into_when_asked(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    os.remove(folder / "cut.pt")
+    for name in ("more/deep", "more/empty", "more/run"):
+        (folder / name).mkdir(parents=True)
+    (folder / "more" / "deep" / "unsafe.pkl").write_bytes(b"cposix\nsystem\n.")
+    torch.save({"w": torch.ones(1)}, folder / "more" / "deep" / "z.pt")
+    torch.save({"step": 1, "model_state_dict": {"w": torch.ones(2)}}, folder / "more/run/step-000000001.pt")
+    (folder / "more" / "circle").symlink_to(folder, target_is_directory=True)
+    assert main.run(["verify", "models", "--json"]) == 0
+    assert main.run(["verify", "models", "-r", "--json"]) == 3
+    said = capfd.readouterr().out.splitlines()
+    shallow, deep = (json.loads(line) for line in said)
+    assert shallow["not_looked_into"] == ["models/README.md", "models/more/"]
+    assert deep["not_looked_into"] == ["models/README.md", "models/more/circle/"]
+    verdicts = {one["path"].removeprefix("models/"): one["verdict"] for one in deep["verdicts"]}
+    assert verdicts == {
+        "a.pt": "yes",
+        "sharded": "yes",
+        "weights-without-suffix": "yes",
+        "more/deep/unsafe.pkl": "error",
+        "more/deep/z.pt": "yes",
+        "more/run": "yes",
+    }
+    assert main.run(["verify", "models/a.pt", "-r"]) == 2
+    assert main.run(["verify", "models/more/empty", "-r"]) == 3
+
+
 def test_nothing_is_passed_over_in_silence(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A folder in it that is no checkpoint is named, and an old pickle, which has no mark, by its suffix."""
     os.remove(folder / "cut.pt")
     (folder / "more").mkdir()
     torch.save({"w": torch.ones(1)}, folder / "more" / "hidden.pt")
     assert main.run(["verify", "models"]) == 0
-    assert capfd.readouterr().out.splitlines()[-1].endswith("models/README.md, models/more")
+    last = capfd.readouterr().out.splitlines()[-1]
+    assert last.endswith("models/README.md, models/more/ (--recursive looks into folders)")
     (folder / "old.pkl").write_bytes(b"cposix\nsystem\n.")
     assert main.run(["verify", "models"]) != 0
     found = plain_folder(folder)
