@@ -1,4 +1,4 @@
-"""What a GGUF header is made of, read front to back out of a file: numbers, texts, arrays.
+"""Numbers, texts and arrays of a GGUF header, read from front to back.
 
 Source: ggml's docs/gguf.md.
 """
@@ -30,18 +30,18 @@ class Cursor:
     """A place in a file's header, which moves as things are read."""
 
     def __init__(self, file: InputFile, at: int, order: str) -> None:
-        """`order`: of the bytes in a number, `<` or `>`."""
+        """`order`: the byte order, `<` or `>`."""
         self.at, self.order = at, order
         self._file = file
         self._data, self._start = b"", at
         self._num_left = self._most = MAX_ITEMS * room(file.stored_bytes)
 
     def number(self, kind: str) -> Any:
-        """A number that `struct` spells `kind`. Raises: CorruptError."""
+        """A number of the type `kind` of `struct`. Raises: CorruptError."""
         return unpack_from(self.order + kind, *self._bytes(calcsize(kind)))[0]
 
     def text(self) -> str:
-        """A text behind its length. Raises: CorruptError; LimitError."""
+        """A text, which its length precedes. Raises: CorruptError; LimitError."""
         num_bytes = self.number("Q")
         if num_bytes > MAX_TEXT_BYTES:
             raise LimitError("text_bytes", MAX_TEXT_BYTES, num_bytes, str(self._file.path))
@@ -74,7 +74,7 @@ class Cursor:
         return CorruptError(f"no sound GGUF file: {what}"[:300], str(self._file.path), DAMAGED)
 
     def _bytes(self, num_bytes: int) -> tuple[bytes, int]:
-        """Bytes with the next `num_bytes` among them, and where these begin; the cursor moves behind them."""
+        """Bytes that contain the next `num_bytes`, and where these begin; the cursor moves past them."""
         first = self.at
         if first + num_bytes > self._file.size_bytes:
             what = f"truncated: the header needs {num_bytes} bytes at offset {first}"

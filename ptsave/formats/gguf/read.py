@@ -1,4 +1,4 @@
-"""GGUF files (llama.cpp): a header of metadata and of what tensors there are, then their bytes, aligned.
+"""GGUF files (llama.cpp): a header with metadata and a table of tensors, then their bytes, aligned.
 
 Tensors of torch's dtypes are tensors; quantized ones are listed as their types (`gguf.Q4_K`), with their
 blocks as bytes. Sizes are in torch's order, the reverse of ggml's.
@@ -38,12 +38,12 @@ MAX_RANK = 64
 """Cap on the dimensions of one tensor; torch's own."""
 MAX_ALIGNMENT = 2**20
 _ALIGNMENT = 32
-"""Of tensors, in bytes, where the metadata does not say another."""
+"""The default alignment of tensors, in bytes."""
 _INT64_MAX = 2**63 - 1
 
 
 class _Info(NamedTuple):
-    """What the header says of one tensor."""
+    """One tensor in the header's table."""
 
     name: str
     shape: tuple[int, ...]
@@ -53,7 +53,7 @@ class _Info(NamedTuple):
 
 
 def sniff(file: InputFile, head: bytes) -> bool:
-    """Four bytes of a magic number."""
+    """Whether the file begins with the magic number of GGUF."""
     return head[:4] == MAGIC
 
 
@@ -91,7 +91,7 @@ FORMAT = FileFormat(NAME, sniff, read)
 
 
 def _begin(file: InputFile) -> tuple[Cursor, int]:
-    """A cursor behind the version, and the version, whose bytes say how all others are ordered."""
+    """A cursor after the version, and the version, from which the byte order is known."""
     cursor = Cursor(file, len(MAGIC), "<")
     version = cursor.number("I")
     if version & 0xFFFF == 0:
@@ -104,7 +104,7 @@ def _begin(file: InputFile) -> tuple[Cursor, int]:
 
 
 def _metadata(cursor: Cursor, count: int) -> tuple[dict[str, str], int, int]:
-    """The metadata as texts, the alignment of tensors (bytes), and of how many files the model is."""
+    """The metadata as texts, the alignment of tensors (bytes), and the number of the model's files."""
     found: dict[str, str] = {}
     alignment, num_files = _ALIGNMENT, 1
     for _ in range(count):
@@ -125,7 +125,7 @@ def _metadata(cursor: Cursor, count: int) -> tuple[dict[str, str], int, int]:
 
 
 def _infos(cursor: Cursor, count: int, alignment: int) -> list[_Info]:
-    """What the header says of the tensors, in its order, as far as it says what can be."""
+    """The header's table of tensors, in its order; each is checked."""
     spelled: list[tuple[str, tuple[int, ...], int, int]] = []
     for _ in range(count):
         name, rank = cursor.text(), cursor.number("I")
@@ -151,7 +151,7 @@ def _infos(cursor: Cursor, count: int, alignment: int) -> list[_Info]:
 def _tensors(
     file: InputFile, cursor: Cursor, infos: list[_Info]
 ) -> tuple[dict[str, Any], list[tuple[int, int]]]:
-    """The tensors, and of each where its bytes begin and end, in the file's order."""
+    """The tensors with the begin and the end of their bytes, in the file's order."""
     begins = sorted({info.begin for info in infos} | {file.size_bytes})
     following = dict(pairwise(begins))
     tensors: dict[str, Any] = {}
@@ -195,7 +195,7 @@ def _tensors(
 
 
 def _gaps(file: InputFile, ends: list[tuple[int, int]], alignment: int) -> Iterator[Part]:
-    """The bytes between tensors, and behind the last, that are more than an alignment takes."""
+    """The bytes between tensors, and after the last, that are longer than alignment needs."""
     at = 0
     for begin, end in [*ends, (file.size_bytes, file.size_bytes)]:
         if begin - at >= alignment and at:

@@ -36,7 +36,7 @@ NAMESPACES = frozenset(
     xformers xnnpack
     """.split()  # noqa: SIM905
 )
-"""Of operators that compute only, but for RUNNING: torch's own and those of its libraries."""
+"""Namespaces whose operators only compute, except those in RUNNING: torch's own and its libraries'."""
 
 MAX_ESCAPES = 100_000
 """Cap on the escapes in one literal."""
@@ -66,7 +66,7 @@ def is_plain(namespace: str, name: str) -> bool:
 
 
 def names_in(text: str, where: str) -> Iterator[str]:
-    """The dotted names of what TorchScript code calls that does more than compute.
+    """The dotted names of functions in TorchScript code that do more than compute.
 
     An attribute of the same name is told, too. `where` names the file for messages.
 
@@ -100,6 +100,6 @@ def names_in(text: str, where: str) -> Iterator[str]:
 
 
 def _spelled(literal: str) -> str:
-    """The text that a literal stands for, but for escapes that no name needs."""
+    """The text of a literal; escapes that no name needs are left as they are."""
     quotes = 3 if literal[:3] in ('"""', "'''") else 1
     return _OCTAL.sub(lambda found: chr(int(found[1], 8)), literal[quotes:-quotes])

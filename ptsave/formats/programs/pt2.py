@@ -130,7 +130,7 @@ def _constants(root: Any, programs: dict[str, Any]) -> frozenset[str]:
 
 
 def programs_in(file: InputFile) -> dict[str, Any]:
-    """The exported programs of an archive that `read` took, by name, as their JSON is."""
+    """The JSON of the exported programs in an archive that `read` opened, by name."""
     directory = directory_of(file)
     front = first_folder(directory) + _MODELS
     return {
@@ -167,11 +167,11 @@ class _Archive:
         self.programs: list[Program] = []
         self._dtypes: dict[str, Any] = {}
         self._records: list[Part] = []
-        """Those of the torch zips inside it."""
+        """The records of the torch zips inside it."""
         self.judge()
 
     def judge(self) -> None:
-        """Tell what torch.export.load would run beside what the tensors are made of.
+        """Tell what torch.export.load would run, apart from what makes the tensors.
 
         Raises: CorruptError where another loader would take the archive for something else.
         """
@@ -261,7 +261,7 @@ class _Archive:
         return ({"state_dict": weights} if weights else {}) | {"constants": constants}
 
     def payloads(self, folder: str, model: str, config: str) -> Any:
-        """The tensors of one table, or of the torch zip that stood in its place before."""
+        """The tensors of one table, or of the torch zip that older versions have in its place."""
         if self.has(f"{folder}{model}.pt"):
             return self.pickled(f"{folder}{model}.pt")
         if not self.has(folder + config):
@@ -353,7 +353,7 @@ class _Archive:
         return Opaque("torch.export.custom_object", state={"record": self.top + record})
 
     def judge_others(self) -> None:
-        """Tell what the archives name that lie in records which no table names: somebody may load them."""
+        """Tell what the archives in records outside of all tables name: somebody may load them."""
         for name, entry in self.directory.entries.items():
             if name in self.taken or name in self.tensors or entry.method != STORED:
                 continue
@@ -379,7 +379,7 @@ class _Archive:
 
 
 def _check_case(directory: ZipDirectory, top: str) -> None:
-    """Raises: CorruptError where torch, which has no regard to case, finds a record in another folder."""
+    """Raises: CorruptError where torch, which ignores case, finds a record in another folder."""
     for name in directory.entries:
         lower = name.lower()
         begins = next((top + folder for folder in _FOLDERS if lower.startswith((top + folder).lower())), "")
@@ -422,7 +422,7 @@ def _integer(value: dict[str, Any]) -> int:
 
 
 def _notes(archive: _Archive) -> list[str]:
-    """What else the archive holds."""
+    """What the archive holds beside tensors."""
     if archive.is_old:
         return ["holds an exported program (torch.export), which is left out"]
     notes = [f"holds the exported program {name}, which is left out" for name in archive.model_names()]

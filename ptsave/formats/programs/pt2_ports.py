@@ -17,7 +17,7 @@ from ptsave.core.nodes import Port, Program
 from ptsave.core.record import Record
 
 MAX_EXPRESSION_CHARS = 200
-"""How much of the expression of one size is told."""
+"""Cap on the characters of a size's expression that are shown."""
 SCALAR_TYPES: dict[int, DType] = {
     number: BY_NAME[name]
     for number, name in {
@@ -51,7 +51,7 @@ _OPERATORS = "torch.ops."
 
 
 def described(program: Any, name: str) -> Program:
-    """The program called `name`, as far as its JSON says what it is: nothing of it is relied upon."""
+    """The program `name`, as far as its JSON describes it; nothing depends on that."""
     module = table(program, "graph_module")
     graph, signature = table(module, "graph"), table(module, "signature")
     targets = (node.get("target") for node in listed(graph, "nodes") if isinstance(node, dict))

@@ -23,7 +23,7 @@ from ptsave.core.tree import walk
 from ptsave.formats.programs.operators import is_plain
 
 MAX_EXPRESSION_BYTES = 4096
-"""Longer expressions are told as they are: nobody read them."""
+"""Longer expressions are not parsed, and told."""
 _MAX_SHOWN = 80
 
 _FUNCTIONS = frozenset(
@@ -60,9 +60,9 @@ _OPERATOR = re.compile(
     re.ASCII,
 )
 _NAMED_AS_PYTHONS = re.compile(r"(?<=aten\.)__i?(?:and|or|xor|lshift|rshift)__(?=\.|$)")
-"""Operators that are called as Python's own methods are, which no namespace of torch's has."""
+"""Operators that are called as methods, and lie in no namespace of torch."""
 _SIZES = ("size", "stride", "storage_offset")
-"""What a guard asks of an argument."""
+"""The attributes of an argument that a guard may use."""
 _RESOLVED = re.compile(r"torch|math|_operator|#")
 """How a text begins that torch looks up as an operator; others stay texts."""
 _IDENTIFIER = re.compile(r"[\w.]*")

@@ -24,7 +24,7 @@ _CHARS_PER_NAME = 256
 """A longer name counts as several."""
 
 OWN_PACKAGE = "__torch__."
-"""How the names of an archive's own classes begin; no other is looked up in its code.
+"""The prefix of the names of an archive's own classes; no other class is looked up in its code.
 
 Source: torch/csrc/jit/serialization/import_source.cpp."""
 
@@ -55,12 +55,12 @@ _ATTRIBUTE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class ModuleClass:
-    """What a class in `code/` says of its attributes."""
+    """The attributes that a class in `code/` declares."""
 
     parameters: frozenset[str]
     buffers: frozenset[str]
     is_module: bool = True
-    """Whether it may be a module; a class that is said to be none is a value of its holder."""
+    """Whether it may be a module; an object of another class is a value of the module that holds it."""
     sets_state: bool = False
     """Whether its code makes the attributes of what the pickle holds, while torch loads it."""
 
@@ -74,7 +74,7 @@ class Code(NamedTuple):
     """The names of all classes that it defines, which torch takes from there and imports from nowhere."""
     num_files: int
     uses: dict[str, GlobalUse]
-    """What it names that does more than compute."""
+    """The names in it that do more than compute."""
 
 
 def _statements(text: str) -> Iterator[re.Match[str]]:

@@ -19,8 +19,8 @@ _RETURNS = re.compile(r"\)[ \t]{0,100}->[ \t]{0,100}([^:\n]{1,4096}):")
 
 
 def program_of(code: str, class_name: str) -> Program | None:
-    """The program that a module of the class is whose code is in `code`: what its `forward` takes, but for
-    `self`, and what it returns. None where it has no `forward`."""
+    """The program of a module whose class has the code `code`: what its `forward` takes and returns, without
+    `self`. None where it has no `forward`."""
     line = rf"class[ \t]+{re.escape(class_name)}\b"
     begin = re.match(line, code) or re.search(rf"\n{line}", code)
     if begin is None:

@@ -76,7 +76,7 @@ constants of the compact form of the code, which are those of `constants.pkl` ag
 
 
 class ScriptModule(Opaque):
-    """An object of a class of a TorchScript archive; its children are all that it holds.
+    """An object of a class in a TorchScript archive; its children are its attributes.
 
     First come the entries of `state_dict()`, in its order, then the other attributes.
     """
@@ -222,7 +222,7 @@ FORMAT = FileFormat(TORCHSCRIPT, is_torchscript, read)
 
 
 def _programs(directory: ZipDirectory, prefix: str, root: Any) -> list[Program]:
-    """What the code of the root's class says of its `forward`."""
+    """The inputs and outputs of the root's `forward`, from the code of its class."""
     module, _, class_name = root.name.rpartition(".") if isinstance(root, ScriptModule) else ("", "", "")
     record = f"{prefix}{module.replace('.', '/')}.py"
     if record not in directory.entries:
@@ -285,7 +285,7 @@ def _rebuild_sparse(args: tuple[Any, ...], budget: Budget) -> Any:
 
 
 def _no_hooks(args: tuple[Any, ...], budget: Budget) -> Any:
-    """`OrderedDict()`, the hooks of a tensor: None, whatever would be put into it."""
+    """`OrderedDict()`, the hooks of a tensor: None, and what is put into it is dropped."""
     return UNKNOWN if args else None
 
 
@@ -327,4 +327,4 @@ def _any_tensor(args: tuple[Any, ...], budget: Budget) -> Any:
 _NAMES_ONLY = SHAPES | {
     name: Known(name, _any_tensor) for name in SHAPES if name.startswith("torch._utils._rebuild_")
 }
-"""For a pickle whose tensors lack their bytes: what it names is all that counts."""
+"""For a pickle whose tensors have no bytes: only the names in it count."""

@@ -1,1 +1,1 @@
-"""Checkpoints that lie in an archive, or are compressed: what is inside, as a file like any other."""
+"""Checkpoints in archives and compressed files, opened as files."""

@@ -21,7 +21,7 @@ from ptsave.storage.files import Extent, InputFile
 from ptsave.storage.windows import WindowFile
 
 _EXTRA_BYTES = 64
-"""More than an extra field in a local header mostly has."""
+"""A usual upper limit of the extra field in a local header."""
 
 
 @dataclass
@@ -58,7 +58,7 @@ class ZipArchive:
         return self.directory.entry(name).method != STORED
 
     def extents(self, names: Iterable[str]) -> Iterable[Extent]:
-        """Where the beginnings of members lie, on another machine."""
+        """Where the members' first bytes lie, in an archive on another machine."""
         headers = self.directory.headers
         if headers is None:
             return
@@ -69,7 +69,7 @@ class ZipArchive:
 
 @dataclass
 class TarArchive:
-    """A tar archive, whose members lie in it as they are; like a ZipArchive."""
+    """A tar archive, whose members are not compressed; it has the methods of ZipArchive."""
 
     file: InputFile
     kind: ClassVar[str] = "tar"
@@ -105,7 +105,7 @@ Archive: TypeAlias = ZipArchive | TarArchive
 
 
 def archive_of(file: InputFile, head: bytes) -> Archive | None:
-    """The archive that `file` is, which begins with `head`; None where it is none.
+    """`file`, which begins with `head`, as an archive; None where it is not one.
 
     Raises: CorruptError, LimitError, UnreadableError where it is one that is not read.
     """
@@ -115,7 +115,7 @@ def archive_of(file: InputFile, head: bytes) -> Archive | None:
 
 
 def spelled(archive: Archive, names: Iterable[str]) -> list[str]:
-    """How a user names each of these members."""
+    """The names of these members as a user writes them."""
     return [str(inside(archive.file.path, name)) for name in names]
 
 

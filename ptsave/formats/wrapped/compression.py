@@ -41,7 +41,7 @@ _HINT = "the file is damaged or was made to mislead; copy or download it again"
 
 
 class _Decoder(Protocol):
-    """One frame, as the decompressors of bz2, lzma and isal take it."""
+    """The interface of the decompressors of bz2, lzma and isal, for one frame."""
 
     @property
     def eof(self) -> bool: ...
@@ -63,7 +63,7 @@ class Compression:
 
 
 def compression_of(head: bytes) -> Compression | None:
-    """How a file that begins with `head` is compressed; None where it is not."""
+    """The compression of a file that begins with `head`; None where it has none."""
     return next((known for known in COMPRESSIONS if head.startswith(known.magic)), None)
 
 
@@ -115,7 +115,7 @@ def _frames(
     failures: tuple[type[Exception], ...],
     pads: bool,
 ) -> Iterator[bytes]:
-    """What one frame after the other holds. `pads`: whether zeros may follow the last."""
+    """The content of the frames, one after the other. `pads`: whether zeros may follow the last."""
 
     def corrupt(what: str) -> CorruptError:
         return CorruptError(f"the {name} data {what}", where, _HINT)

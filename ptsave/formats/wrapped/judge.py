@@ -43,7 +43,7 @@ _SERIALIZED = ":serialized:"
 def judge_members(
     archive: Archive, taken: str, checkpoint: Checkpoint, open_file: Callable[[InputFile], Checkpoint]
 ) -> None:
-    """Add what the members of `archive` beside `taken` name to what `checkpoint` has to say of its safety.
+    """Add the names in the members of `archive` other than `taken` to the ones in `checkpoint`.
 
     `open_file` opens a file that is not in anything.
     """

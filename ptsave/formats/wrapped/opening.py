@@ -1,4 +1,4 @@
-"""A checkpoint that lies in something, open: with what it lies in, and what that says of it."""
+"""Opening a checkpoint in an archive or a compressed file, with what was around it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def open_wrapped(
 
 
 def _check(found: Unwrapped) -> Iterator[Finding]:
-    """Hold a member that lies as it is against its CRC-32; all else was checked when it was unpacked."""
+    """Check a stored member against its CRC-32; a compressed one was checked when it was unpacked."""
     for one in found.wrappings:
         if one.is_unpacked:
             yield Finding("bytes", "ok", "", Kind.UNPACKED, facts={"kind": one.kind})

@@ -1,4 +1,4 @@
-"""The members of any tar archive, of which all readers say the same.
+"""The members of a tar archive, where all readers agree on them.
 
 Tar has grown by conventions that readers obey or do not: names and sizes in headers before a member's own,
 sparse files, links, a second archive behind the first. What only some of them obey is refused, with its name.
@@ -58,7 +58,7 @@ class _Told:
 
 
 class TarDirectory:
-    """All the members of an archive that fills a file."""
+    """All members of an archive that is a whole file."""
 
     def __init__(self, file: InputFile) -> None:
         """Read every header.
@@ -69,7 +69,7 @@ class TarDirectory:
         self.members: dict[str, TarMember] = {}
         """By name, without the `./` before it."""
         self.links: dict[str, str] = {}
-        """Members that are none themselves, and what they are."""
+        """Members that are not regular files, and what they are."""
         self._walk()
 
     def _walk(self) -> None:

@@ -1,4 +1,4 @@
-"""From a file to the checkpoint in it: through one compression and one archive, in any order, and no further.
+"""From a file to the checkpoint in it, through at most one compression and one archive, in any order.
 
 What is in there is found by content. Where an archive holds several checkpoints the user names one.
 """
@@ -41,7 +41,7 @@ IsKnown = Callable[[InputFile, bytes], bool]
 
 @dataclass
 class Unwrapped:
-    """A checkpoint's own file, and what it lies in."""
+    """A checkpoint's own file, and what is around it."""
 
     file: InputFile
     wrappings: list[Wrapping] = field(default_factory=list)

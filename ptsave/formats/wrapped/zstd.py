@@ -1,4 +1,4 @@
-"""Zstandard frames: where each block ends is read here, so that no few bytes become many at once.
+"""Zstandard frames, decoded block by block, so that few bytes never become many at once.
 
 The library says neither that a stream was cut off nor how much one call will make. A block makes 128 KiB at
 most, so a few of them are given to it at a time, and a frame ends where its last block says so.
@@ -14,7 +14,7 @@ from ptsave.errors import CorruptError, LimitError, RefusedError, UnreadableErro
 
 MAGIC = b"\x28\xb5\x2f\xfd"
 MAX_WINDOW_BYTES = 128 * 1024**2
-"""Cap on what a frame asks to be kept in memory: that of `zstd -d` without `--long`."""
+"""Cap on a frame's window, which stays in memory: that of `zstd -d` without `--long`."""
 MAX_FRAMES = 10_000
 FRAME_BYTES = 1024
 
@@ -28,7 +28,7 @@ _HINT = "the file is damaged or was made to mislead; copy or download it again"
 
 
 def unpack(pieces: Iterator[bytes], where: str) -> Iterator[bytes]:
-    """What the frames that `pieces` spell hold; `where` names the file.
+    """The content of the frames in `pieces`; `where` names the file.
 
     Raises: RefusedError without the library; CorruptError; LimitError; UnreadableError for a dictionary.
     """
@@ -126,7 +126,7 @@ class _Source:
         return self._data[begin : self._at]
 
     def skip(self, num_bytes: int) -> None:
-        """Go past `num_bytes`. Raises: CorruptError at the end."""
+        """Skip `num_bytes`. Raises: CorruptError at the end."""
         while num_bytes > 0:
             step = min(num_bytes, _BLOCK_BYTES)
             self.take(step)

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 SUFFIXES = (".json", ".xml", ".html")
-"""What a report's name may end with: its format follows from it."""
+"""The suffixes of reports, which choose their format."""
 
 
 def check_report_path(path: Location) -> None:

@@ -13,7 +13,7 @@ from ptsave.render.report.words import clean
 MAX_OF_A_KIND = 10
 """GitHub shows so many errors and so many warnings of one step, and drops the others unseen."""
 MAX_CHARS = 1000
-"""Of one message."""
+"""Cap on the characters of one message."""
 
 _COMMANDS: dict[Level, str] = {"fail": "error", "warn": "warning"}
 

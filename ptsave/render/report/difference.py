@@ -1,4 +1,4 @@
-"""What differs between two checkpoints as one HTML page: by module, by tensor, and beside the tensors."""
+"""The differences between two checkpoints as one HTML page: by module, by tensor, ties and values."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _beside(result: Diff, a: Location, b: Location) -> Iterator[str]:
 
 
 def _rows(result: Diff, a: Location, b: Location) -> Iterator[str]:
-    """What is in one alone, what differs, and what is equal."""
+    """The tensors in one checkpoint alone, those that differ, and those that are equal."""
     for names, where in ((result.only_in_a, a), (result.only_in_b, b)):
         yield from (f"<tr><td>{text(name)}<td>only in {text(where)}<td><td><td><td><td>" for name in names)
     yield from map(_row, result.different)

@@ -1,4 +1,4 @@
-"""A verdict as one HTML page that asks for nothing from anywhere, and what all pages have.
+"""A verdict as one HTML page that loads nothing, and what all pages share.
 
 The style and the script are inlined from `page.css` and `page.js`. A content security policy with their
 digests lets nothing else in, so that even a name that slipped through the escapes could neither run nor
@@ -30,7 +30,7 @@ TABLE_BYTES = 400
 MAX_ROWS = 1000
 """Findings of one level that the table shows: with many more, a phone could not open the page."""
 MAX_CHARS = 500
-"""Of one name or message."""
+"""Cap on the characters of one name or message."""
 
 
 def html(verdict: Verdict, path: str, facts: Mapping[str, object]) -> str:

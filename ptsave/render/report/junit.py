@@ -88,7 +88,7 @@ def suite_of(
 def _completed(
     suite: ElementTree.Element, path: str, seconds: float, when: datetime | None, said: str = ""
 ) -> ElementTree.Element:
-    """`suite`, which has its cases, with what it said and what is counted."""
+    """`suite`, which has its cases, with its counts and its text."""
     moment = (when or datetime.now(timezone.utc)).astimezone(timezone.utc)
     ElementTree.SubElement(suite, "system-out").text = said
     ElementTree.SubElement(suite, "system-err")

@@ -15,9 +15,9 @@ from ptsave.core.verdict import Departure
 from ptsave.render.report.words import clean
 
 MAX_POINTS = 400
-"""More calls than this share points: the screen has no more room."""
+"""Cap on the points; more calls than that share them."""
 MAX_LABEL_CHARS = 42
-"""So many characters of a label fit a phone; a longer name loses its middle."""
+"""The characters of a label that fit a phone; a longer name loses its middle."""
 
 _READOUT = 44
 """The height, in pixels, of the two lines at the top that say what is under the pointer."""

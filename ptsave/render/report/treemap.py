@@ -19,10 +19,10 @@ from ptsave.render.words import count, size
 MAX_AREAS = 150
 """How many modules and tensors are drawn: on a phone, smaller ones could not be told apart."""
 NUM_COLOURS = 8
-"""Of `page.css`: areas of one module at the top have one."""
+"""The number of colours in `page.css`: each module at the top has one."""
 _HEIGHT = 420
 _WIDE, _HIGH = 200.0, 100.0
-"""The sides that areas are divided in: as of a window twice as wide as the drawing is high."""
+"""The sides of the drawing, as areas are divided: it is twice as wide as high."""
 
 
 @dataclass(frozen=True)

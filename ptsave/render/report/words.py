@@ -1,4 +1,4 @@
-"""What the reports say in the same words."""
+"""Wording that all reports share."""
 
 from __future__ import annotations
 

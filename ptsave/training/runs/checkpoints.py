@@ -1,4 +1,4 @@
-"""Checkpoints: the keeper of a run's folder, from which a training goes on wherever it was stopped."""
+"""Checkpoints: keeps the folder of a run, from which a training resumes wherever it was stopped."""
 
 from __future__ import annotations
 

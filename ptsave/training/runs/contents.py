@@ -1,4 +1,4 @@
-"""What goes into a checkpoint of a run beside the training state, checked on the way in."""
+"""The values of a run's checkpoint beside the training state: checked before they are saved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files of a run as its keeper sees them: what is usable, where the next one goes, and which ones go."""
+"""The checkpoints in a run's folder: which are usable, where the next one goes, which are removed."""
 
 from __future__ import annotations
 

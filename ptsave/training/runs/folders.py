@@ -1,4 +1,4 @@
-"""What a run's keeper asks of the folder that it is in, on a disk or in a store; and the one on a disk."""
+"""The interface of a run's folder, on a disk or in a store; and the folder on a disk."""
 
 from __future__ import annotations
 

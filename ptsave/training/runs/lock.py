@@ -1,4 +1,4 @@
-"""One training a folder: who writes a run's checkpoints holds its lock until it ends, however it ends.
+"""One training per folder: who writes a run's checkpoints holds its lock until the process ends.
 
 On a disk the lock is the system's own on a small file, which the system takes back when its process dies: a
 flock, or on Windows that the file is open, since nobody can remove it then. Where a file system has no locks

@@ -16,10 +16,10 @@ from ptsave.training.runs.intact import read_intact
 
 
 class RunReader:
-    """How the checkpoints of a run are read into the state of now; alike on all ranks."""
+    """Reads checkpoints of a run into the current state; every rank has one."""
 
     def __init__(self, live: Mapping[str, Any], kinds: Mapping[ItemPath, str], group: Group) -> None:
-        """`live`: the state of now; it matters only where there are ranks. Every rank calls it."""
+        """`live`: the current state; it matters only where there are ranks. Every rank calls it."""
         self._live, self._group = live, group
         self._paths = live_paths(live, kinds, group) if group.handle is not None else Live()
         self._is_sharded = any(group.gather(has_sharded(live)))

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are kept: the last ones, the best ones, and every so many steps."""
+"""Which checkpoints of a run are kept: the last ones, the best ones, and every Nth step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether all ranks see one folder: what one of them does not see is not damaged."""
+"""Checks that all ranks see one folder: a checkpoint that one rank does not see is not damaged."""
 
 from __future__ import annotations
 
