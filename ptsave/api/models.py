@@ -338,13 +338,13 @@ def _check_module(model: object) -> None:
         what = f"{model.__name__} is a class, and weights go into a module that was made"
         hint = f'call it first: ptsave.load(path, {model.__name__}(…)), or describe it: config="model.toml"'
     elif isinstance(model, Mapping):
-        what = "a state dict is no module, into which weights could go"
+        what = "a state dict is not a module, into which weights could go"
         hint = "ptsave.load(path, model) fills a model; ptsave.open(path).state_dict() reads a state dict"
     elif isinstance(model, (str, os.PathLike)):
-        what = "a text is no module, into which weights could go"
+        what = "a text is not a module, into which weights could go"
         hint = "the order is ptsave.load(path, model); config= names a TOML, device= a device"
     else:
-        what = f"a value of type {type(model).__name__} is no module"
+        what = f"a value of type {type(model).__name__} is not a module"
         hint = 'the order is ptsave.load(path, model); without a module: config="model.toml"'
     raise UsageError(what, "ptsave.load: model", hint)
 

@@ -282,7 +282,7 @@ class Kind(Enum):
     PROGRAM_DEPARTS_BEFORE = (
         "first to depart: the code of {module}, {relative:.2g} off in what it gives to {before!r}"
     )
-    NO_PROGRAM_RECORD = "it is no exported program with a record, as `convert -c` writes them"
+    NO_PROGRAM_RECORD = "it is not an exported program with a record, as `convert -c` writes them"
     PROGRAM_UNSAFE = "it is not run: it names what is not in the allow-list (check safe)"
     PROGRAM_NOT_RUN = "{nodes}it is run where this check is named (<checks=program>)"
     NO_RUNTIME = "{nodes}it is not run: {why}"

@@ -80,7 +80,7 @@ def _without_negative_zero(digits: str) -> int:
 
 
 def _refused_constant(spelled: str) -> float:
-    raise ValueError(f"{spelled} is no number")
+    raise ValueError(f"{spelled} is not a number")
 
 
 class _RepeatedKeyError(Exception):

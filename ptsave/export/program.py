@@ -223,7 +223,7 @@ def _refused(model: nn.Module, error: Exception) -> RefusedError | UsageError:
         return RefusedError(
             f"{what}{f': {line}' if line else ''}",
             type(model).__qualname__,
-            "write it with torch.where or torch.cond, or take the number as an argument that is no tensor",
+            "write it with torch.where or torch.cond, or take the number as an argument that is not a tensor",
             reason=reason,
         )
     what = f"torch.export does not take the model{f' at {line}' if line else ''}: {kind}: {reason}"

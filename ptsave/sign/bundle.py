@@ -43,7 +43,7 @@ def unwrapped(document: Any, where: str) -> Any:
     try:
         data = from_base64(document[WRAPPED])
     except (TypeError, ValueError, AttributeError):
-        raise CorruptError("the bundle is no base64", where, _HINT) from None
+        raise CorruptError("the bundle is not base64", where, _HINT) from None
     return parse_object(data, "the bundle", where)
 
 

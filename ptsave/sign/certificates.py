@@ -83,7 +83,7 @@ def read_certificates(data: bytes, path: Path) -> list[Certificate]:
     try:
         found = load_pem_x509_certificates(data)
     except ValueError:
-        raise UsageError("is no certificate in PEM", str(path), _HINT) from None
+        raise UsageError("is not a certificate in PEM", str(path), _HINT) from None
     if len(found) > MAX_CERTIFICATES:
         raise UsageError(f"has more than {MAX_CERTIFICATES} certificates", str(path), _HINT)
     return found

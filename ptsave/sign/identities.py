@@ -181,7 +181,7 @@ def logged_identity(where: Path, names: Sequence[str], issuer: str) -> LoggedIde
         else:
             root = ClientTrustConfig.from_json(text).trusted_root
     except Exception as error:
-        raise _failed("it is no trusted root of sigstore", error, str(where)) from error
+        raise _failed("it is not a trusted root of sigstore", error, str(where)) from error
     return LoggedIdentity(root, names, issuer)
 
 

@@ -105,9 +105,9 @@ def test_a_bare_load_says_what_there_is(path: Path) -> None:
     ("model", "words"),
     [
         (nn.Linear, "Linear is a class, and weights go into a module that was made"),
-        ({"a": 1}, "a state dict is no module"),
-        ("cuda", "a text is no module"),
-        (3, "a value of type int is no module"),
+        ({"a": 1}, "a state dict is not a module"),
+        ("cuda", "a text is not a module"),
+        (3, "a value of type int is not a module"),
     ],
 )
 def test_what_is_no_module(path: Path, model: object, words: str) -> None:

@@ -142,7 +142,7 @@ class ExternalFiles:
 
     def _number(self, text: str, name: str) -> int:
         if not _NUMBER.fullmatch(text):
-            raise self._wrong(f"the place of tensor {name!r} is {text[:40]!r}, which is no number of bytes")
+            raise self._wrong(f"the place of tensor {name!r} is {text[:40]!r}, not a number of bytes")
         return int(text)
 
     def _wrong(self, what: str) -> CorruptError:

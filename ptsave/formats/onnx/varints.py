@@ -73,5 +73,5 @@ class VarintStorage(MadeStorage):
         self._window_start = self._firsts[block] * self._dtype.itemsize
 
     def _corrupt(self) -> CorruptError:
-        what = "the file is no sound ONNX model: a list of numbers that ends inside of one"
+        what = "the file is not a sound ONNX model: a list of numbers that ends inside of one"
         return CorruptError(what, str(self._in_file.path), DAMAGED)

@@ -165,7 +165,7 @@ class WireReader:
             raise self.corrupt("a list of numbers that ends inside of one") from None
 
     def corrupt(self, what: str) -> CorruptError:
-        return CorruptError(f"the file is no sound ONNX model: {what}"[:300], str(self.file.path), DAMAGED)
+        return CorruptError(f"the file is not a sound ONNX model: {what}"[:300], str(self.file.path), DAMAGED)
 
     def _truncated(self, message: Message) -> CorruptError:
         what = f"truncated: {message.name} ends inside a field"

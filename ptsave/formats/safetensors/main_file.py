@@ -77,8 +77,6 @@ def _read_config(folder: InputFolder) -> str | None:
     if not isinstance(name, str) or not (name.endswith(_TAKEN_BY_CONFIG) or name == "adapter_model.bin"):
         return None  # there is none, or transformers refuses it
     if name not in folder.names:
-        what = (
-            f"the model's config says that its weights are in {name[:200]!r}, which is no file of the folder"
-        )
+        what = f"the model's config says that its weights are in {name[:200]!r}, which is not in the folder"
         raise MissingFileError(what, where, "the download did not finish; or name that file, where it is")
     return name

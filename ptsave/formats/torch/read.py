@@ -273,7 +273,7 @@ class ZipStorages:
             return MetaStorage(dtype)
         check_location(location, count)
         if self.is_script and str(location).partition(":")[0] not in SCRIPT_DEVICES:
-            self.refused.add("it has a storage on what is no device of torch's own")
+            self.refused.add("it has a storage on a device that torch does not have")
         if self.is_script and dtype.name in PACKED and count:
             self.refused.add(f"it takes a {dtype} tensor for one with an element in each byte")
         node = self._nodes.get(key)

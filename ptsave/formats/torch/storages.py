@@ -126,7 +126,7 @@ def check_location(location: Any, num_elements: Any) -> None:
     if type(location) is bytes and location.isascii():
         location = location.decode()
     if type(location) is not str or not _LOCATION.fullmatch(location):
-        raise CorruptError("a storage is on something that is no device, where torch.load does not put it")
+        raise CorruptError("a storage is on something that is not a device, where torch.load does not put it")
     if location == "meta" and num_elements:
         raise CorruptError("a storage has bytes and is on the meta device, where torch.load leaves them out")
 

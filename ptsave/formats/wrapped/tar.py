@@ -93,7 +93,7 @@ class TarDirectory:
                         raise self._corrupt("a tar member has two sizes", info.name)
                     info.size = told.size
                 if info.size < 0:
-                    raise self._corrupt("a tar member's size is no number", info.name)
+                    raise self._corrupt("a tar member's size is not a number", info.name)
                 if begin + info.size > self._file.size_bytes:
                     raise self._file.too_short(begin, info.size)
                 self._add(info, begin, told)
@@ -191,7 +191,7 @@ class TarDirectory:
         if "size" in fields:
             text = fields["size"]
             if not text.isdigit() or len(text) > 20:
-                raise self._corrupt("a tar member's size is no number")
+                raise self._corrupt("a tar member's size is not a number")
             told.size = int(text)
 
     def _fields(self, text: bytes) -> dict[str, bytes]:

@@ -349,7 +349,7 @@ def redirected(address: Address, url: str, target: str) -> str:
     found = joined(url, target)
     parts = urlsplit(found)
     if not found:
-        raise UnreadableError("the server redirects to what is no web address", str(address), _FAULTY)
+        raise UnreadableError("the server redirects to no web address", str(address), _FAULTY)
     if urlsplit(url).scheme == "https" and parts.scheme == "http":
         raise UnreadableError(
             "the server redirects from https to http, where anyone on the way can read and change the file",

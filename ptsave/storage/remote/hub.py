@@ -93,7 +93,7 @@ class HubStore(Store):
             huggingface_hub.hf_hub_url(self.repo, "model.safetensors")
         except ValueError:
             hint = "for example hf://OWNER/REPO/model.safetensors"
-            raise UsageError("that is no name of a repository", str(address), hint) from None
+            raise UsageError("that is not the name of a repository", str(address), hint) from None
         self.token: str | None = None
         if not self.is_offline and not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
             try:

@@ -130,7 +130,7 @@ FAULTS: dict[str, tuple[type[PtsaveError], list[Any]]] = {
     "truncated": (CorruptError, [beside(offset=4, length=16)]),
     "has 16 bytes, and 8": (CorruptError, [beside(length=8)]),
     "has 16 bytes, and 12": (CorruptError, [beside(offset=4)]),
-    "no number of bytes": (CorruptError, [beside(offset="-4")]),
+    "not a number of bytes": (CorruptError, [beside(offset="-4")]),
     "share the bytes from 8": (
         CorruptError,
         [

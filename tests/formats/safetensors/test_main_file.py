@@ -67,7 +67,7 @@ def test_an_index_that_the_config_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["gone.safetensors", "../m/other.safetensors", "sub/other.safetensors"])
 def test_a_file_that_is_not_there(name: str, tmp_path: Path) -> None:
     home = folder_of(tmp_path / "m", {KEY: name}, model=1.0, other=2.0)
-    with pytest.raises(MissingFileError, match="is no file of the folder"):
+    with pytest.raises(MissingFileError, match="is not in the folder"):
         open_checkpoint(home)
 
 

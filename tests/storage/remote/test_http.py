@@ -199,7 +199,7 @@ def test_a_host_that_is_none(host: str, server: Server, monkeypatch: pytest.Monk
     with pytest.raises(UsageError, match="names no host"):
         located(f"http://{host}/a.bin")
     target = faults.redirect(f"http://{host}", code=302)
-    with server.faulty(target, times=1), pytest.raises(UnreadableError, match="to what is no web address"):
+    with server.faulty(target, times=1), pytest.raises(UnreadableError, match="to no web address"):
         read_whole(address_of(server))
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)

@@ -176,4 +176,4 @@ def test_a_checkpoint_that_is_no_program_is_skipped(ptsave_here: Command, tmp_pa
     (tmp_path / "model.toml").write_text(CONFIG)
     ptsave_here("save", "model.toml", "model.safetensors")
     done = ptsave_here("verify", "model.safetensors", "--checks", "program", code=1).stdout
-    assert "it is no exported program with a record" in done
+    assert "it is not an exported program with a record" in done
