@@ -63,7 +63,12 @@ def _value(value: Any) -> str:
 
 
 def _string(text: str) -> str:
-    """A basic string. JSON's escapes are TOML's, but for the delete character and what is beyond 16 bits."""
+    """A basic string. JSON's escapes are TOML's, but for the delete character and what is beyond 16 bits.
+
+    Raises: UsageError for a lone surrogate, which stands for a byte of a path that is no text.
+    """
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        raise UsageError(f"TOML has no text that is not Unicode: {text[:80]!r}", "", "rename it")
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ptsave.errors import ExistsError, NoRoomError, Option, PtsaveError, WriteError
-from ptsave.storage.system import disk, naming
+from ptsave.storage.system import disk, naming, processes
 
 
 @contextmanager
@@ -40,6 +40,8 @@ def write_error(target: Path, error: OSError, num_bytes: int = 0) -> PtsaveError
         return WriteError(
             "larger than a file may be here", where, "see `ulimit -f` and the file system's limit"
         )
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return WriteError(processes.TOO_MANY_OPEN, where, processes.MORE_MAY_BE_OPEN)
     if error.errno == errno.EROFS:
         return WriteError("the file system is read-only", where, "write elsewhere")
     if naming.means_in_use(error) or naming.is_in_use(target):

@@ -38,7 +38,7 @@ def test_numbers_that_are_not_finite() -> None:
     assert math.isnan(back["c"])
 
 
-@pytest.mark.parametrize("value", [2**63, -(2**63) - 1, None, {1}, b"x", [None]])
+@pytest.mark.parametrize("value", [2**63, -(2**63) - 1, None, {1}, b"x", [None], "\udcff", {"\udcff": 1}])
 def test_what_toml_cannot_hold(value: Any) -> None:
     with pytest.raises(UsageError):
         toml_text({"key": value})

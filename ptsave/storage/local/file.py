@@ -161,7 +161,12 @@ def unreadable(path: Location, error: OSError) -> UnreadableError:
     if isinstance(path, Path) and (why_not := naming.why_not_a_name(path.name)):
         return MissingFileError(f"no such file: {why_not}", str(path), "check the path")
     if error.errno == errno.ENOENT:
+        if isinstance(path, Path) and path.is_symlink():
+            leads = f"a symbolic link to nothing: {os.readlink(path)}"
+            return MissingFileError(leads, str(path), "mend the link")
         return MissingFileError("no such file", str(path), _near(path))
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return UnreadableError(processes.TOO_MANY_OPEN, str(path), processes.MORE_MAY_BE_OPEN)
     if error.errno in (errno.EACCES, errno.EPERM):
         return MissingFileError("no permission to read", str(path), "check the file's owner and mode")
     return UnreadableError(

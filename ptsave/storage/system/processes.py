@@ -93,6 +93,11 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
+TOO_MANY_OPEN = "too many files are open"
+MORE_MAY_BE_OPEN = "raise the limit: `ulimit -n`"
+"""What to do where no more files may be opened."""
+
+
 def allow_more_open_files() -> bool:
     """Raise this process's limit on open files as far as it may; False where there is nothing to raise."""
     if sys.platform != "win32":

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
 
 import pytest
 
-from ptsave.errors import UnreadableError
-from ptsave.storage.local.file import LocalFile
+from ptsave.errors import MissingFileError, UnreadableError
+from ptsave.storage.local.file import LocalFile, unreadable
+from ptsave.storage.write_errors import write_error
 
 BIG = 1_000_000
 
@@ -46,3 +48,16 @@ def test_a_file_that_is_replaced_is_still_the_one_that_was_opened(tmp_path: Path
         file.check_unchanged()
         with pytest.raises(UnreadableError, match="was changed"):
             file.check_in_place()
+
+
+def test_a_link_to_nothing_is_called_that(tmp_path: Path) -> None:
+    (tmp_path / "a.pt").symlink_to("gone/b.pt")
+    with pytest.raises(MissingFileError, match=r"a symbolic link to nothing: gone/b\.pt"):
+        LocalFile(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_too_many_open_files_name_the_limit(number: int, tmp_path: Path) -> None:
+    error = OSError(number, os.strerror(number))
+    for found in (unreadable(tmp_path / "a", error), write_error(tmp_path / "a", error)):
+        assert (found.what, found.hint) == ("too many files are open", "raise the limit: `ulimit -n`")
