@@ -139,6 +139,43 @@ def test_convert_says_what_voids_a_signature(edit: dict[str, Any], says: str | N
     assert ptsave.verify(tmp_path / "b.pt", signed_by=public, checks="signature").is_yes == (says is None)
 
 
+def test_a_signature_outlives_two_renamings_and_what_comes_between(tmp_path: Path) -> None:
+    secret, public = write_pair(tmp_path, "k")
+    steps: list[tuple[str, dict[str, Any]]] = [
+        ("b.pt", {"rename": {"^a": "x"}}),
+        ("c.safetensors", {}),
+        ("d.pt", {"rename": {"^x": "y"}}),
+        ("e", {"format": "dcp"}),
+        ("f.safetensors", {}),
+    ]
+    ptsave.save(tmp_path / "a.pt", {"a.w": torch.ones(2), "a.b": torch.zeros(3), "step": 3}, sign=secret)
+    before = tmp_path / "a.pt"
+    for name, how in steps:
+        ptsave.convert(before, tmp_path / name, extras="keep" if "safetensors" in name else "fail", **how)
+        before = tmp_path / name
+    check = {"signed_by": public, "checks": "signature"}
+    assert not ptsave.verify(before, **check).is_yes
+    assert ptsave.verify(before, rename={"^y": "a"}, **check).is_yes
+    for edit in ({"dtype": "float64"}, {"drop": ["*.b"]}):
+        done = ptsave.convert(before, tmp_path / "out.safetensors", overwrite=True, extras="keep", **edit)
+        assert any("is void" in note for note in done.notes), edit
+    ptsave.convert(before, tmp_path / "back.pt", rename={"^y": "a"})
+    assert ptsave.verify(tmp_path / "back.pt", **check).is_yes
+
+
+def test_what_expired_is_superseded_by_the_same_signer(tmp_path: Path) -> None:
+    """An old signature is carried along, and one by somebody else today takes no place of it."""
+    (secret, public), (other, other_public) = (write_pair(tmp_path, name) for name in "kx")
+    ptsave.save(tmp_path / "a.pt", {"w": torch.ones(2)})
+    ptsave.convert(tmp_path / "a.pt", tmp_path / "b.pt", sign=secret, expires="2020-01-01")
+    ptsave.convert(tmp_path / "b.pt", tmp_path / "c.pt", sign=other)
+    assert not ptsave.verify(tmp_path / "b.pt", signed_by=public, checks="signature").is_yes
+    assert ptsave.verify(tmp_path / "c.pt", signed_by=other_public, checks="signature").is_yes
+    assert not ptsave.verify(tmp_path / "c.pt", signed_by=[public, other_public], checks="signature").is_yes
+    ptsave.convert(tmp_path / "c.pt", tmp_path / "d.pt", sign=secret)
+    assert ptsave.verify(tmp_path / "d.pt", signed_by=[public, other_public], checks="signature").is_yes
+
+
 def test_signed_anew_a_renamed_copy_has_one_signature(tmp_path: Path) -> None:
     secret, public = write_pair(tmp_path, "k")
     ptsave.save(tmp_path / "a.pt", state(), sign=secret)

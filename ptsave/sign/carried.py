@@ -23,12 +23,18 @@ class Carried:
 
 
 def carried(
-    documents: Sequence[Mapping[str, Any]], plan: Checkpoint, renamed: Mapping[str, str], *, signs_anew: bool
+    documents: Sequence[Mapping[str, Any]],
+    plan: Checkpoint,
+    renamed: Mapping[str, str],
+    source: Checkpoint | None = None,
+    *,
+    signs_anew: bool,
 ) -> Carried:
     """Those of `documents` that still hold for `plan`, as far as names, dtypes, shapes, ties and data tell.
 
-    `renamed`: old name → new name. A signature of the old names is kept, since `verify --rename` can undo the
-    renaming, unless `plan` is signed again. No signature is checked.
+    `renamed`: old name → new name. A signature of the old names, or of those that the `source` had before it
+    was renamed itself, is kept, since `verify --rename` can undo the renaming, unless `plan` is signed again.
+    No signature is checked.
     """
     result = Carried()
     old_names = {new: old for old, new in renamed.items()}
@@ -42,7 +48,10 @@ def carried(
         who = first_names(claimed(envelope))
         if _fits(statement, plan, {}):
             result.signatures.append(document)
-        elif renamed and not signs_anew and _fits(statement, plan, old_names):
+        elif not signs_anew and (
+            (renamed and _fits(statement, plan, old_names))
+            or (source is not None and _may_fit(statement, plan, source, old_names))
+        ):
             result.signatures.append(document)
             how = "verify --rename with the opposite rules still holds each tensor to it"
             result.notes.append(f"the signature by {who} is of the old names: {how}")
@@ -50,6 +59,16 @@ def carried(
             how = "what is written is not what was signed"
             result.notes.append(f"the signature by {who} is void and stays behind: {how}")
     return result
+
+
+def _may_fit(signed: Statement, plan: Checkpoint, source: Checkpoint, names: Mapping[str, str]) -> bool:
+    """Whether some renaming may make of `plan` what was signed: it is the source but for its names."""
+    try:
+        before = draft_of(content_of(source, dict.fromkeys(source.tensors, "")), signed.algorithm)
+    except LossyError:
+        return False
+    same_size = (signed.num_tensors, signed.num_data) == (before.num_tensors, before.num_data)
+    return (same_size or bool(signed.only)) and _fits(before, plan, names) and not _fits(signed, source, {})
 
 
 def _fits(signed: Statement, plan: Checkpoint, names: Mapping[str, str]) -> bool:

@@ -141,7 +141,8 @@ def with_signatures(
     documents = [one for source in sources if source.record is not None for one in source.record.signatures]
     if not documents or not options.record or not target.keeps_record:
         return plan
-    found = carried(documents, plan, renamed, signs_anew=options.signer is not None)
+    only = sources[0] if len(sources) == 1 else None
+    found = carried(documents, plan, renamed, only, signs_anew=options.signer is not None)
     notes += found.notes
     record = plan.record or Record()
     return replace(plan, record=replace(record, signatures=tuple(found.signatures)))
