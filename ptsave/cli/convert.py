@@ -92,6 +92,6 @@ def _reporter(
     check_report_path(report)
 
     def write(verdict: Verdict, facts: Mapping[str, str | int | float]) -> None:
-        write_report(report, verdict, facts, as_json.versioned(as_json.verdict(verdict, destination)))
+        write_report(report, verdict, facts, lambda: as_json.versioned(as_json.verdict(verdict, destination)))
 
     return write

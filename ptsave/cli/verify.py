@@ -190,7 +190,7 @@ def _show(mode: Mode, outcome: Outcome, request: Request, report: Location | Non
     if report is not None:
         from ptsave.render.report import write_report
 
-        write_report(report, verdict, facts, as_json.versioned(as_json.verdict(verdict, path)))
+        write_report(report, verdict, facts, lambda: as_json.versioned(as_json.verdict(verdict, path)))
     show_verdict(mode, verdict, path)
     _annotate(verdict, path)
     return verdict.is_yes

@@ -148,7 +148,7 @@ def replacing_file(
     )
 
 
-def write_file(where: Location, data: bytes, *, overwrite: bool = False) -> None:
+def write_file(where: Location, data: bytes | bytearray, *, overwrite: bool = False) -> None:
     """Make `data` the whole content of `where`.
 
     Raises: ExistsError; WriteError.

@@ -6,9 +6,8 @@ Everything that came from a checkpoint is escaped for the format that it goes in
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
-from xml.etree.ElementTree import Element
 
 from ptsave.core.address import Location
 from ptsave.core.names import hint_for
@@ -16,7 +15,7 @@ from ptsave.core.verdict import Verdict
 from ptsave.errors import PtsaveError, UsageError
 from ptsave.render.report.annotations import annotation_lines
 from ptsave.render.report.html import html as html_text
-from ptsave.render.report.junit import junit, junit_text, suite_of, suite_of_error
+from ptsave.render.report.junit import junit, report_of, suite_of, suite_of_error
 from ptsave.storage.opening import check_file_destination, write_file
 
 __all__ = [
@@ -49,32 +48,50 @@ def _check_suffix(path: Location) -> None:
 
 
 def write_report(
-    path: Location, verdict: Verdict, facts: Mapping[str, object], json_document: Mapping[str, Any]
+    path: Location,
+    verdict: Verdict,
+    facts: Mapping[str, object],
+    json_document: Callable[[], Mapping[str, Any]],
 ) -> None:
     """Write what `report_text` makes to `path`, old or new; an older report is replaced.
 
     Raises: WriteError.
     """
-    write_file(path, report_text(path, verdict, facts, json_document).encode(), overwrite=True)
+    _write(path, report_text(path, verdict, facts, json_document))
 
 
 def report_text(
-    path: Location, verdict: Verdict, facts: Mapping[str, object], json_document: Mapping[str, Any]
-) -> str:
-    """The text of a report in the format that `path`'s suffix says; nothing is written.
+    path: Location,
+    verdict: Verdict,
+    facts: Mapping[str, object],
+    json_document: Callable[[], Mapping[str, Any]],
+) -> Iterable[str]:
+    """The text of a report in the format that `path`'s suffix says, in pieces; nothing is written.
 
     `facts`: what was verified, as names and plain values in the order in which to show them; `path` is
-    the checkpoint, `seconds` how long it took. `json_document`: what `verify --json` prints.
+    the checkpoint, `seconds` how long it took. `json_document` makes what `verify --json` prints.
 
     Raises: UsageError when no report has such a suffix.
     """
     _check_suffix(path)
-    if path.suffix.lower() == ".json":
-        return json.dumps(json_document, ensure_ascii=True, allow_nan=False, indent=2) + "\n"
     subject = str(facts.get("path", ""))
     if path.suffix.lower() == ".html":
-        return html_text(verdict, subject, facts)
-    return junit(verdict, subject, _seconds(facts), facts)
+        return [html_text(verdict, subject, facts)]
+    if path.suffix.lower() == ".xml":
+        return junit(verdict, subject, _seconds(facts), facts)
+    return _indented(json_document())
+
+
+def _indented(document: Mapping[str, Any]) -> Iterator[str]:
+    yield from json.JSONEncoder(ensure_ascii=True, allow_nan=False, indent=2).iterencode(document)
+    yield "\n"
+
+
+def _write(path: Location, pieces: Iterable[str]) -> None:
+    data = bytearray()  # a report may be as long as the memory that is left: it is there once
+    for piece in pieces:
+        data += piece.encode()
+    write_file(path, data, overwrite=True)
 
 
 def check_reports_path(path: Location) -> None:
@@ -99,17 +116,18 @@ def write_reports(
     Raises: WriteError.
     """
     if path.suffix.lower() == ".json":
-        text = json.dumps(json_document, ensure_ascii=True, allow_nan=False, indent=2) + "\n"
+        _write(path, _indented(json_document))
     else:
-        text = junit_text([_suite(str(where), result) for where, result in results])
-    write_file(path, text.encode(), overwrite=True)
+        _write(path, report_of(_suite(i, str(where), result) for i, (where, result) in enumerate(results)))
 
 
-def _suite(where: str, result: tuple[Verdict, Mapping[str, object]] | PtsaveError) -> Element:
+def _suite(
+    number: int, where: str, result: tuple[Verdict, Mapping[str, object]] | PtsaveError
+) -> Iterable[str]:
     if isinstance(result, PtsaveError):
-        return suite_of_error(where, str(result), str(result.hint))
+        return suite_of_error(where, str(result), str(result.hint), number=number)
     verdict, facts = result
-    return suite_of(verdict, where, _seconds(facts), facts)
+    return suite_of(verdict, where, _seconds(facts), facts, number=number)
 
 
 def _seconds(facts: Mapping[str, object]) -> float:

@@ -8,9 +8,9 @@ jenkinsci/xunit-plugin `junit-10.xsd`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
-from xml.etree import ElementTree
+from html import escape
 
 from ptsave.core.finding import Finding
 from ptsave.core.verdict import Verdict
@@ -23,29 +23,26 @@ def junit(
     seconds: float,
     facts: Mapping[str, object] | None = None,
     when: datetime | None = None,
-) -> str:
-    """The text of a report with one test suite, as `suite_of` makes it."""
-    return junit_text([suite_of(verdict, path, seconds, facts, when)])
+) -> Iterator[str]:
+    """The text of a report with one test suite, as `suite_of` makes it, in pieces."""
+    return report_of([suite_of(verdict, path, seconds, facts, when)])
 
 
-def junit_text(suites: Sequence[ElementTree.Element]) -> str:
-    """The text of a report."""
-    root = ElementTree.Element("testsuites")
-    for number, suite in enumerate(suites):
-        suite.set("id", str(number))
-        root.append(suite)
-    ElementTree.indent(root)
-    return f'<?xml version="1.0" encoding="UTF-8"?>\n{ElementTree.tostring(root, encoding="unicode")}\n'
+def report_of(suites: Iterable[Iterable[str]]) -> Iterator[str]:
+    """The text of a report in pieces, of which a hundred thousand failures would make a large tree."""
+    yield '<?xml version="1.0" encoding="UTF-8"?>\n<testsuites>\n'
+    for suite in suites:
+        yield from suite
+    yield "</testsuites>\n"
 
 
-def suite_of_error(path: str, what: str, hint: str = "", when: datetime | None = None) -> ElementTree.Element:
+def suite_of_error(
+    path: str, what: str, hint: str = "", when: datetime | None = None, number: int = 0
+) -> Iterator[str]:
     """A test suite for a checkpoint on which there is no verdict: one test case, which is an error."""
-    suite = ElementTree.Element("testsuite")
-    ElementTree.SubElement(suite, "properties")
-    error = ElementTree.SubElement(_case(suite, "open", path), "error")
-    error.attrib |= {"type": "verify", "message": clean(what)}
-    error.text = clean(hint)
-    return _completed(suite, path, 0.0, when)
+    error = _element("error", {"type": "verify", "message": clean(what)}, escape(clean(hint)))
+    counts = {"tests": 1, "errors": 1}
+    return _suite(path, counts, {}, [_case("open", path, 0.0, error)], (), 0.0, when, number)
 
 
 def suite_of(
@@ -54,63 +51,85 @@ def suite_of(
     seconds: float,
     facts: Mapping[str, object] | None = None,
     when: datetime | None = None,
-) -> ElementTree.Element:
+    number: int = 0,
+) -> Iterator[str]:
     """One test suite for the checkpoint at `path`, one test case for each check.
 
     A check with several failures has a case for each of them, and what it skipped is a case of its own,
     so that neither is lost in the other. All findings are in the suite's output. `when`: when it was
-    verified; now by default.
+    verified; now by default. `number`: which of the report's suites it is.
     """
-    suite = ElementTree.Element("testsuite")
-    properties = ElementTree.SubElement(suite, "properties")
-    _property(properties, "verdict", verdict.answer)
-    if verdict.cause:
-        _property(properties, "cause", verdict.cause)
-    for name, value in (facts or {}).items():
-        _property(properties, name, fact(name, value))
+    about = {"verdict": verdict.answer, **({"cause": verdict.cause} if verdict.cause else {})}
+    about |= {name: fact(name, value) for name, value in (facts or {}).items()}
+    results = [result for _, _, result, _ in _cases(verdict)]
+    levels = Counter(result.level for result in results if result is not None)
+    is_bare = not verdict.is_yes and not levels["fail"]
+    counts = {"tests": len(results), "failures": levels["fail"], "skipped": levels["skipped"]}
+    if is_bare:
+        counts |= {"tests": len(results) + 1, "failures": 1}
+    cases = _spelled_cases(verdict, path, is_bare=is_bare)
+    return _suite(path, counts, about, cases, _lines(verdict, path), seconds, when, number)
 
+
+def _spelled_cases(verdict: Verdict, path: str, *, is_bare: bool) -> Iterator[str]:
+    """The test cases as text. `is_bare`: the answer is no, and no failure says so."""
     names: Counter[str] = Counter()
-    for check, findings in verdict.by_check.items():
-        seconds_of_check = verdict.seconds.get(check, 0.0)
-        for name, result, rest in _cases(check, findings):
-            case = _case(suite, _unused(name, names), path, seconds_of_check)
-            seconds_of_check = 0.0  # the first case has it, so that the sum is right
-            if result is not None:
-                _result(case, result, rest)
-    if not verdict.is_yes and not any(finding.level == "fail" for finding in verdict.findings):
+    for name, seconds, result, rest in _cases(verdict):
+        inside = "" if result is None else _result(result, rest)
+        yield _case(_unused(name, names), path, seconds, inside)
+    if is_bare:
         # Skips alone would turn a CI run green: a verdict of no is a failure whatever its reason.
-        failure = ElementTree.SubElement(_case(suite, _unused("verdict", names), path), "failure")
-        failure.attrib |= {"type": "verify", "message": clean(verdict.outcome)}
-
-    return _completed(suite, path, seconds, when, "\n".join(map(clean, _lines(verdict, path))))
+        failure = _element("failure", {"type": "verify", "message": clean(verdict.outcome)})
+        yield _case(_unused("verdict", names), path, 0.0, failure)
 
 
-def _completed(
-    suite: ElementTree.Element, path: str, seconds: float, when: datetime | None, said: str = ""
-) -> ElementTree.Element:
-    """`suite`, which has its cases, with its counts and its text."""
+def _suite(
+    path: str,
+    counts: Mapping[str, int],
+    about: Mapping[str, object],
+    cases: Iterable[str],
+    lines: Iterable[str],
+    seconds: float,
+    when: datetime | None,
+    number: int,
+) -> Iterator[str]:
+    """A suite of these cases, with what is known of it, what it said and what is counted."""
     moment = (when or datetime.now(timezone.utc)).astimezone(timezone.utc)
-    ElementTree.SubElement(suite, "system-out").text = said
-    ElementTree.SubElement(suite, "system-err")
-    suite.attrib |= {
+    attributes = {
         "name": clean(path) or "checkpoint",
         "package": "ptsave",
-        "id": "0",
+        "id": str(number),
         "timestamp": moment.strftime("%Y-%m-%dT%H:%M:%S"),
         "hostname": "localhost",
-        "tests": str(len(suite.findall("testcase"))),
-        "failures": str(len(suite.findall("testcase/failure"))),
-        "errors": str(len(suite.findall("testcase/error"))),
-        "skipped": str(len(suite.findall("testcase/skipped"))),
+        **{kind: str(counts.get(kind, 0)) for kind in ("tests", "failures", "errors", "skipped")},
         "time": f"{seconds:.3f}",
     }
-    return suite
+    yield f"<testsuite{_spelled(attributes)}>\n<properties>\n"
+    for name, value in about.items():
+        yield _element("property", {"name": clean(name), "value": clean(value)}) + "\n"
+    yield "</properties>\n"
+    for case in cases:
+        yield case + "\n"
+    yield "<system-out>"
+    separator = ""
+    for line in lines:
+        yield separator + escape(clean(line))
+        separator = "\n"
+    yield "</system-out>\n<system-err />\n</testsuite>\n"
 
 
-def _cases(
+def _cases(verdict: Verdict) -> Iterator[tuple[str, float, Finding | None, Sequence[Finding]]]:
+    """The cases: a name, how long it took, what failed or was skipped, and what else the check found."""
+    for check, findings in verdict.by_check.items():
+        seconds = verdict.seconds.get(check, 0.0)
+        for name, result, rest in _cases_of(check, findings):
+            yield name, seconds, result, rest
+            seconds = 0.0  # the first case of a check has it, so that the sum is right
+
+
+def _cases_of(
     check: str, findings: Sequence[Finding]
 ) -> Iterator[tuple[str, Finding | None, Sequence[Finding]]]:
-    """The cases of one check: a name, what failed or was skipped, and what else the check found."""
     failed = [finding for finding in findings if finding.level == "fail"]
     skipped = [finding for finding in findings if finding.level == "skipped"]
     rest = [finding for finding in findings if finding.level in ("ok", "warn")]
@@ -125,21 +144,25 @@ def _cases(
         yield f"{check}: {finding.where}" if finding.where and beside else check + beside, finding, ()
 
 
-def _result(case: ElementTree.Element, finding: Finding, rest: Sequence[Finding]) -> None:
+def _result(finding: Finding, rest: Sequence[Finding]) -> str:
     if finding.level == "skipped":
-        ElementTree.SubElement(case, "skipped", {"message": clean(finding)})
-        return
-    failure = ElementTree.SubElement(case, "failure", {"type": finding.check, "message": clean(finding)})
-    failure.text = "\n".join(f"{f.level}: {clean(f)}" for f in (finding, *rest))
+        return _element("skipped", {"message": clean(finding)})
+    text = "\n".join(escape(f"{f.level}: {clean(f)}") for f in (finding, *rest))
+    return _element("failure", {"type": finding.check, "message": clean(finding)}, text)
 
 
-def _case(suite: ElementTree.Element, name: str, path: str, seconds: float = 0.0) -> ElementTree.Element:
-    fields = {"name": name, "classname": clean(path), "time": f"{seconds:.3f}"}
-    return ElementTree.SubElement(suite, "testcase", fields)
+def _case(name: str, path: str, seconds: float, inside: str) -> str:
+    return _element("testcase", {"name": name, "classname": clean(path), "time": f"{seconds:.3f}"}, inside)
 
 
-def _property(properties: ElementTree.Element, name: str, value: str) -> None:
-    ElementTree.SubElement(properties, "property", {"name": clean(name), "value": clean(value)})
+def _element(tag: str, attributes: Mapping[str, str], inside: str = "") -> str:
+    """`inside`: its text or its elements, spelled already."""
+    start = f"<{tag}{_spelled(attributes)}"
+    return f"{start}>{inside}</{tag}>" if inside else f"{start} />"
+
+
+def _spelled(attributes: Mapping[str, str]) -> str:
+    return "".join(f' {name}="{escape(value)}"' for name, value in attributes.items())
 
 
 def _unused(name: str, names: Counter[str]) -> str:

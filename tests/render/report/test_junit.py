@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite
 
 from ptsave.core.verdict import Verdict
-from ptsave.render.report.junit import junit
+from ptsave.render.report.junit import junit as pieces_of
 from tests.render.report.samples import BAD, EVIL, EVIL_NAME, FACTS, FIRST, GOOD, said
 
 MANY = Verdict(tuple(said("bytes", "fail", f"t{i % 3}", "damaged") for i in range(7)))
@@ -31,6 +32,10 @@ SUITE = {
     "time": r"\d+\.\d{3}",
 }
 """The attributes that Ant's schema demands in an aggregate, and Jenkins' allows, with their patterns."""
+
+
+def junit(*about: Any, **more: Any) -> str:
+    return "".join(pieces_of(*about, **more))
 
 
 def suite_of(text: str) -> TestSuite:

@@ -16,7 +16,7 @@ DOCUMENT = {"schema_version": 1, "verdict": "no", "path": "ü\ud800.pt"}
 
 
 def text(name: str) -> str:
-    return report_text(Path(name), BAD, FACTS, DOCUMENT)
+    return "".join(report_text(Path(name), BAD, FACTS, lambda: DOCUMENT))
 
 
 def test_json_is_the_document_that_the_command_prints() -> None:
@@ -56,7 +56,7 @@ def test_known_suffixes_pass(suffix: str) -> None:
     ],
 )
 def test_others_are_refused_with_the_nearest(name: str, hint: str) -> None:
-    for refused in (check_report_path, lambda path: report_text(path, BAD, FACTS, DOCUMENT)):
+    for refused in (check_report_path, lambda path: report_text(path, BAD, FACTS, lambda: DOCUMENT)):
         with pytest.raises(UsageError) as caught:
             refused(Path(name))
         assert caught.value.hint == hint
