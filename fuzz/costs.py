@@ -47,7 +47,7 @@ COMMANDS = {
     "verify --against": "verify P --against Q",
     "verify --close": "verify P --against Q --close",
     "verify -c": "verify P -c C",
-    "verify -c --report .xml": "verify P -c C --report O.xml",
+    "verify --report .xml": "verify P --report O.xml",
     "verify --report .json": "verify P --report O.json",
     "verify --report .html": "verify P --report O.html",
     "inspect --report": "inspect P --stats --report O.html",

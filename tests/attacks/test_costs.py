@@ -43,7 +43,8 @@ def test_a_command_is_measured(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "count", "command"),
     [
-        ("record_of_floats", 100_000, "verify -c --report .xml"),
+        ("record_of_floats", 100_000, "verify -c"),
+        ("record_of_floats", 100_000, "verify --report .xml"),
     ],
 )
 def test_a_small_file_takes_no_more_than_its_bound(

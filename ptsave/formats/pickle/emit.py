@@ -83,7 +83,8 @@ class Emitter(Encoder):
         Raises: LossyError, naming the path, at a value that `weights_only` would not load.
         """
         self.value(root, ())
-        return bytes(self._out + b".")
+        self._out += b"."
+        return bytes(self._out)
 
     def value(self, value: Any, path: Path) -> None:
         """Emit one value of any kind."""
