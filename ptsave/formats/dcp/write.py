@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ _FILESYSTEM = "torch.distributed.checkpoint.filesystem"
 _CONTIGUOUS = 0
 """`_MEM_FORMAT_ENCODING.TORCH_CONTIGUOUS_FORMAT`."""
 
-MAX_SMALL_FILE_ITEMS = 75_000
+MAX_SMALL_FILE_ITEMS = 100_000
 """Cap on the items out of a small file, each an archive of its own: of 4 KiB, and plain data, which counts
 twice, of 90 microseconds."""
 
@@ -93,16 +93,14 @@ def write(checkpoint: Checkpoint, destination: Location, options: WriteOptions) 
     ) as folder:
         file_name, new_record = folder.fresh(lambda n: [f"__0_{n - 1}.distcp", new_record_name(n)])
         with folder.data_file(file_name, layout.num_bytes) as output:
-            moves = [*layout.moves, *(m for m in layout.by_view.values() if m.target_offset is None)]
-            spans = move(with_source_checks(moves), output, where, options.progress)
+            spans = move(with_source_checks(layout.every_move()), output, where, options.progress)
             spans += write_pieces(output, layout.pieces(), "an item's frame")
             if options.check:
                 check_back(spans, output, options.progress)
+        digests = layout.digests()
         metadata = layout.metadata(file_name)
         record = None
         if options.record:
-            by_name = {name: layout.by_view[view] for view, same in names.items() for name in same}
-            digests = {name: by_name[name].digest(options.digest) for name in checkpoint.tensors}
             record = record_text(checkpoint, digests, aliases, options, belongs_to=metadata_digest(metadata))
         commit(folder, [file_name], metadata, record, new_record)
     num_bytes = layout.num_bytes + len(metadata) + len(record or b"")
@@ -158,8 +156,8 @@ class _Layout:
         self.num_bytes = 0
         self.cost = 0
         """Of all items, in tensors: plain data costs as much as two."""
-        self.moves: list[Move] = []
-        self.by_view: dict[View, Move] = {}
+        self._moves: list[Move] = []
+        self._by_view: dict[View, Move] = {}
         """The move that digests a view."""
         self._checkpoint = checkpoint
         self._names = names
@@ -210,8 +208,8 @@ class _Layout:
         wanted = expected_digests(self._checkpoint, names, self._options)
         if wanted:
             whole.prefix, whole.expected_digests = prefix(entry.dtype, entry.shape), wanted
-            self.by_view[entry.view] = whole
-        self.moves.append(whole)
+            self._by_view[entry.view] = whole
+        self._moves.append(whole)
         self.num_bytes = begin + frame.data_offset + part.num_bytes + frame.trailer_bytes
         item = self._stored[entry.view] = _Item(path, begin, frame.num_bytes, entry)
         return item
@@ -233,8 +231,8 @@ class _Layout:
         pickle = Emitter(lambda e, entry: emit_tensor(e, entry, places[entry.view]), where).pickle(value)
         archive = self._archive(pickle, parts)
         moves = part_moves(parts, archive.data, archive.begin)
-        self.by_view |= digest_moves(self._checkpoint, parts, places, self._names, moves, self._options)
-        self.moves += moves
+        self._by_view |= digest_moves(self._checkpoint, parts, places, self._names, moves, self._options)
+        self._moves += moves
         self._unframed.append(archive)
         return _Item(path, archive.begin, archive.num_bytes, None)
 
@@ -247,6 +245,24 @@ class _Layout:
     def _begin(self, is_large: bool) -> int:
         """Where the next item begins."""
         return self.num_bytes + -self.num_bytes % (PAGE_BYTES if is_large else ALIGN_BYTES)
+
+    def every_move(self) -> list[Move]:
+        """What is written, and what is only read for its digest."""
+        return [*self._moves, *(m for m in self._by_view.values() if m.target_offset is None)]
+
+    def digests(self) -> dict[str, str]:
+        """The digests of all tensors, where a record is wanted, once they have passed.
+
+        It lets go of the moves: of a hundred thousand tensors, they take as much as the metadata does.
+        """
+        found = {}
+        if self._options.record:
+            digest = self._options.digest
+            tensors = self._checkpoint.tensors
+            found = {name: self._by_view[entry.view].digest(digest) for name, entry in tensors.items()}
+        self._moves.clear()
+        self._by_view.clear()
+        return found
 
     def pieces(self) -> Iterator[tuple[int, bytes]]:
         """(offset, bytes) of the frames that no move has written."""
@@ -307,13 +323,19 @@ def _info(file_name: str, item: _Item) -> Row:
 def _index(name: str, about: TensorEntry | None) -> Row:
     if about is None:
         return Row(_DATA_INDEX, (name,))
-    return Row(_TENSOR_INDEX, (name, (0,) * len(about.shape)))
+    return Row(_TENSOR_INDEX, (name, _origin(len(about.shape))))
+
+
+@cache
+def _origin(rank: int) -> tuple[int, ...]:
+    """Where the one chunk of a tensor begins: one object for all, which a pickle says once."""
+    return (0,) * rank
 
 
 def _about(entry: TensorEntry | None) -> New | Row:
     if entry is None:
         return _DATA
-    return Row(_TENSOR, (entry.dtype, entry.requires_grad, entry.shape, (0,) * len(entry.shape)))
+    return Row(_TENSOR, (entry.dtype, entry.requires_grad, entry.shape, _origin(len(entry.shape))))
 
 
 def _flatten(root: Any, where: str, notes: list[str]) -> Iterator[tuple[Keys, Any]]:

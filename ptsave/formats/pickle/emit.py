@@ -78,12 +78,14 @@ class Emitter(Encoder):
         """The opcodes of each template that was met."""
 
     def pickle(self, root: Any) -> bytes:
-        """The whole pickle of `root`.
+        """The whole pickle of `root`; the emitter has done its work then.
 
         Raises: LossyError, naming the path, at a value that `weights_only` would not load.
         """
         self.value(root, ())
         self._out += b"."
+        self._memo.clear()  # of a long pickle it takes more than the pickle does, which is copied now
+        self._kept.clear()
         return bytes(self._out)
 
     def value(self, value: Any, path: Path) -> None:
