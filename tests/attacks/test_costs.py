@@ -45,6 +45,7 @@ def test_a_command_is_measured(tmp_path: Path) -> None:
     [
         ("record_of_floats", 100_000, "verify -c"),
         ("record_of_floats", 100_000, "verify --report .xml"),
+        ("st_shapes", 100_000, "convert dcp"),
     ],
 )
 def test_a_small_file_takes_no_more_than_its_bound(

@@ -67,9 +67,15 @@ class Emitter(Encoder):
         emit_tensor: Callable[[Emitter, TensorEntry], None],
         where: str = "",
         emit_quantized: Callable[[Emitter, Opaque], None] | None = None,
+        *,
+        repeats_texts: bool = False,
     ) -> None:
-        """`emit_tensor` and `emit_quantized` say tensors by methods of `Encoder`; `where` is for messages."""
+        """`emit_tensor` and `emit_quantized` say tensors by methods of `Encoder`; `where` is for messages.
+
+        `repeats_texts`: most texts are met again, and are then referred to.
+        """
         super().__init__(where)
+        self._scalars = {**SCALARS, str: Encoder.word} if repeats_texts else SCALARS
         self._emit_tensor = emit_tensor
         self._emit_quantized = emit_quantized
         self._values: tuple[Any, ...] = ()
@@ -96,8 +102,8 @@ class Emitter(Encoder):
                 self._memoize(id(value), value)
             return
         kind = type(value)
-        if kind in SCALARS:
-            SCALARS[kind](self, value, path)
+        if kind in self._scalars:
+            self._scalars[kind](self, value, path)
         elif isinstance(value, dict):
             self._dict(value, path)
         elif kind in (list, tuple, set):
@@ -196,7 +202,7 @@ class Emitter(Encoder):
                 self._out += b"".join(map(spelled.__getitem__, value[start : start + _AT_ONCE]))
             return
         for i, item in enumerate(value):
-            emit = SCALARS.get(type(item))
+            emit = self._scalars.get(type(item))
             if emit is not None:
                 emit(self, item, (*path, i))
             else:
@@ -242,9 +248,9 @@ class _Preparing(Emitter):
     """Emits a template without its values, in steps that differ from row to row or do not."""
 
     def __init__(self, emitter: Emitter) -> None:
-        """The template's names are memoized by `emitter` already."""
+        """The template's names and texts are memoized by `emitter` already."""
         super().__init__(emitter._emit_tensor)
-        self._memo = {key: index for key, index in emitter._memo.items() if type(key) is tuple}
+        self._scalars, self._memo = emitter._scalars, emitter._memo
         self._steps: list[_Step] = []
 
     def steps_of(self, template: New) -> list[_Step]:
@@ -257,6 +263,9 @@ class _Preparing(Emitter):
             self._cut(value)
         else:
             super().value(value, path)
+
+    def _recall(self, key: Any) -> bool:
+        return type(key) is not int and super()._recall(key)  # each row has containers of its own
 
     def _memoize(self, key: Any, value: Any = None) -> None:
         self._cut(None)

@@ -36,7 +36,7 @@ class Encoder:
             self._out += b"c%s\n%s\n" % (module.encode(), name.encode())
             self._memoize((module, name))
 
-    def word(self, text: str) -> None:
+    def word(self, text: str, path: Path = ()) -> None:
         """Emit a string that is likely to be met again."""
         if not self._recall(text):
             self.text(text)
