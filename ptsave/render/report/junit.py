@@ -93,7 +93,7 @@ def _suite(
     when: datetime | None,
     number: int,
 ) -> Iterator[str]:
-    """A suite of these cases, with what is known of it, what it said and what is counted."""
+    """A suite of these cases, with its properties, its counts and its text."""
     moment = (when or datetime.now(timezone.utc)).astimezone(timezone.utc)
     attributes = {
         "name": clean(path) or "checkpoint",
@@ -130,6 +130,7 @@ def _cases(verdict: Verdict) -> Iterator[tuple[str, float, Finding | None, Seque
 def _cases_of(
     check: str, findings: Sequence[Finding]
 ) -> Iterator[tuple[str, Finding | None, Sequence[Finding]]]:
+    """The cases of one check."""
     failed = [finding for finding in findings if finding.level == "fail"]
     skipped = [finding for finding in findings if finding.level == "skipped"]
     rest = [finding for finding in findings if finding.level in ("ok", "warn")]
