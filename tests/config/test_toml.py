@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ptsave.config import model
 from ptsave.config import toml as config_module
 from ptsave.config.input_tables import recorded_inputs
-from ptsave.config.inputs import DataTensor, DictOf, FileTensor, InputsSpec, ListOf, PlainValue, RandomTensor
+from ptsave.config.inputs import DataTensor, DictOf, FileTensor, ListOf, PlainValue, RandomTensor
 from ptsave.config.model import ModelSpec
 from ptsave.config.toml import Config, ParallelSpec, Tolerance, load_config
 from ptsave.core.dtypes import BY_NAME
@@ -115,18 +115,6 @@ def test_the_least(tmp_path: Path) -> None:
     assert config.model.args == {}
 
 
-def test_positional_inputs(tmp_path: Path) -> None:
-    config = load(tmp_path, MODEL + "[[inputs]]\nshape = [2]\n[[inputs]]\nvalue = 3\n")
-    assert config.inputs is not None
-    assert config.inputs.positional == (RandomTensor((2,)), PlainValue(3))
-
-
-def test_an_argument_of_forward_may_be_called_file(tmp_path: Path) -> None:
-    config = load(tmp_path, MODEL + "[inputs.file]\nshape = [2]\n")
-    assert config.inputs is not None
-    assert (config.inputs.file, config.inputs.named) == (None, {"file": RandomTensor((2,))})
-
-
 def test_factory(tmp_path: Path) -> None:
     assert load(tmp_path, '[model]\nfactory = "train:main"').model == ModelSpec(
         "train:main", {}, True, load(tmp_path, MODEL).model.place
@@ -153,20 +141,6 @@ def test_specs_survive_a_record(tmp_path: Path) -> None:
     assert (read.named, read.positional, read.file) == (config.inputs.named, (), "x.npz")
 
 
-def test_positional_inputs_survive_a_record() -> None:
-    spec = InputsSpec((RandomTensor((2,)), PlainValue([1, "a"])))
-    assert recorded_inputs(spec.to_json(), "").positional == spec.positional
-
-
-def test_numbers_that_json_lacks_survive_a_record(tmp_path: Path) -> None:
-    inputs = load(tmp_path, MODEL + "[inputs.x]\ndata = [[nan, inf], [-inf, 1]]").inputs
-    assert inputs is not None
-    text = json.dumps(inputs.to_json(), allow_nan=False)
-    again = recorded_inputs(json.loads(text), "").named["x"]
-    assert isinstance(again, DataTensor)
-    assert str(again.data) == "[[nan, inf], [-inf, 1]]"
-
-
 def test_a_factory_survives_a_record() -> None:
     spec = ModelSpec("a.b", {"x": 1}, is_factory=True)
     again = ModelSpec.from_json({**spec.to_json(), "class": "ignored.Type"}, "")
@@ -180,23 +154,6 @@ def test_a_malformed_model_in_a_record_is_corrupt(document: dict[str, object]) -
     with pytest.raises(CorruptError, match="record is malformed") as caught:
         ModelSpec.from_json(document, "a.pt")
     assert caught.value.where.startswith("a.pt: model")
-
-
-@pytest.mark.parametrize(
-    "document",
-    [
-        {"named": 3},
-        {"positional": {}},
-        {"other": {}},
-        {"named": {"x": {"shape": [10**12]}}},
-        {"named": {"x": {"shape": [1], "dtype": "float99"}}},
-        {"named": {"x": {"value": {"_target_": "os.system", "_args_": ["true"]}}}},
-        {"named": {"x": {"value": [{"_import_": "this.d"}]}}},
-    ],
-)
-def test_malformed_inputs_in_a_record_are_corrupt(document: dict[str, object]) -> None:
-    with pytest.raises(CorruptError, match="record is malformed"):
-        recorded_inputs(document, "a.pt")
 
 
 # --- --set ------------------------------------------------------------------------------------------
