@@ -5,32 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ptsave.cli.options import (
-    AppDir,
-    BundleFile,
-    CertificateFile,
-    Digest,
-    Expires,
-    FormatName,
-    Json,
-    Lock,
-    Metadata,
-    NoCheck,
-    NoRecord,
-    Overwrite,
-    Quiet,
-    Set,
-    Sign,
-    SignatureFile,
-    SignOnly,
-    Threads,
-    Verbose,
-    dtypes,
-    given,
-    location_of,
-    one_of,
-    signer_for,
-)
+from ptsave.cli import options as opts
+from ptsave.cli.options import dtypes, given, location_of, one_of, signer_for
 from ptsave.core.address import located
 from ptsave.render.terminal import Mode
 
@@ -47,7 +23,7 @@ def convert(
             "-c", "--config", metavar="CONFIG", help="TOML of the model, for a program: .pt2 or .onnx."
         ),
     ] = None,
-    format: FormatName = None,
+    format: opts.FormatName = None,
     select: Annotated[
         str | None,
         typer.Option(metavar="KEY.PATH", help="model, optimizer, or the key of what to convert."),
@@ -91,7 +67,7 @@ def convert(
     shard_size: Annotated[
         str, typer.Option(metavar="SIZE", help="Most bytes in one file of a sharded format, e.g. 5GB.")
     ] = "5GB",
-    metadata: Metadata = None,
+    metadata: opts.Metadata = None,
     opset: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Version of ONNX's operators, for .onnx.")
     ] = None,
@@ -101,24 +77,24 @@ def convert(
             metavar="FILE", help="Write how the program compares with the model: .json, .xml or .html."
         ),
     ] = None,
-    digest: Digest = None,
-    sign: Sign = None,
-    certificate: CertificateFile = None,
-    sign_only: SignOnly = None,
-    expires: Expires = None,
-    signature: SignatureFile = None,
-    bundle: BundleFile = None,
-    lock: Lock = None,
-    no_record: NoRecord = False,
-    no_check: NoCheck = False,
+    digest: opts.Digest = None,
+    sign: opts.Sign = None,
+    certificate: opts.CertificateFile = None,
+    sign_only: opts.SignOnly = None,
+    expires: opts.Expires = None,
+    signature: opts.SignatureFile = None,
+    bundle: opts.BundleFile = None,
+    lock: opts.Lock = None,
+    no_record: opts.NoRecord = False,
+    no_check: opts.NoCheck = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
-    overwrite: Overwrite = False,
-    set: Set = None,
-    app_dir: AppDir = Path(),
-    threads: Threads = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    overwrite: opts.Overwrite = False,
+    set: opts.Set = None,
+    app_dir: opts.AppDir = Path(),
+    threads: opts.Threads = None,
+    json: opts.Json = False,
+    quiet: opts.Quiet = False,
+    verbose: opts.Verbose = False,
 ) -> None:
     """Write the same tensors in another format: renamed, selected, cast, merged or sharded if asked.
 

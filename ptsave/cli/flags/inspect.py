@@ -5,15 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ptsave.cli.options import (
-    AppDir,
-    Json,
-    Quiet,
-    Verbose,
-    given,
-    location_of,
-    one_of,
-)
+from ptsave.cli import options as opts
+from ptsave.cli.options import given, location_of, one_of
 from ptsave.core.address import located
 from ptsave.errors import EXIT_NO
 from ptsave.render.terminal import Mode
@@ -58,7 +51,7 @@ def inspect(
             "--class", metavar="PKG.MOD.NAME", help="With --make-config: the model's class, to be imported."
         ),
     ] = None,
-    app_dir: AppDir = Path(),
+    app_dir: opts.AppDir = Path(),
     report: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Also write a page to search and sort, of --diff too: .html."),
@@ -67,9 +60,9 @@ def inspect(
         str | None,
         typer.Option("--diff", metavar="OTHER", help="Compare with OTHER; exit 1 when they differ."),
     ] = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    json: opts.Json = False,
+    quiet: opts.Quiet = False,
+    verbose: opts.Verbose = False,
 ) -> None:
     """Say what is in a checkpoint, of any format, or in a run's folder, without running any of it."""
     from ptsave.cli.inspect import compare

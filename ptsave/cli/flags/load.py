@@ -5,27 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ptsave.cli.options import (
-    AllowMissing,
-    AllowUnexpected,
-    AppDir,
-    ConfigPath,
-    Device,
-    Json,
-    LeftOutWeights,
-    Lock,
-    MinCoverage,
-    Overwrite,
-    Quiet,
-    Select,
-    Set,
-    Tie,
-    TrustRecorded,
-    Verbose,
-    given,
-    location_of,
-    wanted_of,
-)
+from ptsave.cli import options as opts
+from ptsave.cli.options import given, location_of, wanted_of
 from ptsave.core.address import located
 from ptsave.render.terminal import Mode
 
@@ -33,16 +14,16 @@ from ptsave.render.terminal import Mode
 def load(
     context: typer.Context,
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Checkpoint to load.")],
-    config: ConfigPath = None,
-    trust_recorded: TrustRecorded = None,
-    select: Select = None,
-    extras: LeftOutWeights = "fail",
-    allow_missing: AllowMissing = None,
-    allow_unexpected: AllowUnexpected = None,
-    min_coverage: MinCoverage = 0.5,
-    tie: Tie = None,
-    lock: Lock = None,
-    device: Device = "cpu",
+    config: opts.ConfigPath = None,
+    trust_recorded: opts.TrustRecorded = None,
+    select: opts.Select = None,
+    extras: opts.LeftOutWeights = "fail",
+    allow_missing: opts.AllowMissing = None,
+    allow_unexpected: opts.AllowUnexpected = None,
+    min_coverage: opts.MinCoverage = 0.5,
+    tie: opts.Tie = None,
+    lock: opts.Lock = None,
+    device: opts.Device = "cpu",
     inputs: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Tensors to run the model on: .safetensors, .npz or .npy."),
@@ -50,12 +31,12 @@ def load(
     outputs: Annotated[
         str | None, typer.Option(metavar="FILE", help="Where to write what the model returns.")
     ] = None,
-    overwrite: Overwrite = False,
-    set: Set = None,
-    app_dir: AppDir = Path(),
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    overwrite: opts.Overwrite = False,
+    set: opts.Set = None,
+    app_dir: opts.AppDir = Path(),
+    json: opts.Json = False,
+    quiet: opts.Quiet = False,
+    verbose: opts.Verbose = False,
 ) -> None:
     """Rebuild the model, load the weights strictly, and run it once if asked."""
     from ptsave.cli.load import load as run

@@ -6,22 +6,8 @@ from typing import Annotated
 
 import typer
 
-from ptsave.cli.options import (
-    AppDir,
-    ConfigPath,
-    Device,
-    Json,
-    Lock,
-    Quiet,
-    Select,
-    Set,
-    Threads,
-    TrustRecorded,
-    Verbose,
-    check_names,
-    given,
-    location_of,
-)
+from ptsave.cli import options as opts
+from ptsave.cli.options import check_names, given, location_of
 from ptsave.core.address import located
 from ptsave.errors import EXIT_NO, EXIT_OK, Option, UsageError
 from ptsave.render.terminal import Mode
@@ -35,8 +21,8 @@ def verify(
             metavar="CHECKPOINT...", help="Checkpoints to verify, or folders of them.", show_default=False
         ),
     ] = None,
-    config: ConfigPath = None,
-    trust_recorded: TrustRecorded = None,
+    config: opts.ConfigPath = None,
+    trust_recorded: opts.TrustRecorded = None,
     recursive: Annotated[
         bool, typer.Option("-r", "--recursive", help="Look for checkpoints in the folders of folders, too.")
     ] = False,
@@ -93,7 +79,7 @@ def verify(
         typer.Option(metavar="GLOB", help="Tensors that must be signed, by signed name; repeatable."),
     ] = None,
     pin: Annotated[bool, typer.Option("--pin", help="After a yes, pin what is here in ptsave.lock.")] = False,
-    lock: Lock = None,
+    lock: opts.Lock = None,
     through: Annotated[
         str | None,
         typer.Option(metavar="A,B", help="Formats that `roundtrip` goes through; default: its own."),
@@ -107,14 +93,14 @@ def verify(
         bool,
         typer.Option("--record", help="After a yes, write today's behaviour into the checkpoint's record."),
     ] = False,
-    select: Select = None,
-    device: Device = "cpu",
-    set: Set = None,
-    app_dir: AppDir = Path(),
-    threads: Threads = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    select: opts.Select = None,
+    device: opts.Device = "cpu",
+    set: opts.Set = None,
+    app_dir: opts.AppDir = Path(),
+    threads: opts.Threads = None,
+    json: opts.Json = False,
+    quiet: opts.Quiet = False,
+    verbose: opts.Verbose = False,
 ) -> None:
     """Give a verdict: same bytes, same keys, same behaviour. Exit 0 is yes, 1 is no."""
     from ptsave.cli import verify as command
