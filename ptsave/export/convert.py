@@ -46,6 +46,7 @@ from ptsave.models.weights.fitting import fit_of
 from ptsave.storage.opening import check_file_destination
 from ptsave.storage.scan import tensor_digest
 from ptsave.verbs.checks.cause import departure, runtime_version
+from ptsave.verbs.checks.program import first_line
 from ptsave.verbs.convert import Conversion
 from ptsave.verbs.request import refuse_unused, unused_by_export, unused_without_sign
 from ptsave.verbs.signing import check_signed, lock_for, open_pinned, signatures_of_program, write_beside
@@ -270,7 +271,7 @@ def _verdict(subject: _Subject, program: Program, target: Target, example: Case,
     try:
         runtime = target.runtime(path)
     except Exception as error:  # each runtime has its own way to say that it cannot load a program
-        why = {"why": f"{type(error).__name__}: {error}"}
+        why = {"why": first_line(error)}
         findings.append(Finding(CHECK, "fail", "", Kind.PROGRAM_FAILS, facts=why))
     else:
         findings += prove(subject.model, subject.inputs, program.bounds, runtime, target.margin, example)

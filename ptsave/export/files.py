@@ -13,6 +13,7 @@ from ptsave.export.target import RecordOf, Target
 from ptsave.formats.base import WriteOptions
 from ptsave.storage import atomic
 from ptsave.storage.opening import replacing_file
+from ptsave.storage.temporary import remove_litter, temporary_files
 
 DATA = ".data"
 """The suffix of the file of weights, after the program's name: `model.onnx.data`."""
@@ -37,6 +38,7 @@ def write_program(
         _send(where, target, record, options, check)
         return
     where = atomic.resolved(where)
+    _remove_leftovers(where, target)
     old = _data_beside(where)
     has_old = where.exists()
     data = _fresh(where, old) if target.needs_data else None
@@ -99,6 +101,20 @@ def _data_beside(where: Path) -> list[Path]:
     """The files of weights that belong to the program `where`, by their names."""
     pattern = re.compile(re.escape(where.name + DATA) + r"(?:\.\d+)?")
     return [path for path in where.parent.iterdir() if pattern.fullmatch(path.name)]
+
+
+def _remove_leftovers(where: Path, target: Target) -> None:
+    """Remove weights that a killed writer had given their name already: only its temporary program has it."""
+    atomic.check_parent(where, str(where))
+    temporary = temporary_files(where.parent, re.compile(re.escape(where.name)))
+    named = {path: target.data_names(path) for path in temporary}
+    remove_litter(where)
+    gone = {name for path, names in named.items() if not path.exists() for name in names}
+    if gone and where.exists():
+        gone -= target.data_names(where)
+    for path in _data_beside(where):
+        if path.name in gone:
+            path.unlink(missing_ok=True)
 
 
 def _fresh(where: Path, taken: list[Path]) -> Path:

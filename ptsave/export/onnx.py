@@ -19,11 +19,12 @@ from ptsave.export.program import Program, flat_arguments, input_nodes
 from ptsave.export.target import RecordOf, Value
 from ptsave.formats import open_checkpoint
 from ptsave.models.behaviour.judge import FOREIGN_MARGIN
-from ptsave.models.behaviour.trace import cloned, digest_of
+from ptsave.models.behaviour.trace import digest_of
 from ptsave.models.inputs import Arguments, output_tensors
 from ptsave.own_process import without_messages
 from ptsave.storage.scan import tensor_digest
-from ptsave.verbs.programs.onnx import module_of, node_digests, session
+from ptsave.verbs.programs.onnx import module_of, node_digests
+from ptsave.verbs.programs.onnx_process import OnnxSession
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 MAX_INLINE_BYTES = 2**31 - 2**26
@@ -64,8 +65,13 @@ class OnnxTarget:
         Raises: RefusedError where torch cannot translate it, or not to that version.
         """
         self._program = program
-        leaves = zip(input_nodes(program.exported), flat_arguments(program.exported, example), strict=True)
-        self._inputs = {n.name: digest_of(leaf) for n, leaf in leaves if isinstance(leaf, torch.Tensor)}
+        pairs = zip(input_nodes(program.exported), flat_arguments(program.exported, example), strict=True)
+        given = {node.name: leaf for node, leaf in pairs if isinstance(leaf, torch.Tensor)}
+        self._inputs = {name: digest_of(leaf) for name, leaf in given.items()}
+        tensors = (*given.values(), *program.exported.state_dict.values())
+        if any(tensor.dtype == torch.bfloat16 for tensor in tensors):
+            what = "onnxruntime does not compute in bfloat16 on a CPU, so that nothing could be compared"
+            raise RefusedError(what, "torch.onnx.export", "export it as float16, or as a .pt2")
         try:
             with torch.no_grad(), without_messages():
                 made = torch.onnx.export(
@@ -179,6 +185,17 @@ class OnnxTarget:
         with open_checkpoint(path) as checkpoint:
             return {name: tensor_digest(entry) for name, entry in checkpoint.tensors.items()}
 
+    def data_names(self, path: Path) -> set[str]:
+        """The files of weights that the model at `path` names; none where it is no model, or not whole."""
+        import onnx
+
+        try:
+            model = onnx.load(path, load_external_data=False)
+        except Exception:  # what the onnx library raises has no common base
+            return set()
+        entries = (entry for tensor in model.graph.initializer for entry in tensor.external_data)
+        return {entry.value for entry in entries if entry.key == "location"}
+
     def _write_data(self, data: Path, location: str) -> dict[str, Any]:
         """Write the weights one after the other, and have the model refer to them.
 
@@ -190,7 +207,8 @@ class OnnxTarget:
         with data.open("wb") as file:
             for name, value in self._model.graph.initializers.items():
                 tensor = value.const_value
-                offset += -offset % ALIGNMENT
+                if tensor.nbytes:  # an empty one would begin behind the end of the file
+                    offset += -offset % ALIGNMENT
                 file.seek(offset)
                 file.write(tensor.tobytes())
                 value.const_value = onnx_ir.ExternalTensor(
@@ -219,14 +237,14 @@ class OnnxRuntime:
         self._path = path
         self._given = given
         self._returned = returned
-        self._session = session(path)
+        self._session = OnnxSession(path)
 
     def run(self, arguments: Arguments) -> dict[str, torch.Tensor]:
         """The program's outputs by the paths that the model's have."""
-        return self._returned(self._session.run(None, self._feeds(arguments)))
+        return self._returned(list(self._session.run(self._feeds(arguments))))
 
     def _feeds(self, arguments: Arguments) -> dict[str, Any]:
-        leaves = self._given(cloned(arguments), [node.name for node in self._session.get_inputs()])
+        leaves = self._given(arguments, self._session.inputs)
         return {name: leaf.numpy() for name, leaf in leaves.items()}
 
     def inside(self, arguments: Arguments) -> Iterator[Value]:
@@ -240,8 +258,7 @@ class OnnxRuntime:
             scopes.update((name, module_of(node)) for name in node.output if name)
         named = [name for name in scopes if name not in known]
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in named)
-        inside = session(self._path, model.SerializeToString())
-        arrays = inside.run(None, self._feeds(arguments))
-        for output, array in zip(inside.get_outputs(), arrays, strict=True):
-            if hasattr(array, "dtype"):
-                yield Value(scopes.get(output.name, ""), torch.from_numpy(array))
+        inside = OnnxSession(self._path, model.SerializeToString())
+        for name, array in zip(inside.outputs, inside.run(self._feeds(arguments)), strict=True):
+            if array is not None:
+                yield Value(scopes.get(name, ""), torch.from_numpy(array))

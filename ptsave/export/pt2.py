@@ -91,6 +91,10 @@ class Pt2Target:
                 for name, entry in tensors.items()
             }
 
+    def data_names(self, path: Path) -> set[str]:
+        """The files of weights that the program at `path` names: none."""
+        return set()
+
     def runtime(self, path: Path) -> Pt2Runtime:
         """What runs the file at `path`."""
         return Pt2Runtime(str(path))

@@ -60,5 +60,8 @@ class Target(Protocol):
     def weights(self, path: Path) -> Mapping[str, str]:
         """Digest of each tensor of the file at `path`, by its name in the model."""
 
+    def data_names(self, path: Path) -> set[str]:
+        """The files of weights that the program at `path` names."""
+
     def runtime(self, path: Path) -> Runtime:
         """What runs the file at `path`."""

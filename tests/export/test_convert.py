@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import onnx
@@ -225,6 +229,43 @@ def test_weights_beyond_what_one_file_holds_lie_beside_it(
     checkpoint, config = prepare("Mlp", X, fault="eps")
     ptsave_here("convert", checkpoint, "model.onnx", "-c", config, "--overwrite", code=4)
     assert {path.name for path in tmp_path.iterdir()} == {*kept, "model.onnx", "model.onnx.data.2"}
+    assert "yes: " in ptsave_here("verify", "model.onnx").stdout
+
+
+KILLED = """
+import os, signal, sys
+import ptsave.export.convert as convert, ptsave.export.onnx as onnx
+onnx.MAX_INLINE_BYTES = 100
+convert._verdict = lambda *given: os.kill(os.getpid(), signal.SIGKILL)
+from ptsave.cli.main import main
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no process is killed there")
+@pytest.mark.parametrize("has_old", [False, True])
+def test_the_weights_of_a_killed_export_are_removed_by_the_next(
+    has_old: bool, prepare: Prepare, ptsave_here: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed when the weights have their name, and the model that names them has not."""
+    checkpoint, config = prepare("Mlp", X)
+    monkeypatch.setattr("ptsave.export.onnx.MAX_INLINE_BYTES", 100)
+    words = ("convert", str(checkpoint), "model.onnx", "-c", str(config), "--overwrite")
+    if has_old:
+        ptsave_here(*words)
+    before = set(tmp_path.iterdir())
+    path = os.pathsep.join(filter(None, sys.path))
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, *words], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert done.returncode == -signal.SIGKILL
+    data = "model.onnx.data.2" if has_old else "model.onnx.data"
+    assert {one.name for one in set(tmp_path.iterdir()) - before if not one.name.startswith(".")} == {data}
+    (tmp_path / "mine.onnx.data").write_bytes(b"")
+    ptsave_here(*words)
+    kept = {"model.toml", "model.safetensors", "mine.onnx.data", "model.onnx"}
+    assert {one.name for one in tmp_path.iterdir()} == {*kept, data if has_old else "model.onnx.data"}
     assert "yes: " in ptsave_here("verify", "model.onnx").stdout
 
 

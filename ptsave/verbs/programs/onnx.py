@@ -12,28 +12,13 @@ from ptsave.config.inputs import InputsSpec
 from ptsave.core.behaviour import Sample
 from ptsave.core.values.sketch import sample_of
 from ptsave.verbs.programs.nodes import INTERFACE, Nodes, by_name
+from ptsave.verbs.programs.onnx_process import OnnxSession
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 """The key of a node's metadata under which torch's exporter keeps the modules that it is in.
 
 Source: torch/onnx/_internal/exporter/_core.py of torch 2.13.
 """
-
-
-FOLDER_OF_DATA = "session.model_external_initializers_file_folder_path"
-"""Source: onnxruntime_session_options_config_keys.h."""
-
-
-def session(path: Path, model: bytes | None = None) -> Any:
-    """The model at `path`, loaded by onnxruntime; or another `model` whose weights lie where its do."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what it has to say, it raises
-    if model is not None:
-        options.add_session_config_entry(FOLDER_OF_DATA, str(path.absolute().parent))
-    given = str(path) if model is None else model
-    return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
 
 
 def module_of(node: Any) -> str:
@@ -82,16 +67,16 @@ def run_onnx(path: Path, inputs: InputsSpec, program: Mapping[str, Any]) -> dict
     Raises: ValueError where the record does not fit the model; what onnxruntime raises.
     """
     made = {sample_of(array).digest: array for array in arrays(inputs)}
-    loaded = session(path)
+    loaded = OnnxSession(path)
     wanted, paths = program.get("inputs"), program.get("outputs")
     if not isinstance(wanted, dict) or not isinstance(paths, list):
         raise ValueError("the record does not say what goes into the program")
     feeds = {}
-    for node in loaded.get_inputs():
-        if wanted.get(node.name) not in made:
-            raise ValueError(f"the record has no input {node.name!r}")
-        feeds[node.name] = made[wanted[node.name]]
-    results = loaded.run(None, feeds)
+    for name in loaded.inputs:
+        if wanted.get(name) not in made:
+            raise ValueError(f"the record has no input {name!r}")
+        feeds[name] = made[wanted[name]]
+    results = list(loaded.run(feeds))
     if len(results) != len(paths):
         raise ValueError(f"{len(results)} outputs, {len(paths)} when it was recorded")
     return {str(name): sample_of(array) for name, array in zip(paths, results, strict=True)}
