@@ -186,7 +186,7 @@ def _subject(request: Export, source: Checkpoint, notes: list[str]) -> _Subject:
     warn_if_changed(model, source, notes.append)
     if sentence := selection.sentence():
         notes.append(sentence)
-    model.eval().requires_grad_(False)
+    model.eval()  # `requires_grad` stays: torch's layers pick kernels by it, and so their last bits
     inputs = config.inputs
     if dtype is not None:
         model.to(getattr(torch, dtype.name))

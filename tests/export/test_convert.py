@@ -44,6 +44,15 @@ def test_a_pt2_computes_what_the_model_does(prepare: Prepare, ptsave_here: Comma
     torch.testing.assert_close(program(x=x), model(x), rtol=0, atol=0)
 
 
+def test_what_was_recorded_is_computed_again_bit_by_bit(prepare: Prepare, ptsave_here: Command) -> None:
+    """A linear layer adds its bias elsewhere where its weights need no gradients."""
+    checkpoint, config = prepare("Lstm", '[inputs.x]\nshape = ["batch=4", 7, 6]')
+    ptsave_here("convert", checkpoint, "model.pt2", "-c", config)
+    done = ptsave_here("verify", "model.pt2", "-c", config, "--checks", "behaviour").stdout
+    assert "bitwise equal" in done
+    assert "explained" not in done
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_equal_input_gives_equal_bytes(
     format: str, prepare: Prepare, ptsave_here: Command, tmp_path: Path
