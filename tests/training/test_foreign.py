@@ -503,6 +503,7 @@ def accelerate_folder(folder: Path, training: Training, *, is_safe: bool) -> Non
 def test_an_accelerate_folder_with_its_generators(tmp_path: Path, is_safe: bool) -> None:
     saved = Training(0, 3)
     accelerate_folder(tmp_path / "state", saved, is_safe=is_safe)
+    assert "step" not in ptsave.read_training(tmp_path / "state")  # what it calls so counts batches
     saved.step(3)
     resumed = Training(1)
     random.seed(9)

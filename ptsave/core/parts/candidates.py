@@ -77,8 +77,12 @@ class Candidate:
 
     @property
     def is_average(self) -> bool:
-        """Whether its name says that it is an average of a model's weights over time."""
-        return is_average(self.where)
+        """Whether its name says that it is an average of a model's weights over time, or the names in a
+        container say so of all weights in it (Lightning's `callbacks`)."""
+        if self.can_be_taken or is_average(self.where):
+            return is_average(self.where)
+        weights = [name for name, entry in self.entries.items() if _is_weight(entry)]
+        return bool(weights) and all(map(is_average, weights))
 
     @property
     def words(self) -> str:

@@ -315,6 +315,8 @@ class _Search:
         above = {part.lower() for part in path[:-1]}
         if len(path) > 4 or above & _SETTINGS or (above and path[0] in MODEL_KEYS):
             return
+        if any(map(_RNG_KEY.search, above)):  # accelerate's `step` there counts batches, anew in each epoch
+            return
         is_progress = path[-1].lower() in PROGRESS_KEYS or path[-1] == STEPS_DONE
         is_progress = is_progress and len(path) <= 3
         if (is_progress or _METRIC.search(".".join(path))) and (value := number(leaf)) is not None:

@@ -70,6 +70,12 @@ TAKEN: dict[str, tuple[Any, str, set[str], str]] = {
         set(BIG),
         "took the state dict under 'model' (not the tensors at the top)",
     ),
+    "a model beside averages deep in a container, and a number": (
+        {"state_dict": BIG, "callbacks": {"swa": {"average_model_state": BIG}, "best": torch.tensor(1.0)}},
+        "state_dict",
+        set(BIG),
+        "took the state dict under 'state_dict' (not 'callbacks')",
+    ),
     "a model beside its kin": (
         {"model": BIG, "ema": BIG, "teacher": dict(BIG), "normalizer": SMALL},
         "model",
