@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from datetime import datetime
+from threading import RLock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from ptsave.core.address import Address
-from ptsave.errors import OutOfReachError, RefusedError
+from ptsave.errors import OutOfReachError, PtsaveError, RefusedError
 from ptsave.storage.remote.store import (
     Answer,
     Listed,
@@ -30,6 +34,10 @@ from ptsave.storage.remote.store import (
 EXTRA = "fs"
 _TAGS = ("ETag", "etag", "version", "version_id", "generation", "checksum")
 _TIMES = ("mtime", "modified", "LastModified", "last_modified", "created")
+
+
+_turns: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+"""A lock of each file system; fsspec gives out one for an address again and again."""
 
 
 class FsspecStore(Store):
@@ -64,46 +72,66 @@ class FsspecStore(Store):
                 address, f"no connection ({type(error).__name__})", "check the address and your rights"
             ) from None
 
-    def _path(self, address: Address) -> str:
+        self.turn: AbstractContextManager[Any] = nullcontext()
+        """Held while the file system is asked: but for those made for it, they mix up threads' answers."""
+        if not self.fs.async_impl:
+            self.turn = _turns.setdefault(self.fs, RLock())
+
+    def path(self, address: Address) -> str:
+        """What the file system calls it."""
         return str(self.fs._strip_protocol(f"{address.scheme}://{address.host}/{address.key}"))
 
     def get(
         self, address: Address, begin: int, end: int, version: Version | None, timeout_s: float
     ) -> Answer:
-        path = self._path(address)
+        path = self.path(address)
         try:
-            found = _version(address, self.fs.info(path))
-            if version is not None and not version.is_same(found):
-                raise changed(address)
-            end = min(end, found.size_bytes)
-            data = self.fs.cat_file(path, start=begin, end=end) if begin < end else b""
-            if not found.is_same(_version(address, self.fs.info(path))):
-                raise changed(address)
-        except OSError as error:
-            raise _failed(address, error) from None
+            with self.turn:
+                return self._read(address, path, begin, end, version)
+        except Exception as error:
+            raise failed(address, error) from None
+
+    def _read(self, address: Address, path: str, begin: int, end: int, version: Version | None) -> Answer:
+        found = version_of(address, self.fs.info(path))
+        if version is not None and not version.is_same(found):
+            raise changed(address)
+        end = min(end, found.size_bytes)
+        data = self.fs.cat_file(path, start=begin, end=end) if begin < end else b""
+        if not found.is_same(version_of(address, self.fs.info(path))):
+            raise changed(address)
         return Answer(found, begin, begin + len(data), io.BytesIO(data).read, lambda: None)
 
     def list(self, address: Address, timeout_s: float) -> Iterator[Listed]:
+        for name, info in self.infos(address):
+            yield Listed(name, int(info.get("size") or 0), info.get("type") == "directory")
+
+    def infos(self, address: Address) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """The names in a folder, and what is told of each. Raises: as `list`."""
         try:
-            found = self.fs.ls(self._path(address), detail=True)
-        except OSError as error:
-            raise _failed(address, error) from None
+            with self.turn:
+                found = self.fs.ls(self.path(address), detail=True)
+        except Exception as error:
+            raise failed(address, error) from None
         for one in found:
             name = str(one["name"]).rstrip("/").rpartition("/")[2]
             if name:
-                yield Listed(name, int(one.get("size") or 0), one.get("type") == "directory")
+                yield name, one
 
 
-def _version(address: Address, info: Mapping[str, Any]) -> Version:
+def version_of(address: Address, info: Mapping[str, Any]) -> Version:
+    """The version of a file, as far as the file system tells. Raises: MissingFileError for a folder."""
     if info.get("type") == "directory" or info.get("size") is None:
         raise missing(address)
     tag = next((str(info[key]) for key in _TAGS if info.get(key)), "")
-    time = next((str(info[key]) for key in _TIMES if info.get(key)), "")
-    return Version(int(info["size"]), tag, time)
+    time = next((info[key] for key in _TIMES if info.get(key)), "")
+    time = time.timestamp() if isinstance(time, datetime) else time  # as lists of memory:// say it
+    return Version(int(info["size"]), tag, str(time))
 
 
-def _failed(address: Address, error: OSError) -> Exception:
-    """What an error of the file system means; nothing of its text is shown."""
+def failed(address: Address, error: Exception) -> Exception:
+    """What an error of the file system means, or of its library; nothing of its text is shown."""
+    if isinstance(error, (PtsaveError, Passing)):
+        return error
     if isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError)):
         return missing(address)
     if isinstance(error, PermissionError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,23 @@ def test_sftp_without_a_server_is_soon_an_error() -> None:
         open_input(located("sftp://me:pw@127.0.0.1:1/a.pt"))
 
 
-def test_nothing_is_written() -> None:
-    with pytest.raises(RefusedError, match="sftp:// can only be read"):
-        check_file_destination(located("sftp://host/a.pt"))
+@pytest.mark.slow
+def test_threads_that_read_by_sftp_do_not_take_each_others_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """paramiko's client drops an answer that another thread waits for."""
+    monkeypatch.setenv("PTSAVE_TIMEOUT", "20")
+    data = bytes(range(251)) * 4000
+    (tmp_path / "a.bin").write_bytes(data)
+    with (
+        sftp(tmp_path, tmp_path / "sftp.log") as host,
+        open_file(located(f"sftp://me:{PASSWORD}@{host}/a.bin")) as file,
+        ThreadPoolExecutor(8) as threads,
+    ):
+        runs = [(at, 1000) for at in range(40_000, len(data) - 1000, 9973)]
+        assert [*threads.map(lambda run: file.read_at(*run), runs)] == [data[at : at + n] for at, n in runs]
+
+
+def test_what_has_no_safe_rename_is_not_written_to() -> None:
+    with pytest.raises(RefusedError, match="ftp:// can only be read"):
+        check_file_destination(located("ftp://host/a.pt"))
