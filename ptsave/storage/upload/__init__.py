@@ -5,6 +5,7 @@
     stream         data of a folder that several processes write
     store          what every kind of store does: one request to put, begin, send, complete or abort
     s3, gcs, azure the kinds of stores; each is imported when an address of its kind is written to
+    fs             those file systems of fsspec that can make a file at once: SFTP, and memory
 
 "Nothing may be there" and "what was seen is still there" are asked of the store itself, as conditions of the
 request that gives an object its name. Every object says in its metadata which upload has made it, so that an

@@ -12,7 +12,14 @@ from ptsave.errors import WriteError
 from ptsave.storage.reads import refuse_input_address
 from ptsave.storage.upload.file import UploadFile, exists
 from ptsave.storage.upload.folder import UploadFolder
-from ptsave.storage.upload.store import Found, UploadStore, asked, unless_unseen, upload_store
+from ptsave.storage.upload.store import (
+    Found,
+    UploadStore,
+    asked,
+    store_with_conditions,
+    unless_unseen,
+    upload_store,
+)
 from ptsave.storage.upload.stream import data_stream as data_stream
 
 
@@ -86,7 +93,8 @@ def check_folder(
 
 
 def check_shared(address: Address) -> None:
-    """Several processes can write a folder of objects."""
+    """Raises: RefusedError where several processes cannot write one folder."""
+    store_with_conditions(address)
 
 
 @contextmanager

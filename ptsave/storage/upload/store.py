@@ -21,6 +21,9 @@ KINDS = {
     "s3": "s3.S3Uploads",
     "gs": "gcs.GcsUploads",
     "az": "azure.AzureUploads",
+    "sftp": "fs.SftpUploads",
+    "ssh": "fs.SftpUploads",
+    "memory": "fs.MemoryUploads",
 }
 """Scheme → the module here and the class in it."""
 MIB = 1024 * 1024
@@ -107,6 +110,8 @@ class UploadStore(ABC):
     min_part_bytes: int = 8 * MIB
     max_parts: int = 9_900
     part_unit_bytes: int = MIB
+    has_conditions: bool = True
+    """Whether an object can be replaced and removed on the condition that it is a certain version."""
 
     @abstractmethod
     def look(self, address: Address) -> Found | None:
@@ -229,8 +234,24 @@ def upload_store(address: Address) -> UploadStore:
         what = "no run is kept on the Hub: each checkpoint would be a commit, and none would ever go"
         raise RefusedError(what, str(address), elsewhere)
     if address.scheme not in KINDS:
-        what = f"{address.scheme}:// can only be read: it has no way to make a file at once, where none is"
+        what = (
+            f"{address.scheme}:// can only be read: it has no known way to make a file at once, where none is"
+        )
         raise RefusedError(what, str(address), elsewhere)
     module, _, name = KINDS[address.scheme].partition(".")
     store: UploadStore = getattr(_module(module), name)(address)
+    return store
+
+
+def store_with_conditions(address: Address) -> UploadStore:
+    """The store that `address` is in, for what several processes write.
+
+    Raises: as `upload_store`; RefusedError where it has no conditions.
+    """
+    store = upload_store(address)
+    if not store.has_conditions:
+        what = (
+            f"{address.scheme}:// has no conditions, by which several processes do not overwrite each other"
+        )
+        raise RefusedError(what, str(address), "use a path, or s3://, gs:// or az://")
     return store

@@ -15,7 +15,7 @@ from ptsave.formats.torch.write import write
 from ptsave.storage.remote.file import version_at
 from ptsave.storage.remote.folder import listed
 from ptsave.storage.remote.store import Version, store_of
-from ptsave.storage.upload.store import Conflict, asked, upload_store
+from ptsave.storage.upload.store import Conflict, asked, store_with_conditions
 from ptsave.training.runs.folders import RunFolder, Seen
 from ptsave.training.runs.lease import StoreLease, holder_at, token_at
 from ptsave.training.runs.lock import Holder, Lock, take
@@ -34,7 +34,7 @@ class StoreRunFolder(RunFolder):
     def __init__(self, where: Address) -> None:
         """Raises: RefusedError where nothing can be written, or the store's library is not installed."""
         self.where = where
-        self._uploads = upload_store(where)
+        self._uploads = store_with_conditions(where)
         self._store = store_of(where)
 
     def list(self) -> Mapping[str, Seen | None]:

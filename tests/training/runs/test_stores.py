@@ -307,7 +307,8 @@ def test_nothing_tells_a_secret(one_s3: S3) -> None:
     [
         ("hf://owner/repo/run", "each checkpoint would be a commit"),
         ("https://host/run", "a web address can only be read"),
-        ("memory://run", "memory:// can only be read"),
+        ("memory://run", "memory:// has no conditions"),
+        ("ftp://host/run", "ftp:// can only be read"),
         ("s3://bucket/run?versionId=3", "an address of one version can only be read"),
     ],
 )
