@@ -183,14 +183,15 @@ def test_signed_anew_a_renamed_copy_has_one_signature(tmp_path: Path) -> None:
     assert ptsave.verify(tmp_path / "b.pt", signed_by=public, checks="signature").is_yes
 
 
-def test_the_program_of_the_docs_agrees(tmp_path: Path, root: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_program_of_the_docs_agrees(kind: str, tmp_path: Path, root: Path) -> None:
     page = (root / "docs" / "signatures.md").read_text(encoding="utf-8")
     (program,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     assert len(program.splitlines()) <= 40
     script = tmp_path / "check_signature.py"
     script.write_text(program, encoding="utf-8")
-    secret, public = write_pair(tmp_path, "k")
-    _, foreign = write_pair(tmp_path, "other")
+    secret, public = write_pair(tmp_path, "k", kind)
+    _, foreign = write_pair(tmp_path, "other", kind)
     ptsave.save(tmp_path / "a.pt", state(), sign=secret)
     ptsave.convert(tmp_path / "a.pt", tmp_path / "a.safetensors")
 
