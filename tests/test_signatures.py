@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import ptsave
-from ptsave.errors import UsageError
+from ptsave.errors import LossyError, UsageError
 from tests.sign.keys_made import KINDS, write_pair
 from tests.support import Command
 
@@ -297,6 +297,26 @@ def test_what_cannot_be_signed_is_refused_before_anything_is_written(
     with pytest.raises(UsageError):
         ptsave.convert(tmp_path / "a.pt", tmp_path / "b", **{"format": "pt", "sign": secret, **options})
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.filterwarnings("ignore:the record stays behind")
+def test_a_format_without_a_record_has_its_signature_beside(tmp_path: Path) -> None:
+    secret, public = write_pair(tmp_path, "k")
+    tensors = {"w": torch.arange(6.0).reshape(2, 3), "b": torch.zeros(0)}
+    ptsave.save(tmp_path / "a.npz", tensors, sign=secret, signature=tmp_path / "s")
+    ptsave.save(tmp_path / "a.pt", tensors)
+    check = {"signed_by": public, "signature": tmp_path / "s", "checks": "signature"}
+    for name in ("a.npz", "a.pt"):
+        assert ptsave.verify(tmp_path / name, **check).is_yes
+    ptsave.convert(tmp_path / "a.pt", tmp_path / "b.npz", sign=secret, signature=tmp_path / "t")
+    assert (tmp_path / "s").read_bytes() == (tmp_path / "t").read_bytes()
+    ptsave.save(tmp_path / "c.npz", {**tensors, "w": -tensors["w"]})
+    assert not ptsave.verify(tmp_path / "c.npz", **check).is_yes
+    assert not ptsave.verify(tmp_path / "a.npz", signed_by=public, checks="signature").is_yes
+    tied = {"w": tensors["w"], "v": tensors["w"]}
+    with pytest.raises(LossyError, match="unties"):
+        ptsave.save(tmp_path / "d.npz", tied, sign=secret, signature=tmp_path / "u")
+    assert not (tmp_path / "d.npz").exists()
 
 
 @pytest.mark.parametrize(

@@ -77,10 +77,13 @@ def check_signed(
     if options.signer is None:
         return
     sign = Option("sign")
-    if not options.record or not keeps_record:
+    if not options.record or (not keeps_record and options.signer.beside is None):
         why = f"{format} has no place for a record" if options.record else "the record is left out"
         what: Text = (sign, f" puts the signature into the record, and {why}")
-        raise UsageError(what, "", "sign another format; its signature holds for a copy in this one, too")
+        hint: Text = "sign another format; its signature holds for a copy in this one, too"
+        if options.record:
+            hint = ("name a file for it with ", Option("signature", "FILE"), f", or {hint}")
+        raise UsageError(what, "", hint)
     if options.signer.bundle is not None and isinstance(destination, Address):
         raise UsageError(
             "a bundle is of files on this machine", Option("bundle"), "write it here, then upload"

@@ -56,7 +56,11 @@ def write(checkpoint: Checkpoint, destination: Location, options: WriteOptions) 
         )
     has_record = checkpoint.record is not None or module_versions(checkpoint.root) is not None
     unkept = ("the record stays behind: npz has no place for it",) if options.record and has_record else ()
-    options = replace(options, record=False)
+    aliases = distinct(checkpoint.tensors).aliases
+    if options.signer is not None and aliases:
+        what = "npz unties tied tensors, and a signature of it would hold for no other format"
+        raise LossyError(what, next(iter(aliases)), "sign another format")
+    options = replace(options, record=options.signer is not None)  # digests pass for a signature alone
     refuse_confusion(checkpoint)
     check_viewed(checkpoint.tensors.values(), once=False)
     frame = Frame()
@@ -75,7 +79,9 @@ def write(checkpoint: Checkpoint, destination: Location, options: WriteOptions) 
     with replacing_checked(checkpoint, destination, num_bytes, options) as (output, spans):
         spans += move(with_source_checks(moves), output, source_path(checkpoint), options.progress)
         spans += write_pieces(output, [(frame.end, frame.directory())], "the archive's directory")
-    aliases = distinct(checkpoint.tensors).aliases
+        if options.signer is not None:
+            digests = {item.name: item.digest(options.digest) for item in moves}
+            options.signer.sign(replace(checkpoint, record=None), options.digest, digests)
     untied = (f"{alias!r} and {kept!r} are tied no more" for alias, kept in aliases.items())
     return Written(num_bytes, (*untied, *unkept), output.checked)
 
