@@ -109,6 +109,9 @@ class Kind(Enum):
     NO_STATE_DICT = "is a pickled object, not a state dict: nothing restores it"
     NO_GROUPS = "says nothing of its parameter groups: their order cannot be checked"
     TWICE_IN_GROUPS = "it has the parameter {param} twice in its groups"
+    FLATTENED = (
+        "the training is flattened into names, and nothing resumes from that: keep what it was converted from"
+    )
     TEXT_KEYS = "its states are under text keys ('0', not 0): load_state_dict would attach none of them"
     OF_NO_PARAMETER = (
         "{count} [state (|states (such as ]{param!r}) [belongs|belong] to no parameter of its groups"

@@ -44,6 +44,9 @@ def resume(subject: Subject) -> Iterator[Finding]:
     """Optimizer state covers the parameters in order and shape; what is missing is listed."""
     if subject.asked.by_name or has_training_state(subject.checkpoint):
         yield from resumable(subject.checkpoint, subject.parameters() if subject.parameters else None)
+        is_flat = subject.checkpoint.training_root is not subject.checkpoint.root
+        if is_flat and has_training_state(subject.checkpoint):
+            yield Finding(CHECK, "fail" if subject.asked.by_name else "warn", "", Kind.FLATTENED)
 
 
 def has_training_state(checkpoint: Checkpoint) -> bool:

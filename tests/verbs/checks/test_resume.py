@@ -12,8 +12,10 @@ import safetensors.torch
 import torch
 from torch import nn
 
+import ptsave
 from ptsave.cli.main import run as run_cli
-from ptsave.core.finding import Finding
+from ptsave.core.finding import Finding, Kind
+from ptsave.errors import LossyError
 from ptsave.formats import open_checkpoint
 from ptsave.verbs.checks.resume import has_training_state, resumable
 
@@ -432,6 +434,20 @@ def test_a_flat_file(flat: Path) -> None:
         found = list(resumable(checkpoint))
     assert not failures(found)
     assert warnings(found) == ["says nothing of its parameter groups: their order cannot be checked"]
+
+
+def test_a_flat_file_is_no_yes_to_resuming(flat: Path, tmp_path: Path) -> None:
+    with pytest.raises(LossyError, match="flattened into names"):
+        ptsave.read_training(flat)
+    asked = ptsave.verify(flat, checks="resume")
+    assert not asked.is_yes
+    assert "the training is flattened into names" in asked.because
+    assert [(f.check, f.level) for f in ptsave.verify(flat).findings if f.kind is Kind.FLATTENED] == [
+        ("resume", "warn")
+    ]
+    ptsave.save(tmp_path / "weights.safetensors", Net())
+    skipped = ptsave.verify(tmp_path / "weights.safetensors", checks="resume").findings
+    assert [finding.level for finding in skipped] == ["skipped"]
 
 
 @pytest.mark.parametrize("format_", ["safetensors", "dcp"])
