@@ -149,6 +149,9 @@ def _refuse_unused(asked: Asked) -> None:
         if flag in OF_SIGNATURES and asked.signed_by is None:
             hint = ("name a key with ", SIGNED_BY)
             raise UsageError((option(flag), " is about signatures"), "", hint)
+        says_whose = flag == "--config" and asked.signed_by is not None and "--signed-by" not in asked.given
+        if says_whose and "signature" in users:
+            continue
         if flag in USED_BY and users.isdisjoint(USED_BY[flag]):
             checks = " or ".join(name for name in USED_BY[flag] if name != RECORD)
             hint = (f"leave it out, or add {checks} to ", Option("checks"))

@@ -323,3 +323,25 @@ def test_model_signing_accepts_ours_and_we_accept_theirs(tmp_path: Path) -> None
         (folder / "more.txt").write_text("")
         verdict = ptsave.verify(folder, signed_by=root, identity=ALICE, signature=theirs, checks="signature")
         assert not verdict.is_yes
+
+
+def test_a_config_says_whose_certificates_count(tmp_path: Path) -> None:
+    model, _ = write(tmp_path, leaf(), MIDDLE)
+    ptsave.save(
+        model,
+        torch.nn.Linear(2, 1),
+        hyperparameters={"in_features": 2, "out_features": 1},
+        sign=tmp_path / "k.key",
+        certificate=tmp_path / "chain.pem",
+    )
+    config = tmp_path / "net.toml"
+    for name, is_yes in ((ALICE, True), ("bob@example.com", False)):
+        table = f'[verify]\nsigned_by = ["root.pem"]\nidentity = ["{name}"]\n'
+        config.write_text(
+            f'[model]\nclass = "torch.nn.Linear"\n[model.args]\nin_features = 2\nout_features = 1\n{table}'
+        )
+        assert ptsave.verify(model, config=config, checks="signature").is_yes == is_yes
+    with pytest.raises(UsageError, match="would not be used"):
+        ptsave.verify(
+            model, config=config, checks="signature", signed_by=tmp_path / "root.pem", identity=ALICE
+        )
