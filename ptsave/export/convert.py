@@ -26,12 +26,12 @@ from ptsave.core.parts.keys import Wanted
 from ptsave.core.parts.select import Selection
 from ptsave.core.record import Digests, Record
 from ptsave.core.values.cast import CASTABLE, can_cast, cast
-from ptsave.core.verdict import Verdict
+from ptsave.core.verdict import Departure, Verdict
 from ptsave.errors import LossyError, Option, RefusedError, UsageError
 from ptsave.export.files import write_program
 from ptsave.export.onnx import OnnxTarget, check_installed
 from ptsave.export.program import Program, export_program
-from ptsave.export.proof import CHECK, Case, case_of, compare_weights, prove
+from ptsave.export.proof import CHECK, Case, by_layer, case_of, compare_weights, prove
 from ptsave.export.pt2 import Pt2Target
 from ptsave.export.target import Target
 from ptsave.formats.base import WriteOptions
@@ -143,7 +143,7 @@ def export_path(
         verdicts: list[Verdict] = []
 
         def check(path: Path) -> None:
-            verdict = _verdict(subject, program, target, example, path)
+            verdict = _verdict(subject, program, target, example, path, with_layers=report is not None)
             verdicts.append(verdict)
             if report is not None:
                 report(verdict, _facts(request, subject))
@@ -265,8 +265,14 @@ def _record(
     )
 
 
-def _verdict(subject: _Subject, program: Program, target: Target, example: Case, path: Path) -> Verdict:
-    """Whether the program at `path` has the model's weights and computes what the model does."""
+def _verdict(
+    subject: _Subject, program: Program, target: Target, example: Case, path: Path, *, with_layers: bool
+) -> Verdict:
+    """Whether the program at `path` has the model's weights and computes what the model does.
+
+    `with_layers`: whether to run it once more, to compare each module's output.
+    """
+    growth: list[Departure] = []
     findings = list(compare_weights(subject.weights, target.weights(path), subject.aliases))
     try:
         runtime = target.runtime(path)
@@ -275,9 +281,10 @@ def _verdict(subject: _Subject, program: Program, target: Target, example: Case,
         findings.append(Finding(CHECK, "fail", "", Kind.PROGRAM_FAILS, facts=why))
     else:
         findings += prove(subject.model, subject.inputs, program.bounds, runtime, target.margin, example)
+        growth = by_layer(runtime, example) if with_layers else []
     weights = [finding.where for finding in findings if finding.kind is Kind.OTHER_WEIGHT]
     cause = f"other weights in the program: {first_names(weights)}" if weights else departure(findings)
-    return Verdict(tuple(findings), cause)
+    return Verdict(tuple(findings), cause, tuple(growth))
 
 
 def _not_the_same(verdict: Verdict, request: Export) -> LossyError:

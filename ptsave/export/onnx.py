@@ -219,14 +219,22 @@ class OnnxTarget:
 
 
 def _refused(error: Exception) -> RefusedError:
-    """The error for a program that torch cannot translate, with the operator where torch says it."""
-    reason = str(error.__cause__ or error).strip().partition("\n")[0]
-    operator = re.search(
-        r"No ONNX function found for <OpOverload\(op='([^']+)'", str(error.__cause__ or error)
-    )
-    what = (
-        f"ONNX has no operator for {operator[1]}" if operator else f"torch.onnx cannot translate it: {reason}"
-    )
+    """The error for a program that torch cannot translate, with the operator where torch says it.
+
+    Each error is the cause of a more general one.
+
+    Source: torch/onnx/_internal/exporter/_core.py of torch 2.13.
+    """
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__) is not None:
+        causes.append(cause)
+    said = "\n".join(map(str, causes))
+    if missing := re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", said):
+        what = f"ONNX has no operator for {missing[1]}"
+    else:
+        node = re.search(r"translating node .*?target=torch\.ops\.([\w.]+)", said)
+        reason = str(causes[-1]).strip().partition("\n")[0] or type(causes[-1]).__name__
+        what = f"torch.onnx cannot translate {node[1] if node else 'it'}: {reason}"
     return RefusedError(what, "torch.onnx.export", "export a .pt2, or have the model compute it otherwise")
 
 

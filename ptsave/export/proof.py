@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -12,6 +13,7 @@ from torch import nn
 from ptsave.config.inputs import InputsSpec
 from ptsave.core.behaviour import Sample
 from ptsave.core.finding import Finding, Kind
+from ptsave.core.verdict import Departure
 from ptsave.errors import UsageError
 from ptsave.export.program import Bounds
 from ptsave.export.target import Runtime
@@ -197,15 +199,7 @@ def first_departure(runtime: Runtime, case: Case) -> First | None:
     A module's inputs and outputs are looked for among all values that the program computes in its scope.
     """
     judge = case.judge
-    values: dict[str, list[Sample]] = {}
-    try:
-        for value in runtime.inside(case.arguments):
-            samples = samples_of(value.tensor)
-            parts = value.module.split(".") if value.module else []
-            for depth in range(len(parts) + 1):
-                values.setdefault(".".join(parts[:depth]), []).extend(samples.values())
-    except Exception:  # a program may have values that its runtime does not give out
-        return None
+    values = _inside(runtime, case)
     kinds = {call.module: call.kind for call in case.now.calls}
     given = {sample.digest for sample in samples_of((case.arguments.args, case.arguments.kwargs)).values()}
     for call in case.now.calls:
@@ -223,6 +217,46 @@ def first_departure(runtime: Runtime, case: Case) -> First | None:
             parent = parent.rpartition(".")[0]
         return First(parent, kinds.get(parent, ""), before, call.module)
     return None
+
+
+def by_layer(runtime: Runtime, case: Case) -> list[Departure]:
+    """How far each module's output is from the nearest that the program computes in its scope, in call order.
+
+    Of a module whose output the program does not compute as such, fused with its neighbours, nothing is said.
+    """
+    values, growth = _inside(runtime, case), []
+    for call in case.now.calls:
+        offs = [
+            min(_relative(sample, value) for value in alike)
+            for sample in call.outputs.values()
+            if (alike := [one for one in values.get(call.module, ()) if one.shape == sample.shape])
+        ]
+        if offs:
+            growth.append(Departure(call.module, call.number, call.kind, max(offs)))
+    return growth
+
+
+def _relative(expected: Sample, found: Sample) -> float:
+    if expected.digest == found.digest:
+        return 0.0
+    off = distance(expected.sketch, found.sketch)
+    if expected.num_odd != found.num_odd or not expected.norm:
+        return math.inf if off or expected.num_odd != found.num_odd else 0.0
+    return off / expected.norm
+
+
+def _inside(runtime: Runtime, case: Case) -> dict[str, list[Sample]]:
+    """All that the program computes, by the modules in whose scopes it does; empty where that is not told."""
+    values: dict[str, list[Sample]] = {}
+    try:
+        for value in runtime.inside(case.arguments):
+            samples = samples_of(value.tensor)
+            parts = value.module.split(".") if value.module else []
+            for depth in range(len(parts) + 1):
+                values.setdefault(".".join(parts[:depth]), []).extend(samples.values())
+    except Exception:  # a program may have values that its runtime does not give out
+        return {}
+    return values
 
 
 def _departure(

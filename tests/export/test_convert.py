@@ -139,7 +139,11 @@ def test_a_program_that_computes_otherwise_gets_no_name(
     assert cause in done.stderr
     assert {path.name for path in tmp_path.iterdir()} <= {"model.toml", "model.safetensors", "r.json"}
     if code == 4:
-        assert json.loads((tmp_path / "r.json").read_text())["verdict"] == "no"
+        report = json.loads((tmp_path / "r.json").read_text())
+        assert report["verdict"] == "no"
+        by_layer = {call["module"]: call["relative"] for call in report["growth"]}
+        assert by_layer.get("fc1", 0) < 1e-6  # the program with other weights does not have it
+        assert by_layer["fc2"] > 1e-6
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -276,6 +280,13 @@ def test_the_weights_of_a_killed_export_are_removed_by_the_next(
     kept = {"model.toml", "model.safetensors", "mine.onnx.data", "model.onnx"}
     assert {one.name for one in tmp_path.iterdir()} == {*kept, data if has_old else "model.onnx.data"}
     assert "yes: " in ptsave_here("verify", "model.onnx").stdout
+
+
+def test_what_torch_cannot_translate_is_named_with_its_reason(prepare: Prepare, ptsave_here: Command) -> None:
+    checkpoint, config = prepare("ThreeDimensions", '[inputs.x]\nshape = ["batch=4", 5, 6]')
+    done = ptsave_here("convert", checkpoint, "model.onnx", "-c", config, code=4)
+    why = "cannot translate aten.scaled_dot_product_attention.default: only 4D query, key, and value"
+    assert why in done.stderr
 
 
 def test_without_the_packages_of_onnx_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

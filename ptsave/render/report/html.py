@@ -110,8 +110,8 @@ def _growth(verdict: Verdict) -> Iterator[str]:
     gathering = f" Each point is the largest of {share} calls in a row." if share > 1 else ""
     yield "<h2>Difference by layer</h2>"
     yield (
-        "<p>How far each module's output is from the recorded one, in the order of the calls: root mean "
-        "square of the difference over that of the recorded values, on a logarithmic scale."
+        "<p>How far each module's output is from what it is compared with, in the order of the calls: root "
+        "mean square of the difference over that of the values, on a logarithmic scale."
         f"{gathering}</p>"
     )
     yield f'<div class="frame">{plot(verdict.growth, named)}</div>'
