@@ -100,7 +100,7 @@ def certificates_of(chain: Sequence[bytes], where: str) -> list[Certificate]:
         raise LimitError("certificates", MAX_CERTIFICATES, len(chain), where)
     try:
         return [load_der_x509_certificate(one) for one in chain]
-    except ValueError:
+    except _malformed():
         raise CorruptError("a certificate of the signature cannot be read", where, _HINT) from None
 
 
@@ -112,7 +112,10 @@ def is_authority(certificate: Certificate) -> bool:
 
 
 def names_of(certificate: Certificate) -> list[str]:
-    """Whose it is: e-mail addresses, URIs and host names; where it has none of these, the common name."""
+    """Whose it is: e-mail addresses, URIs and host names; where it has none of these, the common name.
+
+    What is malformed is nobody's.
+    """
     from cryptography import x509
     from cryptography.x509.oid import NameOID
 
@@ -121,15 +124,24 @@ def names_of(certificate: Certificate) -> list[str]:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         return [name for kind in kinds for name in names.get_values_for_type(kind)]
     except x509.ExtensionNotFound:
-        common = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-        return [str(one.value) for one in common]
-    except ValueError:  # malformed: it is for nobody
+        pass
+    except _malformed():
         return []
+    try:
+        common = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    except _malformed():
+        return []
+    return [str(one.value) for one in common]
 
 
 def title_of(certificate: Certificate) -> str:
     """What a certificate is called for a person."""
-    return ", ".join(names_of(certificate)) or certificate.subject.rfc4514_string() or "nobody"
+    if names := names_of(certificate):
+        return ", ".join(names)
+    try:
+        return certificate.subject.rfc4514_string() or "nobody"
+    except _malformed():
+        return "nobody"
 
 
 def path_of(
@@ -238,7 +250,9 @@ def _value(certificate: Certificate, kind: Any, name: str | None = None) -> Any:
 
     try:
         value = certificate.extensions.get_extension_for_class(kind).value
-    except (ExtensionNotFound, ValueError):
+    except ExtensionNotFound:
+        return None
+    except _malformed():
         return None
     return value if name is None else getattr(value, name)
 
@@ -258,7 +272,8 @@ def _has_issued(issuer: Certificate, certificate: Certificate) -> bool:
 
 def _malformed() -> tuple[type[Exception], ...]:
     """What the library raises for a certificate that is not what it should be."""
+    from cryptography import x509
     from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-    from cryptography.x509 import DuplicateExtension
 
-    return ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, DuplicateExtension
+    of_parts = x509.DuplicateExtension, x509.InvalidVersion, x509.UnsupportedGeneralNameType
+    return (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, *of_parts)

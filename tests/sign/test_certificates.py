@@ -6,6 +6,7 @@ import json
 import subprocess
 from base64 import b64encode
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -19,6 +20,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 import ptsave
 from ptsave.core.finding import Finding, Kind
 from ptsave.errors import PtsaveError, RefusedError, UsageError
+from ptsave.sign.certificates import CertifiedName
+from ptsave.sign.envelope import Envelope, Signature
+from ptsave.sign.trusted import claimed
 from tests.sign.keys_made import SIGNING, Certified, certify, issuing, key_usage, write_pair
 
 ALICE = "alice@example.com"
@@ -345,3 +349,32 @@ def test_a_config_says_whose_certificates_count(tmp_path: Path) -> None:
         ptsave.verify(
             model, config=config, checks="signature", signed_by=tmp_path / "root.pem", identity=ALICE
         )
+
+
+def doubled(certificate: x509.Certificate) -> bytes:
+    """A certificate whose extension for names is there twice, in place of that for uses of the key."""
+    data = certificate.public_bytes(Encoding.DER)
+    names, uses = b"\x06\x03\x55\x1d\x11", b"\x06\x03\x55\x1d\x25"
+    assert data.count(names) == data.count(uses) == 1
+    return data.replace(uses, names)
+
+
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
+def test_malformed_certificates_are_a_no(tmp_path: Path) -> None:
+    """Whoever sends a signature writes them: nothing that is in them is a bug of ours."""
+    whole = [one.certificate.public_bytes(Encoding.DER) for one in (leaf(), MIDDLE)]
+    chains = [[doubled(leaf().certificate), whole[1]]]
+    random = Random(7)
+    for _ in range(600):
+        chain = [bytearray(one) for one in whole]
+        one = random.choice(chain)
+        one[random.randrange(len(one))] = random.randrange(256)
+        chains.append([bytes(one) for one in chain])
+    who = CertifiedName([ROOT.certificate], [ALICE])
+    kinds = {Kind.MALFORMED_SIGNATURE, Kind.CERTIFICATE_FOREIGN, Kind.FORGED_SIGNATURE}
+    for chain in chains:
+        envelope = Envelope(b"{}", [Signature("", bytes(70))], chain=chain)
+        (found,) = [judged for _, judged in who.judge(envelope, "")]
+        assert isinstance(found, Finding)
+        assert found.kind in kinds
+        assert claimed(envelope)
