@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timezone
 from typing import Any
 
+from ptsave import __version__
 from ptsave.core.address import Location
 from ptsave.core.names import hint_for
 from ptsave.core.verdict import Verdict
@@ -76,7 +78,8 @@ def report_text(
     _check_suffix(path)
     subject = str(facts.get("path", ""))
     if path.suffix.lower() == ".html":
-        return [html_text(verdict, subject, facts)]
+        now = datetime.now(timezone.utc).isoformat(" ", "minutes").replace("+00:00", " UTC")
+        return [html_text(verdict, subject, {**facts, "verified": now, "by": f"ptsave {__version__}"})]
     if path.suffix.lower() == ".xml":
         return junit(verdict, subject, _seconds(facts), facts)
     return _indented(json_document())

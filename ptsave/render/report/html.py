@@ -178,7 +178,7 @@ def _finding_row(finding: Finding) -> str:
 def _table(
     name: str, heads: Sequence[str], rows: Iterable[str], foot: str = "", sorted_by: str = ""
 ) -> Iterator[str]:
-    yield f'<table id="{name}" class="sortable"><thead><tr>'
+    yield f'<table id="{name}" class="sortable searchable"><thead><tr>'
     for head in heads:
         order = ' aria-sort="ascending"' if head == sorted_by else ""
         yield f'<th scope="col"{order}>{head}</th>'

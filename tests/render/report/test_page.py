@@ -121,6 +121,19 @@ def test_a_page_is_capped() -> None:
 
 
 @needs_browser
+def test_findings_are_searched_beside_their_levels(browser: Browser, page) -> None:  # type: ignore[no-untyped-def]
+    for width in (DESK, PHONE):
+        browser.show(page(BAD), width)
+        browser.run(
+            "const f = document.querySelector('.findings input[type=search]'); f.value = 'FAIL behav';"
+            "f.dispatchEvent(new Event('input'))"
+        )
+        assert {(row[0], row[1]) for row in rows(browser)} == {("fail", "behaviour")}
+        browser.click("#show-fail")
+        assert rows(browser) == []
+
+
+@needs_browser
 def test_a_header_sorts_and_sorts_back(browser: Browser, page) -> None:  # type: ignore[no-untyped-def]
     for width in (DESK, PHONE):
         browser.show(page(BAD), width)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
+from ptsave import __version__
 from ptsave.errors import UsageError
 from ptsave.render.report import SUFFIXES, check_report_path, report_text
 from tests.render.report.samples import BAD, FACTS
@@ -36,6 +38,8 @@ def test_html_is_one_page() -> None:
     page = text("folder.d/out.html")
     assert page.startswith("<!DOCTYPE html>\n")
     assert page.count("</html>") == 1
+    assert f"<dd>ptsave {__version__}</dd>" in page
+    assert re.search(r"<dd>20\d\d-\d\d-\d\d \d\d:\d\d UTC</dd>", page)
     page.encode("utf-8")
 
 
