@@ -150,10 +150,18 @@ class Writer(FileSystemWriter):
             for name in names.get(result.index.fqn, ())
         ]
         with TemporaryDirectory() as folder:
-            FileSystemWriter(folder, sync_files=False).finish(metadata, [*results, more])
+            _MetadataWriter(folder, sync_files=False).finish(metadata, [*results, more])
             self.metadata = (Path(folder) / DCP_METADATA).read_bytes()
         places = {result.storage_data.relative_path: None for written in results for result in written}
         self.data_files = [*places]
+
+
+class _MetadataWriter(FileSystemWriter):
+    """Leaves out of the metadata where it was written and a random id: they differ each time, and a path of
+    Windows, which it pickles as one, cannot be unpickled elsewhere."""
+
+    def storage_meta(self) -> None:
+        """Nothing."""
 
 
 class DataFiles(FileSystem):

@@ -177,6 +177,10 @@ OPENERS = (("torch._C", "PyTorchFileReader"), ("onnxruntime", "InferenceSession"
 """What opens a path by itself: it gets Linux's."""
 
 
+DCP_FILES = "torch.distributed.checkpoint.filesystem"
+"""Where torch itself writes and reads DCP folders, in Python: by Windows' calls."""
+
+
 def with_host_path(call: Callable[..., Any]) -> Callable[..., Any]:
     """`call`, whose first argument may be one of Windows' paths."""
 
@@ -206,6 +210,10 @@ def begin(libraries: Sequence[str] = ()) -> None:
     for name, module in kept.items():
         if module is not None:
             sys.modules[name] = module
+    for name in ("PureWindowsPath", "WindowsPath"):  # pickle looks them up in the module that they name
+        setattr(sys.modules["pathlib"], name, getattr(nt_libraries["pathlib"], name))
+    if (module := sys.modules.get(DCP_FILES)) is not None:
+        vars(module).update(os=nt_libraries["os"], Path=nt_libraries["pathlib"].Path)
     nt_libraries["sys"] = WindowsSys("sys")
     nt_libraries["io"] = without(io, (), open=open_as_nt, FileIO=FileIO)
     nt_libraries["mmap"] = without(
