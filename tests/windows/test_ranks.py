@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch.distributed.checkpoint as dcp
 from torch.distributed import TCPStore
 
 from ptsave.cli.main import run
@@ -20,6 +21,19 @@ LIBRARIES = (
     "torch.distributed.fsdp",
     "torch.distributed.tensor.parallel",
 )
+CONFIG = """
+[model]
+class = "ptsave.examples.SimpleNet"
+[model.args]
+input_size = 10
+hidden_size = 6
+output_size = 2
+[inputs.x]
+shape = [4, 10]
+dtype = "float32"
+[parallel]
+mesh = {dp = 2}
+"""
 
 
 def on_ranks(scene: Callable[[], None], folder: Path) -> list[str]:
@@ -56,6 +70,27 @@ def on_ranks(scene: Callable[[], None], folder: Path) -> list[str]:
     assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(outputs)
     assert "Traceback" not in "".join(outputs)
     return outputs
+
+
+def saved_together() -> None:
+    from ptsave.cli.main import run
+
+    assert run(["save", "model.toml", "sharded"]) == 0
+
+
+def test_ranks_save_what_others_read(tmp_path: Path) -> None:
+    (tmp_path / "model.toml").write_text(CONFIG)
+    first, second = on_ranks(saved_together, tmp_path)
+    assert "over 2 ranks (dp = 2)" in first
+    assert "saved" not in second
+    metadata = dcp.FileSystemReader(
+        tmp_path / "sharded"
+    ).read_metadata()  # as a machine without Windows reads it
+    assert {"fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"} <= metadata.state_dict_metadata.keys()
+    assert metadata.storage_meta is not None  # torch adds one, for what it reads now
+    assert (metadata.storage_meta.checkpoint_id, metadata.storage_meta.save_id) == (None, None)
+    assert not list(tmp_path.rglob("*tmp*"))
+    assert run(["verify", str(tmp_path / "sharded"), "-c", str(tmp_path / "model.toml")]) == 0
 
 
 def training() -> None:
