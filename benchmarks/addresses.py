@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
+import tarfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -10,6 +14,7 @@ from benchmarks.files import Files
 from benchmarks.loopback import LOGIN, S3
 from benchmarks.measure import Argv, Command, Samples
 from benchmarks.rows import MIB, Budget, Row, peak, ptsave, python, wall_ratio
+from benchmarks.training import STALLS
 from tests.servers.faults import delay
 from tests.servers.hub import Hub
 from tests.servers.serving import Server
@@ -244,6 +249,64 @@ def s3_up(files: Files) -> Row:
     )
 
 
+def s3_archive(files: Files) -> Row:
+    """1 GiB in an archive on S3."""
+    pt, _ = files.state(files.gib)
+    archive = files.folder / "archive.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(pt, "notes/model.pt")
+    member = "s3://b/archive.tar::notes/model.pt"
+    sides: dict[str, Command] = {}
+    counts = {}
+    argvs: dict[str, Argv] = {
+        "inspect": _inspect(member),
+        "convert": lambda out: ptsave("convert", "-q", "--no-check", member, out / "b.safetensors"),
+        "client": lambda out: python(DOWNLOAD, "archive.tar", out / "b.tar"),
+    }
+    for side, argv in argvs.items():
+        store, counted, command = _s3(files)
+        store.add("/b/archive.tar", archive)
+        sides[side], counts[side] = command(argv), counted
+    what = "`convert s3://….tar::model.pt local`, 1 GiB"
+    return Row(
+        sides,
+        [
+            Budget("`inspect s3://….tar::model.pt`, 1 GiB", "", counts["inspect"].count, "requests"),
+            Budget(what, "boto3's download of the archive", wall_ratio("convert", "client"), "×"),
+            Budget(f"{what}, peak", "", peak("convert"), "MiB", 128),
+        ],
+        touch_bytes=files.gib,
+    )
+
+
+def s3_run(files: Files) -> Row:
+    """Four saves of 1 GiB by `Checkpoints` into S3, each when the one before is there."""
+    _, counted, _ = _s3(files)
+    saves = [sys.executable, str(STALLS), "ptsave"]
+    runs = itertools.count()
+
+    def argv(out: Path) -> list[str]:
+        return [*saves, f"s3://b/run-{next(runs)}", str(files.gib)]
+
+    store = counted.env(argv, **LOGIN, AWS_ENDPOINT_URL=counted.server.url)
+    return Row(
+        {
+            "store": replace(store, reports_itself=True),
+            "disk": Command(lambda out: [*saves, str(out), str(files.gib)], reports_itself=True),
+        },
+        [
+            Budget(
+                '`Checkpoints("s3://…").save` 1 GiB, the loop\'s stall',
+                "the same on a disk",
+                wall_ratio("store", "disk"),
+                "×",
+            ),
+            Budget("four such saves, three of which go again", "", counted.count, "requests"),
+        ],
+        touch_bytes=3 * files.gib,
+    )
+
+
 def _of(argv: list[str]) -> Argv:
     """The command that is the same whatever its folder."""
     return lambda out: argv
@@ -347,4 +410,4 @@ def _of_hub(counted: _Counted, hub: Hub, argv: list[str]) -> Command:
     return counted.env(lambda out: ["env", f"HF_HOME={out}", *argv], **hub.env)
 
 
-ROWS = [inspect_s3, inspect_far, s3_down, s3_up, s3_load, hub_inspect, hub_down]
+ROWS = [inspect_s3, inspect_far, s3_down, s3_up, s3_archive, s3_run, s3_load, hub_inspect, hub_down]

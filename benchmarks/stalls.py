@@ -51,7 +51,7 @@ class _State:
         return []
 
 
-def ptsave(folder: Path, state: State) -> Seconds:
+def ptsave(folder: str, state: State) -> Seconds:
     """In the background, durably, with digests and read back."""
     from ptsave import Checkpoints
 
@@ -64,24 +64,24 @@ def ptsave(folder: Path, state: State) -> Seconds:
     return stalls(save)
 
 
-def torch_save(folder: Path, state: State) -> Seconds:
+def torch_save(folder: str, state: State) -> Seconds:
     """In the loop."""
 
     def save(step: int) -> Callable[[], Any]:
-        torch.save({"model_state_dict": state}, folder / f"{step % 2}.pt")
+        torch.save({"model_state_dict": state}, Path(folder) / f"{step % 2}.pt")
         return lambda: None
 
     return stalls(save)
 
 
-def dcp(folder: Path, state: State) -> Seconds:
+def dcp(folder: str, state: State) -> Seconds:
     """In the background, as torch does it by default."""
     from torch.distributed.checkpoint.state_dict_saver import async_save
 
     warnings.simplefilter("ignore")  # that there is one process only
 
     def save(step: int) -> Callable[[], Any]:
-        future: Any = async_save(state, checkpoint_id=folder / str(step % 2), no_dist=True)
+        future: Any = async_save(state, checkpoint_id=Path(folder) / str(step % 2), no_dist=True)
         return getattr(future, "upload_completion", future).result  # type: ignore[no-any-return]
 
     return stalls(save)
@@ -91,5 +91,5 @@ CASES = {"ptsave": ptsave, "ptsave-first": ptsave, "torch": torch_save, "dcp": d
 
 if __name__ == "__main__":
     case = sys.argv[1]
-    first, *rest = CASES[case](Path(sys.argv[2]), state_dict(int(sys.argv[3])))
+    first, *rest = CASES[case](sys.argv[2], state_dict(int(sys.argv[3])))
     print(json.dumps({"wall_s": first if case.endswith("-first") else statistics.median(rest)}))
