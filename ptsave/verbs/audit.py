@@ -166,8 +166,10 @@ def _jobs(
 ) -> Iterator[_Job]:
     """The fewest passes: a storage's CRC and the digests of the tensor that fills it share one."""
     storages: dict[int, list[TensorEntry]] = {}
+    has_digests = digests is not None or bool(signed)
     for entry in tensors.values():
-        storages.setdefault(id(entry.storage), []).append(entry)
+        if has_digests or entry.storage.crc32 is not None:
+            storages.setdefault(id(entry.storage), []).append(entry)
     for entries in storages.values():
         yield from _jobs_of(entries, digests, signed)
 
@@ -180,7 +182,7 @@ def _jobs_of(
     crc_names = [entry.name for entry in entries] if storage.crc32 is not None else []
     views: dict[object, list[TensorEntry]] = {}
     for entry in entries:
-        views.setdefault(entry.view, []).append(entry)
+        views.setdefault(entry.view if len(entries) > 1 else None, []).append(entry)
     for same in views.values():
         entry = same[0]
         known = [e.name for e in same if digests is not None and e.name in digests.tensors]
