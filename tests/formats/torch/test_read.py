@@ -260,7 +260,7 @@ def test_a_storage_that_torch_leaves_out(make: Callable[[Any], bytes], location:
     path.write_bytes(make(location))
     with contextlib.suppress(RuntimeError, TypeError, UnicodeDecodeError):
         assert torch.load(path, weights_only=False)["w"].is_meta
-    with pytest.raises(CorruptError, match=r"meta device|no device"):
+    with pytest.raises(CorruptError, match=r"meta device|not a device"):
         open_checkpoint(path)
 
 
