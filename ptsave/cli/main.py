@@ -63,9 +63,9 @@ def run(arguments: list[str]) -> int:
     """Run one command, and say what went wrong if something did; returns the exit code."""
     try:
         with noted(), own_process():
-            code: int = (
-                _command()(with_patterns(arguments), prog_name="ptsave", standalone_mode=False) or EXIT_OK
-            )
+            words = with_patterns(arguments)
+            left = _command()(words, prog_name="ptsave", standalone_mode=False, obj=arguments)
+            code: int = left or EXIT_OK
         if code == EXIT_NO and not {"--show-completion", "--install-completion"}.isdisjoint(arguments):
             hint = "run it in one of them, or name it: --show-completion zsh"
             raise UsageError("completion is for bash, zsh, fish and PowerShell", "", hint)

@@ -19,6 +19,24 @@ if TYPE_CHECKING:
     from ptsave.sign.signer import Signer
 
 
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S*")
+
+
+def typed(words: Iterable[str]) -> str:
+    """A command line as reports show it: addresses are in it without what gives access to them."""
+    from ptsave.core.address import Address, located
+    from ptsave.errors import UsageError, quoted
+
+    def masked(found: re.Match[str]) -> str:
+        try:
+            where = located(found[0])
+        except UsageError:
+            where = None
+        return str(where) if isinstance(where, Address) else "…"
+
+    return " ".join(("ptsave", *(quoted(_ADDRESS.sub(masked, word)) for word in words)))
+
+
 def formats(incomplete: str) -> list[str]:
     """The formats that are written and whose names begin with `incomplete`; a shell asks for them."""
     from ptsave.formats.writers import BY_NAME

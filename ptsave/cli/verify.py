@@ -49,8 +49,10 @@ def list_checks(mode: Mode) -> None:
         show_checks(mode, {**FILE_CHECKS, **MODEL_CHECKS})
 
 
-def verify(mode: Mode, request: Request, report: Location | None) -> bool:
+def verify(mode: Mode, request: Request, report: Location | None, typed: str) -> bool:
     """Come to a verdict, show it, and write it to the report; returns whether it is yes.
+
+    `typed`: the command line, which the report shows.
 
     Raises: UsageError for flags that do not go together, and what opening a checkpoint raises.
     """
@@ -69,14 +71,14 @@ def verify(mode: Mode, request: Request, report: Location | None) -> bool:
         if not is_first_rank():
             return True  # one process does it, and says what came of it
         check_report()
-        return _show(mode, verify_run(request, listener), request, report)
+        return _show(mode, verify_run(request, listener), request, report, typed)
     with launched(request.device) as group:
         check_report()
         if group is None:
             outcome = verify_path(request, listener)
         else:
             outcome = _verify_together(request, group, listener)
-        return _show(mode, outcome, request, report)
+        return _show(mode, outcome, request, report, typed)
 
 
 def verify_all(
@@ -182,7 +184,7 @@ def _shared_findings(subject: Subject, group: Group, began: verb.Began) -> list[
     return findings
 
 
-def _show(mode: Mode, outcome: Outcome, request: Request, report: Location | None) -> bool:
+def _show(mode: Mode, outcome: Outcome, request: Request, report: Location | None, typed: str) -> bool:
     """Print and write the outcome, where this process speaks for all; returns whether it is yes."""
     (verdict, facts), path = outcome, request.path
     if not is_first_rank():
@@ -190,7 +192,8 @@ def _show(mode: Mode, outcome: Outcome, request: Request, report: Location | Non
     if report is not None:
         from ptsave.render.report import write_report
 
-        write_report(report, verdict, facts, lambda: as_json.versioned(as_json.verdict(verdict, path)))
+        document = partial(as_json.verdict, verdict, path)
+        write_report(report, verdict, {**facts, "command": typed}, lambda: as_json.versioned(document()))
     show_verdict(mode, verdict, path)
     _annotate(verdict, path)
     return verdict.is_yes

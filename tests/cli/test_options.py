@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ptsave.cli.options import check_names, dtypes, formats, one_of
+from ptsave.cli.options import check_names, dtypes, formats, one_of, typed
 from ptsave.formats.writers import BY_NAME
 from tests.support import Command
 
@@ -21,6 +21,28 @@ def test_values_are_completed() -> None:
     assert check_names("fin") == ["finite"]
     assert check_names("bytes,b") == ["bytes,behaviour"]
     assert one_of("fail", "drop")("d") == ["drop"]
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "https://me:SECRET@host/model.pt",
+        "https://host/model.pt?X-Amz-Signature=SECRET",
+        "--against=https://me:SECRET@host/model.pt?token=SECRET",
+        "model.args.url='https://me:SECRET@host/a'",
+        "https://me:SECRET@/",
+        "postgres://me:SECRET@host/db",
+    ],
+)
+def test_a_command_line_is_shown_without_what_gives_access(word: str) -> None:
+    shown = typed(["verify", "a b.pt", word])
+    assert shown.startswith("ptsave verify 'a b.pt' ")
+    assert "SECRET" not in shown
+
+
+def test_a_command_line_is_shown_as_it_was_typed() -> None:
+    words = ["verify", "s3://bucket/key.pt", "--checks", "bytes,safe", "--report", "out.html"]
+    assert typed(words) == f"ptsave {' '.join(words)}"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ptsave.cli import options as opts
-from ptsave.cli.options import check_names, given, location_of
+from ptsave.cli.options import check_names, given, location_of, typed
 from ptsave.core.address import located
 from ptsave.errors import EXIT_NO, EXIT_OK, Option, UsageError
 from ptsave.render.terminal import Mode
@@ -154,6 +154,6 @@ def verify(
     if len(places) > 1 or beside is not None:
         code = command.verify_all(mode, request, places, beside or (), where)
     else:
-        code = EXIT_OK if command.verify(mode, request, where) else EXIT_NO
+        code = EXIT_OK if command.verify(mode, request, where, typed(context.obj)) else EXIT_NO
     if code:
         raise typer.Exit(code)
