@@ -11,7 +11,7 @@ from ptsave.core.nodes import TensorEntry, contiguous_strides
 from ptsave.core.storage import MemoryStorage
 from ptsave.formats.pickle.emit import Emitter
 from ptsave.formats.torch.archive import TorchArchive, emit_tensor
-from ptsave.formats.torch.storage_plan import Part, PartView
+from ptsave.formats.torch.storage_plan import PlannedStorage, PlannedView
 
 DTYPE = BY_NAME["float32"]
 COLUMNS = 4096
@@ -49,8 +49,8 @@ class Item:
         num_bytes = shape.rows * COLUMNS * DTYPE.itemsize
         storage = MemoryStorage(memoryview(b""))
         entry = TensorEntry("", DTYPE, size, contiguous_strides(size), storage, 0)
-        part = Part(storage, 0, num_bytes, {entry.view: entry}, DTYPE.storage_class, "0")
-        place = PartView(part, 0, entry.strides)
+        part = PlannedStorage(storage, 0, num_bytes, {entry.view: entry}, DTYPE.storage_class, "0")
+        place = PlannedView(part, 0, entry.strides)
         pickle = Emitter(lambda emitter, _: emit_tensor(emitter, entry, place)).pickle(entry)
         archive = TorchArchive(0, pickle, [part], is_item=True)
         header = archive.data[0].local_header(0)  # a CRC-32 of 0 says that there is none
