@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import subprocess
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -37,3 +39,27 @@ def examples(number: int) -> int:
 def some(cases: Iterable[T], step: int = 5) -> Sequence[T]:
     """Return the cases, or places of a file, to try: one in `step` where only the fast tests run."""
     return [*cases][::step] if is_quick else [*cases]
+
+
+IDLE_SECONDS = 0.12
+"""What the loop of `slowness` takes on an idle core of the machines whose budgets are stated."""
+
+
+def slowness() -> float:
+    """How many times slower Python runs here and now than on that idle core; at least 1.
+
+    Two virtual cores are often one real one: each runs at half the speed while the other is busy, and all CPU
+    seconds that are counted are twice as many.
+    """
+    return max(1.0, statistics.median(_loop_seconds() for _ in range(5)) / IDLE_SECONDS)
+
+
+def _loop_seconds() -> float:
+    """CPU seconds of what readers do most: push, pop, look up."""
+    stack: list[int] = []
+    seen: dict[int, int] = {}
+    begin = time.process_time()
+    for number in range(1_000_000):
+        stack.append(number)
+        seen[number & 1023] = stack.pop()
+    return time.process_time() - begin
