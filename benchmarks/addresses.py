@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import sys
-import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -252,9 +251,7 @@ def s3_up(files: Files) -> Row:
 def s3_archive(files: Files) -> Row:
     """1 GiB in an archive on S3."""
     pt, _ = files.state(files.gib)
-    archive = files.folder / "archive.tar"
-    with tarfile.open(archive, "w") as tar:
-        tar.add(pt, "notes/model.pt")
+    archive = files.archive(pt, "notes/model.pt")
     member = "s3://b/archive.tar::notes/model.pt"
     sides: dict[str, Command] = {}
     counts = {}

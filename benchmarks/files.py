@@ -47,6 +47,12 @@ warnings.simplefilter("ignore")  # of saving from a single process
 dcp.save(torch.load(sys.argv[1], mmap=True), checkpoint_id=sys.argv[2], no_dist=True)
 """
 
+TAR = """
+import sys, tarfile
+with tarfile.open(sys.argv[1], "w") as tar:
+    tar.add(sys.argv[2], sys.argv[3])
+"""
+
 
 class Files:
     """Input files in one folder, by what they are."""
@@ -65,6 +71,12 @@ class Files:
         if not paths[1].exists():
             _python(STATE, *paths, num_bytes, num_tensors)
         return paths
+
+    def archive(self, path: Path, member: str) -> Path:
+        """The tar archive `archive.tar` with one member."""
+        made = self.folder / "archive.tar"
+        _python(TAR, made, path, member)
+        return made
 
     def tiny(self) -> tuple[Path, Path]:
         """A few kilobytes, for start-up."""

@@ -26,7 +26,7 @@ from torch import nn
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ptsave.config.inputs import parse_inputs  # noqa: E402
+from ptsave.config.input_tables import parse_inputs  # noqa: E402
 from ptsave.config.model import ConfigPlace  # noqa: E402
 from ptsave.core.behaviour import Behaviour  # noqa: E402
 from ptsave.models.behaviour.observe import observe  # noqa: E402

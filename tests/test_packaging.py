@@ -89,7 +89,7 @@ EXTRAS = {
     "storage/upload": ["http", "s3", "gcs", "azure", "hf", "fs"],
     "formats/wrapped/zstd.py": ["zst"],
     "sign": ["sign", "sigstore"],
-    "verbs/programs/onnx.py": ["export"],
+    "verbs/programs": ["export"],
     "models": ["torch"],
     "distributed": ["torch"],
     "training": ["torch"],

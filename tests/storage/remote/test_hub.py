@@ -452,7 +452,7 @@ def test_offline_the_cache_alone_is_read(at_hub: Hub, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("repo", ["own er/net", "owner/a..b", "owner/.net", "owner/" + 200 * "x", "o/n%2e"])
 def test_what_is_no_name_of_a_repository_is_an_error_of_usage(repo: str) -> None:
-    with pytest.raises(UsageError, match="no name of a repository"):
+    with pytest.raises(UsageError, match="not the name of a repository"):
         open_checkpoint(f"hf://{repo}/model.safetensors")
 
 
