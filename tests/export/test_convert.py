@@ -249,7 +249,7 @@ KILLED = """
 import os, signal, sys
 import ptsave.export.convert as convert, ptsave.export.onnx as onnx
 onnx.MAX_INLINE_BYTES = 100
-convert._verdict = lambda *given: os.kill(os.getpid(), signal.SIGKILL)
+convert._verdict = lambda *given, **options: os.kill(os.getpid(), signal.SIGKILL)
 from ptsave.cli.main import main
 main()
 """
