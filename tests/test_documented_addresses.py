@@ -80,7 +80,7 @@ def said(text: str, address: str) -> str:
     """What a command says, less where things are and what docs/addresses.md says of addresses alone."""
     text = text.replace(f"{address}/", "").replace(address, "")
     text = re.sub(r"; checked by [^\n]*", "", text)  # a disk is read back for a file of other contents alone
-    text = re.sub(r"read by ranges: .* as verify does", "", text)
+    text = re.sub(r"(\"?)read by ranges: [^\"\n]* as verify does\1", "", text)
     return re.sub(r"\s+(notes\s+$)?", " ", text)
 
 
@@ -108,6 +108,8 @@ def test_a_command_does_and_says_the_same_at_an_address(
         words = words[: words.index("|")] if "|" in words else words
         bucket.fill()
         local = ptsave_here(*words[1:], code=None, cwd=here)
+        if "bytes,safe,program" in words:
+            continue  # onnxruntime reads local files: at an address the check is skipped, and says so
         there = addressed(words, bucket)
         remote = ptsave_here(*there[1:], code=local.returncode, cwd=here, env=one_s3.env)
         for of_local, of_remote in ((local.stdout, remote.stdout), (local.stderr, remote.stderr)):
