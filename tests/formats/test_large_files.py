@@ -104,17 +104,15 @@ def test_the_tensors_of_a_small_file_are_counted(
 
 @pytest.mark.slow
 def test_a_hundred_thousand_tensors_in_a_small_file(tmp_path: Path, ptsave_here: Command) -> None:
-    """What the contract says of `inspect`, for every command: no cap refuses them, but into a DCP folder,
-    which takes an archive for each."""
+    """What the contract says of `inspect`, for every command: no cap refuses them."""
     names = [f"layer.{i}.weight" for i in range(100_000)]
     header = {name: tf.info("F32", (1,), (4 * i, 4 * i + 4)) for i, name in enumerate(names)}
     path = tmp_path / "a.safetensors"
     path.write_bytes(tf.safetensors(header, bytes(4 * len(names))))
     assert path.stat().st_size < 16 * 1024**2
     assert "100,000 tensors" in ptsave_here("inspect", path).stdout
-    for target in ("a.pt", "a.npz", "sharded --format safetensors-sharded"):
+    for target in ("a.pt", "a.npz", "sharded --format safetensors-sharded", "dcp --format dcp"):
         ptsave_here("convert", path, *target.split())
-    assert "converted_items = 75000" in ptsave_here("convert", path, "dcp", "--format", "dcp", code=3).stderr
     ptsave_here("verify", "a.pt", "--against", path, "--checks", "against,bytes,finite,safe,whole")
     config = Path(__file__).parents[2] / "configs" / "simple_net.toml"
     assert "100000 unexpected" in ptsave_here("verify", path, "-c", config, code=1).stdout

@@ -173,8 +173,10 @@ def find_in_nt_folder(path: str) -> FileFinder:
     return FileFinder(host(path), (SourceFileLoader, SOURCE_SUFFIXES))
 
 
-OPENERS = (("torch._C", "PyTorchFileReader"), ("onnxruntime", "InferenceSession"))
+OPENERS = (("torch._C", "PyTorchFileReader"),)
 """What opens a path by itself: it gets Linux's."""
+ONNXRUNTIME = "ptsave.verbs.programs.onnx_process"
+"""Where onnxruntime is started in another process, which is on Linux."""
 
 
 DCP_FILES = "torch.distributed.checkpoint.filesystem"
@@ -185,7 +187,8 @@ def with_host_path(call: Callable[..., Any]) -> Callable[..., Any]:
     """`call`, whose first argument may be one of Windows' paths."""
 
     def called(path: Any, *rest: Any, **named: Any) -> Any:
-        return call(host(path) if isinstance(path, str) and "\\" in path else path, *rest, **named)
+        is_windows = isinstance(path, (str, nt_libraries["pathlib"].PurePath)) and "\\" in str(path)
+        return call(host(path) if is_windows else path, *rest, **named)
 
     return called
 
@@ -231,6 +234,9 @@ def begin(libraries: Sequence[str] = ()) -> None:
     sys.path_hooks.insert(0, find_in_nt_folder)
     io.open = builtins.open = open_by_caller
     builtins.__import__ = import_by_caller
+    if "onnxruntime" in sys.modules:
+        runtime: Any = importlib.import_module(ONNXRUNTIME)
+        runtime.OnnxSession = with_host_path(runtime.OnnxSession)
 
 
 def main() -> None:

@@ -30,8 +30,9 @@ Source: torch/csrc/jit/serialization/import_source.cpp."""
 
 # Each always ends: the text is as hostile as the rest of the file. What it does not find is listed all the
 # same, after what it finds.
+_CLASS = re.compile(r"class[ \t]+(?P<name>\w{1,4096})[ \t]*(?:(?P<base>\([ \t]*\w{1,100}[ \t]*\))[ \t]*)?:")
 _STATEMENT = re.compile(
-    r"class[ \t]+(?P<name>\w{1,4096})[ \t]*(?:(?P<base>\([ \t]*\w{1,100}[ \t]*\))[ \t]*)?:"
+    f"{_CLASS.pattern}"
     r"|__(?P<which>parameters|buffers)__\s{0,100}=\s{0,100}\["
     r"|__(?P<sets>setstate)__\b"
 )
@@ -77,10 +78,10 @@ class Code(NamedTuple):
     """The names in it that do more than compute."""
 
 
-def _statements(text: str) -> Iterator[re.Match[str]]:
-    """What _STATEMENT finds: classes at the beginning of a line, and the other names as whole words."""
+def _statements(text: str, pattern: re.Pattern[str] = _STATEMENT) -> Iterator[re.Match[str]]:
+    """What `pattern` finds: classes at the beginning of a line, and the other names as whole words."""
     at = looked = 0
-    while (found := _STATEMENT.search(text, at)) is not None:
+    while (found := pattern.search(text, at)) is not None:
         begin = found.start()
         if found["name"] is not None:
             line = text.rfind("\n", looked, begin) + 1  # what is further back is no blank
@@ -177,7 +178,7 @@ def lacking(
         text = directory.read(name, MAX_CODE_BYTES).decode("utf-8", "replace")
         module = name[len(prefix) : -len(".py")].replace("/", ".")
         begins = {  # of two classes with one name torch takes the last
-            f"{module}.{found['name']}": found.end() for found in _statements(text) if found["name"]
+            f"{module}.{found['name']}": found.end() for found in _statements(text, _CLASS)
         }
         for of in built.keys() & begins.keys():
             least = min(map(len, built[of]))
