@@ -5,9 +5,7 @@
 
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable
-from getpass import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,8 +13,6 @@ import typer
 
 if TYPE_CHECKING:
     from ptsave.core.address import Location
-    from ptsave.core.parts.keys import Wanted
-    from ptsave.sign.signer import Signer
 
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S*")
@@ -70,9 +66,6 @@ def _beginning(incomplete: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors and results only.")]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print what is being done.")]
 ConfigPath = Annotated[
     str | None,
     typer.Option("-c", "--config", metavar="CONFIG", help="TOML that names the model's class."),
@@ -97,41 +90,6 @@ Device = Annotated[
 Select = Annotated[
     str | None,
     typer.Option("--select", metavar="KEY.PATH", help="Key of the state dict inside the checkpoint."),
-]
-LeftOutWeights = Annotated[
-    str,
-    typer.Option(
-        "--extras",
-        metavar="HOW",
-        help="What the checkpoint holds and no state dict has: fail or drop.",
-        autocompletion=one_of("fail", "drop"),
-    ),
-]
-AllowMissing = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--allow-missing",
-        metavar="GLOB",
-        help="Names that the weights may lack: they stay fresh.",
-    ),
-]
-AllowUnexpected = Annotated[
-    list[str] | None,
-    typer.Option("--allow-unexpected", metavar="GLOB", help="Names that may be left in the weights."),
-]
-MinCoverage = Annotated[
-    float,
-    typer.Option(
-        "--min-coverage",
-        metavar="SHARE",
-        min=0,
-        max=1,
-        help="How much of the model's elements the weights must have, from 0 to 1.",
-    ),
-]
-Tie = Annotated[
-    list[str] | None,
-    typer.Option("--tie", metavar="NAME", help="Name whose values a tied parameter takes."),
 ]
 Metadata = Annotated[
     list[str] | None,
@@ -169,49 +127,6 @@ Threads = Annotated[
         show_default=False,
     ),
 ]
-NoRecord = Annotated[bool, typer.Option("--no-record", help="Leave ptsave's record out.")]
-NoCheck = Annotated[bool, typer.Option("--no-check", help="Do not read back what was written.")]
-Digest = Annotated[
-    str | None,
-    typer.Option(
-        "--digest",
-        metavar="ALGORITHM",
-        help="xxh3_128, blake3 or sha256; default: xxh3_128, and with --sign sha256.",
-        autocompletion=one_of("xxh3_128", "blake3", "sha256"),
-    ),
-]
-Sign = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--sign",
-        metavar="KEY",
-        help="Private key (PEM) to sign with, or `sigstore`; repeatable.",
-    ),
-]
-CertificateFile = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--certificate",
-        metavar="CHAIN",
-        help="Certificates (PEM) of a key of --sign; repeatable.",
-    ),
-]
-SignOnly = Annotated[
-    list[str] | None,
-    typer.Option("--sign-only", metavar="GLOB", help="Sign the tensors whose names match; repeatable."),
-]
-Expires = Annotated[
-    str | None,
-    typer.Option("--expires", metavar="DATE", help="Last day on which the signature holds, YYYY-MM-DD."),
-]
-SignatureFile = Annotated[
-    str | None,
-    typer.Option("--signature", metavar="FILE", help="Also write the signature into a file of its own."),
-]
-BundleFile = Annotated[
-    str | None,
-    typer.Option("--bundle", metavar="FILE", help="Also sign the files, as `model_signing verify` reads it."),
-]
 Lock = Annotated[
     str | None,
     typer.Option("--lock", metavar="FILE", help="Lock of what was approved; default: ./ptsave.lock."),
@@ -224,48 +139,6 @@ TrustRecorded = Annotated[
         help="Import what the checkpoint's record names, or of it only GLOB ('pkg.mod.*'); repeatable.",
     ),
 ]
-
-
-def wanted_of(
-    select: str | None,
-    extras: str,
-    allow_missing: list[str] | None,
-    allow_unexpected: list[str] | None,
-    tie: list[str] | None,
-    min_coverage: float,
-) -> "Wanted":
-    """What the options of `save` and `load` ask of the weights.
-
-    Raises: UsageError.
-    """
-    from ptsave.core.accounts import parse_extras
-    from ptsave.core.parts.keys import Allowed, Wanted
-
-    allowed = Allowed(allow_missing or (), allow_unexpected or ())
-    return Wanted(allowed, tie or (), select, parse_extras(extras, "fail", "drop"), min_coverage)
-
-
-def signer_for(
-    keys: list[str] | None,
-    only: list[str] | None,
-    expires: str | None,
-    beside: str | None,
-    bundle: str | None,
-    certificates: list[str] | None,
-) -> "Signer | None":
-    """The signer that the options ask for; a password is asked for on a terminal.
-
-    Raises: UsageError; RefusedError and MissingFileError for a key.
-    """
-    if not keys:
-        return None
-    from ptsave.core.address import located
-    from ptsave.sign.signer import signer_of
-
-    prompt = getpass if sys.stdin.isatty() else None
-    found = [located(key) for key in keys]
-    chains = [located(chain) for chain in certificates or ()]
-    return signer_of(found, only or (), expires, location_of(beside), location_of(bundle), prompt, chains)
 
 
 def location_of(where: str | None) -> "Location | None":

@@ -1,22 +1,25 @@
 """Flags of convert: tensors in another format, or a model as a program."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ptsave.cli import options as opts
-from ptsave.cli.options import dtypes, given, location_of, one_of, signer_for
+from ptsave.cli.groups import Talking, Writing, with_groups
+from ptsave.cli.options import dtypes, given, location_of, one_of
 from ptsave.core.address import located
-from ptsave.render.terminal import Mode
 
 
+@with_groups
 def convert(
     context: typer.Context,
     paths: Annotated[
         list[str],
         typer.Argument(metavar="SRC... DST", help="Checkpoints to read, and where to write."),
     ],
+    *,
     config: Annotated[
         str | None,
         typer.Option(
@@ -77,24 +80,13 @@ def convert(
             metavar="FILE", help="Write how the program compares with the model: .json, .xml or .html."
         ),
     ] = None,
-    digest: opts.Digest = None,
-    sign: opts.Sign = None,
-    certificate: opts.CertificateFile = None,
-    sign_only: opts.SignOnly = None,
-    expires: opts.Expires = None,
-    signature: opts.SignatureFile = None,
-    bundle: opts.BundleFile = None,
+    writing: Writing,
     lock: opts.Lock = None,
-    no_record: opts.NoRecord = False,
-    no_check: opts.NoCheck = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
-    overwrite: opts.Overwrite = False,
     set: opts.Set = None,
     app_dir: opts.AppDir = Path(),
     threads: opts.Threads = None,
-    json: opts.Json = False,
-    quiet: opts.Quiet = False,
-    verbose: opts.Verbose = False,
+    mode: Talking,
 ) -> None:
     """Write the same tensors in another format: renamed, selected, cast, merged or sharded if asked.
 
@@ -102,22 +94,14 @@ def convert(
     """
     from ptsave.cli.convert import convert as run
     from ptsave.core.accounts import parse_extras
-    from ptsave.formats.base import WriteOptions, digest_algorithm
     from ptsave.verbs.convert import parse_size
     from ptsave.verbs.edit import parse_edits
     from ptsave.verbs.texts import parse_metadata
 
     run(
-        Mode(json, quiet, verbose),
+        mode,
         [located(path) for path in paths],
-        WriteOptions(
-            overwrite=overwrite,
-            record=not no_record,
-            digest=digest_algorithm(digest),
-            check=not no_check,
-            signer=signer_for(sign, sign_only, expires, signature, bundle, certificate),
-            shard_bytes=parse_size(shard_size),
-        ),
+        replace(writing.options(), shard_bytes=parse_size(shard_size)),
         parse_edits(only, drop, strip_prefix, rename, dtype, contiguous, dense),
         format=format,
         select=select,

@@ -6,15 +6,17 @@ from typing import Annotated
 import typer
 
 from ptsave.cli import options as opts
+from ptsave.cli.groups import Talking, with_groups
 from ptsave.cli.options import given, location_of, one_of
 from ptsave.core.address import located
 from ptsave.errors import EXIT_NO
-from ptsave.render.terminal import Mode
 
 
+@with_groups
 def inspect(
     context: typer.Context,
     paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Checkpoints to look into.")],
+    *,
     tree: Annotated[bool, typer.Option("--tree", help="Show the tensors by module, with shares.")] = False,
     params: Annotated[
         bool, typer.Option("--params", help="Count the parameters of each module, buffers apart.")
@@ -60,9 +62,7 @@ def inspect(
         str | None,
         typer.Option("--diff", metavar="OTHER", help="Compare with OTHER; exit 1 when they differ."),
     ] = None,
-    json: opts.Json = False,
-    quiet: opts.Quiet = False,
-    verbose: opts.Verbose = False,
+    mode: Talking,
 ) -> None:
     """Say what is in a checkpoint, of any format, or in a run's folder, without running any of it."""
     from ptsave.cli.inspect import compare
@@ -70,7 +70,7 @@ def inspect(
     from ptsave.cli.inspect import make_config as write_config
     from ptsave.verbs.request import refuse_unused, unused_by_inspect
 
-    mode, flags = Mode(json, quiet, verbose), given(context)
+    flags = given(context)
     refuse_unused(
         flags,
         unused_by_inspect(
@@ -78,7 +78,7 @@ def inspect(
             tree=tree,
             params=params,
             stats=stats,
-            json=json,
+            json=mode.json,
             makes_config=make_config is not None,
             has_class=class_ is not None,
         ),

@@ -6,22 +6,19 @@ from typing import Annotated
 import typer
 
 from ptsave.cli import options as opts
-from ptsave.cli.options import given, location_of, wanted_of
+from ptsave.cli.groups import Filling, Talking, with_groups
+from ptsave.cli.options import given, location_of
 from ptsave.core.address import located
-from ptsave.render.terminal import Mode
 
 
+@with_groups
 def load(
     context: typer.Context,
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Checkpoint to load.")],
+    *,
     config: opts.ConfigPath = None,
     trust_recorded: opts.TrustRecorded = None,
-    select: opts.Select = None,
-    extras: opts.LeftOutWeights = "fail",
-    allow_missing: opts.AllowMissing = None,
-    allow_unexpected: opts.AllowUnexpected = None,
-    min_coverage: opts.MinCoverage = 0.5,
-    tie: opts.Tie = None,
+    filling: Filling,
     lock: opts.Lock = None,
     device: opts.Device = "cpu",
     inputs: Annotated[
@@ -34,25 +31,25 @@ def load(
     overwrite: opts.Overwrite = False,
     set: opts.Set = None,
     app_dir: opts.AppDir = Path(),
-    json: opts.Json = False,
-    quiet: opts.Quiet = False,
-    verbose: opts.Verbose = False,
+    mode: Talking,
 ) -> None:
     """Rebuild the model, load the weights strictly, and run it once if asked."""
     from ptsave.cli.load import load as run
     from ptsave.verbs.request import refuse_unused, unused_by_load
 
     unused = unused_by_load(
-        has_config=config is not None, has_outputs=outputs is not None, allows_missing=bool(allow_missing)
+        has_config=config is not None,
+        has_outputs=outputs is not None,
+        allows_missing=bool(filling.allow_missing),
     )
     refuse_unused(given(context), unused)
     run(
-        Mode(json, quiet, verbose),
+        mode,
         located(checkpoint),
         location_of(config),
         overrides=set or [],
         trusted=trust_recorded or (),
-        wanted=wanted_of(select, extras, allow_missing, allow_unexpected, tie, min_coverage),
+        wanted=filling.wanted(),
         device=device,
         inputs=location_of(inputs),
         outputs=location_of(outputs),

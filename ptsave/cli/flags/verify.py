@@ -7,12 +7,13 @@ from typing import Annotated
 import typer
 
 from ptsave.cli import options as opts
+from ptsave.cli.groups import Talking, with_groups
 from ptsave.cli.options import check_names, given, location_of, typed
 from ptsave.core.address import located
 from ptsave.errors import EXIT_NO, EXIT_OK, Option, UsageError
-from ptsave.render.terminal import Mode
 
 
+@with_groups
 def verify(
     context: typer.Context,
     checkpoints: Annotated[
@@ -21,6 +22,7 @@ def verify(
             metavar="CHECKPOINT...", help="Checkpoints to verify, or folders of them.", show_default=False
         ),
     ] = None,
+    *,
     config: opts.ConfigPath = None,
     trust_recorded: opts.TrustRecorded = None,
     recursive: Annotated[
@@ -98,9 +100,7 @@ def verify(
     set: opts.Set = None,
     app_dir: opts.AppDir = Path(),
     threads: opts.Threads = None,
-    json: opts.Json = False,
-    quiet: opts.Quiet = False,
-    verbose: opts.Verbose = False,
+    mode: Talking,
 ) -> None:
     """Give a verdict: same bytes, same keys, same behaviour. Exit 0 is yes, 1 is no."""
     from ptsave.cli import verify as command
@@ -111,7 +111,7 @@ def verify(
     from ptsave.verbs.signing import signed_by_of
     from ptsave.verbs.verify import OF_LIST_CHECKS, choose
 
-    mode, flags = Mode(json, quiet, verbose), given(context)
+    flags = given(context)
     if list_checks:
         others = [flag for flag in flags if flag not in OF_LIST_CHECKS]
         refuse_unused(others, dict.fromkeys(others, "--list-checks verifies nothing"))
