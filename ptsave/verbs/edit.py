@@ -146,14 +146,12 @@ def edit(root: Any, edits: Edits) -> Edited:
         return result.change(node, edits, dotted(path)) if isinstance(node, TensorEntry) else node
 
     def leave(path: Sequence[Any], node: Any, made: Any) -> Any:
-        if not isinstance(node, dict):
-            return made
         is_inside = bool(optimizers)
         if is_inside and optimizers[-1] == len(path):
             optimizers.pop()
-        if node and not made and path:  # all of it was dropped
+        if path and isinstance(node, (dict, list, tuple)) and node and not made:  # all of it was dropped
             return GONE
-        if not edits.changes_names or is_inside or not is_state_dict(node):
+        if not isinstance(node, dict) or not edits.changes_names or is_inside or not is_state_dict(node):
             return made
         where = dotted(path)
         names = naming.of_state_dict([key for key in node if key in made], where)
