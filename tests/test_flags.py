@@ -161,5 +161,5 @@ def test_other_commands_take_what_they_use(run: Run) -> None:
     assert (
         run("load", "net.pt", "-c", SIMPLE, "--inputs", "x.npz", "--outputs", "y.npz", "--overwrite")[0] == 0
     )
-    assert run("convert", "net.pt", "d", "--format", "safetensors-sharded", "--shard-size", "100")[0] == 0
+    assert run("convert", "net.pt", "d", "--format", "safetensors-sharded", "--shard-size", "100B")[0] == 0
     assert run("inspect", "net.pt", "--tree", "--sort", "name", "--limit", 1)[0] == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from torch import nn
 import ptsave
 from ptsave.cli import main
 from ptsave.cli.app import app
-from ptsave.cli.elsewhere import COMMANDS, FLAGS
+from ptsave.cli.elsewhere import COMMANDS
+from ptsave.verbs.request import FLAGS
 
 
 @pytest.fixture
@@ -63,11 +65,37 @@ def test_dtypes_as_people_write_them(written: str, name: str, file: str) -> None
     assert {value.dtype for value in torch.load("b.pt").values()} == {getattr(torch, name)}
 
 
+def test_a_part_of_which_all_was_dropped_is_gone(file: str) -> None:
+    model = nn.Linear(3, 2)
+    model(torch.ones(3)).sum().backward()
+    optimizer = torch.optim.Adam(model.parameters())
+    optimizer.step()
+    parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epochs": [(1, 2.5), (2, 1.5)]}
+    torch.save(parts, "training.pt")
+    assert main.run(["convert", "training.pt", "b.pt", "--drop", "optimizer*"]) == 0
+    assert torch.load("b.pt").keys() == {"model", "epochs"}
+    assert main.run(["convert", "training.pt", "c.pt", "--drop", "epochs.1", "--drop", "*state*"]) == 0
+    kept = torch.load("c.pt")
+    assert kept["epochs"] == [(1, 2.5)]
+    assert kept["optimizer"].keys() == {"param_groups"}
+
+
 def test_a_shard_size_makes_shards(file: str, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main.run(f"convert {file} shards --shard-size 24".split()) == 0
+    assert main.run(f"convert {file} shards --shard-size 24B".split()) == 0
     assert len([*Path("shards").glob("*.safetensors")]) == 2
-    assert main.run(f"convert {file} b.safetensors --shard-size 24".split()) == 2
+    assert main.run(f"convert {file} b.safetensors --shard-size 24B".split()) == 2
     assert "this is one file" in capfd.readouterr().err
+
+
+def test_a_shard_size_without_a_unit(file: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main.run(f"convert {file} shards --shard-size 5".split()) == 2
+    err = capfd.readouterr().err
+    assert "'5' has no unit (--shard-size)" in err
+    assert "did you mean 5GB? 5B is so many bytes" in err
+    assert not Path("shards").exists()
+    assert main.run(f"convert {file} shards --shard-size 2000000".split()) == 0
+    with pytest.raises(ptsave.errors.UsageError, match="has no unit"):
+        ptsave.convert(file, "others", shard_size="5")
 
 
 @pytest.mark.parametrize(("one", "other"), [("a.pt", "m.pt"), ("m.pt", "a.pt")])
@@ -196,3 +224,29 @@ def test_what_is_proposed_instead_is_there() -> None:
     for flag, instead in FLAGS.items():
         assert not any(flag in known for known in flags.values()), flag
         assert any({w for w in instead.split() if w.startswith("--")} <= known for known in flags.values())
+
+
+@pytest.mark.parametrize(
+    ("call", "hint"),
+    [
+        (lambda: ptsave.load("a.pt", nn.Linear(3, 2), map_location="cpu"), "did you mean device=?"),
+        (
+            lambda: ptsave.load("a.pt", strict=False),
+            "allow_missing= and allow_unexpected= name what may differ",
+        ),
+        (lambda: ptsave.load("a.pt", weights_only=True), "leave it out: nothing in a file is run"),
+        (lambda: ptsave.load("a.pt", mmap=True), "did you mean lazy=?"),
+        (lambda: ptsave.load("a.pt", trust_record=True), "did you mean 'trust_recorded'?"),
+        (lambda: ptsave.open("a.pt", map_location="cpu"), "known parameters: path"),
+        (lambda: ptsave.save("b.pt", {}, force=True), "did you mean overwrite=?"),
+        (lambda: ptsave.convert("a.pt", "b.pt", exclude="*"), "did you mean drop=?"),
+        (lambda: ptsave.convert("a.pt", "b.pt", half=True), 'did you mean dtype="float16"?'),
+        (lambda: ptsave.inspect("a.pt", grep="*"), "did you mean filter=?"),
+        (lambda: ptsave.verify("a.pt", strict_=True), "did you mean 'strict'?"),
+    ],
+)
+def test_a_parameter_of_another_name(call: Callable[[], object], hint: str, file: str) -> None:
+    with pytest.raises(ptsave.errors.UsageError, match="there is no parameter") as caught:
+        call()
+    assert caught.value.hint == hint
+    assert not Path("b.pt").exists()

@@ -18,7 +18,7 @@ COMMANDS = [
     "inspect hostile.pt --json",
     "convert training.pt model.safetensors --select model",
     "convert model.safetensors half.npz --dtype float16",
-    "convert model.safetensors shards --format safetensors-sharded --shard-size 200",
+    "convert model.safetensors shards --format safetensors-sharded --shard-size 200B",
     "convert shards back.pt",
     "convert back.pt folder --format dcp",
     "inspect folder --diff model.safetensors",

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, overload
 
 from ptsave.core.accounts import Extras, parse_extras
 from ptsave.core.address import Location, located
-from ptsave.errors import UsageError, options_of
+from ptsave.errors import UsageError
+from ptsave.verbs.request import python_verb
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +56,7 @@ def inspect(
 def inspect(path: PathLike, /, *, diff: PathLike) -> Diff: ...
 
 
+@python_verb
 def inspect(
     *paths: PathLike,
     filter: Names = (),
@@ -80,26 +82,22 @@ def inspect(
     from ptsave.verbs.inspect import inspect_path
     from ptsave.verbs.request import refuse_unused, unused_by_inspect
 
-    with options_of(signature_of(inspect).parameters):
-        given = _given(locals(), inspect)
-        if not paths:
-            raise UsageError("inspect needs a path", "ptsave.inspect", "name what to look into")
-        if diff is not None:
-            refuse_unused(
-                given, unused_by_inspect(diff=True, tree=False, params=False, stats=stats, json=True)
-            )
-            if len(paths) > 1:
-                raise UsageError("diff= compares two checkpoints", "ptsave.inspect", "name one beside it")
-            return diff_paths(located(paths[0]), located(diff))
-        results = [
-            inspect_path(
-                located(path), globs=_several(filter), sort=sort, limit=limit, stats=stats, given=given
-            )
-            for path in paths
-        ]
+    given = _given(locals(), inspect)
+    if not paths:
+        raise UsageError("inspect needs a path", "ptsave.inspect", "name what to look into")
+    if diff is not None:
+        refuse_unused(given, unused_by_inspect(diff=True, tree=False, params=False, stats=stats, json=True))
+        if len(paths) > 1:
+            raise UsageError("diff= compares two checkpoints", "ptsave.inspect", "name one beside it")
+        return diff_paths(located(paths[0]), located(diff))
+    results = [
+        inspect_path(located(path), globs=_several(filter), sort=sort, limit=limit, stats=stats, given=given)
+        for path in paths
+    ]
     return results[0] if len(results) == 1 else results
 
 
+@python_verb
 def convert(
     *paths: PathLike,
     config: PathLike | None = None,
@@ -166,66 +164,66 @@ def convert(
     from ptsave.verbs.edit import parse_edits
     from ptsave.verbs.texts import check_metadata
 
-    with options_of(signature_of(convert).parameters):
-        given = _given(locals(), convert)
-        options = WriteOptions(
-            overwrite=overwrite,
-            record=not no_record,
-            digest=digest_algorithm(digest),
-            check=not no_check,
-            signer=signer_of(
-                several_paths(sign),
-                _several(sign_only),
-                expires,
-                None if signature is None else located(signature),
-                None if bundle is None else located(bundle),
-                certificates=several_paths(certificate),
-            ),
-            shard_bytes=parse_size(str(shard_size)),
+    given = _given(locals(), convert)
+    options = WriteOptions(
+        overwrite=overwrite,
+        record=not no_record,
+        digest=digest_algorithm(digest),
+        check=not no_check,
+        signer=signer_of(
+            several_paths(sign),
+            _several(sign_only),
+            expires,
+            None if signature is None else located(signature),
+            None if bundle is None else located(bundle),
+            certificates=several_paths(certificate),
+        ),
+        shard_bytes=parse_size(f"{shard_size}B" if isinstance(shard_size, int) else shard_size),
+    )
+    renames = [rename] if isinstance(rename, str) else rename
+    cast = None if dtype is None else str(dtype)
+    edits = parse_edits(_several(only), _several(drop), strip_prefix, renames, cast, contiguous, dense)
+    places = [located(path) for path in paths]
+    pins = None if lock is None else located(lock)
+    program = program_format(places[-1], format) if config is not None and places else None
+    if config is not None and program is not None:
+        from ptsave.export.convert import Export, export_path
+
+        if len(places) != 2:
+            raise UsageError("a program is exported from one checkpoint", "ptsave.convert", "name one")
+        source, destination = places
+        left_out = parse_extras(extras, "fail", "drop")
+        folder = Path() if app_dir is None else Path(app_dir)
+        request = Export(
+            source,
+            destination,
+            program,
+            located(config),
+            _several(set),
+            select,
+            left_out,
+            cast,
+            opset,
+            folder,
+            check_metadata(metadata or {}),
+            pins,
         )
-        renames = [rename] if isinstance(rename, str) else rename
-        cast = None if dtype is None else str(dtype)
-        edits = parse_edits(_several(only), _several(drop), strip_prefix, renames, cast, contiguous, dense)
-        places = [located(path) for path in paths]
-        pins = None if lock is None else located(lock)
-        program = program_format(places[-1], format) if config is not None and places else None
-        if config is not None and program is not None:
-            from ptsave.export.convert import Export, export_path
-
-            if len(places) != 2:
-                raise UsageError("a program is exported from one checkpoint", "ptsave.convert", "name one")
-            source, destination = places
-            left_out = parse_extras(extras, "fail", "drop")
-            folder = Path() if app_dir is None else Path(app_dir)
-            request = Export(
-                source,
-                destination,
-                program,
-                located(config),
-                _several(set),
-                select,
-                left_out,
-                cast,
-                opset,
-                folder,
-                check_metadata(metadata or {}),
-                pins,
-            )
-            return export_path(request, options, given=given)
-        return convert_paths(
-            places,
-            options,
-            edits,
-            format=format,
-            select=select,
-            extras=parse_extras(extras, "fail", "drop", "keep"),
-            metadata=check_metadata(metadata or {}),
-            lock=pins,
-            dry_run=dry_run,
-            given=given,
-        )
+        return export_path(request, options, given=given)
+    return convert_paths(
+        places,
+        options,
+        edits,
+        format=format,
+        select=select,
+        extras=parse_extras(extras, "fail", "drop", "keep"),
+        metadata=check_metadata(metadata or {}),
+        lock=pins,
+        dry_run=dry_run,
+        given=given,
+    )
 
 
+@python_verb
 def verify(
     path: PathLike,
     *,
@@ -282,47 +280,46 @@ def verify(
     from ptsave.verbs.verify import choose
 
     notes: list[str] = []
-    with options_of(signature_of(verify).parameters):
-        trusted = ["*"] if trust_recorded is True else _several(trust_recorded or ())
-        asked = choose(
-            _listed(checks),
-            config=None if config is None else located(config),
-            trusted=trusted,
-            against=None if against is None else located(against),
-            close=close,
-            through=_listed(through),
-            record=record,
-            given=_given(locals(), verify),
-            infinite=_several(allow_infinite),
-            signed_by=partial(
-                signed_by_of,
-                several_paths(signed_by),
-                several_paths(signature),
-                [rename] if isinstance(rename, str) else rename,
-                _several(only),
-                _several(identity),
-                issuer,
-            ),
-            overrides=_several(set),
-            pin=pin,
-            lock=None if lock is None else located(lock),
-        )
-        folder = Path() if app_dir is None else Path(app_dir)
-        request = Request(
-            located(path),
-            asked,
-            _several(allow),
-            _several(set),
-            select,
-            device,
-            folder,
-            strict,
-            run_pt2,
-            run_beside,
-        )
-        verdict, _ = verify_path(request, Listener(notes.append))
+    trusted = ["*"] if trust_recorded is True else _several(trust_recorded or ())
+    asked = choose(
+        _listed(checks),
+        config=None if config is None else located(config),
+        trusted=trusted,
+        against=None if against is None else located(against),
+        close=close,
+        through=_listed(through),
+        record=record,
+        given=_given(locals(), verify),
+        infinite=_several(allow_infinite),
+        signed_by=partial(
+            signed_by_of,
+            several_paths(signed_by),
+            several_paths(signature),
+            [rename] if isinstance(rename, str) else rename,
+            _several(only),
+            _several(identity),
+            issuer,
+        ),
+        overrides=_several(set),
+        pin=pin,
+        lock=None if lock is None else located(lock),
+    )
+    folder = Path() if app_dir is None else Path(app_dir)
+    request = Request(
+        located(path),
+        asked,
+        _several(allow),
+        _several(set),
+        select,
+        device,
+        folder,
+        strict,
+        run_pt2,
+        run_beside,
+    )
+    verdict, _ = verify_path(request, Listener(notes.append))
     for note in notes:
-        warnings.warn(note, stacklevel=2)
+        warnings.warn(note, stacklevel=3)
     return verdict.of(frozenset(signature_of(verify).parameters))
 
 

@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from inspect import signature as signature_of
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -23,7 +22,7 @@ from ptsave.core.parts.fits import misfit
 from ptsave.core.parts.keys import Allowed, Wanted
 from ptsave.core.parts.select import Selection, left_out_of, select_model
 from ptsave.core.record import Record
-from ptsave.errors import UsageError, options_of
+from ptsave.errors import UsageError
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.writers import destination_writer
 from ptsave.models.build import build_model, check_device
@@ -41,6 +40,7 @@ from ptsave.training.foreign import as_torch
 from ptsave.training.modules import plan_module, state_of, unwrap
 from ptsave.training.plain_data import as_plain_data
 from ptsave.training.state import TrainingState
+from ptsave.verbs.request import python_verb
 from ptsave.verbs.signing import check_signed, lock_for, open_pinned, settled, write_beside
 from ptsave.verbs.texts import check_holds, check_metadata
 
@@ -53,6 +53,7 @@ _NO_MODEL = (
 Module = TypeVar("Module", bound=nn.Module)
 
 
+@python_verb
 def save(
     path: PathLike | Any,
     value: PathLike | Any,
@@ -87,39 +88,38 @@ def save(
     Raises: LossyError naming what the format cannot hold; ExistsError; WriteError; UsageError. The
     old file is there then.
     """
-    with options_of(signature_of(save).parameters):
-        if not isinstance(path, (str, os.PathLike)) and isinstance(value, (str, os.PathLike)):
-            path, value = value, path
-        destination = located(path)
-        target = destination_writer(destination, format)
-        beside, files = (None if one is None else located(one) for one in (signature, bundle))
-        signer = signer_of(
-            several_paths(sign), beside=beside, bundle=files, certificates=several_paths(certificate)
-        )
-        if (beside or files or several_paths(certificate)) and signer is None:
-            raise UsageError("nothing is signed", "ptsave.save: signature", "name a key with sign=")
-        options = settled(WriteOptions(overwrite=overwrite, signer=signer), is_named=False)
-        check_signed(destination, target.name, options, keeps_record=target.keeps_record)
-        spec: Config | None = None
-        if isinstance(value, nn.Module):
-            module = unwrap(value)
-            tree: Any = state_of(module)
-            spec = _spec(module, hyperparameters, config)
-        else:
-            if hyperparameters is not None or config is not None:
-                raise UsageError("only a module has hyperparameters", "ptsave.save", "give the module itself")
-            tree = value.state_dict() if isinstance(value, TrainingState) else value
-            tree = as_plain_data(tree, "")
-        checkpoint = checkpoint_of(tree, destination)
-        checkpoint.record = _record(module, spec) if spec is not None else Record(environment=environment())
-        checkpoint.metadata = check_metadata(metadata or {})
-        check_holds(target, checkpoint.metadata, checkpoint.tensors, record=True)
-        if spec is not None:
-            _check_rebuilds(spec, checkpoint)
-        written = target.write(checkpoint, destination, options)
-        write_beside(options, destination)
+    if not isinstance(path, (str, os.PathLike)) and isinstance(value, (str, os.PathLike)):
+        path, value = value, path
+    destination = located(path)
+    target = destination_writer(destination, format)
+    beside, files = (None if one is None else located(one) for one in (signature, bundle))
+    signer = signer_of(
+        several_paths(sign), beside=beside, bundle=files, certificates=several_paths(certificate)
+    )
+    if (beside or files or several_paths(certificate)) and signer is None:
+        raise UsageError("nothing is signed", "ptsave.save: signature", "name a key with sign=")
+    options = settled(WriteOptions(overwrite=overwrite, signer=signer), is_named=False)
+    check_signed(destination, target.name, options, keeps_record=target.keeps_record)
+    spec: Config | None = None
+    if isinstance(value, nn.Module):
+        module = unwrap(value)
+        tree: Any = state_of(module)
+        spec = _spec(module, hyperparameters, config)
+    else:
+        if hyperparameters is not None or config is not None:
+            raise UsageError("only a module has hyperparameters", "ptsave.save", "give the module itself")
+        tree = value.state_dict() if isinstance(value, TrainingState) else value
+        tree = as_plain_data(tree, "")
+    checkpoint = checkpoint_of(tree, destination)
+    checkpoint.record = _record(module, spec) if spec is not None else Record(environment=environment())
+    checkpoint.metadata = check_metadata(metadata or {})
+    check_holds(target, checkpoint.metadata, checkpoint.tensors, record=True)
+    if spec is not None:
+        _check_rebuilds(spec, checkpoint)
+    written = target.write(checkpoint, destination, options)
+    write_beside(options, destination)
     for note in written.notes:
-        warnings.warn(note, stacklevel=2)
+        warnings.warn(note, stacklevel=3)
     unique = {entry.view: entry for entry in checkpoint.tensors.values()}.values()
     return Saved(
         destination=destination,
@@ -237,6 +237,7 @@ def load(
 ) -> nn.Module: ...
 
 
+@python_verb
 def load(
     path: PathLike,
     model: nn.Module | None = None,
@@ -289,7 +290,6 @@ def load(
     allowed = Allowed(globs(allow_missing), globs(allow_unexpected))
     wanted = Wanted(allowed, globs(tie), select, extras, min_coverage)
     with ExitStack() as opened:
-        opened.enter_context(options_of(signature_of(load).parameters))
         pins = lock_for(None if lock is None else located(lock))
         checkpoint = opened.enter_context(open_pinned(located(path), pins))
         if device is not None:
@@ -326,7 +326,7 @@ def load(
         if selection.others:
             notes.append(selection.sentence())
     for note in notes:
-        warnings.warn(note, stacklevel=2)
+        warnings.warn(note, stacklevel=3)
     return model
 
 

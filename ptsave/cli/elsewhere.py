@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection
 
 from ptsave.errors import quoted
+from ptsave.verbs.request import FLAGS
 
 COMMANDS = {
     **dict.fromkeys(("diff", "compare"), "ptsave inspect A --diff B"),
@@ -35,28 +36,7 @@ COMMANDS = {
     "init": "ptsave inspect PATH --make-config model.toml",
 }
 """Command → a line that does it."""
-FLAGS = {
-    **dict.fromkeys(("--force", "-f", "--yes", "-y"), "--overwrite"),
-    **dict.fromkeys(("--half", "--fp16"), "--dtype float16"),
-    "--bf16": "--dtype bfloat16",
-    "--max-shard-size": "--shard-size",
-    **dict.fromkeys(("--exclude", "--skip", "--remove"), "--drop"),
-    **dict.fromkeys(("--include", "--keep"), "--only"),
-    **dict.fromkeys(("--key", "--prefix"), "--select"),
-    **dict.fromkeys(("--grep", "--names", "--keys", "--match"), "--filter"),
-    **dict.fromkeys(("--parameters", "--summary", "--count"), "--params"),
-    **dict.fromkeys(("--top", "--head"), "--limit"),
-    "--histogram": "--stats",
-    **dict.fromkeys(("--compare", "--other"), "--diff"),
-    **dict.fromkeys(("--html", "--output-report"), "--report FILE.html"),
-    **dict.fromkeys(("--to", "--type"), "--format"),
-    **dict.fromkeys(("--map-location", "--map_location"), "--device"),
-    **dict.fromkeys(("--gpu", "--cuda"), "--device cuda"),
-    "--cpu": "--device cpu",
-    "--no-strict": "--allow-missing GLOB, --allow-unexpected GLOB",
-    "--values": "--stats",
-}
-"""Flag → one that some of the commands have, with what to give it."""
+_VALUES = ("--values", "--value", "--data")
 _OUTPUT = ("-o", "--output", "--out")
 _NAMED = re.compile(r"(No such (?:command '(?P<command>.+?)'|option: (?P<flag>\S+)))")
 _PATH = re.compile(r".*[./\\]", re.DOTALL)
@@ -78,6 +58,8 @@ def meant(message: str, flags: Collection[str], help_line: str) -> tuple[str, st
         hint = f"a command comes before the path: did you mean `ptsave inspect {quoted(command)}`?"
     elif flag in _OUTPUT:
         hint = f"the last path is what is written; {help_line}"
+    elif flag in _VALUES and "--stats" in flags:
+        hint = "--stats sums each tensor up; in Python, ptsave.open(PATH)[NAME] is one of them"
     elif flag in FLAGS and FLAGS[flag].split()[0] in flags:
         hint = f"did you mean {FLAGS[flag]}? {help_line}"
     return (found[1], hint) if hint else (message, help_line)

@@ -18,6 +18,7 @@ from ptsave.core.tree import as_state_dict
 from ptsave.core.values.digest import recorded_digests
 from ptsave.errors import UsageError, not_installed
 from ptsave.formats import open_checkpoint
+from ptsave.verbs.request import python_verb
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ptsave.core.accounts import Extras
 
 
+@python_verb
 def open(path: str | os.PathLike[str] | Address) -> OpenCheckpoint:
     """Open whatever checkpoint `path` is, recognised by content: nothing in it runs, no tensor is read yet.
 

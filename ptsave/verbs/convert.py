@@ -38,6 +38,8 @@ from ptsave.verbs.request import Bar, reading, refuse_unused, unseen, unused_by_
 from ptsave.verbs.signing import check_signed, lock_for, open_pinned, settled, with_signatures, write_beside
 from ptsave.verbs.texts import check_holds, left_beside, lost, with_kept_values
 
+MIN_BARE_BYTES = 2**20
+"""A smaller number without a unit is a mistake, more likely than the bytes of a shard."""
 _ADAPTER = re.compile(r"\blora_[AB]\b")
 """Source: peft, `LoraLayer.adapter_layer_names`."""
 
@@ -239,10 +241,14 @@ def convert(
 
 
 def parse_size(text: str) -> int:
-    """Bytes from `5GB`, `500MB`, `2GiB` or a bare number of bytes.
+    """Bytes from `5GB`, `500MB`, `2GiB`, `200B`, or a bare number that is large enough to be of bytes.
 
     Raises: UsageError.
     """
+    bare = text.strip()
+    if bare.isdecimal() and 0 < int(bare) < MIN_BARE_BYTES:
+        hint = f"did you mean {bare}GB? {bare}B is so many bytes"
+        raise UsageError(f"{text!r} has no unit", Option("shard_size"), hint)
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", text.strip(), re.IGNORECASE)
     unit = (match.group(2) or "").lower() if match else ""
     base = 1024 if unit.endswith("i") else 1000

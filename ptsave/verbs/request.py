@@ -7,12 +7,47 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import wraps
+from inspect import signature
 from threading import Lock
+from typing import ParamSpec, TypeVar
 
-from ptsave.errors import Option, Text, UsageError
+from ptsave.core.names import hint_for
+from ptsave.errors import Option, Text, UsageError, options_of
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 ALWAYS = ("--json", "--quiet", "--verbose")
 """The flags that say how to print, which every command uses."""
+
+FLAGS = {
+    **dict.fromkeys(("--force", "-f", "--yes", "-y"), "--overwrite"),
+    **dict.fromkeys(("--half", "--fp16"), "--dtype float16"),
+    "--bf16": "--dtype bfloat16",
+    "--max-shard-size": "--shard-size",
+    **dict.fromkeys(("--exclude", "--skip", "--remove"), "--drop"),
+    **dict.fromkeys(("--include", "--keep"), "--only"),
+    **dict.fromkeys(("--key", "--prefix"), "--select"),
+    **dict.fromkeys(("--grep", "--names", "--keys", "--match"), "--filter"),
+    **dict.fromkeys(("--parameters", "--summary", "--count"), "--params"),
+    **dict.fromkeys(("--top", "--head"), "--limit"),
+    "--histogram": "--stats",
+    **dict.fromkeys(("--compare", "--other"), "--diff"),
+    **dict.fromkeys(("--html", "--output-report"), "--report FILE.html"),
+    **dict.fromkeys(("--to", "--type"), "--format"),
+    **dict.fromkeys(("--map-location", "--map_location"), "--device"),
+    **dict.fromkeys(("--gpu", "--cuda"), "--device cuda"),
+    "--cpu": "--device cpu",
+    "--no-strict": "--allow-missing GLOB, --allow-unexpected GLOB",
+}
+"""Flag → one that some of the commands have, with what to give it."""
+KEYWORDS: Mapping[str, Text] = {
+    "strict": (Option("allow_missing"), " and ", Option("allow_unexpected"), " name what may differ"),
+    "weights_only": "leave it out: nothing in a file is run",
+    "mmap": ("did you mean ", Option("lazy"), "?"),
+}
+"""Parameter of torch's functions → what ptsave has for it."""
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """Shows the progress of work of a name and a size in bytes; what it opens is told the bytes as they pass."""
@@ -49,6 +84,35 @@ def reading(bar: Bar, label: str, size_bytes: int, passing_bytes: int) -> Iterat
 def option(flag: str) -> Option:
     """The option of a flag: that of `--allow-missing` is `allow_missing`."""
     return Option(flag.removeprefix("--").replace("-", "_"))
+
+
+def python_verb(function: Callable[P, R]) -> Callable[P, R]:
+    """`function`, whose errors name options as its arguments, and which says what an unknown one means."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        parameters = signature(function).parameters
+        with options_of(parameters):
+            for keyword in kwargs:
+                if keyword not in parameters:
+                    what = f"there is no parameter {keyword!r}"
+                    raise UsageError(what, f"ptsave.{function.__name__}", _meant(keyword, parameters))
+            return function(*args, **kwargs)
+
+    return call
+
+
+def _meant(keyword: str, parameters: Collection[str]) -> Text:
+    """The hint for a keyword that is none of `parameters`."""
+    hint = KEYWORDS.get(keyword)
+    named = [part.key for part in hint or () if isinstance(part, Option)]
+    if hint is None:
+        flag, _, value = FLAGS.get(f"--{keyword.replace('_', '-')}", "").partition(" ")
+        if flag:
+            meant = Option(option(flag).key, value)
+            hint, named = ("did you mean ", meant, "?"), [meant.key]
+    fits = hint is not None and all(key in parameters for key in named)
+    return hint if hint is not None and fits else hint_for(keyword, parameters, "parameters")
 
 
 def refuse_unused(given: Collection[str], unused: Mapping[str, Text]) -> None:
