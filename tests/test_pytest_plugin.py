@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ptsave.config.lock import Lock, lock_bytes
+from ptsave.config.lock import LockFile, lock_bytes
 from tests.config.test_lock import PIN
 from tests.support import Command
 
@@ -72,7 +72,7 @@ def test_in_a_suite(suite: Path, capfd: pytest.CaptureFixture[str]) -> None:
     recorded = (suite / "net.pt").read_bytes()
     assert run("--ptsave-update")[0] == 0
     assert (suite / "net.pt").read_bytes() == recorded
-    (suite / "ptsave.lock").write_bytes(lock_bytes(Lock(suite / "ptsave.lock", {"net.pt": PIN})))
+    (suite / "ptsave.lock").write_bytes(lock_bytes(LockFile(suite / "ptsave.lock", {"net.pt": PIN})))
     code, said = run()
     assert code == 1, said
     assert "signature  fail     it is not what " in said

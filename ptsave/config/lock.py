@@ -50,7 +50,7 @@ class Pin:
 
 
 @dataclass(frozen=True)
-class Lock:
+class LockFile:
     """The pins of one `ptsave.lock`."""
 
     path: Location
@@ -86,7 +86,7 @@ class Lock:
         return Path("/") if isinstance(self.path, Address) else Path(os.path.abspath(self.path)).parent
 
 
-def read_lock(path: Location, *, is_named: bool = False) -> Lock:
+def read_lock(path: Location, *, is_named: bool = False) -> LockFile:
     """Read the lock at `path`.
 
     Raises: MissingFileError; UnreadableError; UsageError for what is no lock, or a pin that was edited.
@@ -99,10 +99,10 @@ def read_lock(path: Location, *, is_named: bool = False) -> Lock:
     pins = expect(document.get("pins", {}), dict, place / "pins")
     for name in pins:
         located(name)
-    return Lock(path, {name: _pin(pin, place / "pins" / name) for name, pin in pins.items()}, is_named)
+    return LockFile(path, {name: _pin(pin, place / "pins" / name) for name, pin in pins.items()}, is_named)
 
 
-def lock_bytes(lock: Lock) -> bytes:
+def lock_bytes(lock: LockFile) -> bytes:
     """The content of a lock's file; the same pins give the same bytes."""
     pins = {name: _to_toml(lock.pins[name]) for name in sorted(lock.pins)}
     return toml_text({"version": VERSION, "pins": pins}, [_COMMENT]).encode()

@@ -80,7 +80,7 @@ def write_sharded(
                 replacing_folder(destination, num_bytes, overwrite=options.overwrite, sync=options.sync)
             )
         place = group.from_first(lambda: place_in(folder, group.size))
-        writer = Writer(place, aliases, options.sync)
+        writer = RankWriter(place, aliases, options.sync)
         _save(dict(state), writer)
         metadata = group.from_first(lambda: writer.metadata)
         is_read_back = options.record or (options.check and not place.compares_data)
@@ -109,7 +109,7 @@ def _is_of(name: str, generation: int) -> bool:
     return re.match(rf"__\d+_{tag}", name) is not None or name == new_record_name(generation)
 
 
-class Writer(FileSystemWriter):
+class RankWriter(FileSystemWriter):
     """torch's writer, with names of its own for the data, and the metadata kept back."""
 
     def __init__(self, place: SaveTarget, aliases: Mapping[str, str], sync: bool) -> None:
@@ -193,7 +193,7 @@ def _renamed(plan: SavePlan, prefix: str) -> SavePlan:
     return replace(plan, storage_data=replace(plan.storage_data, prefix=prefix))
 
 
-def _save(state: dict[str, Any], writer: Writer) -> None:
+def _save(state: dict[str, Any], writer: RankWriter) -> None:
     """`torch.distributed.checkpoint.save`, whose errors are none of Python's usual ones.
 
     Raises: WriteError, RankError.

@@ -20,7 +20,7 @@ from ptsave.core.values.digest import HEX_DIGITS
 from ptsave.errors import LimitError, LossyError, Option, Text
 from ptsave.formats.base import WriteOptions
 from ptsave.formats.safetensors import chunk_offsets
-from ptsave.storage.move import Move, Span, check_back
+from ptsave.storage.move import Move, WrittenSpan, check_back
 from ptsave.storage.opening import replacing_file
 from ptsave.storage.output import OutputFile
 from ptsave.storage.scan import damaged
@@ -247,12 +247,12 @@ def module_versions(root: Any) -> dict[str, Any] | None:
     return {name: dict(entry) for name, entry in found.items()}
 
 
-def write_pieces(output: OutputFile, pieces: Iterable[tuple[int, bytes]], what: str) -> list[Span]:
+def write_pieces(output: OutputFile, pieces: Iterable[tuple[int, bytes]], what: str) -> list[WrittenSpan]:
     """Write (offset, bytes) and return what must read back."""
     spans = []
     for offset, piece in pieces:
         output.write_at(offset, piece)
-        spans.append(Span(what, offset, len(piece), crc32(piece)))
+        spans.append(WrittenSpan(what, offset, len(piece), crc32(piece)))
     return spans
 
 
@@ -269,7 +269,7 @@ def last_check(checkpoint: Checkpoint, options: WriteOptions) -> None:
 @contextmanager
 def replacing_checked(
     checkpoint: Checkpoint, destination: Location, num_bytes: int, options: WriteOptions
-) -> Iterator[tuple[OutputFile, list[Span]]]:
+) -> Iterator[tuple[OutputFile, list[WrittenSpan]]]:
     """A file that replaces `destination` once all spans put into the list read back as they were written.
 
     Raises: ExistsError; WriteError; UnreadableError when what is read has changed meanwhile.
@@ -281,7 +281,7 @@ def replacing_checked(
         sync=options.sync,
         before_rename=partial(last_check, checkpoint, options),
     ) as output:
-        spans: list[Span] = []
+        spans: list[WrittenSpan] = []
         yield output, spans
         if options.check:
             check_back(spans, output, options.progress)

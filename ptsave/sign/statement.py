@@ -42,7 +42,7 @@ _NO_HASH = "0" * 64
 
 
 @dataclass(frozen=True)
-class Content:
+class SignedContent:
     """The content of a checkpoint that a statement covers."""
 
     digests: Mapping[str, str]
@@ -128,7 +128,7 @@ def content_of(
     only: Sequence[str] = (),
     names: Names | None = None,
     within: Sequence[str] = (),
-) -> Content:
+) -> SignedContent:
     """What a statement about `checkpoint` covers, given the digest of each tensor by name.
 
     `only`, and `within`: globs of the names that it is about; all where they are empty. `names`: the names
@@ -154,7 +154,7 @@ def content_of(
         if entry.num_elements and (kept := first.setdefault(entry.view, name)) is not name:
             ties.setdefault(kept, [kept]).append(name)
     record = checkpoint.record.model if checkpoint.record is not None else None
-    return Content(
+    return SignedContent(
         {name: own[name] for name in sorted(tensors)},
         {name: (entry.dtype.name, entry.shape) for name, entry in tensors.items()},
         sorted(map(sorted, ties.values())),
@@ -179,7 +179,7 @@ def model_of(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def statement_of(
-    content: Content, algorithm: str, only: Sequence[str] = (), expires: str | None = None
+    content: SignedContent, algorithm: str, only: Sequence[str] = (), expires: str | None = None
 ) -> Statement:
     """The statement about `content`, whose digests are of `algorithm`.
 
@@ -197,7 +197,7 @@ def with_digests(draft: Statement, digests: Mapping[str, str]) -> Statement:
 
 @no_garbage_collection()
 def draft_of(
-    content: Content, algorithm: str, only: Sequence[str] = (), expires: str | None = None
+    content: SignedContent, algorithm: str, only: Sequence[str] = (), expires: str | None = None
 ) -> Statement:
     """The statement about `content` without what it says of digests, which are not known yet.
 

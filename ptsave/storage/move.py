@@ -72,7 +72,7 @@ class Move:
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class WrittenSpan:
     """Bytes that were written, and what they must read back as."""
 
     name: str
@@ -83,7 +83,7 @@ class Span:
 
 def move(
     moves: Iterable[Move], output: OutputFile, where: str, progress: Progress | None = None
-) -> list[Span]:
+) -> list[WrittenSpan]:
     """Carry out `moves` on threads, filling in their `crc32` and `digests`; returns what was written.
 
     The first error of any thread stops all.
@@ -124,7 +124,7 @@ def move(
     return mover.spans
 
 
-def check_back(spans: Sequence[Span], output: OutputFile, progress: Progress | None = None) -> None:
+def check_back(spans: Sequence[WrittenSpan], output: OutputFile, progress: Progress | None = None) -> None:
     """Read back what was written and compare it with what passed through.
 
     Raises: WriteError, naming the tensor, when the file does not hold it.
@@ -137,7 +137,7 @@ def check_back(spans: Sequence[Span], output: OutputFile, progress: Progress | N
     assert isinstance(output, LocalOutputFile)
     file = output
 
-    def check(span: Span, buffer: memoryview, stopped: Stopped) -> None:
+    def check(span: WrittenSpan, buffer: memoryview, stopped: Stopped) -> None:
         sums = Sums()
         for _ in scan(file, span.offset, span.num_bytes, sums, buffer, stopped=stopped, progress=progress):
             pass
@@ -148,7 +148,7 @@ def check_back(spans: Sequence[Span], output: OutputFile, progress: Progress | N
     output.checked = "reading it back"
 
 
-def crc32_of_spans(spans: Iterable[Span], num_bytes: int) -> int:
+def crc32_of_spans(spans: Iterable[WrittenSpan], num_bytes: int) -> int:
     """The CRC-32 of a whole file of `num_bytes` bytes; between the spans, which do not overlap, are zeros."""
     crc = at = 0
     for span in sorted(spans, key=lambda span: span.offset):
@@ -214,7 +214,7 @@ class _Mover:
     output: OutputFile
     where: str
     progress: Progress | None
-    spans: list[Span] = field(default_factory=list)
+    spans: list[WrittenSpan] = field(default_factory=list)
 
     def tasks_in_order(self, items: Sequence[Move]) -> list[Task]:
         """One task for each run and batch, by their places in the target; those that only read come last."""
@@ -233,7 +233,7 @@ class _Mover:
         self._stream(item, buffer, stopped)
         _check(item, self.where)
         if item.target_offset is not None:
-            self.spans.append(Span(item.name, item.target_offset, item.num_bytes, item.crc32))
+            self.spans.append(WrittenSpan(item.name, item.target_offset, item.num_bytes, item.crc32))
             self._write_frame(item)
 
     def batch(self, items: list[Move], buffer: memoryview, stopped: Stopped) -> None:
@@ -260,7 +260,7 @@ class _Mover:
         start = first_byte(items[0])
         self.output.write_at(start, window)
         names = items[0].name if len(items) == 1 else f"{items[0].name} … {items[-1].name}"
-        self.spans.append(Span(names, start, len(window), crc32(window)))
+        self.spans.append(WrittenSpan(names, start, len(window), crc32(window)))
         if self.progress is not None:
             self.progress(sum(item.num_bytes for item in items))
 
@@ -299,7 +299,7 @@ class _Mover:
         self._stream(part, buffer, stopped)
         split.parts[start] = part.crc32
         assert part.target_offset is not None
-        self.spans.append(Span(part.name, part.target_offset, part.num_bytes, part.crc32))
+        self.spans.append(WrittenSpan(part.name, part.target_offset, part.num_bytes, part.crc32))
 
     def _write_frame(self, item: Move) -> None:
         """Write what lies right before and right after a run."""
@@ -311,7 +311,7 @@ class _Mover:
             if make is not None:
                 piece = make(item.crc32)
                 self.output.write_at(offset, piece)
-                self.spans.append(Span(item.name, offset, len(piece), crc32(piece)))
+                self.spans.append(WrittenSpan(item.name, offset, len(piece), crc32(piece)))
 
     def _stream(self, item: Move, buffer: memoryview, stopped: Stopped) -> None:
         """Pass one run through the cache in blocks. Raises: CancelledError."""

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ptsave.config.lock import FILE_NAME, Lock, Pin, lock_bytes, read_lock
+from ptsave.config.lock import FILE_NAME, LockFile, Pin, lock_bytes, read_lock
 from ptsave.config.toml import Config
 from ptsave.core.address import Address, Location
 from ptsave.core.checkpoint import Checkpoint
@@ -179,7 +179,7 @@ def signed_by_of(
 # --- pins ---
 
 
-def lock_for(named: Location | None) -> Lock | None:
+def lock_for(named: Location | None) -> LockFile | None:
     """The lock that the user names, or else that of the current folder, where it has one.
 
     Raises: MissingFileError; UnreadableError; UsageError for what is no lock.
@@ -189,7 +189,7 @@ def lock_for(named: Location | None) -> Lock | None:
     return read_lock(Path(FILE_NAME)) if os.path.lexists(FILE_NAME) else None
 
 
-def open_pinned(where: Location, lock: Lock | None) -> Checkpoint:
+def open_pinned(where: Location, lock: LockFile | None) -> Checkpoint:
     """Open the checkpoint at `where`, which must be what the lock pins; for that it is read once.
 
     Raises: RefusedError with what departs; what opening and reading raise.
@@ -197,7 +197,7 @@ def open_pinned(where: Location, lock: Lock | None) -> Checkpoint:
     return pinned(open_checkpoint(where), lock)
 
 
-def pinned(checkpoint: Checkpoint, lock: Lock | None, read: Read = digests_of) -> Checkpoint:
+def pinned(checkpoint: Checkpoint, lock: LockFile | None, read: Read = digests_of) -> Checkpoint:
     """`checkpoint` if it is what the lock pins, or has no pin; else it is closed. `read`: what reads it.
 
     Raises: RefusedError with what departs; UnreadableError.
@@ -210,7 +210,7 @@ def pinned(checkpoint: Checkpoint, lock: Lock | None, read: Read = digests_of) -
     return checkpoint
 
 
-def _hold(checkpoint: Checkpoint, lock: Lock | None, read: Read) -> None:
+def _hold(checkpoint: Checkpoint, lock: LockFile | None, read: Read) -> None:
     if lock is None:
         return
     where, named = str(checkpoint.path), ["--lock", str(lock.path)] if lock.is_named else []
@@ -265,7 +265,7 @@ def write_pin(path: Location, checkpoint: Checkpoint, pin: Pin) -> None:
         try:
             lock = read_lock(path)
         except MissingFileError:
-            lock = Lock(path)
+            lock = LockFile(path)
         names = (*lock.names_of(checkpoint), lock.name_of(checkpoint.named or checkpoint.path))
         pins = {**lock.pins, **dict.fromkeys(names, pin)}
         with may_be_replaced():

@@ -10,17 +10,17 @@ import pytest
 import torch
 
 import ptsave
-from ptsave.config.lock import Lock, Pin, lock_bytes, read_lock
+from ptsave.config.lock import LockFile, Pin, lock_bytes, read_lock
 from ptsave.core.address import located
 from ptsave.errors import MissingFileError, PtsaveError, UsageError
 from ptsave.formats import open_checkpoint
-from ptsave.sign.statement import Content, statement_of
+from ptsave.sign.statement import SignedContent, statement_of
 
-PIN = Pin(statement_of(Content({"w": "0" * 64}, {"w": ("float32", (2,))}), "sha256"), ("ab" * 32,))
+PIN = Pin(statement_of(SignedContent({"w": "0" * 64}, {"w": ("float32", (2,))}), "sha256"), ("ab" * 32,))
 
 
 @pytest.fixture
-def lock(tmp_path: Path) -> Lock:
+def lock(tmp_path: Path) -> LockFile:
     names = (
         "net.pt",
         "a 'b' \"c\"/ünï.pt",
@@ -29,10 +29,10 @@ def lock(tmp_path: Path) -> Lock:
         "version",
         "pins",
     )
-    return Lock(tmp_path / "ptsave.lock", dict.fromkeys(names, PIN))
+    return LockFile(tmp_path / "ptsave.lock", dict.fromkeys(names, PIN))
 
 
-def test_it_comes_back_as_it_was(lock: Lock) -> None:
+def test_it_comes_back_as_it_was(lock: LockFile) -> None:
     assert isinstance(lock.path, Path)
     lock.path.write_bytes(lock_bytes(lock))
     read = read_lock(lock.path)
@@ -63,7 +63,7 @@ def test_it_comes_back_as_it_was(lock: Lock) -> None:
 )
 def test_what_was_edited_is_refused(old: str, new: str, says: str, tmp_path: Path) -> None:
     path = tmp_path / "ptsave.lock"
-    text = lock_bytes(Lock(path, {"net.pt": PIN})).decode()
+    text = lock_bytes(LockFile(path, {"net.pt": PIN})).decode()
     assert old in text
     path.write_text(text.replace(old, new, 1))
     with pytest.raises(PtsaveError, match=says):
@@ -73,7 +73,7 @@ def test_what_was_edited_is_refused(old: str, new: str, says: str, tmp_path: Pat
 def test_a_pin_of_a_part_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "ptsave.lock"
     for part in ({"only": ["w"]}, {"expires": "2999-01-01"}):
-        path.write_bytes(lock_bytes(Lock(path, {"net.pt": Pin(replace(PIN.statement, **part))})))
+        path.write_bytes(lock_bytes(LockFile(path, {"net.pt": Pin(replace(PIN.statement, **part))})))
         with pytest.raises(UsageError, match="not one that verify --pin makes"):
             read_lock(path)
     with pytest.raises(MissingFileError):
@@ -81,7 +81,7 @@ def test_a_pin_of_a_part_is_refused(tmp_path: Path) -> None:
 
 
 def test_names_are_relative_to_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lock = Lock(tmp_path / "ptsave.lock")
+    lock = LockFile(tmp_path / "ptsave.lock")
     monkeypatch.chdir(tmp_path)
     assert lock.name_of(Path("models/net.pt")) == "models/net.pt"
     assert lock.name_of(Path("models/../net.pt")) == "net.pt"
@@ -105,7 +105,7 @@ def test_a_checkpoint_has_its_pin_under_every_name(tmp_path: Path, monkeypatch: 
 
     def pins(path: str, *names: str) -> int:
         with open_checkpoint(path) as checkpoint:
-            return len(Lock(Path("ptsave.lock"), dict.fromkeys(names, PIN)).pins_of(checkpoint))
+            return len(LockFile(Path("ptsave.lock"), dict.fromkeys(names, PIN)).pins_of(checkpoint))
 
     for path in ("net.pt", "./net.pt", "hub/../net.pt", "latest.pt", "hard.pt", str(tmp_path / "net.pt")):
         assert pins(path, "net.pt") == 1, path

@@ -18,7 +18,7 @@ from ptsave.storage import batch, scan, system
 from ptsave.storage import move as mover
 from ptsave.storage.atomic import replacing_file
 from ptsave.storage.local.file import LocalFile
-from ptsave.storage.move import Move, Span, check_back, move
+from ptsave.storage.move import Move, WrittenSpan, check_back, move
 from ptsave.storage.system import disk
 from ptsave.storage.windows import FileStorage
 from ptsave.storage.workers import run_tasks
@@ -138,7 +138,7 @@ def test_a_file_cut_short_is_found(tmp_path: Path) -> None:
     with replacing_file(tmp_path / "m", 10) as output:
         output.write_at(0, b"12345")
         with pytest.raises(WriteError, match="shorter than what was written"):
-            check_back([Span("t", 0, 10, 0)], output)
+            check_back([WrittenSpan("t", 0, 10, 0)], output)
 
 
 def test_threads_stop_with_the_first_error() -> None:

@@ -30,7 +30,7 @@ from ptsave.formats.dcp.metadata import ItemLocation, TensorAbout, parse_metadat
 from ptsave.formats.dcp.nesting import nest, restore_parameter_numbers
 from ptsave.formats.dcp.remote import UnreadStorage, left_in, read_item, read_side_by_side
 from ptsave.formats.folder_files import is_new_record
-from ptsave.formats.pickle.inert import Loaded
+from ptsave.formats.pickle.inert import Unpickled
 from ptsave.formats.torch.part import TorchParts
 from ptsave.formats.zip.checks import check_storages
 from ptsave.formats.zip.reader import read_directory
@@ -194,7 +194,7 @@ class _Reader:
         """Those who have read the items."""
         self._left: dict[str, list[Extent]] = {}
         """Gaps between items that have more than padding, by file, where they were looked at."""
-        self._by_place: dict[ItemLocation, tuple[str, Loaded]] = {}
+        self._by_place: dict[ItemLocation, tuple[str, Unpickled]] = {}
         self._by_chunks: dict[tuple[Any, ...], TensorEntry] = {}
 
     def read_ahead(self, keys: Iterable[tuple[str, tuple[int, ...] | None]]) -> None:
@@ -293,7 +293,7 @@ class _Reader:
             )
         return place
 
-    def _part(self, name: str, offsets: tuple[int, ...] | None) -> Loaded:
+    def _part(self, name: str, offsets: tuple[int, ...] | None) -> Unpickled:
         """The torch zip of one item."""
         place = self._place(name, offsets)
         if place in self._by_place:  # two names of one tensor
@@ -302,7 +302,7 @@ class _Reader:
         self._keep(place, name, loaded)
         return loaded
 
-    def _keep(self, place: ItemLocation, name: str, loaded: Loaded) -> None:
+    def _keep(self, place: ItemLocation, name: str, loaded: Unpickled) -> None:
         """Note what an item says."""
         add_uses(self.globals, loaded.globals)
         self.notes |= dict.fromkeys(loaded.notes)

@@ -15,7 +15,7 @@ from ptsave.core.nodes import TensorEntry
 from ptsave.core.storage import Storage
 from ptsave.errors import CorruptError, UnreadableError
 from ptsave.formats.dcp.metadata import ItemLocation
-from ptsave.formats.pickle.inert import Loaded
+from ptsave.formats.pickle.inert import Unpickled
 from ptsave.formats.torch.form import Form
 from ptsave.formats.torch.part import TorchParts
 from ptsave.storage.fetch import in_parallel
@@ -158,7 +158,7 @@ class LaterStorage(Storage):
                 self._head = b""
             return self._found
 
-    def _another(self, file: InputFile) -> Loaded:
+    def _another(self, file: InputFile) -> Unpickled:
         """What the item says, which is of another form."""
         parts = TorchParts()
         loaded, known = read_item(parts, file, self._item), self._form.loaded
@@ -180,7 +180,7 @@ class LaterStorage(Storage):
             "download the folder, and read the copy",
         )
 
-    def loaded(self) -> Loaded:
+    def loaded(self) -> Unpickled:
         """What the item says, if it is of the form."""
         known = self._form.loaded
         return replace(known, root=replace(known.root, storage=self))
@@ -195,7 +195,7 @@ def is_whole(entry: TensorEntry) -> bool:
 class ItemsRead:
     """What items say, and their files."""
 
-    loaded: list[tuple[Labelled, Loaded]]
+    loaded: list[tuple[Labelled, Unpickled]]
     parts: list[TorchParts]
     """What the files' records are."""
     left: dict[str, list[Extent]]
@@ -224,7 +224,7 @@ def read_side_by_side(
         by_file.setdefault(place.file_name, []).append((place, items[place][0]))
     files = {name: LaterFile(partial(open_file, group[0])) for name, group in by_file.items()}
     parts: dict[str, TorchParts] = {}
-    loaded: dict[Labelled, Loaded] = {}
+    loaded: dict[Labelled, Unpickled] = {}
 
     def alike(item: Labelled) -> object:
         """What is equal for items of which one is looked into now."""
@@ -288,7 +288,7 @@ def _form_of(parts: TorchParts, item: Labelled, kind: Kind | None) -> Form | Non
     return form if form is not None and is_whole(form.loaded.root) else None
 
 
-def read_item(parts: TorchParts, file: InputFile, item: Labelled) -> Loaded:
+def read_item(parts: TorchParts, file: InputFile, item: Labelled) -> Unpickled:
     """What the torch zip of one item says.
 
     Raises: CorruptError, LimitError, UnreadableError.

@@ -28,7 +28,7 @@ from ptsave.errors import LimitError, LossyError, Option
 from ptsave.formats.base import WriteOptions, Written
 from ptsave.formats.dcp.read import MAX_METADATA_BYTES
 from ptsave.formats.folder_files import DCP_METADATA, is_new_record, new_record_name, superfluous
-from ptsave.formats.pickle.emit import Call, Emitter, New, Row, Slot, Table
+from ptsave.formats.pickle.emit import Emitter, New, Reduce, Row, Slot, Table
 from ptsave.formats.stored import (
     check_readable,
     check_record,
@@ -287,16 +287,16 @@ def _no_tensor(emitter: Emitter, entry: TensorEntry) -> None:
     raise AssertionError("the metadata holds no tensors")
 
 
-def _size(numbers: Slot) -> Call:
-    return Call("torch", "Size", (numbers,))
+def _size(numbers: Slot) -> Reduce:
+    return Reduce("torch", "Size", (numbers,))
 
 
 _DTYPE, _REQUIRES_GRAD, _SHAPE, _ORIGIN = map(Slot, range(4))
 _PROPERTIES = (
     _DTYPE,
-    Call("torch.serialization", "_get_layout", ("torch.strided",)),
+    Reduce("torch.serialization", "_get_layout", ("torch.strided",)),
     _REQUIRES_GRAD,
-    Call(_METADATA, "_MEM_FORMAT_ENCODING", (_CONTIGUOUS,)),
+    Reduce(_METADATA, "_MEM_FORMAT_ENCODING", (_CONTIGUOUS,)),
     False,
 )
 _TENSOR = New(

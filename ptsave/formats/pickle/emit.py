@@ -17,7 +17,7 @@ from ptsave.formats.pickle.encode import SCALARS, Encoder, Path, spelled
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Call:
+class Reduce:
     """A value that the pickle makes by calling `module.name`. Only for what a format itself consists of."""
 
     module: str
@@ -109,7 +109,7 @@ class Emitter(Encoder):
         elif kind in (list, tuple, set):
             if not self._recall(id(value)):
                 _CONTAINERS[kind](self, value, path)
-        elif kind is Call:
+        elif kind is Reduce:
             self.constant(value.module, value.name)
             self._tuple(value.args, path)
             self._out += b"R"
@@ -141,7 +141,7 @@ class Emitter(Encoder):
                 self.value(_rebuilding(value), path)
                 self._memoize(id(value), value)
         elif _is_device(value):
-            self.value(Call("torch", "device", value.args), path)
+            self.value(Reduce("torch", "device", value.args), path)
         else:
             raise LossyError(
                 f"a .pt file that weights_only loads cannot hold {spelled(path)}: it is {_kind_of(value)}",
@@ -294,16 +294,16 @@ def can_emit(leaf: Any) -> bool:
     return type(leaf) in SCALARS or isinstance(leaf, (DType, dict)) or _is_device(leaf)
 
 
-def _rebuilding(value: Opaque) -> Call:
+def _rebuilding(value: Opaque) -> Reduce:
     """The call that makes a sparse, nested or meta tensor, or a parameter of one, as torch pickles it."""
     if value.name == PARAMETER:
         data, requires_grad = value.state["data"], value.state["requires_grad"]
-        return Call("torch._utils", "_rebuild_parameter", (data, requires_grad, OrderedDict()))
+        return Reduce("torch._utils", "_rebuild_parameter", (data, requires_grad, OrderedDict()))
     if is_sparse(value):
-        layout = Call("torch.serialization", "_get_layout", (value.name,))
-        return Call("torch._utils", "_rebuild_sparse_tensor", (layout, parts_of(value)))
+        layout = Reduce("torch.serialization", "_get_layout", (value.name,))
+        return Reduce("torch._utils", "_rebuild_sparse_tensor", (layout, parts_of(value)))
     function = "_rebuild_nested_tensor" if value.name == NESTED else "_rebuild_meta_tensor_no_storage"
-    return Call("torch._utils", function, parts_by_name(value))
+    return Reduce("torch._utils", function, parts_by_name(value))
 
 
 def _is_device(value: Any) -> bool:

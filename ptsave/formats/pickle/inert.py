@@ -48,7 +48,7 @@ _SCRIPT_BEGINS = b"\x80\x02"
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class Unpickled:
     """What a pickle spells."""
 
     root: Any
@@ -64,7 +64,7 @@ class Loaded:
 
 def load(
     source: Storage | bytes, start: int, shapes: Shapes, where: str, *, is_whole: bool = False
-) -> Loaded:
+) -> Unpickled:
     """Interpret the pickle that begins at byte `start`; what follows its end is left alone.
 
     `is_whole`: nothing may follow it, which a reader that goes on would run.
@@ -92,7 +92,7 @@ def load(
             use.count = max(use.count, 1)
         if (met := _MET.get()) is not None:
             met.append(machine.uses)
-    return Loaded(root, machine.uses, end, machine.budget.notes, machine.budget.dropped)
+    return Unpickled(root, machine.uses, end, machine.budget.notes, machine.budget.dropped)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from ptsave.core.strict_json import parse_object
 from ptsave.core.tree import dotted
 from ptsave.errors import CorruptError, UnreadableError
 from ptsave.formats.base import FileFormat
-from ptsave.formats.pickle.inert import Loaded
+from ptsave.formats.pickle.inert import Unpickled
 from ptsave.formats.pickle.shapes import Shapes
 from ptsave.formats.programs import torchscript
 from ptsave.formats.programs.pt2_ports import SCALAR_TYPES, described, with_names
@@ -371,7 +371,7 @@ class _Archive:
         self.dropped[f"{record}, a pickled object of a class of its own"] = None
         return Opaque("torch.export.opaque_object", state={"record": self.top + record})
 
-    def _take(self, loaded: Loaded) -> Any:
+    def _take(self, loaded: Unpickled) -> Any:
         self.dropped |= dict.fromkeys(loaded.dropped)
         add_uses(self.globals, loaded.globals)
         self.notes |= dict.fromkeys(loaded.notes)

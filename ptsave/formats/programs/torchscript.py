@@ -24,7 +24,7 @@ from ptsave.core.tree import is_scalar
 from ptsave.errors import CorruptError
 from ptsave.formats.base import FileFormat
 from ptsave.formats.kinds.sparse import PARTS, is_sparse
-from ptsave.formats.pickle.inert import Loaded
+from ptsave.formats.pickle.inert import Unpickled
 from ptsave.formats.pickle.module import OWN_ATTRIBUTES, is_plain
 from ptsave.formats.pickle.python_objects import is_name_only
 from ptsave.formats.pickle.shapes import UNKNOWN, Budget, Known, Shapes, known_names
@@ -173,7 +173,7 @@ def read(file: InputFile) -> Checkpoint:
 
         refused: set[str] = set()
 
-        def unpickle(name: str) -> Loaded:
+        def unpickle(name: str) -> Unpickled:
             storages = ZipStorages(directory, f"{top}{name}/", False, is_script=True, refused=refused)
             shapes = Shapes(SHAPES, build, storages, is_script=True)
             return load_record(directory, f"{top}{name}.pkl", shapes)

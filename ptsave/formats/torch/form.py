@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ptsave.core.nodes import TensorEntry
-from ptsave.formats.pickle.inert import Loaded
+from ptsave.formats.pickle.inert import Unpickled
 from ptsave.formats.zip.directory import find_directory, parse_directory
 from ptsave.formats.zip.fields import FLAG_DESCRIPTOR, Archive
 from ptsave.formats.zip.reader import ZipDirectory
@@ -51,7 +51,7 @@ class Form:
     """The two places of each CRC-32 that may differ, the storage's first."""
     identity: tuple[int, int]
     """Where the archive's identity lies, which torch reads as text."""
-    loaded: Loaded
+    loaded: Unpickled
     """What the archive says, of the first one's storage."""
 
     def head_of(self, file: InputFile, offset_bytes: int) -> bytes:
@@ -60,7 +60,7 @@ class Form:
         is_alike = all(head.startswith(text[: max(len(head) - at, 0)], at) for at, text in self.fixed)
         return head if is_alike else b""
 
-    def read(self, file: InputFile, offset_bytes: int, head: bytes = b"") -> Loaded | None:
+    def read(self, file: InputFile, offset_bytes: int, head: bytes = b"") -> Unpickled | None:
         """What the archive at `offset_bytes` says; None where it is of another form.
 
         `head`: what it has before its storage, where that was read.
@@ -96,11 +96,11 @@ class Form:
             first.kind,
             first.requires_grad,
         )
-        return Loaded(entry, self.loaded.globals, self.loaded.end, self.loaded.notes, self.loaded.dropped)
+        return Unpickled(entry, self.loaded.globals, self.loaded.end, self.loaded.notes, self.loaded.dropped)
 
 
 def form_of(
-    directory: ZipDirectory, offset_bytes: int, num_bytes: int, loaded: Loaded, identity: str
+    directory: ZipDirectory, offset_bytes: int, num_bytes: int, loaded: Unpickled, identity: str
 ) -> Form | None:
     """The form of the archive in the `num_bytes` from `offset_bytes`, which has been read and checked.
 

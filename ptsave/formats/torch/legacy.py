@@ -21,7 +21,7 @@ from ptsave.core.finding import Finding, Kind
 from ptsave.core.nodes import GlobalUse, add_uses
 from ptsave.errors import CorruptError, LimitError
 from ptsave.formats.base import FileFormat
-from ptsave.formats.pickle.inert import Loaded, load
+from ptsave.formats.pickle.inert import Unpickled, load
 from ptsave.formats.torch.objects import torch_shapes
 from ptsave.formats.torch.storages import (
     UNTYPED,
@@ -97,7 +97,7 @@ def read(file: InputFile) -> Checkpoint:
 FORMAT = FileFormat("pt-legacy", sniff, read)
 
 
-def _load(source: FileStorage, offset_bytes: int, where: str) -> Loaded:
+def _load(source: FileStorage, offset_bytes: int, where: str) -> Unpickled:
     """One of the small pickles, which hold plain data."""
     return load(source, offset_bytes, torch_shapes(), where)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ptsave.core.accounts import Part
 from ptsave.core.dtypes import DType
 from ptsave.core.nodes import TensorEntry
-from ptsave.formats.pickle.inert import Loaded
+from ptsave.formats.pickle.inert import Unpickled
 from ptsave.formats.torch.form import Form, form_of
 from ptsave.formats.torch.read import (
     BOOKKEEPING,
@@ -45,7 +45,7 @@ class TorchParts:
                 return form
         return None
 
-    def read(self, file: InputFile, offset_bytes: int, num_bytes: int, name: str = "") -> Loaded:
+    def read(self, file: InputFile, offset_bytes: int, num_bytes: int, name: str = "") -> Unpickled:
         """What `torch.save` wrote into `num_bytes` bytes of `file` from `offset_bytes`; nothing in it runs.
 
         `name`: of the part, for those of its records that no tensor is of.

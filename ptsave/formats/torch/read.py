@@ -22,7 +22,7 @@ from ptsave.core.storage import MemoryStorage, SwappedStorage
 from ptsave.errors import CorruptError, LimitError, UnreadableError
 from ptsave.formats.base import FileFormat
 from ptsave.formats.kinds.quantized import PACKED
-from ptsave.formats.pickle.inert import Loaded, load
+from ptsave.formats.pickle.inert import Unpickled, load
 from ptsave.formats.pickle.shapes import Shapes
 from ptsave.formats.torch.objects import torch_shapes
 from ptsave.formats.torch.storages import (
@@ -201,7 +201,9 @@ def check_layout(directory: ZipDirectory, top: str) -> None:
         )
 
 
-def load_pickle(directory: ZipDirectory, name: str, persistent_load: Callable[[Any], Any] | None) -> Loaded:
+def load_pickle(
+    directory: ZipDirectory, name: str, persistent_load: Callable[[Any], Any] | None
+) -> Unpickled:
     """Interpret the pickle in the record `name`; `persistent_load` finds its storages.
 
     Raises: CorruptError, LimitError.
@@ -209,7 +211,7 @@ def load_pickle(directory: ZipDirectory, name: str, persistent_load: Callable[[A
     return load_record(directory, name, torch_shapes(persistent_load))
 
 
-def load_record(directory: ZipDirectory, name: str, shapes: Shapes) -> Loaded:
+def load_record(directory: ZipDirectory, name: str, shapes: Shapes) -> Unpickled:
     """Interpret the pickle in the record `name`. A damaged one is refused: its keys name the tensors.
 
     Raises: CorruptError, LimitError.

@@ -36,7 +36,7 @@ class Area:
 
 
 @dataclass(frozen=True)
-class Box:
+class Rectangle:
     """Where an area lies; all in percent of the drawing."""
 
     left: float
@@ -79,14 +79,14 @@ def _inside(node: ModuleNode, front: str, colour: int | None) -> Iterator[tuple[
             number += 1
 
 
-def boxes(sizes: Sequence[int]) -> list[Box]:
+def boxes(sizes: Sequence[int]) -> list[Rectangle]:
     """Where areas of these sizes lie, the largest first; each takes its share of the drawing.
 
     Rows are filled along the shorter side that is left, as long as that makes their areas squarer.
     """
     total = sum(sizes)
     scaled = [size * _WIDE * _HIGH / total for size in sizes] if total else []
-    found: list[Box] = []
+    found: list[Rectangle] = []
     left, top, width, height = 0.0, 0.0, _WIDE, _HIGH
     start = 0
     while start < len(scaled):
@@ -100,9 +100,9 @@ def boxes(sizes: Sequence[int]) -> list[Box]:
         for area in row:
             length = area / thickness if thickness > 0 else 0.0
             if width >= height:
-                found.append(Box(left, top + along, thickness, length))
+                found.append(Rectangle(left, top + along, thickness, length))
             else:
-                found.append(Box(left + along, top, length, thickness))
+                found.append(Rectangle(left + along, top, length, thickness))
             along += length
         if width >= height:
             left, width = left + thickness, max(width - thickness, 0.0)
@@ -110,7 +110,7 @@ def boxes(sizes: Sequence[int]) -> list[Box]:
             top, height = top + thickness, max(height - thickness, 0.0)
         start = end
     x, y = 100 / _WIDE, 100 / _HIGH
-    return [Box(box.left * x, box.top * y, box.width * x, box.height * y) for box in found]
+    return [Rectangle(box.left * x, box.top * y, box.width * x, box.height * y) for box in found]
 
 
 def _worst(row: Sequence[float], side: float) -> float:

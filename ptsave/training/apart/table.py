@@ -55,7 +55,7 @@ EMPTY = item_of({}, VALUE).digest
 Found = dict[Path, Item]
 
 
-class Entry(NamedTuple):
+class Unlike(NamedTuple):
     """A name that not all ranks have alike."""
 
     kind: str
@@ -78,7 +78,7 @@ class Entry(NamedTuple):
         return (RANKS, str(source), *map(str, path))
 
 
-Table = dict[Path, Entry]
+Table = dict[Path, Unlike]
 
 
 def table_of(everyone: Sequence[Found]) -> Table:
@@ -96,7 +96,7 @@ def table_of(everyone: Sequence[Found]) -> Table:
     for path in paths:
         is_conflict = bool(apart) and any(path[:length] in apart for length in range(1, len(path) + 1))
         if path in parents and path not in apart:
-            table[path] = Entry(VALUE, (ABSENT,) * len(everyone))
+            table[path] = Unlike(VALUE, (ABSENT,) * len(everyone))
             continue
         first: dict[bytes, int] = {}
         sources = tuple(
@@ -106,7 +106,7 @@ def table_of(everyone: Sequence[Found]) -> Table:
         if len(set(sources)) > 1:
             kind = next(found[path].kind for found in everyone if path in found)
             needs_own = kind in (WEIGHTS, GRADIENT, NAMES) and len(first) > 1
-            table[path] = Entry(kind, sources, is_conflict or needs_own, is_conflict)
+            table[path] = Unlike(kind, sources, is_conflict or needs_own, is_conflict)
     return table
 
 
@@ -149,7 +149,7 @@ def read_plan(plan: Mapping[str, Any], num_ranks: Any) -> Table:
             is_good = is_good and all(ABSENT <= source < num_ranks for source in row)
         if is_good:
             columns = zip(names, kinds, zip(*sources, strict=True), strict=True) if names else ()
-            return {path: Entry(kind, tuple(column)) for path, kind, column in columns}
+            return {path: Unlike(kind, tuple(column)) for path, kind, column in columns}
     raise CorruptError(
         f"{RANK_VALUES!r} does not say which rank had which value", "", "take another checkpoint"
     )

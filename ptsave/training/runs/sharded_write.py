@@ -28,7 +28,7 @@ from ptsave.core.address import Location
 from ptsave.core.record import Record
 from ptsave.core.tree import dotted
 from ptsave.distributed.group import Group
-from ptsave.distributed.writer import SaveTarget, Writer, explained, place_in
+from ptsave.distributed.writer import RankWriter, SaveTarget, explained, place_in
 from ptsave.errors import CorruptError, LossyError, WriteError
 from ptsave.formats.dcp.write import commit, metadata_digest
 from ptsave.formats.zip.checks import check_crcs
@@ -87,7 +87,7 @@ class ShardedWriter:
         self._memory.release()
 
 
-class _RunWriter(Writer):
+class _RunWriter(RankWriter):
     """torch's writer, which gives the folder its name when all have written."""
 
     def __init__(
@@ -184,7 +184,7 @@ def _local(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def _begin(state: dict[str, Any], writer: Writer, group: dist.ProcessGroup) -> Future[Any]:
+def _begin(state: dict[str, Any], writer: RankWriter, group: dist.ProcessGroup) -> Future[Any]:
     # the state is flat; both would make text of the keys of what is kept as one value
     planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     begun = async_save(

@@ -17,7 +17,7 @@ from ptsave.core.parts.modules import BUFFERS
 from ptsave.core.parts.select import strip_wrapper_names
 from ptsave.core.parts.training import fields_of, find_part
 from ptsave.errors import AmbiguousError
-from ptsave.verbs.checks.resume_order import Group, Match, Param, Shape, Weights, match
+from ptsave.verbs.checks.resume_order import Match, Param, ParameterGroup, Shape, Weights, match
 from ptsave.verbs.checks.subject import Subject
 from ptsave.verbs.training import Training, describe_training, optimizer_nodes, state_dict_nodes
 from ptsave.verbs.training_parts import plain_values
@@ -152,7 +152,7 @@ def _optimizer(
         yield from _coverage(where, params, numbered, found, is_alone=is_alone)
 
 
-def _mixed(raw: Any, groups: list[Group], state: State) -> Facts | None:
+def _mixed(raw: Any, groups: list[ParameterGroup], state: State) -> Facts | None:
     """Where the options of a group are one optimizer's and its states another's: which."""
     for fields, group in zip(_group_nodes(raw), groups, strict=True):
         options = plain_values(fields)
@@ -167,7 +167,7 @@ def _group_nodes(raw: Any) -> list[State]:
     return [fields_of(node) for node in nodes]
 
 
-def _groups(raw: Any) -> list[Group]:
+def _groups(raw: Any) -> list[ParameterGroup]:
     groups = []
     for fields in _group_nodes(raw):
         params, names = fields.get("params"), fields.get("param_names")
@@ -178,7 +178,7 @@ def _groups(raw: Any) -> list[Group]:
         known = [str(name) for name in names or ()] if is_named else []
         if not known and all(isinstance(param, str) for param in params):
             known = list(params)
-        groups.append(Group(params, known))
+        groups.append(ParameterGroup(params, known))
     return groups
 
 
@@ -194,7 +194,7 @@ def _numbered(state: State, params: list[Param]) -> State:
     return {numbers.get(key, key): value for key, value in state.items()}
 
 
-def _shapes(raw: Any, groups: list[Group], state: State) -> dict[Param, Shape | None]:
+def _shapes(raw: Any, groups: list[ParameterGroup], state: State) -> dict[Param, Shape | None]:
     """Of the weight that each parameter's state belongs to, where a state shows it."""
     shapes: dict[Param, Shape | None] = {}
     for fields, group in zip(_group_nodes(raw), groups, strict=True):

@@ -38,7 +38,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Group:
+class ParameterGroup:
     """One parameter group."""
 
     params: Sequence[Param]
@@ -70,7 +70,9 @@ class Match:
     """Parameters that could be exchanged with another of the same shape, and nothing would show it."""
 
 
-def match(groups: Sequence[Group], shapes: Mapping[Param, Shape | None], known: Sequence[Weights]) -> Match:
+def match(
+    groups: Sequence[ParameterGroup], shapes: Mapping[Param, Shape | None], known: Sequence[Weights]
+) -> Match:
     """Check the parameters of `groups` against each of `known`, the likeliest first.
 
     `shapes`: of the weight that each parameter's state belongs to, None where the state does not show it.
@@ -126,7 +128,7 @@ def _order_shown(groups: Sequence[Sequence[Shape | None]], weights: Weights) -> 
 
 
 def _misfits(
-    groups: Sequence[Group], in_groups: Sequence[Sequence[Shape | None]], known: Sequence[Weights]
+    groups: Sequence[ParameterGroup], in_groups: Sequence[Sequence[Shape | None]], known: Sequence[Weights]
 ) -> Iterator[Misfit]:
     """Why they fit nothing, from the surest reason to the least sure."""
     weights = known[0]
@@ -177,7 +179,7 @@ def _is_flattened(shapes: Sequence[Shape | None], have: set[Shape]) -> bool:
 
 
 def _by_names(
-    groups: Sequence[Group], shapes: Mapping[Param, Shape | None], known: Sequence[Weights]
+    groups: Sequence[ParameterGroup], shapes: Mapping[Param, Shape | None], known: Sequence[Weights]
 ) -> Match:
     params = [param for group in groups for param in group.params]
     clean, _ = strip_wrapper_names(name for group in groups for name in group.names)

@@ -18,7 +18,7 @@ from ptsave.sign.files import SignedFiles, digests_of_files
 from ptsave.sign.programs import state_dict_of
 from ptsave.sign.statement import (
     ALGORITHMS,
-    Content,
+    SignedContent,
     Statement,
     content_of,
     differences,
@@ -147,7 +147,11 @@ def _held_to(subject: Subject, asked: SignedBy, who: Signatory, signed: Statemen
 
 
 def _not_covered(
-    checkpoint: Checkpoint, content: Content, signed: Statement, asked: SignedBy, names: Mapping[str, str]
+    checkpoint: Checkpoint,
+    content: SignedContent,
+    signed: Statement,
+    asked: SignedBy,
+    names: Mapping[str, str],
 ) -> Iterator[Finding]:
     """What a statement that holds says nothing of."""
     left = [name for name in checkpoint.tensors if names.get(name, name) not in content.digests]
@@ -175,7 +179,7 @@ def _signed_names(checkpoint: Checkpoint, asked: SignedBy) -> dict[str, str]:
 
 def _named(
     checkpoint: Checkpoint,
-    content: Content,
+    content: SignedContent,
     signed: Statement,
     names: Mapping[str, str],
     by: Mapping[str, str | int | float],

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from ptsave.config.inputs import InputsSpec
-from ptsave.config.lock import Lock, Pin
+from ptsave.config.lock import LockFile, Pin
 from ptsave.config.toml import Tolerance
 from ptsave.core.address import Location
 from ptsave.core.behaviour import Sample
@@ -49,7 +49,7 @@ class Asked:
     """Globs of the tensors in which `finite` accepts infinities."""
     signed_by: SignedBy | None = None
     """Whose signatures it must have."""
-    lock: Lock | None = None
+    lock: LockFile | None = None
     """What it must be, where that has a pin of it."""
     pin_into: Location | None = None
     """The lock that takes a pin of what passes."""

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from ptsave.core.dtypes import BY_NAME
 from ptsave.core.nodes import Global, Opaque, TensorEntry
 from ptsave.errors import LossyError
-from ptsave.formats.pickle.emit import Call, Emitter, New, Row, Slot, Table, can_emit
+from ptsave.formats.pickle.emit import Emitter, New, Reduce, Row, Slot, Table, can_emit
 from tests.formats.torch.test_write import trees
 from tests.support import examples
 
@@ -86,7 +86,7 @@ def test_a_formats_own_objects() -> None:
         emit(
             Table(
                 [
-                    ("call", Call("fractions", "Fraction", (1, 3))),
+                    ("call", Reduce("fractions", "Fraction", (1, 3))),
                     ("new", New("types", "SimpleNamespace", {"x": (1, 2)})),
                     ("bare", New("types", "SimpleNamespace")),
                 ]
@@ -102,7 +102,7 @@ def test_a_row_is_emitted_as_its_template_filled() -> None:
     """A memo's index takes one byte and then four; what a slot holds may be shared with another row."""
 
     def made(value: Any, size: Any) -> New:
-        state = {"value": value, "pair": [Call("torch", "Size", (size,)), (True, [value])], "again": size}
+        state = {"value": value, "pair": [Reduce("torch", "Size", (size,)), (True, [value])], "again": size}
         return New("types", "SimpleNamespace", state)
 
     template = made(Slot(0), Slot(1))

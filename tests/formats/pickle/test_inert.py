@@ -24,14 +24,14 @@ from hypothesis import strategies as st
 from ptsave.core.nodes import Global, Opaque
 from ptsave.errors import CorruptError, LimitError, PtsaveError
 from ptsave.formats.pickle import inert, machine, python_objects
-from ptsave.formats.pickle.inert import Loaded
+from ptsave.formats.pickle.inert import Unpickled
 from ptsave.formats.pickle.shapes import Payload, Shapes
 from tests.support import examples
 
 PROTOCOLS = range(6)
 
 
-def load(data: bytes, **fields: Any) -> Loaded:
+def load(data: bytes, **fields: Any) -> Unpickled:
     return inert.load(data, 0, Shapes(python_objects.NAMES, python_objects.build, **fields), "test")
 
 
