@@ -163,7 +163,8 @@ def _verify_together(request: Request, group: Group, listener: Listener) -> Outc
         source.check_unchanged()
         target = model.config.model.target if model is not None else None
         facts = verb.facts(source, target, request.device, time.monotonic() - start)
-        verdict = replace(verdict, is_strict=request.is_strict, seconds=times.ended())
+        root = verb.proven_root(source, findings)
+        verdict = replace(verdict, is_strict=request.is_strict, seconds=times.ended(), root=root)
         return verdict, {**facts, "ranks": group.size}
 
 

@@ -38,6 +38,8 @@ class Verdict:
     """Whether warnings count as failures."""
     seconds: Mapping[str, float] = field(default_factory=dict, compare=False, repr=False)
     """Check → how long it took; what one check reads for others is a part of its own time."""
+    root: str = ""
+    """One hash of all tensors, whose digests were found to be those of the record; empty where not."""
     parameters: Collection[str] | None = field(default=None, compare=False, repr=False)
     """Those of the Python function that returns it; None for a command, which spells options as flags."""
 

@@ -53,6 +53,7 @@ def inspection(result: Inspection, each: Each = list) -> dict[str, Any]:
         "metadata": jsonable({k: v for k, v in result.metadata.items() if k != "ptsave"}),
         "globals": described(result.globals.values()),
         "record": jsonable(result.record),
+        "root": result.root or None,
         "record_imports": [jsonable(code) for code in result.named_code],
         "training": jsonable(result.training),
         "programs": [jsonable(program) for program in result.programs],
@@ -176,6 +177,7 @@ def verdict(result: Verdict, path: Location, each: Each = list) -> dict[str, Any
         "cause": result.cause,
         "findings": each(_finding(finding) for finding in result.of(None).findings),
         "growth": [jsonable(departure) for departure in result.growth],
+        "root": result.root or None,
     }
 
 
@@ -223,6 +225,7 @@ def _tensor(row: TensorRow) -> dict[str, Any]:
         "view_of": row.view_of,
         "kind": entry.kind,
         "requires_grad": entry.requires_grad,
+        **({"files": row.files} if row.files else {}),
     }
 
 

@@ -93,7 +93,7 @@ def _show_checkpoint(result: Inspection, tree: bool, params: bool, depth: int | 
         show_tree(result.tree, depth, shows_all=verbose)
     elif result.rows:
         out()
-        table([_row(r) for r in result.rows], ("name", "dtype", "shape", "size", ""), right=(3,))
+        table([_row(r, verbose) for r in result.rows], ("name", "dtype", "shape", "size", ""), right=(3,))
     if result.num_hidden:
         out(f"… {count(result.num_hidden, 'tensor')} not shown")
     if verbose and result.rows and not (tree or params or result.stats):
@@ -122,7 +122,7 @@ def _show_checkpoint(result: Inspection, tree: bool, params: bool, depth: int | 
         "metadata",
         {escape(key): value(text) for key, text in result.metadata.items() if key != "ptsave"},
     )
-    _record(result.record)
+    _record(result.record, result.root if verbose else "")
     _named_code(result.named_code)
     if result.globals:
         section("names that are not in the allow-list (nothing here was imported or run)")
@@ -151,7 +151,7 @@ def _wrapping(one: Wrapping) -> str:
     return what + how
 
 
-def _row(row: TensorRow) -> tuple[str, ...]:
+def _row(row: TensorRow, verbose: bool) -> tuple[str, ...]:
     entry = row.entry
     remarks = []
     if entry.kind not in ("tensor", "parameter"):
@@ -162,6 +162,8 @@ def _row(row: TensorRow) -> tuple[str, ...]:
         remarks.append(f"shares storage with {row.view_of}")
     if not entry.is_contiguous:
         remarks.append(f"strides {shape(entry.strides)}")
+    if verbose and row.files:
+        remarks.append(f"in {', '.join(row.files)}")
     return (
         escape(entry.name),
         entry.dtype.name,
@@ -226,7 +228,7 @@ def _named_code(named: Sequence[NamedCode]) -> None:
         table([(escape(path), escape(", ".join(where))) for path, where in uses.items()])
 
 
-def _record(record: Record | None) -> None:
+def _record(record: Record | None, root: str) -> None:
     if record is None:
         return
     known = {}
@@ -238,6 +240,8 @@ def _record(record: Record | None) -> None:
             known[f"  {escape(str(key))}"] = value(item)
     if record.digests is not None:
         known["digests"] = f"{record.digests.algorithm}, {count(len(record.digests.tensors), 'tensor')}"
+    if root:
+        known["root"] = root
     for key, item in (record.environment or {}).items():
         known[escape(key)] = value(item)
     if record.behaviour is not None:

@@ -76,6 +76,8 @@ def show_verdict(mode: Mode, result: Verdict, path: Location) -> None:
         _findings(result, mode)
         if result.cause:
             out(f"{'because':<10} {escape(result.cause)}")
+        if mode.verbose and result.root:
+            out(f"{'root':<10} {result.root}")
     answer = styled(result.answer, "1;32" if result.is_yes else "1;31")
     out(f"{answer}: {escape(str(path))} {escape(result.outcome)}")
     if any(finding.check == "safe" and finding.level == "fail" for finding in result.findings):

@@ -10,7 +10,7 @@ elements (`core.values.digest`). The other hashes say how two checkpoints differ
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from hashlib import sha256
@@ -23,6 +23,7 @@ from ptsave.core.names import matches
 from ptsave.core.nodes import Opaque, TensorEntry
 from ptsave.core.record import Record
 from ptsave.core.strict_json import parse_object
+from ptsave.core.values.digest import recorded_digests
 from ptsave.errors import CorruptError, LossyError
 from ptsave.own_process import no_garbage_collection
 from ptsave.sign.canonical import array_of_texts, canonical, in_utf8, plain, spelled
@@ -228,6 +229,20 @@ def tensors_root(digests: Mapping[str, str]) -> str:
     Raises: LossyError for names that are not Unicode.
     """
     return root([in_utf8(f'[{spelled(name)},"{digests[name]}"]') for name in sorted(digests)])
+
+
+def recorded_root(entries: Collection[TensorEntry], record: Record | None) -> str:
+    """The Merkle root over the names and recorded digests of `entries`; empty where one has no digest.
+
+    It is what a statement has, where its digests are of the record's algorithm.
+    """
+    digests = recorded_digests(entries, record).tensors
+    if not digests or len(digests) < len(entries):
+        return ""
+    try:
+        return tensors_root(digests)
+    except LossyError:
+        return ""
 
 
 def differences(signed: Statement, found: Statement) -> Iterator[Kind]:

@@ -17,7 +17,7 @@ from ptsave.core.parts.training import PROGRESS_KEYS
 from ptsave.core.record import Record
 from ptsave.errors import LimitError, Option, UnknownFormatError, UsageError
 from ptsave.formats import open_checkpoint
-from ptsave.storage.files import InputFile, InputFolder
+from ptsave.storage.files import InputFile, InputFolder, files_of
 from ptsave.verbs.request import ALWAYS, Bar, option, reading, unseen
 
 if TYPE_CHECKING:
@@ -86,6 +86,8 @@ class Inspection:
     notes: Sequence[str] = field(default_factory=list)
     stats: Sequence[TensorStats] | None = None
     """Of the tensors in `rows`, in their order, where they were asked for."""
+    entries: Collection[TensorEntry] = field(default=(), repr=False)
+    """All tensors, whatever is shown."""
 
     def __repr__(self) -> str:
         return f"<inspection of {self._title}>"
@@ -103,6 +105,13 @@ class Inspection:
     def _title(self) -> str:
         tensors = counted(self.num_tensors, "tensor", "tensors")
         return f"{escape(str(self.path))!r}: {self.format}, {tensors}, {self.num_elements:,} elements"
+
+    @property
+    def root(self) -> str:
+        """One hash of all tensors, as far as the record's digests are right; empty where it has not all."""
+        from ptsave.sign.statement import recorded_root  # only who asks for it needs it
+
+        return recorded_root(self.entries, self.record)
 
     @property
     def tree(self) -> ModuleNode:
@@ -216,6 +225,7 @@ def inspect(
         programs=checkpoint.programs,
         left_out=checkpoint.accounts.left_out,
         notes=[*checkpoint.notes, *misfits, *_put_off(checkpoint)],
+        entries=checkpoint.tensors.values(),
     )
 
 
@@ -244,6 +254,7 @@ def _rows(checkpoint: Checkpoint) -> list[TensorRow]:
     first_storage: dict[int, str] = {}
     rows = []
     chars = 0
+    has_files = len(files_of(checkpoint)) > 1
     for name, entry in checkpoint.tensors.items():
         alias = view = None
         if entry.storage.num_bytes:
@@ -254,8 +265,13 @@ def _rows(checkpoint: Checkpoint) -> list[TensorRow]:
         chars += len(alias or view or "")
         if chars > MAX_ALIAS_CHARS:
             raise LimitError("alias_chars", MAX_ALIAS_CHARS, "more", str(checkpoint.path))
-        rows.append(TensorRow(entry, alias, view))
+        rows.append(TensorRow(entry, alias, view, _files_of(entry) if has_files else ()))
     return rows
+
+
+def _files_of(entry: TensorEntry) -> Sequence[str]:
+    files = (storage.file for storage in entry.storage.origins())
+    return sorted({file.path.name for file in files if isinstance(file, InputFile)})
 
 
 def _by_dtype(entries: Sequence[TensorEntry]) -> list[Share]:

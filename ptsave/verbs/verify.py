@@ -15,6 +15,7 @@ from ptsave.core.names import hint_for
 from ptsave.core.verdict import Verdict
 from ptsave.errors import Option, Text, UsageError
 from ptsave.formats.writers import BY_NAME
+from ptsave.sign.statement import recorded_root
 from ptsave.sign.trusted import SignedBy
 from ptsave.verbs.checks import FILE_CHECKS
 from ptsave.verbs.checks.cause import damage, difference, program_cause, resumption, unsigned
@@ -240,6 +241,13 @@ def without_model(subject: Subject, found: Sequence[Finding]) -> Verdict:
         cause = difference(found, *subject.compared, other.path)
     cause = cause or unsigned(found) or program_cause(found, checkpoint) or resumption(found)
     return Verdict((*found, *skipped), cause)
+
+
+def proven_root(checkpoint: Checkpoint, findings: Sequence[Finding]) -> str:
+    """One hash of all tensors, where `findings` say that the digests in the record are right; else empty."""
+    found = [finding for finding in findings if finding.check == "bytes"]
+    is_proven = bool(found) and all(finding.level == "ok" for finding in found)
+    return recorded_root(checkpoint.tensors.values(), checkpoint.record) if is_proven else ""
 
 
 def facts(

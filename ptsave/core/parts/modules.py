@@ -23,6 +23,8 @@ class TensorRow:
     """The first tensor that is the same elements of the same storage."""
     view_of: str | None
     """The first tensor on the same storage that is not the same view."""
+    files: Sequence[str] = ()
+    """The names of the files that hold its bytes, of a checkpoint that has several."""
 
 
 @dataclass

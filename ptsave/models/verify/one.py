@@ -104,7 +104,8 @@ def verify_path(request: Request, listener: Listener) -> Outcome:
             from ptsave.models.verify.run import verify_model
 
             verdict = verify_model(model, asked.names, findings, times.began)
-        verdict = replace(verdict, is_strict=request.is_strict, seconds=times.ended())
+        root = verb.proven_root(source, findings)
+        verdict = replace(verdict, is_strict=request.is_strict, seconds=times.ended(), root=root)
         source.check_unchanged()
         if other is not None:
             other.check_unchanged()
