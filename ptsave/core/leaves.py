@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any, TypeVar
 
 from ptsave.core.nodes import Opaque, TensorEntry
-from ptsave.core.tree import CYCLE, MAX_DEPTH, SCALARS, TEXTS, are_scalars, as_state_dict, dotted
+from ptsave.core.tree import CYCLE, MAX_DEPTH, SCALARS, TEXTS, are_scalars, as_state_dict, dotted, walk
 from ptsave.errors import LimitError
 
 MAX_REPEATS = 500_000
@@ -120,23 +120,24 @@ def entries_of(root: Opaque, *, beside: bool = False) -> Iterator[tuple[Path, An
 
     Raises: LimitError past MAX_REPEATS or MAX_DEPTH.
     """
+
+    def entries(node: Any) -> Iterator[tuple[Any, Any]] | tuple[()]:
+        if not is_entered(node):
+            return ()
+        return chain(node.entries(), node.beside()) if beside else node.entries()
+
+    def is_entered(node: Any) -> bool:
+        return node is root or (isinstance(node, Opaque) and node.shared)
+
     met = _Met()
-    met.meet(root, root.num_parts)
-    stack: list[tuple[Path, Iterator[tuple[Any, Any]]]] = [((), _entries(root, beside))]
-    while stack:
-        path, entries = stack[-1]
-        for key, value in entries:
-            here = (*path, key)
-            if isinstance(value, Opaque) and value.shared:
-                if len(stack) >= MAX_DEPTH:
-                    raise LimitError("depth", MAX_DEPTH, "more")
-                met.meet(value, value.num_parts + len(stack) // _LEVELS_PER_REPEAT)
-                stack.append((here, _entries(value, beside)))
-                break
-            met.meet(value, 1)
-            yield here, value
+    for path, node in walk(root, entries, once=False):
+        if node is CYCLE or (is_entered(node) and len(path) >= MAX_DEPTH):
+            raise LimitError("depth", MAX_DEPTH, "more")
+        if is_entered(node):
+            met.meet(node, node.num_parts + len(path) // _LEVELS_PER_REPEAT)
         else:
-            stack.pop()
+            met.meet(node, 1)
+            yield tuple(path), node
 
 
 def state_dict_of(module: Opaque, *, beside: bool = False) -> OrderedDict[str, Any]:
@@ -158,10 +159,6 @@ _PACKED_LINEAR_VERSION = 3
 """The version that torch gives the state dict of a packed linear weight, and expects again.
 
 Source: torch/ao/nn/quantized/modules/linear.py, `LinearPackedParams._load_from_state_dict`."""
-
-
-def _entries(node: Opaque, beside: bool) -> Iterator[tuple[Any, Any]]:
-    return chain(node.entries(), node.beside()) if beside else node.entries()
 
 
 class _Met:
