@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from ptsave.config.lock import Pin
 from ptsave.core.address import Address, Location
+from ptsave.core.checkpoint import Checkpoint
+from ptsave.core.finding import Finding
 from ptsave.core.verdict import Verdict
 from ptsave.errors import RefusedError
 from ptsave.formats import open_checkpoint
@@ -23,7 +25,7 @@ from ptsave.verbs.signing import pin_of, write_pin
 
 if TYPE_CHECKING:
     from ptsave.models.save import Recorded
-    from ptsave.models.verify.subject import RunBeside
+    from ptsave.models.verify.subject import ModelSubject, RunBeside
 
 Outcome = tuple[Verdict, Mapping[str, str | int | float]]
 """A verdict, and what a report says of how it came about."""
@@ -63,6 +65,17 @@ class Listener:
     """Called with the lock that has a new pin."""
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """What a verdict is on."""
+
+    source: Checkpoint
+    path: Location
+    """Where `source` is, at the version that was opened."""
+    other: Checkpoint | None
+    model: ModelSubject | None
+
+
 def verify_path(request: Request, listener: Listener) -> Outcome:
     """Come to a verdict.
 
@@ -70,57 +83,100 @@ def verify_path(request: Request, listener: Listener) -> Outcome:
     """
     if is_run(request.path):
         return verify_run(request, listener)
-    asked, start, times = request.asked, time.monotonic(), verb.Times(listener.began)
-    with ExitStack() as opened:
-        path = pinned(request.path) if asked.records else request.path
-        source = opened.enter_context(open_checkpoint(path))
-        if asked.records and source.wrappings:
-            what = f"nothing is written into a {source.wrappings[0].described}"
-            raise RefusedError(what, str(source.path), "convert it to a file of its own, and record there")
-        if asked.other is not None or asked.has_model:
-            _ = source.tensors  # past the caps, before another file, or torch, takes memory too
-        other = opened.enter_context(open_checkpoint(asked.other)) if asked.other is not None else None
-        model = None
-        if asked.has_model:
-            from ptsave.models.imports import in_front
-            from ptsave.models.verify.run import subject_of
-
-            opened.enter_context(in_front(request.app_dir))
-            model = subject_of(request, source, other, listener.warn)
-            other = model.other
+    start, times = time.monotonic(), verb.Times(listener.began)
+    with ExitStack() as stack:
+        opened = _open(request, listener, stack)
         listener.opened()
-        size_bytes = source.source_bytes + (other.source_bytes if other is not None else 0)
-        passing_bytes = verb.total_bytes(asked.names, source, other)
-        with reading(listener.bar, "reading", size_bytes, passing_bytes) as advance:
-            subject = Subject(
-                source, other, asked, request.allow, advance, select=request.select, run_pt2=request.run_pt2
-            )
-            if model is not None:
-                subject = replace(subject, parameters=model.parameters, tolerance=model.config.tolerance)
-            findings = verb.verify_file(subject, times.began)
-        if model is None:
-            verdict = verb.without_model(subject, findings)
-        else:
-            from ptsave.models.verify.run import verify_model
+        subject, findings = _check_file(request, opened, listener, times)
+        verdict = replace(
+            _judge(opened.model, subject, findings, times),
+            is_strict=request.is_strict,
+            seconds=times.ended(),
+            root=verb.proven_root(opened.source, findings),
+        )
+        for checkpoint in (opened.source, opened.other):
+            if checkpoint is not None:
+                checkpoint.check_unchanged()
+        if verdict.is_yes:
+            _record(request, opened, listener)
+            _pin(request, subject, listener)
+        target = opened.model.config.model.target if opened.model is not None else None
+        return verdict, verb.facts(opened.source, target, request.device, time.monotonic() - start)
 
-            verdict = verify_model(model, asked.names, findings, times.began)
-        root = verb.proven_root(source, findings)
-        verdict = replace(verdict, is_strict=request.is_strict, seconds=times.ended(), root=root)
-        source.check_unchanged()
-        if other is not None:
-            other.check_unchanged()
-        if model is not None and asked.records and verdict.is_yes:
-            from ptsave.models.save import add_behaviour
 
-            is_copy = isinstance(path, Address) and isinstance(source.path, Path)  # of the Hub's cache
-            listener.recorded(add_behaviour(model, path if is_copy else None))
-        if asked.pin_into is not None and verdict.is_yes:
-            keys = sorted({who.id for who, _ in subject.authentic.statements})
-            pin = pin_of(source, subject.digests(), subject.pin_algorithm, keys)
-            write_pin(asked.pin_into, source, pin)
-            listener.pinned(asked.pin_into, pin)
-        target = model.config.model.target if model is not None else None
-        return verdict, verb.facts(source, target, request.device, time.monotonic() - start)
+def _open(request: Request, listener: Listener, stack: ExitStack) -> _Opened:
+    """Open both checkpoints, and make a subject of the model, where there is one."""
+    asked = request.asked
+    path = pinned(request.path) if asked.records else request.path
+    source = stack.enter_context(open_checkpoint(path))
+    if asked.records and source.wrappings:
+        what = f"nothing is written into a {source.wrappings[0].described}"
+        raise RefusedError(what, str(source.path), "convert it to a file of its own, and record there")
+    if asked.other is not None or asked.has_model:
+        _ = source.tensors  # past the caps, before another file, or torch, takes memory too
+    other = stack.enter_context(open_checkpoint(asked.other)) if asked.other is not None else None
+    if not asked.has_model:
+        return _Opened(source, path, other, None)
+    from ptsave.models.imports import in_front
+    from ptsave.models.verify.run import subject_of
+
+    stack.enter_context(in_front(request.app_dir))
+    model = subject_of(request, source, other, listener.warn)
+    return _Opened(source, path, model.other, model)
+
+
+def _check_file(
+    request: Request, opened: _Opened, listener: Listener, times: verb.Times
+) -> tuple[Subject, list[Finding]]:
+    """What the checks of the file look at, and what they find."""
+    source, other, model, asked = opened.source, opened.other, opened.model, request.asked
+    size_bytes = source.source_bytes + (other.source_bytes if other is not None else 0)
+    passing_bytes = verb.total_bytes(asked.names, source, other)
+    with reading(listener.bar, "reading", size_bytes, passing_bytes) as advance:
+        subject = Subject(
+            source,
+            other,
+            asked,
+            request.allow,
+            advance,
+            model.config.tolerance if model is not None else None,
+            model.parameters if model is not None else None,
+            request.select,
+            run_pt2=request.run_pt2,
+        )
+        return subject, verb.verify_file(subject, times.began)
+
+
+def _judge(
+    model: ModelSubject | None, subject: Subject, findings: Sequence[Finding], times: verb.Times
+) -> Verdict:
+    """Run the checks of the model, where there is one, and say whose fault a failure is."""
+    if model is None:
+        return verb.without_model(subject, findings)
+    from ptsave.models.verify.run import verify_model
+
+    return verify_model(model, subject.asked.names, findings, times.began)
+
+
+def _record(request: Request, opened: _Opened, listener: Listener) -> None:
+    """Write today's behaviour into the record, where that was asked for."""
+    if opened.model is None or not request.asked.records:
+        return
+    from ptsave.models.save import add_behaviour
+
+    is_copy = isinstance(opened.path, Address) and isinstance(opened.source.path, Path)  # of the Hub's cache
+    listener.recorded(add_behaviour(opened.model, opened.path if is_copy else None))
+
+
+def _pin(request: Request, subject: Subject, listener: Listener) -> None:
+    """Pin what is there, where that was asked for."""
+    lock = request.asked.pin_into
+    if lock is None:
+        return
+    keys = sorted({who.id for who, _ in subject.authentic.statements})
+    pin = pin_of(subject.checkpoint, subject.digests(), subject.pin_algorithm, keys)
+    write_pin(lock, subject.checkpoint, pin)
+    listener.pinned(lock, pin)
 
 
 def verify_run(request: Request, listener: Listener) -> Outcome:
