@@ -13,6 +13,7 @@ from isal.isal_zlib import crc32_combine
 from ptsave.core.nodes import TensorEntry, contiguous_strides
 from ptsave.core.storage import BLOCK_BYTES, Run, Storage
 from ptsave.core.values.gather import contiguous
+from ptsave.core.values.resolved import resolved
 from ptsave.errors import CorruptError, LimitError
 
 MAX_COMPARISONS = 4_000_000
@@ -89,6 +90,9 @@ def assemble(name: str, shape: tuple[int, ...], chunks: Sequence[tuple[Box, Tens
     first = filled[0][1]
     if len(filled) == 1 and filled[0][0].sizes == shape:
         return first.named(name)
+    if any(entry.kind != first.kind for _, entry in filled):  # such as one that is conjugate, one that is not
+        filled = [(box, resolved(entry)) for box, entry in filled]
+        first = filled[0][1]
     filled.sort(key=lambda chunk: chunk[0].offsets)
     storage: Storage
     if all(box.sizes[1:] == shape[1:] for box, _ in filled):

@@ -12,6 +12,7 @@ from typing import Any
 
 from ptsave.core.dtypes import DType
 from ptsave.core.nodes import Opaque, TensorEntry
+from ptsave.core.values.gather import contiguous
 from ptsave.formats.kinds.quantized import is_quantized
 from ptsave.formats.kinds.sparse import is_sparse
 
@@ -29,7 +30,41 @@ class TensorSubclass(Opaque):
 def is_nested(value: Any) -> bool:
     """Whether `value` is a nested tensor (not a jagged one) with all that it takes to make it again."""
     parts = _parts(value, NESTED, NESTED_PARTS)
-    return parts is not None and all(isinstance(part, TensorEntry) for part in parts)
+    if parts is None or not all(isinstance(part, TensorEntry) for part in parts):
+        return False
+    return all(part.dtype.name == "int64" for part in parts[1:])
+
+
+def why_outside(value: Any) -> str:
+    """Why the values of a nested tensor are not all in its buffer; empty where they are.
+
+    torch takes sizes, strides and offsets as they are, and shows what lies behind the buffer in its storage.
+
+    Source: ATen/NestedTensorImpl.cpp (`NestedTensorImpl`), ATen/native/nested/NestedTensorMath.cpp.
+    """
+    if not is_nested(value):
+        return ""
+    buffer, *about = parts_by_name(value)
+    sizes, strides, offsets = about
+    if sizes.shape != strides.shape or any(part.num_bytes > part.storage.num_bytes for part in about):
+        return f"a nested tensor has sizes {list(sizes.shape)} and strides {list(strides.shape)}"
+    if (len(sizes.shape), len(offsets.shape)) != (2, 1):  # of no tensors
+        return ""
+    lengths, steps, first = map(_numbers, about)
+    reach = first + ((lengths - 1) * steps).sum(axis=1)
+    is_outside = (lengths > 0).all(axis=1) & (reach >= buffer.num_elements)
+    is_negative = any((numbers < 0).any() for numbers in (lengths, steps, first))
+    return "a nested tensor has values outside its buffer" if is_negative or is_outside.any() else ""
+
+
+def _numbers(entry: TensorEntry) -> Any:
+    """The integers of a small tensor as floats, which no product of them overflows."""
+    import numpy as np
+
+    storage, offset_bytes = contiguous(entry)
+    data = bytearray(entry.num_bytes)
+    storage.read_into(offset_bytes, memoryview(data))
+    return np.frombuffer(data, entry.dtype.numpy).reshape(entry.shape).astype("f8")
 
 
 def is_meta(value: Any) -> bool:

@@ -308,6 +308,9 @@ class _Archive:
         if not storage.num_bytes and _has_values(meta):
             what = f"the values of {name[:80]!r}, of which {record} is empty: torch makes zeros of it"
             self.dropped[what] = None
+        if storage.num_bytes and _is_meta(meta):
+            what = f"{record} has bytes and is on the meta device, where torch.export.load leaves them out"
+            raise CorruptError(what, where, _DAMAGED)
         kind = "parameter" if about.get("is_param") is True else "tensor"
         try:
             return _tensor(meta, storage, kind)
@@ -408,15 +411,20 @@ def _tensor(meta: dict[str, Any], storage: Storage, kind: str) -> TensorEntry | 
 
 def _has_values(meta: dict[str, Any]) -> bool:
     """Whether a `TensorMeta` is of a tensor that has elements, on a device that keeps them."""
-    device, sizes = meta.get("device"), meta.get("sizes")
-    is_meta = isinstance(device, dict) and device.get("type") == "meta"
-    return not is_meta and isinstance(sizes, list) and {"as_int": 0} not in sizes
+    sizes = meta.get("sizes")
+    return not _is_meta(meta) and isinstance(sizes, list) and {"as_int": 0} not in sizes
+
+
+def _is_meta(meta: dict[str, Any]) -> bool:
+    """Whether a `TensorMeta` is of a tensor on the device that keeps no values."""
+    device = meta.get("device")
+    return isinstance(device, dict) and device.get("type") == "meta"
 
 
 def _integer(value: dict[str, Any]) -> int:
     """A `SymInt` that is a plain number."""
     number = value["as_int"]
-    if type(number) is not int or not 0 <= number <= _INT64_MAX:
+    if len(value) > 1 or type(number) is not int or not 0 <= number <= _INT64_MAX:
         raise ValueError
     return number
 

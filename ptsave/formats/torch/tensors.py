@@ -12,6 +12,7 @@ from ptsave.core.dtypes import BY_STORAGE_CLASS, DType
 from ptsave.core.nodes import BITS, PARAMETER_, UNRESOLVED, Opaque, TensorEntry
 from ptsave.core.storage import MemoryStorage
 from ptsave.core.tree import are_scalars, is_scalar
+from ptsave.core.values.resolved import resolved
 from ptsave.errors import CorruptError, LimitError
 from ptsave.formats.kinds.objects import META, META_PARTS, PARAMETER
 from ptsave.formats.pickle.shapes import UNKNOWN, Budget, Known, known_names
@@ -190,9 +191,7 @@ def _new_variable(args: tuple[Any, ...], budget: Budget) -> Any:
 
 def _parameter(data: Any, requires_grad: bool) -> Any:
     if isinstance(data, TensorEntry):
-        kind = "parameter" if data.kind == "tensor" else data.kind
-        if kind in UNRESOLVED:
-            kind = PARAMETER_ + kind.removeprefix(PARAMETER_)
+        kind = "parameter" if data.kind in ("tensor", *UNRESOLVED) else data.kind
         return changed(data, kind, requires_grad)
     if isinstance(data, Opaque):
         return Opaque(PARAMETER, (), {"data": data, "requires_grad": requires_grad})
@@ -200,14 +199,24 @@ def _parameter(data: Any, requires_grad: bool) -> Any:
 
 
 def changed(entry: TensorEntry, kind: str, requires_grad: bool) -> TensorEntry:
-    """A copy of the entry as another kind of tensor.
+    """A copy of the entry as another kind of tensor, of the same values: a conjugate stays one.
 
     Raises: CorruptError for a gradient of integers.
     """
     _check_gradient(entry.dtype, requires_grad)
+    if entry.kind in UNRESOLVED and kind != entry.kind:
+        bits = entry.kind.removeprefix(PARAMETER_)
+        if kind in _WITH_BITS:
+            kind = _WITH_BITS[kind] + bits
+        else:
+            entry = resolved(entry)
     return TensorEntry(
         "", entry.dtype, entry.shape, entry.strides, entry.storage, entry.offset, kind, requires_grad
     )
+
+
+_WITH_BITS = {"tensor": "", "parameter": PARAMETER_}
+"""The kinds that also say of a view that it is conjugate or negative, by what comes before that."""
 
 
 def drop_attributes(state: Any, budget: Budget) -> None:
@@ -319,22 +328,22 @@ def build_tensor(target: TensorEntry, state: Any) -> bool:
     """Source: torch/_tensor.py, `Tensor.__setstate__`."""
     if type(state) is not tuple:
         return False
+    if len(state) in (4, 5) and (target.num_elements or target.kind in UNRESOLVED):
+        raise CorruptError(
+            "the pickle sets the values of a tensor that already has values, which may be in use"
+        )
     if len(state) == 4:  # (storage, offset, size, stride)
-        if target.num_elements:
-            raise CorruptError(
-                "the pickle sets the values of a tensor that already has values, which may be in use"
-            )
         node, offset, size, stride = state
         if _dtype_of(node) is not target.dtype:
             raise CorruptError(f"a tensor of {target.dtype} is made of a storage of {_dtype_of(node)}")
-        made = tensor(node, target.dtype, offset, size, stride, False)
+        made = tensor(node, target.dtype, offset, size, stride, False, target.kind)
     elif len(state) == 3 and type(state[0]) is bool:  # (requires_grad, volatile, hooks)
         made = changed(target, target.kind, state[0])
     elif len(state) == 5 and isinstance(state[0], TensorEntry) and type(state[3]) is bool:
         made = changed(state[0], target.kind, state[3])  # (data, grad, hooks, requires_grad, volatile)
     else:
         return False
-    for field in ("dtype", "shape", "strides", "storage", "offset", "requires_grad"):
+    for field in ("dtype", "shape", "strides", "storage", "offset", "kind", "requires_grad"):
         setattr(target, field, getattr(made, field))
     return True
 

@@ -7,20 +7,20 @@ Source: torch/_utils.py, torch/_tensor.py (`_rebuild_from_type_v2`).
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
 from ptsave.core import dtypes
 from ptsave.core.dtypes import DType
-from ptsave.core.nodes import Global, Opaque, TensorEntry, contiguous_strides
-from ptsave.core.storage import MemoryStorage, Storage
+from ptsave.core.nodes import Global, Opaque, TensorEntry
+from ptsave.core.values.cast import CASTABLE, can_cast, cast
+from ptsave.core.values.resolved import resolved
 from ptsave.errors import CorruptError
 from ptsave.formats.kinds.objects import META, META_PARTS, NESTED, NESTED_PARTS, TensorSubclass
 from ptsave.formats.kinds.quantized import PACKED
 from ptsave.formats.kinds.sparse import PARTS
 from ptsave.formats.pickle import numpy_objects
 from ptsave.formats.pickle.python_objects import is_name_only
-from ptsave.formats.pickle.shapes import UNKNOWN, Budget, Known, Payload, as_it_is, known_names
+from ptsave.formats.pickle.shapes import UNKNOWN, Budget, Known, as_it_is, known_names
 from ptsave.formats.torch.storages import UINT8, StorageNode
 from ptsave.formats.torch.tensors import are_sizes, changed, drop_attributes, spelled, tensor
 
@@ -68,32 +68,17 @@ def _rebuild_device_tensor(args: tuple[Any, ...], budget: Budget) -> Any:
     if len(args) != 4 or type(args[1]) is not DType or type(args[3]) is not bool:
         return UNKNOWN
     data, dtype, device, requires_grad = args
-    entry = data if isinstance(data, TensorEntry) else _from_numpy(data)
+    entry = data if isinstance(data, TensorEntry) else None
+    if isinstance(data, Opaque) and data.state is not None:
+        entry = data.as_tensor()
+    if entry is not None and entry.dtype is not dtype and can_cast(entry.dtype) and dtype.name in CASTABLE:
+        entry = cast(resolved(entry), dtype)  # NumPy has no bfloat16
     if entry is not None and entry.dtype is dtype:
         return changed(entry, "tensor", requires_grad)
     if entry is None and not (isinstance(data, Opaque) and data.state is not None):
         return UNKNOWN  # an array that the pickle fills later, of which torch has made an empty tensor
     state = {"data": data, "dtype": dtype, "device": device, "requires_grad": requires_grad}
     return Opaque("torch.Tensor", (), state)
-
-
-def _from_numpy(array: Any) -> TensorEntry | None:
-    """The tensor in what an array shows of itself; checked again, for a file can spell that too."""
-    if not isinstance(array, Opaque) or array.name != "numpy.ndarray" or not isinstance(array.state, dict):
-        return None
-    data, shape, named = (array.state.get(field) for field in ("data", "shape", "dtype"))
-    dtype = dtypes.BY_NAME.get(named) if type(named) is str else None
-    if dtype is None or array.state.get("order") != "C" or not numpy_objects.is_shape(shape):
-        return None
-    if isinstance(data, Payload) and data.name == "builtins.bytes":
-        storage: Storage = data.storage
-    elif isinstance(data, (bytes, bytearray)):
-        storage = MemoryStorage(memoryview(data))
-    else:
-        return None
-    if storage.num_bytes != prod(shape) * dtype.itemsize:
-        return None
-    return TensorEntry("", dtype, shape, contiguous_strides(shape), storage, 0)
 
 
 def _rebuild_quantized(args: tuple[Any, ...], budget: Budget) -> Any:
@@ -116,10 +101,25 @@ def _rebuild_quantized(args: tuple[Any, ...], budget: Budget) -> Any:
         names: tuple[str, ...] = ("scale", "zero_point")
     elif scheme.startswith("per_channel_affine") and len(quantizer) == 4:
         names = ("scales", "zero_points", "axis")
+        if not _fit_channels(size, *quantizer[1:]):
+            raise CorruptError(f"the scales of a quantized tensor do not fit its shape {spelled(size)}")
     else:
         return UNKNOWN
     values = (list(value) if type(value) is list else value for value in quantizer[1:])
     return Opaque("torch.quantized", (), state | dict(zip(names, values, strict=True)))
+
+
+def _fit_channels(size: Any, scales: Any, zero_points: Any, axis: Any) -> bool:
+    """Whether there are a scale and a zero point for each index along `axis`, both in lists or in tensors."""
+    if type(axis) is not int or type(size) is not tuple or not 0 <= axis < len(size):
+        return False
+    if type(scales) is list and type(zero_points) is list:
+        counts = {len(scales), len(zero_points)}
+    elif isinstance(scales, TensorEntry) and isinstance(zero_points, TensorEntry):
+        counts = {scales.num_elements, zero_points.num_elements}
+    else:
+        return False
+    return counts == {size[axis]}
 
 
 def _check_packed(offset: Any, size: Any, stride: Any, num_elements: int) -> None:
@@ -157,11 +157,19 @@ def _rebuild_sparse(args: tuple[Any, ...], budget: Budget) -> Any:
     names = _LAYOUTS.get(name, ())
     if not names or type(parts) is not tuple or len(parts) not in (3, 4) or len(parts) > len(names):
         return UNKNOWN
-    made = dict(zip(names, parts, strict=False))
+    made = {name: _as_it_is(part) for name, part in zip(names, parts, strict=False)}
     is_told = type(made.get("is_coalesced")) in (bool, type(None))
     if not numpy_objects.is_shape(made.get("size")) or not is_told:
         return UNKNOWN
     return Opaque(name, (), made)
+
+
+def _as_it_is(part: Any) -> Any:
+    """A part of a tensor, which what the pickle sets on that part later does not change.
+
+    Source: ATen/native/sparse/SparseTensor.cpp (`new_with_dims_and_tensor_sparse`): shallow copies.
+    """
+    return changed(part, part.kind, part.requires_grad) if isinstance(part, TensorEntry) else part
 
 
 def _rebuild_nested(args: tuple[Any, ...], budget: Budget) -> Any:

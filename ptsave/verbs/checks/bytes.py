@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ptsave.core.finding import Finding, Kind
+from ptsave.formats.kinds.objects import why_outside
 from ptsave.formats.kinds.sparse import why_not_made
 from ptsave.verbs.audit import audit
 from ptsave.verbs.checks.subject import Subject
@@ -17,5 +18,5 @@ def bytes_(subject: Subject) -> Iterator[Finding]:
     found = subject.signed_digests if signed else None
     yield from audit(subject.checkpoint, subject.progress, counts, signed, found)
     for where, leaf in subject.checkpoint.data.items():
-        if why := why_not_made(leaf):
+        if why := why_not_made(leaf) or why_outside(leaf):
             yield Finding("bytes", "fail", where, Kind.NOT_LOADED, facts={"loader": "torch", "why": why})

@@ -156,3 +156,14 @@ def test_rows_lie_end_to_end_and_one_chunk_stays_as_it_is() -> None:
     assert isinstance(columns.storage, TiledStorage)
     box, part = chunk(array, Box((0, 0), (4, 3)))
     assert assemble("x", (4, 3), [(box, part)]).storage is part.storage
+
+
+def test_a_chunk_that_is_negative_beside_one_that_is_not() -> None:
+    array = np.array([1.0, 2.0], "f4")
+    found = [chunk(array, Box((place,), (1,))) for place in range(2)]
+    found[1][1].kind = "neg"
+    for order in (found, found[::-1]):
+        whole = assemble("t", (2,), order)
+        data = bytearray(8)
+        whole.storage.read_into(0, memoryview(data))
+        assert (whole.kind, np.frombuffer(data, "f4").tolist()) == ("tensor", [1.0, -2.0])
