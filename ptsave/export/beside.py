@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from ptsave.config.inputs import InputsSpec
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.finding import Finding, Kind
-from ptsave.export.onnx import Given, OnnxRuntime, Returned
+from ptsave.export.onnx import Given, OnnxRuntime, Returned, tensor_of
 from ptsave.export.program import Bounds
 from ptsave.export.proof import CHECK, case_of, prove
 from ptsave.export.pt2 import Pt2Runtime, runtime_of
@@ -107,6 +107,6 @@ def _returned(recorded: Any, own: Sequence[str]) -> Returned:
     def returned(arrays: Sequence[Any]) -> dict[str, torch.Tensor]:
         if len(arrays) != len(paths):
             raise ValueError(f"{len(arrays)} outputs for {len(paths)} of the model")
-        return {str(path): torch.from_numpy(array) for path, array in zip(paths, arrays, strict=True)}
+        return {str(path): tensor_of(array) for path, array in zip(paths, arrays, strict=True)}
 
     return returned

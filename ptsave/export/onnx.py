@@ -24,7 +24,7 @@ from ptsave.models.inputs import Arguments, output_tensors
 from ptsave.own_process import without_messages
 from ptsave.storage.scan import tensor_digest
 from ptsave.verbs.programs.onnx import module_of, node_digests
-from ptsave.verbs.programs.onnx_process import OnnxSession
+from ptsave.verbs.programs.onnx_process import BFLOAT16, OnnxSession
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 MAX_INLINE_BYTES = 2**31 - 2**26
@@ -173,7 +173,7 @@ class OnnxTarget:
 
     def _returned(self, arrays: Sequence[Any]) -> dict[str, torch.Tensor]:
         exported = self._program.exported
-        waiting = [torch.from_numpy(array) for array in reversed(arrays)]
+        waiting = [tensor_of(array) for array in reversed(arrays)]
         names = exported.graph_signature.user_outputs
         leaves = [waiting.pop() if isinstance(name, str) else name for name in names]
         if waiting:
@@ -253,7 +253,7 @@ class OnnxRuntime:
 
     def _feeds(self, arguments: Arguments) -> dict[str, Any]:
         leaves = self._given(arguments, self._session.inputs)
-        return {name: leaf.numpy() for name, leaf in leaves.items()}
+        return {name: array_of(leaf) for name, leaf in leaves.items()}
 
     def inside(self, arguments: Arguments) -> Iterator[Value]:
         """What each node computes, from a copy of the model in which all of it is an output."""
@@ -269,4 +269,23 @@ class OnnxRuntime:
         inside = OnnxSession(self._path, model.SerializeToString())
         for name, array in zip(inside.outputs, inside.run(self._feeds(arguments)), strict=True):
             if array is not None:
-                yield Value(scopes.get(name, ""), torch.from_numpy(array))
+                yield Value(scopes.get(name, ""), tensor_of(array))
+
+
+def array_of(tensor: torch.Tensor) -> Any:
+    """A tensor as an array that `OnnxSession` takes."""
+    if tensor.dtype == torch.bfloat16:
+        return tensor.contiguous().view(torch.uint16).numpy().view(BFLOAT16)
+    return tensor.numpy()
+
+
+def tensor_of(array: Any) -> torch.Tensor:
+    """An array that `OnnxSession` gives as a tensor.
+
+    Raises: ValueError for an output that is none.
+    """
+    if array is None:
+        raise ValueError("an output of the program is no tensor of numbers")
+    if array.dtype.names:
+        return torch.from_numpy(array.view("<u2")).view(torch.bfloat16)
+    return torch.from_numpy(array)

@@ -36,6 +36,18 @@ class Mlp(nn.Module):
         return out
 
 
+class NarrowPorts(nn.Module):
+    """Takes and gives bfloat16, and computes in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc1(x.float()).bfloat16()
+        return out
+
+
 class TwoInputs(nn.Module):
     def __init__(self, fault: str = "") -> None:
         super().__init__()

@@ -101,3 +101,39 @@ def test_a_program_of_torch_s_own_exporter_is_compared(
         torch.onnx.export(model, (x,), path, verbose=False, dynamic_shapes={"x": {0: "batch"}})
     done = ptsave_here("verify", path, "--against", checkpoint, "-c", config).stdout
     assert "yes: " in done
+
+
+@pytest.mark.slow
+def test_a_program_with_inputs_and_outputs_of_bfloat16_is_compared(
+    prepare: Prepare, ptsave_here: Command, tmp_path: Path
+) -> None:
+    checkpoint, config = prepare("NarrowPorts", f'{X}\ndtype = "bfloat16"')
+    model = ptsave.load(checkpoint, config=config)
+    path, x = tmp_path / "model.onnx", torch.zeros(4, 6, dtype=torch.bfloat16)
+    with own_process(), without_warnings():
+        torch.onnx.export(model, (x,), path, verbose=False, dynamic_shapes={"x": {0: "batch"}})
+    against = ("verify", path, "--against", checkpoint, "-c", config, "-v")
+    assert "against    ok       output (batch=5): " in ptsave_here(*against).stdout
+    edited(path, weights=True)
+    assert "1 of 2 tensors differs (fc1.weight)" in ptsave_here(*against, code=1).stdout
+    config.write_text(config.read_text().replace("bfloat16", "float32"))
+    assert "expected: (tensor(bfloat16))" in ptsave_here(*against, code=1).stdout
+
+
+@pytest.mark.slow
+def test_a_program_that_onnxruntime_dies_of_is_a_no(
+    prepare: Prepare, ptsave_here: Command, tmp_path: Path
+) -> None:
+    """Version 1.32 dies of the loop that torch makes of an embedding bag."""
+    table = "[inputs.{}]\nshape = [2, 4]\ndtype = 'int64'\nlow = 1\nhigh = 3\n"
+    inputs = table.format("tokens") + table.format("mask")
+    checkpoint, config = prepare("tests.export.nets.Bag", inputs)
+    done = ptsave_here("convert", checkpoint, "model.onnx", "-c", config, code=4)
+    assert "onnxruntime died of it (SIG" in done.stderr
+    assert not (tmp_path / "model.onnx").exists()
+    model = ptsave.load(checkpoint, config=config)
+    path, one = tmp_path / "foreign.onnx", torch.ones(2, 4, dtype=torch.int64)
+    with own_process(), without_warnings():
+        torch.onnx.export(model, (one, one), path, verbose=False, optimize=False)
+    done = ptsave_here("verify", path, "--against", checkpoint, "-c", config, code=1)
+    assert "onnxruntime died of it (SIG" in done.stdout

@@ -8,6 +8,7 @@ Both sides send a line of JSON, then the bytes of the arrays that the line descr
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import os
@@ -25,6 +26,10 @@ _SERVE = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from ptsave.verbs.programs.onnx_process import serve; serve()"
 )
+BFLOAT16 = [("bfloat16", "<u2")]
+"""What stands for bfloat16 among NumPy's dtypes, which do not have it: its bits, under its name."""
+_ONNX_BFLOAT16 = 16
+"""Source: onnx.proto, `TensorProto.DataType`."""
 _PATIENCE_S = 10
 """How long it may take to leave once there is nothing more to do."""
 
@@ -55,7 +60,8 @@ class OnnxSession:
         self.outputs: list[str] = loaded["outputs"]
 
     def run(self, feeds: Mapping[str, Any]) -> Iterator[Any]:
-        """What the model computes from arrays of NumPy: one array an output, None where it is no array.
+        """What the model computes from arrays of NumPy (those of bfloat16 have the dtype BFLOAT16): one array
+        an output, None where it is no array.
 
         Raises: OnnxruntimeError.
         """
@@ -63,8 +69,8 @@ class OnnxSession:
 
         arrays = {name: np.asarray(array, order="C") for name, array in feeds.items()}
         self._ask(
-            {"feeds": [[name, array.dtype.str, array.shape] for name, array in arrays.items()]},
-            *(array.reshape(-1).data.cast("B") for array in arrays.values() if array.size),
+            {"feeds": [[name, *_described(array)] for name, array in arrays.items()]},
+            *(array.reshape(-1).view("u1").data for array in arrays.values() if array.size),
         )
         for described in self._answer()["outputs"]:
             yield None if described is None else _read_array(self._answers, *described)
@@ -117,14 +123,20 @@ def _send(stream: IO[bytes], what: Mapping[str, Any], *data: bytes | memoryview)
     stream.flush()
 
 
+def _described(array: Any) -> tuple[str, tuple[int, ...]]:
+    """The dtype and the shape of an array, as JSON has them."""
+    return array.dtype.names[0] if array.dtype.names else array.dtype.str, array.shape
+
+
 def _read_array(stream: IO[bytes], dtype: str, shape: list[int]) -> Any:
     import numpy as np
 
-    size = math.prod(shape) * np.dtype(dtype).itemsize
+    kind = np.dtype(BFLOAT16 if dtype == BFLOAT16[0][0] else dtype)
+    size = math.prod(shape) * kind.itemsize
     data = stream.read(size)
     if len(data) != size:
         raise OnnxruntimeError("onnxruntime died while it returned an output")
-    return np.frombuffer(bytearray(data), dtype).reshape(shape)
+    return np.frombuffer(bytearray(data), kind).reshape(shape)
 
 
 # --- the other process ------------------------------------------------------------------------------------
@@ -148,11 +160,11 @@ def serve() -> None:
                 _send(answers, ports)
                 continue
             feeds = {name: _read_array(requests, dtype, shape) for name, dtype, shape in request["feeds"]}
-            found = [value if _is_numeric(value) else None for value in session.run(None, feeds)]
+            found = [value if _is_numeric(value) else None for value in _run(session, feeds)]
         except Exception as error:  # onnxruntime has no common base for what it raises
             _send(answers, {"error": f"{type(error).__name__}: {error}"})
             continue
-        described = [None if value is None else [value.dtype.str, value.shape] for value in found]
+        described = [None if value is None else _described(value) for value in found]
         _send(answers, {"outputs": described}, *(value.tobytes() for value in found if value is not None))
 
 
@@ -167,6 +179,38 @@ def _loaded(path: str, num_bytes: int | None, requests: IO[bytes]) -> Any:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
+def _run(session: Any, feeds: Mapping[str, Any]) -> list[Any]:
+    """The outputs, as arrays; onnxruntime's own call takes and gives NumPy's dtypes alone."""
+    ports = (*session.get_inputs(), *session.get_outputs())
+    if not any(array.dtype.names for array in feeds.values()) and not any(
+        port.type == f"tensor({BFLOAT16[0][0]})" for port in ports
+    ):
+        return list(session.run(None, feeds))
+    import onnxruntime
+
+    made = onnxruntime.OrtValue
+    values = {
+        name: made.ortvalue_from_numpy_with_onnx_type(array.view("<u2"), _ONNX_BFLOAT16)
+        if array.dtype.names
+        else made.ortvalue_from_numpy(array)
+        for name, array in feeds.items()
+    }
+    return [_array(value) for value in session.run_with_ort_values(None, values)]
+
+
+def _array(value: Any) -> Any:
+    """A value of onnxruntime's as an array; None where it is none."""
+    import numpy as np
+
+    if not value.is_tensor():
+        return None
+    if value.element_type() != _ONNX_BFLOAT16:
+        return value.numpy()
+    shape, kind = value.shape(), np.dtype(BFLOAT16)
+    data = ctypes.string_at(value.data_ptr(), math.prod(shape) * kind.itemsize)
+    return np.frombuffer(data, kind).reshape(shape)
+
+
 def _is_numeric(value: Any) -> bool:
     """Whether an output is an array of numbers, not of texts, nor a list or a dict."""
-    return hasattr(value, "dtype") and value.dtype.kind in "biufc"
+    return hasattr(value, "dtype") and (value.dtype.kind in "biufc" or value.dtype.names is not None)

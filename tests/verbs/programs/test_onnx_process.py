@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from ptsave.verbs.programs.onnx_process import OnnxruntimeError, OnnxSession
+from ptsave.verbs.programs.onnx_process import BFLOAT16, OnnxruntimeError, OnnxSession
 
 
 @pytest.fixture
@@ -39,6 +39,27 @@ def test_arrays_come_and_go_as_they_are(path: Path) -> None:
         list(session.run({"x": x.astype("float64"), "y": x}))
     total, _ = session.run({"x": x, "y": x})  # an error of one run is not the end
     np.testing.assert_array_equal(total, x * 2)
+
+
+def test_bfloat16_comes_and_goes_as_its_bits(tmp_path: Path) -> None:
+    ports = [helper.make_tensor_value_info(name, TensorProto.BFLOAT16, ["n", 2]) for name in ("x", "y")]
+    nodes = [
+        helper.make_node("Cast", ["x"], ["wide"], to=TensorProto.FLOAT),
+        helper.make_node("Neg", ["wide"], ["less"]),
+        helper.make_node("Cast", ["less"], ["y"], to=TensorProto.BFLOAT16),
+    ]
+    graph = helper.make_graph(nodes, "g", ports[:1], ports[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, tmp_path / "model.onnx")
+    session = OnnxSession(tmp_path / "model.onnx")
+    one, two = 0x3F80, 0x4000
+    x = np.array([[one, two], [two, one]], "<u2").view(BFLOAT16)
+    for array in (x, x[:0]):
+        (negative,) = session.run({"x": array})
+        assert negative.dtype == np.dtype(BFLOAT16)
+        np.testing.assert_array_equal(negative.view("<u2"), array.view("<u2") | 0x8000)
+    with pytest.raises(OnnxruntimeError, match=r"expected: \(tensor\(bfloat16\)\)"):
+        list(session.run({"x": np.zeros((1, 2), "float32")}))
 
 
 def test_a_file_that_is_no_model_is_an_error(path: Path) -> None:
