@@ -82,12 +82,18 @@ def verify(mode: Mode, request: Request, report: Location | None, typed: str) ->
 
 
 def verify_all(
-    mode: Mode, request: Request, paths: Sequence[Location], others: Sequence[str], report: Location | None
+    mode: Mode,
+    request: Request,
+    paths: Sequence[Location],
+    others: Sequence[str],
+    report: Location | None,
+    typed: str,
 ) -> int:
     """Come to a verdict on each of `paths`, show each and how many say what; returns the worst exit code.
 
     One that cannot be read, or is refused, is an error of its own, and the others are verified all the same.
-    `others`: the names of what lies beside them and is not looked into.
+    `others`: the names of what lies beside them and is not looked into. `typed`: the command line, which the
+    report shows.
 
     Raises: UsageError for flags that do not go together, or are about one checkpoint.
     """
@@ -97,9 +103,9 @@ def verify_all(
     if is_under_torchrun():
         raise UsageError("one process verifies several checkpoints", "", "run it without torchrun")
     if report is not None:
-        from ptsave.render.report import check_reports_path
+        from ptsave.render.report import check_report_path
 
-        check_reports_path(report)
+        check_report_path(report)
     bar, pinned = partial(progress, mode), partial(show_pinned, mode)
     listener = Listener(warn, bar, checking(mode), pinned=pinned)
     results: list[tuple[Location, Outcome | PtsaveError]] = []
@@ -117,7 +123,7 @@ def verify_all(
     if report is not None:
         from ptsave.render.report import write_reports
 
-        write_reports(report, results, as_json.versioned(document))
+        write_reports(report, results, as_json.versioned(document), typed)
     show_summary(mode, document)
     return max(_exit_code(outcome) for _, outcome in results)
 

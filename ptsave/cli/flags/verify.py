@@ -152,7 +152,7 @@ def verify(
     )
     where = location_of(report)
     if len(places) > 1 or beside is not None:
-        code = command.verify_all(mode, request, places, beside or (), where)
+        code = command.verify_all(mode, request, places, beside or (), where, typed(context.obj))
     else:
         code = EXIT_OK if command.verify(mode, request, where, typed(context.obj)) else EXIT_NO
     if code:

@@ -18,13 +18,13 @@ from ptsave.errors import PtsaveError, UsageError
 from ptsave.render.report.annotations import annotation_lines
 from ptsave.render.report.html import html as html_text
 from ptsave.render.report.junit import junit, report_of, suite_of, suite_of_error
+from ptsave.render.report.several import html_of_several
 from ptsave.storage.opening import check_file_destination, write_file
 
 __all__ = [
     "SUFFIXES",
     "annotation_lines",
     "check_report_path",
-    "check_reports_path",
     "report_text",
     "write_report",
     "write_reports",
@@ -78,11 +78,16 @@ def report_text(
     _check_suffix(path)
     subject = str(facts.get("path", ""))
     if path.suffix.lower() == ".html":
-        now = datetime.now(timezone.utc).isoformat(" ", "minutes").replace("+00:00", " UTC")
-        return [html_text(verdict, subject, {**facts, "verified": now, "by": f"ptsave {__version__}"})]
+        return [html_text(verdict, subject, {**facts, **_now()})]
     if path.suffix.lower() == ".xml":
         return junit(verdict, subject, _seconds(facts), facts)
     return _indented(json_document())
+
+
+def _now() -> dict[str, str]:
+    """When a page was made, and by which ptsave."""
+    now = datetime.now(timezone.utc).isoformat(" ", "minutes").replace("+00:00", " UTC")
+    return {"verified": now, "by": f"ptsave {__version__}"}
 
 
 def _indented(document: Mapping[str, Any]) -> Iterator[str]:
@@ -97,28 +102,25 @@ def _write(path: Location, pieces: Iterable[str]) -> None:
     write_file(path, data, overwrite=True)
 
 
-def check_reports_path(path: Location) -> None:
-    """As `check_report_path`, for a report about several checkpoints.
-
-    Raises: as it does, and UsageError for a page, which is about one.
-    """
-    check_report_path(path)
-    if path.suffix.lower() == ".html":
-        raise UsageError(
-            "a page is about one checkpoint", f"--report {path}", "give .xml or .json for several"
-        )
-
-
 def write_reports(
     path: Location,
     results: Sequence[tuple[Location, tuple[Verdict, Mapping[str, object]] | PtsaveError]],
     json_document: Mapping[str, Any],
+    command: str,
 ) -> None:
     """Write the verdicts, with their facts, or errors on several checkpoints, by path, into one report.
 
+    `command`: what came to them, which a page shows.
+
     Raises: WriteError.
     """
-    if path.suffix.lower() == ".json":
+    if path.suffix.lower() == ".html":
+        verdicts = [
+            (str(where), result if isinstance(result, PtsaveError) else result[0])
+            for where, result in results
+        ]
+        _write(path, [html_of_several(verdicts, {"command": command, **_now()})])
+    elif path.suffix.lower() == ".json":
         _write(path, _indented(json_document))
     else:
         _write(path, report_of(_suite(i, str(where), result) for i, (where, result) in enumerate(results)))

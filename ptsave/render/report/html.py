@@ -37,10 +37,10 @@ def html(verdict: Verdict, path: str, facts: Mapping[str, object]) -> str:
     """The page about the checkpoint at `path`; `facts` are shown in their order."""
     word = verdict.answer
     title = f"{word}: {text(path)} – ptsave verify"
-    head = [*_head(verdict, path, word), *_facts(facts)]
+    head = [*_head(verdict, path, word), *facts_of(facts)]
     growth = [*_growth(verdict)]
     room = MAX_PAGE_BYTES - ROOM_BYTES - num_bytes(head) - num_bytes(growth)
-    findings = [*_findings(verdict, room)]
+    findings = [*findings_of(verdict.findings, room)]
     if growth:
         calls = _calls(verdict.growth, room - num_bytes(findings))
         growth = ['<section class="growth">', *growth, *calls, "</section>"]
@@ -89,7 +89,8 @@ def _head(verdict: Verdict, path: str, word: str) -> Iterator[str]:
     yield "</header>"
 
 
-def _facts(facts: Mapping[str, object]) -> Iterator[str]:
+def facts_of(facts: Mapping[str, object]) -> Iterator[str]:
+    """What a page says of how it came about."""
     shown = {name: value for name, value in facts.items() if name != "path"}  # the title has the path
     if not shown:
         return
@@ -122,7 +123,7 @@ def _calls(growth: Sequence[Departure], room_bytes: int) -> Iterator[str]:
     lines = fitting((_call_row(i, call) for i, call in enumerate(growth)), room_bytes)
     hidden = len(growth) - len(lines)
     foot = f"Not shown: {count(hidden, 'call')}." if hidden else ""
-    yield from _table("calls", ("Call", "Module", "Class", "Difference"), lines, foot)
+    yield from table("calls", ("Call", "Module", "Class", "Difference"), lines, foot)
     yield "</details>"
 
 
@@ -141,9 +142,10 @@ def _call_row(index: int, call: Departure) -> str:
 # --- the findings -------------------------------------------------------------------------------------
 
 
-def _findings(verdict: Verdict, room_bytes: int) -> Iterator[str]:
+def findings_of(findings: Iterable[Finding], room_bytes: int) -> Iterator[str]:
+    """The section with the table of `findings`, by level."""
     levels: dict[Level, list[Finding]] = {level: [] for level in LEVELS}
-    for finding in verdict.findings:
+    for finding in findings:
         levels[finding.level].append(finding)
     yield '<section class="findings">'
     yield "<h2>Findings</h2>"
@@ -162,7 +164,7 @@ def _findings(verdict: Verdict, room_bytes: int) -> Iterator[str]:
         if len(found) > shown[level]
     ]
     foot = f"Not shown: {', '.join(left_out)}; a .json or .xml report has them all." if left_out else ""
-    yield from _table("found", ("Level", "Check", "Where", "Message"), lines, foot, sorted_by="Level")
+    yield from table("found", ("Level", "Check", "Where", "Message"), lines, foot, sorted_by="Level")
     yield "</section>"
 
 
@@ -175,9 +177,10 @@ def _finding_row(finding: Finding) -> str:
     )
 
 
-def _table(
+def table(
     name: str, heads: Sequence[str], rows: Iterable[str], foot: str = "", sorted_by: str = ""
 ) -> Iterator[str]:
+    """A table to search and sort, whose id is `name`."""
     yield f'<table id="{name}" class="sortable searchable"><thead><tr>'
     for head in heads:
         order = ' aria-sort="ascending"' if head == sorted_by else ""

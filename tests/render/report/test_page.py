@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from ptsave.core.verdict import Departure, Verdict
+from ptsave.errors import CorruptError
 from ptsave.render.report.html import MAX_PAGE_BYTES, MAX_ROWS, html
+from ptsave.render.report.several import html_of_several
 from tests.render.report.browser import IS_THERE, Browser, open_browser
 from tests.render.report.samples import BAD, EVIL, EVIL_NAME, FACTS, FIRST, GOOD, said
 
@@ -319,3 +321,18 @@ def test_the_page_is_whole_and_points_nowhere(verdict: Verdict) -> None:
     assert tags.open == []
     assert tags.addresses == ["data:,"]
     page.encode("utf-8")
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [PHONE, DESK])
+def test_several_checkpoints_are_one_page(browser: Browser, tmp_path: Path, width: int) -> None:
+    results = [(EVIL_NAME, GOOD), ("b.pt", BAD), ("c.pt", CorruptError("truncated", "c.pt"))]
+    (tmp_path / "report.html").write_text(html_of_several(results, FACTS), encoding="utf-8")
+    browser.show(tmp_path / "report.html", width)
+    assert browser.run("return document.documentElement.scrollWidth") <= width
+    shown = rows(browser, "#verdicts")
+    assert [row[0] for row in shown] == ["yes", "no", "error"]
+    assert shown[2][1:] == ["c.pt", "truncated"]
+    assert any(row[2].startswith("b.pt") for row in rows(browser) if row[0] == "fail")
+    field = "return document.querySelector('.findings input[type=search]').getBoundingClientRect().width"
+    assert browser.run(field) > 150
