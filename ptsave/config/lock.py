@@ -68,12 +68,22 @@ class LockFile:
         return (place.relative_to(folder) if place.is_relative_to(folder) else place).as_posix()
 
     def pins_of(self, checkpoint: Checkpoint) -> list[Pin]:
-        """Those of a checkpoint, whatever name of it was opened: a link, the folder, or the file in it."""
-        return [self.pins[name] for name in self.names_of(checkpoint)]
+        """Those of a checkpoint, whatever name of it was opened: a link, the folder, or the file in it.
+
+        A file that has none is pinned with the folder that it lies in, by its name or where links lead.
+        """
+        names = self.names_of(checkpoint)
+        if not names:
+            files = files_of(checkpoint)
+            ends = [Path(os.path.realpath(file)) for file in files if isinstance(file, Path)]
+            names = self._names([file.parent for file in (*files, *ends)])
+        return [self.pins[name] for name in names]
 
     def names_of(self, checkpoint: Checkpoint) -> list[str]:
         """Under which names it has a pin of a checkpoint."""
-        places = list(_places(checkpoint))
+        return self._names(list(_places(checkpoint)))
+
+    def _names(self, places: Sequence[Location]) -> list[str]:
         return [
             name
             for name in self.pins

@@ -115,6 +115,10 @@ def test_a_checkpoint_has_its_pin_under_every_name(tmp_path: Path, monkeypatch: 
         assert pins(path, "shards") == 1, path
         assert pins(path, "shards/model.safetensors.index.json") == 1, path
     assert pins("hub", "hub/model.safetensors") == pins("hub", "hub") == 1
+    os.symlink("hub/model.safetensors", "hub.safetensors")
+    for path in ("hub/model.safetensors", "hub.safetensors", "shards/model-00001-of-00002.safetensors"):
+        assert pins(path, "shards", "hub") == 1, path
+        assert pins(path, "shards", "hub", path) == 1, path
     assert pins("other.pt", "net.pt", "shards", "hub") == 0
     os.remove("latest.pt")
     os.symlink("other.pt", "latest.pt")
