@@ -389,9 +389,7 @@ def conflict(
     `is_gone`: whether the store has lost the upload, rather than refused its condition.
     """
     if seen is None and found is not None:
-        return ExistsError(
-            "the destination exists", str(address), (Option("overwrite", True), " replaces it")
-        )
+        return exists(address)
     what = "was removed" if found is None and seen is not None else "was written by somebody else"
     if not is_same(found, seen):
         what = f"the destination {what} meanwhile"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -90,6 +91,26 @@ class FsspecUploads(UploadStore):
         if self.look(address) != seen:
             raise Conflict
 
+    def complete(self, upload: Upload, parts: list[Receipt], crc32: int, seen: Found | None) -> Stored:
+        address = upload.address
+        with self._store.turn:
+            self._must_be(address, seen)
+            try:
+                self._give_name(upload, parts, seen)
+            except FileNotFoundError:
+                raise Gone from None
+            except Exception as error:
+                self._must_be(address, seen)
+                raise as_write_error(failed(address, error)) from None
+            made = self.look(address)
+        if made is None:
+            raise Gone
+        return Stored(made.version)
+
+    @abstractmethod
+    def _give_name(self, upload: Upload, parts: list[Receipt], seen: Found | None) -> None:
+        """Make what was sent the file, in one step; `seen` is there, or nothing. May raise anything."""
+
     def put(self, address: Address, data: bytearray, crc32: int, label: Label, seen: Found | None) -> Stored:
         upload = self.begin(address, label)
         try:
@@ -129,22 +150,9 @@ class SftpUploads(FsspecUploads):
         self._do(upload.address, send)
         return Receipt(str(number), crc32, len(data))
 
-    def complete(self, upload: Upload, parts: list[Receipt], crc32: int, seen: Found | None) -> Stored:
-        address = upload.address
+    def _give_name(self, upload: Upload, parts: list[Receipt], seen: Found | None) -> None:
         rename = self._ftp.rename if seen is None else self._ftp.posix_rename
-        with self._store.turn:
-            self._must_be(address, seen)
-            try:
-                rename(self._unfinished(upload), self._store.path(address))
-            except FileNotFoundError:
-                raise Gone from None
-            except Exception as error:
-                self._must_be(address, seen)
-                raise as_write_error(failed(address, error)) from None
-            made = self.look(address)
-        if made is None:
-            raise Gone
-        return Stored(made.version)
+        rename(self._unfinished(upload), self._store.path(upload.address))
 
     def abort(self, upload: Upload) -> None:
         self._remove(upload.address, self._unfinished(upload))
@@ -193,20 +201,11 @@ class MemoryUploads(FsspecUploads):
         self._parts[upload.id][number] = bytes(data)
         return Receipt(str(number), crc32, len(data))
 
-    def complete(self, upload: Upload, parts: list[Receipt], crc32: int, seen: Found | None) -> Stored:
-        address = upload.address
+    def _give_name(self, upload: Upload, parts: list[Receipt], seen: Found | None) -> None:
         sent = self._parts.get(upload.id, {})
         data = b"".join(sent[int(part.tag)] for part in parts)
-        with self._store.turn:
-            self._must_be(address, seen)
-            try:
-                self._fs.pipe_file(self._store.path(address), data)
-            except Exception as error:
-                raise as_write_error(failed(address, error)) from None
-            made = self.look(address)
-        assert made is not None
+        self._fs.pipe_file(self._store.path(upload.address), data)
         self.abort(upload)
-        return Stored(made.version)
 
     def abort(self, upload: Upload) -> None:
         self._parts.pop(upload.id, None)
