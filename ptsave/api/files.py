@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from ptsave.core.accounts import Extras, parse_extras
-from ptsave.core.address import Location, located
+from ptsave.core.address import Location, located, located_or_none
 from ptsave.errors import UsageError
 from ptsave.verbs.request import python_verb
 
@@ -91,7 +91,7 @@ def inspect(
             raise UsageError("diff= compares two checkpoints", "ptsave.inspect", "name one beside it")
         return diff_paths(located(paths[0]), located(diff))
     results = [
-        inspect_path(located(path), globs=_several(filter), sort=sort, limit=limit, stats=stats, given=given)
+        inspect_path(located(path), globs=several(filter), sort=sort, limit=limit, stats=stats, given=given)
         for path in paths
     ]
     return results[0] if len(results) == 1 else results
@@ -172,19 +172,19 @@ def convert(
         check=not no_check,
         signer=signer_of(
             several_paths(sign),
-            _several(sign_only),
+            several(sign_only),
             expires,
-            None if signature is None else located(signature),
-            None if bundle is None else located(bundle),
+            located_or_none(signature),
+            located_or_none(bundle),
             certificates=several_paths(certificate),
         ),
         shard_bytes=parse_size(f"{shard_size}B" if isinstance(shard_size, int) else shard_size),
     )
     renames = [rename] if isinstance(rename, str) else rename
     cast = None if dtype is None else str(dtype)
-    edits = parse_edits(_several(only), _several(drop), strip_prefix, renames, cast, contiguous, dense)
+    edits = parse_edits(several(only), several(drop), strip_prefix, renames, cast, contiguous, dense)
     places = [located(path) for path in paths]
-    pins = None if lock is None else located(lock)
+    pins = located_or_none(lock)
     program = program_format(places[-1], format) if config is not None and places else None
     if config is not None and program is not None:
         from ptsave.export.convert import Export, export_path
@@ -199,7 +199,7 @@ def convert(
             destination,
             program,
             located(config),
-            _several(set),
+            several(set),
             select,
             left_out,
             cast,
@@ -280,36 +280,35 @@ def verify(
     from ptsave.verbs.verify import choose
 
     notes: list[str] = []
-    trusted = ["*"] if trust_recorded is True else _several(trust_recorded or ())
     asked = choose(
         _listed(checks),
-        config=None if config is None else located(config),
-        trusted=trusted,
-        against=None if against is None else located(against),
+        config=located_or_none(config),
+        trusted=trusted_names(trust_recorded),
+        against=located_or_none(against),
         close=close,
         through=_listed(through),
         record=record,
         given=_given(locals(), verify),
-        infinite=_several(allow_infinite),
+        infinite=several(allow_infinite),
         signed_by=partial(
             signed_by_of,
             several_paths(signed_by),
             several_paths(signature),
             [rename] if isinstance(rename, str) else rename,
-            _several(only),
-            _several(identity),
+            several(only),
+            several(identity),
             issuer,
         ),
-        overrides=_several(set),
+        overrides=several(set),
         pin=pin,
-        lock=None if lock is None else located(lock),
+        lock=located_or_none(lock),
     )
     folder = Path() if app_dir is None else Path(app_dir)
     request = Request(
         located(path),
         asked,
-        _several(allow),
-        _several(set),
+        several(allow),
+        several(set),
         select,
         device,
         folder,
@@ -330,13 +329,19 @@ def _given(values: Mapping[str, Any], function: Any) -> list[str]:
     return [f"--{p.name.replace('_', '-')}" for p in options if values[p.name] is not p.default]
 
 
-def _several(names: Names) -> Sequence[str]:
+def several(names: Names) -> Sequence[str]:
+    """One name or glob, or several."""
     return [names] if isinstance(names, str) else list(names)
 
 
 def several_paths(paths: PathLike | Sequence[PathLike]) -> list[Location]:
     """One path, or several."""
     return [located(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
+
+
+def trusted_names(trust_recorded: bool | Names) -> Sequence[str]:
+    """Globs of what may be imported of what a record names."""
+    return ["*"] if trust_recorded is True else several(trust_recorded or ())
 
 
 def _listed(names: Names | None) -> str | None:

@@ -12,11 +12,11 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import nn
 
-from ptsave.api.files import several_paths
+from ptsave.api.files import several, several_paths, trusted_names
 from ptsave.config.model import ConfigPlace, parse_model
 from ptsave.config.toml import Config, load_config
 from ptsave.core.accounts import Extras, settle_left_out
-from ptsave.core.address import located
+from ptsave.core.address import located, located_or_none
 from ptsave.core.checkpoint import Checkpoint
 from ptsave.core.parts.fits import misfit
 from ptsave.core.parts.keys import Allowed, Wanted
@@ -30,7 +30,6 @@ from ptsave.models.environment import environment
 from ptsave.models.imports import import_path
 from ptsave.models.load import config_for, warn_if_changed
 from ptsave.models.save import Saved, new_record
-from ptsave.models.trust import ALL
 from ptsave.models.weights.fill import build_from, fill
 from ptsave.models.weights.fitting import fit_of, select_for
 from ptsave.models.weights.live import checkpoint_of
@@ -92,7 +91,7 @@ def save(
         path, value = value, path
     destination = located(path)
     target = destination_writer(destination, format)
-    beside, files = (None if one is None else located(one) for one in (signature, bundle))
+    beside, files = (located_or_none(one) for one in (signature, bundle))
     signer = signer_of(
         several_paths(sign), beside=beside, bundle=files, certificates=several_paths(certificate)
     )
@@ -287,10 +286,10 @@ def load(
     damaged one.
     """
     notes: list[str] = []
-    allowed = Allowed(globs(allow_missing), globs(allow_unexpected))
-    wanted = Wanted(allowed, globs(tie), select, extras, min_coverage)
+    allowed = Allowed(several(allow_missing), several(allow_unexpected))
+    wanted = Wanted(allowed, several(tie), select, extras, min_coverage)
     with ExitStack() as opened:
-        pins = lock_for(None if lock is None else located(lock))
+        pins = lock_for(located_or_none(lock))
         checkpoint = opened.enter_context(open_pinned(located(path), pins))
         if device is not None:
             check_device(device)
@@ -311,7 +310,7 @@ def load(
         else:
             folder = Path(app_dir) if app_dir is not None else None
             toml = located(config) if config else None
-            spec = config_for(checkpoint, toml, (), _trusted(trust_recorded), _NO_MODEL)
+            spec = config_for(checkpoint, toml, (), trusted_names(trust_recorded), _NO_MODEL)
             model, selection, _ = build_from(
                 spec.model,
                 checkpoint,
@@ -347,17 +346,6 @@ def _check_module(model: object) -> None:
         what = f"a value of type {type(model).__name__} is not a module"
         hint = 'the order is ptsave.load(path, model); without a module: config="model.toml"'
     raise UsageError(what, "ptsave.load: model", hint)
-
-
-def _trusted(trust_recorded: bool | str | Sequence[str]) -> Sequence[str]:
-    if isinstance(trust_recorded, bool):
-        return ALL if trust_recorded else ()
-    return [trust_recorded] if isinstance(trust_recorded, str) else trust_recorded
-
-
-def globs(given: str | Sequence[str]) -> Sequence[str]:
-    """One name, or several."""
-    return [given] if isinstance(given, str) else list(given)
 
 
 def _into(

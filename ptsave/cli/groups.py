@@ -157,15 +157,15 @@ class Writing:
         )
 
     def _signer(self) -> "Signer | None":
-        from ptsave.core.address import located
+        from ptsave.core.address import located, located_or_none
         from ptsave.sign.signer import signer_of
 
         return signer_of(
             [located(key) for key in self.sign or ()],
             self.sign_only or (),
             self.expires,
-            opts.location_of(self.signature),
-            opts.location_of(self.bundle),
+            located_or_none(self.signature),
+            located_or_none(self.bundle),
             getpass if sys.stdin.isatty() else None,
             [located(chain) for chain in self.certificate or ()],
         )

@@ -7,13 +7,9 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from ptsave.core.address import Location
-
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S*")
 
@@ -139,13 +135,6 @@ TrustRecorded = Annotated[
         help="Import what the checkpoint's record names, or of it only GLOB ('pkg.mod.*'); repeatable.",
     ),
 ]
-
-
-def location_of(where: str | None) -> "Location | None":
-    """What an option names, where it is given."""
-    from ptsave.core.address import located
-
-    return None if where is None else located(where)
 
 
 def given(context: typer.Context) -> list[str]:

@@ -147,6 +147,14 @@ def located(where: str | os.PathLike[str] | Address) -> Location:
     return _address(scheme, rest)
 
 
+def located_or_none(where: str | os.PathLike[str] | None) -> Location | None:
+    """What a user wrote for what may be left out.
+
+    Raises: as `located`.
+    """
+    return None if where is None else located(where)
+
+
 def _instead_of(value: object) -> str:
     """What to give in place of `value`, which is no path."""
     if isinstance(value, bytes):

@@ -8,8 +8,8 @@ import typer
 
 from ptsave.cli import options as opts
 from ptsave.cli.groups import Talking, Writing, with_groups
-from ptsave.cli.options import dtypes, given, location_of, one_of
-from ptsave.core.address import located
+from ptsave.cli.options import dtypes, given, one_of
+from ptsave.core.address import located, located_or_none
 
 
 @with_groups
@@ -108,12 +108,12 @@ def convert(
         extras=parse_extras(extras, "fail", "drop", "keep"),
         metadata=parse_metadata(metadata or ()),
         dry_run=dry_run,
-        config=location_of(config),
+        config=located_or_none(config),
         overrides=set or (),
         app_dir=app_dir,
         dtype=dtype,
         opset=opset,
-        report=location_of(report),
-        lock=location_of(lock),
+        report=located_or_none(report),
+        lock=located_or_none(lock),
         given=given(context),
     )

@@ -7,8 +7,8 @@ import typer
 
 from ptsave.cli import options as opts
 from ptsave.cli.groups import Talking, with_groups
-from ptsave.cli.options import given, location_of, one_of
-from ptsave.core.address import located
+from ptsave.cli.options import given, one_of
+from ptsave.core.address import located, located_or_none
 from ptsave.errors import EXIT_NO
 
 
@@ -98,8 +98,8 @@ def inspect(
             globs=globs,
             sort=sort,
             limit=limit,
-            report=location_of(report),
+            report=located_or_none(report),
             given=flags,
         )
-    elif not compare(mode, places, located(diff), location_of(report)):
+    elif not compare(mode, places, located(diff), located_or_none(report)):
         raise typer.Exit(EXIT_NO)

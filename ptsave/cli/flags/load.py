@@ -7,8 +7,8 @@ import typer
 
 from ptsave.cli import options as opts
 from ptsave.cli.groups import Filling, Talking, with_groups
-from ptsave.cli.options import given, location_of
-from ptsave.core.address import located
+from ptsave.cli.options import given
+from ptsave.core.address import located, located_or_none
 
 
 @with_groups
@@ -46,14 +46,14 @@ def load(
     run(
         mode,
         located(checkpoint),
-        location_of(config),
+        located_or_none(config),
         overrides=set or [],
         trusted=trust_recorded or (),
         wanted=filling.wanted(),
         device=device,
-        inputs=location_of(inputs),
-        outputs=location_of(outputs),
+        inputs=located_or_none(inputs),
+        outputs=located_or_none(outputs),
         overwrite=overwrite,
         app_dir=app_dir,
-        lock=location_of(lock),
+        lock=located_or_none(lock),
     )

@@ -7,8 +7,8 @@ import typer
 
 from ptsave.cli import options as opts
 from ptsave.cli.groups import Filling, Talking, Writing, with_groups
-from ptsave.cli.options import given, location_of
-from ptsave.core.address import located
+from ptsave.cli.options import given
+from ptsave.core.address import located, located_or_none
 
 
 @with_groups
@@ -53,7 +53,7 @@ def save(
         writing.options(),
         is_digest_named=writing.digest is not None,
         overrides=set or [],
-        weights=location_of(weights),
+        weights=located_or_none(weights),
         wanted=filling.wanted(),
         seed=seed,
         device=device,
@@ -61,5 +61,5 @@ def save(
         metadata=parse_metadata(metadata or ()),
         behaves=not no_behaviour,
         app_dir=app_dir,
-        lock=location_of(lock),
+        lock=located_or_none(lock),
     )

@@ -8,8 +8,8 @@ import typer
 
 from ptsave.cli import options as opts
 from ptsave.cli.groups import Talking, with_groups
-from ptsave.cli.options import check_names, given, location_of, typed
-from ptsave.core.address import located
+from ptsave.cli.options import check_names, given, typed
+from ptsave.core.address import located, located_or_none
 from ptsave.errors import EXIT_NO, EXIT_OK, Option, UsageError
 
 
@@ -121,9 +121,9 @@ def verify(
         raise UsageError("verify needs a checkpoint", "", "ptsave verify CHECKPOINT")
     asked = choose(
         checks,
-        config=location_of(config),
+        config=located_or_none(config),
         trusted=trust_recorded or (),
-        against=location_of(against),
+        against=located_or_none(against),
         close=close,
         through=through,
         record=record,
@@ -140,7 +140,7 @@ def verify(
         ),
         overrides=set or (),
         pin=pin,
-        lock=location_of(lock),
+        lock=located_or_none(lock),
     )
     named = [located(checkpoint) for checkpoint in checkpoints]
     places, beside = checkpoints_at(named, recursive=recursive)
@@ -150,7 +150,7 @@ def verify(
     request = Request(
         places[0], asked, allow or (), set or [], select, device, app_dir, strict, run_pt2, run_beside
     )
-    where = location_of(report)
+    where = located_or_none(report)
     if len(places) > 1 or beside is not None:
         code = command.verify_all(mode, request, places, beside or (), where, typed(context.obj))
     else:
