@@ -1,4 +1,4 @@
-"""Who vouches for a signature: a key, an authority that issues certificates, an instance of sigstore."""
+"""What a user trusts to tell who has signed: a key, a certificate authority, an instance of sigstore."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ CHECK = "signature"
 
 @dataclass(frozen=True)
 class Signatory:
-    """Who has signed."""
+    """A signer whose signature is valid."""
 
     name: str
-    """For a person."""
+    """As messages show it."""
     id: str
-    """For `ptsave.lock`."""
+    """As `ptsave.lock` has it."""
 
 
 Judged = tuple[int, Signatory | Finding]
-"""The number of a signature in its envelope, and who made it, or why it does not count."""
+"""The number of a signature in its envelope, and its signer or the reason why it is refused."""
 
 
 class Authority(Protocol):
-    """Whom a user trusts to say who has signed."""
+    """Something that a user trusts to tell who has signed."""
 
     @property
     def name(self) -> str:
-        """For a person."""
+        """As messages show it."""
 
     def judge(self, envelope: Envelope, where: str) -> Iterator[Judged]:
-        """Judge those signatures that say that they are by it, or under it."""
+        """Check the signatures in `envelope` that claim this authority; others are passed over."""

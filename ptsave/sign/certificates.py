@@ -1,11 +1,11 @@
-"""X.509 certificates: whose a key is, by the word of an authority that a user trusts.
+"""X.509 certificates: an authority that the user trusts says who owns a key.
 
-`cryptography.x509.verification` verifies certificates of TLS servers and clients, whose keys are never
-Ed25519, and says of a chain that it refuses no cause that code could tell from another. So this goes by its
-primitives.
+`cryptography.x509.verification` is for TLS servers and clients: it takes no Ed25519 keys, and code cannot
+tell why it refuses a chain. So this module builds on the primitives of `cryptography`.
 
-Source: RFC 5280, sections 4.2 (extensions) and 6.1 (paths). Stricter: each certificate holds today, a
-signer's is for digital signatures. Simpler: constraints on names and policies are refused, not applied.
+Source: RFC 5280, sections 4.2 (extensions) and 6.1 (paths). Stricter: each certificate must be valid today,
+and the signer's must be for digital signatures. Simpler: certificates that constrain names or policies are
+refused.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ _HINT = "give certificates in PEM, the signer's first, then who issued it"
 
 @dataclass(frozen=True)
 class CertifiedName:
-    """Somebody of one of `names`, by the word of authorities that issue certificates."""
+    """Trusts signatures of certain names, for which authorities have issued certificates."""
 
     roots: Sequence[Certificate]
     names: Sequence[str]
 
     @property
     def name(self) -> str:
-        """For a person."""
+        """As messages show it."""
         return f"{' or '.join(self.names)} ({', '.join(map(title_of, self.roots))})"
 
     def judge(self, envelope: Envelope, where: str) -> Iterator[Judged]:
-        """Say whether the certificate that came with a signature counts, and the signature is by its key."""
+        """Check the certificate that came with a signature, and the signature against its key."""
         if not envelope.chain:
             return
         try:
@@ -66,7 +66,7 @@ class CertifiedName:
 
 @dataclass(frozen=True)
 class Refused:
-    """Why a certificate does not count: the cause, and what its words need."""
+    """Why a certificate is refused: the cause, and the facts for the message."""
 
     kind: Kind
     facts: dict[str, str | int | float]
@@ -112,9 +112,9 @@ def is_authority(certificate: Certificate) -> bool:
 
 
 def names_of(certificate: Certificate) -> list[str]:
-    """Whose it is: e-mail addresses, URIs and host names; where it has none of these, the common name.
+    """The names in a certificate: e-mail addresses, URIs and host names; without any, the common name.
 
-    What is malformed is nobody's.
+    A malformed certificate has no names.
     """
     from cryptography import x509
     from cryptography.x509.oid import NameOID
@@ -135,7 +135,7 @@ def names_of(certificate: Certificate) -> list[str]:
 
 
 def title_of(certificate: Certificate) -> str:
-    """What a certificate is called for a person."""
+    """The name of a certificate, as messages show it."""
     if names := names_of(certificate):
         return ", ".join(names)
     try:
@@ -164,7 +164,7 @@ def refused(
     names: Sequence[str],
     now: datetime | None = None,
 ) -> Refused | None:
-    """Why the certificate `chain[0]` is not one of `names` that `roots` stand for; None where it is."""
+    """Why the certificate `chain[0]` is refused; None where `roots` vouch that it is for one of `names`."""
     now = now or datetime.now(timezone.utc)
     who = title_of(chain[0])
     path = path_of(chain, roots, now)
@@ -183,7 +183,7 @@ def refused(
 
 
 def why_unfit(certificate: Certificate) -> str:
-    """Why a certificate's key cannot sign models today; empty where it can."""
+    """Why the key of a certificate cannot sign models today; empty where it can."""
     is_in_date = _is_in_date(certificate, datetime.now(timezone.utc))
     return _why_unfit(certificate, 0) or ("" if is_in_date else "it does not hold today")
 
@@ -201,7 +201,7 @@ def der(certificate: Certificate) -> bytes:
 
 
 def _why_unfit(certificate: Certificate, above: int) -> str:
-    """Why a certificate cannot stand in a path, where it is `above` the signer's, which is 0."""
+    """Why a certificate is not valid in a path; `above`: its distance from the signer's, which is 0."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import rsa
@@ -245,7 +245,7 @@ def _why_unfit(certificate: Certificate, above: int) -> str:
 
 
 def _value(certificate: Certificate, kind: Any, name: str | None = None) -> Any:
-    """An extension, or a field of it; None where the certificate has none that can be read."""
+    """An extension, or a field of one; None where it is missing or malformed."""
     from cryptography.x509 import ExtensionNotFound
 
     try:
@@ -262,7 +262,7 @@ def _is_in_date(certificate: Certificate, now: datetime) -> bool:
 
 
 def _has_issued(issuer: Certificate, certificate: Certificate) -> bool:
-    """Whether the names fit, and the signature is by the issuer's key."""
+    """Whether `issuer` has issued `certificate`: by its names, and by the signature."""
     try:
         certificate.verify_directly_issued_by(issuer)
     except _malformed():
@@ -271,7 +271,7 @@ def _has_issued(issuer: Certificate, certificate: Certificate) -> bool:
 
 
 def _malformed() -> tuple[type[Exception], ...]:
-    """What the library raises for a certificate that is not what it should be."""
+    """The exceptions that the library raises for a malformed certificate."""
     from cryptography import x509
     from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 

@@ -1,6 +1,7 @@
-"""Identities: sigstore gives a certificate of some minutes for a login, and a log tells when it signed.
+"""Signing without a key of one's own: sigstore issues a short-lived certificate for a login.
 
-Its library does all of that: the login of a CI job, certificates, the log, and the check of all three.
+A public log records the signature and its time. The library `sigstore` logs a CI job in, asks for the
+certificate, writes to the log, and verifies all three.
 
 Source: `sigstore.sign`, `sigstore.verify`, `sigstore.oidc` of sigstore-python 4.
 """
@@ -30,17 +31,17 @@ if TYPE_CHECKING:
     from sigstore.oidc import IdentityToken
 
 WORD = "sigstore"
-"""What stands for the public instance of sigstore where a key would be named."""
+"""The value of `--sign` and `--signed-by` that names the public instance of sigstore."""
 TOKEN = "SIGSTORE_IDENTITY_TOKEN"
-"""The environment variable with a token of whoever signs, as sigstore's own command reads it."""
+"""The environment variable with the signer's identity token; sigstore's own command reads it, too."""
 _MOST_BYTES = 24 * 1024
-"""How much longer than its statement a bundle can be: certificate, entry and proof take some 8 KiB."""
+"""Bytes by which a bundle may exceed its statement: certificate, log entry and proof take some 8 KiB."""
 _ROOT = "application/vnd.dev.sigstore.trustedroot"
 
 
 @dataclass(frozen=True)
 class LoggedIdentity:
-    """Somebody of a name, by the word of an instance of sigstore and of whom it asks for the login."""
+    """Trusts signatures of certain names, which an instance of sigstore and a login provider vouch for."""
 
     root: TrustedRoot
     names: Sequence[str]
@@ -48,11 +49,11 @@ class LoggedIdentity:
 
     @property
     def name(self) -> str:
-        """For a person."""
+        """As messages show it."""
         return f"{' or '.join(self.names)} ({self.issuer})"
 
     def judge(self, envelope: Envelope, where: str) -> Iterator[Judged]:
-        """Say whether this identity has signed, and the log has it."""
+        """Check that one of the names has signed, and that the log has the signature."""
         if not envelope.bundle:
             return
         from sigstore.models import Bundle
@@ -81,17 +82,17 @@ class LoggedIdentity:
 
 
 class _Asked:
-    """What the library asks of a certificate that holds: that it is of one of these names, by this issuer."""
+    """The policy that the library applies to a valid certificate: one of these names, from this issuer."""
 
     def __init__(self, names: Sequence[str], issuer: str) -> None:
         from sigstore.verify import policy
 
         self._policy = policy.AnyOf([policy.Identity(identity=name, issuer=issuer) for name in names])
         self.other = ""
-        """Whose certificate it was, where it was another's."""
+        """The name in the certificate, where it is none of those that were asked for."""
 
     def verify(self, cert: Certificate) -> None:
-        """Raise what says that it is another's."""
+        """Raises: VerificationError where the certificate has another name."""
         from sigstore.errors import VerificationError
 
         try:
@@ -103,18 +104,18 @@ class _Asked:
 
 @dataclass(frozen=True)
 class SigningIdentity:
-    """Whoever this process runs as: a CI job, or the owner of a token."""
+    """The identity that this process signs with: that of a CI job, or of the owner of a token."""
 
     config: ClientTrustConfig
     title: str
 
     @property
     def names(self) -> Sequence[str]:
-        """Who that is, for a person."""
+        """The signer's name, as messages show it."""
         return [self.title]
 
     def draft(self, payload: bytes) -> Mapping[str, Any]:
-        """As much as what `sign` gives can be."""
+        """A placeholder as long as the longest result of `sign`."""
         return _wrapped(bytes(2 * len(payload) + _MOST_BYTES))
 
     def sign(self, payload: bytes) -> Mapping[str, Any]:
@@ -129,7 +130,7 @@ class SigningIdentity:
         return _wrapped(data)
 
     def bundle(self, payload: bytes) -> Mapping[str, Any]:
-        """Sign, and have the log take it in.
+        """Sign, and enter the signature in the log.
 
         Raises: RefusedError.
         """
@@ -146,7 +147,7 @@ class SigningIdentity:
 
 
 def signing_identity(where: Path) -> SigningIdentity:
-    """Whoever this process runs as, for the instance of sigstore at `where`: WORD, or a client trust config.
+    """The identity of this process, for the instance of sigstore at `where`: WORD, or a client trust config.
 
     Raises: RefusedError without the library, a network or an identity; UsageError for what is no config.
     """
@@ -165,7 +166,7 @@ def signing_identity(where: Path) -> SigningIdentity:
 
 
 def logged_identity(where: Path, names: Sequence[str], issuer: str) -> LoggedIdentity:
-    """Somebody of one of `names`, by the word of the instance of sigstore at `where`; no network is asked.
+    """Trust in signatures of `names` that the instance of sigstore at `where` vouches for. Needs no network.
 
     Raises: RefusedError without the library, or for what is no trusted root.
     """
@@ -186,7 +187,7 @@ def logged_identity(where: Path, names: Sequence[str], issuer: str) -> LoggedIde
 
 
 def _token() -> IdentityToken:
-    """What says who this process runs as: a token in the environment, or that of the CI job.
+    """The identity token of this process: from the environment, or from the CI job.
 
     Raises: RefusedError.
     """
@@ -222,7 +223,7 @@ def _wrapped(data: bytes) -> Mapping[str, Any]:
 
 
 def _issuer_of(certificate: Certificate) -> str:
-    """Whom sigstore asked for the login, as the certificate says.
+    """The login provider that the certificate names.
 
     Source: Fulcio, `docs/oid-info.md`: 1.3.6.1.4.1.57264.1.1 is the issuer as plain bytes.
     """

@@ -1,4 +1,4 @@
-"""Who signs: bare keys, and a key with a certificate. `identities` has those whom sigstore vouches for."""
+"""Signers: bare keys, and a key with a certificate. `identities` has the one that uses sigstore."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ Document = Mapping[str, Any]
 
 
 class Party(Protocol):
-    """Whoever makes one envelope or bundle of a statement."""
+    """A signer. It makes one envelope, or one bundle, of a statement."""
 
     @property
     def names(self) -> Sequence[str]:
-        """Who that is, for a person."""
+        """The signer's names, as messages show them."""
 
     def sign(self, payload: bytes) -> Document:
-        """The statement, signed, as a record has it."""
+        """Sign the statement; returns the envelope or bundle that goes into the record."""
 
     def draft(self, payload: bytes) -> Document:
-        """The longest that `sign` could give, with nothing signed."""
+        """A placeholder as long as the longest result of `sign`. Nothing is signed."""
 
     def bundle(self, payload: bytes) -> Document:
-        """The statement, signed, in the form that `model_signing` reads."""
+        """Sign the statement; returns a bundle that `model_signing` reads."""
 
 
 @dataclass(frozen=True)
 class Keys:
-    """Keys that verifiers have, whose signatures stand in one envelope."""
+    """Private keys whose public keys the verifier has. All signatures go into one envelope."""
 
     keys: Sequence[PrivateKey]
 
@@ -54,11 +54,11 @@ class Keys:
 
 @dataclass(frozen=True)
 class Certified:
-    """A key of which a certificate says whose it is."""
+    """A private key with a certificate that names its owner."""
 
     key: PrivateKey
     chain: Sequence[bytes]
-    """Certificates in DER, the key's first."""
+    """The certificates in DER: the key's own first, then its issuers'."""
     title: str
 
     @property

@@ -1,4 +1,4 @@
-"""Files and folders in object stores, written in parts: there when they are complete, and not before.
+"""Writing files and folders to object stores, in parts. They appear when they are complete.
 
     objects        a file or a folder in a store that takes parts; hub: by one commit of a repository
     file, folder   what formats write to: `UploadFile`, `UploadFolder`
@@ -7,9 +7,9 @@
     s3, gcs, azure the kinds of stores; each is imported when an address of its kind is written to
     fs             those file systems of fsspec that can make a file at once: SFTP, and memory
 
-"Nothing may be there" and "what was seen is still there" are asked of the store itself, as conditions of the
-request that gives an object its name. Every object says in its metadata which upload has made it, so that an
-answer that was lost is not taken for somebody else's object.
+The store itself checks that the destination is empty, or unchanged: these are conditions of the request that
+gives an object its name. The metadata of every object names the upload that made it. So when the answer to a
+write is lost, ptsave can tell its own object from somebody else's.
 
 To add a kind of store: one file with a class that is an `UploadStore`, and its line in `store.KINDS`.
 """
@@ -26,7 +26,7 @@ from ptsave.storage.output import OutputFile, OutputFolder
 
 
 class Uploading(Protocol):
-    """How files and folders come to a kind of address; a module is one."""
+    """Functions that write files and folders to a kind of address. Modules implement it."""
 
     def check_file(self, address: Address, *, overwrite: bool = False) -> object:
         """Raises: RefusedError; ExistsError; WriteError."""
@@ -66,7 +66,7 @@ class Uploading(Protocol):
 
 
 def uploading(address: Address) -> Uploading:
-    """How something comes to `address`: to the Hub by one commit, to any other store as objects."""
+    """The functions that write to `address`: one commit on the Hub, objects in any other store."""
     if address.scheme == HUB:
         from ptsave.storage.upload import hub
 

@@ -1,4 +1,4 @@
-"""An object in the making: what is written by position becomes parts, each sent when it is whole."""
+"""An object that is being written: bytes come by position, and each part is sent when it is full."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ from ptsave.storage.upload.store import (
 )
 
 HELD_BYTES = 48 * MIB
-"""How many bytes of parts are in memory: begun and not whole, or on their way."""
+"""Bytes of parts in memory at most: those that are not full yet, and those that are being sent."""
 NUM_SENDERS = 8
-"""How many parts are on their way at a time, at most."""
+"""How many parts are sent at a time, at most."""
 SENDERS = Workers(NUM_SENDERS)
 BRIEFLY_S = 20.0
-"""How long to try what is only tidying up, or the last question after an error."""
+"""How long to try to tidy up, or to look at the destination after an error."""
 LEAVE_S = 10.0
-"""How long to wait for parts on their way before an upload is given up."""
+"""How long to wait for parts that are being sent before an upload is given up."""
 T = TypeVar("T")
 
 
@@ -57,7 +57,7 @@ class _Part:
     """Begin and end of what was written, in order, neighbours joined."""
 
     def note(self, begin: int, end: int) -> bool:
-        """Note what was written; returns whether all of it is there now."""
+        """Note what was written; returns whether the part is full now."""
         insort(self.written, (begin, end))
         joined: list[tuple[int, int]] = []
         for first, after in self.written:
@@ -69,7 +69,7 @@ class _Part:
         return joined == [(0, len(self.buffer))]
 
     def fill(self) -> None:
-        """Make zeros of what was not written: the buffer may have held another part."""
+        """Fill the gaps with zeros: the buffer may have held another part."""
         at = 0
         for begin, end in [*self.written, (len(self.buffer), len(self.buffer))]:
             self.view[at:begin] = bytes(begin - at)
@@ -262,7 +262,7 @@ class UploadFile(SentFile):
             self.checked = f"the store's {checked}" if checked else self._read_back(crc)
 
     def _whole(self) -> int:
-        """Have everything sent, but for an object of one part; returns the CRC-32 of the whole."""
+        """Send what is left, unless the object is one part; returns the CRC-32 of the whole."""
         for number in range(self.num_parts):
             with self._state:
                 is_left = number in self._parts or number not in self._known
@@ -350,7 +350,7 @@ class UploadFile(SentFile):
         return "reading it back by ranges"
 
     def abort(self) -> None:
-        """Give it up, unless it has its name: remove what was sent."""
+        """Give the upload up, unless it is complete: remove what was sent."""
         with self._state:
             self._is_over = True
             self._error = self._error or WriteError("given up", str(self.destination))
@@ -375,7 +375,7 @@ class UploadFile(SentFile):
 
 
 def is_same(found: Found | None, seen: Found | None) -> bool:
-    """Whether both are one object, or none."""
+    """Whether both are the same version of an object, or both are None."""
     if found is None or seen is None:
         return found is seen
     return found.version.is_same(seen.version)
@@ -407,10 +407,10 @@ def exists(address: Address) -> ExistsError:
 
 @contextmanager
 def removing_abandoned(store: UploadStore, address: Address, own: str, *, is_folder: bool) -> Iterator[None]:
-    """When the block has given `address` a new object, remove what other uploads by ptsave have sent for it.
+    """When the block has written a new object, remove the parts that other uploads by ptsave sent for it.
 
-    Those that were begun before have seen something else there, so none of them can come to its end: the
-    writer was killed, or is about to be told that it came too late.
+    An upload that began earlier has seen another object, so it cannot complete: its writer was killed, or its
+    condition will fail.
     """
     others: list[Upload] = []
     with contextlib.suppress(PtsaveError):  # who may write may not always list, and litter is not in our way

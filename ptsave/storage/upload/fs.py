@@ -1,11 +1,11 @@
-"""Two of fsspec's file systems: writing. What is sent takes its name when it is complete.
+"""Writing to two of fsspec's file systems. A file takes its name when it is complete.
 
-SFTP's own rename is refused where the new name is taken, so the server itself is asked that nothing is there.
-To replace a file takes OpenSSH's rename, which has no condition: what is there is looked at right before, and
-what another writes between these two requests is lost. `memory://` is of this process alone.
+SFTP's own rename fails where the new name is taken, so the server itself checks that nothing is there.
+OpenSSH's rename replaces a file, without a condition: ptsave looks at the old file right before, and a write
+of somebody else between these two requests is lost. `memory://` belongs to this process alone.
 
-No other file system of fsspec is written to: its `mv` is mostly a copy and a removal, of which a reader sees
-half a file, and none says whether its rename is one step, and what it does to what is there.
+ptsave writes to no other file system of fsspec. Most of them move a file by copying it, so that readers see
+half of it, and none documents whether its rename is atomic and whether it replaces a file.
 
 Source: draft-ietf-secsh-filexfer-02, section 6.5 (SSH_FXP_RENAME); OpenSSH's PROTOCOL, section 4.3
 (posix-rename@openssh.com).
@@ -38,7 +38,7 @@ from ptsave.storage.upload.store import (
 )
 
 _UNFINISHED = re.compile(r"\.(.*)\.ptsave-([0-9a-f]{32}(-data)?)", re.DOTALL)
-"""The name of a file that is not complete: the name it will have, and the upload's ID."""
+"""The name of an unfinished file: its final name, and the ID of the upload."""
 T = TypeVar("T")
 
 
@@ -76,7 +76,7 @@ class FsspecUploads(UploadStore):
         return self._or(address, [], found)
 
     def _or(self, address: Address, nothing: T, action: Callable[[], T]) -> T:
-        """What `action` returns, or `nothing` where there is nothing. Raises: Passing; WriteError."""
+        """What `action` returns; `nothing` where the file is missing. Raises: Passing; WriteError."""
         try:
             with self._store.turn:
                 return action()
@@ -87,7 +87,7 @@ class FsspecUploads(UploadStore):
             raise as_write_error(found) from None
 
     def _must_be(self, address: Address, seen: Found | None) -> None:
-        """Raises: Conflict where something else is there than what was seen."""
+        """Raises: Conflict where the file is not the one that was seen."""
         if self.look(address) != seen:
             raise Conflict
 
@@ -122,7 +122,7 @@ class FsspecUploads(UploadStore):
 
 
 class SftpUploads(FsspecUploads):
-    """A server that speaks SFTP, as paramiko asks it."""
+    """An SFTP server, through paramiko."""
 
     def __init__(self, address: Address) -> None:
         super().__init__(address)
@@ -171,7 +171,7 @@ class SftpUploads(FsspecUploads):
         self._or(address, None, lambda: self._ftp.remove(path))
 
     def _unfinished(self, upload: Upload) -> str:
-        """Where an upload's bytes are until it is complete."""
+        """The path of an unfinished file."""
         return self._store.path(upload.address.parent / f".{upload.address.name}.ptsave-{upload.id}")
 
     def _do(self, address: Address, action: Callable[[], None]) -> None:
@@ -186,12 +186,12 @@ class SftpUploads(FsspecUploads):
 
 
 class MemoryUploads(FsspecUploads):
-    """What fsspec keeps in this process."""
+    """Files that fsspec keeps in this process."""
 
     def __init__(self, address: Address) -> None:
         super().__init__(address)
         self._parts: dict[str, dict[int, bytes]] = {}
-        """Of uploads that are not complete, by ID."""
+        """The parts of unfinished uploads, by ID."""
 
     def begin(self, address: Address, label: Label) -> Upload:
         self._parts[label.mark] = {}

@@ -1,4 +1,4 @@
-"""What a kind of store does for writing. Each method is one request, or as few as the store allows."""
+"""The interface of a kind of store, for writing. A method sends one request where the store allows that."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ _MARK_KEY, _DATA_KEY = "ptsave-upload", "ptsave-data"
 
 @dataclass(frozen=True)
 class Label:
-    """What an object says of its own making, beside its bytes."""
+    """Metadata of an object that says which upload made it."""
 
     mark: str = field(default_factory=lambda: os.urandom(16).hex())
-    """Of the one upload that made it: an answer that was lost is told by it from someone else's object."""
+    """The ID of the upload. When an answer is lost, it tells our object from somebody else's."""
     is_data: bool = False
-    """Whether it is part of a folder, in which another object names it."""
+    """Whether the object is data of a folder, which the index of the folder names."""
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What goes with the object to say it."""
+        """The label as the metadata of an object."""
         return {_MARK_KEY: self.mark} | ({_DATA_KEY: "1"} if self.is_data else {})
 
     @classmethod
     def of(cls, metadata: Mapping[str, str]) -> Label | None:
-        """What the metadata of an object say of its making."""
+        """The label in the metadata of an object; None where ptsave did not write it."""
         mark = metadata.get(_MARK_KEY, "")
         return cls(mark, _DATA_KEY in metadata) if mark else None
 
@@ -63,77 +63,77 @@ class Found:
 
 @dataclass(frozen=True)
 class Upload:
-    """An object that is sent in parts, and not there yet."""
+    """An object that is being sent in parts. Readers do not see it yet."""
 
     address: Address
     id: str
     label: Label = Label("")
     sums_whole: bool = False
-    """Whether the store compares a checksum of the whole when it is complete."""
+    """Whether the store compares a checksum of the whole object when the upload is completed."""
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a store says of one part."""
+    """The answer of a store to one part."""
 
     tag: str
     crc32: int
     num_bytes: int
     checked: str = ""
-    """By which checksum the store and we know it as the same; empty where the store has none."""
+    """The checksum by which the part was compared; empty where the store has none."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What a store says of a new object."""
+    """The answer of a store to a new object."""
 
     version: Version
     checked: str = ""
-    """By which checksum of the whole the store and we know it as the same; empty where the store has none."""
+    """The checksum by which the whole object was compared; empty where the store has none."""
 
 
 class Conflict(Exception):  # noqa: N818 (what it means depends on what was to be replaced)
-    """The condition does not hold: another object is there, or another than the one that was seen."""
+    """The condition of a write failed: the destination is not what it was when we looked."""
 
 
 class Gone(Exception):  # noqa: N818 (it may be that an earlier try has completed it)
-    """There is no such upload: it was completed, or somebody has removed it."""
+    """The store does not know the upload: it was completed or removed."""
 
 
 class NotAllowedError(WriteError):
-    """The store lets us not do that: put an object there, or be told what is there."""
+    """The store denies permission to write an object, or to look at the one that is there."""
 
 
 class UploadStore(ABC):
-    """A kind of store, and what it knows of one bucket or container."""
+    """One bucket or container of a store."""
 
     min_part_bytes: int = 8 * MIB
     max_parts: int = 9_900
     part_unit_bytes: int = MIB
     has_conditions: bool = True
-    """Whether an object can be replaced and removed on the condition that it is a certain version."""
+    """Whether replacing and removing an object can depend on its version."""
 
     @abstractmethod
     def look(self, address: Address) -> Found | None:
-        """What is there; None for nothing. Raises: Passing; WriteError."""
+        """The object at `address`; None where there is none. Raises: Passing; WriteError."""
 
     @abstractmethod
     def names(self, address: Address) -> Mapping[str, Found]:
-        """What is directly in a folder, by name, folders included. Their labels are not asked for.
+        """The objects and folders directly in a folder, by name, without their labels.
 
         Raises: Passing; WriteError.
         """
 
     @abstractmethod
     def put(self, address: Address, data: bytearray, crc32: int, label: Label, seen: Found | None) -> Stored:
-        """Make `data` the object in one request, if `seen` is there still (None: nothing).
+        """Write `data` as the object in one request, if `seen` is still there (None: nothing).
 
         Raises: Conflict; Passing; WriteError.
         """
 
     @abstractmethod
     def begin(self, address: Address, label: Label) -> Upload:
-        """Begin an object that is sent in parts. Raises: Passing; WriteError."""
+        """Begin an upload in parts. Raises: Passing; WriteError."""
 
     @abstractmethod
     def put_part(self, upload: Upload, number: int, data: bytearray, crc32: int) -> Receipt:
@@ -141,24 +141,24 @@ class UploadStore(ABC):
 
     @abstractmethod
     def complete(self, upload: Upload, parts: list[Receipt], crc32: int, seen: Found | None) -> Stored:
-        """Make the parts the object, if `seen` is there still (None: nothing). `crc32`: of the whole.
+        """Join the parts to the object, if `seen` is still there (None: nothing). `crc32`: of the whole.
 
         Raises: Conflict; Gone; Passing; WriteError.
         """
 
     @abstractmethod
     def abort(self, upload: Upload) -> None:
-        """Remove the parts of an object that will not be. Raises: Passing; WriteError."""
+        """Remove the parts of an upload that is given up. Raises: Passing; WriteError."""
 
     def abandoned(self, address: Address, own: str, *, is_folder: bool) -> Iterator[Upload]:
-        """Uploads by ptsave that are not completed, but for `own`: of the object, or of data in the folder.
+        """Unfinished uploads by ptsave, without `own`: of the object, or of data in the folder.
 
         Raises: Passing; WriteError.
         """
         return iter(())
 
     def abandoned_in(self, folder: Address, is_name: Callable[[str], bool]) -> Iterator[Upload]:
-        """Uploads by ptsave that are not completed, of objects in a folder whose names `is_name` takes.
+        """Unfinished uploads by ptsave of objects in a folder whose names `is_name` accepts.
 
         Raises: Passing; WriteError.
         """
@@ -166,7 +166,7 @@ class UploadStore(ABC):
 
     @abstractmethod
     def remove(self, address: Address, seen: Found | None = None) -> None:
-        """Remove an object, if `seen` is there still (None: whatever is). It is no error that there is none.
+        """Remove an object, if `seen` is still there (None: whatever is there). A missing object is no error.
 
         Raises: Conflict; Passing; WriteError.
         """
@@ -175,11 +175,11 @@ class UploadStore(ABC):
 def asked(
     address: Address, action: Callable[[], T], seconds: float | None = None, *, is_first: bool = False
 ) -> T:
-    """What `action` returns, tried again while what keeps it from that may pass, for at most `seconds`.
+    """Call `action`, again while it raises Passing, for at most `seconds`.
 
-    `is_first`: whether nothing was asked there before, so that nobody may answer at all.
+    `is_first`: whether this is the first request to the server, which may not exist.
 
-    Raises: what `action` raises; WriteError when the deadline or the number of tries is over.
+    Raises: what `action` raises; WriteError after the deadline or the last try.
     """
     deadline = Deadline.begin(address, writes=True, is_first=is_first)
     if seconds is not None and seconds < deadline.seconds:
@@ -188,9 +188,9 @@ def asked(
 
 
 def unless_unseen(action: Callable[[], T]) -> T | None:
-    """What `action` says is there; None also where we may put, and not look.
+    """What `action` finds; None also where we have permission to write and not to look.
 
-    The condition of the put is the store's own then. S3 answers 403 for an object that is not there, too.
+    The store itself then checks the condition of the write. S3 answers 403 for a missing object, too.
     Source: Amazon S3 API Reference, HeadObject: "Permissions".
     """
     try:
@@ -200,7 +200,7 @@ def unless_unseen(action: Callable[[], T]) -> T | None:
 
 
 def prefix_of(address: Address) -> str:
-    """What the keys of all objects in the folder `address` begin with."""
+    """The prefix of the keys of all objects in the folder `address`."""
     return f"{address.key.strip('/')}/" if address.key.strip("/") else ""
 
 
@@ -219,7 +219,7 @@ def _module(name: str) -> object:
 
 
 def upload_store(address: Address) -> UploadStore:
-    """The store that `address` is in, to write to.
+    """The store of `address`, for writing.
 
     Raises: RefusedError where nothing can be written there, or the store's library is not installed.
     """
@@ -244,7 +244,7 @@ def upload_store(address: Address) -> UploadStore:
 
 
 def store_with_conditions(address: Address) -> UploadStore:
-    """The store that `address` is in, for what several processes write.
+    """The store of `address`, for files that several processes write.
 
     Raises: as `upload_store`; RefusedError where it has no conditions.
     """
