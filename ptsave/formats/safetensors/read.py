@@ -120,7 +120,8 @@ def read_header(file: InputFile) -> tuple[dict[str, TensorEntry], dict[str, str]
     tensors: dict[str, TensorEntry] = {}
     spans: list[tuple[int, int, str]] = []
     known: dict[tuple[str, tuple[int, ...]], _Layout] = {}  # most tensors of a large file look alike
-    for name, info in header.items():
+    for name in [*header]:
+        info = header.pop(name)  # whose memory the tensors take
         tag, sizes, begin, end = _fields(name, info, where)
         layout = known.get((tag, sizes))
         if layout is None:
@@ -136,6 +137,7 @@ def read_header(file: InputFile) -> tuple[dict[str, TensorEntry], dict[str, str]
         tensors[name] = TensorEntry(name, layout.dtype, layout.shape, layout.strides, storage, 0)
         spans.append((begin, end, name))
     _check_cover(spans, file.size_bytes - start, where)
+    del spans
     record = metadata.pop(records.KEY, None)
     if record is None:
         return tensors, metadata, None
