@@ -23,6 +23,8 @@ LEVELS: tuple[Level, ...] = ("fail", "warn", "ok", "skipped")
 Facts = Mapping[str, int | float | str]
 """The numbers and short texts that a kind's words have places for, by key."""
 
+_NO_FACTS: Facts = {}
+"""One for all findings, of which there may be a hundred thousand."""
 _CHOICE = re.compile(r"\[([^|\]]*)\|([^]]*)]")
 _OPTION = re.compile(r"<(\w+)=(\w+)>")
 _NAME_USED = "{used_for} {count}×; "
@@ -310,7 +312,7 @@ class Finding:
     """Of how many things it is said; those of several ranks are added up."""
     places: tuple[str, ...] = ()
     """The names among these things that are worth showing."""
-    facts: Facts = field(default_factory=dict, hash=False)
+    facts: Facts = field(default_factory=lambda: _NO_FACTS, hash=False)
     parameters: Collection[str] | None = field(default=None, compare=False, repr=False)
     """Those of the Python function that returns it, as `PtsaveError` has them; None for a command."""
 

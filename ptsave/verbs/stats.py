@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -96,27 +96,27 @@ Counts = dict[Any, tuple[int, int]]
 def non_finite(
     checkpoint: Checkpoint,
     progress: Progress | None = None,
-    known: Mapping[Any, tuple[int, int]] | None = None,
+    known: Counts | None = None,
 ) -> Iterator[tuple[str, int, int]]:
     """(name, NaNs, infinities) of each floating-point or complex tensor; tied tensors are read once.
 
-    `known`: what is not counted again.
+    `known`: what is not counted again, and takes what is counted.
 
     Raises: CorruptError, UnreadableError or LimitError when a tensor cannot be read.
     """
-    done = dict(known or {})
+    done: Counts = {} if known is None else known
     entries = checkpoint.tensors.values()
     for entry in entries:
         if entry.dtype.is_float and entry.view not in done:
             entry.expect()
     for entry in entries:
-        is_new = entry.dtype.is_float and entry.view not in done
-        if is_new:
-            done[entry.view] = _count_non_finite(entry, progress)
+        found = done.get(entry.view) if entry.dtype.is_float else _NONE
+        if found is None:
+            found = done[entry.view] = _count_non_finite(entry, progress)
         elif progress:
             progress(entry.num_bytes)
         if entry.dtype.is_float:
-            yield entry.name, *done[entry.view]
+            yield entry.name, *found
 
 
 def _chosen(checkpoint: Checkpoint, names: Iterable[str] | None) -> list[TensorEntry]:
