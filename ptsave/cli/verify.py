@@ -199,7 +199,7 @@ def _show(mode: Mode, outcome: Outcome, request: Request, report: Location | Non
     if report is not None:
         from ptsave.render.report import write_report
 
-        document = partial(as_json.verdict, verdict, path)
+        document = partial(as_json.verdict, verdict, path, iter)
         write_report(report, verdict, {**facts, "command": typed}, lambda: as_json.versioned(document()))
     show_verdict(mode, verdict, path)
     _annotate(verdict, path)

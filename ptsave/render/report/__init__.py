@@ -5,21 +5,24 @@ Everything that came from a checkpoint is escaped for the format that it goes in
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
+from itertools import chain
 from typing import Any
 
 from ptsave import __version__
 from ptsave.core.address import Location
 from ptsave.core.names import hint_for
+from ptsave.core.storage import BLOCK_BYTES
 from ptsave.core.verdict import Verdict
 from ptsave.errors import PtsaveError, UsageError
+from ptsave.render import as_json
 from ptsave.render.report.annotations import annotation_lines
 from ptsave.render.report.html import html as html_text
 from ptsave.render.report.junit import junit, report_of, suite_of, suite_of_error
 from ptsave.render.report.several import html_of_several
-from ptsave.storage.opening import check_file_destination, write_file
+from ptsave.storage.opening import check_file_destination, replacing_file
 
 __all__ = [
     "SUFFIXES",
@@ -81,7 +84,7 @@ def report_text(
         return [html_text(verdict, subject, {**facts, **_now()})]
     if path.suffix.lower() == ".xml":
         return junit(verdict, subject, _seconds(facts), facts)
-    return _indented(json_document())
+    return _json_text(json_document())
 
 
 def _now() -> dict[str, str]:
@@ -90,16 +93,18 @@ def _now() -> dict[str, str]:
     return {"verified": now, "by": f"ptsave {__version__}"}
 
 
-def _indented(document: Mapping[str, Any]) -> Iterator[str]:
-    yield from json.JSONEncoder(ensure_ascii=True, allow_nan=False, indent=2).iterencode(document)
-    yield "\n"
+def _json_text(document: Mapping[str, Any]) -> Iterable[str]:
+    return chain(as_json.pieces(document), ["\n"])
 
 
 def _write(path: Location, pieces: Iterable[str]) -> None:
-    data = bytearray()  # a report may be as long as the memory that is left: it is there once
-    for piece in pieces:
-        data += piece.encode()
-    write_file(path, data, overwrite=True)
+    with tempfile.TemporaryFile() as whole:  # of 200,000 findings, too long for the memory that is left
+        whole.writelines(piece.encode() for piece in pieces)
+        with replacing_file(path, whole.tell(), overwrite=True) as output:
+            output.reserve()
+            whole.seek(0)
+            while block := whole.read(BLOCK_BYTES):
+                output.write_at(whole.tell() - len(block), block)
 
 
 def write_reports(
@@ -121,7 +126,7 @@ def write_reports(
         ]
         _write(path, [html_of_several(verdicts, {"command": command, **_now()})])
     elif path.suffix.lower() == ".json":
-        _write(path, _indented(json_document))
+        _write(path, _json_text(json_document))
     else:
         _write(path, report_of(_suite(i, str(where), result) for i, (where, result) in enumerate(results)))
 

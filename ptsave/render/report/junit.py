@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from html import escape
+from itertools import chain
 
 from ptsave.core.finding import Finding
 from ptsave.core.verdict import Verdict
@@ -61,26 +62,30 @@ def suite_of(
     """
     about = {"verdict": verdict.answer, **({"cause": verdict.cause} if verdict.cause else {})}
     about |= {name: fact(name, value) for name, value in (facts or {}).items()}
-    results = [result for _, _, result, _ in _cases(verdict)]
+    cases = (_cases_of(check, findings) for check, findings in verdict.by_check.items())
+    results = [result for _, result, _ in chain.from_iterable(cases)]
     levels = Counter(result.level for result in results if result is not None)
     is_bare = not verdict.is_yes and not levels["fail"]
     counts = {"tests": len(results), "failures": levels["fail"], "skipped": levels["skipped"]}
     if is_bare:
         counts |= {"tests": len(results) + 1, "failures": 1}
-    cases = _spelled_cases(verdict, path, is_bare=is_bare)
-    return _suite(path, counts, about, cases, _lines(verdict, path), seconds, when, number)
+    spelled = _spelled_cases(verdict, path, is_bare=is_bare)
+    return _suite(path, counts, about, spelled, _lines(verdict, path), seconds, when, number)
 
 
 def _spelled_cases(verdict: Verdict, path: str, *, is_bare: bool) -> Iterator[str]:
     """The test cases as text. `is_bare`: the answer is no, and no failure says so."""
-    names: Counter[str] = Counter()
-    for name, seconds, result, rest in _cases(verdict):
-        inside = "" if result is None else _result(result, rest)
-        yield _case(_unused(name, names), path, seconds, inside)
+    for check, findings in verdict.by_check.items():
+        names: Counter[str] = Counter()  # no case of another check is called like one of this
+        seconds = verdict.seconds.get(check, 0.0)
+        for name, result, rest in _cases_of(check, findings):
+            inside = "" if result is None else _result(result, rest)
+            yield _case(_unused(name, names), path, seconds, inside)
+            seconds = 0.0  # the first case of a check has it, so that the sum is right
     if is_bare:
         # Skips alone would turn a CI run green: a verdict of no is a failure whatever its reason.
         failure = _element("failure", {"type": "verify", "message": clean(verdict.outcome)})
-        yield _case(_unused("verdict", names), path, 0.0, failure)
+        yield _case("verdict", path, 0.0, failure)
 
 
 def _suite(
@@ -118,19 +123,10 @@ def _suite(
     yield "</system-out>\n<system-err />\n</testsuite>\n"
 
 
-def _cases(verdict: Verdict) -> Iterator[tuple[str, float, Finding | None, Sequence[Finding]]]:
-    """The cases: a name, how long it took, what failed or was skipped, and what else the check found."""
-    for check, findings in verdict.by_check.items():
-        seconds = verdict.seconds.get(check, 0.0)
-        for name, result, rest in _cases_of(check, findings):
-            yield name, seconds, result, rest
-            seconds = 0.0  # the first case of a check has it, so that the sum is right
-
-
 def _cases_of(
     check: str, findings: Sequence[Finding]
 ) -> Iterator[tuple[str, Finding | None, Sequence[Finding]]]:
-    """The cases of one check."""
+    """The cases of one check: a name, what failed or was skipped, and what else the check found."""
     failed = [finding for finding in findings if finding.level == "fail"]
     skipped = [finding for finding in findings if finding.level == "skipped"]
     rest = [finding for finding in findings if finding.level in ("ok", "warn")]
