@@ -113,7 +113,7 @@ def test_help_imports_nothing_heavy(clean_env: dict[str, str]) -> None:
 def test_help_imports_no_command(clean_env: dict[str, str]) -> None:
     code = (
         "import sys\nfrom ptsave.cli import main as cli\ncli.run(['--help'])\n"
-        "parts = ('cli.convert', 'core.record', 'formats', 'render.as_json', 'render.report', 'verbs')\n"
+        "parts = ('export.either', 'core.record', 'formats', 'render.as_json', 'render.report', 'verbs')\n"
         "print([part for part in parts if f'ptsave.{part}' in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], env=clean_env, capture_output=True, text=True)

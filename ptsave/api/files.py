@@ -10,7 +10,7 @@ from inspect import signature as signature_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from ptsave.core.accounts import Extras, parse_extras
+from ptsave.core.accounts import Extras
 from ptsave.core.address import Location, located, located_or_none
 from ptsave.errors import UsageError
 from ptsave.verbs.request import python_verb
@@ -157,10 +157,10 @@ def convert(
     Raises: UsageError; LossyError and other RefusedErrors, and there is no destination then, or the old one;
     UnreadableError for a source.
     """
+    from ptsave.export.either import convert_paths
     from ptsave.formats.base import WriteOptions, digest_algorithm
-    from ptsave.formats.writers import program_format
     from ptsave.sign.signer import signer_of
-    from ptsave.verbs.convert import convert_paths, parse_size
+    from ptsave.verbs.convert import parse_size
     from ptsave.verbs.edit import parse_edits
     from ptsave.verbs.texts import check_metadata
 
@@ -184,40 +184,20 @@ def convert(
     cast = None if dtype is None else str(dtype)
     edits = parse_edits(several(only), several(drop), strip_prefix, renames, cast, contiguous, dense)
     places = [located(path) for path in paths]
-    pins = located_or_none(lock)
-    program = program_format(places[-1], format) if config is not None and places else None
-    if config is not None and program is not None:
-        from ptsave.export.convert import Export, export_path
-
-        if len(places) != 2:
-            raise UsageError("a program is exported from one checkpoint", "ptsave.convert", "name one")
-        source, destination = places
-        left_out = parse_extras(extras, "fail", "drop")
-        folder = Path() if app_dir is None else Path(app_dir)
-        request = Export(
-            source,
-            destination,
-            program,
-            located(config),
-            several(set),
-            select,
-            left_out,
-            cast,
-            opset,
-            folder,
-            check_metadata(metadata or {}),
-            pins,
-        )
-        return export_path(request, options, given=given)
     return convert_paths(
         places,
         options,
         edits,
+        config=located_or_none(config),
         format=format,
         select=select,
-        extras=parse_extras(extras, "fail", "drop", "keep"),
+        extras=extras,
         metadata=check_metadata(metadata or {}),
-        lock=pins,
+        overrides=several(set),
+        app_dir=Path() if app_dir is None else Path(app_dir),
+        dtype=cast,
+        opset=opset,
+        lock=located_or_none(lock),
         dry_run=dry_run,
         given=given,
     )

@@ -1,6 +1,7 @@
 """Flags of convert: tensors in another format, or a model as a program."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from ptsave.cli import options as opts
 from ptsave.cli.groups import Talking, Writing, with_groups
 from ptsave.cli.options import dtypes, given, one_of
 from ptsave.core.address import located, located_or_none
+from ptsave.render.terminal import progress
 
 
 @with_groups
@@ -92,28 +94,35 @@ def convert(
 
     With -c, export the model to a program (.pt2, .onnx) that has run beside it before it gets its name.
     """
-    from ptsave.cli.convert import convert as run
-    from ptsave.core.accounts import parse_extras
+    from ptsave.export.either import convert_paths
+    from ptsave.render.convert import show_converted
     from ptsave.verbs.convert import parse_size
     from ptsave.verbs.edit import parse_edits
     from ptsave.verbs.texts import parse_metadata
 
-    run(
-        mode,
-        [located(path) for path in paths],
+    places = [located(path) for path in paths]
+    begin = None
+    if report is not None:
+        from ptsave.render.report import begin_report
+
+        begin = partial(begin_report, located(report), places[-1])
+    converted = convert_paths(
+        places,
         replace(writing.options(), shard_bytes=parse_size(shard_size)),
         parse_edits(only, drop, strip_prefix, rename, dtype, contiguous, dense),
+        config=located_or_none(config),
         format=format,
         select=select,
-        extras=parse_extras(extras, "fail", "drop", "keep"),
+        extras=extras,
         metadata=parse_metadata(metadata or ()),
-        dry_run=dry_run,
-        config=located_or_none(config),
         overrides=set or (),
         app_dir=app_dir,
         dtype=dtype,
         opset=opset,
-        report=located_or_none(report),
         lock=located_or_none(lock),
+        dry_run=dry_run,
         given=given(context),
+        bar=partial(progress, mode),
+        begin_report=begin,
     )
+    show_converted(mode, converted)

@@ -27,6 +27,7 @@ from ptsave.storage.opening import check_file_destination, replacing_file
 __all__ = [
     "SUFFIXES",
     "annotation_lines",
+    "begin_report",
     "check_report_path",
     "report_text",
     "write_report",
@@ -44,6 +45,19 @@ def check_report_path(path: Location) -> None:
     """
     _check_suffix(path)
     check_file_destination(path, overwrite=True)
+
+
+def begin_report(path: Location, destination: Location) -> Callable[[Verdict, Mapping[str, object]], None]:
+    """A function that writes the verdict on the program at `destination` to `path`.
+
+    Raises: as `check_report_path`.
+    """
+    check_report_path(path)
+
+    def write(verdict: Verdict, facts: Mapping[str, object]) -> None:
+        write_report(path, verdict, facts, lambda: as_json.versioned(as_json.verdict(verdict, destination)))
+
+    return write
 
 
 def _check_suffix(path: Location) -> None:
