@@ -133,11 +133,12 @@ def export_path(
 
         def record(file: Checkpoint, digests: Digests, facts: Mapping[str, Any]) -> Record:
             made = _record(subject, program, target, example, behaviour, digests)
-            made = replace(made, metadata=texts, program={**(made.program or {}), **facts})
             names = {name.removeprefix("state_dict.") for name in digests.tensors}
-            left = [name for name in subject.model.state_dict() if name not in names]
-            if left and options.signer is not None:
-                notes.append(f"not in the program, so not signed with it: {first_names(left)}")
+            unused = [name for name in subject.model.state_dict() if name not in names]
+            told = {**(made.program or {}), **facts, "unused": unused}
+            made = replace(made, metadata=texts, program=told)
+            if unused and options.signer is not None:
+                notes.append(f"not in the program, so not signed with it: {first_names(unused)}")
             return replace(made, signatures=signatures_of_program(file, made, source, options, notes))
 
         verdicts: list[Verdict] = []

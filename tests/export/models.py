@@ -48,6 +48,18 @@ class NarrowPorts(nn.Module):
         return out
 
 
+class Spare(nn.Module):
+    """Has a layer that it does not use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.spare = nn.Linear(6, 3), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc(x).tanh()
+        return out
+
+
 class TwoInputs(nn.Module):
     def __init__(self, fault: str = "") -> None:
         super().__init__()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -137,3 +138,27 @@ def test_a_program_that_onnxruntime_dies_of_is_a_no(
         torch.onnx.export(model, (one, one), path, verbose=False, optimize=False)
     done = ptsave_here("verify", path, "--against", checkpoint, "-c", config, code=1)
     assert "onnxruntime died of it (SIG" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_layer_that_the_graph_does_not_use_is_not_missing(
+    prepare: Prepare, ptsave_here: Command, tmp_path: Path
+) -> None:
+    checkpoint, config = prepare("Spare", X)
+    ptsave_here("convert", checkpoint, "model.onnx", "-c", config)
+    unused = "keys       warn     2 tensors are not used by the program: spare.weight, spare.bias"
+    against = ("verify", "model.onnx", "--against", checkpoint, "-c", config)
+    for command in (against, ("verify", "model.onnx", "-c", config)):
+        done = ptsave_here(*command).stdout
+        assert unused in done
+        assert "because" not in done
+    model = onnx.load(tmp_path / "model.onnx")
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros((4, 6), "float32"), "x"))
+    onnx.save(model, tmp_path / "model.onnx")
+    done = ptsave_here("verify", "model.onnx", code=1).stdout
+    assert "because    another graph: default of x (initializer)" in done
+    model.graph.initializer.pop()
+    onnx.save(model, tmp_path / "model.onnx")
+    edited(tmp_path / "model.onnx")
+    assert unused in ptsave_here(*against).stdout
+    assert "spare.weight: missing" in ptsave_here("verify", "model.onnx", "-c", config, code=1).stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ptsave.core.checkpoint import check_viewed
@@ -135,11 +136,13 @@ def _dtype(subject: ModelSubject, findings: Sequence[Finding]) -> str:
 
 
 def _keys(subject: ModelSubject, findings: Sequence[Finding]) -> str:
-    if subject.fit.fits:
+    missing = tuple(name for name in subject.fit.missing if name not in subject.unused)
+    fit = replace(subject.fit, missing=missing)
+    if fit.fits:
         return ""
     changed = _changed_code(subject) or _changed_arguments(subject)
     why = f"; {changed}" if changed else ""
-    return f"another architecture: {subject.fit.summary()}{why}"
+    return f"another architecture: {fit.summary()}{why}"
 
 
 def _code(subject: ModelSubject, findings: Sequence[Finding]) -> str:

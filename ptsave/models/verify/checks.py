@@ -16,7 +16,11 @@ from ptsave.storage.scan import tensor_digest
 def keys(subject: ModelSubject) -> Iterator[Finding]:
     """Names, shapes, dtypes, ties and buffers fit the architecture; else proposes the renaming that would."""
     report = subject.fit
+    if unused := subject.unused:
+        yield Finding("keys", "warn", "", Kind.NOT_IN_PROGRAM, len(unused), unused)
     for name in report.missing:
+        if name in unused:
+            continue
         if name in report.nearest:
             near = {"near": report.nearest[name]}
             yield Finding("keys", "fail", name, Kind.MISSING_NEAR, facts=near)

@@ -121,6 +121,20 @@ class ModelSubject:
         """How the checkpoint fits the architecture."""
         return fit_of(self.skeleton, self.selection)[1]
 
+    @cached_property
+    def unused(self) -> tuple[str, ...]:
+        """What the checkpoint, a program, lacks of the architecture because its graph does not use it.
+
+        Its record says so, or it runs beside the model, where what it computes tells.
+        """
+        if self.checkpoint.format not in PROGRAMS:
+            return ()
+        if self.other is not None and self.run_beside is not None:
+            return self.fit.missing
+        record = self.checkpoint.record
+        recorded = record.program.get("unused") if record is not None and record.program is not None else None
+        return tuple(name for name in self.fit.missing if isinstance(recorded, list) and name in recorded)
+
     def parameters(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the architecture's parameters, in its order; none where it is lazy."""
         if lazy_names(self.skeleton):

@@ -52,6 +52,10 @@ def _nodes(model: Any) -> Iterator[tuple[str, bytes, str]]:
         del node.metadata_props[:]
         described += f" in {where!r}" if where else ""
         yield node.name or f"node {number}", node.SerializeToString(deterministic=True), described
+    ports = {port.name for port in graph.input}
+    for tensor in (*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)):
+        if tensor.name in ports:  # taken where nothing else is given, and onnxruntime lists no such input
+            yield f"default of {tensor.name}", b"", "initializer"
     del graph.node[:], graph.initializer[:], graph.sparse_initializer[:], graph.value_info[:]
     del graph.metadata_props[:], model.metadata_props[:]
     for field in ("producer_name", "producer_version", "model_version", "doc_string"):
