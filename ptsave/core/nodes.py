@@ -247,6 +247,7 @@ class GlobalUse:
 
     name: str
     count: int = 0
+    """How often it is called or built; 1 where it is only named."""
     used_for: str = "named"
     """`called`, `built` or `named`: what a real unpickler would have done with it."""
 

@@ -88,8 +88,6 @@ def load(
             what = f"{source.num_bytes - end} bytes follow the pickle, which some programs read as others"
             raise CorruptError(what, where, _HINT)
     finally:
-        for use in machine.uses.values():
-            use.count = max(use.count, 1)
         if (met := _MET.get()) is not None:
             met.append(machine.uses)
     return Unpickled(root, machine.uses, end, machine.budget.notes, machine.budget.dropped)

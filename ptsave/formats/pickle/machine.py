@@ -231,12 +231,14 @@ class Machine:
             found = Global(dotted)
         is_maker = dotted in CONSTRUCTORS and not self.shapes.is_script
         if type(found) in (Global, Described) and not is_maker:
-            self.uses.setdefault(dotted, GlobalUse(dotted))
+            self.uses.setdefault(dotted, GlobalUse(dotted, 1))
         self._found[key] = found
         return found
 
     def use(self, name: str, used_for: str) -> None:
         use = self.uses.setdefault(name, GlobalUse(name))
+        if use.used_for == "named":  # before it is used
+            use.count = 0
         use.count += 1
         if use.used_for != "called":
             use.used_for = used_for

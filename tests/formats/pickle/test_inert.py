@@ -22,6 +22,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ptsave.core.nodes import Global, Opaque
+from ptsave.core.storage import MemoryStorage
 from ptsave.errors import CorruptError, LimitError, PtsaveError
 from ptsave.formats.pickle import inert, machine, python_objects
 from ptsave.formats.pickle.inert import Unpickled
@@ -266,6 +267,8 @@ def test_nothing_runs_and_everything_is_listed(name: str) -> None:
     assert isinstance(loaded.root, (Opaque, Global))
     assert loaded.globals[dotted].used_for == used_for
     assert loaded.globals[dotted].count >= 1
+    _, uses = inert.begin(MemoryStorage(memoryview(data)), Shapes(python_objects.NAMES), "test")
+    assert uses[dotted].count >= 1
 
 
 CORRUPT = {
