@@ -79,8 +79,12 @@ def run(arguments: list[str]) -> int:
         return EXIT_INTERRUPTED
     except OSError as error:
         problem = _refused_by_the_system(error)
+    except MemoryError as error:
+        problem = _out_of_memory(error)
     except ImportError as error:
-        problem = not_installed(error) or _bug(error)
+        # the loader's words where a library does not fit into the memory that is left
+        is_memory = "failed to map segment" in str(error)
+        problem = _out_of_memory(error) if is_memory else not_installed(error) or _bug(error)
     except Exception as error:
         problem = _bug(error)
     if stopping.received:  # code in between made another error of the interrupt
@@ -108,6 +112,13 @@ def _refused_by_the_system(error: OSError) -> PtsaveError:
     problem = RefusedError(
         f"the system reports: {what}", str(error.filename or ""), "check the disk and the path"
     )
+    problem.__cause__ = error
+    return problem
+
+
+def _out_of_memory(error: Exception) -> PtsaveError:
+    what = "there is not enough memory"
+    problem = RefusedError(what, "", "close other programs, or raise the limit of memory (ulimit -v)")
     problem.__cause__ = error
     return problem
 
