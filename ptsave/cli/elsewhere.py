@@ -13,11 +13,15 @@ COMMANDS = {
     **dict.fromkeys(("diff", "compare"), "ptsave inspect A --diff B"),
     **dict.fromkeys(
         (
-            *("show", "info", "ls", "list", "cat", "view", "stats", "tree", "keys", "head", "params", "size"),
-            *("print", "dump", "describe", "summary", "open", "read", "shapes", "count"),
+            *("show", "info", "ls", "list", "cat", "view", "keys", "size"),
+            *("print", "dump", "describe", "open", "read", "shapes"),
         ),
         "ptsave inspect PATH",
     ),
+    **dict.fromkeys(("params", "count", "summary"), "ptsave inspect PATH --params"),
+    "tree": "ptsave inspect PATH --tree",
+    "stats": "ptsave inspect PATH --stats",
+    "head": "ptsave inspect PATH --limit 10",
     "help": "ptsave --help",
     "version": "ptsave --version",
     "same": "ptsave verify PATH --against OTHER",
@@ -38,6 +42,7 @@ COMMANDS = {
 }
 """Command → a line that does it."""
 _VALUES = ("--values", "--value", "--data")
+_NOTATIONS = ("--format", "--csv", "--yaml", "--jsonl")
 _OUTPUT = ("-o", "--output", "--out")
 _NAMED = re.compile(r"(No such (?:command '(?P<command>.+?)'|option: (?P<flag>\S+)))")
 _PATH = re.compile(r".*[./\\]", re.DOTALL)
@@ -61,6 +66,8 @@ def meant(message: str, flags: Collection[str], help_line: str) -> tuple[str, st
         hint = f"the last path is what is written; {help_line}"
     elif flag in _VALUES and "--stats" in flags:
         hint = "--stats sums each tensor up; in Python, ptsave.open(PATH)[NAME] is one of them"
+    elif flag in _NOTATIONS and "--format" not in flags and "--json" in flags:
+        hint = f"did you mean --json? {help_line}"
     elif flag in FLAGS and FLAGS[flag].split()[0] in flags:
         hint = f"did you mean {FLAGS[flag]}? {help_line}"
     return (found[1], hint) if hint else (message, help_line)

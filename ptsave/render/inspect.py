@@ -93,7 +93,8 @@ def _show_checkpoint(result: Inspection, tree: bool, params: bool, depth: int | 
         show_tree(result.tree, depth, shows_all=verbose)
     elif result.rows:
         out()
-        table([_row(r, verbose) for r in result.rows], ("name", "dtype", "shape", "size", ""), right=(3,))
+        header = ("name", "dtype", "shape", "size", "")
+        table([_row(r, verbose) for r in result.rows], header, right=(3,), names=(0, 4))
     if result.num_hidden:
         out(f"… {count(result.num_hidden, 'tensor')} not shown")
     if verbose and result.rows and not (tree or params or result.stats):
@@ -188,7 +189,7 @@ def _stats(measured: Sequence[TensorStats]) -> None:
         for s in measured
     ]
     out()
-    table(rows, header, right=range(1, len(header) - 1))
+    table(rows, header, right=range(1, len(header) - 1), names=(0,))
 
 
 def _program(program: Program) -> None:

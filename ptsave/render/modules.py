@@ -24,7 +24,7 @@ def show_tree(root: ModuleNode, depth: int | None, *, shows_all: bool) -> None:
             num_bytes = sum(one.num_bytes for one in item)
             rows.append((branch + _label(item), what, size(num_bytes), _share(num_bytes, root.num_bytes)))
     out()
-    table(rows, right=(2, 3))
+    table(rows, right=(2, 3), names=(0,))
 
 
 def show_parameters(root: ModuleNode, depth: int | None, *, shows_all: bool) -> None:
@@ -38,7 +38,12 @@ def show_parameters(root: ModuleNode, depth: int | None, *, shows_all: bool) -> 
     is_used = (True, True, True, root.num_parameters < root.num_elements, root.num_trainable > 0)
     shown = [i for i, used in enumerate(is_used) if used]
     out()
-    table([[row[i] for i in shown] for row in rows], [header[i] for i in shown], right=range(1, len(shown)))
+    table(
+        [[row[i] for i in shown] for row in rows],
+        [header[i] for i in shown],
+        right=range(1, len(shown)),
+        names=(0,),
+    )
 
 
 def _numbers(alike_ones: list[ModuleNode], root: ModuleNode) -> tuple[str, ...]:

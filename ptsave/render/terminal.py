@@ -6,6 +6,7 @@ Every text that came from a file passes `escape` on its way out, so that a termi
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -27,6 +28,11 @@ PATIENCE_SECONDS = 1.0
 """How long a command works before it says on a terminal what it is doing."""
 MAX_COLUMN_CHARS = 120
 """How wide a column of a table gets: a longer cell stands out, and does not widen every line."""
+
+MIN_NAME_CHARS = 20
+"""How much is left of a name that is cut to fit a terminal."""
+GAP = "  "
+"""Between two columns."""
 
 
 @dataclass(frozen=True)
@@ -155,19 +161,41 @@ def _bar() -> Progress:
     )
 
 
-def table(rows: Sequence[Sequence[str]], header: Sequence[str] = (), right: Collection[int] = ()) -> None:
-    """Aligned columns on stdout; the columns numbered in `right` align right."""
+def table(
+    rows: Sequence[Sequence[str]],
+    header: Sequence[str] = (),
+    right: Collection[int] = (),
+    names: Collection[int] = (),
+) -> None:
+    """Aligned columns on stdout; the columns numbered in `right` align right.
+
+    On a terminal, those in `names` lose the middle of what would not fit a line; elsewhere nothing is cut.
+    """
     every = [header, *rows] if header else rows
     if not every:
         return
     widths = [min(max(map(len, column)), MAX_COLUMN_CHARS) for column in zip(*every, strict=True)]
+    if names and sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+        excess = sum(widths) + len(GAP) * (len(widths) - 1) - width
+        for column in sorted(names, key=lambda column: widths[column], reverse=True):
+            narrower = max(min(widths[column], MIN_NAME_CHARS), widths[column] - max(excess, 0))
+            excess -= widths[column] - narrower
+            widths[column] = narrower
+        every = [[_cut(c, widths[j]) if j in names else c for j, c in enumerate(row)] for row in every]
     for i, row in enumerate(every):
         cells = [
             cell.rjust(width) if column in right else cell.ljust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        line = "  ".join(cells).rstrip()
+        line = GAP.join(cells).rstrip()
         out(styled(line, "1") if header and i == 0 else line)
+
+
+def _cut(name: str, num_chars: int) -> str:
+    """`name` in so many characters, without its middle where it is longer."""
+    end = num_chars // 2
+    return name if len(name) <= num_chars else f"{name[: num_chars - 1 - end]}…{name[-end:]}"
 
 
 def section(title: str) -> None:

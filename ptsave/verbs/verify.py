@@ -61,6 +61,14 @@ OF_A_MODEL = ("--select", "--device", "--through", "--app-dir", RECORD)
 
 
 OF_SIGNATURES = ("--signature", "--rename", "--only", "--identity", "--issuer")
+CALLED = {
+    **dict.fromkeys(("nan", "inf", "nans"), "finite"),
+    **dict.fromkeys(("crc", "hash", "digest", "checksum", "integrity"), "bytes"),
+    **dict.fromkeys(("pickle", "security", "malware", "scan"), "safe"),
+    **dict.fromkeys(("names", "shapes", "dtypes"), "keys"),
+    **dict.fromkeys(("output", "outputs", "forward", "inference"), "behaviour"),
+}
+"""What else people call a check."""
 SIGNED_BY = Option("signed_by", "KEY")
 
 
@@ -181,7 +189,9 @@ def _listed(text: str, known: Sequence[str], where: Option, kind: str) -> list[s
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in known:
-            raise UsageError(f"unknown name {name!r}", where, hint_for(name, known, kind))
+            meant = CALLED.get(name)
+            hint = f"did you mean {meant!r}?" if meant in known else hint_for(name, known, kind)
+            raise UsageError(f"unknown name {name!r}", where, hint)
     if not names:
         raise UsageError("the list is empty", where, f"known {kind}: {', '.join(known)}")
     return names

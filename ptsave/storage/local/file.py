@@ -184,6 +184,8 @@ def _near(path: Location) -> str:
         for meant in (os.path.expanduser(text), text.replace("\\", "/")):
             if meant != text and os.path.lexists(meant):
                 return f"did you mean {meant!r}?"
+        if text == "-":
+            return "standard input is not read: name a file"
         if "*" in text or "?" in text:
             return "no file fits the pattern, or the shell did not expand it: leave its quotes out"
     names: list[str] = []
