@@ -6,7 +6,6 @@ its files is what a started one does; some tests start real ones.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -14,29 +13,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+
+from tests import warm
 
 WAIT_SECONDS = 60
 """When a trial that does not end is a failure."""
 RESUME_SECONDS = 0.01
-PRELOADED = (
-    "numpy.random",
-    "safetensors.torch",
-    "secrets",
-    "torch",
-    "torch._dynamo",  # which an optimizer imports when it is made
-    "xxhash",
-    "ptsave.__main__",
-    "ptsave.cli.main",
-    "ptsave.examples",
-    "ptsave.models.load",
-    "ptsave.models.save",
-    "ptsave.verbs.convert",
-    "ptsave.verbs.inspect",
-    "ptsave.verbs.verify",
-    "tests.crash.training",
-)
 PR_SET_PTRACER = 0x59616D61
 """Source: linux/prctl.h; lets a tracer that is no ancestor attach."""
 
@@ -110,8 +94,7 @@ class Trials:
     """Forks trials; made once for a test session."""
 
     def __init__(self, folder: Path) -> None:
-        self.context: ForkServerContext = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload([*PRELOADED, __name__])
+        self.context = warm.context()
         self.folder = folder
         self.number = 0
 
@@ -142,11 +125,7 @@ class Trials:
 def _child(
     gate: Connection, cwd: str, where: str, target: Callable[..., None], arguments: Sequence[object]
 ) -> None:
-    os.chdir(cwd)
-    for stream, number in (("out", 1), ("err", 2)):
-        fd = os.open(f"{where}.{stream}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        os.dup2(fd, number)
-        os.close(fd)
+    warm.settle(cwd, where)
     _let_be_traced()
     gate.send_bytes(b"ready")
     gate.recv_bytes()

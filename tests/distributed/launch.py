@@ -11,17 +11,20 @@ from typing import Any
 
 from ptsave.formats import open_checkpoint
 from ptsave.storage.scan import tensor_digest
+from tests import warm
 from tests.conftest import AMBIENT, ROOT
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+"""The real one, for what is killed on the way; `torchrun` below does what it does."""
 QUIET = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONWARNINGS": "default"}
 """Without the first, torchrun prints a page about it."""
 
 
-def ptsave(folder: Path, *arguments: object) -> None:
+def ptsave(folder: Path, *arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
     """One command of one process, which must succeed."""
-    argv = [sys.executable, "-m", "ptsave", *map(str, arguments)]
-    subprocess.run(argv, cwd=folder, env=environment(), check=True, capture_output=True)
+    done = warm.run(warm.python, "-m", "ptsave", *arguments, cwd=folder, env=environment(**more))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -33,16 +36,16 @@ def environment(**more: str) -> dict[str, str]:
 def torchrun(
     num_ranks: int, *arguments: object, cwd: Path, module: str = "ptsave", **more: str
 ) -> subprocess.CompletedProcess[str]:
-    """`torchrun -m ptsave ARGUMENTS` on a port of its own."""
-    return subprocess.run(
-        [*TORCHRUN, "--standalone", "--nproc-per-node", str(num_ranks), "-m", module, *map(str, arguments)],
-        cwd=cwd,
-        env=environment(**more),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    """How `torchrun -m ptsave ARGUMENTS` on a port of its own ended."""
+    return launched(num_ranks, *arguments, cwd=cwd, module=module, **more).wait()
+
+
+def launched(
+    num_ranks: int, *arguments: object, cwd: Path, module: str = "ptsave", **more: str
+) -> warm.Started:
+    """A launch that is under way; its ranks are forked, see TORCHRUN."""
+    words = ("--standalone", "--nproc-per-node", num_ranks, "-m", module, *arguments)
+    return warm.Started(warm.torchrun, *words, cwd=cwd, env=environment(**more))
 
 
 def run_cases(num_ranks: int, folder: Path, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:

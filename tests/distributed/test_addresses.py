@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 
-from tests.distributed.launch import TORCHRUN, digests, environment, errors, torchrun
+from tests.distributed.launch import digests, errors, launched, ptsave, torchrun
 from tests.servers.faults import lost_answer, s3_error
 from tests.servers.serving import Answer, Handler, Request
 from tests.servers.stores import S3, Store
@@ -65,9 +63,7 @@ def test_what_two_ranks_save_four_load_and_verify(each: Store, studio: Path) -> 
     assert done.returncode == 0, done.stderr
     done = torchrun(2, "verify", where, "-c", "tp2.toml", cwd=studio, **each.env)
     assert done.returncode == 0, done.stderr
-    argv = [sys.executable, "-m", "ptsave", "verify", where, "--against", "m.safetensors"]
-    alone = subprocess.run(argv, cwd=studio, env=environment(**each.env), capture_output=True, text=True)
-    assert alone.returncode == 0, alone.stderr
+    ptsave(studio, "verify", where, "--against", "m.safetensors", **each.env)
 
 
 def test_four_ranks_save_over_an_older_folder(one_s3: S3, studio: Path) -> None:
@@ -148,17 +144,11 @@ def test_of_two_jobs_one_wins(one_s3: S3, studio: Path) -> None:
         both.wait(120)
         return handler(request)
 
-    command = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", "-m", "ptsave", *save(one_s3)]
     with one_s3.server.faulty(meet, on=r"PUT .*\.metadata$", times=2):
-        jobs = [
-            subprocess.Popen(
-                command, cwd=studio, env=environment(**one_s3.env), stderr=subprocess.PIPE, text=True
-            )
-            for _ in range(2)
-        ]
-        said = [job.communicate(timeout=240)[1] for job in jobs]
-    assert sorted(job.returncode for job in jobs) == [0, 1], said
-    (line,) = errors(said[[job.returncode for job in jobs].index(1)])
+        jobs = [launched(2, *save(one_s3), cwd=studio, **one_s3.env) for _ in range(2)]
+        done = sorted((job.wait() for job in jobs), key=lambda one: one.returncode)
+    assert [one.returncode for one in done] == [0, 1], done
+    (line,) = errors(done[1].stderr)
     assert "the destination exists" in line
     assert_holds(one_s3, studio, "m.safetensors")
     assert_of_two_ranks(one_s3)

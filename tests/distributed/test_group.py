@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from ptsave import TrainingState
 from ptsave.distributed.group import ALONE, training_group
 from ptsave.errors import UsageError
+from tests import warm
 
 pytestmark = [
     pytest.mark.slow,
@@ -69,10 +68,13 @@ dist.destroy_process_group()
 
 
 def test_ranks_keep_and_resume_one_run(tmp_path: Path) -> None:
-    words = [sys.executable, "-c", SCRIPT, str(tmp_path)]
-    processes = [subprocess.Popen([*words, str(rank)], stdout=subprocess.PIPE, text=True) for rank in (0, 1)]
-    outputs = [process.communicate(timeout=120)[0].splitlines() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
+    processes = [
+        warm.Started(warm.python, "-c", SCRIPT, tmp_path, rank, cwd=tmp_path, env=os.environ)
+        for rank in (0, 1)
+    ]
+    ended = [process.wait() for process in processes]
+    assert [one.returncode for one in ended] == [0, 0], ended
+    outputs = [one.stdout.splitlines() for one in ended]
     told = ["from 3 [2.0, 2.0]", "left with 143 step-000000007.pt"]
     assert outputs[0] == ["from 0 [0.0, 0.0]", *told, "CorruptError"]
     assert outputs[1] == ["from 0 [-1.0, -1.0]", *told, "CorruptError"]
@@ -118,17 +120,16 @@ def test_a_rank_that_does_not_come_is_named(tmp_path: Path, case: str, hint: str
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"tcp://localhost:{probe.getsockname()[1]}"
-    words = [sys.executable, "-c", LATE, str(tmp_path)]
     env = {**os.environ, "PTSAVE_TIMEOUT": "3"}
     processes = [
-        subprocess.Popen([*words, str(rank), case, address], stdout=subprocess.PIPE, text=True, env=env)
+        warm.Started(warm.python, "-c", LATE, tmp_path, rank, case, address, cwd=tmp_path, env=env)
         for rank in range(3)
     ]
     try:
-        said = {rank: processes[rank].communicate(timeout=100)[0] for rank in (0, 2)}
+        said = {rank: processes[rank].wait().stdout for rank in (0, 2)}
     finally:
         processes[1].kill()
-        processes[1].communicate()
+        processes[1].wait()
     for rank in (0, 2):
         assert "rank 1 died, or hangs" in said[rank]
         assert hint in said[rank]

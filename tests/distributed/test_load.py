@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import pytest
 from ptsave.formats import open_checkpoint
 from ptsave.storage.scan import tensor_digest
 from ptsave.storage.windows import FileStorage
-from tests.distributed.launch import environment, errors, ptsave, run_cases, torchrun
+from tests.distributed.launch import errors, ptsave, run_cases, torchrun
 from tests.distributed.models import write_models
 from tests.schemas import faults
 
@@ -126,13 +124,7 @@ def test_what_is_allowed(studio: Path, config: str) -> None:
     )
     done = torchrun(2, "load", "m.pt", "-c", config, *deeper, *flags, "--json", cwd=studio)
     assert done.returncode == 0, done.stderr
-    alone = subprocess.run(
-        [sys.executable, "-m", "ptsave", "load", "m.pt", "-c", "plain.toml", *deeper, *flags, "--json"],
-        cwd=studio,
-        env=environment(),
-        capture_output=True,
-        check=True,
-    )
+    alone = ptsave(studio, "load", "m.pt", "-c", "plain.toml", *deeper, *flags, "--json")
     one, other = json.loads(done.stdout), json.loads(alone.stdout)
     assert [one[key] for key in ("missing", "unexpected", "mismatched", "num_tensors")] == [
         other[key] for key in ("missing", "unexpected", "mismatched", "num_tensors")

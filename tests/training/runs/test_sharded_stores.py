@@ -6,14 +6,12 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.distributed.launch import TORCHRUN, environment, torchrun
+from tests.distributed.launch import launched, ptsave, torchrun
 from tests.servers.faults import s3_error
 from tests.servers.serving import Answer, Handler, Request
 from tests.servers.stores import S3
@@ -57,9 +55,7 @@ def test_any_number_of_ranks_goes_on(one_s3: S3, tmp_path: Path) -> None:
     assert more[0]["first"] == ranks[0]["last"]
     assert not any("passed over" in warning for one in more for warning in one["warnings"])
     assert steps(one_s3, 4) == [5, 6]
-    argv = [sys.executable, "-m", "ptsave", "verify", f"{one_s3.address}/run"]
-    done = subprocess.run(argv, cwd=tmp_path, env=environment(**one_s3.env), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    ptsave(tmp_path, "verify", f"{one_s3.address}/run", **one_s3.env)
 
 
 def test_what_the_store_refuses_of_one_rank_costs_one_checkpoint(one_s3: S3, tmp_path: Path) -> None:
@@ -77,20 +73,16 @@ def test_a_killed_rank_leaves_the_checkpoints_before(one_s3: S3, tmp_path: Path)
     """The next training goes on from the last of them, and removes what is left of the one that was begun."""
     case = {"folder": f"{one_s3.address}/run", "mesh": DP2, "total": 6, "keep": 9}
     (tmp_path / "cases.json").write_text(json.dumps([case]))
-    argv = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", "-m", MODULE, "cases.json"]
-    with subprocess.Popen(
-        argv, cwd=tmp_path, env=environment(**one_s3.env), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    ) as launch:
+    launch = launched(2, "cases.json", cwd=tmp_path, module=MODULE, **one_s3.env)
 
-        def kill(request: Request, handler: Handler) -> Answer:
-            answer = handler(request)
-            for child in children(launch.pid):
-                os.kill(child, signal.SIGKILL)
-            return answer
+    def kill(request: Request, handler: Handler) -> Answer:
+        answer = handler(request)
+        for child in children(launch.pid):
+            os.kill(child, signal.SIGKILL)
+        return answer
 
-        with one_s3.server.faulty(kill, on=r"PUT .*step-000000003.dcp/__1_\d+_0\.distcp$", times=1):
-            launch.communicate(timeout=240)
-    assert launch.returncode == 1
+    with one_s3.server.faulty(kill, on=r"PUT .*step-000000003.dcp/__1_\d+_0\.distcp$", times=1):
+        assert launch.wait().returncode == 1
     left = [name for name in one_s3.names() if "step-000000003" in name]
     assert left
     assert not any(name.endswith(".metadata") for name in left)
