@@ -43,21 +43,21 @@ def test_no_option_is_a_path_of_this_machine_but_the_folder_of_code() -> None:
 
 
 @pytest.mark.slow
-def test_every_command_from_a_web_server(server: Server, tmp_path: Path, ptsave: Command) -> None:
+def test_every_command_from_a_web_server(server: Server, tmp_path: Path, ptsave_here: Command) -> None:
     url, saved, out = server.url, tmp_path / "served" / "net.safetensors", tmp_path / "out.npz"
     config = f"{url}/net.toml"
-    ptsave("save", config, saved)
+    ptsave_here("save", config, saved)
     model = f"{url}/net.safetensors"
-    ptsave("inspect", model, "--diff", model)
-    ptsave("load", model, "-c", config, "--inputs", f"{url}/inputs.npz", "--outputs", out)
+    ptsave_here("inspect", model, "--diff", model)
+    ptsave_here("load", model, "-c", config, "--inputs", f"{url}/inputs.npz", "--outputs", out)
     assert np.load(out)["output"].shape == (4, 2)
-    ptsave("save", config, tmp_path / "copy.pt", "--weights", model)
-    ptsave("convert", model, tmp_path / "copy.npz")
-    verdict = json.loads(ptsave("verify", model, "-c", config, "--json").stdout)
+    ptsave_here("save", config, tmp_path / "copy.pt", "--weights", model)
+    ptsave_here("convert", model, tmp_path / "copy.npz")
+    verdict = json.loads(ptsave_here("verify", model, "-c", config, "--json").stdout)
     assert verdict["verdict"] == "yes"
     assert {"behaviour", "keys", "roundtrip"} <= {one["check"] for one in verdict["findings"]}
-    ptsave("verify", tmp_path / "copy.pt", "--against", model)
-    ptsave("verify", model, "--against", config, "--close", code=0)
+    ptsave_here("verify", tmp_path / "copy.pt", "--against", model)
+    ptsave_here("verify", model, "--against", config, "--close", code=0)
 
 
 def test_every_function_from_a_web_server(server: Server, tmp_path: Path) -> None:

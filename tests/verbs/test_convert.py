@@ -257,8 +257,8 @@ def test_ties_come_back_without_a_record(tmp_path: Path, format: str) -> None:
 # --- the whole command
 
 
-def test_the_command_refuses_its_source(ptsave: Command, source: Path) -> None:
-    done = ptsave("convert", source, source, "--overwrite", "--json", code=4)
+def test_the_command_refuses_its_source(ptsave_here: Command, source: Path) -> None:
+    done = ptsave_here("convert", source, source, "--overwrite", "--json", code=4)
     assert json.loads(done.stdout)["error"]["what"].startswith("the destination is an input")
 
 

@@ -7,6 +7,7 @@ import random
 from isal.isal_zlib import crc32
 
 from ptsave.core.address import Address, located
+from ptsave.storage.opening import replacing_file, replacing_folder
 from ptsave.storage.output import OutputFile, SentFile
 from tests.servers.faults import s3_error, status
 from tests.servers.serving import Fault
@@ -45,6 +46,19 @@ def fill(output: OutputFile, data: bytes) -> None:
     output.write_at(0, data[:block])
     assert isinstance(output, SentFile)
     output.must_have(crc32(data))
+
+
+def write(where: str, kind: str, seed: int) -> None:
+    """Write the bytes of a seed over what is there: as a file, or as one in a folder, with an index."""
+    if kind == "file":
+        with replacing_file(address(where), LARGE, overwrite=True) as output:
+            fill(output, content(LARGE, seed))
+        return
+    with replacing_folder(address(where), LARGE, overwrite=True) as folder:
+        (name,) = folder.fresh(lambda generation: [f"data-{generation}"])
+        with folder.data_file(name, LARGE) as output:
+            fill(output, content(LARGE, seed))
+        folder.commit(("index", name.encode()), old=[n for n in folder.taken if n != "index"])
 
 
 def scheme(store: Store) -> str:

@@ -28,23 +28,23 @@ FORMATS = ["safetensors", "pt", "npz", "safetensors-sharded", "dcp"]
 @pytest.mark.slow
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_format_has_the_same_bytes_there_and_comes_back(
-    ptsave: Command, each: Store, source: Path, tmp_path: Path, format: str
+    ptsave_here: Command, each: Store, source: Path, tmp_path: Path, format: str
 ) -> None:
     there, flags = f"{each.address}/there", ["--format", format]
     flags += ["--shard-size", "5MB"] if format == "safetensors-sharded" else []
-    ptsave("convert", source, tmp_path / "here", *flags)
-    done = json.loads(ptsave("convert", source, there, *flags, "--json", env=each.env).stdout)
+    ptsave_here("convert", source, tmp_path / "here", *flags)
+    done = json.loads(ptsave_here("convert", source, there, *flags, "--json", env=each.env).stdout)
     assert done["checked"].startswith("the store's ")
     here = tmp_path / "here"
     files = {f"there/{f.name}": f for f in here.iterdir()} if here.is_dir() else {"there": here}
     assert each.names() == sorted(files)
     assert [name for name, file in files.items() if each.get(name) != file.read_bytes()] == []
     assert left(each) == []
-    ptsave("convert", there, tmp_path / "back.pt", env=each.env)
-    ptsave("verify", tmp_path / "back.pt", "--against", source)
-    refused = ptsave("convert", source, there, *flags, code=4, env=each.env)
+    ptsave_here("convert", there, tmp_path / "back.pt", env=each.env)
+    ptsave_here("verify", tmp_path / "back.pt", "--against", source)
+    refused = ptsave_here("convert", source, there, *flags, code=4, env=each.env)
     assert "--overwrite" in refused.stderr
-    ptsave("convert", source, there, *flags, "--overwrite", env=each.env)
+    ptsave_here("convert", source, there, *flags, "--overwrite", env=each.env)
     assert "the-secret" not in refused.stderr + json.dumps(done)
 
 

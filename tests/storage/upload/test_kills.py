@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-import time
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from ptsave.storage.upload.store import UploadStore
+from tests import warm
 from tests.servers.serving import Answer, Fault, Handler, Request
 from tests.servers.stores import S3, Azure, Gcs, Store, s3_store
-from tests.storage.upload.objects import LARGE, content, left, scheme
+from tests.storage.upload.objects import KIB, LARGE, PART_BYTES, content, left, scheme, write
 
 
 @pytest.fixture
@@ -26,59 +26,51 @@ def moto_s3(start: Callable[[str], str]) -> Iterator[S3]:
 
 FEWEST = {"s3": 8, "az": 6, "gs": 8}
 """More requests than these are in each write."""
-WRITER = """
+WRITE = """
 import sys
-from ptsave.storage.opening import replacing_file, replacing_folder
 from ptsave.storage.upload.store import UploadStore
-from tests.storage.upload.objects import LARGE, PART_BYTES, address, content, fill
-UploadStore.min_part_bytes, UploadStore.part_unit_bytes = PART_BYTES, 1024
-print(flush=True)
-sys.stdin.readline()
-if sys.argv[2] == "file":
-    with replacing_file(address(sys.argv[1]), LARGE, overwrite=True) as output:
-        fill(output, content(LARGE, int(sys.argv[3])))
-else:
-    with replacing_folder(address(sys.argv[1]), LARGE, overwrite=True) as folder:
-        (name,) = folder.fresh(lambda generation: [f"data-{generation}"])
-        with folder.data_file(name, LARGE) as output:
-            fill(output, content(LARGE, int(sys.argv[3])))
-        folder.commit(("index", name.encode()), old=[n for n in folder.taken if n != "index"])
+from tests.storage.upload.objects import KIB, PART_BYTES, write
+UploadStore.min_part_bytes, UploadStore.part_unit_bytes = PART_BYTES, KIB
+write(*sys.argv[1:3], int(sys.argv[3]))
 """
 
 
-def begun(root: Path, store: Store, kind: str, seed: int) -> subprocess.Popen[bytes]:
-    """A process that is about to write; a line on its stdin lets it."""
-    command = [sys.executable, "-c", WRITER, f"{store.address}/m", kind, str(seed)]
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, cwd=root, env=os.environ | store.env, stdin=pipe, stdout=pipe)
-    assert process.stdout is not None
-    process.stdout.readline()
-    return process
+class Writer:
+    """A process that writes, and is ended by one of its requests."""
+
+    def __init__(self, root: Path, store: Store) -> None:
+        self._root, self._store = root, store
+
+    def write(self, kind: str, seed: int) -> int:
+        """Its exit code."""
+        words = ("-c", WRITE, f"{self._store.address}/m", kind, seed)
+        self._is_begun = threading.Event()
+        self._begun = warm.Started(warm.python, *words, cwd=self._root, env=os.environ | self._store.env)
+        self._is_begun.set()
+        return self._begun.wait().returncode
+
+    def ended(self, at: int, end: Callable[[warm.Started], None], *, after: bool) -> Fault:
+        """The request number `at` ends it, before or after it is carried out."""
+        seen = 0
+
+        def fault(request: Request, handler: Handler) -> Answer:
+            nonlocal seen
+            seen += 1
+            is_it = seen == at
+            if is_it:
+                assert self._is_begun.wait(60)
+            if is_it and not after:
+                end(self._begun)
+            answer = handler(request)
+            if is_it and after:
+                end(self._begun)
+            return answer
+
+        return fault
 
 
-def go(process: subprocess.Popen[bytes]) -> int:
-    """Let it write; returns its exit code."""
-    process.communicate(b"\n")
-    return process.returncode
-
-
-def killing(process: subprocess.Popen[bytes], at: int, how: int, *, after: bool) -> Fault:
-    """The request number `at` kills `process`, before or after it is carried out."""
-    seen = 0
-
-    def fault(request: Request, handler: Handler) -> Answer:
-        nonlocal seen
-        seen += 1
-        is_it = seen == at
-        if is_it and not after:
-            os.kill(process.pid, how)
-            time.sleep(0.1)  # until it is gone
-        answer = handler(request)
-        if is_it and after:
-            os.kill(process.pid, how)
-        return answer
-
-    return fault
+def interrupt(process: warm.Started) -> None:
+    os.kill(process.pid, signal.SIGINT)
 
 
 def whole(store: Store, kind: str) -> bytes:
@@ -107,16 +99,21 @@ def test_a_kill_at_any_request_to_google(gcs: Gcs, root: Path) -> None:
 
 def kill_at_each_request(store: Store, root: Path, kind: str, *, after: bool) -> None:
     """Kill a writer at its first request, another at its second, until one comes to its end."""
+    writer = Writer(root, store)
     code, at = -signal.SIGKILL, 0
     while code:
         at += 1
-        assert go(begun(root, store, kind, 0)) == 0
+        with pytest.MonkeyPatch.context() as process:
+            for name, value in store.env.items():
+                process.setenv(name, value)
+            process.setattr(UploadStore, "min_part_bytes", PART_BYTES)
+            process.setattr(UploadStore, "part_unit_bytes", KIB)
+            write(f"{store.address}/m", kind, 0)
         assert whole(store, kind) == content(LARGE, 0)
         assert left(store) == []
         assert len(store.names()) == (1 if kind == "file" else 2)
-        process = begun(root, store, kind, at)
-        with store.server.faulty(killing(process, at, signal.SIGKILL, after=after)):
-            code = go(process)
+        with store.server.faulty(writer.ended(at, warm.Started.kill, after=after)):
+            code = writer.write(kind, at)
         assert code in (0, -signal.SIGKILL)
         assert whole(store, kind) in (content(LARGE, 0), content(LARGE, at))
     assert at > FEWEST[scheme(store)]
@@ -125,8 +122,8 @@ def kill_at_each_request(store: Store, root: Path, kind: str, *, after: bool) ->
 
 @pytest.mark.slow
 def test_an_interrupt_leaves_nothing(moto_s3: S3, root: Path) -> None:
+    writer = Writer(root, moto_s3)
     for at in (4, 6, 7):
-        process = begun(root, moto_s3, "file", 1)
-        with moto_s3.server.faulty(killing(process, at, signal.SIGINT, after=True)):
-            assert go(process) != 0
+        with moto_s3.server.faulty(writer.ended(at, interrupt, after=True)):
+            assert writer.write("file", 1) != 0
         assert moto_s3.names() == moto_s3.leftovers() == []

@@ -6,8 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from ptsave.errors import RefusedError
 from ptsave.storage import system
 from ptsave.training.runs import lock
 from ptsave.training.runs.lock import NAME, holder_of
+from tests import warm
 from tests.support import Command
 
 TRAINING = """
@@ -59,28 +58,23 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     return str(request.param)
 
 
-def start(folder: Path, kind: str, workers: str = "") -> tuple[subprocess.Popen[str], list[str]]:
-    words = [sys.executable, "-c", TRAINING, str(folder), kind, workers]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    lines = [process.stdout.readline() for _ in range(2 if workers else 1)]
-    assert lines[-1].startswith("saved"), lines
-    return process, lines
+def start(folder: Path, kind: str, workers: str = "") -> warm.Started:
+    return warm.Started(warm.python, "-c", TRAINING, folder, kind, workers, cwd=folder, env=os.environ)
 
 
-def end(process: subprocess.Popen[str]) -> None:
+def end(process: warm.Started) -> list[str]:
+    """Kill it; returns the lines that it printed."""
     process.kill()
-    process.wait()
-    assert process.stdout is not None
-    process.stdout.close()
+    return process.wait().stdout.splitlines()
 
 
 @pytest.mark.slow
 def test_a_second_training_is_refused_while_the_first_lives(
-    tmp_path: Path, kind: str, ptsave: Command
+    tmp_path: Path, kind: str, ptsave_here: Command
 ) -> None:
-    process, _ = start(tmp_path, kind)
+    process = start(tmp_path, kind)
     try:
+        process.says("saved")
         keeper = _keeper(tmp_path)
         with pytest.warns(UserWarning, match=f"another training saves in .*process {process.pid} on"):
             assert keeper.resume(Dummy()) == 1
@@ -88,8 +82,8 @@ def test_a_second_training_is_refused_while_the_first_lives(
             keeper.save(Dummy(), step=1)
         assert f"process {process.pid} on {os.uname().nodename}, since 20" in caught.value.what
         assert sorted(os.listdir(tmp_path)) == [NAME, "step-000000000.pt"]
-        ptsave("inspect", tmp_path)
-        ptsave("verify", tmp_path)
+        ptsave_here("inspect", tmp_path)
+        ptsave_here("verify", tmp_path)
     finally:
         end(process)
     assert holder_of(tmp_path) is None
@@ -97,8 +91,7 @@ def test_a_second_training_is_refused_while_the_first_lives(
         assert keeper.resume(Dummy()) == 1
         keeper.save(Dummy(), step=1)
         keeper.wait()
-        words = [sys.executable, "-c", TRAINING, str(tmp_path), kind, ""]
-        second = subprocess.run(words, capture_output=True, text=True)
+        second = start(tmp_path, kind).wait()
         assert second.returncode != 0
         assert f"another training saves in {tmp_path}: process {os.getpid()} on" in second.stderr
     assert sorted(os.listdir(tmp_path)) == ["step-000000000.pt", "step-000000001.pt"]
@@ -106,8 +99,8 @@ def test_a_second_training_is_refused_while_the_first_lives(
 
 @pytest.mark.slow
 def test_workers_that_outlive_a_training_hold_nothing(tmp_path: Path) -> None:
-    process, lines = start(tmp_path, "flock", "workers")
-    workers = [int(pid) for pid in lines[0].split()]
+    process = start(tmp_path, "flock", "workers")
+    workers = [int(pid) for pid in process.says("saved").splitlines()[0].split()]
     for pid in workers:
         os.kill(pid, signal.SIGSTOP)  # they notice nothing of their parent's end
     end(process)

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from io import BytesIO
@@ -25,6 +26,7 @@ from ptsave.training.runs import lease
 from ptsave.training.runs.checkpoints import Checkpoints
 from ptsave.training.runs.lock import NAME
 from ptsave.training.runs.stores import StoreRunFolder
+from tests import warm
 from tests.servers.faults import delay, replaced, status
 from tests.servers.serving import Answer, Fault, Handler, Request
 from tests.servers.stores import S3, Store, s3_store
@@ -355,36 +357,28 @@ with ptsave.Checkpoints(sys.argv[1], keep_last=2) as keeper:
 """
 
 
-def training(root: Path, store: Store, *words: str) -> subprocess.Popen[str]:
+def training(root: Path, store: Store, *words: str) -> warm.Started:
     """A process that saves some steps, and then waits to be told to leave if there is a third word."""
-    command = [sys.executable, "-c", TRAINING, run_of(store), *words]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command, cwd=root, env=os.environ | store.env, stdout=pipe, stderr=pipe, text=True
-    )
-
-
-def said(process: subprocess.Popen[str], word: str) -> None:
-    """Return when the process has said so."""
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    assert line.startswith(word), line + process.communicate()[1]
+    env = os.environ | store.env
+    return warm.Started(warm.python, "-c", TRAINING, run_of(store), *words, cwd=root, env=env)
 
 
 @pytest.mark.slow
 def test_a_training_that_is_killed_goes_on_and_what_it_sent_is_removed(store: Store, root: Path) -> None:
     save_steps(store, 0)
-    process = training(root, store, "5")
+    begun: list[warm.Started] = []
+    is_begun = threading.Event()
 
     def killing(request: Request, handler: Handler) -> Answer:
         answer = handler(request)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        assert is_begun.wait(60)
+        begun[0].kill()
         return answer
 
     with store.server.faulty(killing, on=PART[scheme(store)], times=1):
-        process.communicate()
-    assert process.returncode == -signal.SIGKILL
+        begun.append(training(root, store, "5"))
+        is_begun.set()
+        assert begun[0].wait().returncode == -signal.SIGKILL
     assert [name for name in names(store) if name.endswith(".pt")] == ["step-000000000.pt"]
     assert NAME in names(store)
     assert left(store) != [] or scheme(store) == "az"
@@ -474,24 +468,24 @@ def test_the_last_save_is_finished_at_exit(one_s3: S3, root: Path) -> None:
 
 @pytest.mark.slow
 def test_a_second_training_is_refused_and_the_first_leaves_when_it_is_told(
-    each: Store, root: Path, ptsave: Command
+    each: Store, root: Path, ptsave_here: Command
 ) -> None:
     process = training(root, each, "2", "stay")
-    said(process, "from 0")
-    said(process, "saved")
+    process.says("saved")
     keeper = Checkpoints(run_of(each))
     with pytest.warns(UserWarning, match=f"another training saves in .*process {process.pid} on"):
         assert keeper.resume(Weights()) == 2
     with pytest.raises(RefusedError, match="another training writes its checkpoints here") as caught:
         keeper.save(Weights(), step=2)
     assert f"process {process.pid} on {os.uname().nodename}, since 20" in caught.value.what
-    shown = json.loads(ptsave("inspect", "--json", run_of(each), env=each.env).stdout)
+    shown = json.loads(ptsave_here("inspect", "--json", run_of(each), env=each.env).stdout)
     assert [one["step"] for one in shown["checkpoints"]] == [0, 1]
-    assert "yes" in ptsave("verify", run_of(each), env=each.env).stdout
-    process.send_signal(signal.SIGTERM)
-    errors = process.communicate()[1]
-    assert process.returncode == 128 + signal.SIGTERM, errors
-    assert "Error" not in errors
+    assert "yes" in ptsave_here("verify", run_of(each), env=each.env).stdout
+    os.kill(process.pid, signal.SIGTERM)
+    ended = process.wait()
+    assert ended.returncode == 128 + signal.SIGTERM, ended.stderr
+    assert ended.stdout.splitlines() == ["from 0", "saved"]
+    assert "Error" not in ended.stderr
     assert steps(each) == [1, 2]
     assert Checkpoints(run_of(each)).resume(Weights()) == 3
 
@@ -502,11 +496,11 @@ def test_a_training_is_the_same_in_a_bucket_as_on_a_disk(one_s3: S3, root: Path,
     script = "import sys; from tests.crash.training import train; train(*sys.argv[1:], num_steps=12)"
     env = os.environ | one_s3.env
 
-    def train(where: str, result: Path) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, "-c", script, where, str(result)], cwd=root, env=env)
+    def train(where: str, result: Path) -> warm.Started:
+        return warm.Started(warm.python, "-c", script, where, result, cwd=root, env=env)
 
-    assert train(str(tmp_path / "run"), tmp_path / "disk.pt").wait() == 0
-    started: list[subprocess.Popen[bytes]] = []
+    assert train(str(tmp_path / "run"), tmp_path / "disk.pt").wait().returncode == 0
+    started: list[warm.Started] = []
 
     def kill(request: Request, handler: Handler) -> Answer:
         answer = handler(request)
@@ -515,8 +509,8 @@ def test_a_training_is_the_same_in_a_bucket_as_on_a_disk(one_s3: S3, root: Path,
 
     with one_s3.server.faulty(kill, on=r"PUT .*step-000000004\.pt", times=1):
         started.append(train(run_of(one_s3), tmp_path / "bucket.pt"))
-        assert started[0].wait() != 0
-    assert train(run_of(one_s3), tmp_path / "bucket.pt").wait() == 0
+        assert started[0].wait().returncode == -signal.SIGKILL
+    assert train(run_of(one_s3), tmp_path / "bucket.pt").wait().returncode == 0
     disk, bucket = torch.load(tmp_path / "disk.pt"), torch.load(tmp_path / "bucket.pt")
     assert disk.keys() == bucket.keys()
     for name, tensor in disk.items():
@@ -550,16 +544,14 @@ dist.destroy_process_group()
 def test_ranks_keep_one_run_in_a_bucket(one_s3: S3, tmp_path: Path) -> None:
     def ranks(*words: str) -> list[list[str]]:
         (tmp_path / "meeting").unlink(missing_ok=True)
-        command = [sys.executable, "-c", RANKS, run_of(one_s3), str(tmp_path / "meeting")]
+        command = (warm.python, "-c", RANKS, run_of(one_s3), tmp_path / "meeting")
         started = [
-            subprocess.Popen(
-                [*command, rank, *words], env=os.environ | one_s3.env, stdout=subprocess.PIPE, text=True
-            )
+            warm.Started(*command, rank, *words, cwd=tmp_path, env=os.environ | one_s3.env)
             for rank in ("0", "1")
         ]
-        outputs = [process.communicate(timeout=120)[0].splitlines() for process in started]
-        assert [process.returncode for process in started] == [0, 0]
-        return outputs
+        ended = [process.wait() for process in started]
+        assert [one.returncode for one in ended] == [0, 0], ended
+        return [one.stdout.splitlines() for one in ended]
 
     first, second = ranks()
     assert first == ["from 0 [0.0, 0.0]", "from 1 [1.0, 1.0]"]

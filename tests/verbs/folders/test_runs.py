@@ -17,7 +17,7 @@ from tests.support import Command
 
 
 @pytest.fixture
-def ptsave(ptsave_here: Command) -> Command:
+def ptsave_here(ptsave_here: Command) -> Command:
     return ptsave_here
 
 
@@ -45,9 +45,9 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-def test_inspect_lists_the_checkpoints(ptsave: Command, run: Path) -> None:
+def test_inspect_lists_the_checkpoints(ptsave_here: Command, run: Path) -> None:
     os.truncate(run / file_name(2), 900)
-    shown = ptsave("inspect", run).stdout
+    shown = ptsave_here("inspect", run).stdout
     assert "run, 3 checkpoints" in shown
     assert "latest step 1" in shown
     header, *rows = (line.split() for line in shown.splitlines()[2:6])
@@ -55,47 +55,47 @@ def test_inspect_lists_the_checkpoints(ptsave: Command, run: Path) -> None:
     assert rows[1][:4] == ["step-000000001.pt", "1", "0", "0.5"]
     assert rows[1][-1] == "opens"
     assert "truncated" in " ".join(rows[2])
-    found = json.loads(ptsave("inspect", run, "--json").stdout)
+    found = json.loads(ptsave_here("inspect", run, "--json").stdout)
     assert (found["format"], found["num_checkpoints"]) == ("run", 3)
     assert found["latest"] == str(run / file_name(1))
     assert [one["step"] for one in found["checkpoints"]] == [0, 1, 2]
     assert found["checkpoints"][0]["metrics"] == {"loss": 1.0}
-    both = json.loads(ptsave("inspect", run, run / file_name(0), "--json").stdout)
+    both = json.loads(ptsave_here("inspect", run, run / file_name(0), "--json").stdout)
     assert [one["format"] for one in both["files"]] == ["run", "pt"]
 
 
-def test_verify_checks_each_with_one_verdict(ptsave: Command, run: Path) -> None:
-    assert "passed bytes, finite, resume, safe" in ptsave("verify", run).stdout
+def test_verify_checks_each_with_one_verdict(ptsave_here: Command, run: Path) -> None:
+    assert "passed bytes, finite, resume, safe" in ptsave_here("verify", run).stdout
     flip(run / file_name(2))
-    found = json.loads(ptsave("verify", run, "--json", code=1).stdout)
+    found = json.loads(ptsave_here("verify", run, "--json", code=1).stdout)
     assert found["verdict"] == "no"
     assert found["cause"].endswith("a training would go on from step-000000001.pt")
     failed = [finding for finding in found["findings"] if finding["level"] == "fail"]
     assert [finding["where"] for finding in failed] == [f"{file_name(2)}: model_state_dict.weight"]
     for step in (0, 1):
         os.truncate(run / file_name(step), 0)
-    found = json.loads(ptsave("verify", run, "--json", code=1).stdout)
+    found = json.loads(ptsave_here("verify", run, "--json", code=1).stdout)
     assert found["cause"] == "all 3 checkpoints are damaged: a training cannot go on from any"
 
 
-def test_what_is_about_one_checkpoint_is_refused(ptsave: Command, run: Path) -> None:
-    assert "about one checkpoint" in ptsave("inspect", run, "--stats", code=2).stderr
-    assert "about one checkpoint" in ptsave("verify", run, "--against", run, code=2).stderr
-    assert "needs a model" in ptsave("verify", run, "--checks", "bytes,keys", code=2).stderr
+def test_what_is_about_one_checkpoint_is_refused(ptsave_here: Command, run: Path) -> None:
+    assert "about one checkpoint" in ptsave_here("inspect", run, "--stats", code=2).stderr
+    assert "about one checkpoint" in ptsave_here("verify", run, "--against", run, code=2).stderr
+    assert "needs a model" in ptsave_here("verify", run, "--checks", "bytes,keys", code=2).stderr
 
 
-def test_a_report_of_a_run(ptsave: Command, run: Path, tmp_path: Path) -> None:
-    ptsave("verify", run, "--report", tmp_path / "report.json")
+def test_a_report_of_a_run(ptsave_here: Command, run: Path, tmp_path: Path) -> None:
+    ptsave_here("verify", run, "--report", tmp_path / "report.json")
     assert json.loads((tmp_path / "report.json").read_text())["verdict"] == "yes"
 
 
-def test_a_folder_that_is_a_checkpoint_stays_one(ptsave: Command, run: Path) -> None:
-    ptsave("convert", "--select", "model", run / file_name(0), run / "dcp", "--format", "dcp")
+def test_a_folder_that_is_a_checkpoint_stays_one(ptsave_here: Command, run: Path) -> None:
+    ptsave_here("convert", "--select", "model", run / file_name(0), run / "dcp", "--format", "dcp")
     for path in list((run / "dcp").iterdir()):
         path.rename(run / path.name)
     assert is_run(run)
     assert not runs.is_run(run)
-    assert json.loads(ptsave("inspect", run, "--json").stdout)["format"] == "dcp"
+    assert json.loads(ptsave_here("inspect", run, "--json").stdout)["format"] == "dcp"
 
 
 def test_a_folder_without_checkpoints_is_no_run(tmp_path: Path) -> None:
@@ -135,10 +135,12 @@ def test_names_sort_as_their_steps(tmp_path: Path) -> None:
     assert [file.step for file in list_run(tmp_path)] == steps
 
 
-def test_a_hostile_file_is_shown(ptsave: Command, tmp_path: Path) -> None:
+def test_a_hostile_file_is_shown(ptsave_here: Command, tmp_path: Path) -> None:
     metrics: dict[str, object] = {f"m{i}\x1b[31m": i for i in range(20)}
     torch.save({"step": 3, "epoch": 10**600, "metrics": metrics | {"x": 10**600}}, tmp_path / file_name(3))
-    shown = ptsave("inspect", tmp_path).stdout
+    shown = ptsave_here("inspect", tmp_path).stdout
     assert "… 12 metrics not shown" in shown
     assert "\x1b" not in shown
-    assert len(json.loads(ptsave("inspect", tmp_path, "--json").stdout)["checkpoints"][0]["metrics"]) == 20
+    assert (
+        len(json.loads(ptsave_here("inspect", tmp_path, "--json").stdout)["checkpoints"][0]["metrics"]) == 20
+    )
