@@ -154,17 +154,27 @@ def _serve() -> None:
 
 
 def warm() -> None:
-    """Run one command here, so that what it imports late is there before the first fork."""
-    main = importlib.import_module("ptsave.cli.main").main
-    tempfile.gettempdir()  # finds out by writing to it
-    sys.argv = ["ptsave", "inspect", str(Path(__file__) / "missing"), "--quiet"]
-    with open(os.devnull, "w") as nowhere, contextlib.suppress(SystemExit):
-        kept = sys.stderr
-        sys.stderr = nowhere
-        try:
-            main()
-        finally:
-            sys.stderr = kept
+    """Run every command here, so that what it imports late and makes once is there before the first fork."""
+    main = importlib.import_module("ptsave.cli.main")
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
+        first, model, last = (
+            os.path.join(folder, name) for name in ("a.safetensors", "a.pt", "b.safetensors")
+        )
+        header = b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+        Path(first).write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            codes = [
+                main.run(words)
+                for words in (
+                    ["convert", first, model, "--json"],
+                    ["inspect", model, "--json"],
+                    ["inspect", model, "--tree"],
+                    ["verify", model, "--checks", "bytes,safe", "--json"],
+                    ["convert", model, last, "--json"],
+                    ["inspect", os.path.join(folder, "missing"), "--json"],
+                )
+            ]
+    assert codes == [0, 0, 0, 0, 0, 3], codes
 
 
 def _child(arguments: Sequence[str], cwd: str) -> None:
