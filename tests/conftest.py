@@ -54,14 +54,27 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep on one worker the tests that share what takes long to make: a file's, and those of one server."""
+    """Keep on one worker the tests that share what takes long to make: a file's, and those of one server.
+
+    The longest groups come first, so that no worker is left with one at the end.
+    """
     from tests.servers.fixtures import server_of  # a plugin, which pytest imports first
 
+    groups: dict[str, list[pytest.Item]] = {}
     for item in items:
-        if not isinstance(item, pytest.Function):
-            continue
-        group = "crash" if "trials" in item.fixturenames else server_of(item)
-        item.add_marker(pytest.mark.xdist_group(group or item.nodeid.partition("::")[0]))
+        group = item.nodeid.partition("::")[0]
+        if isinstance(item, pytest.Function):
+            group = "crash" if "trials" in item.fixturenames else server_of(item) or group
+        item.add_marker(pytest.mark.xdist_group(group))
+        groups.setdefault(group, []).append(item)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        longest = sorted(groups.values(), key=lambda group: -sum(map(_weight, group)))
+        items[:] = [item for group in longest for item in group]
+
+
+def _weight(item: pytest.Item) -> int:
+    """About how many fast tests a test takes the time of."""
+    return 20 if item.get_closest_marker("slow") else 1
 
 
 def pytest_collection() -> None:
