@@ -16,6 +16,9 @@ def root(leaves: Iterable[bytes]) -> str:
     if not level:
         return sha256().hexdigest()
     while len(level) > 1:
-        pairs = [sha256(b"\1" + level[i] + level[i + 1]).digest() for i in range(0, len(level) - 1, 2)]
+        pairs = [
+            sha256(b"\1" + left + right).digest()
+            for left, right in zip(level[::2], level[1::2], strict=False)
+        ]
         level = pairs + level[len(pairs) * 2 :]  # a last one without a partner goes up as it is
     return level[0].hex()

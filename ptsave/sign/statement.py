@@ -10,6 +10,7 @@ elements (`core.values.digest`). The other hashes say how two checkpoints differ
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -149,16 +150,16 @@ def content_of(
     data = _renamed(data, known, "values")
     _refuse_repeated(checkpoint)
     own = {known.get(name, name): digest for name, digest in digests.items()} if known else digests
-    first: dict[object, str] = {}
-    ties: dict[str, list[str]] = {}
-    for name, entry in tensors.items():
-        if entry.num_elements and (kept := first.setdefault(entry.view, name)) is not name:
-            ties.setdefault(kept, [kept]).append(name)
+    shared = Counter([id(entry.storage) for entry in tensors.values()])
+    views: dict[object, list[str]] = {}
+    for name, entry in tensors.items() if len(shared) < len(tensors) else ():
+        if shared[id(entry.storage)] > 1 and entry.num_elements:
+            views.setdefault(entry.view, []).append(name)
     record = checkpoint.record.model if checkpoint.record is not None else None
     return SignedContent(
         {name: own[name] for name in sorted(tensors)},
         {name: (entry.dtype.name, entry.shape) for name, entry in tensors.items()},
-        sorted(map(sorted, ties.values())),
+        sorted(sorted(same) for same in views.values() if len(same) > 1),
         covered(data),
         [*covered(dict.fromkeys(not_covered))],
         model_of(record),
@@ -192,8 +193,9 @@ def statement_of(
 @no_garbage_collection()
 def with_digests(draft: Statement, digests: Mapping[str, str]) -> Statement:
     """`draft` of the tensors that have these digests, by name."""
-    values = ",".join(f'"{digest}"' for digest in sorted({*digests.values()}))
-    return replace(draft, root=tensors_root(digests), values=sha256(f"[{values}]".encode()).hexdigest())
+    values = '","'.join(sorted({*digests.values()}))
+    spelled_values = f'["{values}"]' if digests else "[]"
+    return replace(draft, root=tensors_root(digests), values=sha256(spelled_values.encode()).hexdigest())
 
 
 @no_garbage_collection()
@@ -356,6 +358,8 @@ def _data_of(checkpoint: Checkpoint) -> tuple[dict[str, Any], list[str]]:
 
 
 def _renamed(items: Mapping[str, Any], names: Names, kind: str) -> dict[str, Any]:
+    if not names:
+        return dict(items)
     renamed = {names.get(name, name): item for name, item in items.items()}
     if len(renamed) != len(items):
         raise LossyError(f"two {kind} would get one name", "", "change the rename")
