@@ -338,3 +338,15 @@ def test_the_signature_replaces_nothing(tmp_path: Path) -> None:
         with pytest.raises((UsageError, ptsave.errors.RefusedError)):
             ptsave.convert(tmp_path / "a.pt", tmp_path / "b.pt", sign=secret, signature=taken)
     assert not (tmp_path / "b.pt").exists()
+
+
+def test_a_config_that_only_names_keys_explains_no_architecture(tmp_path: Path) -> None:
+    secret, public = write_pair(tmp_path, "k")
+    ptsave.save(tmp_path / "a.pt", {"w": torch.ones(2)}, sign=secret)
+    config = tmp_path / "net.toml"
+    model = 'class = "torch.nn.Linear"\nargs = {in_features = 1, out_features = 1}'
+    config.write_text(f'[model]\n{model}\n[verify]\nsigned_by = ["{public.name}"]\n')
+    verdict = ptsave.verify(tmp_path / "a.pt", config=config, checks="signature")
+    assert (verdict.is_yes, "architecture" in verdict.because) == (True, False)
+    verdict = ptsave.verify(tmp_path / "a.pt", config=config, checks="keys,signature")
+    assert (verdict.is_yes, "architecture" in verdict.because) == (False, True)

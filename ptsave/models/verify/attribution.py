@@ -27,6 +27,7 @@ from ptsave.verbs.checks.cause import (
     unsigned,
 )
 from ptsave.verbs.checks.program import FORMATS as PROGRAMS
+from ptsave.verbs.verify import NEED_A_MODEL
 
 
 def attribute(subject: ModelSubject, findings: Sequence[Finding]) -> str:
@@ -136,6 +137,9 @@ def _dtype(subject: ModelSubject, findings: Sequence[Finding]) -> str:
 
 
 def _keys(subject: ModelSubject, findings: Sequence[Finding]) -> str:
+    """Whether it is a checkpoint of another model, where a check looked at the model."""
+    if not {finding.check for finding in findings} & {*NEED_A_MODEL, "resume", "against"}:
+        return ""
     missing = tuple(name for name in subject.fit.missing if name not in subject.unused)
     fit = replace(subject.fit, missing=missing)
     if fit.fits:
