@@ -18,7 +18,7 @@ from ptsave.formats.writers import BY_NAME
 from ptsave.sign.statement import recorded_root
 from ptsave.sign.trusted import SignedBy
 from ptsave.verbs.checks import FILE_CHECKS
-from ptsave.verbs.checks.cause import damage, difference, program_cause, resumption, unsigned
+from ptsave.verbs.checks.cause import damage, difference, lost, program_cause, resumption, unsigned
 from ptsave.verbs.checks.subject import Asked, Subject
 from ptsave.verbs.request import option
 from ptsave.verbs.signing import lock_for
@@ -249,7 +249,7 @@ def without_model(subject: Subject, found: Sequence[Finding]) -> Verdict:
     cause = damage(bad, len(checkpoint.tensors), "checksum") if bad else ""
     if not bad and other is not None:
         cause = difference(found, *subject.compared, other.path)
-    cause = cause or unsigned(found) or program_cause(found, checkpoint) or resumption(found)
+    cause = cause or unsigned(found) or program_cause(found, checkpoint) or lost(found) or resumption(found)
     return Verdict((*found, *skipped), cause)
 
 

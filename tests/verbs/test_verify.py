@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from junitparser import JUnitXml
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from ptsave.verbs import verify
 from tests.support import Command
@@ -35,3 +37,13 @@ def test_a_report_has_the_time_of_each_check(kind: str, tmp_path: Path, ptsave_h
     taken = {case.name: case.time for case in suite if not case.is_skipped}
     assert taken.keys() >= {"bytes", "finite"}
     assert 0 < sum(taken.values()) <= suite.time + 0.001 * len(taken)
+
+
+def test_a_tensor_that_was_taken_out_is_lost(tmp_path: Path, ptsave_here: Command) -> None:
+    torch.save({"a": torch.zeros(2), "b": torch.ones(3)}, tmp_path / "plain.pt")
+    ptsave_here("convert", "plain.pt", "model.safetensors")
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        metadata, kept = file.metadata(), {"a": file.get_tensor("a")}
+    save_file(kept, tmp_path / "model.safetensors", metadata)
+    done = ptsave_here("verify", "model.safetensors", code=1).stdout
+    assert "because    lost: 1 tensor that was recorded is not in the file (b)" in done

@@ -22,6 +22,7 @@ from ptsave.verbs.checks.cause import (
     departure,
     difference,
     is_same_runtime,
+    lost,
     program_cause,
     resumption,
     unsigned,
@@ -38,6 +39,7 @@ def attribute(subject: ModelSubject, findings: Sequence[Finding]) -> str:
         _weights,
         _program,
         _keys,
+        _lost,
         _other,
         _resume,
         _dtype,
@@ -147,6 +149,10 @@ def _keys(subject: ModelSubject, findings: Sequence[Finding]) -> str:
     changed = _changed_code(subject) or _changed_arguments(subject)
     why = f"; {changed}" if changed else ""
     return f"another architecture: {fit.summary()}{why}"
+
+
+def _lost(subject: ModelSubject, findings: Sequence[Finding]) -> str:
+    return lost(findings)
 
 
 def _code(subject: ModelSubject, findings: Sequence[Finding]) -> str:

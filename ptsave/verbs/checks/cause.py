@@ -7,7 +7,7 @@ from importlib import metadata
 
 from ptsave.core.address import Location
 from ptsave.core.checkpoint import Checkpoint
-from ptsave.core.finding import Finding, Kind, first_names, places
+from ptsave.core.finding import Finding, Kind, failed_of, first_names, places
 from ptsave.core.parts.select import Content
 
 
@@ -15,6 +15,13 @@ def damage(bad: Sequence[str], total: int, checksum: str) -> str:
     """That some of `total` tensors are not what was written."""
     verb, its = ("does", "its") if len(bad) == 1 else ("do", "their")
     return f"damaged: {len(bad)} of {total} tensors {verb} not match {its} {checksum} ({first_names(bad)})"
+
+
+def lost(findings: Sequence[Finding]) -> str:
+    """That tensors which the record knows are gone; empty where none is."""
+    gone = failed_of(findings, Kind.NOT_IN_FILE)
+    noun = "tensor that was recorded is" if len(gone) == 1 else "tensors that were recorded are"
+    return f"lost: {len(gone)} {noun} not in the file ({first_names(gone)})" if gone else ""
 
 
 def difference(findings: Sequence[Finding], here: Content, there: Content, path: Location) -> str:
