@@ -248,6 +248,8 @@ def test_what_is_proposed_instead_is_there() -> None:
         (lambda: ptsave.save("b.pt", {}, force=True), "did you mean overwrite=?"),
         (lambda: ptsave.convert("a.pt", "b.pt", exclude="*"), "did you mean drop=?"),
         (lambda: ptsave.convert("a.pt", "b.pt", half=True), 'did you mean dtype="float16"?'),
+        (lambda: ptsave.Checkpoints("runs", max_to_keep=3), "did you mean keep_last=?"),
+        (lambda: ptsave.Checkpoints("runs", keep_lats=3), "did you mean 'keep_last'?"),
         (lambda: ptsave.inspect("a.pt", grep="*"), "did you mean filter=?"),
         (lambda: ptsave.verify("a.pt", strict_=True), "did you mean 'strict'?"),
     ],

@@ -49,8 +49,9 @@ KEYWORDS: Mapping[str, Text] = {
     "strict": (Option("allow_missing"), " and ", Option("allow_unexpected"), " name what may differ"),
     "weights_only": "leave it out: nothing in a file is run",
     "mmap": ("did you mean ", Option("lazy"), "?"),
+    **dict.fromkeys(("max_to_keep", "save_total_limit", "keep"), ("did you mean ", Option("keep_last"), "?")),
 }
-"""Parameter of torch's functions → what ptsave has for it."""
+"""Parameter of functions of others → what ptsave has for it."""
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """Shows the progress of work of a name and a size in bytes; what it opens is told the bytes as they pass."""
@@ -99,7 +100,10 @@ def python_verb(function: Callable[P, R]) -> Callable[P, R]:
             for keyword in kwargs:
                 if keyword not in parameters:
                     what = f"there is no parameter {keyword!r}"
-                    raise UsageError(what, f"ptsave.{function.__name__}", _meant(keyword, parameters))
+                    where = f"ptsave.{function.__qualname__.removesuffix('.__init__')}"
+                    raise UsageError(
+                        what, where, _meant(keyword, [key for key in parameters if key != "self"])
+                    )
             return function(*args, **kwargs)
 
     return call

@@ -35,6 +35,7 @@ from ptsave.training.runs.retention import Retention, parse_best
 from ptsave.training.runs.seen_by_all import check_listings, check_one_folder
 from ptsave.training.runs.snapshot import HostMemory
 from ptsave.training.state import TrainingState
+from ptsave.verbs.request import python_verb
 
 if TYPE_CHECKING:
     from ptsave.training.runs.sharded_write import ShardedWriter
@@ -73,6 +74,7 @@ class Checkpoints:
     one process, can go on from it.
     """
 
+    @python_verb
     def __init__(
         self,
         folder: str | os.PathLike[str] | Address,
