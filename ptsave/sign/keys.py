@@ -84,9 +84,9 @@ class PublicKey:
             else:
                 yield i, Signatory(self.name, self.key_id)
 
-    def is_out_of_date(self, now: datetime | None = None) -> bool:
-        """Whether its certificate does not hold now."""
-        now = now or datetime.now(timezone.utc)
+    def is_out_of_date(self) -> bool:
+        """Whether its certificate is not valid now."""
+        now = datetime.now(timezone.utc)
         is_early = self.not_before is not None and now < self.not_before
         return is_early or (self.not_after is not None and now > self.not_after)
 

@@ -108,36 +108,24 @@ LIES: dict[str, Any] = {
         ),
         None,
     ),
-    "version_3_wider_dtype": (
-        Call(
-            Name("torch._utils", "_rebuild_tensor_v3"),
-            (
-                tf.storage("UntypedStorage", numel=16),
-                0,
-                (4,),
-                (1,),
-                False,
-                OrderedDict(),
-                Name("torch", "float64"),
+    **{
+        f"version_3_{case}": (
+            Call(
+                Name("torch._utils", "_rebuild_tensor_v3"),
+                (
+                    tf.storage("UntypedStorage", numel=16),
+                    0,
+                    (4,),
+                    (1,),
+                    False,
+                    OrderedDict(),
+                    Name("torch", dtype),
+                ),
             ),
-        ),
-        None,
-    ),
-    "version_3_dtype_is_no_dtype": (
-        Call(
-            Name("torch._utils", "_rebuild_tensor_v3"),
-            (
-                tf.storage("UntypedStorage", numel=16),
-                0,
-                (4,),
-                (1,),
-                False,
-                OrderedDict(),
-                Name("torch", "device"),
-            ),
-        ),
-        None,
-    ),
+            None,
+        )
+        for case, dtype in {"wider_dtype": "float64", "dtype_is_no_dtype": "device"}.items()
+    },
     "parameter_of_an_outside_tensor": (
         Call(Name("torch._utils", "_rebuild_parameter"), (tf.tensor(offset=9), True, OrderedDict())),
         None,
