@@ -25,7 +25,7 @@ from ptsave.formats.base import FileFormat
 from ptsave.formats.pickle.inert import load
 from ptsave.formats.torch.objects import torch_shapes
 from ptsave.formats.torch.storages import StorageNode, check_location, storage_type
-from ptsave.formats.torch.tar_members import TarMember, holds_torch, is_tar
+from ptsave.formats.torch.tar_members import MemberBytes, holds_torch, is_tar
 from ptsave.formats.torch.tar_members import members as torch_members
 from ptsave.formats.torch.tensors import MAX_RANK, tensor
 from ptsave.storage.files import InputFile
@@ -83,7 +83,7 @@ FORMAT = FileFormat("pt-tar", sniff, read)
 class _Reader:
     """Reads one member from its beginning to its end; what its pickles name is added to `uses`."""
 
-    def __init__(self, file: InputFile, member: TarMember, name: str, uses: dict[str, GlobalUse]) -> None:
+    def __init__(self, file: InputFile, member: MemberBytes, name: str, uses: dict[str, GlobalUse]) -> None:
         self.file = file
         self.uses = uses
         self.at, self.end = member

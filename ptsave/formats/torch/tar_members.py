@@ -34,7 +34,7 @@ _PAX_RECORD = re.compile(rb"(\d{1,4}) (?:mtime|atime|ctime|uid|gid|uname|gname|c
 _HINT = "the file is damaged or was made to mislead; copy or download it again"
 
 
-class TarMember(NamedTuple):
+class MemberBytes(NamedTuple):
     """Where a member's bytes lie."""
 
     begin: int
@@ -63,7 +63,7 @@ def holds_torch(file: InputFile) -> bool:
         return False
 
 
-def members(file: InputFile) -> dict[str, TarMember]:
+def members(file: InputFile) -> dict[str, MemberBytes]:
     """torch's members by name.
 
     Raises: CorruptError where there is any doubt about which bytes they are.
@@ -71,7 +71,7 @@ def members(file: InputFile) -> dict[str, TarMember]:
     import tarfile
 
     where = str(file.path)
-    found: dict[str, TarMember] = {}
+    found: dict[str, MemberBytes] = {}
     for info, begin in _headers(file):
         if info.type in (tarfile.XHDTYPE, tarfile.XGLTYPE):
             _check_extended(file, begin, info.size)
@@ -81,7 +81,7 @@ def members(file: InputFile) -> dict[str, TarMember]:
         elif info.name in found:
             raise CorruptError(f"the tar archive has two members {info.name!r}", where, _HINT)
         else:
-            found[info.name] = TarMember(begin, begin + info.size)
+            found[info.name] = MemberBytes(begin, begin + info.size)
     if missing := [name for name in NEEDED if name not in found]:
         raise CorruptError(f"the tar archive has no member {missing[0]!r}", where, _HINT)
     return found
