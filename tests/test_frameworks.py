@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests import warm
 
 COMMON = """
 import os, signal, sys, warnings
@@ -115,9 +115,7 @@ def test_it_goes_on_exactly(
     program = COMMON + script.format(block=block) + END
 
     def run(name: str, kill_at: int, seed: int) -> int:
-        arguments = [sys.executable, "-c", program, name, str(kill_at), str(seed)]
-        env = clean_env | {"PYTHONPATH": str(root)}
-        done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, env=env)
+        done = warm.run(warm.python, "-c", program, name, kill_at, seed, cwd=tmp_path, env=clean_env)
         assert done.returncode in (0, -9), done.stderr
         return done.returncode
 

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 import ptsave
 from ptsave.formats import open_checkpoint
 from ptsave.verbs.audit import audit
-from tests.distributed.launch import TORCHRUN, environment, torchrun
+from tests.distributed.launch import TORCHRUN, environment, launched, torchrun
 from tests.distributed.trainer import build, train
 
 pytestmark = pytest.mark.slow
@@ -216,23 +217,20 @@ def test_a_training_whose_ranks_are_killed_ends_all_the_same(saved: Path, tmp_pa
     """A random rank is killed at a random moment, again and again; each life goes on from a whole folder."""
     chance = random.Random(7)
     (tmp_path / "cases.json").write_text(json.dumps([{"folder": "run", "mesh": DP2, "total": 40}]))
-    argv = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", "-m", MODULE, "cases.json"]
     num_killed = 0
     for _ in range(30):
-        with subprocess.Popen(
-            argv, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as launch:
-            if num_killed < 5:
-                wait_for_a_save(launch, tmp_path / "run")
-                time.sleep(chance.random() * 0.5)
-                if victims := children(launch.pid):
-                    victim = chance.choice(victims)
-                    num_killed += kill(victim)
-            launch.wait(timeout=120)
-        if launch.returncode == 0:
+        launch = launched(2, "cases.json", cwd=tmp_path, module=MODULE)
+        if num_killed < 5:
+            wait_for_a_save(launch.process.is_alive, tmp_path / "run")
+            time.sleep(chance.random() * 0.5)
+            if victims := children(launch.pid):
+                victim = chance.choice(victims)
+                num_killed += kill(victim)
+        ended = launch.wait(timeout=120)
+        if ended.returncode == 0:
             break
     assert num_killed
-    assert launch.returncode == 0
+    assert ended.returncode == 0, ended.stderr
     folder = tmp_path / "alone"
     folder.mkdir()
     (alone,) = run(2, folder, {"folder": "run", "mesh": DP2, "total": 40})
@@ -242,7 +240,7 @@ def test_a_training_whose_ranks_are_killed_ends_all_the_same(saved: Path, tmp_pa
 
 
 def test_the_training_of_the_docs_goes_on_where_it_was_killed(root: Path, tmp_path: Path) -> None:
-    """With two ranks until one is killed, then with one. What it exits with is torch's."""
+    """By the real torchrun: with two ranks until one is killed, then with one. It exits as torch has it."""
     page = (root / "docs" / "torchrun.md").read_text(encoding="utf-8")
     text = page.partition("\n## Training over many ranks\n")[2]
     (tmp_path / "train.py").write_text(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0])
@@ -251,7 +249,7 @@ def test_the_training_of_the_docs_goes_on_where_it_was_killed(root: Path, tmp_pa
     with subprocess.Popen(
         [*argv, "2", "train.py"], cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL
     ) as launch:
-        wait_for_a_save(launch, runs)
+        wait_for_a_save(lambda: launch.poll() is None, runs)
         for child in children(launch.pid)[-1:]:
             kill(child)
         assert launch.wait(timeout=120)
@@ -268,10 +266,10 @@ def complete(folder: Path) -> set[str]:
     return {path.name for path in folder.glob("step-*")}
 
 
-def wait_for_a_save(launch: subprocess.Popen[bytes], folder: Path) -> None:
+def wait_for_a_save(is_running: Callable[[], bool], folder: Path) -> None:
     before = complete(folder)
     end = time.monotonic() + 100
-    while launch.poll() is None and complete(folder) == before and time.monotonic() < end:
+    while is_running() and complete(folder) == before and time.monotonic() < end:
         time.sleep(0.01)
 
 
