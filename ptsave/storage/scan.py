@@ -126,18 +126,86 @@ class Reading:
     error: UnreadableError | None = None
     """Why it could not be read."""
 
+    def took(self, sums: Sums) -> None:
+        """Keep the sums of all its bytes."""
+        self.crc32, self.digests = sums.crc32, dict(zip(self.algorithms, sums.digests, strict=True))
+
 
 def read_all(readings: Sequence[Reading], progress: Progress | None = None) -> None:
-    """Read every run, filling in its `crc32` and `digests`, or its `error`."""
+    """Read every run, filling in its `crc32` and `digests`, or its `error`.
+
+    Small runs that lie one after the other in a file are read at once, BLOCK_BYTES at most.
+    """
     for one in readings:
         one.source.expect(one.source_offset, one.num_bytes)
+    groups = [*_neighbours(readings)]
     run_tasks(
-        [(one.num_bytes, partial(_read, one, progress)) for one in readings],
-        [one.source.remote_place() for one in readings],
+        [(sum(one.num_bytes for one in group), partial(_read, group, progress)) for group in groups],
+        [group[0].source.remote_place() for group in groups],
     )
 
 
-def _read(one: Reading, progress: Progress | None, buffer: memoryview, stopped: Stopped) -> None:
+_MAX_GAP_BYTES = 4096
+"""Between two neighbours; what lies there is read in vain."""
+
+
+def _neighbours(readings: Sequence[Reading]) -> Iterator[list[Reading]]:
+    """The readings in their order, those together that one read of a file on this machine has."""
+    group: list[Reading] = []
+    begin = end = 0
+    for one in readings:
+        source = one.source
+        file = source.file if one.num_bytes < BLOCK_BYTES else None
+        at = source.offset_bytes + one.source_offset
+        if (
+            group
+            and file is not None
+            and file is group[-1].source.file
+            and not file.is_remote
+            and 0 <= at - end <= _MAX_GAP_BYTES
+            and at + one.num_bytes - begin <= BLOCK_BYTES
+        ):
+            group.append(one)
+        else:
+            if group:
+                yield group
+            group, begin = [one], at
+        end = at + one.num_bytes
+    if group:
+        yield group
+
+
+def _read(group: Sequence[Reading], progress: Progress | None, buffer: memoryview, stopped: Stopped) -> None:
+    if len(group) == 1 or not _read_at_once(group, buffer):
+        for one in group:
+            _read_one(one, progress, buffer, stopped)
+    elif progress is not None:
+        progress(sum(one.num_bytes for one in group))
+
+
+def _read_at_once(group: Sequence[Reading], buffer: memoryview) -> bool:
+    """Whether one read had all of them; one by one they say which of them could not be read."""
+    file = group[0].source.file
+    assert file is not None
+    begin, last = (one.source.offset_bytes + one.source_offset for one in (group[0], group[-1]))
+    run = buffer[: last + group[-1].num_bytes - begin]
+    try:
+        file.read_into(begin, run)
+    except UnreadableError:
+        return False
+    for one in group:
+        at = one.source.offset_bytes + one.source_offset - begin
+        block = run[at : at + one.num_bytes]
+        sums = Sums([hasher(algorithm, one.prefix) for algorithm in one.algorithms])
+        if block:
+            sums.update(block)
+            if one.look is not None:
+                one.look(block)
+        one.took(sums)
+    return True
+
+
+def _read_one(one: Reading, progress: Progress | None, buffer: memoryview, stopped: Stopped) -> None:
     sums = Sums([hasher(algorithm, one.prefix) for algorithm in one.algorithms])
     run = (one.source, one.source_offset, one.num_bytes)
     try:
@@ -147,7 +215,7 @@ def _read(one: Reading, progress: Progress | None, buffer: memoryview, stopped: 
     except UnreadableError as error:
         one.error = error
         return
-    one.crc32, one.digests = sums.crc32, dict(zip(one.algorithms, sums.digests, strict=True))
+    one.took(sums)
 
 
 class Check:

@@ -93,6 +93,47 @@ def test_what_cannot_be_read_is_told_of_one_reading_and_the_others_go_on() -> No
     assert crc32_of(whole) == crc32(DATA)
 
 
+def test_small_neighbours_in_a_file_are_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_bytes(DATA)
+    reads: list[int] = []
+
+    def read_into(at: int, to: memoryview) -> None:
+        reads.append(at)
+        LocalFile.read_into(file, at, to)
+
+    with LocalFile(tmp_path / "a") as file:
+        monkeypatch.setattr(file, "read_into", read_into)
+        runs = [(begin, 100) for begin in range(0, 10_000, 200)] + [
+            (20_000, 0),
+            (20_000, 300),
+            (40_000, 7),
+            (50, 9),
+        ]
+        looked: list[bytes] = []
+        readings = [Reading(FileStorage(file, *run), 0, run[1], ("sha256",), b"x") for run in runs]
+        for one in readings:
+            one.look = lambda block: looked.append(bytes(block))
+        passed: list[int] = []
+        read_all(readings, passed.append)
+    assert sorted(reads) == [0, 50, 20_000, 40_000]
+    wanted = [DATA[begin : begin + size] for begin, size in runs]
+    assert sorted(looked) == sorted(filter(None, wanted))
+    assert sum(passed) == sum(map(len, wanted))
+    for one, data in zip(readings, wanted, strict=True):
+        assert (one.crc32, one.error) == (crc32(data), None)
+        assert one.digests == {"sha256": hashlib.sha256(b"x" + data).hexdigest()}
+
+
+def test_of_neighbours_the_one_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(DATA)
+    with LocalFile(tmp_path / "a") as file:
+        end = len(DATA)
+        fine, hurt = (Reading(FileStorage(file, begin, 20), 0, 20) for begin in (end - 40, end - 10))
+        read_all([fine, hurt])
+    assert (fine.error, fine.crc32) == (None, crc32(DATA[-40:-20]))
+    assert isinstance(hurt.error, CorruptError)
+
+
 def test_a_tensor_is_checked_by_its_crc_else_by_its_digest() -> None:
     data = bytes(range(8))
     good, bad = crc32(data), crc32(data) ^ 1
