@@ -161,9 +161,9 @@ def unreadable(path: Location, error: OSError) -> UnreadableError:
     if isinstance(path, Path) and (why_not := naming.why_not_a_name(path.name)):
         return MissingFileError(f"no such file: {why_not}", str(path), "check the path")
     if error.errno == errno.ENOENT:
-        if isinstance(path, Path) and path.is_symlink():
-            leads = f"a symbolic link to nothing: {os.readlink(path)}"
-            return MissingFileError(leads, str(path), "mend the link")
+        target = _target(path) if isinstance(path, Path) else None
+        if target is not None:
+            return MissingFileError(f"a symbolic link to nothing: {target}", str(path), "mend the link")
         return MissingFileError("no such file", str(path), _near(path))
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return UnreadableError(processes.TOO_MANY_OPEN, str(path), processes.MORE_MAY_BE_OPEN)
@@ -172,6 +172,14 @@ def unreadable(path: Location, error: OSError) -> UnreadableError:
     return UnreadableError(
         f"cannot read: {error.strerror or error}", str(path), "check the disk and the path"
     )
+
+
+def _target(path: Path) -> str | None:
+    """What a symbolic link is of; None for what is none, or is gone by now."""
+    try:
+        return os.readlink(path) if path.is_symlink() else None
+    except OSError:
+        return None
 
 
 def _near(path: Location) -> str:

@@ -56,6 +56,17 @@ def test_a_link_to_nothing_is_called_that(tmp_path: Path) -> None:
         LocalFile(tmp_path / "a.pt")
 
 
+def test_a_link_that_goes_meanwhile_is_no_such_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.pt").symlink_to("gone/b.pt")
+
+    def gone(path: Path) -> str:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+
+    monkeypatch.setattr(os, "readlink", gone)
+    with pytest.raises(MissingFileError, match="no such file"):
+        LocalFile(tmp_path / "a.pt")
+
+
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
 def test_too_many_open_files_name_the_limit(number: int, tmp_path: Path) -> None:
     error = OSError(number, os.strerror(number))
