@@ -158,5 +158,9 @@ def test_one_server_in_front_of_another(site: Server) -> None:
         assert (front.num_bytes_in, site.num_bytes_in) == (5 << 20, 5 << 20)
         with front.faulty(faults.cut_request(100_000)), pytest.raises(ConnectionError):
             ask(front.url + "/a.bin", "PUT", bytes(5 << 20))
+        give_up = time.monotonic() + 30
+        while site.count("PUT") < 2 and time.monotonic() < give_up:  # the client is told before the site is
+            time.sleep(0.01)
+    assert site.count("PUT") == 2
     assert site.log[-1].num_bytes_in <= 100_000
     assert hashlib.sha256(ask(site.url + "/a.bin")[2]).digest() == hashlib.sha256(DATA).digest()
