@@ -155,21 +155,31 @@ def _neighbours(readings: Sequence[Reading]) -> Iterator[list[Reading]]:
     begin = end = 0
     for one in readings:
         source = one.source
-        file = source.file if one.num_bytes < BLOCK_BYTES else None
-        at = source.offset_bytes + one.source_offset
+        is_near = is_small = False
+        is_inside = one.source_offset + one.num_bytes <= source.num_bytes
         if (
-            group
-            and file is not None
-            and file is group[-1].source.file
-            and not file.is_remote
-            and 0 <= at - end <= _MAX_GAP_BYTES
-            and at + one.num_bytes - begin <= BLOCK_BYTES
+            one.num_bytes < BLOCK_BYTES
+            and is_inside
+            and source.file is not None
+            and not source.file.is_remote
         ):
-            group.append(one)
-        else:
-            if group:
-                yield group
-            group, begin = [one], at
+            is_small = True  # where a remote one lies, may take a request to know
+            at = source.offset_bytes + one.source_offset
+            is_near = (
+                bool(group)
+                and source.file is group[0].source.file
+                and 0 <= at - end <= _MAX_GAP_BYTES
+                and at + one.num_bytes - begin <= BLOCK_BYTES
+            )
+        if not is_near and group:
+            yield group
+            group = []
+        if not is_small:
+            yield [one]
+            continue
+        if not group:
+            begin = at
+        group.append(one)
         end = at + one.num_bytes
     if group:
         yield group

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from types import SimpleNamespace
 from zlib import crc32
 
 import pytest
@@ -122,6 +123,26 @@ def test_small_neighbours_in_a_file_are_read_at_once(tmp_path: Path, monkeypatch
     for one, data in zip(readings, wanted, strict=True):
         assert (one.crc32, one.error) == (crc32(data), None)
         assert one.digests == {"sha256": hashlib.sha256(b"x" + data).hexdigest()}
+
+
+def test_where_a_remote_storage_lies_is_not_asked_before_it_is_read() -> None:
+    class Far(Unreadable):
+        file = SimpleNamespace(is_remote=True)
+
+        @property
+        def offset_bytes(self) -> int:
+            raise CorruptError("its header is damaged", "t")
+
+        def expect(self, offset_bytes: int, num_bytes: int) -> None:
+            pass
+
+        def remote_place(self) -> tuple[int, int]:
+            return 0, 0
+
+    far, fine = Reading(Far(), 4, 8), Reading(MemoryStorage(memoryview(DATA)), 0, 8)
+    read_all([far, fine])
+    assert far.error is not None
+    assert fine.crc32 == crc32(DATA[:8])
 
 
 def test_of_neighbours_the_one_that_cannot_be_read_is_told(tmp_path: Path) -> None:
